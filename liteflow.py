@@ -1,0 +1,6284 @@
+"""Liteflow: DAGs of tasks in plain Python, run on a process pool, recorded in one SQLite file.
+
+Copy this file into a project; it needs nothing but Python 3.11 or newer.
+
+    from liteflow import DAG, task            # on Airflow: from airflow.sdk import DAG, task
+
+    with DAG("etl", description="Orders to report") as dag:
+
+        @task(retries=3, retry_delay=5)
+        def extract() -> list[int]:
+            return [1, 2, 3]
+
+        @task
+        def load(rows: list[int]) -> None:
+            print(sum(rows))
+
+        load(extract())
+
+    if __name__ == "__main__":
+        dag.cli()
+
+`python3 FILE` runs it; `python3 -m liteflow --help` shows what ran. Names, defaults, states and
+meanings are Airflow's, so a workflow moves to Airflow by changing its import line.
+
+How a run works, and who may do what:
+
+     your script -- builds -->  Dag  (tasks and edges: plain objects, no I/O)
+                                 | run()
+                                 v
+        +-----------------  run loop  ----------------+   _Plan: a pure state machine; no I/O,
+        |      ready -> started -> finished           |   time is passed in
+        +-----+--------------------------------^------+
+          job | (bytes)                        | outcome (state, values as bytes, error, log)
+              v                                |
+        Runner: slots, each a ProcessPoolExecutor(max_workers=1) serving one pipe;
+              |                    or any concurrent.futures.Executor; or this process
+              v                                |
+        worker process: find the function, load its arguments, run it, pickle the result
+
+        _Store (SQLite): written by the run loop alone, one transaction a turn
+
+States of a task instance (None: not decided yet), and what may follow:
+
+    None -> running | skipped | upstream_failed | removed
+    running -> success | failed | skipped | up_for_retry | None (interrupted)
+    up_for_retry -> running | None (interrupted) | failed | skipped
+    any ended state -> None (cleared, or decided anew by a resume)
+
+The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
+one-line call downwards): errors and states, building, plan, store, values, worker, runners, run
+loop, reading back, showing, command line.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import contextvars
+import datetime as _datetime
+import enum
+import functools
+import heapq
+import io
+import json
+import logging
+import marshal
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    import inspect
+    import multiprocessing.context
+    import multiprocessing.process
+    import sqlite3
+    from concurrent.futures import Executor, Future, ProcessPoolExecutor
+    from multiprocessing.connection import Connection
+
+__all__ = [
+    "DAG",
+    "AirflowDagCycleException",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "AirflowTaskTerminated",
+    "AirflowTaskTimeout",
+    "AlreadyRunning",
+    "BaseOperator",
+    "Context",
+    "Dag",
+    "DagNotFound",
+    "DagRun",
+    "DagRunState",
+    "DatabaseError",
+    "DuplicateTaskIdFound",
+    "FailFastDagInvalidTriggerRule",
+    "NodeNotFound",
+    "Param",
+    "ParamValidationError",
+    "RunNotFound",
+    "TaskInstance",
+    "TaskInstanceState",
+    "TaskNotFound",
+    "TriggerRule",
+    "UnreachableTask",
+    "Variable",
+    "WeightRule",
+    "WorkerPool",
+    "XCom",
+    "XComArg",
+    "XComNotFound",
+    "chain",
+    "chain_linear",
+    "cross_downstream",
+    "dag",
+    "get_current_context",
+    "main",
+    "task",
+]
+__version__ = "0.1.0"
+
+_log = logging.getLogger("liteflow")
+_log.addHandler(logging.NullHandler())
+
+_WINDOWS = sys.platform == "win32"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Context = dict[str, Any]
+"""The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
+
+
+# --- Errors and states ---------------------------------------------------------------------------
+
+
+class AirflowException(Exception):
+    """The base of every error that liteflow raises on purpose (the name is Airflow's)."""
+
+
+class AirflowSkipException(AirflowException):
+    """Raised in a task: the task is skipped at once and never retried."""
+
+
+class AirflowFailException(AirflowException):
+    """Raised in a task: the task fails at once, without its remaining retries."""
+
+
+class AirflowSensorTimeout(AirflowException):
+    """A sensor waited longer than its timeout; fails without retry."""
+
+
+class AirflowDagCycleException(AirflowException):
+    """The tasks wait for each other in a circle; the message shows it."""
+
+
+class DuplicateTaskIdFound(AirflowException):
+    """The DAG already has a task of this id."""
+
+
+class TaskNotFound(AirflowException):
+    """The DAG has no task of this id."""
+
+
+class NodeNotFound(TaskNotFound, KeyError):
+    """`dag[id]` found neither a task nor a group of this id."""
+
+    __str__ = Exception.__str__
+
+
+class XComNotFound(AirflowException):
+    """A task takes `x["key"]`, and the upstream task never stored that key."""
+
+
+class ParamValidationError(AirflowException, ValueError):
+    """A parameter's value does not fit its schema, or is missing."""
+
+
+class FailFastDagInvalidTriggerRule(AirflowException):
+    """A DAG with fail_fast=True only allows the trigger rule all_success."""
+
+
+class AirflowTaskTimeout(BaseException):
+    """Raised inside a task that outlives its execution_timeout; a BaseException, as in Airflow."""
+
+
+class AirflowTaskTerminated(BaseException):
+    """Raised inside a task whose process is told to end (SIGTERM)."""
+
+
+class DatabaseError(AirflowException):
+    """The database file can't be used: missing, not liteflow's, newer, locked, full, read-only."""
+
+
+class DagNotFound(AirflowException, LookupError):
+    """The database has no DAG of this id."""
+
+
+class RunNotFound(AirflowException, LookupError):
+    """The database has no such run, or more than one fits."""
+
+
+class AlreadyRunning(AirflowException):
+    """The run, or another run of the DAG that rules it out, is alive."""
+
+
+class UnreachableTask(AirflowException):
+    """A task's function or argument can't reach a worker process; nothing was run or written."""
+
+
+class _UsageError(AirflowException):
+    """A wrong argument on the command line."""
+
+
+class _Fenced(AlreadyRunning):
+    """Another process took this run over; nothing more may be written for it."""
+
+
+class _Busy(Exception):
+    """Somebody else holds the database's write lock; try again."""
+
+
+class TaskInstanceState(str, enum.Enum):
+    """States of a task instance; one without a state yet has None (Airflow's names)."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    UPSTREAM_FAILED = "upstream_failed"
+    UP_FOR_RETRY = "up_for_retry"
+    REMOVED = "removed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class DagRunState(str, enum.Enum):
+    """States of a run (Airflow's names)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class TriggerRule(str, enum.Enum):
+    """When a task runs, by the states of the tasks it waits for (Airflow's names and meanings)."""
+
+    ALL_SUCCESS = "all_success"
+    ALL_FAILED = "all_failed"
+    ALL_DONE = "all_done"
+    ALL_DONE_MIN_ONE_SUCCESS = "all_done_min_one_success"
+    ONE_SUCCESS = "one_success"
+    ONE_FAILED = "one_failed"
+    ONE_DONE = "one_done"
+    NONE_FAILED = "none_failed"
+    NONE_FAILED_MIN_ONE_SUCCESS = "none_failed_min_one_success"
+    NONE_SKIPPED = "none_skipped"
+    ALL_SKIPPED = "all_skipped"
+    ALWAYS = "always"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class WeightRule(str, enum.Enum):
+    """Whose priority weights add to a task's own (Airflow's names)."""
+
+    DOWNSTREAM = "downstream"
+    UPSTREAM = "upstream"
+    ABSOLUTE = "absolute"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_S = TaskInstanceState
+_ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
+
+# What may follow a state inside a run; `None` is "no state". The store's CHECK has the same names.
+_NEXT: dict[TaskInstanceState | None, frozenset[TaskInstanceState | None]] = {
+    None: frozenset({_S.RUNNING, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
+    _S.RUNNING: frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, None}),
+    _S.UP_FOR_RETRY: frozenset({_S.RUNNING, _S.FAILED, _S.SKIPPED, None}),
+    _S.SUCCESS: frozenset({None}),
+    _S.FAILED: frozenset({None}),
+    _S.SKIPPED: frozenset({None}),
+    _S.UPSTREAM_FAILED: frozenset({None}),
+    _S.REMOVED: frozenset({None}),
+}
+
+
+def _utcnow() -> _datetime.datetime:
+    return _datetime.datetime.now(_datetime.UTC)
+
+
+def _aware(moment: _datetime.datetime) -> _datetime.datetime:
+    """The same moment in UTC; a naive one is taken for UTC, as Airflow takes it."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=_datetime.UTC)
+    return moment.astimezone(_datetime.UTC)
+
+
+def _shown(value: object, limit: int = 200) -> str:
+    """A value's repr for an error message, bounded, whatever its class does."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a user's __repr__ may raise anything, and this is only a message
+        text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` where something close is known, else what is known at all."""
+    import difflib
+
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    few = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    return f"; there is {few}" if names else "; there is none"
+
+
+# --- Building: tasks, results, DAGs (no I/O) -----------------------------------------------------
+
+_ID = re.compile(r"[\w.-]+")
+_SUFFIX = re.compile(r"__(\d+)$")
+
+# Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
+# filled from the context.
+_CONTEXT_KEYS = frozenset(
+    """conn dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
+    logical_date macros map_index_template outlet_events outlets params partition_date
+    partition_key prev_data_interval_end_success prev_data_interval_start_success
+    prev_end_date_success prev_start_date_success run_id task task_instance
+    task_instance_key_str task_reschedule_count task_state_store templates_dict ti
+    triggering_asset_events ts ts_nodash ts_nodash_with_tz var
+    asset_state_store exception expanded_ti_count reason test_mode try_number""".split()
+)
+
+
+def _checked_id(kind: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{kind} must be a str, found {_shown(value)}")
+    if not _ID.fullmatch(value) or len(value) > 250:
+        raise ValueError(
+            f"{kind} must be 1 to 250 letters, digits, '_', '-' or '.', found {_shown(value)}"
+        )
+    return value
+
+
+def _a(*types: type) -> Callable[[str, Any], Any]:
+    """A check that the value is of one of the types (a bool is no int here)."""
+    names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+
+    def check(what: str, value: Any) -> Any:
+        if isinstance(value, bool) and bool not in types or not isinstance(value, types):
+            raise TypeError(f"{what} must be {names}, found {_shown(value)}")
+        return value
+
+    return check
+
+
+def _whole(least: int, none: int | None = None) -> Callable[[str, Any], Any]:
+    """A check for an int of at least `least`; None stands for `none`."""
+
+    def check(what: str, value: Any) -> Any:
+        if value is None:
+            return none
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{what} must be an int, found {_shown(value)}")
+        if value < least:
+            raise ValueError(f"{what} must be {least} or more, found {value}")
+        return value
+
+    return check
+
+
+def _duration(zero: bool) -> Callable[[str, Any], Any]:
+    """A check for a timedelta or seconds, finite and not negative (nor zero, unless `zero`)."""
+
+    def check(what: str, value: Any) -> _datetime.timedelta | None:
+        if value is None:
+            return None
+        if isinstance(value, _datetime.timedelta):
+            seconds = value.total_seconds()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            seconds = float(value)
+        else:
+            raise TypeError(f"{what} must be a timedelta or seconds, found {_shown(value)}")
+        if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+            least = "0 or more" if zero else "more than 0"
+            raise ValueError(f"{what} must be {least} and finite, found {_shown(value)}")
+        try:
+            return _datetime.timedelta(seconds=seconds)
+        except OverflowError:
+            raise ValueError(f"{what} is longer than a timedelta can be: {value!r}") from None
+
+    return check
+
+
+def _backoff(what: str, value: Any) -> float:
+    """Airflow's retry_exponential_backoff: a multiplier; True is 2, False and None are off."""
+    if value is None or isinstance(value, bool):
+        return 2.0 if value else 0.0
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number or a bool, found {_shown(value)}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} must be 0 or more and finite, found {value!r}")
+    return float(value)
+
+
+def _one_of(kind: type[enum.Enum]) -> Callable[[str, Any], Any]:
+    def check(what: str, value: Any) -> Any:
+        try:
+            return kind(value)
+        except ValueError:
+            known = ", ".join(str(member.value) for member in kind)
+            raise ValueError(f"{what} must be one of {known}; found {_shown(value)}") from None
+
+    return check
+
+
+def _only(default: object, why: str) -> Callable[[str, Any], Any]:
+    """A check that refuses all but the default: a setting that would change what runs."""
+
+    def check(what: str, value: Any) -> Any:
+        if value != default:
+            raise ValueError(f"{what}={_shown(value)} is not supported: {why}")
+        return value
+
+    return check
+
+
+def _anything(what: str, value: Any) -> Any:
+    return value
+
+
+def _string_keyed(what: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{what} must be a dict with str keys, found {_shown(value)}")
+    return dict(value)
+
+
+class _Setting(NamedTuple):
+    """A task's or DAG's argument: its default, and the check that turns it into what is kept."""
+
+    default: Any
+    check: Callable[[str, Any], Any]
+
+
+_LATER = "this version of liteflow does not have it"
+_flag = _a(bool)
+_callback = _Setting(None, _only(None, _LATER))
+_ignored = _Setting(None, _anything)
+
+# Airflow's task settings. Those kept at their default live on the class: an object with 30
+# attributes of its own costs five times one with 29.
+_TASK_SETTINGS: dict[str, _Setting] = {
+    "retries": _Setting(0, _whole(0, none=0)),
+    "retry_delay": _Setting(_datetime.timedelta(0), _duration(zero=True)),
+    "retry_exponential_backoff": _Setting(0.0, _backoff),
+    "max_retry_delay": _Setting(None, _duration(zero=True)),
+    "retry_policy": _Setting(None, _only(None, _LATER)),
+    "execution_timeout": _Setting(None, _duration(zero=False)),
+    "trigger_rule": _Setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule)),
+    "do_xcom_push": _Setting(True, _flag),
+    "multiple_outputs": _Setting(None, _a(bool, type(None))),
+    "params": _Setting({}, _string_keyed),
+    "priority_weight": _Setting(1, _only(1, _LATER)),
+    "weight_rule": _Setting(WeightRule.DOWNSTREAM, _one_of(WeightRule)),
+    "pool": _Setting("default_pool", _only("default_pool", _LATER)),
+    "pool_slots": _Setting(1, _only(1, _LATER)),
+    "max_active_tis_per_dag": _Setting(None, _only(None, _LATER)),
+    "max_active_tis_per_dagrun": _Setting(None, _only(None, _LATER)),
+    "depends_on_past": _Setting(False, _only(False, "a run here does not look at earlier ones")),
+    "wait_for_downstream": _Setting(
+        False, _only(False, "a run here does not look at earlier ones")
+    ),
+    "on_execute_callback": _callback,
+    "on_success_callback": _callback,
+    "on_failure_callback": _callback,
+    "on_retry_callback": _callback,
+    "on_skipped_callback": _callback,
+    "pre_execute": _callback,
+    "post_execute": _callback,
+    "owner": _Setting("airflow", _a(str)),
+    "doc_md": _Setting(None, _a(str, type(None))),
+    "task_display_name": _Setting(None, _a(str, type(None))),
+    **dict.fromkeys(
+        """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
+        run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
+        map_index_template logger_name inlets outlets email email_on_failure email_on_retry
+        """.split(),
+        _ignored,
+    ),
+}
+
+
+class _Dependency:
+    """What `>>` and its kin do, for everything that stands for one task or several."""
+
+    __slots__ = ()
+
+    def _starts(self) -> list[BaseOperator]:
+        """The tasks that have to wait when something comes before this."""
+        raise NotImplementedError
+
+    def _ends(self) -> list[BaseOperator]:
+        """The tasks to be waited for when something comes after this."""
+        raise NotImplementedError
+
+    def set_downstream(self, other: Any) -> None:
+        """Run `other` (a task, a result, or a list of them) after this.
+
+        Raises RuntimeError for tasks of two DAGs, ValueError if neither has a DAG.
+        """
+        for after in _operands(other):
+            _join(self._ends(), after._starts())
+
+    def set_upstream(self, other: Any) -> None:
+        """Run `other` (a task, a result, or a list of them) before this."""
+        for before in _operands(other):
+            _join(before._ends(), self._starts())
+
+    def __rshift__(self, other: Any) -> Any:
+        self.set_downstream(other)
+        return other
+
+    def __lshift__(self, other: Any) -> Any:
+        self.set_upstream(other)
+        return other
+
+    def __rrshift__(self, other: Any) -> Any:
+        self.set_upstream(other)
+        return self
+
+    def __rlshift__(self, other: Any) -> Any:
+        self.set_downstream(other)
+        return self
+
+
+def _operands(value: Any) -> Sequence[_Dependency]:
+    """One operand of `>>`, or a list or tuple of them, as a sequence."""
+    many = value if isinstance(value, (list, tuple)) else (value,)
+    for one in many:
+        if not isinstance(one, _Dependency):
+            raise TypeError(
+                f"the order can be set between tasks, their results, and lists of these, "
+                f"found {_shown(one)}"
+            )
+    return many
+
+
+def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None:
+    after = list(after)
+    for first in before:
+        for then in after:
+            _add_edge(first, then)
+
+
+def _add_edge(before: BaseOperator, after: BaseOperator) -> None:
+    if before.dag is not after.dag:
+        if before.dag is None:
+            assert after.dag is not None
+            after.dag._add(before)
+        elif after.dag is None:
+            before.dag._add(after)
+        else:
+            raise RuntimeError(
+                f"task {before.task_id!r} is in DAG {before.dag.dag_id!r} and task "
+                f"{after.task_id!r} in DAG {after.dag.dag_id!r}: tasks of two DAGs can't wait "
+                "for each other"
+            )
+    elif before.dag is None:
+        raise ValueError(
+            f"tasks {before.task_id!r} and {after.task_id!r} are in no DAG: make them inside "
+            "`with DAG(...)`"
+        )
+    before._downstream[after.task_id] = None
+    after._upstream[before.task_id] = None
+
+
+class BaseOperator(_Dependency):
+    """A task of a DAG. `@task` makes one from a function; a subclass defines `execute(context)`.
+
+    All arguments are by keyword. `task_id` (str) is required; the settings are Airflow's, with
+    its meanings: `retries` (int), `retry_delay` and `max_retry_delay` (timedelta or seconds;
+    0 unless given, where Airflow has five minutes), `retry_exponential_backoff` (multiplier),
+    `execution_timeout` (timedelta or seconds), `trigger_rule`, `do_xcom_push`,
+    `multiple_outputs`, `params`, `default_args`, `doc_md`, `owner` and others that change nothing
+    here. `dag` is the current DAG unless given.
+
+    Raises TypeError for an unknown or wrong argument, ValueError for an impossible value,
+    DuplicateTaskIdFound if the DAG has a task of this id.
+    """
+
+    task_id: str
+    dag: Dag | None
+    retries: int
+    retry_delay: _datetime.timedelta
+    retry_exponential_backoff: float
+    max_retry_delay: _datetime.timedelta | None
+    execution_timeout: _datetime.timedelta | None
+    trigger_rule: TriggerRule
+    do_xcom_push: bool
+    multiple_outputs: bool | None
+    params: dict[str, Any]
+    owner: str
+    doc_md: str | None
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        dag: Dag | None = None,
+        default_args: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.task_id = _checked_id("task_id", task_id)
+        unknown = settings.keys() - _TASK_SETTINGS.keys()
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} {task_id!r} got an unknown argument "
+                f"{min(unknown)!r}{_near(min(unknown), _TASK_SETTINGS)}"
+            )
+        dag = dag if dag is not None else _current_dag.get()
+        if dag is not None and not isinstance(dag, Dag):
+            raise TypeError(f"task {task_id!r}: dag must be a DAG, found {_shown(dag)}")
+        for name, value in _defaults_for(dag, default_args).items():
+            if name in _TASK_SETTINGS and name not in settings:
+                settings[name] = value
+        for name, value in settings.items():
+            default, check = _TASK_SETTINGS[name]
+            kept = check(f"task {task_id!r}: {name}", value)
+            if kept != default:
+                self.__dict__[name] = kept
+        self._upstream: dict[str, None] = {}
+        self._downstream: dict[str, None] = {}
+        self.dag = None
+        if dag is not None:
+            dag._add(self)
+
+    def execute(self, context: Context) -> Any:
+        """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
+        raise NotImplementedError(f"{type(self).__name__} defines no execute(self, context)")
+
+    @property
+    def upstream_task_ids(self) -> set[str]:
+        """The ids of the tasks that this one waits for."""
+        return set(self._upstream)
+
+    @property
+    def downstream_task_ids(self) -> set[str]:
+        """The ids of the tasks that wait for this one."""
+        return set(self._downstream)
+
+    @property
+    def upstream_list(self) -> list[BaseOperator]:
+        """The tasks that this one waits for, in the order the edges were made."""
+        return [self._dag_or_error().task_dict[t] for t in self._upstream]
+
+    @property
+    def downstream_list(self) -> list[BaseOperator]:
+        """The tasks that wait for this one, in the order the edges were made."""
+        return [self._dag_or_error().task_dict[t] for t in self._downstream]
+
+    @property
+    def output(self) -> XComArg:
+        """The placeholder of this task's result, to hand to other tasks."""
+        return XComArg(self)
+
+    @property
+    def dag_id(self) -> str:
+        """The id of the task's DAG."""
+        return self._dag_or_error().dag_id
+
+    @property
+    def log(self) -> logging.Logger:
+        """A logger named after the task's class; in a worker its lines are in the task's log."""
+        return logging.getLogger(f"liteflow.task.{type(self).__name__}")
+
+    def _dag_or_error(self) -> Dag:
+        if self.dag is None:
+            raise RuntimeError(f"task {self.task_id!r} is in no DAG")
+        return self.dag
+
+    def _starts(self) -> list[BaseOperator]:
+        return [self]
+
+    def _ends(self) -> list[BaseOperator]:
+        return [self]
+
+    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that travel to the worker, results still as placeholders."""
+        return (), {}
+
+    def _function(self) -> Callable[..., Any] | None:
+        """The function that a worker has to find, if the task is made of one."""
+        return None
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        """Runs in the worker process: the task's work on arguments whose values are filled in."""
+        return self.execute(context)
+
+    def __repr__(self) -> str:
+        return f"<Task({type(self).__name__}): {self.task_id}>"
+
+
+for _name, _setting in _TASK_SETTINGS.items():
+    setattr(BaseOperator, _name, _setting.default)
+del _name, _setting
+
+
+def _defaults_for(dag: Dag | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """default_args that reach a task: the DAG's, under the task's own."""
+    if own is not None and not isinstance(own, Mapping):
+        raise TypeError(f"default_args must be a dict, found {_shown(own)}")
+    return {**(dag.default_args if dag is not None else {}), **(own or {})}
+
+
+class _FunctionOperator(BaseOperator):
+    """The task that `@task` makes: its `execute` calls the decorated function."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self._python_callable = function
+        self._signature = signature
+        self._args = args
+        self._kwargs = kwargs
+        if self.multiple_outputs is None and _returns_dict(function):
+            self.multiple_outputs = True
+        if self.doc_md is None and function.__doc__:
+            self.doc_md = function.__doc__
+        for result in _results_in((args, kwargs)):
+            _add_edge(result.operator, self)
+
+    @property
+    def python_callable(self) -> Callable[..., Any]:
+        """The decorated function itself."""
+        return self._python_callable
+
+    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self._args, self._kwargs
+
+    def _function(self) -> Callable[..., Any]:
+        return self._python_callable
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        result = self._python_callable(*args, **_with_context(self._signature, args, kwargs, context))
+        if hasattr(result, "__await__"):
+            import asyncio
+
+            return asyncio.run(_awaited(result))
+        return result
+
+    def execute(self, context: Context) -> Any:
+        """Call the function on its arguments (which must hold no placeholders)."""
+        return self._run(self._args, dict(self._kwargs), context)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _with_context(
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: Context,
+) -> dict[str, Any]:
+    """The keyword arguments, with what the function's other parameters name in the context."""
+    parameters = signature.parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # A name taken by position would be given twice.
+        by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][: len(args)]
+        return {**{k: v for k, v in context.items() if k not in by_position}, **kwargs}
+    given = signature.bind_partial(*args, **kwargs).arguments
+    wanted = (p.name for p in parameters if p.name in _CONTEXT_KEYS and p.name not in given)
+    return {**kwargs, **{name: context[name] for name in wanted if name in context}}
+
+
+def _returns_dict(function: Callable[..., Any]) -> bool:
+    """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(annotation, str):
+        if not re.match(r"(\w+\.)*(dict|Dict|Mapping|MutableMapping|\w*)\b", annotation):
+            return False
+        import typing
+
+        try:
+            annotation = typing.get_type_hints(function).get("return")
+        except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
+            return False
+    kind = getattr(annotation, "__origin__", annotation)
+    return isinstance(kind, type) and issubclass(kind, Mapping)
+
+
+class XComArg(_Dependency):
+    """The placeholder of a task's result while the DAG is built.
+
+    Handed to another task, alone or inside lists, tuples, sets and dicts, it makes that task wait
+    and is replaced by the value when that task runs. `x["key"]` is another key of the same task.
+    """
+
+    __slots__ = ("key", "operator")
+
+    def __init__(self, operator: BaseOperator, key: str = "return_value") -> None:
+        if not isinstance(operator, BaseOperator):
+            raise TypeError(f"XComArg takes a task, found {_shown(operator)}")
+        self.operator = operator
+        self.key = key
+
+    def __getitem__(self, key: str) -> XComArg:
+        if not isinstance(key, str):
+            raise ValueError(
+                f"the result of task {self.operator.task_id!r} is a placeholder: only a str key "
+                f"of its outputs can be taken, found {_shown(key)}"
+            )
+        return XComArg(self.operator, key)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(
+            f"the result of task {self.operator.task_id!r} is a placeholder until the DAG runs: "
+            "it can't be iterated or unpacked; hand it to a task"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, XComArg):
+            return NotImplemented
+        return self.operator is other.operator and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash((id(self.operator), self.key))
+
+    def __repr__(self) -> str:
+        return f"XComArg({self.operator.task_id!r}, {self.key!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as part of a task's arguments, a result is the look-up of its value."""
+        absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
+        return _value_of, (self.operator.task_id, self.key, absent_is_none)
+
+    def _starts(self) -> list[BaseOperator]:
+        return [self.operator]
+
+    def _ends(self) -> list[BaseOperator]:
+        return [self.operator]
+
+
+class _DagParam(Generic[R]):
+    """An argument of a `@dag` function while the DAG is built: `conf[name]`, else the default."""
+
+    __slots__ = ("default", "name")
+
+    def __init__(self, name: str, default: Any) -> None:
+        self.name = name
+        self.default = default
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _param_of, (self.name, self.default)
+
+    def __repr__(self) -> str:
+        return f"DagParam({self.name!r})"
+
+
+def _results_in(value: Any) -> Iterator[XComArg]:
+    """The results anywhere in a value's lists, tuples, sets and dicts."""
+    if isinstance(value, XComArg):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _results_in(key)
+            yield from _results_in(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _results_in(item)
+
+
+class _TaskFunction(Generic[P, R]):
+    """A function decorated with `@task`: calling it adds a task to the current DAG."""
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(
+        self, function: Callable[P, R], settings: dict[str, Any], maker: Callable[..., BaseOperator]
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"@task decorates a function, found {_shown(function)}")
+        functools.update_wrapper(self, function)
+        self._settings = settings
+        self._maker = maker
+        self._signature = _build_signature(function)
+
+    @property
+    def function(self) -> Callable[P, R]:
+        """The plain function, to call directly."""
+        return self.__wrapped__
+
+    def override(self, **settings: Any) -> _TaskFunction[P, R]:
+        """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
+        return _TaskFunction(self.__wrapped__, {**self._settings, **settings}, self._maker)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Add a task that calls the function with these arguments; returns its `XComArg`.
+
+        (Declared as Any, so that a type checker accepts it where the function's result fits.)
+        Raises TypeError if the arguments do not fit the function.
+        """
+        settings = dict(self._settings)
+        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
+        named = dict(kwargs)
+        for name, value in _defaults_for(dag, settings.get("default_args")).items():
+            if name in self._signature.parameters and name not in _TASK_SETTINGS:
+                named.setdefault(name, value)
+        task_id = settings.pop("task_id", self.__wrapped__.__name__)
+        self._check_call(task_id, args, named)
+        settings["task_id"] = dag._free_task_id(task_id) if dag is not None else task_id
+        maker: Any = self._maker
+        return maker(self.__wrapped__, self._signature, args, named, **settings).output
+
+    def _check_call(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"task {task_id!r}: {self.__wrapped__.__name__}() {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<@task {self.__wrapped__.__qualname__}>"
+
+
+def _build_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's signature, in which context parameters need not be given."""
+    import inspect
+
+    name = getattr(function, "__name__", repr(function))
+    signature = inspect.signature(function)
+    parameters = []
+    for p in signature.parameters.values():
+        if p.name == "self":
+            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
+        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            if p.default not in (None, p.empty):
+                raise ValueError(
+                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
+                    f"so its default must be None or absent, found {_shown(p.default)}"
+                )
+            p = p.replace(default=None)
+        parameters.append(p)
+    # Unvalidated: a context parameter, now with a default, may stand before one without.
+    return inspect.Signature(parameters, __validate_parameters__=False)
+
+
+class _TaskDecorator:
+    """`@task`, bare or with settings; `dag.task` is the same with `dag` set.
+
+    `@task(retries=3)` takes the settings of `BaseOperator`. `task(function)` decorates an
+    existing function. The decorated function can be used in several DAGs.
+    """
+
+    def __init__(self, dag: Dag | None = None) -> None:
+        self._dag = dag
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
+    @overload
+    def __call__(
+        self, /, **settings: Any
+    ) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
+    def __call__(self, /, *functions: Any, **settings: Any) -> Any:
+        if self._dag is not None:
+            settings.setdefault("dag", self._dag)
+        if not functions:
+            return lambda function: _TaskFunction(function, settings, _FunctionOperator)
+        if len(functions) > 1 or not callable(functions[0]) or isinstance(functions[0], type):
+            raise TypeError(
+                f"@task takes one function, or settings by keyword; found {_shown(functions[0])}"
+            )
+        return _TaskFunction(functions[0], settings, _FunctionOperator)
+
+    def __repr__(self) -> str:
+        return "<decorator task>"
+
+
+task = _TaskDecorator()
+
+
+def _dagrun_timeout(what: str, value: Any) -> Any:
+    return _only(None, _LATER)(what, value)
+
+
+_DAG_SETTINGS: dict[str, _Setting] = {
+    "description": _Setting(None, _a(str, type(None))),
+    "default_args": _Setting({}, _string_keyed),
+    "params": _Setting({}, _string_keyed),
+    "max_active_tasks": _Setting(16, _whole(1, none=16)),
+    "max_active_runs": _Setting(16, _whole(1, none=16)),
+    "dagrun_timeout": _Setting(None, _dagrun_timeout),
+    "fail_fast": _Setting(False, _flag),
+    "doc_md": _Setting(None, _a(str, type(None))),
+    "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
+    "dag_display_name": _Setting(None, _a(str, type(None))),
+    "on_success_callback": _callback,
+    "on_failure_callback": _callback,
+    **dict.fromkeys(
+        """schedule start_date end_date catchup max_consecutive_failed_dag_runs
+        is_paused_upon_creation render_template_as_native_obj template_searchpath
+        template_undefined user_defined_macros user_defined_filters jinja_environment_kwargs
+        owner_links access_control auto_register deadline allowed_run_types
+        disable_bundle_versioning rerun_with_latest_version sla_miss_callback""".split(),
+        _ignored,
+    ),
+}
+
+_current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar(
+    "liteflow_current_dag", default=None
+)
+# Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
+# imports the module finds its own Dag under the same key, or none.
+_built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
+_built_counts: collections.Counter[tuple[str, str]] = collections.Counter()
+_kept_dags: list[Dag] = []
+
+
+class Dag:
+    """A DAG: tasks and the order between them.
+
+    Use it as a context manager (tasks made inside the block belong to it) or hand it to tasks as
+    `dag=`. Arguments are Airflow's: `description`, `default_args`, `params`, `max_active_tasks`
+    (16 a run), `max_active_runs`, `fail_fast`, `doc_md`, `tags`, ...; `schedule`, `start_date`,
+    `catchup` and the like are kept and change nothing: liteflow schedules nothing. `db_path` is
+    the database of its runs. `DAG` and `Dag` are one class.
+
+    Raises TypeError for an unknown argument, ValueError for a wrong id.
+    """
+
+    description: str | None
+    default_args: dict[str, Any]
+    params: dict[str, Any]
+    max_active_tasks: int
+    max_active_runs: int
+    fail_fast: bool
+    doc_md: str | None
+    tags: set[str]
+
+    def __init__(
+        self, dag_id: str, *, db_path: str | os.PathLike[str] | None = None, **settings: Any
+    ) -> None:
+        self.dag_id = _checked_id("dag_id", dag_id)
+        self.db_path = db_path
+        unknown = settings.keys() - _DAG_SETTINGS.keys()
+        if unknown:
+            raise TypeError(
+                f"DAG {dag_id!r} got an unknown argument "
+                f"{min(unknown)!r}{_near(min(unknown), _DAG_SETTINGS)}"
+            )
+        for name, (default, check) in _DAG_SETTINGS.items():
+            value = settings.get(name, default)
+            setattr(self, name, check(f"DAG {dag_id!r}: {name}", value))
+        self.task_dict: dict[str, BaseOperator] = {}
+        self._suffixes: dict[str, int] = {}
+        self._tokens: list[contextvars.Token[Dag | None]] = []
+        self._register()
+
+    def _register(self) -> None:
+        """Note which module's import builds this Dag: the nearest one on the stack."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name != "<module>":
+            frame = frame.f_back  # type: ignore[assignment]
+        names = frame.f_globals if frame is not None else {}
+        self._module = _module_name(names.get("__name__", ""))
+        self.fileloc: str | None = names.get("__file__")
+        place = (self._module, self.dag_id)
+        self._key = (*place, _built_counts[place])
+        _built_counts[place] += 1
+        _built[self._key] = self
+        if _importing_in_child():
+            _kept_dags.append(self)
+
+    def __enter__(self) -> Dag:
+        self._tokens.append(_current_dag.set(self))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _current_dag.reset(self._tokens.pop())
+
+    @property
+    def task(self) -> _TaskDecorator:
+        """`@dag.task`: `@task` for this DAG, inside or outside its `with` block."""
+        return _TaskDecorator(self)
+
+    @property
+    def tasks(self) -> list[BaseOperator]:
+        """All tasks, in the order they were made."""
+        return list(self.task_dict.values())
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids of all tasks, in the order they were made."""
+        return list(self.task_dict)
+
+    @property
+    def roots(self) -> list[BaseOperator]:
+        """The tasks that wait for none."""
+        return [t for t in self.task_dict.values() if not t._upstream]
+
+    @property
+    def leaves(self) -> list[BaseOperator]:
+        """The tasks that none waits for; they decide the run's state."""
+        return [t for t in self.task_dict.values() if not t._downstream]
+
+    def has_task(self, task_id: str) -> bool:
+        """Whether the DAG has a task of this id."""
+        return task_id in self.task_dict
+
+    def get_task(self, task_id: str) -> BaseOperator:
+        """The task of this id. Raises TaskNotFound."""
+        try:
+            return self.task_dict[task_id]
+        except KeyError:
+            raise TaskNotFound(self._no_task(task_id)) from None
+
+    def __getitem__(self, node_id: str) -> BaseOperator:
+        """The task of this id. Raises NodeNotFound, a KeyError."""
+        try:
+            return self.task_dict[node_id]
+        except KeyError:
+            raise NodeNotFound(self._no_task(node_id)) from None
+
+    def __contains__(self, node_id: str) -> bool:
+        return node_id in self.task_dict
+
+    def _no_task(self, task_id: str) -> str:
+        return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
+
+    def _add(self, task: BaseOperator) -> None:
+        if task.task_id in self.task_dict:
+            raise DuplicateTaskIdFound(
+                f"DAG {self.dag_id!r} already has a task {task.task_id!r}: give this one another "
+                "task_id"
+            )
+        if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:
+            raise FailFastDagInvalidTriggerRule(
+                f"task {task.task_id!r} has trigger_rule {task.trigger_rule.value!r}, and DAG "
+                f"{self.dag_id!r} has fail_fast=True, which only allows 'all_success'"
+            )
+        task.dag = self
+        self.task_dict[task.task_id] = task
+        suffix = _SUFFIX.search(task.task_id)
+        if suffix:
+            core = task.task_id[: suffix.start()]
+            self._suffixes[core] = max(self._suffixes.get(core, 0), int(suffix[1]))
+
+    def _free_task_id(self, task_id: str) -> str:
+        """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
+        if task_id not in self.task_dict:
+            return task_id
+        core = _SUFFIX.sub("", task_id)
+        return f"{core}__{self._suffixes.get(core, 0) + 1}"
+
+    def check_cycle(self) -> None:
+        """Raises AirflowDagCycleException, which shows the circle, if tasks wait for each other."""
+        self.topological_sort()
+
+    def topological_sort(self) -> list[BaseOperator]:
+        """The tasks in an order in which each comes after those it waits for."""
+        import graphlib
+
+        sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
+        try:
+            return [self.task_dict[t] for t in sorter.static_order()]
+        except graphlib.CycleError as error:
+            circle = error.args[1]
+            shown = circle if len(circle) <= 12 else [*circle[:6], "...", *circle[-5:]]
+            raise AirflowDagCycleException(
+                f"DAG {self.dag_id!r} has a cycle: {' -> '.join(shown)}"
+            ) from None
+
+    def run(
+        self,
+        *,
+        db_path: str | os.PathLike[str] | None = None,
+        run_id: str | None = None,
+        logical_date: _datetime.datetime | None = None,
+        conf: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        max_workers: int | None = None,
+        executor: Executor | WorkerPool | None = None,
+        mp_context: multiprocessing.context.BaseContext | str | None = None,
+        pools: Mapping[str, int] | None = None,
+        wait: bool = False,
+        progress: bool | Callable[[str], object] = False,
+        stop: threading.Event | None = None,
+    ) -> DagRun:
+        """Run every task once the tasks it waits for allow it; return the finished run.
+
+        A failed task does not raise: look at the run's `state`. `db_path` is the argument, else
+        the DAG's, else `$LITEFLOW_DB`, else `liteflow.db` in the working directory. `run_id` is
+        made from the time unless given; `logical_date` is now unless given; `conf` is a JSON
+        object for the run. `resume=True` goes on with the run `run_id`, or with the newest one
+        if that is no success. `max_workers` processes are started by the method `mp_context`, or
+        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `progress=True` prints
+        what happens to standard error, a callable gets each line.
+
+        Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
+        ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, TypeError, ValueError.
+        On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
+        """
+        options = dict(locals())
+        del options["self"]
+        return _run_dag(self, **options)
+
+    def test(
+        self,
+        run_after: _datetime.datetime | None = None,
+        logical_date: _datetime.datetime | None = None,
+        run_conf: Mapping[str, Any] | None = None,
+        conn_file_path: str | None = None,
+        variable_file_path: str | None = None,
+        use_executor: bool = False,
+        mark_success_pattern: str | None = None,
+        *,
+        db_path: str | os.PathLike[str] | None = None,
+    ) -> DagRun:
+        """Run in this process, one task after another, so that a debugger's breakpoints work.
+
+        Writes the database as `run` does, captures no output and ends no task that outlives its
+        timeout otherwise than by raising AirflowTaskTimeout in it. The signature is Airflow's;
+        what has no meaning here (`conn_file_path`, ...) is refused unless left out.
+        """
+        unused = (conn_file_path, variable_file_path, mark_success_pattern)
+        if use_executor or any(value is not None for value in unused):
+            raise ValueError(
+                "dag.test() here takes logical_date, run_conf and db_path; conn_file_path, "
+                "variable_file_path, use_executor and mark_success_pattern have no meaning"
+            )
+        return _run_dag(
+            self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True
+        )
+
+    def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Make the script a command: run this DAG by `argv`, then exit with the run's code.
+
+        Without arguments it runs; `--help` lists the options.
+        """
+        sys.exit(_dag_cli(self, argv))
+
+    def to_mermaid(self, direction: str = "TD") -> str:
+        """The DAG as a Mermaid flowchart, drawn from the code: what would run."""
+        return _draw_dag(self, direction)
+
+    def runs(
+        self,
+        db_path: str | os.PathLike[str] | None = None,
+        *,
+        state: str | None = None,
+        limit: int | None = None,
+    ) -> list[DagRun]:
+        """The recorded runs of this DAG, newest first. Raises DatabaseError."""
+        return _read_runs(_database_path(db_path, self), self.dag_id, state=state, limit=limit)
+
+    def get_run(self, run_id: str, db_path: str | os.PathLike[str] | None = None) -> DagRun:
+        """The recorded run of this id. Raises RunNotFound, DatabaseError."""
+        return _read_run(_database_path(db_path, self), self.dag_id, run_id)
+
+    @staticmethod
+    def load(dag_id: str, db_path: str | os.PathLike[str] | None = None) -> Dag:
+        """A DAG by its record: metadata and history (`runs`, `get_run`) without its tasks.
+
+        The database never holds task code or the graph, so `run()` and everything about tasks
+        raise a RuntimeError that names the script. Raises DagNotFound (a LookupError) for an
+        unknown id, DatabaseError.
+        """
+        return _load_dag(dag_id, _database_path(db_path, None))
+
+    def __repr__(self) -> str:
+        return f"<DAG: {self.dag_id}>"
+
+
+DAG = Dag
+
+
+class _RecordedDag(Dag):
+    """What `Dag.load` returns: a DAG's metadata and history, without its code."""
+
+    def _register(self) -> None:
+        self._module = ""
+        self.fileloc = None
+
+    def _refuse(self) -> NoReturn:
+        script = f"run the script which defines it: {self.fileloc}" if self.fileloc else (
+            "run the script which defines it"
+        )
+        raise RuntimeError(
+            f"DAG {self.dag_id!r} was loaded from {os.fspath(self.db_path or '')}, which holds its "
+            f"history and not its tasks; {script}"
+        )
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _CODE_OF_A_DAG:
+            object.__getattribute__(self, "_refuse")()
+        return object.__getattribute__(self, name)
+
+    def __enter__(self) -> Dag:
+        self._refuse()
+
+    def __getitem__(self, node_id: str) -> BaseOperator:
+        self._refuse()
+
+    def __contains__(self, node_id: str) -> bool:
+        self._refuse()
+
+
+_CODE_OF_A_DAG = frozenset(
+    """run test cli to_mermaid task tasks task_ids task_dict roots leaves has_task get_task
+    check_cycle topological_sort""".split()
+)
+
+
+def _module_name(name: str) -> str:
+    """A module's name as the script's own process has it: workers call `__main__` differently."""
+    return "__main__" if name == "__mp_main__" else name
+
+
+_WORKER_MARK = "liteflow-worker-"
+
+
+def _importing_in_child() -> bool:
+    """Whether this is a child process importing the modules of its parent (or a worker of ours).
+
+    There nobody else may hold the Dag that a worker will be asked for, so it has to be kept.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is None:
+        return False
+    current = process.current_process()
+    return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
+
+
+def dag(*functions: Any, **settings: Any) -> Any:
+    """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
+
+    Use it bare, as `@dag("id")` or `@dag(dag_id=..., **settings)` with the arguments of `DAG`.
+    The id is the function's name unless given, its docstring the `doc_md`. The function's
+    arguments become params: inside it each is a placeholder that can be handed to tasks, at run
+    time `conf[name]`, else the value of the call.
+    """
+    if functions and callable(functions[0]):
+        return _dag_function(functions[0], settings)
+    if functions:
+        settings["dag_id"] = functions[0]
+    return lambda function: _dag_function(function, settings)
+
+
+def _dag_function(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Dag]:
+    import inspect
+
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def build(*args: Any, **kwargs: Any) -> Dag:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
+        for name, value in bound.arguments.items():
+            made.params[name] = value if isinstance(value, Param) else Param(value)
+            value = value.default if isinstance(value, Param) else value
+            bound.arguments[name] = _DagParam(name, value)
+        with made:
+            function(*bound.args, **bound.kwargs)
+        return made
+
+    return build
+
+
+def chain(*tasks: Any) -> None:
+    """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
+    for before, after in zip(tasks, tasks[1:], strict=False):
+        if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+            if len(before) != len(after):
+                raise ValueError(
+                    f"chain() takes neighbouring lists of one length, found {len(before)} and "
+                    f"{len(after)}"
+                )
+            for one, other in zip(_operands(before), _operands(after), strict=True):
+                one.set_downstream(other)
+        else:
+            for one in _operands(before):
+                one.set_downstream(after)
+
+
+def chain_linear(*elements: Any) -> None:
+    """Set every task of each argument before every task of the next."""
+    if not elements:
+        raise ValueError("chain_linear() takes at least one task or list of tasks")
+    for before, after in zip(elements, elements[1:], strict=False):
+        for one in _operands(before):
+            one.set_downstream(after)
+
+
+def cross_downstream(from_tasks: Any, to_tasks: Any) -> None:
+    """Set every task of the first list before every one of the second."""
+    if not isinstance(from_tasks, (list, tuple)):
+        raise TypeError(f"cross_downstream() takes a list first, found {_shown(from_tasks)}")
+    for one in _operands(from_tasks):
+        one.set_downstream(to_tasks)
+
+
+class Variable:
+    """Airflow's Variables, read from the environment: `Variable.get("x")` is AIRFLOW_VAR_X."""
+
+    @staticmethod
+    def get(key: str, default: Any = ..., deserialize_json: bool = False) -> Any:
+        """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON.
+
+        Raises KeyError if it is not set and no default is given.
+        """
+        text = os.environ.get(f"AIRFLOW_VAR_{key.upper()}")
+        if text is None:
+            if default is ...:
+                raise KeyError(f"Variable {key!r}: set AIRFLOW_VAR_{key.upper()} in the environment")
+            return default
+        return json.loads(text) if deserialize_json else text
+
+
+_MISSING: Any = type("_Missing", (), {"__repr__": lambda self: "<none>"})()
+_TYPES: dict[str, tuple[type, ...]] = {
+    "null": (type(None),),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "array": (list, tuple),
+    "object": (dict,),
+}
+
+
+class Param:
+    """A parameter of a DAG or task: a default, a description and a JSON schema for its value.
+
+    Checked keywords: type, enum, const, minimum, maximum, exclusiveMinimum, exclusiveMaximum,
+    minLength, maxLength, pattern, format (date, date-time), items, minItems, maxItems, required,
+    properties; title, description, examples and others that only describe are kept. Any other
+    keyword is a ValueError: none is silently unchecked. Values are checked when a run is made.
+    """
+
+    _DESCRIBE = frozenset(
+        """title examples description_md values_display section source custom_html_form
+        $schema""".split()
+    )
+
+    def __init__(self, default: Any = _MISSING, description: str | None = None, **schema: Any):
+        self.default = default
+        self.description = description
+        self.schema = schema
+        _check_schema(schema)
+        if default is not _MISSING:
+            _json_text("Param default", default, ParamValidationError)
+
+    @property
+    def value(self) -> Any:
+        """The default."""
+        return self.default
+
+    def resolve(self, value: Any = _MISSING) -> Any:
+        """The value, or the default, if it fits the schema. Raises ParamValidationError."""
+        value = self.default if value is _MISSING else value
+        if value is _MISSING:
+            raise ParamValidationError("no value was given and there is no default")
+        _validate(value, self.schema, "value")
+        return value
+
+    def __repr__(self) -> str:
+        return f"Param({self.default!r})"
+
+
+def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise error_class(f"{what} must be JSON: {error}; found {_shown(value)}") from None
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    for keyword, rule in schema.items():
+        if keyword in Param._DESCRIBE:
+            continue
+        if keyword not in _CHECKS and keyword not in ("type", "items", "properties", "required"):
+            raise ValueError(
+                f"Param: the schema keyword {keyword!r} is not checked by liteflow; "
+                f"known are {', '.join(sorted([*_CHECKS, 'items', 'properties', 'required', 'type']))}"
+            )
+        if keyword == "type":
+            for name in [rule] if isinstance(rule, str) else rule:
+                if name not in _TYPES:
+                    raise ValueError(f"Param: unknown type {name!r}{_near(str(name), _TYPES)}")
+        elif keyword == "format" and rule not in ("date", "date-time"):
+            raise ValueError(f"Param: format {rule!r} is not checked; known: date, date-time")
+        elif keyword == "pattern":
+            re.compile(rule)
+        elif keyword == "items":
+            _check_schema(rule)
+        elif keyword == "properties":
+            for each in rule.values():
+                _check_schema(each)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fits_format(value: str, name: str) -> bool:
+    kind = _datetime.date if name == "date" else _datetime.datetime
+    try:
+        kind.fromisoformat(value)
+    except ValueError:
+        return False
+    return name == "date" or len(value) > 10
+
+
+# JSON Schema: a keyword says something only of values of its own kind.
+_CHECKS: dict[str, Callable[[Any, Any], bool]] = {
+    "enum": lambda v, rule: any(v == x and isinstance(v, bool) == isinstance(x, bool) for x in rule),
+    "const": lambda v, rule: v == rule and isinstance(v, bool) == isinstance(rule, bool),
+    "minimum": lambda v, rule: not _is_number(v) or v >= rule,
+    "maximum": lambda v, rule: not _is_number(v) or v <= rule,
+    "exclusiveMinimum": lambda v, rule: not _is_number(v) or v > rule,
+    "exclusiveMaximum": lambda v, rule: not _is_number(v) or v < rule,
+    "minLength": lambda v, rule: not isinstance(v, str) or len(v) >= rule,
+    "maxLength": lambda v, rule: not isinstance(v, str) or len(v) <= rule,
+    "pattern": lambda v, rule: not isinstance(v, str) or re.search(rule, v) is not None,
+    "format": lambda v, rule: not isinstance(v, str) or _fits_format(v, rule),
+    "minItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) >= rule,
+    "maxItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) <= rule,
+}
+
+
+def _validate(value: Any, schema: Mapping[str, Any], where: str) -> None:
+    kinds = schema.get("type")
+    if kinds is not None and not _is_of_type(value, [kinds] if isinstance(kinds, str) else kinds):
+        raise ParamValidationError(f"{where} must be of type {kinds}, found {_shown(value)}")
+    for keyword, rule in schema.items():
+        if keyword in _CHECKS and not _CHECKS[keyword](value, rule):
+            raise ParamValidationError(
+                f"{where} must fit {keyword} {_shown(rule)}, found {_shown(value)}"
+            )
+    if isinstance(value, (list, tuple)) and "items" in schema:
+        for i, item in enumerate(value):
+            _validate(item, schema["items"], f"{where}[{i}]")
+    if isinstance(value, dict):
+        for name in schema.get("required", ()):
+            if name not in value:
+                raise ParamValidationError(f"{where} must have {name!r}, found {_shown(value)}")
+        for name, rule in schema.get("properties", {}).items():
+            if name in value:
+                _validate(value[name], rule, f"{where}[{name!r}]")
+
+
+def _is_of_type(value: Any, names: Iterable[str]) -> bool:
+    for name in names:
+        whole_float = name == "integer" and isinstance(value, float) and value.is_integer()
+        is_bool = isinstance(value, bool)
+        if whole_float or (isinstance(value, _TYPES[name]) and is_bool <= (name == "boolean")):
+            return True
+    return False
+
+
+def _resolve_params(dag: Dag, conf: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's params: the DAG's, under the run's conf; each checked. Tasks' come on top later.
+
+    Raises ParamValidationError, before a run is made.
+    """
+    values = {}
+    for name, declared in dag.params.items():
+        param = declared if isinstance(declared, Param) else Param(declared)
+        try:
+            values[name] = param.resolve(conf.get(name, _MISSING))
+        except ParamValidationError as error:
+            raise ParamValidationError(f"DAG {dag.dag_id!r}: param {name!r}: {error}") from None
+    return {**values, **conf}
+
+
+def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mapping[str, Any]) -> Any:
+    """What `params` is inside a task: the DAG's, the task's own over them, conf over all."""
+    if not task.params:
+        return dict(run_params)
+    own = {}
+    for name, declared in task.params.items():
+        param = declared if isinstance(declared, Param) else Param(declared)
+        try:
+            own[name] = param.resolve(conf.get(name, _MISSING))
+        except ParamValidationError as error:
+            raise ParamValidationError(f"task {task.task_id!r}: param {name!r}: {error}") from None
+    return {**run_params, **own, **conf}
+
+
+# --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
+
+
+class _Recorded(NamedTuple):
+    """What a resumed run knows of a task instance."""
+
+    state: TaskInstanceState | None
+    try_number: int
+    max_tries: int
+
+
+class _Instance:
+    """One task instance in the plan. `try_number` counts started attempts, from 1."""
+
+    __slots__ = ("map_index", "max_tries", "node", "not_before", "row_id", "state", "try_number")
+
+    def __init__(self, node: _Node, map_index: int, recorded: _Recorded) -> None:
+        self.node = node
+        self.map_index = map_index
+        self.state = recorded.state
+        self.try_number = recorded.try_number
+        self.max_tries = recorded.max_tries
+        self.not_before = 0.0
+        self.row_id = 0
+
+    @property
+    def task_id(self) -> str:
+        return self.node.task.task_id
+
+    @property
+    def label(self) -> str:
+        """`task_id`, or `task_id[3]` for a mapped instance."""
+        return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
+
+    def move(self, state: TaskInstanceState | None) -> None:
+        """Change the state, if the table of transitions allows it."""
+        assert state in _NEXT[self.state], f"{self.label}: {self.state} -> {state}"
+        self.state = state
+
+
+class _Node:
+    """A task in the plan: its place in the graph, and how those it waits for have ended."""
+
+    __slots__ = (
+        "downstream",
+        "failed",
+        "instance",
+        "order",
+        "pending",
+        "skipped",
+        "success",
+        "task",
+        "upstream_count",
+        "upstream_failed",
+    )
+
+    def __init__(self, task: BaseOperator, order: int) -> None:
+        self.task = task
+        self.order = order
+        self.downstream: tuple[_Node, ...] = ()
+        self.upstream_count = len(task._upstream)
+        self.pending = self.upstream_count  # upstream tasks that have not ended
+        self.success = self.failed = self.upstream_failed = self.skipped = 0
+        self.instance: _Instance
+
+    def decide(self) -> TaskInstanceState | None:
+        """RUNNING if the task may run, the state it ends in without running, or None: wait."""
+        if not self.upstream_count:
+            return _S.RUNNING
+        return _RULES[self.task.trigger_rule](
+            self.success, self.failed, self.upstream_failed, self.skipped, not self.pending
+        )
+
+
+def _all_success(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
+    if f or u:
+        return _S.UPSTREAM_FAILED
+    return _S.SKIPPED if k else _S.RUNNING if done else None
+
+
+def _all_done_min_one_success(
+    s: int, f: int, u: int, k: int, done: bool
+) -> TaskInstanceState | None:
+    if k:
+        return _S.SKIPPED
+    return None if not done else _S.RUNNING if s else _S.UPSTREAM_FAILED
+
+
+def _one_success(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
+    if s:
+        return _S.RUNNING
+    return None if not done else _S.UPSTREAM_FAILED if f or u else _S.SKIPPED
+
+
+def _none_failed(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
+    return _S.UPSTREAM_FAILED if f or u else _S.RUNNING if done else None
+
+
+def _none_failed_min_one_success(
+    s: int, f: int, u: int, k: int, done: bool
+) -> TaskInstanceState | None:
+    if f or u:
+        return _S.UPSTREAM_FAILED
+    return None if not done else _S.RUNNING if s else _S.SKIPPED
+
+
+def _if_none(
+    spoils: Callable[[int, int, int, int], int],
+) -> Callable[[int, int, int, int, bool], TaskInstanceState | None]:
+    """Skipped as soon as one of the states that spoil it is there, else run when all are done."""
+    return lambda s, f, u, k, done: (
+        _S.SKIPPED if spoils(s, f, u, k) else _S.RUNNING if done else None
+    )
+
+
+def _if_one(
+    calls: Callable[[int, int, int, int], int],
+) -> Callable[[int, int, int, int, bool], TaskInstanceState | None]:
+    """Run as soon as one of the states that call for it is there, else skipped when all are done."""
+    return lambda s, f, u, k, done: _S.RUNNING if calls(s, f, u, k) else _S.SKIPPED if done else None
+
+
+# Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
+_RULES: dict[TriggerRule, Callable[[int, int, int, int, bool], TaskInstanceState | None]] = {
+    TriggerRule.ALL_SUCCESS: _all_success,
+    TriggerRule.ALL_FAILED: _if_none(lambda s, f, u, k: s or k),
+    TriggerRule.ALL_DONE: lambda s, f, u, k, done: _S.RUNNING if done else None,
+    TriggerRule.ALL_DONE_MIN_ONE_SUCCESS: _all_done_min_one_success,
+    TriggerRule.ONE_SUCCESS: _one_success,
+    TriggerRule.ONE_FAILED: _if_one(lambda s, f, u, k: f or u),
+    TriggerRule.ONE_DONE: _if_one(lambda s, f, u, k: s or f),
+    TriggerRule.NONE_FAILED: _none_failed,
+    TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS: _none_failed_min_one_success,
+    TriggerRule.NONE_SKIPPED: _if_none(lambda s, f, u, k: k),
+    TriggerRule.ALL_SKIPPED: _if_none(lambda s, f, u, k: s or f or u),
+    TriggerRule.ALWAYS: lambda s, f, u, k, done: _S.RUNNING,
+}
+
+
+class _Status(enum.Enum):
+    """How an attempt ended, as its worker or runner reports it."""
+
+    SUCCESS = "success"
+    SKIPPED = "skipped"
+    FAILED = "failed"  # retried while tries are left
+    FATAL = "fatal"  # failed, and not retried
+
+
+class _Plan:
+    """The state of a run: fed with what happened, it says what may start and what changed.
+
+    `take` gives the instances that may start, one by one (`start` says that one did, `finish` how
+    it ended); `changed` collects those whose state a rule decided, for the run loop to record.
+    Times are seconds of whatever clock the caller passes in.
+    """
+
+    def __init__(
+        self,
+        dag: Dag,
+        logical_date: _datetime.datetime | None = None,
+        recorded: Mapping[tuple[str, int], _Recorded] | None = None,
+    ) -> None:
+        self.dag = dag
+        self.logical_date = logical_date
+        self.changed: list[_Instance] = []
+        self.doomed: list[_Instance] = []  # running, and failed by fail_fast: to be ended
+        self.running = 0
+        self.unfinished = 0
+        self.nodes = self._nodes(recorded or {})
+        self._queue: list[tuple[int, _Instance]] = []
+        self._waiting: list[tuple[float, int, _Instance]] = []  # up_for_retry, by time
+        self._dirty: collections.deque[_Node] = collections.deque()
+        self._begin()
+
+    def _nodes(self, recorded: Mapping[tuple[str, int], _Recorded]) -> list[_Node]:
+        nodes = {t: _Node(task, i) for i, (t, task) in enumerate(self.dag.task_dict.items())}
+        for task_id, node in nodes.items():
+            node.downstream = tuple(nodes[t] for t in node.task._downstream)
+            new = _Recorded(None, 0, node.task.retries)
+            node.instance = _Instance(node, -1, recorded.get((task_id, -1), new))
+        return list(nodes.values())
+
+    def _begin(self) -> None:
+        """Count what a resumed run keeps, then decide about every task that is left."""
+        for node in self.nodes:
+            if node.instance.state is not None:
+                self._tell_downstream(node, node.instance.state)
+        self._dirty.clear()
+        for node in self.nodes:
+            if node.instance.state is None:
+                self.unfinished += 1
+                self._dirty.append(node)
+        self._settle()
+
+    def instances(self) -> Iterator[_Instance]:
+        """Every task instance, in the order of the DAG's tasks."""
+        return (node.instance for node in self.nodes)
+
+    def ready_count(self, now: float) -> int:
+        """How many instances may start now."""
+        while self._waiting and self._waiting[0][0] <= now:
+            _, order, instance = heapq.heappop(self._waiting)
+            if instance.state is _S.UP_FOR_RETRY:  # fail_fast may have skipped it
+                heapq.heappush(self._queue, (order, instance))
+        return min(len(self._queue), self.dag.max_active_tasks - self.running)
+
+    def take(self) -> _Instance:
+        """The next of the instances that may start; the caller must `start` it."""
+        return heapq.heappop(self._queue)[1]
+
+    def next_retry(self) -> float | None:
+        """When the next wait for a retry ends."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def start(self, instance: _Instance) -> None:
+        """The instance's next attempt starts."""
+        instance.move(_S.RUNNING)
+        instance.try_number += 1
+        self.running += 1
+
+    def finish(self, instance: _Instance, status: _Status, now: float) -> None:
+        """The instance's attempt ended."""
+        self.running -= 1
+        if status is _Status.FAILED and instance.try_number <= instance.max_tries:
+            instance.move(_S.UP_FOR_RETRY)
+            wait = _retry_wait(instance, self.logical_date)
+            instance.not_before = now + wait
+            heapq.heappush(self._waiting, (now + wait, instance.node.order, instance))
+            return
+        ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
+        self._end(instance, ended)
+        if ended is _S.FAILED and self.dag.fail_fast:
+            self._fail_fast()
+        self._settle()
+
+    def interrupt(self, instance: _Instance) -> None:
+        """The instance's attempt was cut off through no fault of its own."""
+        self.running -= 1
+        instance.move(None)
+
+    def _end(self, instance: _Instance, state: TaskInstanceState) -> None:
+        instance.move(state)
+        self.unfinished -= 1
+        self._tell_downstream(instance.node, state)
+
+    def _tell_downstream(self, node: _Node, state: TaskInstanceState) -> None:
+        for below in node.downstream:
+            if state is _S.SUCCESS:
+                below.success += 1
+            elif state is _S.FAILED:
+                below.failed += 1
+            elif state is _S.SKIPPED:
+                below.skipped += 1
+            else:
+                below.upstream_failed += 1
+            below.pending -= 1
+            self._dirty.append(below)
+
+    def _settle(self) -> None:
+        """Decide about every task below something that changed, until nothing more follows."""
+        while self._dirty:
+            node = self._dirty.popleft()
+            instance = node.instance
+            # A node is looked at once for each upstream that ends; once queued or ended, no more.
+            if instance.state is not None or instance.not_before < 0:
+                continue
+            decision = node.decide()
+            if decision is _S.RUNNING:
+                instance.not_before = -1.0
+                heapq.heappush(self._queue, (node.order, instance))
+            elif decision is not None:
+                self.changed.append(instance)
+                self._end(instance, decision)
+
+    def _fail_fast(self) -> None:
+        """Airflow's fail_fast: what runs is failed, what has not run is skipped."""
+        self._queue.clear()
+        for instance in self.instances():
+            if instance.state is _S.RUNNING:
+                self.doomed.append(instance)
+            elif instance.state not in _ENDED:
+                self.changed.append(instance)
+                self._end(instance, _S.SKIPPED)
+
+    def run_state(self) -> DagRunState:
+        """The run's final state: failed if a leaf failed or could not run, else success."""
+        bad = (_S.FAILED, _S.UPSTREAM_FAILED)
+        leaves = (node.instance for node in self.nodes if not node.downstream)
+        return DagRunState.FAILED if any(x.state in bad for x in leaves) else DagRunState.SUCCESS
+
+
+def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:
+    """Seconds from the end of a failed attempt to the next (Airflow's formula)."""
+    task = instance.node.task
+    delay = task.retry_delay.total_seconds()
+    factor = task.retry_exponential_backoff
+    if factor in (0, 1):
+        return delay
+    day = 24 * 60 * 60.0
+    try:
+        base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
+    except OverflowError:
+        base = int(day)
+    import hashlib
+
+    name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+    longest = task.max_retry_delay.total_seconds() if task.max_retry_delay is not None else day
+    return min(base + int(digest, 16) % base, day, longest)
+
+
+# --- Store: the only SQL --------------------------------------------------------------------------
+
+_APPLICATION_ID = 0x6C69_7465  # "lite"
+_USER_VERSION = 1  # a major number: columns and tables may be added without raising it
+_OLDEST_SQLITE = (3, 34, 0)
+_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer waits are the run loop's, which lives on
+_LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
+_PAGE_SIZE = 8192  # 4096 is slow with large values, 16384 with small commits; it can't be changed
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS dag (
+    dag_id TEXT PRIMARY KEY,
+    description TEXT,
+    fileloc TEXT,                -- the script or module that defines it
+    doc_md TEXT,
+    tags TEXT,                   -- JSON list
+    schedule TEXT                -- as given; liteflow schedules nothing
+) {strict};
+CREATE TABLE IF NOT EXISTS dag_run (
+    id INTEGER PRIMARY KEY,
+    dag_id TEXT NOT NULL REFERENCES dag (dag_id),
+    run_id TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'success', 'failed')),
+    reason TEXT,                 -- why it failed, where no task is to blame
+    logical_date TEXT,           -- times are ISO 8601 in UTC
+    start_date TEXT,
+    end_date TEXT,
+    conf TEXT NOT NULL,          -- JSON object
+    owner TEXT,                  -- random token of the run() that works on it
+    owner_process TEXT,          -- JSON: host, boot, pid namespace, pid, its start
+    heartbeat TEXT,
+    stop_requested TEXT,
+    UNIQUE (dag_id, run_id)
+) {strict};
+CREATE INDEX IF NOT EXISTS dag_run_of_dag ON dag_run (dag_id);
+CREATE INDEX IF NOT EXISTS dag_run_running ON dag_run (state) WHERE state = 'running';
+CREATE TABLE IF NOT EXISTS task_instance (
+    id INTEGER PRIMARY KEY,
+    dag_run_id INTEGER NOT NULL REFERENCES dag_run (id) ON DELETE CASCADE,
+    task_id TEXT NOT NULL,
+    map_index INTEGER NOT NULL,  -- -1: not mapped
+    state TEXT CHECK (state IN ('running', 'success', 'failed', 'skipped', 'upstream_failed',
+                                'up_for_retry', 'removed')),
+    try_number INTEGER NOT NULL, -- of the latest attempt, whose times these are; 0: none
+    max_tries INTEGER NOT NULL,
+    start_date TEXT,
+    end_date TEXT,
+    pid INTEGER,
+    error TEXT,                  -- traceback; its last line is the reason
+    lost INTEGER NOT NULL DEFAULT 0, -- attempts in a row that ended with their scheduler
+    upstream_task_ids TEXT,      -- JSON list: what it waited for
+    UNIQUE (dag_run_id, task_id, map_index)
+) {strict};
+CREATE TABLE IF NOT EXISTS task_instance_history ( -- attempts before the latest
+    id INTEGER PRIMARY KEY,
+    task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
+    try_number INTEGER NOT NULL,
+    state TEXT NOT NULL,         -- as in task_instance, or 'interrupted'
+    start_date TEXT,
+    end_date TEXT,
+    pid INTEGER,
+    error TEXT,
+    UNIQUE (task_instance_id, try_number)
+) {strict};
+CREATE TABLE IF NOT EXISTS task_log (
+    id INTEGER PRIMARY KEY,
+    task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
+    try_number INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    UNIQUE (task_instance_id, try_number, part)
+) {strict};
+CREATE TABLE IF NOT EXISTS xcom (
+    id INTEGER PRIMARY KEY,
+    task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    type TEXT NOT NULL,
+    preview TEXT NOT NULL,       -- a short repr, for people
+    length INTEGER,              -- of a list, tuple or dict
+    value BLOB NOT NULL,         -- pickle
+    UNIQUE (task_instance_id, key)
+) {strict};
+CREATE VIEW IF NOT EXISTS task_attempt AS -- every attempt of every task instance
+    SELECT id AS task_instance_id, try_number, state, start_date, end_date, pid, error
+    FROM task_instance WHERE start_date IS NOT NULL
+    UNION ALL
+    SELECT task_instance_id, try_number, state, start_date, end_date, pid, error
+    FROM task_instance_history;
+"""
+
+
+class _XComRow(NamedTuple):
+    """A value on its way to the database: pickled, with what can be shown and planned without."""
+
+    key: str
+    type: str
+    preview: str
+    length: int | None
+    value: bytes
+
+
+class _Attempt:
+    """One attempt of a task instance: what the run loop, its runner and the store call it by."""
+
+    __slots__ = ("instance", "log_parts", "pid", "started", "try_number")
+
+    def __init__(self, instance: _Instance, started: str, pid: int | None) -> None:
+        self.instance = instance
+        self.try_number = instance.try_number
+        self.started = started
+        self.pid = pid
+        self.log_parts = 0
+
+
+class _Finished(NamedTuple):
+    """The record of an attempt that ended; `state` is what its instance became."""
+
+    attempt: _Attempt
+    state: TaskInstanceState
+    ended: str
+    error: str | None
+    xcoms: Sequence[_XComRow]
+
+
+class _Batch:
+    """What one turn of the run loop has to record, in one transaction."""
+
+    def __init__(self) -> None:
+        self.finished: list[_Finished] = []
+        self.marked: list[_Instance] = []
+        self.started: list[_Attempt] = []
+        self.interrupted: list[tuple[_Attempt, str, str]] = []  # attempt, when, why
+        self.logs: list[tuple[_Attempt, int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.finished or self.marked or self.started or self.interrupted or self.logs
+        )
+
+
+class _RunRow(NamedTuple):
+    """A row of dag_run."""
+
+    id: int
+    dag_id: str
+    run_id: str
+    state: str
+    reason: str | None
+    logical_date: str | None
+    start_date: str | None
+    end_date: str | None
+    conf: str
+    owner_process: str | None
+    heartbeat: str | None
+    owner: str | None
+
+
+_RUN_COLUMNS = (
+    "dag_run.id, dag_run.dag_id, dag_run.run_id, dag_run.state, dag_run.reason, "
+    "dag_run.logical_date, dag_run.start_date, dag_run.end_date, dag_run.conf, "
+    "dag_run.owner_process, dag_run.heartbeat, dag_run.owner"
+)
+
+
+def _iso(moment: _datetime.datetime) -> str:
+    return _aware(moment).isoformat(timespec="microseconds")
+
+
+def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
+    """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
+    for given in (db_path, dag.db_path if dag is not None else None, os.environ.get("LITEFLOW_DB")):
+        if given is not None:
+            break
+    else:
+        given = "liteflow.db"
+    if not isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"db_path must be a path, found {_shown(given)}")
+    text = os.fspath(given)
+    if text in ("", ":memory:") or "\0" in text:
+        raise DatabaseError(f"the database must be a file, found {text!r}: name one")
+    return Path(text).absolute()
+
+
+def _explained(error: sqlite3.Error, path: Path) -> AirflowException | _Busy:
+    """What a SQLite error means here, in a sentence; _Busy for a lock that may go away."""
+    import sqlite3
+
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = code & 0xFF if code is not None else None
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return _Busy()
+    if primary == sqlite3.SQLITE_NOTADB:
+        return DatabaseError(f"{path} is not a liteflow database: {error}")
+    if primary == sqlite3.SQLITE_CANTOPEN and not path.parent.is_dir():
+        return DatabaseError(f"unable to open {path}: directory {path.parent} does not exist")
+    if primary == sqlite3.SQLITE_CANTOPEN and path.is_dir():
+        return DatabaseError(f"unable to open {path}: it is a directory")
+    return DatabaseError(f"{path}: {error}")
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise DatabaseError(f"unable to open {path}: it is a directory, a file is needed")
+    if not path.parent.is_dir():
+        raise DatabaseError(f"unable to open {path}: directory {path.parent} does not exist")
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application == _APPLICATION_ID:
+        if version > _USER_VERSION:
+            raise DatabaseError(
+                f"{path} was made by a newer liteflow ({version} > {_USER_VERSION}): use that one"
+            )
+        return True
+    if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise DatabaseError(
+            f"{path} is another application's SQLite file: liteflow leaves it alone; choose "
+            "another path"
+        )
+    return False
+
+
+def _check_before_run(path: Path) -> None:
+    """Refuse a file that a run can't use before anything is started, without touching it."""
+    import sqlite3
+
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise DatabaseError(
+            f"SQLite {sqlite3.sqlite_version} is too old: liteflow needs 3.34 or newer"
+        )
+    _check_place(path)
+    if path.exists() and path.stat().st_size:
+        _read(path, lambda connection: None)
+        if not os.access(path, os.W_OK):
+            raise DatabaseError(f"{path} can't be written: it is read-only for this user")
+    if not os.access(path.parent, os.W_OK):
+        raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
+
+
+T = TypeVar("T")
+
+
+def _file_identity(path: Path) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T:
+    """What `look` finds in the database, which is neither written nor created nor left locked.
+
+    A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
+    -wal it is opened immutable, and read again if a writer came meanwhile.
+    """
+    import sqlite3
+
+    wal = Path(f"{path}-wal")
+    for _ in range(100):
+        try:
+            before = _file_identity(path)
+        except OSError:
+            _check_place(path)
+            raise DatabaseError(f"there is no database {path}") from None
+        quiet = not wal.exists()
+        uri = f"{path.as_uri()}?mode=ro{'&immutable=1' if quiet else ''}"
+        try:
+            with contextlib.closing(
+                sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
+            ) as connection:
+                connection.execute("PRAGMA trusted_schema=OFF")
+                if not _check_ours(connection, path):
+                    raise DatabaseError(f"{path} is empty: no run was recorded in it yet")
+                connection.execute("BEGIN")  # one snapshot for all that is looked at
+                found = look(connection)
+        except (sqlite3.Error, DatabaseError) as error:
+            if quiet and (wal.exists() or _changed(path, before)):
+                continue
+            if isinstance(error, DatabaseError):
+                raise
+            explained = _explained(error, path)
+            raise (
+                DatabaseError(f"{path} is locked") if isinstance(explained, _Busy) else explained
+            ) from None
+        if not quiet or not (wal.exists() or _changed(path, before)):
+            return found
+    raise DatabaseError(f"{path} changes faster than it can be read")
+
+
+def _changed(path: Path, before: tuple[int, int, int]) -> bool:
+    try:
+        return _file_identity(path) != before
+    except OSError:
+        return True
+
+
+class _Store:
+    """A run's connection to the database: the only writer of what the run does.
+
+    Every write is one BEGIN IMMEDIATE transaction. Once `owner` is set, every update of the run
+    carries it and the attempt's number in its WHERE: what a lost attempt or an owner that was
+    taken over reports late changes nothing, and raises _Fenced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, and make it if it is missing or empty. Raises DatabaseError."""
+        self.path = path
+        self.run_row = 0
+        self.owner = ""
+        self._connection = self._connect()
+        try:
+            _until_unlocked(path, self._prepare)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        import sqlite3
+
+        _check_place(self.path)
+        # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
+        # Never opened otherwise: closing any descriptor of a database drops the process's locks.
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
+        try:
+            return sqlite3.connect(
+                f"{self.path.as_uri()}?mode=rw",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except sqlite3.Error as error:
+            raise DatabaseError(str(_explained(error, self.path))) from None
+
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        with self._explaining():
+            if not _check_ours(self._connection, self.path):
+                execute(f"PRAGMA page_size={_PAGE_SIZE}")
+                execute("PRAGMA auto_vacuum=INCREMENTAL")
+            # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
+            # and tried again by the caller.
+            if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                execute("PRAGMA journal_mode=WAL")
+            execute("PRAGMA synchronous=NORMAL")
+            execute("PRAGMA foreign_keys=ON")
+            execute("PRAGMA trusted_schema=OFF")
+        with self.transaction():
+            if not _check_ours(self._connection, self.path):
+                self._create()
+
+    def _create(self) -> None:
+        """Make the tables, inside the caller's transaction (so not by executescript)."""
+        import sqlite3
+
+        strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
+        for statement in _SCHEMA.format(strict=strict).split(";\n"):
+            if statement.strip():
+                self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        self._connection.execute(f"PRAGMA user_version={_USER_VERSION}")
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        import sqlite3
+
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, under the write lock. Raises _Busy, DatabaseError."""
+        with self._explaining():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # A full disk or an I/O error has rolled back already; a second ROLLBACK would
+                # fail and hide the reason.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Checkpoint and close; the last one out leaves no -wal and no -shm.
+
+        A reader of ours holds its snapshot for milliseconds, so the last checkpoint is tried for
+        a second; a `-wal` that stays costs nothing but its name.
+        """
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            deadline = time.monotonic() + 1.0
+            while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+        self._connection.close()
+
+    # A run's beginning and end.
+
+    def find_run(self, dag_id: str, run_id: str) -> _RunRow | None:
+        """The run of this id."""
+        return _find_run(self._connection, dag_id, run_id)
+
+    def live_runs(self, dag_id: str) -> list[_RunRow]:
+        """The DAG's runs that read `running`."""
+        rows = self._connection.execute(
+            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE state = 'running' AND dag_id = ? "
+            "ORDER BY id",
+            (dag_id,),
+        )
+        return [_RunRow(*row) for row in rows]
+
+    def create_run(
+        self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
+    ) -> None:
+        """Insert the run, inside the caller's transaction."""
+        execute = self._connection.execute
+        schedule = getattr(dag, "schedule", None)
+        execute(
+            "INSERT INTO dag (dag_id, description, fileloc, doc_md, tags, schedule) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (dag_id) DO UPDATE SET "
+            "description = excluded.description, fileloc = excluded.fileloc, "
+            "doc_md = excluded.doc_md, tags = excluded.tags, schedule = excluded.schedule",
+            (
+                dag.dag_id,
+                dag.description,
+                os.path.abspath(dag.fileloc) if dag.fileloc else None,
+                dag.doc_md,
+                json.dumps(sorted(map(str, dag.tags))),
+                None if schedule is None else str(schedule),
+            ),
+        )
+        self.run_row = execute(
+            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
+            "VALUES (?, ?, 'queued', ?, ?, ?)",
+            (dag.dag_id, run_id, logical_date and _iso(logical_date), _iso(_utcnow()), conf),
+        ).lastrowid or 0
+
+    def claim_run(self, run_row: int, owner: str, owner_process: str) -> None:
+        """Make this the run's owner, inside the caller's transaction."""
+        self.run_row, self.owner = run_row, owner
+        self._connection.execute(
+            "UPDATE dag_run SET state = 'running', owner = ?, owner_process = ?, heartbeat = ?, "
+            "reason = NULL, end_date = NULL, stop_requested = NULL WHERE id = ?",
+            (owner, owner_process, _iso(_utcnow()), run_row),
+        )
+
+    def recorded_instances(self) -> dict[tuple[str, int], tuple[int, str | None, int, int, int]]:
+        """The run's task instances: (id, state, try_number, max_tries, lost) by task and index."""
+        rows = self._connection.execute(
+            "SELECT task_id, map_index, id, state, try_number, max_tries, lost "
+            "FROM task_instance WHERE dag_run_id = ?",
+            (self.run_row,),
+        )
+        return {(row[0], row[1]): row[2:] for row in rows}
+
+    def reset_instances(self, ids: Collection[int], max_tries: Mapping[int, int]) -> None:
+        """Put ended or lost instances back to no state; their attempts go to the history."""
+        many = self._connection.executemany
+        keys = [(i,) for i in ids]
+        many(_TO_HISTORY, [(_iso(_utcnow()), "interrupted: its scheduler died", i) for i in ids])
+        many("DELETE FROM xcom WHERE task_instance_id = ?", keys)
+        many(
+            "UPDATE task_instance SET lost = lost + (state IS 'running'), state = NULL, "
+            "start_date = NULL, end_date = NULL, pid = NULL, error = NULL, max_tries = ? "
+            "WHERE id = ?",
+            [(max_tries[i], i) for i in ids],
+        )
+
+    def fail_poisoned(self, row_id: int, why: str) -> None:
+        """Fail an instance whose every attempt takes its scheduler with it."""
+        self._connection.execute(
+            "UPDATE task_instance SET state = 'failed', error = ? WHERE id = ?", (why, row_id)
+        )
+
+    def remove_instances(self, ids: Iterable[int]) -> None:
+        """Mark instances whose task is gone from the code."""
+        self._connection.executemany(
+            "UPDATE task_instance SET state = 'removed' WHERE id = ?", [(i,) for i in ids]
+        )
+
+    def add_instances(self, instances: Iterable[_Instance]) -> None:
+        """Insert task instances and give each its row id, inside the caller's transaction."""
+        row_id = self._connection.execute("SELECT max(id) FROM task_instance").fetchone()[0] or 0
+        rows = []
+        for instance in instances:
+            row_id += 1
+            instance.row_id = row_id
+            rows.append((row_id, self.run_row, instance.task_id, instance.map_index,
+                         instance.max_tries, json.dumps(list(instance.node.task._upstream))))
+        self._connection.executemany(
+            "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
+            "upstream_task_ids) VALUES (?, ?, ?, ?, 0, ?, ?)",
+            rows,
+        )
+
+    def refresh_edges(self, instances: Iterable[_Instance]) -> None:
+        """Record what today's code lets the instances wait for."""
+        self._connection.executemany(
+            "UPDATE task_instance SET upstream_task_ids = ? WHERE id = ?",
+            [(json.dumps(list(i.node.task._upstream)), i.row_id) for i in instances],
+        )
+
+    def end_run(self, state: DagRunState, reason: str | None) -> None:
+        """Record the run's end, inside the caller's transaction."""
+        done = self._connection.execute(
+            "UPDATE dag_run SET state = ?, reason = ?, end_date = ?, owner = NULL "
+            "WHERE id = ? AND owner = ?",
+            (state.value, reason, _iso(_utcnow()), self.run_row, self.owner),
+        )
+        self._expect(1, done.rowcount)
+
+    def close_dead_run(self, run_row: int, reason: str) -> None:
+        """Mark a run whose owner is dead as failed, and its attempts as interrupted."""
+        execute = self._connection.execute
+        ids = [row[0] for row in execute(
+            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
+            "('running', 'up_for_retry')",
+            (run_row,),
+        )]
+        self._connection.executemany(
+            _TO_HISTORY, [(_iso(_utcnow()), f"interrupted: {reason}", i) for i in ids]
+        )
+        self._connection.executemany(
+            "UPDATE task_instance SET max_tries = max_tries + (state IS 'running'), "
+            "lost = lost + (state IS 'running'), state = NULL, "
+            "start_date = NULL, end_date = NULL, pid = NULL, error = NULL WHERE id = ?",
+            [(i,) for i in ids],
+        )
+        execute(
+            "UPDATE dag_run SET state = 'failed', reason = ?, end_date = ?, owner = NULL "
+            "WHERE id = ?",
+            (reason, _iso(_utcnow()), run_row),
+        )
+
+    # A run's turns.
+
+    def record(self, batch: _Batch) -> None:
+        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
+        with self.transaction():
+            self._record_finished(batch.finished)
+            self._record_interrupted(batch.interrupted)
+            self._record_marked(batch.marked)
+            self._record_started(batch.started)
+            if batch.logs:
+                self._record_logs(batch.logs)
+
+    def _record_finished(self, finished: Sequence[_Finished]) -> None:
+        if not finished:
+            return
+        many = self._connection.executemany
+        done = many(
+            f"UPDATE task_instance SET state = ?, end_date = ?, error = ?, lost = 0 {_IF_OURS}",
+            [
+                (f.state.value, f.ended, f.error, f.attempt.instance.row_id,
+                 f.attempt.try_number, self.owner)
+                for f in finished
+            ],
+        )
+        self._expect(len(finished), done.rowcount)
+        xcoms = [(f.attempt.instance.row_id, *xcom) for f in finished for xcom in f.xcoms]
+        if xcoms:
+            many(
+                "INSERT OR REPLACE INTO xcom (task_instance_id, key, type, preview, length, value) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                xcoms,
+            )
+
+    def _record_interrupted(self, interrupted: Sequence[tuple[_Attempt, str, str]]) -> None:
+        for attempt, ended, why in interrupted:
+            row_id = attempt.instance.row_id
+            self._connection.execute(_TO_HISTORY, (ended, why, row_id))
+            done = self._connection.execute(
+                "UPDATE task_instance SET state = NULL, start_date = NULL, end_date = NULL, "
+                f"pid = NULL, error = NULL, max_tries = max_tries + 1 {_IF_OURS}",
+                (row_id, attempt.try_number, self.owner),
+            )
+            self._expect(1, done.rowcount)
+
+    def _record_marked(self, marked: Sequence[_Instance]) -> None:
+        if not marked:
+            return
+        done = self._connection.executemany(
+            "UPDATE task_instance SET state = ? WHERE id = ? AND try_number = ? AND "
+            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
+            [(i.state and i.state.value, i.row_id, i.try_number, self.owner) for i in marked],
+        )
+        self._expect(len(marked), done.rowcount)
+
+    def _record_started(self, started: Sequence[_Attempt]) -> None:
+        if not started:
+            return
+        again = [a.instance.row_id for a in started if a.try_number > 1]
+        if again:
+            self._connection.executemany(_TO_HISTORY, [(None, None, i) for i in again])
+            self._connection.executemany(
+                "DELETE FROM xcom WHERE task_instance_id = ?", [(i,) for i in again]
+            )
+        done = self._connection.executemany(
+            "UPDATE task_instance SET state = 'running', try_number = ?1, start_date = ?2, "
+            "end_date = NULL, pid = ?3, error = NULL WHERE id = ?4 AND try_number = ?1 - 1 AND "
+            "(state IS NULL OR state = 'up_for_retry') AND "
+            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?5",
+            [(a.try_number, a.started, a.pid, a.instance.row_id, self.owner) for a in started],
+        )
+        self._expect(len(started), done.rowcount)
+
+    def _record_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO task_log (task_instance_id, try_number, part, text) "
+            "SELECT id, ?, ?, ? FROM task_instance WHERE id = ? AND try_number = ? AND "
+            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
+            [
+                (a.try_number, part, text, a.instance.row_id, a.try_number, self.owner)
+                for a, part, text in logs
+            ],
+        )
+
+    def beat(self) -> bool:
+        """Say that the owner lives; whether a stop was requested. Raises _Fenced, _Busy."""
+        with self.transaction():
+            done = self._connection.execute(
+                "UPDATE dag_run SET heartbeat = ? WHERE id = ? AND owner = ?",
+                (_iso(_utcnow()), self.run_row, self.owner),
+            )
+            self._expect(1, done.rowcount)
+        return self.stop_requested()
+
+    def stop_requested(self) -> bool:
+        """Whether another process asked this run to stop."""
+        with self._explaining():
+            row = self._connection.execute(
+                "SELECT stop_requested FROM dag_run WHERE id = ?", (self.run_row,)
+            ).fetchone()
+        return row is not None and row[0] is not None
+
+    def _expect(self, rows: int, found: int) -> None:
+        if found != rows:
+            raise _Fenced(
+                "another process has taken this run over, or its rows were deleted: nothing more "
+                "of it is written here"
+            )
+
+    def input(self, task_id: str, key: str, most: int) -> list[tuple[str, int, str, bytes | None]]:
+        """(task_id, map_index, key, value) of an XCom; the value is None if over `most` bytes."""
+        with self._explaining():
+            return self._connection.execute(
+                f"{_PULL} AND key = ?", (most, self.run_row, task_id, key)
+            ).fetchall()
+
+    def inputs(self, task_id: str, most: int) -> list[tuple[str, int, str, bytes | None]]:
+        """The same of all XComs of a task."""
+        with self._explaining():
+            return self._connection.execute(_PULL, (most, self.run_row, task_id)).fetchall()
+
+    def release_waiting(self) -> None:
+        """What waited for a retry has no state again: its run ends. Inside a transaction."""
+        waiting = self._connection.execute(
+            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state = 'up_for_retry'",
+            (self.run_row,),
+        ).fetchall()
+        self._connection.executemany(_TO_HISTORY, [(None, None, *row) for row in waiting])
+        self._connection.executemany(
+            "UPDATE task_instance SET state = NULL, start_date = NULL, end_date = NULL, "
+            "pid = NULL, error = NULL WHERE id = ?",
+            waiting,
+        )
+
+    def delete_run(self, run_row: int) -> None:
+        """Delete a run with all that belongs to it, and give the disk space back."""
+        with self.transaction():
+            self._connection.execute("DELETE FROM dag_run WHERE id = ?", (run_row,))
+        # In steps: one large vacuum would write all the pages to the WAL at once.
+        with self._explaining():
+            while self._connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                self._connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+_IF_OURS = (
+    "WHERE id = ? AND try_number = ? AND state = 'running' AND "
+    "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?"
+)
+# The latest attempt becomes an earlier one; with its own end where it has one.
+_TO_HISTORY = (
+    "INSERT INTO task_instance_history (task_instance_id, try_number, state, start_date, end_date, "
+    "pid, error) SELECT id, try_number, CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' "
+    "THEN 'interrupted' ELSE state END, start_date, coalesce(end_date, ?), pid, "
+    "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
+)
+_PULL = (
+    "SELECT task_id, map_index, key, CASE WHEN length(value) <= ? THEN value END "
+    "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
+    "WHERE dag_run_id = ? AND task_id = ?"
+)
+
+
+def _until_unlocked(path: Path, act: Callable[[], T], limit: float | None = None) -> T:
+    """Do it, again and again while somebody else holds the write lock. Raises DatabaseError."""
+    limit = _LOCKED_LIMIT if limit is None else limit
+    deadline = time.monotonic() + limit
+    while True:
+        try:
+            return act()
+        except _Busy:
+            if time.monotonic() > deadline:
+                raise DatabaseError(f"{path} was locked by another process for {limit:g} s") from None
+            time.sleep(0.02)
+
+
+# Looks: each is handed to `_read`.
+
+
+def _find_run(
+    connection: sqlite3.Connection, dag_id: str, run_id: str | None = None
+) -> _RunRow | None:
+    chosen = "AND run_id = ?" if run_id is not None else ""
+    row = connection.execute(
+        f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE dag_id = ? {chosen} ORDER BY id DESC LIMIT 1",
+        (dag_id,) if run_id is None else (dag_id, run_id),
+    ).fetchone()
+    return _RunRow(*row) if row else None
+
+
+def _select_runs(
+    connection: sqlite3.Connection,
+    dag_id: str | None = None,
+    state: str | None = None,
+    limit: int | None = None,
+) -> list[_RunRow]:
+    """Runs, newest first."""
+    rows = connection.execute(
+        f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE dag_id = coalesce(?1, dag_id) AND "
+        "state = coalesce(?2, state) ORDER BY id DESC LIMIT ?3",
+        (dag_id, state, -1 if limit is None else limit),
+    )
+    return [_RunRow(*row) for row in rows]
+
+
+def _select_run_ids(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return connection.execute("SELECT dag_id, run_id FROM dag_run ORDER BY id DESC").fetchall()
+
+
+def _select_run_counts(connection: sqlite3.Connection, run_row: int) -> dict[str | None, int]:
+    """How many task instances of a run are in each state."""
+    return dict(
+        connection.execute(
+            "SELECT state, count(*) FROM task_instance WHERE dag_run_id = ? GROUP BY state",
+            (run_row,),
+        )
+    )
+
+
+def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    """Every DAG's metadata, with the number of its runs and its newest one."""
+    rows = connection.execute(
+        "SELECT dag.dag_id, description, fileloc, doc_md, tags, schedule, count(dag_run.id), "
+        "max(dag_run.id) FROM dag LEFT JOIN dag_run USING (dag_id) GROUP BY dag.dag_id "
+        "ORDER BY dag.dag_id"
+    ).fetchall()
+    names = ("dag_id", "description", "fileloc", "doc_md", "tags", "schedule", "runs")
+    dags = []
+    for *values, newest in rows:
+        run = connection.execute(
+            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE id = ?", (newest,)
+        ).fetchone()
+        dags.append({**dict(zip(names, values, strict=True)), "newest": run and _RunRow(*run)})
+    return dags
+
+
+_INSTANCE_COLUMNS = (
+    "task_id, map_index, state, try_number, max_tries, start_date, end_date, pid, error, "
+    "upstream_task_ids"
+)
+
+
+def _select_instances(
+    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
+) -> list[tuple[Any, ...]]:
+    """A run's task instances, in the order in which the DAG has them."""
+    return connection.execute(
+        f"SELECT {_INSTANCE_COLUMNS} FROM task_instance WHERE dag_run_id = ?1 AND "
+        "task_id = coalesce(?2, task_id) ORDER BY id",
+        (run_row, task_id),
+    ).fetchall()
+
+
+def _select_attempts(connection: sqlite3.Connection, run_row: int, task_id: str) -> list[Any]:
+    """(map_index, try_number, state, start_date, end_date, pid, error) of a task's attempts."""
+    return connection.execute(
+        "SELECT map_index, task_attempt.try_number, task_attempt.state, task_attempt.start_date, "
+        "task_attempt.end_date, task_attempt.pid, task_attempt.error FROM task_attempt "
+        "JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE dag_run_id = ? AND task_id = ? ORDER BY map_index, task_attempt.try_number",
+        (run_row, task_id),
+    ).fetchall()
+
+
+def _select_log(
+    connection: sqlite3.Connection,
+    run_row: int,
+    task_id: str | None,
+    map_index: int | None,
+    try_number: int | None,
+) -> list[tuple[str, int, int, str]]:
+    """(task_id, map_index, try_number, text) of the stored output, in order."""
+    return connection.execute(
+        "SELECT task_id, map_index, task_log.try_number, text FROM task_log "
+        "JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) AND "
+        "map_index = coalesce(?3, map_index) AND task_log.try_number = "
+        "coalesce(?4, task_log.try_number) ORDER BY task_instance.id, task_log.try_number, part",
+        (run_row, task_id, map_index, try_number),
+    ).fetchall()
+
+
+def _select_xcoms(
+    connection: sqlite3.Connection, run_row: int, task_id: str | None = None, values: bool = True
+) -> list[tuple[str, int, str, str, str, bytes | None]]:
+    """(task_id, map_index, key, type, preview, value) of a run's XComs, in order."""
+    return connection.execute(
+        f"SELECT task_id, map_index, key, type, preview, {'value' if values else 'NULL'} "
+        "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) ORDER BY task_instance.id, xcom.id",
+        (run_row, task_id),
+    ).fetchall()
+
+
+def _select_values(
+    connection: sqlite3.Connection, run_row: int, task_id: str, key: str
+) -> list[tuple[int, bytes]]:
+    """(map_index, value) of a task's XComs of one key, by index."""
+    return connection.execute(
+        "SELECT map_index, value FROM xcom JOIN task_instance ON "
+        "task_instance.id = task_instance_id WHERE dag_run_id = ? AND task_id = ? AND key = ? "
+        "ORDER BY map_index",
+        (run_row, task_id, key),
+    ).fetchall()
+
+
+# --- Values: the only pickle ----------------------------------------------------------------------
+
+_PICKLE_PROTOCOL = 5
+_PREVIEW = 80  # characters of a value's preview
+_VALUE_LIMIT = 1_000_000_000 - 100_000  # bytes; SQLite's limit of a row is 1,000,000,000
+
+
+def _dump(value: Any) -> bytes:
+    import pickle
+
+    return pickle.dumps(value, _PICKLE_PROTOCOL)
+
+
+def _load(data: bytes, script: str | None = None) -> Any:
+    """The value of a pickle; classes of the script come from whatever `__main__` is here.
+
+    Raises AttributeError or ModuleNotFoundError that names the class and the script it is in.
+    """
+    import pickle
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            module = _module_name(module)
+            try:
+                return super().find_class(module, name)
+            except (AttributeError, ModuleNotFoundError) as error:
+                if module != "__main__":
+                    raise
+                where = script or "the script that stored the value"
+                raise AttributeError(
+                    f"the value is of class {name!r} of {where}, which is not the running "
+                    "script: read it there, or define the class in a module of its own"
+                ) from error
+
+    return Unpickler(io.BytesIO(data)).load()
+
+
+_NO_CALL = _dump(((), {}))
+
+
+def _dump_call(task: BaseOperator) -> bytes:
+    """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
+    args, kwargs = task._call()
+    if not args and not kwargs:
+        return _NO_CALL
+    try:
+        return _dump((args, kwargs))
+    except Exception:  # pickling runs the arguments' own code, which may raise anything
+        for name, value in [*enumerate(args, 1), *kwargs.items()]:
+            try:
+                _dump(value)
+            except Exception as error:  # as above
+                raise UnreachableTask(
+                    f"task {task.task_id!r}: argument {name!r} is a {type(value).__name__}, which "
+                    f"can't be sent to a worker ({type(error).__name__}: {error}): hand over plain "
+                    "data, or make the object inside the task"
+                ) from None
+        raise
+
+
+def _dump_settings(task: BaseOperator) -> bytes:
+    """What a worker has to know of a task that it finds by its function's name alone."""
+    own = {name: value for name, value in task.__dict__.items() if name in _TASK_SETTINGS}
+    return _dump((own, list(task._upstream), list(task._downstream)))
+
+
+def _value_of(task_id: str, key: str, absent_is_none: bool) -> Any:
+    """Called by unpickling a task's arguments: the value that stands for a result."""
+    return _running_job().value(task_id, key, absent_is_none)
+
+
+def _param_of(name: str, default: Any) -> Any:
+    """Called by unpickling a task's arguments: the value of an argument of a @dag function."""
+    return _running_job().run.info["conf"].get(name, default)
+
+
+def _xcom_row(key: str, value: Any) -> _XComRow:
+    """A value pickled, with its type, a short preview and its length. Raises what pickling does."""
+    data = _dump(value)
+    if len(data) > _VALUE_LIMIT:
+        raise AirflowFailException(
+            f"the value of {key!r} has {len(data):,} bytes pickled, more than the database holds "
+            f"({_VALUE_LIMIT:,}): write it to a file and return the path"
+        )
+    kind = type(value)
+    length = len(value) if isinstance(value, (list, tuple, dict)) else None
+    return _XComRow(key, kind.__qualname__, _preview(value), length, data)
+
+
+def _preview(value: Any) -> str:
+    if value is None or type(value) in (bool, int, float) or type(value) is str and len(value) < 60:
+        text = repr(value)
+    else:
+        import reprlib
+
+        short = reprlib.Repr()
+        short.maxstring = short.maxother = short.maxlong = 60
+        try:
+            text = short.repr(value)
+        except Exception as error:  # a user's __repr__ may raise anything; the value is fine
+            text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
+
+
+# --- Worker: everything here runs where a task runs -----------------------------------------------
+
+_MESSAGE_LIMIT = 64 * 1024  # bytes; a pipe takes that much at once, more goes through a file
+_ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
+_UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
+
+
+class _WorkerRun:
+    """A run as a worker knows it: where its DAG is found, and what every task's context has."""
+
+    def __init__(self, info: dict[str, Any], dag: Dag | None = None) -> None:
+        self.info = info
+        self._found: Dag | None = dag
+        self._imported = dag is not None
+        self._tasks: dict[str, BaseOperator] = {}
+        self._shell: Dag | None = None
+
+    def restore(self) -> None:
+        """Give the process the environment and working directory that run() was called in."""
+        environ = self.info["environ"]
+        if vars(os.environ)["_data"] != environ:
+            os.environ.clear()
+            for name, value in environ.items():
+                os.environ[os.fsdecode(name)] = os.fsdecode(value)
+        with contextlib.suppress(OSError):  # it may be gone, for run() as for us
+            if os.getcwd() != self.info["cwd"]:
+                os.chdir(self.info["cwd"])
+
+    def import_dag(self) -> None:
+        """Import the module that builds the DAG, if one does. Raises what importing raises."""
+        if self._imported:
+            return
+        module, dag_id, n = self.info["key"]
+        if module:
+            _import(module, self.info["module_path"])
+        self._found = _built.get((module, dag_id, n))
+        self._imported = True
+
+    def find(
+        self, task_id: str, function: str, by_name: bool, settings: bytes | None = None
+    ) -> BaseOperator:
+        """The task, from the DAG or by the name of its function. Raises UnreachableTask."""
+        found = self._tasks.get(task_id)
+        if found is None:
+            found = self._tasks[task_id] = self._look_up(task_id, function, by_name, settings)
+        return found
+
+    def _look_up(
+        self, task_id: str, function: str, by_name: bool, settings: bytes | None
+    ) -> BaseOperator:
+        task = self._found.task_dict.get(task_id) if self._found is not None else None
+        # A DAG that the import built another way may mean another function by this task id.
+        if task is not None and _function_name(task) == function:
+            return task
+        named = _resolve(function) if by_name else None
+        if named is None:
+            raise UnreachableTask(task_id)
+        return self._stand_in(task_id, named, settings)
+
+    def _stand_in(
+        self, task_id: str, function: Callable[..., Any], settings: bytes | None
+    ) -> BaseOperator:
+        """A task like the scheduler's, around a function found by its name."""
+        own, upstream, downstream = _load(settings) if settings else ({}, [], [])
+        if self._shell is None:
+            self._shell = Dag(self.info["dag_id"])
+        signature = _build_signature(function)
+        task = _FunctionOperator(function, signature, (), {}, task_id=task_id, **own)
+        task.dag = self._shell
+        task._upstream, task._downstream = dict.fromkeys(upstream), dict.fromkeys(downstream)
+        return task
+
+
+def _function_name(task: BaseOperator) -> str:
+    """`module:qualname` of the function behind a task, or of its class: in every process the same."""
+    named: Any = task._function() or type(task)
+    module = _module_name(getattr(named, "__module__", None) or "")
+    return f"{module}:{getattr(named, '__qualname__', '?')}"
+
+
+def _import(module: str, path: str | None) -> None:
+    """Import the module as the scheduler has it: by its name, or else from its file."""
+    if module == "__main__":
+        return  # multiprocessing has imported it, as __mp_main__
+    import importlib.util
+
+    loaded = sys.modules.get(module)
+    if loaded is not None and _same_file(getattr(loaded, "__file__", None), path):
+        return
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # ValueError: a module without a spec is in the way
+        spec = None
+    if spec is not None and _same_file(spec.origin, path):
+        importlib.import_module(module)
+        return
+    if path is None:
+        return
+    spec = importlib.util.spec_from_file_location(module, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} can't be imported as a module")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[module] = made
+    spec.loader.exec_module(made)
+
+
+def _same_file(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one == other
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def _resolve(function: str) -> Callable[..., Any] | None:
+    """The function of this `module:qualname`; what `@task` made of it is looked through."""
+    module, _, name = function.partition(":")
+    if module not in sys.modules:
+        import importlib
+
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return None
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, _TaskFunction):
+        found = found.__wrapped__
+    return found if callable(found) else None
+
+
+class _Job:
+    """The attempt that runs here now."""
+
+    def __init__(self, run: _WorkerRun, message: tuple[Any, ...]) -> None:
+        (_, _, self.task_id, function, self.map_index, self.try_number, self.max_tries,
+         self.started, self._call, settings, self._inputs, self.timeout) = message
+        self.run = run
+        self.task = run.find(self.task_id, function, settings is not None, settings)
+        self.pushed: dict[str, _XComRow] = {}
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The task's arguments, every result in them replaced by its value."""
+        call: tuple[tuple[Any, ...], dict[str, Any]] = _load(self._call, self.run.info["fileloc"])
+        return call
+
+    def value(self, task_id: str, key: str, absent_is_none: bool) -> Any:
+        """The value of an upstream's XCom, the same object each time within one attempt."""
+        if (task_id, key) not in self._values:
+            found = self._input(task_id, key)
+            if found is None and not absent_is_none:
+                raise XComNotFound(f"task {task_id!r} stored no XCom {key!r}")
+            self._values[task_id, key] = (
+                None if found is None else _load(found, self.run.info["fileloc"])
+            )
+        return self._values[task_id, key]
+
+    def _input(self, task_id: str, key: str) -> bytes | None:
+        if (task_id, -1, key) not in self._inputs:
+            return None
+        data: bytes | None = self._inputs[task_id, -1, key]
+        return data if data is not None else dict(self._read(task_id, key)).get(-1)
+
+    def _read(self, task_id: str, key: str) -> list[tuple[int, bytes]]:
+        """Values read from the database, where this worker is on its machine."""
+        path = self.run.info["db_path"]
+        if path is None:
+            raise AirflowException(
+                f"xcom_pull({task_id!r}) of a task that is not directly upstream: this worker is "
+                "on a foreign executor, which brings only the XComs of direct upstream tasks"
+            )
+        row = self.run.info["run_row"]
+        return _read(Path(path), lambda db: _select_values(db, row, task_id, key))
+
+    def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
+        """(map_index, value) of a task's XComs of one key, its own pushes included."""
+        if task_id == self.task_id:
+            row = self.pushed.get(key)
+            found = [] if row is None else [(self.map_index, row.value)]
+        elif self.run.info["db_path"] is None and task_id in self.task._upstream:
+            data = self._input(task_id, key)
+            found = [] if data is None else [(-1, data)]
+        else:
+            found = self._read(task_id, key)
+        return [(i, _load(data, self.run.info["fileloc"])) for i, data in found]
+
+    @functools.cached_property
+    def context(self) -> Context:
+        """The task's context: a dict with Airflow's keys."""
+        return _make_context(self)
+
+
+_job: contextvars.ContextVar[_Job] = contextvars.ContextVar("liteflow_job")
+
+
+def _running_job() -> _Job:
+    try:
+        return _job.get()
+    except LookupError:
+        raise RuntimeError("there is no running task: this is for use inside one") from None
+
+
+def get_current_context() -> Context:
+    """The context of the task that runs here. Raises RuntimeError outside a task."""
+    return _running_job().context
+
+
+class _Variables:
+    """`var.value.NAME`, `var.value.get(NAME, default)`, and the same with `var.json`."""
+
+    def __init__(self, json: bool) -> None:
+        self._json = json
+
+    def get(self, key: str, default: Any = ...) -> Any:
+        return Variable.get(key, default, self._json)
+
+    def __getattr__(self, key: str) -> Any:
+        return self.get(key)
+
+
+def _make_context(job: _Job) -> Context:
+    info, task = job.run.info, job.task
+    run = _dag_run_of(info)
+    ti = _running_instance(job)
+    ti.task = task
+    context: Context = {
+        "conn": None, "dag": task.dag, "dag_run": run, "inlet_events": {}, "inlets": [],
+        "macros": sys.modules[__name__], "map_index_template": None, "outlet_events": {},
+        "outlets": [], "params": _task_params(task, info["params"], info["conf"]),
+        "prev_data_interval_end_success": None, "prev_data_interval_start_success": None,
+        "prev_end_date_success": None, "prev_start_date_success": None,
+        "run_id": info["run_id"], "task": task, "task_instance": ti,
+        "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{info['run_id']}",
+        "task_reschedule_count": 0, "templates_dict": None, "ti": ti,
+        "triggering_asset_events": {},
+        "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
+    }
+    when = run.logical_date
+    if when is not None:
+        context |= {
+            "data_interval_end": when, "data_interval_start": when,
+            "ds": when.strftime("%Y-%m-%d"), "ds_nodash": when.strftime("%Y%m%d"),
+            "logical_date": when, "ts": when.isoformat(),
+            "ts_nodash": when.strftime("%Y%m%dT%H%M%S"),
+            "ts_nodash_with_tz": when.isoformat().replace("-", "").replace(":", ""),
+        }
+    return context
+
+
+def _run_job(job: _Job, guard: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
+    """Run one attempt; (status, error, xcoms) as plain data, whatever the task does.
+
+    `guard` is entered around the task's own code: within it the process may be told to end.
+    """
+    token = _job.set(job)
+    try:
+        try:
+            with guard():
+                args, kwargs = job.arguments()
+                result = job.task._run(args, kwargs, job.context)
+            _store_result(job, result)
+            status, error = _Status.SUCCESS, None
+        except AirflowSkipException as skip:
+            status, error = _Status.SKIPPED, _one_line(skip)
+        except (AirflowFailException, AirflowSensorTimeout) as failure:
+            status, error = _Status.FATAL, _traceback(failure)
+        except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
+            status, error = _Status.FAILED, _traceback(failure)
+    finally:
+        _job.reset(token)
+    return status.value, error, [tuple(row) for row in job.pushed.values()]
+
+
+def _store_result(job: _Job, result: Any) -> None:
+    """Turn the result into XComs. Raises a TypeError that says what can't be stored."""
+    if result is None or not job.task.do_xcom_push:
+        return
+    if job.task.multiple_outputs:
+        if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
+            raise TypeError(
+                f"task {job.task_id!r} has multiple_outputs, so it must return a dict with str "
+                f"keys, found {_shown(result)}"
+            )
+        for key, value in result.items():
+            _push(job, key, value, f"returned for {key!r} a")
+    _push(job, "return_value", result, "returned")
+
+
+def _push(job: _Job, key: str, value: Any, said: str) -> None:
+    try:
+        job.pushed[key] = _xcom_row(key, value)
+    except AirflowFailException:
+        raise
+    except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
+        remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
+        raise TypeError(
+            f"{said} {type(value).__name__}, which cannot be pickled: "
+            f"{type(error).__name__}: {error}{remedy}"
+        ) from None
+
+
+def _one_line(error: BaseException) -> str:
+    text = _text_of(error)
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as trouble:  # a user's __str__ may raise anything; the task failed all the same
+        return f"<its text raised {type(trouble).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback as text, without liteflow's own frames; its last line is the reason."""
+    import traceback
+
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException as trouble:  # formatting runs the exception's own code
+        text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
+    if isinstance(error, SystemExit):
+        text += f"task called sys.exit({error.code!r})\n"
+    text = text.rstrip("\n").encode(errors="backslashreplace").decode()
+    if len(text) > _ERROR_LIMIT:
+        half = _ERROR_LIMIT // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
+    return text
+
+
+class _Worker:
+    """A worker process: serves the jobs that come over its pipe, one at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pid = os.getpid()
+        self.runs: dict[str, _WorkerRun] = {}
+        self.folder: str | None = None
+        self.deadline: float | None = None
+        self.timeout: float | None = None
+        self.in_task = False
+        self.terminated = False
+        self.files = 0
+        self._threads = 0
+        self._stdio: tuple[Any, Any] = (None, None)
+
+    def prepare(self) -> None:
+        """Become a worker: a session and streams of its own, and an end with the scheduler."""
+        if hasattr(os, "setsid"):
+            with contextlib.suppress(PermissionError):  # already a leader
+                os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
+        signal.signal(signal.SIGTERM, self._on_term)
+        _die_with_parent()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
+        # Line-buffered, so that a killed task's last words are in its log.
+        sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        self._stdio = (sys.stdout, sys.stderr)
+        sys.breakpointhook = _no_breakpoint
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._recursion = sys.getrecursionlimit()
+        self._threads = threading.active_count()
+
+    def serve(self) -> None:
+        """Answer messages until the scheduler closes the pipe."""
+        self.connection.send_bytes(marshal.dumps(("ready", os.getpid())))
+        while True:
+            try:
+                message = marshal.loads(self.connection.recv_bytes())
+            except (EOFError, OSError):
+                return
+            if message[0] == "file":
+                message = _take_message(message[1])
+            answer = self._answer(message)
+            if answer is not None:
+                self._send(marshal.dumps(answer))
+
+    def _send(self, data: bytes) -> None:
+        if len(data) > _MESSAGE_LIMIT and self.folder is not None:
+            self.files += 1
+            path = os.path.join(self.folder, f"value-{os.getpid()}-{self.files}")
+            _put_message(path, data)
+            data = marshal.dumps(("file", path))
+        with contextlib.suppress(OSError):  # the scheduler is gone, and we soon are
+            self.connection.send_bytes(data)
+
+    def _answer(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        kind = message[0]
+        if kind == "begin":
+            return self._begin(*message[1:])
+        if kind == "find":
+            return _find_all(self.runs[message[1]], message[2])
+        if kind == "log":
+            _, token, path, run_row = message
+            self.runs[token].info["run_row"] = run_row
+            self.folder = os.path.dirname(path)
+            _redirect_output(path)
+            return None
+        if kind == "end":
+            self.runs.pop(message[1], None)
+            return None
+        return self._run(message)
+
+    def _begin(self, token: str, info: dict[str, Any]) -> tuple[Any, ...]:
+        run = self.runs[token] = _WorkerRun(info)
+        sys.path[:] = info["sys_path"]
+        run.restore()
+        try:
+            run.import_dag()
+        except BaseException as error:  # importing runs the user's module: it may even sys.exit
+            return ("begun", _traceback(error))
+        self._flush()
+        self._threads = threading.active_count()
+        return ("begun", None)
+
+    def _run(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
+        run = self.runs[message[1]]
+        run.restore()
+        os.umask(self._umask)
+        _log_to_stderr()
+        job = _Job(run, message)
+        self.timeout = job.timeout
+        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self.terminated = False
+        outcome = _run_job(job, self._guard)
+        if os.getpid() != self.pid:
+            os._exit(0)  # a child of the task came back into our code: it is not heard
+        self._flush()
+        return ("done", *outcome, self.terminated, self._restore())
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Within this, SIGTERM raises in the task."""
+        self.in_task = True
+        try:
+            yield
+        finally:
+            self.in_task = False
+
+    def _on_term(self, signum: int, frame: object) -> None:
+        if os.getpid() != self.pid:  # a child of the task inherits the handler, not the meaning
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.terminated = True
+        if not self.in_task:
+            return
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise AirflowTaskTimeout(f"timeout after {self.timeout:g} s")
+        raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr, *self._stdio):
+            with contextlib.suppress(Exception):  # a task may have put anything there
+                stream.flush()
+
+    def _restore(self) -> str | None:
+        """Undo what a task changed in the process; what can't be undone, and needs a new one."""
+        sys.stdout, sys.stderr = self._stdio
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_term)
+        if sys.getrecursionlimit() != self._recursion:
+            sys.setrecursionlimit(self._recursion)
+        if threading.active_count() > self._threads:
+            return "the task left a thread"
+        return "the task left a child process" if _has_living_child() else None
+
+
+def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
+    raise RuntimeError(
+        "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), in "
+        "one process, to debug it"
+    )
+
+
+def _has_living_child() -> bool:
+    if not hasattr(os, "waitpid") or _WINDOWS:
+        return False
+    try:
+        while True:
+            # Zombies are reaped: the task that could have waited for them has ended.
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                return True
+    except ChildProcessError:
+        return False
+
+
+def _find_all(run: _WorkerRun, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
+    """Which of the tasks can't be found here, and which only by their function's name."""
+    missing, named = [], []
+    for task_id, function, by_name in references:
+        try:
+            if run.find(task_id, function, by_name).dag is not run._found:
+                named.append(task_id)
+                run._tasks.pop(task_id)  # found again, with its settings, by its first job
+        except UnreachableTask:
+            missing.append(task_id)
+    return ("found", missing, named)
+
+
+def _put_message(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def _take_message(path: str) -> tuple[Any, ...]:
+    """Read a message that was too large for the pipe, and delete its file."""
+    with open(path, "rb") as file:
+        message: tuple[Any, ...] = marshal.loads(file.read())
+    os.unlink(path)
+    return message
+
+
+def _redirect_output(path: str) -> None:
+    """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included."""
+    log = os.open(path, os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _log_to_stderr() -> None:
+    """Where nothing else is set up, show INFO and above with times, as people expect."""
+    if not logging.root.handlers:
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+
+
+def _die_with_parent() -> None:
+    """Let the kernel kill this process's group as soon as the scheduler is gone.
+
+    `parent_process().sentinel` reads end-of-file when the scheduler dies, however it dies. With
+    O_ASYNC that raises a signal; with F_SETSIG it is SIGKILL, which needs no thread of ours to
+    run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
+    Elsewhere than on Linux a thread has to do.
+    """
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    try:
+        import fcntl
+
+        set_signal = fcntl.F_SETSIG  # type: ignore[attr-defined, unused-ignore]
+    except (ImportError, AttributeError):
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+        return
+    sentinel = parent.sentinel
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(sentinel, set_signal, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():  # it died before the kernel was told to watch
+        os._exit(1)
+
+
+def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(
+    connection: Connection, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    """Runs in the worker process first of all (the executor's initializer)."""
+    global _worker
+    _worker = _Worker(connection)
+    _worker.prepare()
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _serve() -> None:
+    """Runs in the worker process: the one call that a slot's executor makes."""
+    assert _worker is not None
+    _worker.serve()
+
+
+_remote_runs: dict[str, _WorkerRun] = {}
+
+
+def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
+    """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
+    run = _remote_runs.get(token)
+    if run is None:
+        run = _remote_runs[token] = _WorkerRun(marshal.loads(info))
+        while len(_remote_runs) > 50:
+            del _remote_runs[next(iter(_remote_runs))]
+    run.import_dag()
+    job = marshal.loads(message)
+    if job[0] == "find":
+        return marshal.dumps(_find_all(run, job[2]))
+    return marshal.dumps(("done", *_run_job(_Job(run, job), contextlib.nullcontext), False, None))
+
+
+# --- Runners: slots of worker processes, foreign executors, this process --------------------------
+
+_START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
+_GRACE = 5.0  # seconds from TERM to KILL
+_LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
+_LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
+_TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
+_INLINE = 16 * 1024  # bytes of an upstream's value that travel in the job; more is read from the file
+
+
+class _Outcome(NamedTuple):
+    """How an attempt ended, as its runner reports it. `terminated`: it was told to end."""
+
+    status: _Status
+    error: str | None
+    xcoms: Sequence[_XComRow]
+    terminated: bool = False
+
+
+class _Place(Protocol):
+    """Where one job can be started."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+
+class _Runner(Protocol):
+    """What the run loop knows of where tasks run: start a job, wait for outcomes, end a job."""
+
+    remote: bool  # jobs carry all their inputs: there is no database where they run
+
+    def launch(self) -> None:
+        """Begin to start workers, without waiting for them."""
+
+    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+        """Find every task; the ids of those found by their function's name. Writes nothing.
+
+        Raises UnreachableTask for what can't be found.
+        """
+
+    def open_logs(self, folder: Path, run_row: int) -> None:
+        """The run's private folder, for output and large values, is there."""
+
+    def want(self, jobs: int) -> None:
+        """So many jobs could be started now."""
+
+    def claim(self) -> _Place | None:
+        """A place to start a job at, if there is one now."""
+
+    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+        """Send the job."""
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        """Wait until something happens or `wake` is called; the attempts that ended."""
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        """End a running job: ask it to, and kill it after the grace (at once if `now`)."""
+
+    def output(self) -> list[tuple[_Attempt, int, str]]:
+        """New output of attempts: (attempt, part, text)."""
+
+    def final_output(self) -> list[tuple[_Attempt, int, str]]:
+        """What attempts that ended printed last."""
+
+    def wake(self) -> None:
+        """Let `wait` return; may be called from a signal handler or another thread."""
+
+    def close(self) -> None:
+        """Free all that the run used."""
+
+
+class _Context:
+    """A start method's context whose `Process` remembers the process that it made."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.process: Any = None
+
+    def Process(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        kwargs["name"] = f"{_WORKER_MARK}{os.urandom(4).hex()}"
+        self.process = self._context.Process(*args, **kwargs)
+        return self.process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+class _SlotLog:
+    """The file that a slot's worker writes its output to, read in slices of one attempt each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+        self._start = 0  # of the attempt's slice in the file
+        self._read = 0  # bytes of the slice that are stored, or passed over
+        self._dropped = 0  # bytes of the slice that were cut out of the file
+        self._head = 0
+        self._parts = 0
+
+    def begin(self) -> None:
+        """A new attempt starts: its slice begins where the file ends."""
+        self._start = os.fstat(self._file).st_size
+        if self._start > _LOG_HEAD:
+            os.truncate(self.path, 0)
+            self._start = 0
+        self._read = self._dropped = self._head = self._parts = 0
+
+    def take(self, final: bool) -> list[tuple[int, str]]:
+        """(part, text) of new output; whole lines, unless it is the end of the attempt."""
+        size = os.fstat(self._file).st_size
+        if size < self._start + self._read:  # the task truncated the file
+            if size < self._start:
+                self._start = 0
+            self._read = min(self._read, size - self._start)
+        if size == self._start + self._read and not self._dropped:
+            return []
+        parts = []
+        while self._head < _LOG_HEAD and (text := self._next_of_head(size, final)):
+            self._parts += 1
+            parts.append((self._parts, text))
+        if self._head >= _LOG_HEAD and size > self._start + self._read:
+            parts.append((_TAIL_PART, self._tail(size)))
+        return parts
+
+    def _next_of_head(self, size: int, final: bool) -> str:
+        at = self._start + self._read
+        room = min(size - at, _LOG_HEAD - self._head)
+        data = self._bytes(at, room)
+        if not final and len(data) == room and room < _LOG_HEAD - self._head:
+            data = data[: data.rfind(b"\n") + 1]
+        self._read += len(data)
+        self._head += len(data)
+        return data.decode(errors="replace")
+
+    def _tail(self, size: int) -> str:
+        at = max(self._start + self._read, size - _LOG_TAIL)
+        cut = at - self._start - self._read + self._dropped
+        text = self._bytes(at, size - at).decode(errors="replace")
+        if size - self._start > _LOG_FILE_LIMIT:
+            os.truncate(self.path, 0)
+            self._dropped += size - self._start - self._read
+            self._start = self._read = 0
+        return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        os.lseek(self._file, at, os.SEEK_SET)
+        return os.read(self._file, count)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class _Slot:
+    """One worker process, which serves one pipe and runs one job at a time.
+
+    It is `starting` until its worker reports, `idle` or `busy` afterwards, `asked` while it
+    answers something else than a job, `dead` at the end.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> None:
+        self.state = "starting"
+        self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
+        self.attempt: _Attempt | None = None
+        self.log: _SlotLog | None = None
+        self.logs_for = ""  # token of the run that it writes its output for
+        self.deadline: float | None = time.monotonic() + _START_LIMIT
+        self.reason: str | None = None  # why its job is being ended
+        self.spoilt: str | None = None  # why it must not get another job
+        self.answer: tuple[Any, ...] | None = None
+        self.exitcode: int | None = None
+        self.born = time.monotonic()
+        self._buffer = bytearray()
+        self._start(context, initializer, initargs)
+
+    def _start(
+        self,
+        context: Any,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> None:
+        from concurrent.futures import ProcessPoolExecutor
+
+        ours, theirs = context.Pipe()
+        self.connection: Connection = ours
+        _live_slots.add(self)
+        remembering = _Context(context)
+        made: Any = remembering  # a context to all who use it, but not to a type checker
+        self._executor = ProcessPoolExecutor(
+            1, made, initializer=_start_worker, initargs=(theirs, initializer, initargs)
+        )
+        try:
+            with _may_have_children(), _no_fork_warning(context):
+                served: Future[None] = self._executor.submit(_serve)
+        except BaseException:
+            ours.close()
+            self._executor.shutdown(wait=False)
+            raise
+        finally:
+            theirs.close()  # so that the worker's death is the end of the pipe
+        served.add_done_callback(lambda future: future.exception())
+        self.process: Any = remembering.process
+        self.pid: int = self.process.pid
+        self.pidfd: int | None = None
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self.pidfd = os.pidfd_open(self.pid)
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message of at most _MESSAGE_LIMIT bytes; a dead worker's end is noticed elsewhere."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(marshal.dumps(message))
+
+    def send_job(self, folder: Path, message: tuple[Any, ...]) -> None:
+        """Send a job, through a file if it is too large for the pipe."""
+        data = marshal.dumps(message)
+        if len(data) > _MESSAGE_LIMIT:
+            path = str(folder / f"job-{self.pid}")
+            _put_message(path, data)
+            data = marshal.dumps(("file", path))
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(data)
+
+    def receive(self) -> list[tuple[Any, ...]]:
+        """The messages that are there; state `dead` once there can't be more.
+
+        Never waits: a stopped worker may leave half a message, and a child that the task left
+        keeps the pipe open.
+        """
+        if _WINDOWS:
+            return self._receive_whole()
+        messages = []
+        try:
+            while self.connection.poll(0):
+                data = os.read(self.connection.fileno(), 1 << 20)
+                if not data:
+                    self.state = "dead"
+                    break
+                self._buffer += data
+                if len(data) < 1 << 16:
+                    break
+            messages = list(self._whole_messages())
+        except (OSError, ValueError, EOFError, TypeError):  # broken, or no message of ours
+            self.state = "dead"
+        return messages
+
+    def _whole_messages(self) -> Iterator[tuple[Any, ...]]:
+        # multiprocessing.Connection's frame: four bytes of length, network order.
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if len(self._buffer) < 4 + size:
+                return
+            message = marshal.loads(self._buffer[4 : 4 + size])
+            del self._buffer[: 4 + size]
+            yield _take_message(message[1]) if message[0] == "file" else message
+
+    def _receive_whole(self) -> list[tuple[Any, ...]]:
+        messages = []
+        try:
+            while self.connection.poll(0):
+                message = marshal.loads(self.connection.recv_bytes())
+                messages.append(_take_message(message[1]) if message[0] == "file" else message)
+        except (OSError, EOFError, ValueError, TypeError):
+            self.state = "dead"
+        return messages
+
+    def signal_group(self, number: int) -> None:
+        """Signal the worker and its children (it leads their group, once it has started)."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+                return
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            self.process.kill() if number != signal.SIGTERM else self.process.terminate()
+
+    def ask_to_end(self, reason: str) -> None:
+        """TERM to the group now, KILL after the grace."""
+        if self.reason is None:
+            self.reason = reason
+            self.deadline = time.monotonic() + _GRACE
+            self.signal_group(signal.SIGTERM)
+
+    def has_ended(self, timeout: float = 0) -> bool:
+        """Whether the worker process is gone (its children may not be)."""
+        from multiprocessing.connection import wait
+
+        return bool(wait([self.process.sentinel if self.pidfd is None else self.pidfd], timeout))
+
+    def bury(self) -> None:
+        """Kill what is left of the group, and free all that the slot holds."""
+        self.state = "dead"
+        self.signal_group(_SIGKILL)
+        self.connection.close()
+        # Only now is the exit code to be relied on: the executor's thread reads it as well.
+        self._executor.shutdown(wait=True)
+        self.exitcode = self.process.exitcode
+        self._free()
+
+    def close(self) -> None:
+        """End an idle worker in order, and whatever it left by force."""
+        self.state = "dead"
+        self.connection.close()
+        if not self.has_ended(timeout=2.0):
+            self.signal_group(_SIGKILL)
+        self.bury()
+
+    def _free(self) -> None:
+        _live_slots.discard(self)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    def close_in_child(self) -> None:
+        """In a process that the host forked: let go of what tells the worker that we live."""
+        finalizer = getattr(getattr(self.process, "_popen", None), "finalizer", None)
+        for descriptor in (self.connection.fileno(), *(getattr(finalizer, "_args", None) or ())):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+_live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
+
+
+@functools.cache
+def _set_up_slots() -> None:
+    """Once, when the first slot is made: see to forks of the host and to the interpreter's end."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_let_go_of_slots)
+    # concurrent.futures joins its threads before `atexit` runs; this comes before that.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
+
+        register(_close_pools)
+
+
+def _let_go_of_slots() -> None:
+    for slot in list(_live_slots):
+        with contextlib.suppress(OSError, AttributeError):  # one that is just being made
+            slot.close_in_child()
+    _live_slots.clear()
+    _open_pools.clear()
+
+
+@contextlib.contextmanager
+def _may_have_children() -> Iterator[None]:
+    """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same.
+
+    multiprocessing forbids it since they would outlive a killed parent; ours do not.
+    """
+    import multiprocessing
+
+    config = getattr(multiprocessing.current_process(), "_config", {})
+    daemon = config.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            config["daemon"] = daemon
+
+
+@contextlib.contextmanager
+def _no_fork_warning(context: Any) -> Iterator[None]:
+    """No DeprecationWarning where fork was the only way, or asked for."""
+    if context.get_start_method() != "fork":
+        yield
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _start_context(asked: Any) -> Any:
+    """The multiprocessing context: the one asked for, else forkserver where it exists, else spawn.
+
+    Raises ValueError for an unknown start method.
+    """
+    import multiprocessing
+
+    if asked is not None and not isinstance(asked, str):
+        return asked
+    known = multiprocessing.get_all_start_methods()
+    if asked is not None:
+        if asked not in known:
+            raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
+        return multiprocessing.get_context(asked)
+    if "forkserver" in known and _start_forkserver():
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
+
+
+def _start_forkserver() -> bool:
+    """Begin to start the fork server (it is up in 40 ms); False if this process can't have one."""
+    from multiprocessing import forkserver
+
+    try:
+        forkserver.ensure_running()
+    except ChildProcessError:  # this process was forked from one that has a fork server
+        return False
+    return True
+
+
+def _cpus() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+class WorkerPool:
+    """Worker processes that stay warm between runs, and may serve several runs at once.
+
+    Use it as a context manager: `with WorkerPool(4) as pool: dag.run(executor=pool)`. Each worker
+    runs one task at a time; runs that share the pool take turns. `max_workers` is the number of
+    CPUs this process may use unless given; `mp_context` a start method or a multiprocessing
+    context (forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
+    before any DAG's module is imported. Workers start when they are needed.
+
+    Raises TypeError or ValueError for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: multiprocessing.context.BaseContext | str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        checked = _whole(1)("max_workers", max_workers)
+        self.max_workers: int = min(checked or _cpus(), 61 if _WINDOWS else 1000)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
+        self._initializer = initializer
+        self._initargs = tuple(initargs)
+        self._asked = mp_context
+        if isinstance(mp_context, str):
+            _start_context(mp_context)
+        self._lock = threading.Lock()
+        self._idle: list[_Slot] = []
+        self._count = 0
+        self._closed = False
+        self._runners: list[_SlotRunner] = []
+        self._waiting: collections.deque[_SlotRunner] = collections.deque()
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """End all workers. Runs that still use the pool fail."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            runners = list(self._runners)
+        _open_pools.discard(self)
+        for runner in runners:
+            runner.wake()
+        _close_all(idle)
+
+    def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
+        """A slot for the runner, or None: it stands in line, and the others are told."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the WorkerPool is shut down")
+            first = not self._waiting or self._waiting[0] is runner
+            if first and self._idle:
+                self._leave_line(runner)
+                return self._idle.pop()
+            if not first or self._count >= self.max_workers:
+                if runner not in self._waiting:
+                    self._waiting.append(runner)
+                holders = [other for other in self._runners if other is not runner]
+            else:
+                self._leave_line(runner)
+                self._count += 1
+                holders = None
+        if holders is not None:
+            for holder in holders:
+                holder.wake()
+            return None
+        try:
+            return self._make(context)
+        except BaseException:
+            with self._lock:
+                self._count -= 1
+            raise
+
+    def _make(self, context: Any) -> _Slot:
+        _set_up_slots()
+        _open_pools.add(self)
+        return _Slot(context, self._initializer, self._initargs)
+
+    def _leave_line(self, runner: _SlotRunner) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(runner)
+
+    def _is_wanted(self, runner: _SlotRunner) -> bool:
+        """Whether another run waits for a slot that this one holds."""
+        return any(other is not runner for other in self._waiting)
+
+    def _give_back(self, slot: _Slot) -> None:
+        """A slot that is free for any run, or dead."""
+        keep = slot.state == "idle"
+        with self._lock:
+            keep = keep and not self._closed
+            if keep:
+                self._idle.append(slot)
+            else:
+                self._count -= 1
+            first = self._waiting[0] if self._waiting else None
+        if not keep and slot.state != "dead":
+            slot.close()
+        if first is not None:
+            first.wake()
+
+    def _join(self, runner: _SlotRunner) -> None:
+        with self._lock:
+            self._runners.append(runner)
+
+    def _leave(self, runner: _SlotRunner) -> None:
+        with self._lock:
+            self._leave_line(runner)
+            with contextlib.suppress(ValueError):
+                self._runners.remove(runner)
+            first = self._waiting[0] if self._waiting else None
+        if first is not None:
+            first.wake()
+
+
+_open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _close_pools() -> None:
+    for pool in list(_open_pools):
+        pool.shutdown()
+
+
+def _close_all(slots: Iterable[_Slot]) -> None:
+    """Close idle slots; their workers end side by side."""
+    slots = list(slots)
+    for slot in slots:
+        slot.state = "dead"
+        slot.connection.close()
+    for slot in slots:
+        slot.close()
+
+
+class _SlotRunner:
+    """Runs jobs in the slots of a WorkerPool, and ends those that outlive their timeout."""
+
+    remote = False
+
+    def __init__(self, pool: WorkerPool, own_pool: bool, interactive: bool) -> None:
+        import multiprocessing
+        import selectors
+
+        self.token = os.urandom(8).hex()
+        self._pool = pool
+        self._own_pool = own_pool
+        self._interactive = interactive
+        self._born = time.monotonic()
+        self._held: list[_Slot] = []
+        self._ended: list[tuple[_Attempt, _Outcome]] = []
+        self._last_output: list[tuple[_Attempt, int, str]] = []
+        self._failed_starts = 0
+        self._info: dict[str, Any] = {}
+        self._folder: Path | None = None
+        self._run_row = 0
+        self._selector = None if _WINDOWS else selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        self._awake = False
+        if self._selector is not None:
+            self._selector.register(self._wake_reader.fileno(), 1, None)
+        pool._join(self)
+
+    def launch(self) -> None:
+        """Begin to start the first worker."""
+        self._context = self._choose_context()
+        self._lend()
+
+    def _choose_context(self) -> Any:
+        import multiprocessing
+
+        if not self._interactive or self._pool._asked is not None:
+            return _start_context(self._pool._asked)
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise UnreachableTask(
+                "tasks defined in a notebook, at a prompt or on standard input can't be imported "
+                "by a worker process on this system: put the DAG in a file, or use dag.test()"
+            )
+        return multiprocessing.get_context("fork")
+
+    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+        self._info = info
+        named: set[str] = set()
+        missing: list[str] = []
+        while not self._held:
+            self._lend()
+            if not self._held:
+                self.wait(1.0)
+        slot = self._held[0]
+        for chunk in _chunks(references):
+            self._await(slot, "idle")
+            if self.token not in slot.begun:
+                self._begin_slot(slot)
+                self._await(slot, "idle")
+            slot.state = "asked"
+            slot.send(("find", self.token, chunk))
+            self._await(slot, "idle")
+            assert slot.answer is not None
+            missing += slot.answer[1]
+            named.update(slot.answer[2])
+        if missing:
+            raise UnreachableTask(_unreachable(missing, self._info["key"][0]))
+        return named
+
+    def _await(self, slot: _Slot, state: str) -> None:
+        """Wait for the first worker to get there; what keeps it from it is raised."""
+        while slot.state != state:
+            if slot.state == "dead" or slot not in self._held:
+                raise UnreachableTask("no worker process could be started")
+            self.wait(None)
+
+    def _begin_slot(self, slot: _Slot) -> None:
+        slot.state = "asked"
+        slot.deadline = time.monotonic() + _START_LIMIT
+        slot.send(("begin", self.token, self._info))
+
+    def open_logs(self, folder: Path, run_row: int) -> None:
+        self._folder, self._run_row = folder, run_row
+
+    def _lend(self) -> bool:
+        slot = self._pool._lend(self, self._context)
+        if slot is not None and self._interactive and slot.born < self._born:
+            slot.close()  # forked before the cell that defines the DAG was run
+            self._pool._give_back(slot)
+            slot = self._pool._lend(self, self._context)
+        if slot is None:
+            return False
+        self._held.append(slot)
+        if self._selector is not None:
+            self._selector.register(slot.connection.fileno(), 1, slot)
+            ends = slot.process.sentinel if slot.pidfd is None else slot.pidfd
+            self._selector.register(ends, 1, slot)
+        return True
+
+    def _let_go(self, slot: _Slot) -> None:
+        self._held.remove(slot)
+        if self._selector is not None:
+            self._selector.unregister(slot.connection.fileno())
+            self._selector.unregister(slot.process.sentinel if slot.pidfd is None else slot.pidfd)
+
+    def want(self, jobs: int) -> None:
+        """Have as many slots as there are jobs, as far as the pool has them."""
+        coming = sum(slot.state in ("idle", "starting", "asked") for slot in self._held)
+        while coming < jobs and self._lend():
+            coming += 1
+        for slot in self._held:
+            if slot.state == "idle" and self.token not in slot.begun:
+                self._begin_slot(slot)
+
+    def claim(self) -> _Slot | None:
+        for slot in self._held:
+            if slot.state == "idle" and self.token in slot.begun:
+                slot.state = "claimed"
+                return slot
+        return None
+
+    def start(self, place: _Slot, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+        assert self._folder is not None
+        if place.state == "dead":  # it died between the claim and now; `wait` tells
+            place.attempt = attempt
+            self._ended.append((attempt, self._lost(place)))
+            return
+        if place.logs_for != self.token:
+            self._open_log(place, self._folder)
+        assert place.log is not None
+        place.log.begin()
+        place.attempt, place.state, place.reason = attempt, "busy", None
+        timeout = attempt.instance.node.task.execution_timeout
+        place.deadline = None
+        if timeout is not None:
+            place.deadline = time.monotonic() + timeout.total_seconds()
+        place.send_job(self._folder, ("run", self.token, *message))
+
+    def _open_log(self, slot: _Slot, folder: Path) -> None:
+        if slot.log is not None:
+            slot.log.close()
+        slot.log = _SlotLog(folder / f"log-{slot.pid}")
+        slot.logs_for = self.token
+        slot.send(("log", self.token, str(slot.log.path), self._run_row))
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        if not self._ended:
+            for slot in self._select(self._until_deadline(timeout)):
+                self._look_at(slot)
+        now = time.monotonic()
+        for slot in list(self._held):
+            if slot.deadline is not None and slot.deadline <= now:
+                self._overdue(slot)
+        if self._pool._closed:
+            raise RuntimeError("the WorkerPool was shut down during the run")
+        if self._pool._is_wanted(self):
+            self._hand_over()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _until_deadline(self, timeout: float | None) -> float | None:
+        deadlines = [slot.deadline for slot in self._held if slot.deadline is not None]
+        if any(slot.pidfd is None for slot in self._held):
+            timeout = min(1.0, timeout if timeout is not None else 1.0)
+        if not deadlines:
+            return timeout
+        left = max(0.0, min(deadlines) - time.monotonic())
+        return left if timeout is None else min(left, timeout)
+
+    def _select(self, timeout: float | None) -> list[_Slot]:
+        """The held slots at which something happened."""
+        if self._selector is not None:
+            keys = [key.data for key, _ in self._selector.select(timeout)]
+        else:
+            keys = self._select_on_windows(timeout)
+        if None in keys:
+            self._awake = False
+            while self._wake_reader.poll(0):
+                self._wake_reader.recv_bytes()
+        return list(dict.fromkeys(slot for slot in keys if slot is not None))
+
+    def _select_on_windows(self, timeout: float | None) -> list[_Slot | None]:
+        from multiprocessing.connection import wait
+
+        owners: dict[Any, _Slot | None] = {self._wake_reader: None}
+        for slot in self._held:
+            owners[slot.connection] = owners[slot.process.sentinel] = slot
+        return [owners[ready] for ready in wait(list(owners), timeout)]
+
+    def _look_at(self, slot: _Slot) -> None:
+        for message in slot.receive():
+            self._take(slot, message)
+        if slot.state != "dead" and slot.has_ended():
+            # The last words may have come between the two looks.
+            for message in slot.receive():
+                self._take(slot, message)
+            slot.state = "dead"
+        if slot.state == "dead" or slot.spoilt is not None:
+            self._lose(slot)
+
+    def _take(self, slot: _Slot, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == "done":
+            self._take_outcome(slot, *message[1:])
+            return
+        slot.deadline = None
+        if kind == "ready":
+            self._begin_slot(slot)
+        elif kind == "begun" and message[1] is not None:
+            self._fail_start(slot, f"importing the DAG in a worker failed:\n{message[1]}")
+        else:
+            self._failed_starts = 0
+            slot.begun.add(self.token)
+            slot.answer, slot.state = message, "idle"
+
+    def _take_outcome(
+        self, slot: _Slot, status: str, error: str | None, xcoms: Sequence[tuple[Any, ...]],
+        terminated: bool, spoilt: str | None,
+    ) -> None:
+        if slot.attempt is None:
+            return
+        rows = [_XComRow(*row) for row in xcoms]
+        outcome = _Outcome(_Status(status), error, rows, terminated)
+        if slot.reason is not None:
+            # Told to end, it may catch that and return: it has failed all the same. Only what
+            # had ended before it was told counts.
+            slot.spoilt = slot.reason
+            if terminated or outcome.status is not _Status.SUCCESS:
+                text = f"{error}\n{slot.reason}" if error else slot.reason
+                outcome = _Outcome(_Status.FAILED, text, rows, True)
+        elif spoilt is not None or terminated:
+            slot.spoilt = spoilt or "it was told to end"
+        self._end_job(slot, outcome)
+
+    def _end_job(self, slot: _Slot, outcome: _Outcome) -> None:
+        assert slot.attempt is not None
+        if slot.log is not None:
+            self._last_output += [(slot.attempt, *part) for part in slot.log.take(final=True)]
+        self._ended.append((slot.attempt, outcome))
+        slot.attempt = slot.deadline = slot.reason = None
+        if slot.state != "dead":
+            slot.state = "idle"
+
+    def _overdue(self, slot: _Slot) -> None:
+        if slot.state in ("starting", "asked"):
+            slot.signal_group(_SIGKILL)
+            slot.deadline = None
+            self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
+        elif slot.reason is None:
+            assert slot.attempt is not None
+            limit = slot.attempt.instance.node.task.execution_timeout
+            assert limit is not None
+            slot.ask_to_end(f"timeout after {limit.total_seconds():g} s")
+        else:
+            slot.deadline = None
+            slot.signal_group(_SIGKILL)
+
+    def _lose(self, slot: _Slot) -> None:
+        """A slot's worker is dead, or must not go on."""
+        starting = slot.state != "idle" and slot.attempt is None and slot.spoilt is None
+        never_began = starting and not slot.begun
+        self._let_go(slot)
+        attempt = slot.attempt
+        if attempt is not None and slot.log is not None:
+            slot.signal_group(_SIGKILL)  # so that nothing more is written to the log
+            self._last_output += [(attempt, *part) for part in slot.log.take(final=True)]
+        slot.bury()
+        self._pool._give_back(slot)
+        if attempt is not None:
+            self._ended.append((attempt, self._lost(slot)))
+            slot.attempt = None
+        elif never_began:
+            self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
+
+    def _lost(self, slot: _Slot) -> _Outcome:
+        if slot.reason is not None:
+            return _Outcome(_Status.FAILED, slot.reason, [], True)
+        return _Outcome(_Status.FAILED, _end_of(slot.exitcode), [])
+
+    def _fail_start(self, slot: _Slot, why: str) -> None:
+        """A worker could not start. One may fail; a first one, or several in a row, end the run."""
+        if slot.exitcode == _UNGUARDED:
+            raise UnreachableTask(
+                "the script starts the run while a worker imports it: put the call of run() or "
+                'cli() below `if __name__ == "__main__":`'
+            )
+        if slot in self._held:
+            slot.spoilt = why
+            slot.state = "dead"
+            self._lose(slot)
+        self._failed_starts += 1
+        if self._folder is None or self._failed_starts >= 3 or not self._held:
+            raise UnreachableTask(why)
+
+    def _hand_over(self) -> None:
+        """Another run waits: give back what is idle here."""
+        for slot in list(self._held):
+            if slot.state == "idle":
+                self._let_go(slot)
+                self._pool._give_back(slot)
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        for slot in self._held:
+            if slot.attempt is attempt:
+                slot.ask_to_end(reason)
+                if now:
+                    slot.signal_group(_SIGKILL)
+
+    def output(self) -> list[tuple[_Attempt, int, str]]:
+        fresh, self._last_output = self._last_output, []
+        for slot in self._held:
+            if slot.attempt is not None and slot.log is not None:
+                fresh += [(slot.attempt, *part) for part in slot.log.take(final=False)]
+        return fresh
+
+    def final_output(self) -> list[tuple[_Attempt, int, str]]:
+        """What attempts that ended printed last."""
+        fresh, self._last_output = self._last_output, []
+        return fresh
+
+    def wake(self) -> None:
+        if not self._awake:
+            self._awake = True
+            with contextlib.suppress(OSError):
+                self._wake_writer.send_bytes(b"!")
+
+    def close(self) -> None:
+        held = list(self._held)
+        for slot in held:
+            self._let_go(slot)
+        idle = [slot for slot in held if slot.state == "idle"]
+        for slot in held:
+            if slot.state != "idle":
+                slot.bury()
+                self._pool._give_back(slot)
+        if self._own_pool:
+            for slot in idle:
+                self._pool._idle.append(slot)
+            self._pool.shutdown()
+        else:
+            for slot in idle:
+                slot.send(("end", self.token))
+                slot.begun.discard(self.token)
+                self._pool._give_back(slot)
+        self._pool._leave(self)
+        if self._selector is not None:
+            self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+
+def _end_of(exitcode: int | None) -> str:
+    """How a process ended, for people."""
+    if exitcode is None:
+        return "the worker was lost"
+    if exitcode >= 0:
+        return f"worker exited with code {exitcode} before reporting"
+    try:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"killed by signal {-exitcode}"
+
+
+def _chunks(items: list[Any], size: int = 300) -> Iterator[list[Any]]:
+    for i in range(0, max(1, len(items)), size):
+        yield items[i : i + size]
+
+
+def _unreachable(missing: Sequence[str], module: str) -> str:
+    few = ", ".join(repr(task_id) for task_id in missing[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return (
+        f"task{'s' if len(missing) > 1 else ''} {few}{more} can't be found in a worker process: "
+        f"importing the module {module or 'of its function'!r} does not build the DAG, and its "
+        "function is no plain function of a module. Build the DAG at the top level of its module, "
+        'not below `if __name__ == "__main__":`, or define the functions there'
+    )
+
+
+class _ExecutorRunner:
+    """Runs each job as one `submit` to a concurrent.futures.Executor that somebody else made.
+
+    It can't end a task nor capture its output, and so applies no execution_timeout.
+    """
+
+    remote = True
+
+    def __init__(self, executor: Executor) -> None:
+        import queue
+
+        self._executor = executor
+        self._token = os.urandom(8).hex()
+        self._done: queue.SimpleQueue[tuple[_Attempt, Future[bytes]] | None] = queue.SimpleQueue()
+        self._info = b""
+        self._futures: dict[_Attempt, Future[bytes]] = {}
+        self._given_up: list[tuple[_Attempt, _Outcome]] = []
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    def launch(self) -> None:
+        pass
+
+    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+        self._info = marshal.dumps({**info, "db_path": None})
+        message = marshal.dumps(("find", self._token, references))
+        answer = self._executor.submit(_run_remotely, self._token, self._info, message).result()
+        _, missing, named = marshal.loads(answer)
+        if missing:
+            raise UnreachableTask(_unreachable(missing, info["key"][0]))
+        return set(named)
+
+    def open_logs(self, folder: Path, run_row: int) -> None:
+        pass
+
+    def want(self, jobs: int) -> None:
+        pass
+
+    def claim(self) -> _ExecutorRunner:
+        return self
+
+    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+        job = marshal.dumps(("run", self._token, *message))
+        future = self._executor.submit(_run_remotely, self._token, self._info, job)
+        self._futures[attempt] = future
+        future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        import queue
+
+        ended, self._given_up = self._given_up, []
+        try:
+            item = self._done.get(timeout=0 if ended else timeout)
+            while True:
+                if item is not None and self._futures.pop(item[0], None) is not None:
+                    ended.append((item[0], _outcome_of(item[1])))
+                item = self._done.get_nowait()
+        except queue.Empty:
+            return ended
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        future = self._futures.pop(attempt, None)
+        if future is not None:
+            future.cancel()
+            self._given_up.append((attempt, _Outcome(_Status.FAILED, reason, [], True)))
+            self.wake()
+
+    def output(self) -> list[tuple[_Attempt, int, str]]:
+        return []
+
+    final_output = output
+
+    def wake(self) -> None:
+        self._done.put(None)
+
+    def close(self) -> None:
+        _remote_runs.pop(self._token, None)
+
+
+def _outcome_of(future: Future[bytes]) -> _Outcome:
+    try:
+        _, status, error, xcoms, terminated, _ = marshal.loads(future.result())
+    except BaseException as error:  # whatever the engine, or unpickling on its way, raises
+        return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(error)}", [])
+    return _Outcome(_Status(status), error, [_XComRow(*row) for row in xcoms], terminated)
+
+
+class _InProcessRunner:
+    """Runs each job at once in this process: for `dag.test()` and a debugger."""
+
+    remote = False
+
+    def __init__(self, dag: Dag) -> None:
+        self._dag = dag
+        self._run: _WorkerRun | None = None
+        self._ended: list[tuple[_Attempt, _Outcome]] = []
+        self._woken = threading.Event()
+        self.interrupted = False
+
+    @property
+    def pid(self) -> int | None:
+        return os.getpid()
+
+    def launch(self) -> None:
+        pass
+
+    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+        self._run = _WorkerRun(info, self._dag)
+        return set()
+
+    def open_logs(self, folder: Path, run_row: int) -> None:
+        assert self._run is not None
+        self._run.info["run_row"] = run_row
+
+    def want(self, jobs: int) -> None:
+        pass
+
+    def claim(self) -> _InProcessRunner | None:
+        return None if self._ended else self
+
+    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+        assert self._run is not None
+        job = _Job(self._run, ("run", "", *message))
+        status, error, xcoms = _run_job(job, lambda: self._guard(job.timeout))
+        rows = [_XComRow(*row) for row in xcoms]
+        outcome = _Outcome(_Status(status), error, rows, self.interrupted)
+        self._ended.append((attempt, outcome))
+
+    @contextlib.contextmanager
+    def _guard(self, timeout: float | None) -> Iterator[None]:
+        """Raises AirflowTaskTimeout in the task, and notes a Ctrl-C that it did not outlive."""
+
+        def on_alarm(signum: int, frame: object) -> None:
+            raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
+
+        watched = (
+            timeout is not None
+            and hasattr(signal, "setitimer")
+            and threading.current_thread() is threading.main_thread()
+        )
+        if watched:
+            before = signal.signal(signal.SIGALRM, on_alarm)
+            signal.setitimer(signal.ITIMER_REAL, timeout or 0)
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise
+        finally:
+            if watched:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        if not self._ended:
+            self._woken.wait(timeout)
+            self._woken.clear()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        pass
+
+    def output(self) -> list[tuple[_Attempt, int, str]]:
+        return []
+
+    final_output = output
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        pass
+
+
+# --- Run loop -------------------------------------------------------------------------------------
+
+_TICK = 1.0  # seconds between looks at the log files, the stop event and a request to stop
+_BEAT = 10.0  # seconds between heartbeats
+_STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
+_active_runs: set[str] = set()  # owner tokens of this process's runs
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process started, so that a reused pid is not taken for it; None if it is not there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
+    """What says that another process's id means something here: host, boot and pid namespace."""
+    import platform
+
+    found: dict[str, Any] = {"host": platform.node(), "boot": None, "namespace": None}
+    with contextlib.suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["namespace"] = os.readlink("/proc/self/ns/pid")
+    return found
+
+
+def _this_process() -> str:
+    pid = os.getpid()
+    return json.dumps({**_machine(), "pid": pid, "start": _process_start(pid)})
+
+
+def _owner_lives(process: str | None, owner: str | None, heartbeat: str | None) -> bool:
+    """Whether a run's owner is alive: by the process table if it is this machine's, else by its
+    heartbeat."""
+    try:
+        found = json.loads(process or "")
+        beat = _datetime.datetime.fromisoformat(heartbeat or "")
+        pid, start = found["pid"], found["start"]
+        ours = {name: found[name] for name in _machine()} == _machine()
+        if ours and start is not None:
+            if pid == os.getpid():
+                return owner in _active_runs
+            return _process_start(pid) == start
+        return (_utcnow() - _aware(beat)).total_seconds() < _STALE
+    except (ValueError, TypeError, KeyError):  # nothing that an owner writes
+        return False
+
+
+def _whose(row: _RunRow) -> str:
+    """A live run's owner, for a refusal."""
+    found = json.loads(row.owner_process or "{}")
+    return f"pid {found.get('pid')} on {found.get('host')}, since {row.start_date}"
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP while a run lasts: noted, and `wake` is called.
+
+    Only in the main thread, only where the handler is still the default; put back at the end.
+    """
+
+    def __init__(self, wake: Callable[[], None], install: bool) -> None:
+        self._wake = wake
+        self._install = install
+        self._before: dict[int, Any] = {}
+        self.caught: list[int] = []
+
+    def __enter__(self) -> _Signals:
+        if self._install and threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is None:
+                    continue
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.caught.append(number)
+        self._wake()
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _RunLoop:
+    """Drives a plan: starts what may run, records what happened, until everything has ended."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        store: _Store,
+        runner: _Runner,
+        calls: dict[str, tuple[bytes, str, bytes | None]],
+        report: _Report,
+        stop: threading.Event | None,
+        signals: _Signals,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._runner = runner
+        self._calls = calls
+        self._report = report
+        self._stop_event = stop
+        self._signals = signals
+        self._batch = _Batch()
+        self._to_send: list[tuple[Any, _Attempt]] = []
+        self._attempts: dict[_Instance, _Attempt] = {}
+        self._stopping: str | None = None
+        self._forced = False
+        self._locked_since: float | None = None
+        self._next_tick = time.monotonic() + _TICK
+        self._next_beat = time.monotonic() + _BEAT
+
+    def drive(self) -> str | None:
+        """Run until all has ended; the reason if it was stopped before.
+
+        First, what changed and what may start is recorded, in one transaction; then the jobs are
+        sent, so that no start goes unrecorded and no task starts before the success of those it
+        waits for is committed. Then it waits for outcomes. Raises _Fenced, DatabaseError.
+        """
+        while True:
+            self._collect()
+            if self._record():
+                self._send()
+            if self._is_over():
+                return self._stopping
+            for attempt, outcome in self._runner.wait(self._timeout()):
+                self._take(attempt, outcome)
+            self._look_around()
+
+    def _is_over(self) -> bool:
+        if self._batch or self._to_send:
+            return False
+        if self._stopping is not None:
+            return not self._attempts
+        if self._plan.unfinished and not self._attempts and self._plan.next_retry() is None:
+            assert self._plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
+        return not self._plan.unfinished
+
+    def _collect(self) -> None:
+        """Put into the batch what rules decided, and what can start now."""
+        self._batch.marked += self._plan.changed
+        for instance in self._plan.changed:
+            self._report.changed(instance)
+        self._plan.changed.clear()
+        while self._plan.doomed:
+            attempt = self._attempts.get(self._plan.doomed.pop())
+            if attempt is not None:
+                self._runner.end(attempt, "ended by fail_fast")
+        if self._stopping is None and not self._to_send:
+            self._choose(self._plan.ready_count(time.monotonic()))
+
+    def _choose(self, ready: int) -> None:
+        if not ready:
+            return
+        self._runner.want(ready)
+        now = _iso(_utcnow())
+        while ready and (place := self._runner.claim()) is not None:
+            instance = self._plan.take()
+            self._plan.start(instance)
+            attempt = _Attempt(instance, now, place.pid)
+            self._attempts[instance] = attempt
+            self._batch.started.append(attempt)
+            self._to_send.append((place, attempt))
+            ready -= 1
+            if isinstance(place, _InProcessRunner):
+                break
+
+    def _record(self) -> bool:
+        """Commit the batch; False if the database is locked, and everything has to wait."""
+        self._batch.logs += self._runner.final_output()
+        if not self._batch:
+            return True
+        try:
+            self._store.record(self._batch)
+        except _Busy:
+            now = time.monotonic()
+            self._locked_since = self._locked_since or now
+            if now - self._locked_since > _LOCKED_LIMIT:
+                raise DatabaseError(
+                    f"{self._store.path} was locked by another process for {_LOCKED_LIMIT:g} s"
+                ) from None
+            return False
+        self._locked_since = None
+        self._batch = _Batch()
+        return True
+
+    def _send(self) -> None:
+        for place, attempt in self._to_send:
+            self._report.changed(attempt.instance)
+            self._runner.start(place, attempt, self._message(attempt))
+        self._to_send.clear()
+
+    def _message(self, attempt: _Attempt) -> tuple[Any, ...]:
+        instance = attempt.instance
+        task = instance.node.task
+        call, function, settings = self._calls[task.task_id]
+        timeout = task.execution_timeout
+        return (
+            task.task_id, function, instance.map_index, attempt.try_number, instance.max_tries,
+            attempt.started, call, settings, self._inputs(task),
+            None if timeout is None else timeout.total_seconds(),
+        )
+
+    def _inputs(self, task: BaseOperator) -> dict[tuple[str, int, str], bytes | None]:
+        """The values that travel with a job: of its arguments; where it runs elsewhere, of all
+        its direct upstreams."""
+        rows: list[tuple[str, int, str, bytes | None]] = []
+        if self._runner.remote:
+            for task_id in task._upstream:
+                rows += self._store.inputs(task_id, _VALUE_LIMIT)
+        elif task._upstream:
+            wanted = {(x.operator.task_id, x.key) for x in _results_in(task._call())}
+            for task_id, key in wanted:
+                rows += self._store.input(task_id, key, _INLINE)
+        return {(task_id, map_index, key): value for task_id, map_index, key, value in rows}
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        if self._locked_since is not None:
+            return 0.05
+        times = [self._next_tick]
+        retry = self._plan.next_retry()
+        if retry is not None and self._stopping is None:
+            times.append(retry)
+        return max(0.0, min(times) - now)
+
+    def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
+        """An attempt ended: let the plan decide what its instance becomes."""
+        instance = attempt.instance
+        del self._attempts[instance]
+        ended = _iso(_utcnow())
+        if outcome.terminated and self._stopping is not None:
+            self._plan.interrupt(instance)
+            self._batch.interrupted.append((attempt, ended, f"interrupted: {self._stopping}"))
+        else:
+            self._plan.finish(instance, outcome.status, time.monotonic())
+            assert instance.state is not None
+            self._batch.finished.append(
+                _Finished(attempt, instance.state, ended, outcome.error, outcome.xcoms)
+            )
+        self._report.changed(instance, outcome.error)
+
+    def _look_around(self) -> None:
+        """What is due by time, and what was asked for from outside."""
+        if self._signals.caught:
+            names = [signal.Signals(number).name for number in self._signals.caught]
+            self._stop(f"stopped by {names[0]}", now=len(names) > 1)
+        if getattr(self._runner, "interrupted", False):
+            self._signals.caught.append(signal.SIGINT)
+            self._stop("stopped by SIGINT", now=True)
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK
+        self._batch.logs += self._runner.output()
+        if self._stop_event is not None and self._stop_event.is_set():
+            self._stop("stopped")
+        if now >= self._next_beat:
+            with contextlib.suppress(_Busy):
+                self._store.beat()
+                self._next_beat = now + _BEAT
+
+    def _stop(self, reason: str, now: bool = False) -> None:
+        """Start nothing more, and end what runs: asked to first, at once the second time."""
+        if self._stopping is None:
+            self._stopping = reason
+            self._report.tell(f"{reason}: ending {len(self._attempts)} running tasks")
+        elif not now or self._forced:
+            return
+        self._forced = now
+        for attempt in list(self._attempts.values()):
+            self._runner.end(attempt, self._stopping, now)
+
+
+class _Request(NamedTuple):
+    """What run() was asked for, checked."""
+
+    dag: Dag
+    path: Path
+    run_id: str | None
+    logical_date: _datetime.datetime | None
+    conf: dict[str, Any] | None
+    resume: bool
+
+
+class _Opened(NamedTuple):
+    """The run as it stands in the database before its first task starts."""
+
+    run_id: str
+    logical_date: _datetime.datetime | None
+    conf: dict[str, Any]
+    recorded: _RunRow | None
+
+
+def _run_dag(
+    dag: Dag,
+    *,
+    db_path: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
+    logical_date: _datetime.datetime | None = None,
+    conf: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    max_workers: int | None = None,
+    executor: Any = None,
+    mp_context: Any = None,
+    pools: Mapping[str, int] | None = None,
+    wait: bool = False,
+    progress: bool | Callable[[str], object] = False,
+    stop: threading.Event | None = None,
+    in_process: bool = False,
+) -> DagRun:
+    """What `Dag.run` and `Dag.test` do."""
+    _refuse_reentry()
+    if pools is not None or wait:
+        raise ValueError("run(): pools= and wait= are not supported by this version of liteflow")
+    request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)
+    report = _Report(progress)
+    runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
+    try:
+        with _Signals(runner.wake, install=not in_process) as signals:
+            found = _execute(request, runner, report, stop, signals)
+    finally:
+        runner.close()
+    if signals.caught:
+        _raise_for(signals.caught[0])
+    return found
+
+
+def _refuse_reentry() -> None:
+    """A script without a main guard calls run() as its worker imports it: end it in one sentence."""
+    if not _importing_in_child() or _worker is not None:
+        return
+    process = sys.modules["multiprocessing.process"]
+    if process.current_process().name.startswith(_WORKER_MARK):
+        os._exit(_UNGUARDED)  # the scheduler explains it, once
+    raise RuntimeError(
+        "run() was called while a child process imports the script: put the call below "
+        '`if __name__ == "__main__":`'
+    )
+
+
+def _checked_request(
+    dag: Dag, db_path: Any, run_id: Any, logical_date: Any, conf: Any, resume: Any
+) -> _Request:
+    """Refuse wrong arguments and a wrong graph before anything is started or written."""
+    if run_id is not None and (not isinstance(run_id, str) or not run_id or len(run_id) > 250):
+        raise ValueError(f"run_id must be a str of 1 to 250 characters, found {_shown(run_id)}")
+    if run_id is not None and not run_id.isprintable():
+        raise ValueError(f"run_id must be printable, found {_shown(run_id)}")
+    if logical_date is not None and not isinstance(logical_date, _datetime.datetime):
+        raise TypeError(f"logical_date must be a datetime, found {_shown(logical_date)}")
+    if conf is not None:
+        conf = json.loads(_json_text("conf", _string_keyed("conf", conf), TypeError))
+    if resume and (conf is not None or logical_date is not None):
+        raise ValueError(
+            "run(resume=True) takes conf and logical_date from the recorded run: leave them out"
+        )
+    dag.check_cycle()
+    when = None if logical_date is None else _aware(logical_date)
+    return _Request(dag, _database_path(db_path, dag), run_id, when, conf, bool(resume))
+
+
+def _make_runner(
+    dag: Dag, max_workers: Any, executor: Any, mp_context: Any, in_process: bool
+) -> Any:
+    if in_process:
+        return _InProcessRunner(dag)
+    if executor is None:
+        interactive = _is_interactive(dag)
+        return _SlotRunner(WorkerPool(max_workers, mp_context), True, interactive)
+    if max_workers is not None or mp_context is not None:
+        raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
+    if isinstance(executor, WorkerPool):
+        return _SlotRunner(executor, False, _is_interactive(dag))
+    if not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            "executor must be a WorkerPool or a concurrent.futures.Executor, found "
+            f"{_shown(executor)}"
+        )
+    return _ExecutorRunner(executor)
+
+
+def _is_interactive(dag: Dag) -> bool:
+    """Whether the DAG stands in a `__main__` that no other process can import."""
+    main = sys.modules.get("__main__")
+    if dag._module != "__main__" or getattr(main, "__spec__", None) is not None:
+        return False
+    file = getattr(main, "__file__", None)
+    return file is None or not os.path.exists(file)
+
+
+def _raise_for(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def _execute(
+    request: _Request,
+    runner: Any,
+    report: _Report,
+    stop: threading.Event | None,
+    signals: _Signals,
+) -> DagRun:
+    dag, path = request.dag, request.path
+    if dag.task_dict:
+        runner.launch()
+    opened = _look_ahead(request)
+    if opened.recorded is not None and opened.recorded.state == "success":
+        report.tell(f"run {opened.run_id} of DAG {dag.dag_id!r} is a success: nothing to resume")
+        return _read_run(path, dag.dag_id, opened.run_id)
+    info = _run_info(request, opened)
+    calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
+    _check_before_run(path)
+    functions = _functions(dag)
+    named = runner.begin(info, functions) if dag.task_dict else set()
+    complete = {
+        task_id: (call, function, _dump_settings(dag.task_dict[task_id]) if task_id in named else None)
+        for (task_id, call), (_, function, _) in zip(calls.items(), functions, strict=True)
+    }
+    store = _Store(path)
+    token = os.urandom(8).hex()
+    _active_runs.add(token)
+    try:
+        plan = _until_unlocked(path, lambda: _open_run(store, request, opened, token, report))
+        report.began(dag, opened.run_id, path, plan)
+        with _run_folder(path, token) as folder:
+            runner.open_logs(folder, store.run_row)
+            loop = _RunLoop(plan, store, runner, complete, report, stop, signals)
+            _drive_to_end(loop, plan, store)
+    finally:
+        _active_runs.discard(token)
+        store.close()
+    found = _read_run(path, dag.dag_id, opened.run_id)
+    report.ended(found)
+    return found
+
+
+def _drive_to_end(loop: _RunLoop, plan: _Plan, store: _Store) -> None:
+    """Run the loop, and record the run's end, whatever ends it."""
+    try:
+        reason = loop.drive()
+    except _Fenced:
+        raise  # the run is another's now
+    except BaseException as error:
+        why = f"{type(error).__name__}: {_text_of(error)}"
+        with contextlib.suppress(_Busy, AirflowException), store.transaction():
+            store.close_dead_run(store.run_row, why)
+        raise
+    state = plan.run_state() if reason is None else DagRunState.FAILED
+    _until_unlocked(store.path, lambda: _end_run(store, state, reason))
+
+
+def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
+    with store.transaction():
+        store.release_waiting()
+        store.end_run(state, reason)
+
+
+def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
+    """(task_id, function, whether a worker may go by the function's name alone) of every task.
+
+    By name only if that name means this very function here: one that was redefined in a loop has
+    one name and many meanings.
+    """
+    resolved: dict[str, Any] = {}
+    references = []
+    for task_id, task in dag.task_dict.items():
+        function = _function_name(task)
+        if function not in resolved:
+            resolved[function] = _resolve(function)
+        ours = task._function()
+        references.append((task_id, function, ours is not None and resolved[function] is ours))
+    return references
+
+
+def _look_ahead(request: _Request) -> _Opened:
+    """Which run it will be: a new one's id and date, or what is recorded of the one to resume."""
+    dag, path = request.dag, request.path
+    if not request.resume:
+        now = _utcnow()
+        run_id = request.run_id or f"manual__{now.isoformat(timespec='microseconds')}"
+        return _Opened(run_id, request.logical_date or now, request.conf or {}, None)
+    row = _read(path, lambda db: _find_run(db, dag.dag_id, request.run_id))
+    if row is None:
+        wanted = f"run {request.run_id!r}" if request.run_id else "run yet: nothing to resume"
+        raise RunNotFound(f"DAG {dag.dag_id!r} has no {wanted} in {path}")
+    when = row.logical_date and _datetime.datetime.fromisoformat(row.logical_date)
+    return _Opened(row.run_id, when or None, json.loads(row.conf), row)
+
+
+def _run_info(request: _Request, opened: _Opened) -> dict[str, Any]:
+    """What every job of the run has in common, as plain data. Raises ParamValidationError."""
+    dag = request.dag
+    params = _resolve_params(dag, opened.conf)
+    for task in dag.task_dict.values():
+        _task_params(task, params, opened.conf)
+    main = sys.modules.get(dag._module)
+    return {
+        "dag_id": dag.dag_id,
+        "key": dag._key,
+        "module_path": getattr(main, "__file__", None),
+        "fileloc": dag.fileloc,
+        "run_id": opened.run_id,
+        "logical_date": opened.logical_date and _iso(opened.logical_date),
+        "start_date": _iso(_utcnow()),
+        "conf": opened.conf,
+        "params": json.loads(_json_text("params", params, ParamValidationError)),
+        "db_path": os.fspath(request.path),
+        "run_row": 0,
+        "environ": dict(vars(os.environ)["_data"]),
+        "cwd": _working_directory(),
+        "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
+    }
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+
+
+def _open_run(
+    store: _Store, request: _Request, opened: _Opened, token: str, report: _Report
+) -> _Plan:
+    """Create or take over the run in one transaction; the plan of what is left to do."""
+    dag = request.dag
+    with store.transaction():
+        _make_way(store, dag, opened, report)
+        if opened.recorded is None:
+            if store.find_run(dag.dag_id, opened.run_id) is not None:
+                raise ValueError(
+                    f"run_id {opened.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
+                    "resume it, or give another"
+                )
+            store.create_run(dag, opened.run_id, opened.logical_date, json.dumps(opened.conf))
+            plan = _Plan(dag, opened.logical_date)
+            store.add_instances(plan.instances())
+        else:
+            store.run_row = opened.recorded.id
+            plan = _resumed_plan(store, dag, opened, report)
+        store.claim_run(store.run_row, token, _this_process())
+    return plan
+
+
+def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> None:
+    """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
+    alive = []
+    for row in store.live_runs(dag.dag_id):
+        if _owner_lives(row.owner_process, row.owner, row.heartbeat):
+            alive.append(row)
+        elif opened.recorded is None or row.id != opened.recorded.id:
+            store.close_dead_run(row.id, "its scheduler died")
+            report.tell(f"run {row.run_id}: its scheduler died; recorded as failed")
+    for row in alive:
+        if opened.recorded is not None and row.id == opened.recorded.id:
+            raise AlreadyRunning(
+                f"run {row.run_id!r} of DAG {dag.dag_id!r} is running: {_whose(row)}"
+            )
+    if len(alive) >= dag.max_active_runs:
+        row = alive[0]
+        raise AlreadyRunning(
+            f"DAG {dag.dag_id!r} has max_active_runs={dag.max_active_runs}, and run {row.run_id!r} "
+            f"is running: {_whose(row)}"
+        )
+
+
+def _resumed_plan(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> _Plan:
+    """Keep what succeeded, put all else back to be decided anew, by today's code."""
+    rows = store.recorded_instances()
+    resets: dict[int, int] = {}
+    known: dict[tuple[str, int], _Recorded] = {}
+    gone = []
+    poisoned = []
+    for (task_id, map_index), (row_id, state, tries, max_tries, lost) in rows.items():
+        task = dag.task_dict.get(task_id)
+        if task is None:
+            if state != "removed":
+                gone.append((row_id, task_id))
+            continue
+        if state == "success":
+            known[task_id, map_index] = _Recorded(_S.SUCCESS, tries, max_tries)
+            continue
+        fresh = _fresh_max_tries(task, state, tries, max_tries)
+        resets[row_id] = fresh
+        known[task_id, map_index] = _Recorded(None, tries, fresh)
+        if state == "running" and lost + 1 >= task.retries + 3:
+            poisoned.append((row_id, task_id, map_index, lost + 1))
+            known[task_id, map_index] = _Recorded(_S.FAILED, tries, fresh)
+    store.reset_instances(resets, resets)
+    store.remove_instances(row_id for row_id, _ in gone)
+    for row_id, task_id, _, lost in poisoned:
+        store.fail_poisoned(row_id, f"lost with its scheduler {lost} times in a row")
+        report.tell(f"task {task_id!r} was lost with its scheduler {lost} times in a row: failed")
+    plan = _Plan(dag, opened.logical_date, known)
+    new = [i for i in plan.instances() if (i.task_id, i.map_index) not in rows]
+    for instance in plan.instances():
+        if (instance.task_id, instance.map_index) in rows:
+            instance.row_id = rows[instance.task_id, instance.map_index][0]
+    store.add_instances(new)
+    store.refresh_edges(i for i in plan.instances() if i.row_id)
+    _report_resume(report, known, [i.task_id for i in new], [task_id for _, task_id in gone])
+    return plan
+
+
+def _fresh_max_tries(task: BaseOperator, state: str | None, tries: int, max_tries: int) -> int:
+    """The tries that an instance has in a resume, as the number of its last possible retry."""
+    if state == "failed":
+        return tries + task.retries  # fresh tries, as when Airflow clears it
+    if state == "running":
+        return max_tries + 1  # its scheduler died: that used up none
+    return max(max_tries, tries + task.retries) if tries == 0 else max_tries
+
+
+def _report_resume(
+    report: _Report,
+    known: Mapping[tuple[str, int], _Recorded],
+    new: Sequence[str],
+    gone: Sequence[str],
+) -> None:
+    kept = [task_id for (task_id, _), r in known.items() if r.state is _S.SUCCESS]
+    for what, names in (
+        ("kept, as they succeeded", kept),
+        ("new in the code, will run", new),
+        ("gone from the code, now removed", gone),
+    ):
+        if names:
+            few = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
+            report.tell(f"{what}: {few}")
+
+
+@contextlib.contextmanager
+def _run_folder(path: Path, token: str) -> Iterator[Path]:
+    """A private folder beside the database (not in /tmp, which is often memory), for the slots'
+    logs and for large values on their way; what dead owners left of theirs is swept."""
+    _sweep(path)
+    folder = path.with_name(f"{path.name}-run-{token}")
+    try:
+        folder.mkdir(mode=0o700)
+        (folder / "owner").write_text(_this_process())
+    except OSError as error:
+        raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
+    try:
+        yield folder
+    finally:
+        _remove_folder(folder)
+
+
+def _sweep(path: Path) -> None:
+    prefix = f"{path.name}-run-"
+    with os.scandir(path.parent) as entries:
+        left = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+    for folder in left:
+        token = folder.name.removeprefix(prefix)
+        try:
+            owner = (folder / "owner").read_text()
+            beat = _datetime.datetime.fromtimestamp((folder / "owner").stat().st_mtime, _datetime.UTC)
+        except OSError:
+            continue
+        if not _owner_lives(owner, token, beat.isoformat()):
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for file in list(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        folder.rmdir()
+
+
+# --- Reading back ---------------------------------------------------------------------------------
+
+
+class XCom(NamedTuple):
+    """A stored value of a task instance (`map_index` -1: not mapped)."""
+
+    task_id: str
+    map_index: int
+    key: str
+    value: Any
+
+
+class TaskInstance:
+    """One task in one run: what `get_task_instances` gives, and `ti` inside a running task.
+
+    Times are timezone-aware UTC datetimes. `try_number` counts attempts from 1; `max_tries` is
+    the number of the last attempt that may be retried. `error` is the traceback of a failure,
+    whose last line is the reason. `state` is None while nothing is decided.
+    """
+
+    def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
+        self.dag_id = dag_id
+        self.run_id = run_id
+        self.task_id = task_id
+        self.map_index = map_index
+        self.state: TaskInstanceState | None = None
+        self.try_number = 0
+        self.max_tries = 0
+        self.start_date: _datetime.datetime | None = None
+        self.end_date: _datetime.datetime | None = None
+        self.pid: int | None = None
+        self.error: str | None = None
+        self.upstream_task_ids: set[str] = set()
+        self.hostname = ""
+        self.task: Any = None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from start to end of the latest attempt."""
+        if self.start_date is None or self.end_date is None:
+            return None
+        return (self.end_date - self.start_date).total_seconds()
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        """Store a value under a key, from inside the running task; again replaces it.
+
+        Raises RuntimeError outside a task, TypeError for a value that can't be pickled.
+        """
+        if not isinstance(key, str):
+            raise TypeError(f"xcom_push takes a str key, found {_shown(key)}")
+        _push(_running_job(), key, value, f"pushed for {key!r} a")
+
+    def xcom_pull(
+        self,
+        task_ids: str | Sequence[str] | None = None,
+        dag_id: str | None = None,
+        key: str = "return_value",
+        include_prior_dates: bool = False,
+        *,
+        map_indexes: int | Sequence[int] | None = None,
+        default: Any = None,
+        run_id: str | None = None,
+    ) -> Any:
+        """Values that tasks of this run stored, from inside the running task (Airflow's rules).
+
+        `task_ids`: None for the task itself, a str for one value, a list for a list of values in
+        that order. What is absent is None; `default` counts only with `map_indexes`.
+        """
+        if dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id):
+            raise ValueError("xcom_pull() here reads values of this run only")
+        job = _running_job()
+        if task_ids is None or isinstance(task_ids, str):
+            return _pulled(job.pull(task_ids or self.task_id, key), map_indexes, default)
+        found = [_pulled(job.pull(task_id, key), map_indexes, default) for task_id in task_ids]
+        return found
+
+    def __repr__(self) -> str:
+        index = f"[{self.map_index}]" if self.map_index >= 0 else ""
+        return f"<TaskInstance: {self.dag_id}.{self.task_id}{index} {self.run_id} [{self.state}]>"
+
+
+def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
+    """One task's values as xcom_pull gives them: the bare one, or those of the indexes."""
+    if map_indexes is None:
+        return None if not found else found[0][1] if len(found) == 1 else [v for _, v in found]
+    values = dict(found)
+    if isinstance(map_indexes, int):
+        return values.get(map_indexes, default)
+    return [values.get(i, default) for i in map_indexes]
+
+
+def _running_instance(job: _Job) -> TaskInstance:
+    """The `ti` of a running task."""
+    info = job.run.info
+    ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
+    ti.state = _S.RUNNING
+    ti.try_number = job.try_number
+    ti.max_tries = job.max_tries
+    ti.start_date = _moment(job.started)
+    ti.pid = os.getpid()
+    ti.upstream_task_ids = set(job.task._upstream)
+    ti.hostname = _machine()["host"]
+    return ti
+
+
+def _moment(text: str | None) -> _datetime.datetime | None:
+    """A stored time; None for what is not there or, in a file that was tampered with, no time."""
+    try:
+        return None if text is None else _aware(_datetime.datetime.fromisoformat(text))
+    except (ValueError, TypeError):
+        return None
+
+
+def _instance_of(row: Sequence[Any], dag_id: str, run_id: str) -> TaskInstance:
+    task_id, map_index, state, tries, max_tries, start, end, pid, error, upstream = row
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    ti.state = None if state is None else TaskInstanceState(state)
+    ti.try_number, ti.max_tries, ti.pid, ti.error = tries, max_tries, pid, error
+    ti.start_date, ti.end_date = _moment(start), _moment(end)
+    ti.upstream_task_ids = set(json.loads(upstream or "[]"))
+    return ti
+
+
+class DagRun:
+    """One run of a DAG, as it stood in the database when it was read; `refresh` reads it again.
+
+    `state` is a DagRunState; `reason` says why it failed where no task is to blame. Times are
+    timezone-aware UTC datetimes; `conf` is the dict the run was started with.
+    """
+
+    run_type = "manual"
+
+    def __init__(self, row: _RunRow, path: Path) -> None:
+        self.db_path = path
+        self._set(row)
+
+    def _set(self, row: _RunRow) -> None:
+        self._row = row
+        self.dag_id = row.dag_id
+        self.run_id = row.run_id
+        self.state = DagRunState(row.state)
+        self.reason = row.reason
+        self.logical_date = _moment(row.logical_date)
+        self.start_date = _moment(row.start_date)
+        self.end_date = _moment(row.end_date)
+        self.conf: dict[str, Any] = json.loads(row.conf)
+
+    @property
+    def run_after(self) -> _datetime.datetime | None:
+        """When the run was to start: liteflow starts a run at once."""
+        return self.start_date
+
+    @property
+    def data_interval_start(self) -> _datetime.datetime | None:
+        """The logical date: a run by hand covers no interval."""
+        return self.logical_date
+
+    data_interval_end = data_interval_start
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from the run's start to its end."""
+        if self.start_date is None or self.end_date is None:
+            return None
+        return (self.end_date - self.start_date).total_seconds()
+
+    @property
+    def owner_alive(self) -> bool:
+        """Whether the process that works on the run is alive; False once the run has ended."""
+        row = self._row
+        return row.state == "running" and _owner_lives(
+            row.owner_process, row.owner, row.heartbeat
+        )
+
+    def refresh(self) -> DagRun:
+        """Read the run again, in place. Raises RunNotFound if it was deleted."""
+        self._set(_read_run(self.db_path, self.dag_id, self.run_id)._row)
+        return self
+
+    def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
+        """The run's task instances, in the order of the DAG's tasks; `state`: only of these."""
+        rows = _read(self.db_path, lambda db: _select_instances(db, self._row.id))
+        found = [_instance_of(row, self.dag_id, self.run_id) for row in rows]
+        if state is None:
+            return found
+        wanted = {state} if isinstance(state, str) else set(state)
+        return [ti for ti in found if ti.state in wanted]
+
+    def get_task_instance(self, task_id: str, map_index: int = -1) -> TaskInstance | None:
+        """The task instance of this id and index, or None."""
+        rows = _read(self.db_path, lambda db: _select_instances(db, self._row.id, task_id))
+        found = (_instance_of(row, self.dag_id, self.run_id) for row in rows)
+        return next((ti for ti in found if ti.map_index == map_index), None)
+
+    def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
+        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id, task_id, key))
+        data = dict(rows).get(map_index)
+        return None if data is None else _load(data, self._script())
+
+    def xcoms(self) -> list[XCom]:
+        """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
+        rows = _read(self.db_path, lambda db: _select_xcoms(db, self._row.id))
+        return [
+            XCom(task_id, map_index, key, _load(data or b"", self._script()))
+            for task_id, map_index, key, _, _, data in rows
+        ]
+
+    def _script(self) -> str | None:
+        dags = _read(self.db_path, _select_dags)
+        return next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
+
+    def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
+        """What a task printed: of its latest attempt, or of that of the given number."""
+        rows = _read(
+            self.db_path, lambda db: _select_log(db, self._row.id, task_id, map_index, try_number)
+        )
+        last = max((row[2] for row in rows), default=0)
+        return "".join(row[3] for row in rows if row[2] == last)
+
+    def delete(self) -> None:
+        """Delete the run with its task instances, values and logs. Raises AlreadyRunning."""
+        store = _Store(self.db_path)
+        try:
+            row = store.find_run(self.dag_id, self.run_id)
+            if row is None:
+                raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
+            if row.state == "running" and _owner_lives(
+                row.owner_process, row.owner, row.heartbeat
+            ):
+                raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
+            _until_unlocked(self.db_path, lambda: store.delete_run(row.id))
+        finally:
+            store.close()
+
+    def __repr__(self) -> str:
+        return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
+
+
+def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
+    """The `dag_run` of a running task's context."""
+    row = _RunRow(
+        info["run_row"], info["dag_id"], info["run_id"], "running", None, info["logical_date"],
+        info["start_date"], None, json.dumps(info["conf"]), None, None, None,
+    )
+    return DagRun(row, Path(info["db_path"] or "."))
+
+
+def _read_runs(
+    path: Path, dag_id: str | None, *, state: str | None = None, limit: int | None = None
+) -> list[DagRun]:
+    return [DagRun(row, path) for row in _read(path, lambda db: _select_runs(db, dag_id, state, limit))]
+
+
+def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
+    row = _read(path, lambda db: _find_run(db, dag_id, run_id))
+    if row is None:
+        known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
+        raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
+    return DagRun(row, path)
+
+
+def _load_dag(dag_id: str, path: Path) -> Dag:
+    dags = {d["dag_id"]: d for d in _read(path, _select_dags)}
+    if dag_id not in dags:
+        raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
+    found = dags[dag_id]
+    made = _RecordedDag(
+        dag_id,
+        db_path=path,
+        description=found["description"],
+        doc_md=found["doc_md"],
+        tags=json.loads(found["tags"] or "[]"),
+        schedule=found["schedule"],
+    )
+    made.fileloc = found["fileloc"]
+    return made
+
+
+def _chosen_run(path: Path, name: str) -> DagRun:
+    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id.
+
+    Raises RunNotFound if none fits, or several do.
+    """
+    rows = _read(path, _select_run_ids)
+    dags = {dag_id for dag_id, _ in rows} | {d["dag_id"] for d in _read(path, _select_dags)}
+    if name in dags:
+        newest = next((run_id for dag_id, run_id in rows if dag_id == name), None)
+        if newest is None:
+            raise RunNotFound(f"DAG {name!r} has no runs in {path}: there is nothing to show")
+        return _read_run(path, name, newest)
+    dag_id, slash, part = name.partition("/")
+    if not slash or dag_id not in dags:
+        dag_id, part = "", name
+    among = [row for row in rows if not dag_id or row[0] == dag_id]
+    fits = [row for row in among if row[1] == part] or [row for row in among if part in row[1]]
+    if len(fits) == 1:
+        return _read_run(path, *fits[0])
+    if fits:
+        few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
+        raise RunNotFound(f"{name!r} fits {len(fits)} runs in {path}: {few}; name one as DAG/RUN")
+    known = [*dags, *(run_id for _, run_id in rows)]
+    raise RunNotFound(f"there is no DAG or run {name!r} in {path}{_near(name, known)}")
+
+
+# --- Showing: Mermaid, tables, progress -----------------------------------------------------------
+
+_MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
+_MAX_TEXT = 50_000
+
+# Fill and text colour both, so that they can be read on dark pages, too.
+_STYLES = {
+    "success": "fill:#d4edda,stroke:#28a745,color:#155724",
+    "failed": "fill:#f8d7da,stroke:#dc3545,color:#721c24",
+    "skipped": "fill:#fde2f3,stroke:#d63384,color:#6b1a41",
+    "upstream_failed": "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06",
+    "running": "fill:#cce5ff,stroke:#007bff,color:#004085",
+    "up_for_retry": "fill:#fff3cd,stroke:#ffc107,color:#856404",
+    "removed": "fill:#e2e3e5,stroke:#6c757d,color:#383d41",
+    "none": "fill:#ffffff,stroke:#6c757d,color:#383d41",
+}
+
+
+def _clean(text: object) -> str:
+    """Text for a terminal: control characters, which could steer it, as visible escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def _mermaid_text(text: str) -> str:
+    """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
+
+
+def _seconds_text(seconds: float | None) -> str:
+    """A duration that a person can read: 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return ""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class _Box(NamedTuple):
+    """A node of a diagram: its text, its state's style, and the tasks it waits for."""
+
+    task_id: str
+    lines: list[str]
+    style: str
+    upstream: Sequence[str]
+
+
+def _draw(boxes: Sequence[_Box], direction: str) -> str:
+    """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
+    ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
+    lines = [f"flowchart {direction}"]
+    for box in boxes:
+        label = "<br/>".join(map(_mermaid_text, box.lines))
+        style = f":::{box.style}" if box.style else ""
+        lines.append(f'    {ids[box.task_id]}["{label}"]{style}')
+    for box in boxes:
+        lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
+    used = {box.style for box in boxes}
+    lines += [f"    classDef {name} {style}" for name, style in _STYLES.items() if name in used]
+    return "\n".join(lines) + "\n"
+
+
+def _draw_dag(dag: Dag, direction: str) -> str:
+    if direction not in ("TD", "TB", "LR", "RL", "BT"):
+        raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
+    return _draw([_Box(t, [t], "", list(x._upstream)) for t, x in dag.task_dict.items()], direction)
+
+
+def _draw_run(instances: Sequence[TaskInstance], direction: str = "TD") -> str:
+    """A run's task instances; those of a mapped task in one box."""
+    tasks: dict[str, list[TaskInstance]] = {}
+    for ti in instances:
+        tasks.setdefault(ti.task_id, []).append(ti)
+    boxes = []
+    for task_id, members in tasks.items():
+        if len(members) == 1:
+            boxes.append(_box_of_one(members[0]))
+        else:
+            boxes.append(_box_of_many(task_id, members))
+    return _draw(boxes, direction)
+
+
+def _box_of_one(ti: TaskInstance) -> _Box:
+    state = ti.state.value if ti.state is not None else "none"
+    said = [state.replace("_", " ") if state != "none" else "no state"]
+    if ti.duration is not None:
+        said.append(_seconds_text(ti.duration))
+    if ti.try_number > 1:
+        said.append(f"try {ti.try_number}")
+    return _Box(ti.task_id, [ti.task_id, " - ".join(said)], state, sorted(ti.upstream_task_ids))
+
+
+def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
+    counts = collections.Counter(ti.state.value if ti.state is not None else "none" for ti in members)
+    worst = next(s for s in ("failed", "upstream_failed", "running", "up_for_retry", "none",
+                             "skipped", "removed", "success") if s in counts)
+    said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
+    upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
+    return _Box(task_id, [f"{task_id} x {len(members)}", said], worst, upstream)
+
+
+def _too_large(diagram: str) -> str | None:
+    """Why renderers at their defaults will refuse the diagram, if they will."""
+    edges = diagram.count(" --> ")
+    if edges > _MAX_EDGES or len(diagram) > _MAX_TEXT:
+        return (
+            f"the diagram has {edges} edges and {len(diagram):,} characters; Mermaid's renderers "
+            f"refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
+        )
+    return None
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns that line up, made safe for a terminal."""
+    cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
+    lines = []
+    for row in cells:
+        padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def _local(moment: _datetime.datetime | None) -> str:
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _run_state(run: DagRun) -> str:
+    """A run's state for people: one that nobody works on is not running."""
+    if run.state is DagRunState.RUNNING and not run.owner_alive:
+        return "running (owner dead)"
+    return run.state.value
+
+
+def _last_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+class _Report:
+    """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
+
+    def __init__(self, progress: bool | Callable[[str], object]) -> None:
+        self._say: Callable[[str], object] | None = None
+        if callable(progress):
+            self._say = progress
+        elif progress:
+            self._say = lambda line: print(line, file=sys.stderr, flush=True)
+        self._debug = _log.isEnabledFor(logging.INFO)
+        self._started: dict[_Instance, float] = {}
+
+    def tell(self, line: str) -> None:
+        """One line for people."""
+        _log.info("%s", line)
+        if self._say is not None:
+            self._say(_clean(line))
+
+    def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
+        """The run starts."""
+        self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
+
+    def changed(self, instance: _Instance, error: str | None = None) -> None:
+        """An instance's state changed."""
+        if self._say is None and not self._debug:
+            return
+        now = time.monotonic()
+        if instance.state is _S.RUNNING:
+            self._started[instance] = now
+            return
+        started = self._started.pop(instance, None)
+        said = [_datetime.datetime.now().strftime("%H:%M:%S"), instance.label]
+        said.append(instance.state.value if instance.state is not None else "interrupted")
+        if started is not None:
+            said.append(_seconds_text(now - started))
+        if instance.state is not _S.SUCCESS and error:
+            said.append(f"({_last_line(error)})")
+        self.tell("  ".join(said))
+
+    def ended(self, run: DagRun) -> None:
+        """The run ended: a summary."""
+        if self._say is None and not self._debug:
+            return
+        counts = _read(run.db_path, lambda db: _select_run_counts(db, run._row.id))
+        each = ", ".join(f"{n} {state or 'not run'}" for state, n in sorted(counts.items(), key=str))
+        why = f" ({run.reason})" if run.reason else ""
+        self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each or 'no tasks'}")
+
+
+# --- Command line ---------------------------------------------------------------------------------
+
+_SCAFFOLD = '''\
+"""A small ETL: run it with `python3 FILE`, see `python3 FILE --help`."""
+
+from liteflow import DAG, task
+
+with DAG("my_etl", description="Orders to a report") as dag:
+
+    # A task is a function. A failed one is tried again, here twice, a second later.
+    @task(retries=2, retry_delay=1)
+    def extract() -> list[dict]:
+        return [{"item": "tea", "price": 3}, {"item": "cake", "price": 4}]
+
+    # What a task returns is handed on: taking it makes `total` wait for `extract`.
+    @task
+    def total(orders: list[dict]) -> int:
+        return sum(order["price"] for order in orders)
+
+    @task
+    def report(orders: list[dict], amount: int) -> None:
+        print(f"{len(orders)} orders, {amount} in total")
+
+    @task
+    def clean_up() -> None:
+        print("nothing left behind")
+
+    orders = extract()
+    reported = report(orders, total(orders))
+
+    # Where no data flows, `>>` sets the order.
+    reported >> clean_up()
+
+if __name__ == "__main__":
+    dag.cli()
+'''
+
+
+def _fail(message: object) -> None:
+    print(f"liteflow: error: {_clean(message)}", file=sys.stderr)
+
+
+def _exit_code(act: Callable[[], int]) -> int:
+    """Run a command; what went wrong is one sentence on standard error and an exit code.
+
+    0 success, 1 the run failed, 2 bad usage, 3 the database can't be used, 75 already running,
+    129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
+    """
+    try:
+        code = act()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our output has seen enough; the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except DatabaseError as error:
+        _fail(error)
+        return 3
+    except AlreadyRunning as error:
+        _fail(error)
+        return 75
+    except AirflowException as error:
+        _fail(error)
+        return 2
+
+
+def _parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    import argparse
+
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
+    parser.add_argument("--run-id", metavar="ID", help="the new run's id, or the one to resume")
+    parser.add_argument("--logical-date", metavar="ISO", help="the date that the run is for")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run, or --run-id")
+    parser.add_argument("--conf", metavar="JSON", help="a JSON object for the run")
+    parser.add_argument("--max-workers", type=int, metavar="N", help="processes (default: CPUs)")
+    parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
+    parser.add_argument("--graph", action="store_true", help="print the DAG as Mermaid; run nothing")
+
+
+_RUN_EPILOG = """examples:
+  %(prog)s                              run it
+  %(prog)s --conf '{"limit": 3}'        with parameters
+  %(prog)s --resume                     go on with a run that failed or was cut off
+  %(prog)s --graph                      draw it, without running
+
+exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
+75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
+
+
+def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
+    prog = os.path.basename(sys.argv[0]) or "workflow"
+    parser = _parser(prog, f"Run the DAG {dag.dag_id!r}. {dag.description or ''}", _RUN_EPILOG)
+    _add_run_options(parser)
+    options = parser.parse_args(argv)
+    return _exit_code(lambda: _run_by_options(dag, options))
+
+
+def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
+    if options.graph:
+        sys.stdout.write(_draw_dag(dag, "TD"))
+        return 0
+    lines: list[str] = []
+    try:
+        run = dag.run(
+            db_path=options.db,
+            run_id=options.run_id,
+            logical_date=_date_option(options.logical_date),
+            conf=_conf_option(options.conf),
+            resume=options.resume,
+            max_workers=options.max_workers,
+            progress=lines.append if options.quiet else True,
+        )
+    except (ValueError, TypeError) as error:
+        raise _UsageError(str(error)) from None
+    if run.state is DagRunState.SUCCESS:
+        return 0
+    for line in lines:
+        print(line, file=sys.stderr)
+    _explain_failure(run)
+    return 1
+
+
+def _explain_failure(run: DagRun) -> None:
+    """Where to look, and how to go on."""
+    failed = run.get_task_instances(state="failed")
+    where = f"--db {_quoted(os.path.relpath(run.db_path))}"
+    for ti in failed[:10]:
+        print(f"{ti.task_id} failed: {_clean(_last_line(ti.error))}", file=sys.stderr)
+        command = f"python3 -m {__name__} logs {_quoted(run.dag_id)} {_quoted(ti.task_id)} {where}"
+        print(f"  its output: {command}", file=sys.stderr)
+    if len(failed) > 10:
+        print(f"... and {len(failed) - 10} more", file=sys.stderr)
+    print("to go on once it is mended: run the same command with --resume", file=sys.stderr)
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _date_option(text: str | None) -> _datetime.datetime | None:
+    if text is None:
+        return None
+    try:
+        return _datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise _UsageError(f"--logical-date must be an ISO date or time, found {text!r}") from None
+
+
+def _conf_option(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        conf = json.loads(text)
+    except ValueError as error:
+        raise _UsageError(f"--conf must be JSON: {error}; found {_shown(text)}") from None
+    if not isinstance(conf, dict):
+        raise _UsageError(f"--conf must be a JSON object, found {_shown(text)}")
+    return conf
+
+
+def _cmd_run(options: argparse.Namespace) -> int:
+    """Run a DAG of a file, which is loaded as a worker loads a script: its main guard is not met."""
+    import types
+
+    path = Path(options.file).absolute()
+    if not path.is_file():
+        raise _UsageError(f"there is no file {path}")
+    main_module = types.ModuleType("__mp_main__")
+    main_module.__file__ = str(path)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [str(path)]
+    try:
+        code = compile(path.read_bytes(), str(path), "exec")
+        exec(code, vars(main_module))
+    except AirflowException:
+        raise
+    except Exception as error:  # the user's file may raise anything; it is shown whole
+        raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
+    found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
+    return _run_by_options(_chosen_dag(found, options.dag, path), options)
+
+
+def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
+    if dag_id is not None:
+        if dag_id not in found:
+            raise _UsageError(f"{path} defines no DAG {dag_id!r}{_near(dag_id, found)}")
+        return found[dag_id]
+    if len(found) != 1:
+        names = ", ".join(sorted(found)) or "none"
+        raise _UsageError(f"{path} defines {len(found)} DAGs ({names}): name one")
+    return next(iter(found.values()))
+
+
+def _cmd_scaffold(options: argparse.Namespace) -> int:
+    sys.stdout.write(_SCAFFOLD)
+    return 0
+
+
+def _cmd_visualize(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    diagram = _draw_run(run.get_task_instances())
+    sys.stdout.write(diagram)
+    warning = _too_large(diagram)
+    if warning is not None:
+        print(f"liteflow: {warning}", file=sys.stderr)
+    return 0
+
+
+def _cmd_list(options: argparse.Namespace) -> int:
+    path = _database_path(options.db, None)
+    dags = []
+    for found in _read(path, _select_dags):
+        newest = found.pop("newest")
+        run = None if newest is None else DagRun(newest, path)
+        found["tags"] = json.loads(found["tags"] or "[]")
+        found["last_run"] = None if run is None else _run_document(run)
+        dags.append(found)
+    if options.json:
+        print(json.dumps(dags, indent=2))
+        return 0
+    rows = []
+    for found in dags:
+        last: dict[str, Any] = found["last_run"] or {}
+        rows.append((found["dag_id"], found["runs"], last.get("state", ""),
+                     _local(_moment(last.get("start_date"))), found["description"] or ""))
+    print(_table(("DAG", "RUNS", "LAST STATE", "LAST RUN", "DESCRIPTION"), rows))
+    return 0
+
+
+def _run_document(run: DagRun) -> dict[str, Any]:
+    """A run as `--json` prints it."""
+    return {
+        "dag_id": run.dag_id,
+        "run_id": run.run_id,
+        "state": _run_state(run),
+        "reason": run.reason,
+        "logical_date": run._row.logical_date,
+        "start_date": run._row.start_date,
+        "end_date": run._row.end_date,
+        "conf": run.conf,
+    }
+
+
+def _cmd_runs(options: argparse.Namespace) -> int:
+    path = _database_path(options.db, None)
+    if options.dag is not None:
+        _load_dag(options.dag, path)
+    runs = _read_runs(path, options.dag, limit=options.limit)
+    if options.json:
+        print(json.dumps([_run_document(run) for run in runs], indent=2))
+        return 0
+    rows = [
+        (run.dag_id, run.run_id, _run_state(run), _local(run.start_date),
+         _seconds_text(run.duration), run.reason or "")
+        for run in runs
+    ]
+    print(_table(("DAG", "RUN", "STATE", "START", "DURATION", "REASON"), rows))
+    return 0
+
+
+def _cmd_show(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    if options.task is not None:
+        return _show_task(run, options.task, options.json)
+    instances = run.get_task_instances()
+    if options.json:
+        document = {**_run_document(run), "task_instances": [_document(ti) for ti in instances]}
+        print(json.dumps(document, indent=2))
+        return 0
+    print(_clean(f"{run.dag_id}/{run.run_id}: {_run_state(run)} {_seconds_text(run.duration)}"))
+    if run.reason:
+        print(_clean(run.reason))
+    rows = [
+        (_label(ti), ti.state or "", ti.try_number or "", _local(ti.start_date),
+         _seconds_text(ti.duration), _last_line(ti.error))
+        for ti in instances
+    ]
+    print(_table(("TASK", "STATE", "TRY", "START", "DURATION", "ERROR"), rows))
+    return 0
+
+
+def _label(ti: TaskInstance) -> str:
+    return ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
+
+
+def _document(ti: TaskInstance) -> dict[str, Any]:
+    return {
+        "task_id": ti.task_id,
+        "map_index": ti.map_index,
+        "state": ti.state,
+        "try_number": ti.try_number,
+        "max_tries": ti.max_tries,
+        "start_date": ti.start_date and _iso(ti.start_date),
+        "end_date": ti.end_date and _iso(ti.end_date),
+        "error": ti.error,
+        "upstream_task_ids": sorted(ti.upstream_task_ids),
+    }
+
+
+def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
+    """`task` or `task[3]` of a run, as (task_id, map_index). Raises _UsageError."""
+    match = re.fullmatch(r"(.*)\[(\d+)\]", name)
+    task_id, index = (match[1], int(match[2])) if match else (name, None)
+    known = {ti.task_id for ti in run.get_task_instances()}
+    if task_id not in known:
+        raise _UsageError(f"run {run.run_id!r} has no task {name!r}{_near(task_id, known)}")
+    return task_id, index
+
+
+def _show_task(run: DagRun, name: str, as_json: bool) -> int:
+    task_id, index = _task_in(run, name)
+    row = run._row.id
+    attempts = [
+        a for a in _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
+        if index is None or a[0] == index
+    ]
+    values = [
+        x for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
+        if index is None or x[1] == index
+    ]
+    instances = [
+        ti for ti in run.get_task_instances()
+        if ti.task_id == task_id and (index is None or ti.map_index == index)
+    ]
+    if as_json:
+        names = ("map_index", "try_number", "state", "start_date", "end_date", "pid", "error")
+        document = {
+            "task_instances": [_document(ti) for ti in instances],
+            "attempts": [dict(zip(names, a, strict=True)) for a in attempts],
+            "xcoms": [{"map_index": x[1], "key": x[2], "type": x[3], "preview": x[4]} for x in values],
+        }
+        print(json.dumps(document, indent=2))
+        return 0
+    for ti in instances:
+        print(_clean(f"{run.dag_id}/{run.run_id} {_label(ti)}: {ti.state or 'no state'}"))
+    print(_table(
+        ("TRY", "STATE", "START", "DURATION", "PID"),
+        ((a[1], a[2] or "", _local(_moment(a[3])), _attempt_duration(a), a[5] or "") for a in attempts),
+    ))
+    if values:
+        print(_table(("XCOM", "TYPE", "VALUE"), (x[2:5] for x in values)))
+    for ti in instances:
+        if ti.error:
+            print(_clean(ti.error))
+    return 0
+
+
+def _attempt_duration(attempt: Sequence[Any]) -> str:
+    start, end = _moment(attempt[3]), _moment(attempt[4])
+    return _seconds_text((end - start).total_seconds()) if start and end else ""
+
+
+def _cmd_logs(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    task_id, index = _task_in(run, options.task) if options.task is not None else (None, None)
+    row = run._row.id
+    parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, options.try_number))
+    shown = None
+    for part_task, map_index, tries, text in parts:
+        if shown != (part_task, map_index, tries):
+            shown = (part_task, map_index, tries)
+            name = part_task if map_index < 0 else f"{part_task}[{map_index}]"
+            print(_clean(f"--- {name}, try {tries}"), file=sys.stderr)
+        sys.stdout.write(text if options.raw else _clean(text))
+    return 0
+
+
+def _cmd_delete(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    run.delete()
+    print(f"deleted run {run.run_id!r} of DAG {run.dag_id!r}", file=sys.stderr)
+    return 0
+
+
+_EPILOG = """examples:
+  python3 -m liteflow scaffold > my_workflow.py      a workflow to start from
+  python3 my_workflow.py                             run it
+  python3 -m liteflow runs                           what ran
+  python3 -m liteflow show my_etl                    the tasks of the newest run
+  python3 -m liteflow logs my_etl report             what a task printed
+  python3 -m liteflow visualize my_etl               draw it, as Mermaid
+
+RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id.
+exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
+75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    parser = _parser("liteflow", "Run DAGs of tasks, and see what ran.", _EPILOG)
+    parser.add_argument("--version", action="version", version=_version_text())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, act: Callable[[Any], int], text: str, db: bool = True) -> Any:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(act=act)
+        if db:
+            command.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
+        return command
+
+    run = add("run", _cmd_run, "run a DAG of a file", db=False)
+    run.add_argument("file", metavar="FILE")
+    run.add_argument("dag", metavar="DAG", nargs="?", help="which, if the file defines several")
+    _add_run_options(run)
+    add("scaffold", _cmd_scaffold, "print a small workflow to start from", db=False)
+    visualize = add("visualize", _cmd_visualize, "draw a run as a Mermaid flowchart")
+    visualize.add_argument("run", metavar="DAG_OR_RUN")
+    listing = add("list", _cmd_list, "the DAGs that ran")
+    listing.add_argument("--json", action="store_true")
+    runs = add("runs", _cmd_runs, "the runs, newest first")
+    runs.add_argument("dag", metavar="DAG", nargs="?")
+    runs.add_argument("--limit", type=int, metavar="N", default=50, help="at most N (default: 50)")
+    runs.add_argument("--json", action="store_true")
+    show = add("show", _cmd_show, "the tasks of a run, or one task's attempts and values")
+    show.add_argument("run", metavar="RUN")
+    show.add_argument("task", metavar="TASK", nargs="?")
+    show.add_argument("--json", action="store_true")
+    logs = add("logs", _cmd_logs, "what a run's tasks printed")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("task", metavar="TASK", nargs="?")
+    logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
+    logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
+    delete = add("delete", _cmd_delete, "delete a run with its values and logs")
+    delete.add_argument("run", metavar="RUN")
+    return parser
+
+
+def _version_text() -> str:
+    import platform
+    import sqlite3
+
+    return (
+        f"liteflow {__version__} (Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version})"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line, `python3 -m liteflow`; returns the exit code.
+
+    See `--help`. argparse itself ends the process with code 2 on wrong usage.
+    """
+    options = _main_parser().parse_args(argv)
+    return _exit_code(lambda: options.act(options))
+
+
+if __name__ == "__main__":
+    # Run under the module's own name: a workflow that imports liteflow gets this same module.
+    import importlib
+
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    _own_name = __spec__.name if __spec__ is not None else Path(__file__).stem
+    sys.exit(importlib.import_module(_own_name).main())
