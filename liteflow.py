@@ -3713,6 +3713,8 @@ class _Slot:
         finally:
             theirs.close()  # so that the worker's death is the end of the pipe
         served.add_done_callback(lambda future: future.exception())
+        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
+        self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
         self.process: Any = remembering.process
         self.pid: int = self.process.pid
         self.pidfd: int | None = None
@@ -3805,17 +3807,23 @@ class _Slot:
         self.state = "dead"
         self.signal_group(_SIGKILL)
         self.connection.close()
+        self._executor.shutdown(wait=False)
+        if self._executor_thread is not None:
+            self._executor_thread.join()
         # Only now is the exit code to be relied on: the executor's thread reads it as well.
-        self._executor.shutdown(wait=True)
         self.exitcode = self.process.exitcode
         self._free()
 
-    def close(self) -> None:
-        """End an idle worker in order, and whatever it left by force."""
+    def dismiss(self) -> None:
+        """Tell an idle worker that there is no more to do; `close` waits for its end."""
         self.state = "dead"
         self.connection.close()
-        if not self.has_ended(timeout=2.0):
-            self.signal_group(_SIGKILL)
+        self._executor.shutdown(wait=False)
+
+    def close(self) -> None:
+        """End an idle worker in order, and whatever it left by force."""
+        self.dismiss()
+        self.has_ended(timeout=2.0)
         self.bury()
 
     def _free(self) -> None:
@@ -4061,8 +4069,7 @@ def _close_all(slots: Iterable[_Slot]) -> None:
     """Close idle slots; their workers end side by side."""
     slots = list(slots)
     for slot in slots:
-        slot.state = "dead"
-        slot.connection.close()
+        slot.dismiss()
     for slot in slots:
         slot.close()
 
