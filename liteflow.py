@@ -1643,7 +1643,7 @@ class _Recorded(NamedTuple):
 class _Instance:
     """One task instance in the plan. `try_number` counts started attempts, from 1."""
 
-    __slots__ = ("map_index", "max_tries", "node", "not_before", "row_id", "state", "try_number")
+    __slots__ = ("map_index", "max_tries", "node", "queued", "row_id", "state", "try_number")
 
     def __init__(self, node: _Node, map_index: int, recorded: _Recorded) -> None:
         self.node = node
@@ -1651,7 +1651,7 @@ class _Instance:
         self.state = recorded.state
         self.try_number = recorded.try_number
         self.max_tries = recorded.max_tries
-        self.not_before = 0.0
+        self.queued = False  # its rule has let it run
         self.row_id = 0
 
     @property
@@ -1673,6 +1673,7 @@ class _Node:
     """A task in the plan: its place in the graph, and how those it waits for have ended."""
 
     __slots__ = (
+        "depth",
         "downstream",
         "failed",
         "instance",
@@ -1681,7 +1682,7 @@ class _Node:
         "skipped",
         "success",
         "task",
-        "upstream_count",
+        "upstream",
         "upstream_failed",
     )
 
@@ -1689,14 +1690,15 @@ class _Node:
         self.task = task
         self.order = order
         self.downstream: tuple[_Node, ...] = ()
-        self.upstream_count = len(task._upstream)
-        self.pending = self.upstream_count  # upstream tasks that have not ended
+        self.upstream: tuple[_Node, ...] = ()
+        self.depth = 0  # the longest way from a root
+        self.pending = len(task._upstream)  # upstream tasks that have not ended
         self.success = self.failed = self.upstream_failed = self.skipped = 0
         self.instance: _Instance
 
     def decide(self) -> TaskInstanceState | None:
         """RUNNING if the task may run, the state it ends in without running, or None: wait."""
-        if not self.upstream_count:
+        if not self.upstream:
             return _S.RUNNING
         return _RULES[self.task.trigger_rule](
             self.success, self.failed, self.upstream_failed, self.skipped, not self.pending
@@ -1777,12 +1779,16 @@ class _Status(enum.Enum):
     FATAL = "fatal"  # failed, and not retried
 
 
+_HESITATION = 1.0  # seconds; see _Plan._hesitates
+
+
 class _Plan:
     """The state of a run: fed with what happened, it says what may start and what changed.
 
-    `take` gives the instances that may start, one by one (`start` says that one did, `finish` how
-    it ended); `changed` collects those whose state a rule decided, for the run loop to record.
-    Times are seconds of whatever clock the caller passes in.
+    `take` gives the instances that may start, one by one; `start` says that one did, `finish` how
+    it ended. `settle`, after the events of a turn, draws the conclusions; `changed` collects the
+    instances whose state a rule decided, for the run loop to record. Times are seconds of
+    whatever clock the caller passes in.
     """
 
     def __init__(
@@ -1800,28 +1806,29 @@ class _Plan:
         self.nodes = self._nodes(recorded or {})
         self._queue: list[tuple[int, _Instance]] = []
         self._waiting: list[tuple[float, int, _Instance]] = []  # up_for_retry, by time
-        self._dirty: collections.deque[_Node] = collections.deque()
+        self._dirty: list[_Node] = []
+        self._hesitant: dict[_Node, tuple[float, set[_Node]]] = {}
         self._begin()
 
     def _nodes(self, recorded: Mapping[tuple[str, int], _Recorded]) -> list[_Node]:
         nodes = {t: _Node(task, i) for i, (t, task) in enumerate(self.dag.task_dict.items())}
         for task_id, node in nodes.items():
+            node.upstream = tuple(nodes[t] for t in node.task._upstream)
             node.downstream = tuple(nodes[t] for t in node.task._downstream)
             new = _Recorded(None, 0, node.task.retries)
             node.instance = _Instance(node, -1, recorded.get((task_id, -1), new))
+        for task in self.dag.topological_sort():
+            node = nodes[task.task_id]
+            node.depth = max((up.depth + 1 for up in node.upstream), default=0)
         return list(nodes.values())
 
     def _begin(self) -> None:
-        """Count what a resumed run keeps, then decide about every task that is left."""
+        """Count what a resumed run keeps; then every task that is left has to be decided."""
         for node in self.nodes:
             if node.instance.state is not None:
                 self._tell_downstream(node, node.instance.state)
-        self._dirty.clear()
-        for node in self.nodes:
-            if node.instance.state is None:
-                self.unfinished += 1
-                self._dirty.append(node)
-        self._settle()
+        self._dirty = [node for node in self.nodes if node.instance.state is None]
+        self.unfinished = len(self._dirty)
 
     def instances(self) -> Iterator[_Instance]:
         """Every task instance, in the order of the DAG's tasks."""
@@ -1839,9 +1846,11 @@ class _Plan:
         """The next of the instances that may start; the caller must `start` it."""
         return heapq.heappop(self._queue)[1]
 
-    def next_retry(self) -> float | None:
-        """When the next wait for a retry ends."""
-        return self._waiting[0][0] if self._waiting else None
+    def next_time(self) -> float | None:
+        """When time alone changes something next: a wait for a retry ends, or a hesitation."""
+        times = [until for until, _ in self._hesitant.values()]
+        times += [at for at, _, _ in self._waiting[:1]]
+        return min(times, default=None)
 
     def start(self, instance: _Instance) -> None:
         """The instance's next attempt starts."""
@@ -1855,14 +1864,12 @@ class _Plan:
         if status is _Status.FAILED and instance.try_number <= instance.max_tries:
             instance.move(_S.UP_FOR_RETRY)
             wait = _retry_wait(instance, self.logical_date)
-            instance.not_before = now + wait
             heapq.heappush(self._waiting, (now + wait, instance.node.order, instance))
             return
         ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
         self._end(instance, ended)
         if ended is _S.FAILED and self.dag.fail_fast:
             self._fail_fast()
-        self._settle()
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
@@ -1887,27 +1894,63 @@ class _Plan:
             below.pending -= 1
             self._dirty.append(below)
 
-    def _settle(self) -> None:
-        """Decide about every task below something that changed, until nothing more follows."""
+    def settle(self, now: float) -> None:
+        """Decide about every task below something that ended, until nothing more follows.
+
+        In rounds, as Airflow does it: what one round decides is seen by the next.
+        """
+        self._dirty += [node for node, (until, _) in self._hesitant.items() if until <= now]
         while self._dirty:
-            node = self._dirty.popleft()
-            instance = node.instance
-            # A node is looked at once for each upstream that ends; once queued or ended, no more.
-            if instance.state is not None or instance.not_before < 0:
-                continue
-            decision = node.decide()
-            if decision is _S.RUNNING:
-                instance.not_before = -1.0
-                heapq.heappush(self._queue, (node.order, instance))
-            elif decision is not None:
-                self.changed.append(instance)
-                self._end(instance, decision)
+            round_of, self._dirty = dict.fromkeys(self._dirty), []
+            decided = [(node, self._decision(node, now)) for node in round_of]
+            for node, decision in decided:
+                if decision is _S.RUNNING:
+                    node.instance.queued = True
+                    heapq.heappush(self._queue, (node.order, node.instance))
+                elif decision is not None:
+                    self.changed.append(node.instance)
+                    self._end(node.instance, decision)
+
+    def _decision(self, node: _Node, now: float) -> TaskInstanceState | None:
+        instance = node.instance
+        if instance.queued or instance.state is not None:
+            return None
+        decision = node.decide()
+        eager_skip = decision is _S.SKIPPED and node.pending > 0
+        if eager_skip and node.task.trigger_rule is TriggerRule.ALL_SUCCESS:
+            return None if self._hesitates(node, now) else decision
+        self._hesitant.pop(node, None)
+        return decision
+
+    def _hesitates(self, node: _Node, now: float) -> bool:
+        """Whether an upstream may be about to fail beside the one that was skipped.
+
+        Airflow looks at the states once a second or so, and there failure wins over a skip that
+        it sees with it. So a skip waits, a second at most, for the upstreams that stand no deeper
+        in the DAG and are about to end; which of two workers is faster does not matter then.
+        """
+        if node not in self._hesitant:
+            skipped = [up.depth for up in node.upstream if up.instance.state is _S.SKIPPED]
+            awaited = {
+                up for up in node.upstream
+                if up.instance.state not in _ENDED and up.instance.queued
+                and up.depth <= max(skipped)
+            }
+            self._hesitant[node] = (now + _HESITATION, awaited)
+        until, awaited = self._hesitant[node]
+        awaited -= {up for up in awaited if up.instance.state in _ENDED}
+        if awaited and now < until:
+            return True
+        del self._hesitant[node]
+        return False
 
     def _fail_fast(self) -> None:
         """Airflow's fail_fast: what runs is failed, what has not run is skipped."""
         self._queue.clear()
+        self._hesitant.clear()
         for instance in self.instances():
             if instance.state is _S.RUNNING:
+                instance.max_tries = 0  # no retry when it has been ended
                 self.doomed.append(instance)
             elif instance.state not in _ENDED:
                 self.changed.append(instance)
@@ -4537,8 +4580,8 @@ class _ExecutorRunner:
 def _outcome_of(future: Future[bytes]) -> _Outcome:
     try:
         _, status, error, xcoms, terminated, _ = marshal.loads(future.result())
-    except BaseException as error:  # whatever the engine, or unpickling on its way, raises
-        return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(error)}", [])
+    except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
+        return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(lost)}", [])
     return _Outcome(_Status(status), error, [_XComRow(*row) for row in xcoms], terminated)
 
 
@@ -4672,11 +4715,11 @@ def _owner_lives(process: str | None, owner: str | None, heartbeat: str | None) 
         found = json.loads(process or "")
         beat = _datetime.datetime.fromisoformat(heartbeat or "")
         pid, start = found["pid"], found["start"]
-        ours = {name: found[name] for name in _machine()} == _machine()
+        ours: bool = {name: found[name] for name in _machine()} == _machine()
         if ours and start is not None:
             if pid == os.getpid():
                 return owner in _active_runs
-            return _process_start(pid) == start
+            return bool(_process_start(pid) == start)
         return (_utcnow() - _aware(beat)).total_seconds() < _STALE
     except (ValueError, TypeError, KeyError):  # nothing that an owner writes
         return False
@@ -4770,12 +4813,13 @@ class _RunLoop:
             return False
         if self._stopping is not None:
             return not self._attempts
-        if self._plan.unfinished and not self._attempts and self._plan.next_retry() is None:
+        if self._plan.unfinished and not self._attempts and self._plan.next_time() is None:
             assert self._plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self._plan.unfinished
 
     def _collect(self) -> None:
         """Put into the batch what rules decided, and what can start now."""
+        self._plan.settle(time.monotonic())
         self._batch.marked += self._plan.changed
         for instance in self._plan.changed:
             self._report.changed(instance)
@@ -4857,9 +4901,9 @@ class _RunLoop:
         if self._locked_since is not None:
             return 0.05
         times = [self._next_tick]
-        retry = self._plan.next_retry()
-        if retry is not None and self._stopping is None:
-            times.append(retry)
+        due = self._plan.next_time()
+        if due is not None and self._stopping is None:
+            times.append(due)
         return max(0.0, min(times) - now)
 
     def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
