@@ -462,6 +462,15 @@ def _anything(what: str, value: Any) -> Any:
     return value
 
 
+def _params(what: str, value: Any) -> dict[str, Any]:
+    """Params by name: values that are JSON, or Param objects."""
+    params = _string_keyed(what, value)
+    for name, declared in params.items():
+        if not isinstance(declared, Param):
+            _json_text(f"{what}: {name!r}", declared, ParamValidationError)
+    return params
+
+
 def _string_keyed(what: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
@@ -494,7 +503,7 @@ _TASK_SETTINGS: dict[str, _Setting] = {
     "trigger_rule": _Setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule)),
     "do_xcom_push": _Setting(True, _flag),
     "multiple_outputs": _Setting(None, _a(bool, type(None))),
-    "params": _Setting({}, _string_keyed),
+    "params": _Setting({}, _params),
     "priority_weight": _Setting(1, _only(1, _LATER)),
     "weight_rule": _Setting(WeightRule.DOWNSTREAM, _one_of(WeightRule)),
     "pool": _Setting("default_pool", _only("default_pool", _LATER)),
@@ -656,7 +665,9 @@ class BaseOperator(_Dependency):
         if dag is not None and not isinstance(dag, Dag):
             raise TypeError(f"task {task_id!r}: dag must be a DAG, found {_shown(dag)}")
         for name, value in _defaults_for(dag, default_args).items():
-            if name in _TASK_SETTINGS and name not in settings:
+            if name == "params":
+                settings[name] = {**value, **settings.get(name, {})}
+            elif name in _TASK_SETTINGS and name not in settings:
                 settings[name] = value
         for name, value in settings.items():
             default, check = _TASK_SETTINGS[name]
@@ -756,6 +767,7 @@ class _FunctionOperator(BaseOperator):
         signature: inspect.Signature,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        returns_dict: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -763,9 +775,9 @@ class _FunctionOperator(BaseOperator):
         self._signature = signature
         self._args = args
         self._kwargs = kwargs
-        if self.multiple_outputs is None and _returns_dict(function):
+        if self.multiple_outputs is None and returns_dict:
             self.multiple_outputs = True
-        if self.doc_md is None and function.__doc__:
+        if function.__doc__ and not settings.keys() & {"doc", "doc_md", "doc_json", "doc_yaml", "doc_rst"}:
             self.doc_md = function.__doc__
         for result in _results_in((args, kwargs)):
             _add_edge(result.operator, self)
@@ -808,8 +820,9 @@ def _with_context(
     parameters = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         # A name taken by position would be given twice.
-        by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][: len(args)]
-        return {**{k: v for k, v in context.items() if k not in by_position}, **kwargs}
+        positional = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        taken = positional[: len(args)]
+        return {**{k: v for k, v in context.items() if k not in taken}, **kwargs}
     given = signature.bind_partial(*args, **kwargs).arguments
     wanted = (p.name for p in parameters if p.name in _CONTEXT_KEYS and p.name not in given)
     return {**kwargs, **{name: context[name] for name in wanted if name in context}}
@@ -819,12 +832,12 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
-        if not re.match(r"(\w+\.)*(dict|Dict|Mapping|MutableMapping|\w*)\b", annotation):
-            return False
         import typing
 
+        # Of the return annotation alone: another may name what only a type checker imports.
+        only = type("only", (), {"__annotations__": {"return": annotation}})
         try:
-            annotation = typing.get_type_hints(function).get("return")
+            annotation = typing.get_type_hints(only, function.__globals__).get("return")
         except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
             return False
     kind = getattr(annotation, "__origin__", annotation)
@@ -873,6 +886,7 @@ class XComArg(_Dependency):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, a result is the look-up of its value."""
+        _pickled_results.get().append(self)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _value_of, (self.operator.task_id, self.key, absent_is_none)
 
@@ -881,6 +895,12 @@ class XComArg(_Dependency):
 
     def _ends(self) -> list[BaseOperator]:
         return [self.operator]
+
+
+# The results met while a task's arguments are pickled; there is no other use in pickling one.
+_pickled_results: contextvars.ContextVar[list[XComArg]] = contextvars.ContextVar(
+    "liteflow_pickled_results"
+)
 
 
 class _DagParam(Generic[R]):
@@ -946,13 +966,21 @@ class _TaskFunction(Generic[P, R]):
         dag = settings["dag"] = settings.get("dag") or _current_dag.get()
         named = dict(kwargs)
         for name, value in _defaults_for(dag, settings.get("default_args")).items():
-            if name in self._signature.parameters and name not in _TASK_SETTINGS:
+            p = self._signature.parameters.get(name)
+            if p is not None and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 named.setdefault(name, value)
         task_id = settings.pop("task_id", self.__wrapped__.__name__)
         self._check_call(task_id, args, named)
         settings["task_id"] = dag._free_task_id(task_id) if dag is not None else task_id
         maker: Any = self._maker
-        return maker(self.__wrapped__, self._signature, args, named, **settings).output
+        made: BaseOperator = maker(
+            self.__wrapped__, self._signature, args, named, self._returns_dict, **settings
+        )
+        return made.output
+
+    @functools.cached_property
+    def _returns_dict(self) -> bool:
+        return _returns_dict(self.__wrapped__)
 
     def _check_call(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -1013,6 +1041,11 @@ class _TaskDecorator:
             )
         return _TaskFunction(functions[0], settings, _FunctionOperator)
 
+    @property
+    def python(self) -> _TaskDecorator:
+        """`@task.python` is `@task`."""
+        return self
+
     def __repr__(self) -> str:
         return "<decorator task>"
 
@@ -1020,26 +1053,40 @@ class _TaskDecorator:
 task = _TaskDecorator()
 
 
-def _dagrun_timeout(what: str, value: Any) -> Any:
-    return _only(None, _LATER)(what, value)
+def _schedule(what: str, value: Any) -> Any:
+    """Airflow's schedules: kept, and nothing more."""
+    if isinstance(value, (int, float, bytes)) or type(value) is object:
+        raise ValueError(f"{what} must be None, a cron string or a timedelta, found {_shown(value)}")
+    return value
+
+
+def _date(what: str, value: Any) -> _datetime.datetime | None:
+    if value is not None and not isinstance(value, _datetime.datetime):
+        raise TypeError(f"{what} must be a datetime, found {_shown(value)}")
+    return value.replace(tzinfo=_datetime.UTC) if value and value.tzinfo is None else value
 
 
 _DAG_SETTINGS: dict[str, _Setting] = {
     "description": _Setting(None, _a(str, type(None))),
     "default_args": _Setting({}, _string_keyed),
-    "params": _Setting({}, _string_keyed),
+    "params": _Setting({}, _params),
     "max_active_tasks": _Setting(16, _whole(1, none=16)),
     "max_active_runs": _Setting(16, _whole(1, none=16)),
-    "dagrun_timeout": _Setting(None, _dagrun_timeout),
+    "dagrun_timeout": _Setting(None, _only(None, _LATER)),
     "fail_fast": _Setting(False, _flag),
     "doc_md": _Setting(None, _a(str, type(None))),
     "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
     "dag_display_name": _Setting(None, _a(str, type(None))),
     "on_success_callback": _callback,
     "on_failure_callback": _callback,
+    "schedule": _Setting(None, _schedule),
+    "start_date": _Setting(None, _date),
+    "end_date": _Setting(None, _date),
+    "catchup": _Setting(False, _flag),
+    "max_consecutive_failed_dag_runs": _Setting(0, _whole(0, none=0)),
+    "render_template_as_native_obj": _Setting(False, _flag),
     **dict.fromkeys(
-        """schedule start_date end_date catchup max_consecutive_failed_dag_runs
-        is_paused_upon_creation render_template_as_native_obj template_searchpath
+        """is_paused_upon_creation template_searchpath
         template_undefined user_defined_macros user_defined_filters jinja_environment_kwargs
         owner_links access_control auto_register deadline allowed_run_types
         disable_bundle_versioning rerun_with_latest_version sla_miss_callback""".split(),
@@ -1092,6 +1139,8 @@ class Dag:
         for name, (default, check) in _DAG_SETTINGS.items():
             value = settings.get(name, default)
             setattr(self, name, check(f"DAG {dag_id!r}: {name}", value))
+        self.dag_display_name: str = settings.get("dag_display_name") or dag_id
+        self.params = {**self.params, **self.default_args.pop("params", {})}
         self.task_dict: dict[str, BaseOperator] = {}
         self._suffixes: dict[str, int] = {}
         self._tokens: list[contextvars.Token[Dag | None]] = []
@@ -1331,25 +1380,18 @@ class _RecordedDag(Dag):
             f"history and not its tasks; {script}"
         )
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in _CODE_OF_A_DAG:
-            object.__getattribute__(self, "_refuse")()
-        return object.__getattribute__(self, name)
 
-    def __enter__(self) -> Dag:
-        self._refuse()
-
-    def __getitem__(self, node_id: str) -> BaseOperator:
-        self._refuse()
-
-    def __contains__(self, node_id: str) -> bool:
-        self._refuse()
+def _refused(self: _RecordedDag, *args: object, **kwargs: object) -> NoReturn:
+    """A loaded DAG has metadata and history only."""
+    self._refuse()
 
 
-_CODE_OF_A_DAG = frozenset(
-    """run test cli to_mermaid task tasks task_ids task_dict roots leaves has_task get_task
-    check_cycle topological_sort""".split()
-)
+for _name in """run test cli to_mermaid has_task get_task check_cycle topological_sort __enter__
+    __getitem__ __contains__""".split():
+    setattr(_RecordedDag, _name, _refused)
+for _name in ("task", "tasks", "task_ids", "roots", "leaves"):
+    setattr(_RecordedDag, _name, property(_refused))
+del _name
 
 
 def _module_name(name: str) -> str:
@@ -1372,6 +1414,12 @@ def _importing_in_child() -> bool:
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 
+@overload
+def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
+@overload
+def dag(
+    dag_id: str = ..., /, **settings: Any
+) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
 def dag(*functions: Any, **settings: Any) -> Any:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
@@ -1380,6 +1428,8 @@ def dag(*functions: Any, **settings: Any) -> Any:
     arguments become params: inside it each is a placeholder that can be handed to tasks, at run
     time `conf[name]`, else the value of the call.
     """
+    if len(functions) > 1:
+        raise TypeError(f"@dag takes one id or function, found {len(functions)} arguments")
     if functions and callable(functions[0]):
         return _dag_function(functions[0], settings)
     if functions:
@@ -1426,8 +1476,8 @@ def chain(*tasks: Any) -> None:
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    if not elements:
-        raise ValueError("chain_linear() takes at least one task or list of tasks")
+    if len([element for element in elements if not isinstance(element, (list, tuple)) or element]) < 2:
+        raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in zip(elements, elements[1:], strict=False):
         for one in _operands(before):
             one.set_downstream(after)
@@ -1532,12 +1582,25 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         elif keyword == "format" and rule not in ("date", "date-time"):
             raise ValueError(f"Param: format {rule!r} is not checked; known: date, date-time")
         elif keyword == "pattern":
-            re.compile(rule)
+            try:
+                re.compile(rule)
+            except (re.error, TypeError) as error:
+                raise ValueError(f"Param: pattern {rule!r} is none: {error}") from None
+        elif keyword in _NUMBERS and not _is_number(rule):
+            raise ValueError(f"Param: {keyword} must be a number, found {_shown(rule)}")
         elif keyword == "items":
+            if not isinstance(rule, Mapping):
+                raise ValueError(f"Param: items must be a schema, found {_shown(rule)}")
             _check_schema(rule)
         elif keyword == "properties":
             for each in rule.values():
                 _check_schema(each)
+
+
+_NUMBERS = frozenset(
+    """minimum maximum exclusiveMinimum exclusiveMaximum minLength maxLength minItems
+    maxItems""".split()
+)
 
 
 def _is_number(value: Any) -> bool:
@@ -1600,6 +1663,11 @@ def _is_of_type(value: Any, names: Iterable[str]) -> bool:
     return False
 
 
+def _plain_copy(value: Any) -> Any:
+    """A deep copy of plain data: a task may change what it gets."""
+    return marshal.loads(marshal.dumps(value))
+
+
 def _resolve_params(dag: Dag, conf: Mapping[str, Any]) -> dict[str, Any]:
     """The run's params: the DAG's, under the run's conf; each checked. Tasks' come on top later.
 
@@ -1617,8 +1685,6 @@ def _resolve_params(dag: Dag, conf: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mapping[str, Any]) -> Any:
     """What `params` is inside a task: the DAG's, the task's own over them, conf over all."""
-    if not task.params:
-        return dict(run_params)
     own = {}
     for name, declared in task.params.items():
         param = declared if isinstance(declared, Param) else Param(declared)
@@ -1626,7 +1692,7 @@ def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mappin
             own[name] = param.resolve(conf.get(name, _MISSING))
         except ParamValidationError as error:
             raise ParamValidationError(f"task {task.task_id!r}: param {name!r}: {error}") from None
-    return {**run_params, **own, **conf}
+    return _plain_copy({**run_params, **own, **conf})
 
 
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
@@ -2264,6 +2330,7 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T:
                 continue
             if isinstance(error, DatabaseError):
                 raise
+            _check_place(path)
             explained = _explained(error, path)
             raise (
                 DatabaseError(f"{path} is locked") if isinstance(explained, _Busy) else explained
@@ -2536,11 +2603,12 @@ class _Store:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
         with self.transaction():
             self._record_finished(batch.finished)
-            self._record_interrupted(batch.interrupted)
-            self._record_marked(batch.marked)
-            self._record_started(batch.started)
             if batch.logs:
                 self._record_logs(batch.logs)
+            self._record_interrupted(batch.interrupted)
+            self._record_marked(batch.marked)
+            # Last: a retry without a delay starts in the transaction that ends the try before.
+            self._record_started(batch.started)
 
     def _record_finished(self, finished: Sequence[_Finished]) -> None:
         if not finished:
@@ -2872,27 +2940,50 @@ def _load(data: bytes, script: str | None = None) -> Any:
     return Unpickler(io.BytesIO(data)).load()
 
 
-_NO_CALL = _dump(((), {}))
+class _Call(NamedTuple):
+    """A task's arguments on their way to a worker: pickled, and the results they take."""
+
+    data: bytes
+    takes: frozenset[tuple[str, str]]  # (task_id, key)
 
 
-def _dump_call(task: BaseOperator) -> bytes:
+_NO_CALL = _Call(_dump(((), {})), frozenset())
+
+
+def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
     args, kwargs = task._call()
     if not args and not kwargs:
         return _NO_CALL
+    results: list[XComArg] = []
+    token = _pickled_results.set(results)
     try:
-        return _dump((args, kwargs))
+        data = _dump((args, kwargs))
     except Exception:  # pickling runs the arguments' own code, which may raise anything
-        for name, value in [*enumerate(args, 1), *kwargs.items()]:
-            try:
-                _dump(value)
-            except Exception as error:  # as above
-                raise UnreachableTask(
-                    f"task {task.task_id!r}: argument {name!r} is a {type(value).__name__}, which "
-                    f"can't be sent to a worker ({type(error).__name__}: {error}): hand over plain "
-                    "data, or make the object inside the task"
-                ) from None
-        raise
+        raise _blamed(task, args, kwargs) from None
+    finally:
+        _pickled_results.reset(token)
+    for result in results:
+        if result.operator.task_id not in task._upstream:
+            raise UnreachableTask(
+                f"task {task.task_id!r}: the result of {result.operator.task_id!r} is inside an "
+                "object, where it is not found: only lists, tuples, sets and dicts are searched"
+            )
+    return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
+
+
+def _blamed(task: BaseOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnreachableTask:
+    """Which of a task's arguments can't be pickled, and why."""
+    for name, value in [*enumerate(args, 1), *kwargs.items()]:
+        try:
+            _dump(value)
+        except Exception as error:  # as above
+            return UnreachableTask(
+                f"task {task.task_id!r}: argument {name!r} is a {type(value).__name__}, which "
+                f"can't be sent to a worker ({type(error).__name__}: {error}): hand over plain "
+                "data, or make the object inside the task"
+            )
+    return UnreachableTask(f"task {task.task_id!r}: its arguments can't be pickled together")
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
@@ -2908,7 +2999,7 @@ def _value_of(task_id: str, key: str, absent_is_none: bool) -> Any:
 
 def _param_of(name: str, default: Any) -> Any:
     """Called by unpickling a task's arguments: the value of an argument of a @dag function."""
-    return _running_job().run.info["conf"].get(name, default)
+    return _plain_copy(_running_job().run.info["conf"]).get(name, default)
 
 
 def _xcom_row(key: str, value: Any) -> _XComRow:
@@ -3168,7 +3259,8 @@ def _make_context(job: _Job) -> Context:
     context: Context = {
         "conn": None, "dag": task.dag, "dag_run": run, "inlet_events": {}, "inlets": [],
         "macros": sys.modules[__name__], "map_index_template": None, "outlet_events": {},
-        "outlets": [], "params": _task_params(task, info["params"], info["conf"]),
+        "outlets": [], "partition_date": None, "partition_key": None, "task_state_store": None,
+        "params": _task_params(task, info["params"], info["conf"]),
         "prev_data_interval_end_success": None, "prev_data_interval_start_success": None,
         "prev_end_date_success": None, "prev_start_date_success": None,
         "run_id": info["run_id"], "task": task, "task_instance": ti,
@@ -3355,7 +3447,8 @@ class _Worker:
 
     def _begin(self, token: str, info: dict[str, Any]) -> tuple[Any, ...]:
         run = self.runs[token] = _WorkerRun(info)
-        sys.path[:] = info["sys_path"]
+        # After run()'s own entries, what the pool's initializer may have added.
+        sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
         run.restore()
         try:
             run.import_dag()
@@ -4272,7 +4365,8 @@ class _SlotRunner:
                 self._overdue(slot)
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
-        if self._pool._is_wanted(self):
+        # Not while `begin` is asking the first slot for its references.
+        if self._folder is not None and self._pool._is_wanted(self):
             self._hand_over()
         ended, self._ended = self._ended, []
         return ended
@@ -4346,7 +4440,8 @@ class _SlotRunner:
             slot.spoilt = slot.reason
             if terminated or outcome.status is not _Status.SUCCESS:
                 text = f"{error}\n{slot.reason}" if error else slot.reason
-                outcome = _Outcome(_Status.FAILED, text, rows, True)
+                kept = [] if outcome.status is _Status.SUCCESS else rows
+                outcome = _Outcome(_Status.FAILED, text, kept, True)
         elif spoilt is not None or terminated:
             slot.spoilt = spoilt or "it was told to end"
         self._end_job(slot, outcome)
@@ -4609,8 +4704,8 @@ class _InProcessRunner:
         return set()
 
     def open_logs(self, folder: Path, run_row: int) -> None:
-        assert self._run is not None
-        self._run.info["run_row"] = run_row
+        if self._run is not None:  # a DAG without tasks never began
+            self._run.info["run_row"] = run_row
 
     def want(self, jobs: int) -> None:
         pass
@@ -4770,7 +4865,7 @@ class _RunLoop:
         plan: _Plan,
         store: _Store,
         runner: _Runner,
-        calls: dict[str, tuple[bytes, str, bytes | None]],
+        calls: dict[str, tuple[_Call, str, bytes | None]],
         report: _Report,
         stop: threading.Event | None,
         signals: _Signals,
@@ -4879,20 +4974,21 @@ class _RunLoop:
         timeout = task.execution_timeout
         return (
             task.task_id, function, instance.map_index, attempt.try_number, instance.max_tries,
-            attempt.started, call, settings, self._inputs(task),
+            attempt.started, call.data, settings, self._inputs(task, call),
             None if timeout is None else timeout.total_seconds(),
         )
 
-    def _inputs(self, task: BaseOperator) -> dict[tuple[str, int, str], bytes | None]:
+    def _inputs(
+        self, task: BaseOperator, call: _Call
+    ) -> dict[tuple[str, int, str], bytes | None]:
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
         rows: list[tuple[str, int, str, bytes | None]] = []
         if self._runner.remote:
             for task_id in task._upstream:
                 rows += self._store.inputs(task_id, _VALUE_LIMIT)
-        elif task._upstream:
-            wanted = {(x.operator.task_id, x.key) for x in _results_in(task._call())}
-            for task_id, key in wanted:
+        else:
+            for task_id, key in call.takes:
                 rows += self._store.input(task_id, key, _INLINE)
         return {(task_id, map_index, key): value for task_id, map_index, key, value in rows}
 

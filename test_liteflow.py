@@ -1,0 +1,2529 @@
+"""Tests of liteflow: `python3 -m unittest` from the repository's root.
+
+First a TestCase for each section of liteflow.py, in its order; then one class for each promise of
+the README, whose docstring is the README's line; then the examples and the README's own code.
+`LITEFLOW_SOAK=1 python3 -m unittest` runs the slow soaks as well. Only the standard library.
+"""
+
+import ast
+import collections
+import concurrent.futures
+import contextlib
+import datetime
+import faulthandler
+import hashlib
+import importlib
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import unittest
+import warnings
+from pathlib import Path
+
+import liteflow
+from liteflow import (
+    DAG,
+    AirflowDagCycleException,
+    Dag,
+    DagRunState,
+    DatabaseError,
+    Param,
+    ParamValidationError,
+    TaskInstanceState,
+    TriggerRule,
+    UnreachableTask,
+    WorkerPool,
+    chain,
+    chain_linear,
+    cross_downstream,
+    dag,
+    task,
+)
+
+HERE = Path(__file__).resolve().parent
+SOAK = bool(os.environ.get("LITEFLOW_SOAK"))
+LIMIT = 60  # seconds after which something hangs
+
+_numbers = itertools.count()
+_pool: WorkerPool | None = None
+
+
+def pool() -> WorkerPool:
+    """Two warm workers that the tests share."""
+    global _pool
+    if _pool is None:
+        _pool = WorkerPool(2)
+    return _pool
+
+
+def tearDownModule() -> None:
+    if _pool is not None:
+        _pool.shutdown()
+
+
+def wait_until(condition, seconds=30.0):
+    """Wait for a condition; its value, or the last one when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Case(unittest.TestCase):
+    """A test with a folder of its own, which leaves nothing behind."""
+
+    def setUp(self) -> None:
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
+        self.addCleanup(faulthandler.cancel_dump_traceback_later)
+        self.folder = Path(tempfile.mkdtemp(prefix="liteflow-test-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        self.db = self.folder / "flow.db"
+        before = dict(os.environ)
+        os.environ["CASE_DIR"] = str(self.folder)
+        self.addCleanup(os.environ.update, before)
+
+    def assert_nothing_left(self) -> None:
+        """No -wal, no -shm, no folder of a run beside the database."""
+        left = [p.name for p in self.folder.iterdir() if p.name.startswith(f"{self.db.name}-")]
+        self.assertEqual(left, [])
+
+    def module(self, source: str):
+        """A module with this source, as a user's file: workers import it like any other."""
+        name = f"flow_{os.getpid()}_{next(_numbers)}"
+        path = self.folder / f"{name}.py"
+        head = "import os, signal, sys, time\nfrom pathlib import Path\nfrom liteflow import *\n"
+        if source.startswith(BAD_VALUES):
+            head, source = head + BAD_VALUES, source.removeprefix(BAD_VALUES)
+        future = "from __future__ import annotations\n" if "TypedDict" in source else ""
+        path.write_text(f"{future}{head}import liteflow\n{textwrap.dedent(source)}")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        self.addCleanup(sys.modules.pop, name, None)
+        spec.loader.exec_module(module)
+        return module
+
+    def run_flow(self, source: str, **options):
+        """Run the DAG `dag` of a module with this source; the finished run."""
+        made = self.module(source).dag
+        if "max_workers" not in options and "mp_context" not in options:
+            options.setdefault("executor", pool())
+        return made.run(db_path=self.db, **options)
+
+    def script(self, source: str, name: str = "my_flow.py") -> Path:
+        """A script with this source in the test's folder, beside a copy of liteflow.py."""
+        if not (self.folder / "liteflow.py").exists():
+            shutil.copy(HERE / "liteflow.py", self.folder)
+        path = self.folder / name
+        path.write_text(textwrap.dedent(source))
+        return path
+
+    def start(self, *argv, **options) -> subprocess.Popen:
+        """Start a Python process in the test's folder, in a session of its own."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            cwd=self.folder,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **options,
+        )
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+        self.addCleanup(end)
+        return process
+
+    def python(self, *argv, timeout=LIMIT, **options) -> subprocess.CompletedProcess:
+        """Run a Python process in the test's folder to its end."""
+        process = self.start(*argv, **options)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def cli(self, *argv, **options) -> subprocess.CompletedProcess:
+        """`python3 -m liteflow ...` in the test's folder."""
+        if not (self.folder / "liteflow.py").exists():
+            shutil.copy(HERE / "liteflow.py", self.folder)
+        return self.python("-m", "liteflow", *argv, **options)
+
+    def states(self, run) -> dict:
+        return {
+            ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]":
+                ti.state and ti.state.value
+            for ti in run.get_task_instances()
+        }
+
+    def values(self, run) -> dict:
+        return {(x.task_id, x.key): x.value for x in run.xcoms()}
+
+    def query(self, sql: str, *values):
+        with contextlib.closing(sqlite3.connect(self.db)) as connection:
+            return connection.execute(sql, values).fetchall()
+
+
+# Bad citizens, by name: values and exceptions that misbehave.
+
+BAD_VALUES = """
+class CrashAtPickle:
+    def __reduce__(self): os.kill(os.getpid(), signal.SIGSEGV)
+class ExitAtPickle:
+    def __reduce__(self): sys.exit(1)
+class ErrorAtPickle:
+    def __reduce__(self): raise ValueError("no pickle of me")
+def _explode(): raise ValueError("no unpickle of me")
+class ErrorAtUnpickle:
+    def __reduce__(self): return _explode, ()
+def _exit(): os._exit(7)
+class ExitAtUnpickle:
+    def __reduce__(self): return _exit, ()
+class HostileRepr:
+    def __repr__(self): raise RuntimeError("no repr of me")
+class TwoArgError(Exception):
+    def __init__(self, a, b): super().__init__(f"{a} and {b}")
+class HostileStr(Exception):
+    def __str__(self): raise RuntimeError("no text of me")
+class OwnBase(BaseException): pass
+"""
+
+
+# --- Errors and states ----------------------------------------------------------------------------
+
+
+class StatesTest(Case):
+    def test_every_state_stands_in_the_table_of_transitions(self):
+        self.assertEqual(set(liteflow._NEXT), {None, *TaskInstanceState})
+
+    def test_the_database_knows_the_same_states(self):
+        checks = re.findall(r"CHECK \(state IN \(([^)]*)\)\)", liteflow._SCHEMA)
+        run_states, task_states = ({*re.findall(r"'(\w+)'", check)} for check in checks)
+        self.assertEqual(run_states, {state.value for state in DagRunState})
+        self.assertEqual(task_states, {state.value for state in TaskInstanceState})
+
+    def test_a_state_is_its_airflow_name(self):
+        self.assertEqual(TaskInstanceState.UPSTREAM_FAILED, "upstream_failed")
+        self.assertEqual(str(DagRunState.SUCCESS), "success")
+
+    def test_airflows_exception_types(self):
+        self.assertTrue(issubclass(liteflow.NodeNotFound, KeyError))
+        self.assertTrue(issubclass(liteflow.ParamValidationError, ValueError))
+        for name in ("AirflowTaskTimeout", "AirflowTaskTerminated"):
+            self.assertFalse(issubclass(getattr(liteflow, name), Exception), name)
+
+
+# --- Building -------------------------------------------------------------------------------------
+
+
+def sample(x, y=2, *rest, key="k", ti=None, **more):
+    return x
+
+
+class BuildingTest(Case):
+    def build(self):
+        return DAG(f"d{next(_numbers)}")
+
+    def assert_raises(self, kind, words, act, *args, **kwargs):
+        with self.assertRaises(kind) as caught:
+            act(*args, **kwargs)
+        for word in words if isinstance(words, (list, tuple)) else [words]:
+            self.assertIn(word, str(caught.exception))
+
+    def test_a_call_adds_a_task_and_returns_its_placeholder(self):
+        with self.build() as d:
+            result = task(sample)(1)
+        self.assertEqual(result.operator.task_id, "sample")
+        self.assertEqual(d.task_ids, ["sample"])
+        self.assertIs(d.get_task("sample"), d["sample"])
+        self.assertTrue(d.has_task("sample"))
+
+    def test_suffixes_are_one_more_than_the_highest_in_use(self):
+        with self.build() as d:
+            n = task(sample)
+            n(1)
+            n(1)
+            n.override(task_id="sample__7")(1)
+            n(1)
+            n.override(task_id="sample__7")(1)
+        self.assertEqual(
+            d.task_ids, ["sample", "sample__1", "sample__7", "sample__8", "sample__9"]
+        )
+
+    def test_an_operator_never_gets_a_suffix(self):
+        with self.build():
+            liteflow.BaseOperator(task_id="a")
+            self.assert_raises(
+                liteflow.DuplicateTaskIdFound, "'a'", liteflow.BaseOperator, task_id="a"
+            )
+
+    def test_ids(self):
+        for good in ("a", "a.b-c_d", "é", "日本", "x" * 250):
+            self.assertEqual(DAG(good).dag_id, good)
+        for bad in ("", "a b", "a/b", "a\n", "x" * 251, "a;b"):
+            self.assert_raises(ValueError, "dag_id", DAG, bad)
+        for wrong in (None, 3, b"a"):
+            self.assert_raises(TypeError, "dag_id", DAG, wrong)
+        with self.build():
+            self.assert_raises(ValueError, "task_id", task(task_id="a b")(sample), 1)
+            self.assert_raises(ValueError, "<lambda>", task(lambda: 1))
+
+    def test_override_leaves_the_original_alone(self):
+        first = task(retries=1)(sample)
+        second = first.override(retries=2, task_id="other")
+        self.assertIs(second.function, sample)
+        with self.build() as d:
+            first(1)
+            second(1)
+        self.assertEqual([t.retries for t in d.tasks], [1, 2])
+
+    def test_settings_are_checked_with_the_tasks_name_and_what_was_found(self):
+        for name, value, kind in (
+            ("retries", -1, ValueError),
+            ("retries", 1.5, TypeError),
+            ("retries", "1", TypeError),
+            ("retries", True, TypeError),
+            ("retry_delay", -1, ValueError),
+            ("retry_delay", "1", TypeError),
+            ("retry_delay", float("nan"), ValueError),
+            ("execution_timeout", 0, ValueError),
+            ("execution_timeout", float("inf"), ValueError),
+            ("execution_timeout", -1, ValueError),
+            ("execution_timeout", True, TypeError),
+            ("trigger_rule", "ALL_DONE", ValueError),
+            ("trigger_rule", "dummy", ValueError),
+            ("do_xcom_push", 1, TypeError),
+            ("depends_on_past", True, ValueError),
+            ("owner", 3, TypeError),
+        ):
+            with self.subTest(name=name, value=value), self.build():
+                decorated = task(task_id="x", **{name: value})(sample)
+                self.assert_raises(kind, ["'x'", name], decorated, 1)
+
+    def test_an_unknown_argument_is_named(self):
+        with self.build():
+            self.assert_raises(TypeError, ["'x'", "retrys", "retries"],
+                               task(task_id="x", retrys=1)(sample), 1)
+        self.assert_raises(TypeError, "schedule_interval", DAG, "d", schedule_interval=None)
+
+    def test_airflow_only_arguments_are_kept(self):
+        d = DAG("d", schedule="@daily", start_date=datetime.datetime(2024, 1, 1), catchup=False,
+                tags=["a", "a"], max_active_runs=None, max_active_tasks=None)
+        self.assertEqual((d.schedule, d.tags, d.max_active_runs, d.max_active_tasks),
+                         ("@daily", {"a"}, 16, 16))
+        for name in ("max_active_tasks", "max_active_runs"):
+            self.assert_raises(ValueError, name, DAG, "d", **{name: 0})
+
+    def test_none_and_seconds_as_airflow_takes_them(self):
+        with self.build() as d:
+            task(retries=None, retry_delay=1.5, retry_exponential_backoff=True)(sample)(1)
+        made = d.get_task("sample")
+        self.assertEqual(made.retries, 0)
+        self.assertEqual(made.retry_delay, datetime.timedelta(seconds=1.5))
+        self.assertEqual(made.retry_exponential_backoff, 2.0)
+
+    def test_default_args_reach_settings_and_parameters(self):
+        with DAG("d", default_args={"retries": 3, "y": 9, "nonsense": 1}) as d:
+            task(sample)(1)
+            task(task_id="own", retries=1, default_args={"y": 5})(sample)(1)
+        self.assertEqual([t.retries for t in d.tasks], [3, 1])
+        self.assertEqual([t._kwargs["y"] for t in d.tasks], [9, 5])
+
+    def test_the_call_is_checked_where_it_stands(self):
+        def f(a, b=1):
+            pass
+
+        with self.build():
+            self.assert_raises(TypeError, ["'f'", "'a'"], task(f))
+            self.assert_raises(TypeError, "'c'", task(f), 1, c=2)
+            self.assert_raises(TypeError, "too many", task(f), 1, 2, 3)
+            task(sample)(1, 2, 3, 4, other=5)
+
+    def test_context_parameters_need_not_be_given_wherever_they_stand(self):
+        def f(ti, a, ds=None):
+            pass
+
+        def g(ti="x"):
+            pass
+
+        def h(self):
+            pass
+
+        with self.build():
+            task(f)(a=1)
+            self.assert_raises(ValueError, "'ti'", task, g)
+            self.assert_raises(TypeError, "self", task, h)
+
+    def test_a_positional_argument_of_task_must_be_a_function(self):
+        self.assert_raises(TypeError, "@task", task, "name")
+
+    def test_results_in_arguments_make_edges(self):
+        with self.build() as d:
+            a, b, c = (task(task_id=i)(sample)(1) for i in "abc")
+            task(task_id="end")(sample)([a, {"k": (b, {c})}], key=a)
+        self.assertEqual(d.get_task("end").upstream_task_ids, {"a", "b", "c"})
+        self.assertEqual(d.get_task("a").downstream_task_ids, {"end"})
+
+    def test_a_placeholder_is_no_value(self):
+        with self.build():
+            result = task(sample)(1)
+        self.assertEqual(result["k"].key, "k")
+        self.assert_raises(ValueError, "str key", lambda: result[0])
+        self.assert_raises(TypeError, "placeholder", list, result)
+        self.assert_raises(TypeError, "unsupported operand", lambda: result + 1)
+
+    def test_shift_operators(self):
+        with self.build() as d:
+            a, b, c, e = (task(task_id=i)(sample)(1) for i in "abce")
+            self.assertIs(a >> b, b)
+            a >> [b, c] >> e
+            [a, b] >> c
+            e << (a, b)
+            self.assert_raises(TypeError, "unsupported operand", lambda: [a] >> [b])
+            self.assert_raises(TypeError, "order", lambda: a >> {b})
+            self.assert_raises(TypeError, "order", lambda: a >> 1)
+        self.assertEqual(d.get_task("e").upstream_task_ids, {"a", "b", "c"})
+        self.assertEqual(d.get_task("c").upstream_task_ids, {"a", "b"})
+        self.assertEqual([t.task_id for t in d.roots], ["a"])
+        self.assertEqual([t.task_id for t in d.leaves], ["e"])
+
+    def test_chain_and_its_kin(self):
+        def ids(n):
+            return [task(task_id=f"t{i}")(sample)(1) for i in range(n)]
+
+        with self.build() as d:
+            t = ids(6)
+            chain(t[0], [t[1], t[2]], [t[3], t[4]], t[5])
+        self.assertEqual(d.get_task("t4").upstream_task_ids, {"t2"})
+        self.assertEqual(d.get_task("t5").upstream_task_ids, {"t3", "t4"})
+        with self.build() as d:
+            t = ids(6)
+            chain_linear(t[0], [t[1], t[2]], [t[3], t[4]], t[5])
+        self.assertEqual(d.get_task("t4").upstream_task_ids, {"t1", "t2"})
+        with self.build() as d:
+            t = ids(4)
+            cross_downstream(t[:2], t[2:])
+            self.assert_raises(TypeError, "list", cross_downstream, t[0], t[1])
+            self.assert_raises(ValueError, "length", chain, t[:1], t[1:3])
+        self.assertEqual(d.get_task("t3").upstream_task_ids, {"t0", "t1"})
+
+    def test_two_dags_and_none(self):
+        with DAG("one"):
+            a = task(task_id="a")(sample)(1)
+        with DAG("two") as two:
+            b = task(task_id="b")(sample)(1)
+        orphan, other = task(task_id="o")(sample)(1), task(task_id="p")(sample)(1)
+        self.assert_raises(RuntimeError, ["'a'", "'one'", "'b'", "'two'"], lambda: a >> b)
+        self.assert_raises(ValueError, ["'o'", "'p'"], lambda: orphan >> other)
+        b >> orphan
+        self.assertEqual(two.task_ids, ["b", "o"])
+
+    def test_a_cycle_is_shown(self):
+        with self.build() as d:
+            a, b = (task(task_id=i)(sample)(1) for i in "ab")
+            a >> b >> a
+        self.assert_raises(AirflowDagCycleException, "->", d.check_cycle)
+        with self.build() as d:
+            a = task(task_id="a")(sample)(1)
+            a >> a
+        self.assert_raises(AirflowDagCycleException, "a -> a", d.check_cycle)
+
+    def test_not_found(self):
+        with self.build() as d:
+            task(sample)(1)
+        self.assert_raises(liteflow.TaskNotFound, ["'sampel'", "'sample'"], d.get_task, "sampel")
+        self.assert_raises(KeyError, "'x'", lambda: d["x"])
+
+    def test_multiple_outputs_are_inferred_from_a_dict_annotation(self):
+        module = self.module(
+            """
+            from typing import Any, Mapping, Optional, TypedDict
+            class T(TypedDict):
+                a: int
+            def plain(): ...
+            def dict1() -> dict: ...
+            def dict2() -> dict[str, Any]: ...
+            def mapping() -> Mapping[str, int]: ...
+            def typed() -> T: ...
+            def liste() -> list[dict]: ...
+            def optional() -> Optional[dict]: ...
+            with DAG("outputs") as dag:
+                for f in (plain, dict1, dict2, mapping, typed, liste, optional):
+                    task(f)()
+            """
+        )
+        found = {t.task_id: bool(t.multiple_outputs) for t in module.dag.tasks}
+        self.assertEqual(
+            found,
+            {"plain": False, "dict1": True, "dict2": True, "mapping": True, "typed": True,
+             "liste": False, "optional": False},
+        )
+
+    def test_dag_decorator(self):
+        @dag(dag_id="named", tags=["t"])
+        def build(n, m=2):
+            """What it does."""
+            task(sample)(n, m)
+
+        made = build(1)
+        self.assertEqual((made.dag_id, made.doc_md, made.tags),
+                         ("named", "What it does.", {"t"}))
+        self.assertEqual(made.params["m"].value, 2)
+        with self.assertRaises(TypeError):
+            build()
+
+        @dag("other")
+        def build_other():
+            pass
+
+        self.assertEqual(build_other().dag_id, "other")
+        self.assertEqual(dag(build_other.__wrapped__)().dag_id, "build_other")
+
+    def test_dag_task_adds_to_its_dag(self):
+        d = self.build()
+
+        @d.task
+        def one():
+            pass
+
+        @d.task(retries=2)
+        def two():
+            pass
+
+        one() >> two()
+        self.assertEqual([t.retries for t in d.tasks], [0, 2])
+
+    def test_fail_fast_allows_one_rule(self):
+        with DAG("d", fail_fast=True):
+            self.assert_raises(liteflow.FailFastDagInvalidTriggerRule, "all_done",
+                               task(trigger_rule="all_done")(sample), 1)
+
+    def test_variables_come_from_the_environment(self):
+        os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
+        self.addCleanup(os.environ.pop, "AIRFLOW_VAR_THING")
+        self.assertEqual(liteflow.Variable.get("thing"), '{"a": 1}')
+        self.assertEqual(liteflow.Variable.get("thing", deserialize_json=True), {"a": 1})
+        self.assertEqual(liteflow.Variable.get("absent", default=3), 3)
+        self.assert_raises(KeyError, "AIRFLOW_VAR_ABSENT", liteflow.Variable.get, "absent")
+
+    def test_settings_at_their_default_take_no_room_on_a_task(self):
+        with self.build() as d:
+            for i in range(3):
+                task(task_id=f"t{i}", retries=0)(sample)(1)
+        self.assertLess(len(vars(d.get_task("t0"))), 29)
+        self.assertNotIn("retries", vars(d.get_task("t0")))
+
+
+class ParamTest(Case):
+    def check(self, value, **schema):
+        try:
+            return Param(**schema).resolve(value)
+        except ParamValidationError:
+            return "refused"
+
+    def test_each_keyword_accepts_and_refuses(self):
+        for schema, good, bad in (
+            ({"type": "integer"}, 3, "3"),
+            ({"type": "integer"}, 3.0, True),
+            ({"type": "number"}, 1.5, True),
+            ({"type": "string"}, "x", 1),
+            ({"type": "boolean"}, True, 1),
+            ({"type": "null"}, None, 0),
+            ({"type": ["null", "string"]}, None, 1),
+            ({"type": "array"}, [1], {}),
+            ({"type": "object"}, {}, []),
+            ({"enum": [1, "a"]}, "a", "b"),
+            ({"enum": [1]}, 1, True),
+            ({"const": 5}, 5, 6),
+            ({"minimum": 2}, 2, 1),
+            ({"maximum": 2}, 2, 3),
+            ({"exclusiveMinimum": 2}, 3, 2),
+            ({"exclusiveMaximum": 2}, 1, 2),
+            ({"minLength": 2}, "ab", "a"),
+            ({"maxLength": 2}, "ab", "abc"),
+            ({"pattern": "^a"}, "ab", "ba"),
+            ({"format": "date"}, "2024-02-29", "2023-02-29"),
+            ({"format": "date-time"}, "2024-01-01T00:00:00+00:00", "yesterday"),
+            ({"items": {"type": "integer"}}, [1, 2], [1, "2"]),
+            ({"minItems": 1}, [1], []),
+            ({"maxItems": 1}, [1], [1, 2]),
+            ({"required": ["a"]}, {"a": 1}, {}),
+            ({"properties": {"a": {"type": "integer"}}}, {"a": 1}, {"a": "x"}),
+        ):
+            with self.subTest(schema=schema):
+                self.assertEqual(self.check(good, **schema), good)
+                self.assertEqual(self.check(bad, **schema), "refused")
+
+    def test_a_keyword_says_nothing_of_values_of_another_kind(self):
+        self.assertEqual(self.check("x", minimum=3), "x")
+        self.assertEqual(self.check(1, pattern="a"), 1)
+
+    def test_a_keyword_that_is_not_checked_is_refused(self):
+        for schema in ({"multipleOf": 2}, {"format": "email"}, {"type": "float"},
+                       {"items": {"uniqueItems": True}}):
+            with self.subTest(schema=schema), self.assertRaises(ValueError):
+                Param(1, **schema)
+
+    def test_a_default_must_be_json(self):
+        with self.assertRaises(ParamValidationError):
+            Param({1, 2})
+
+    def test_a_wrong_or_missing_value_makes_no_run(self):
+        d = DAG("p", params={"n": Param(type="integer"), "m": 3})
+        with d:
+            task(sample)(1)
+        for conf, word in (({}, "no value"), ({"n": "x"}, "integer")):
+            with self.assertRaises(ParamValidationError) as caught:
+                d.run(db_path=self.db, conf=conf)
+            self.assertIn(word, str(caught.exception))
+            self.assertIn("'n'", str(caught.exception))
+        self.assertFalse(self.db.exists())
+
+
+# --- Plan -----------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """The trigger rules by brute force: everything is counted anew each time it is asked."""
+
+    def __init__(self, d: Dag):
+        self.dag = d
+        self.state: dict[str, str] = {}
+        self.ready: set[str] = set()
+
+    def decide(self, t) -> str | None:
+        ups = [self.state.get(u) for u in t.upstream_task_ids]
+        ended = [s for s in ups if s in ("success", "failed", "skipped", "upstream_failed")]
+        s, f, k = ended.count("success"), ended.count("failed"), ended.count("skipped")
+        u, n, done = ended.count("upstream_failed"), len(ups), len(ended) == len(ups)
+        rule = t.trigger_rule.value
+        if n == 0:
+            return "run"
+        if rule == "all_success":
+            return ("upstream_failed" if f + u else "skipped" if k else "run" if s == n else None)
+        if rule == "all_failed":
+            return "skipped" if s + k else "run" if f + u == n else None
+        if rule == "all_done":
+            return "run" if done else None
+        if rule == "all_done_min_one_success":
+            return "skipped" if k else None if not done else "run" if s else "upstream_failed"
+        if rule == "one_success":
+            if s:
+                return "run"
+            return None if not done else "skipped" if k == n else "upstream_failed"
+        if rule == "one_failed":
+            return "run" if f + u else "skipped" if done else None
+        if rule == "one_done":
+            return "run" if s + f else "skipped" if done else None
+        if rule == "none_failed":
+            return "upstream_failed" if f + u else "run" if done else None
+        if rule == "none_failed_min_one_success":
+            if f + u:
+                return "upstream_failed"
+            return None if not done else "skipped" if k == n else "run"
+        if rule == "none_skipped":
+            return "skipped" if k else "run" if done else None
+        if rule == "all_skipped":
+            return "skipped" if s + f + u else "run" if k == n else None
+        assert rule == "always"
+        return "run"
+
+    def settle(self):
+        while True:
+            decided = {
+                t.task_id: what
+                for t in self.dag.tasks
+                if t.task_id not in self.state and t.task_id not in self.ready
+                and (what := self.decide(t)) is not None
+            }
+            if not decided:
+                return
+            for task_id, what in decided.items():
+                if what == "run":
+                    self.ready.add(task_id)
+                else:
+                    self.state[task_id] = what
+
+
+def random_dag(rng: random.Random) -> Dag:
+    d = DAG(f"random{next(_numbers)}")
+    rules = [rule.value for rule in TriggerRule]
+    density = rng.choice([0.15, 0.4, 0.8])
+    with d:
+        tasks = []
+        for i in range(rng.randrange(1, 9)):
+            rule = rng.choice(rules) if rng.random() < 0.8 else "all_success"
+            made = liteflow.BaseOperator(
+                task_id=f"t{i}", trigger_rule=rule, retries=rng.choice([0, 0, 1, 2])
+            )
+            for up in tasks:
+                if rng.random() < density:
+                    up >> made
+            tasks.append(made)
+    return d
+
+
+class PlanTest(Case):
+    STATUS = liteflow._Status
+
+    def test_random_graphs_against_brute_force(self):
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        rng = random.Random(seed)
+        for number in range(20_000 if SOAK else 3_000):
+            with self.subTest(seed=seed, number=number):
+                self.compare(random_dag(rng), rng)
+
+    def compare(self, d: Dag, rng: random.Random):
+        """Drive the plan in a random order; after each event it must say what the oracle says."""
+        plan, oracle = liteflow._Plan(d), Oracle(d)
+        running, now = [], 0.0
+        while True:
+            plan.settle(now)
+            while plan._hesitant:
+                now += liteflow._HESITATION
+                plan.settle(now)
+            oracle.settle()
+            while plan.ready_count(now):
+                instance = plan.take()
+                plan.start(instance)
+                running.append(instance)
+            states = {i.task_id: i.state.value for i in plan.instances() if i.state in liteflow._ENDED}
+            self.assertEqual(states, oracle.state)
+            self.assertEqual({i.task_id for i in running}, oracle.ready)
+            if not running:
+                break
+            instance = running.pop(rng.randrange(len(running)))
+            status = rng.choice(list(self.STATUS))
+            plan.finish(instance, status, now)
+            retried = status is self.STATUS.FAILED and instance.try_number <= instance.max_tries
+            if not retried:
+                oracle.ready.discard(instance.task_id)
+                oracle.state[instance.task_id] = {"fatal": "failed"}.get(status.value, status.value)
+        self.assertEqual(plan.unfinished, 0)
+        leaves = [oracle.state[t.task_id] for t in d.leaves]
+        failed = any(state in ("failed", "upstream_failed") for state in leaves)
+        self.assertEqual(plan.run_state(), "failed" if failed else "success")
+
+    def drive(self, plan, outcomes, now=0.0):
+        """Run everything that is ready, with outcomes by task id; the order of starts."""
+        order = []
+        while True:
+            plan.settle(now)
+            if not plan.ready_count(now):
+                return order
+            instance = plan.take()
+            plan.start(instance)
+            order.append(instance.task_id)
+            plan.finish(instance, outcomes.get(instance.task_id, self.STATUS.SUCCESS), now)
+
+    def test_every_rule_is_in_the_table(self):
+        self.assertEqual(set(liteflow._RULES), set(TriggerRule))
+
+    def test_retries_wait_their_delay_and_end(self):
+        with DAG("d") as d:
+            liteflow.BaseOperator(task_id="a", retries=2, retry_delay=5)
+        plan = liteflow._Plan(d)
+        starts = []
+        now = 0.0
+        while plan.unfinished:
+            plan.settle(now)
+            if plan.ready_count(now):
+                instance = plan.take()
+                plan.start(instance)
+                starts.append(now)
+                plan.finish(instance, self.STATUS.FAILED, now)
+            else:
+                now = plan.next_time()
+        self.assertEqual(starts, [0.0, 5.0, 10.0])
+        self.assertEqual(instance.state, "failed")
+        self.assertEqual(plan.run_state(), "failed")
+
+    def test_backoff_is_airflows_formula(self):
+        with DAG("d") as d:
+            made = liteflow.BaseOperator(
+                task_id="a", retry_delay=10, retry_exponential_backoff=2, max_retry_delay=70
+            )
+        when = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+        instance = next(liteflow._Plan(d).instances())
+        waits = []
+        for instance.try_number in (1, 2, 3, 4):
+            base = 10 * 2 ** (instance.try_number - 1)
+            name = f"d#a#{when}#{instance.try_number}".encode()
+            jitter = int(hashlib.sha1(name).hexdigest(), 16) % base
+            waits.append((liteflow._retry_wait(instance, when), min(base + jitter, 70)))
+        for found, expected in waits:
+            self.assertEqual(found, expected)
+        made.retry_exponential_backoff = 1.0
+        self.assertEqual(liteflow._retry_wait(instance, when), 10)
+        made.retry_exponential_backoff, made.max_retry_delay = 9.0, None
+        instance.try_number = 400
+        self.assertEqual(liteflow._retry_wait(instance, when), 24 * 60 * 60)
+
+    def test_max_active_tasks_bounds_what_runs(self):
+        with DAG("d", max_active_tasks=2) as d:
+            for i in range(5):
+                liteflow.BaseOperator(task_id=f"t{i}")
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        self.assertEqual(plan.ready_count(0), 2)
+        plan.start(plan.take())
+        self.assertEqual(plan.ready_count(0), 1)
+
+    def test_fail_fast_fails_what_runs_and_skips_the_rest(self):
+        with DAG("d", fail_fast=True) as d:
+            a, b, c = (liteflow.BaseOperator(task_id=i, retries=1) for i in "abc")
+            b >> c
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        first, second = plan.take(), plan.take()
+        plan.start(first)
+        plan.start(second)
+        plan.finish(first, self.STATUS.FATAL, 0)
+        plan.settle(0)
+        self.assertEqual(plan.doomed, [second])
+        plan.finish(second, self.STATUS.FAILED, 0)
+        states = {i.task_id: i.state.value for i in plan.instances()}
+        self.assertEqual(states, {"a": "failed", "b": "failed", "c": "skipped"})
+
+    def test_a_failure_beside_a_skip_wins_whichever_worker_is_faster(self):
+        with DAG("d") as d:
+            a, b, below = (liteflow.BaseOperator(task_id=i) for i in ("a", "b", "below"))
+            [a, b] >> below
+        for order in ("ab", "ba"):
+            plan = liteflow._Plan(d)
+            plan.settle(0)
+            running = {}
+            while plan.ready_count(0):
+                instance = plan.take()
+                plan.start(instance)
+                running[instance.task_id] = instance
+            for task_id in order:
+                status = self.STATUS.SKIPPED if task_id == "a" else self.STATUS.FATAL
+                plan.finish(running[task_id], status, 0.1)
+                plan.settle(0.1)
+            self.assertEqual(plan.nodes[2].instance.state, "upstream_failed")
+
+    def test_a_skip_does_not_wait_for_long(self):
+        with DAG("d") as d:
+            a, b, below = (liteflow.BaseOperator(task_id=i) for i in ("a", "b", "below"))
+            [a, b] >> below
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        first, second = plan.take(), plan.take()
+        plan.start(first)
+        plan.start(second)
+        plan.finish(first, self.STATUS.SKIPPED, 0)
+        plan.settle(0)
+        self.assertIsNone(plan.nodes[2].instance.state)
+        plan.settle(plan.next_time())
+        self.assertEqual(plan.nodes[2].instance.state, "skipped")
+
+    def test_an_interrupted_instance_has_no_state_again(self):
+        with DAG("d") as d:
+            liteflow.BaseOperator(task_id="a")
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        instance = plan.take()
+        plan.start(instance)
+        plan.interrupt(instance)
+        self.assertIsNone(instance.state)
+        self.assertEqual(plan.running, 0)
+
+    def test_large_graphs_in_seconds(self):
+        with DAG("deep", max_active_tasks=10**6) as deep:
+            previous = liteflow.BaseOperator(task_id="t")
+            for i in range(20_000):
+                following = liteflow.BaseOperator(task_id=f"t{i}")
+                previous >> following
+                previous = following
+        self.assertEqual(len(self.drive(liteflow._Plan(deep), {})), 20_001)
+        with DAG("wide", max_active_tasks=10**6) as wide:
+            first, last = (liteflow.BaseOperator(task_id=i) for i in ("first", "last"))
+            for i in range(10_000):
+                first >> liteflow.BaseOperator(task_id=f"t{i}") >> last
+        self.assertEqual(self.drive(liteflow._Plan(wide), {})[-1], "last")
+
+    def test_an_illegal_transition_is_a_bug_that_shows(self):
+        with DAG("d") as d:
+            liteflow.BaseOperator(task_id="a")
+        instance = next(liteflow._Plan(d).instances())
+        with self.assertRaises(AssertionError):
+            instance.move(TaskInstanceState.SUCCESS)
+
+
+# --- Store ----------------------------------------------------------------------------------------
+
+
+class StoreTest(Case):
+    def small(self, **options):
+        return self.run_flow(
+            """
+            with DAG("small", description="d") as dag:
+                @task
+                def a(): print("from a"); return {"n": [1, 2, 3]}
+                @task(retries=1)
+                def b(x, ti):
+                    print("try", ti.try_number)
+                    if ti.try_number == 1: raise ValueError("first")
+                b(a())
+            """,
+            **options,
+        )
+
+    def sha(self):
+        return hashlib.sha256(self.db.read_bytes()).hexdigest()
+
+    def assert_refused(self, *words):
+        """A run and a look both refuse the file, in a sentence with these words, untouched."""
+        before = self.sha() if self.db.is_file() else None
+        for act in (lambda: self.small(), lambda: Dag("small").runs(self.db)):
+            with self.assertRaises(DatabaseError) as caught:
+                act()
+            for word in words:
+                self.assertIn(word, str(caught.exception))
+        self.assertEqual(self.sha() if self.db.is_file() else None, before)
+        self.assert_nothing_left()
+
+    def test_a_new_file_is_private_and_set_up_as_designed(self):
+        self.small()
+        self.assertEqual(self.db.stat().st_mode & 0o777, 0o600)
+        pragmas = {name: self.query(f"PRAGMA {name}")[0][0] for name in (
+            "application_id", "user_version", "journal_mode", "auto_vacuum", "page_size")}
+        self.assertEqual(pragmas, {
+            "application_id": liteflow._APPLICATION_ID, "user_version": 1, "journal_mode": "wal",
+            "auto_vacuum": 2, "page_size": liteflow._PAGE_SIZE})
+
+    def test_what_is_recorded_can_be_read_with_plain_sql(self):
+        run = self.small(conf={"k": 1})
+        self.assertEqual(
+            self.query("SELECT dag_id, run_id, state, conf FROM dag_run"),
+            [("small", run.run_id, "success", '{"k": 1}')],
+        )
+        self.assertEqual(
+            self.query("SELECT task_id, state, try_number, upstream_task_ids FROM task_instance"),
+            [("a", "success", 1, "[]"), ("b", "success", 2, '["a"]')],
+        )
+        self.assertEqual(
+            self.query("SELECT key, type, preview, length FROM xcom"),
+            [("return_value", "dict", "{'n': [1, 2, 3]}", 1)],
+        )
+        attempts = self.query(
+            "SELECT task_id, task_attempt.try_number, task_attempt.state, task_attempt.error "
+            "FROM task_attempt JOIN task_instance ON task_instance.id = task_instance_id "
+            "ORDER BY task_id, 2")
+        self.assertEqual([a[:3] for a in attempts],
+                         [("a", 1, "success"), ("b", 1, "failed"), ("b", 2, "success")])
+        self.assertTrue(attempts[1][3].endswith("ValueError: first"))
+        self.assertEqual(self.query("SELECT text FROM task_log ORDER BY id"),
+                         [("from a\n",), ("try 1\n",), ("try 2\n",)])
+
+    def test_times_are_iso_utc_with_microseconds(self):
+        self.small()
+        for (text,) in self.query("SELECT start_date FROM task_instance"):
+            self.assertRegex(text, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00$")
+
+    def test_every_write_begins_immediate(self):
+        with DAG("d") as d:
+            task(sample)(1)
+        store = liteflow._Store(self.db)
+        self.addCleanup(store.close)
+        said = []
+        store._connection.set_trace_callback(said.append)
+        with store.transaction():
+            store.create_run(d, "r", None, "{}")
+            store.claim_run(store.run_row, "me", "{}")
+            plan = liteflow._Plan(d)
+            store.add_instances(plan.instances())
+        store.beat()
+        begins = [s for s in said if s.startswith("BEGIN")]
+        writes = [s for s in said if re.match("INSERT|UPDATE|DELETE|CREATE", s)]
+        self.assertTrue(writes)
+        self.assertEqual(begins, ["BEGIN IMMEDIATE"] * 2)
+
+    def test_missing_directory_and_directory(self):
+        self.db = self.folder / "absent" / "flow.db"
+        with self.assertRaises(DatabaseError) as caught:
+            self.small()
+        self.assertIn("does not exist", str(caught.exception))
+        self.assertFalse(self.db.parent.exists())
+        self.db = self.folder / "sub"
+        self.db.mkdir()
+        self.assert_refused("is a directory")
+        for bad in ("", ":memory:", "a\0b"):
+            with self.subTest(path=bad), self.assertRaises(DatabaseError):
+                Dag("small").runs(bad)
+        with self.assertRaises(TypeError):
+            Dag("small").runs(3)
+
+    def test_an_empty_file_is_a_valid_empty_database(self):
+        self.db.touch()
+        self.assertEqual(self.small().state, "success")
+
+    def test_odd_names(self):
+        for name in ("a b.db", "a?b#c%41.db", "ü日本.db", "'quoted\".db"):
+            self.db = self.folder / name
+            with self.subTest(name=name):
+                self.assertEqual(self.small().state, "success")
+                self.assertEqual(len(Dag("small").runs(self.db)), 1)
+                self.assert_nothing_left()
+
+    def test_disk_full_is_said_and_the_run_can_be_resumed(self):
+        module = self.module(
+            """
+            with DAG("big") as dag:
+                @task
+                def a(i): return os.urandom(300_000)
+                for i in range(6): a(i)
+            """
+        )
+        real = liteflow._Store._connect
+
+        def small_disk(store):
+            connection = real(store)
+            connection.execute("PRAGMA max_page_count=150")
+            return connection
+
+        liteflow._Store._connect = small_disk
+        try:
+            with self.assertRaises(DatabaseError) as caught:
+                module.dag.run(db_path=self.db, executor=pool())
+        finally:
+            liteflow._Store._connect = real
+        self.assertIn("full", str(caught.exception))
+        self.assertEqual(self.query("PRAGMA integrity_check"), [("ok",)])
+        run = module.dag.run(db_path=self.db, resume=True, executor=pool())
+        self.assertEqual(run.state, "success")
+
+    def test_a_held_lock_is_waited_for(self):
+        self.small()
+        holder = sqlite3.connect(self.db, isolation_level=None, check_same_thread=False)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(1.0, holder.execute, ["COMMIT"])
+        timer.start()
+        self.addCleanup(timer.join)
+        self.assertEqual(self.small().state, "success")
+
+    def test_a_lock_that_stays_is_named_with_file_and_seconds(self):
+        self.small()
+        holder = sqlite3.connect(self.db, isolation_level=None)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN IMMEDIATE")
+        before = liteflow._LOCKED_LIMIT
+        liteflow._LOCKED_LIMIT = 0.3
+        try:
+            with self.assertRaises(DatabaseError) as caught:
+                self.small()
+        finally:
+            liteflow._LOCKED_LIMIT = before
+        self.assertIn(str(self.db), str(caught.exception))
+        self.assertIn("0.3 s", str(caught.exception))
+
+    def test_deleting_a_run_gives_the_space_back(self):
+        run = self.run_flow(
+            """
+            with DAG("big") as dag:
+                @task
+                def a(): return os.urandom(2_000_000)
+                a()
+            """
+        )
+        self.small()
+        size = self.db.stat().st_size
+        run.delete()
+        self.assertLess(self.db.stat().st_size, size - 1_900_000)
+        for table in ("xcom", "task_instance", "task_log", "task_instance_history"):
+            left = self.query(f"SELECT count(*) FROM {table}")[0][0]
+            self.assertEqual(bool(left), True, table)
+        self.assertEqual([r[0] for r in self.query("SELECT dag_id FROM dag_run")], ["small"])
+        with self.assertRaises(liteflow.RunNotFound):
+            run.delete()
+
+    def test_a_late_outcome_of_a_lost_attempt_is_refused(self):
+        with DAG("d") as d:
+            task(sample)(1)
+        store = liteflow._Store(self.db)
+        self.addCleanup(store.close)
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        instance = plan.take()
+        with store.transaction():
+            store.create_run(d, "r", None, "{}")
+            store.claim_run(store.run_row, "me", "{}")
+            store.add_instances(plan.instances())
+        plan.start(instance)
+        attempt = liteflow._Attempt(instance, "2024-01-01T00:00:00+00:00", 1)
+        batch = liteflow._Batch()
+        batch.started.append(attempt)
+        store.record(batch)
+        with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            other.execute("UPDATE dag_run SET owner = 'another'")
+        late = liteflow._Batch()
+        late.finished.append(
+            liteflow._Finished(attempt, TaskInstanceState.SUCCESS, "2024", None,
+                               [liteflow._XComRow("k", "int", "1", None, b"x")]))
+        with self.assertRaises(liteflow.AlreadyRunning):
+            store.record(late)
+        self.assertEqual(self.query("SELECT state FROM task_instance"), [("running",)])
+        self.assertEqual(self.query("SELECT count(*) FROM xcom"), [(0,)])
+
+
+# --- Values ---------------------------------------------------------------------------------------
+
+
+class ValuesTest(Case):
+    def test_exact_types_come_back(self):
+        run = self.run_flow(
+            """
+            import collections, datetime, decimal
+            Point = collections.namedtuple("Point", "x y")
+            VALUES = [1, 1.0, True, 2**80, "x", b"\\0", (1, 2), {1, 2}, frozenset({1}), {1: {"a": None}},
+                      Path("/x"), datetime.date(2024, 1, 1), decimal.Decimal("1.10"), range(3),
+                      complex(1, 2), float("inf"), Point(1, 2), [0, "", [], {}, None]]
+            with DAG("types") as dag:
+                @task
+                def give(): return VALUES
+                @task
+                def take(values): return [(type(v).__name__, v == w) for v, w in zip(values, VALUES)]
+                take(give())
+            """
+        )
+        module = sys.modules[run.xcom_pull("give")[16].__class__.__module__]
+        values = run.xcom_pull("give")
+        self.assertEqual(values, module.VALUES)
+        self.assertEqual([type(v) for v in values], [type(v) for v in module.VALUES])
+        self.assertTrue(all(same for _, same in run.xcom_pull("take")))
+
+    def test_a_large_value_goes_through_and_leaves_no_file(self):
+        run = self.run_flow(
+            """
+            with DAG("large") as dag:
+                @task
+                def give(): return b"x" * 5_000_000
+                @task
+                def take(a, b): return len(a), a == b
+                @task
+                def back(value, n): return value[:n]
+                g = give()
+                take(g, [g][0]); back(g, 3); back.override(task_id="arg")(b"y" * 300_000, 200_000)
+            """
+        )
+        self.assertEqual(self.states(run)["take"], "success")
+        self.assertEqual(run.xcom_pull("take"), (5_000_000, True))
+        self.assertEqual(run.xcom_pull("back"), b"xxx")
+        self.assertEqual(run.xcom_pull("arg"), b"y" * 200_000)
+        self.assert_nothing_left()
+
+    def test_a_value_over_the_databases_limit_fails_without_retry(self):
+        before = liteflow._VALUE_LIMIT
+        liteflow._VALUE_LIMIT = 1000
+        try:
+            module = self.module(
+                """
+                with DAG("over") as dag:
+                    @task(retries=3)
+                    def give(): return b"x" * 2000
+                    give()
+                """
+            )
+            run = module.dag.test(db_path=self.db)
+        finally:
+            liteflow._VALUE_LIMIT = before
+        ti = run.get_task_instance("give")
+        self.assertEqual((ti.state, ti.try_number), ("failed", 1))
+        self.assertIn("return the path", ti.error)
+
+    def test_bad_results_fail_their_task_alone(self):
+        run = self.run_flow(
+            BAD_VALUES
+            + """
+            import threading
+            with DAG("bad") as dag:
+                @task
+                def a_lambda(): return lambda: 1
+                @task
+                def a_lock(): return threading.Lock()
+                @task
+                def a_generator(): return (x for x in [1])
+                @task
+                def a_file(): return open(os.devnull)
+                @task
+                def exits(): return ExitAtPickle()
+                @task
+                def errs(): return ErrorAtPickle()
+                @task
+                def crashes(): return CrashAtPickle()
+                @task
+                def gives_bad(): return ErrorAtUnpickle()
+                @task
+                def gives_exit(): return ExitAtUnpickle()
+                @task
+                def takes(x): return 1
+                @task
+                def odd(): return HostileRepr()
+                @task
+                def fine(): return "fine"
+                a_lambda(); a_lock(); a_generator(); a_file(); exits(); errs(); crashes(); odd(); fine()
+                takes(gives_bad()); takes.override(task_id="takes_exit")(gives_exit())
+            """
+        )
+        reasons = {ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()}
+        ok = {t for t, s in self.states(run).items() if s == "success"}
+        self.assertEqual(ok, {"gives_bad", "gives_exit", "odd", "fine"})
+        for task_id, words in {
+            "a_lambda": "returned function, which cannot be pickled",
+            "a_lock": "returned lock, which cannot be pickled",
+            "a_generator": "return its items as a list",
+            "a_file": "returned TextIOWrapper, which cannot be pickled",
+            "exits": "SystemExit",
+            "errs": "no pickle of me",
+            "crashes": "killed by SIGSEGV",
+            "takes": "no unpickle of me",
+            "takes_exit": "worker exited with code 7 before reporting",
+        }.items():
+            with self.subTest(task_id):
+                self.assertIn(words, reasons[task_id][0])
+
+    def test_a_consumer_gets_its_own_copy(self):
+        run = self.run_flow(
+            """
+            with DAG("copies") as dag:
+                @task
+                def give(): return [1]
+                @task
+                def spoil(x, extra=[]): x.append(2); extra.append(1); return x
+                @task
+                def see(x, order): return x
+                g = give()
+                see(g, spoil(g))
+            """
+        )
+        self.assertEqual(run.xcom_pull("see"), [1])
+
+    def test_an_argument_that_cannot_travel_is_named(self):
+        module = self.module(
+            """
+            import threading
+            with DAG("args") as dag:
+                @task
+                def f(a, b=None): pass
+                f(1, b=[threading.Lock()])
+            """
+        )
+        with self.assertRaises(UnreachableTask) as caught:
+            module.dag.run(db_path=self.db, executor=pool())
+        for word in ("'f'", "'b'", "lock"):
+            self.assertIn(word, str(caught.exception))
+        self.assertFalse(self.db.exists())
+
+    def test_classes_of_the_script_come_back_in_it_and_are_named_elsewhere(self):
+        self.script(
+            """
+            import sys
+            from dataclasses import dataclass
+            from liteflow import DAG, task
+            @dataclass
+            class Point:
+                x: int
+            with DAG("classes") as dag:
+                @task
+                def give(): return Point(1)
+                @task
+                def take(p): assert isinstance(p, Point); return Point(p.x + 1)
+                take(give())
+            if __name__ == "__main__":
+                if sys.argv[1:] == ["read"]:
+                    print(type(dag.runs()[0].xcom_pull("take")) is Point)
+                else:
+                    run = dag.run()
+                    print(run.xcom_pull("take"))
+            """
+        )
+        self.assertEqual(self.python("my_flow.py").stdout, "Point(x=2)\n")
+        self.assertEqual(self.python("my_flow.py", "read").stdout, "True\n")
+        again = self.cli("run", "my_flow.py", "--resume", "--quiet")
+        self.assertEqual((again.returncode, again.stdout), (0, ""))
+        [run] = Dag("classes").runs(self.folder / "liteflow.db")
+        with self.assertRaises(AttributeError) as caught:
+            run.xcom_pull("take")
+        self.assertIn("'Point'", str(caught.exception))
+        self.assertIn("my_flow.py", str(caught.exception))
+
+
+# --- Worker ---------------------------------------------------------------------------------------
+
+
+class WorkerTest(Case):
+    def test_a_task_cannot_disturb_the_next_one(self):
+        run = self.run_flow(
+            """
+            import logging
+            def state():
+                return [os.getcwd(), os.environ.get("LEAK"), os.umask(0o022), sys.getrecursionlimit(),
+                        signal.getsignal(signal.SIGINT) == signal.SIG_IGN, sys.stdout.fileno(),
+                        os.path.exists(os.environ["CASE_DIR"])]
+            with DAG("tidy", max_active_tasks=1) as dag:
+                @task
+                def before(): return state()
+                @task
+                def spoil():
+                    os.chdir("/"); os.environ["LEAK"] = "1"; del os.environ["CASE_DIR"]
+                    os.umask(0o777); sys.setrecursionlimit(5000)
+                    signal.signal(signal.SIGINT, signal.SIG_DFL); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                    sys.stdout = open(os.devnull, "w"); sys.stderr = None
+                @task
+                def after(): print("heard"); return state()
+                before() >> spoil() >> after()
+            """
+        )
+        self.assertEqual(run.state, "success")
+        self.assertEqual(run.xcom_pull("after"), run.xcom_pull("before"))
+        self.assertEqual(run.log("after"), "heard\n")
+
+    def test_what_a_task_leaves_behind_goes_before_the_next_one(self):
+        run = self.run_flow(
+            """
+            import subprocess, threading
+            with DAG("leaves", max_active_tasks=1) as dag:
+                @task
+                def child(): return subprocess.Popen(["sleep", "60"]).pid
+                @task
+                def thread(): threading.Thread(target=time.sleep, args=(60,)).start(); return os.getpid()
+                @task
+                def after(a, b): return [os.getpid(), threading.active_count()]
+                after(child(), thread())
+            """
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances())
+        self.assertTrue(wait_until(lambda: not alive(run.xcom_pull("child"))))
+        self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
+
+    def test_output_is_captured_whoever_writes_it(self):
+        run = self.run_flow(
+            """
+            import logging, subprocess
+            with DAG("output") as dag:
+                @task
+                def speak():
+                    print("from print"); print("to stderr", file=sys.stderr)
+                    os.write(1, b"from the descriptor\\n")
+                    subprocess.run(["echo", "from a child"], check=True)
+                    logging.getLogger("mine").info("from logging"); logging.debug("not shown")
+                    os.write(1, b"no newline, \\xff no text")
+                @task
+                def silent(): pass
+                speak() >> silent()
+            """
+        )
+        log = run.log("speak")
+        for words in ("from print\n", "to stderr\n", "from the descriptor\n", "from a child\n",
+                      "INFO mine: from logging\n", "no newline, \ufffd no text"):
+            self.assertIn(words, log)
+        self.assertNotIn("not shown", log)
+        self.assertEqual(run.log("silent"), "")
+
+    def test_a_task_may_truncate_its_log(self):
+        run = self.run_flow(
+            """
+            with DAG("truncates", max_active_tasks=1) as dag:
+                @task
+                def first(): print("a" * 100)
+                @task
+                def second(): print("b" * 10); os.truncate(1, 0); print("oops")
+                @task
+                def third(): print("c")
+                first() >> second() >> third()
+            """
+        )
+        self.assertEqual([run.log(t) for t in ("second", "third")], ["oops\n", "c\n"])
+
+    def test_a_long_log_keeps_head_and_tail(self):
+        run = self.run_flow(
+            """
+            with DAG("long") as dag:
+                @task
+                def talk():
+                    print("first words")
+                    for _ in range(300): print("x" * 9_999)
+                    print("last words")
+                talk()
+            """
+        )
+        log = run.log("talk")
+        self.assertLess(len(log), liteflow._LOG_HEAD + liteflow._LOG_TAIL + 200)
+        self.assertTrue(log.startswith("first words\n"))
+        self.assertTrue(log.endswith("last words\n"))
+        self.assertRegex(log, r"\n\[\.\.\. [\d,]+ bytes cut \.\.\.\]\n")
+
+    def test_a_log_file_is_cut_before_it_fills_the_disk(self):
+        path = self.folder / "log"
+        log = liteflow._SlotLog(path)
+        self.addCleanup(log.close)
+        log.begin()
+        before = liteflow._LOG_FILE_LIMIT
+        liteflow._LOG_FILE_LIMIT = 2_000_000
+        self.addCleanup(setattr, liteflow, "_LOG_FILE_LIMIT", before)
+        parts = {}
+        with open(path, "ab", buffering=0) as file:
+            for i in range(5):
+                file.write(b"%d" % i + b"." * 1_000_000 + b"\n")
+                parts.update(log.take(final=False))
+                self.assertLess(path.stat().st_size, 3_100_000)
+            file.write(b"the end\n")
+        parts.update(log.take(final=True))
+        text = "".join(parts[key] for key in sorted(parts))
+        self.assertTrue(text.startswith("0..."))
+        self.assertTrue(text.endswith("the end\n"))
+        self.assertIn("bytes cut", text)
+
+    def test_tracebacks_are_the_users_own_and_name_the_reason_last(self):
+        run = self.run_flow(
+            BAD_VALUES
+            + """
+            with DAG("errors") as dag:
+                @task
+                def plain(): raise ValueError("what")
+                @task
+                def chained():
+                    try: 1 / 0
+                    except ZeroDivisionError as e: raise KeyError("k") from e
+                @task
+                def two_args(): raise TwoArgError(1, 2)
+                @task
+                def hostile(): raise HostileStr()
+                @task
+                def own_base(): raise OwnBase("mine")
+                @task
+                def exits(): sys.exit(0)
+                @task
+                def exits_text(): sys.exit("x")
+                @task
+                def interrupts(): raise KeyboardInterrupt
+                @task
+                def generator_exit(): raise GeneratorExit
+                @task
+                def recursion(): recursion.function()
+                @task
+                def huge(): raise ValueError("x" * 10_000_000)
+                @task
+                def surrogate(): raise ValueError("\\udcff")
+                for f in list(globals().values()):
+                    if isinstance(f, liteflow._TaskFunction): f()
+            """
+        )
+        self.assertEqual({ti.state for ti in run.get_task_instances()}, {"failed"})
+        errors = {ti.task_id: ti.error for ti in run.get_task_instances()}
+        last = {task_id: error.splitlines()[-1] for task_id, error in errors.items()}
+        self.assertEqual(last["plain"], "ValueError: what")
+        self.assertNotIn("liteflow.py", errors["plain"])
+        self.assertIn("in plain", errors["plain"])
+        self.assertIn("ZeroDivisionError", errors["chained"])
+        self.assertTrue(last["two_args"].endswith("TwoArgError: 1 and 2"))
+        self.assertIn("HostileStr", last["hostile"])
+        self.assertTrue(last["own_base"].endswith("OwnBase: mine"))
+        self.assertEqual(last["exits"], "task called sys.exit(0)")
+        self.assertEqual(last["exits_text"], "task called sys.exit('x')")
+        self.assertEqual(last["interrupts"], "KeyboardInterrupt")
+        self.assertIn("RecursionError", last["recursion"])
+        self.assertLess(len(errors["huge"]), 70_000)
+
+    def test_breakpoint_says_what_to_do(self):
+        run = self.run_flow(
+            """
+            with DAG("debug") as dag:
+                @task
+                def stops(): breakpoint()
+                stops()
+            """
+        )
+        self.assertIn("dag.test()", run.get_task_instance("stops").error)
+
+    def test_async_tasks(self):
+        run = self.run_flow(
+            """
+            import asyncio
+            with DAG("async") as dag:
+                @task
+                async def waits(): await asyncio.sleep(0); return "done"
+                waits()
+            """
+        )
+        self.assertEqual(run.xcom_pull("waits"), "done")
+
+    def test_the_environment_is_that_of_run(self):
+        os.environ["FLOW_SETTING"] = "now"
+        self.addCleanup(os.environ.pop, "FLOW_SETTING", None)
+        run = self.run_flow(
+            """
+            with DAG("environment") as dag:
+                @task
+                def see(): return [os.environ.get("FLOW_SETTING"), os.getcwd(), sys.stdin.read()]
+                see()
+            """
+        )
+        self.assertEqual(run.xcom_pull("see"), ["now", os.getcwd(), ""])
+
+    def test_memory_and_recursion_run_out_in_one_task_alone(self):
+        run = self.run_flow(
+            """
+            import resource
+            with DAG("limits") as dag:
+                @task
+                def hog():
+                    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); return len(bytearray(2**33))
+                @task
+                def fine(i): return i
+                hog(); fine(1); fine(2)
+            """
+        )
+        self.assertEqual(self.states(run), {"hog": "failed", "fine": "success", "fine__1": "success"})
+        self.assertIn("MemoryError", run.get_task_instance("hog").error)
+
+
+class ContextTest(Case):
+    def test_everything_local_is_there(self):
+        run = self.run_flow(
+            """
+            KEYS = sorted(liteflow._CONTEXT_KEYS)
+            with DAG("context", params={"p": 1}) as dag:
+                @task(params={"own": 2})
+                def see(*, ds, ts, ts_nodash, ds_nodash, logical_date, run_id, params, ti, dag_run,
+                        data_interval_start, var, **rest):
+                    return {
+                        "ds": ds, "ts": ts, "nodash": [ds_nodash, ts_nodash], "params": params,
+                        "same": rest["task_instance"] is ti, "interval": data_interval_start == logical_date,
+                        "state": str(dag_run.state), "conf": dag_run.conf, "var": var["value"].get("x", "none"),
+                        "key": rest["task_instance_key_str"] == f"context__see__{run_id}",
+                        "current": get_current_context()["ti"] is ti, "host": bool(ti.hostname),
+                        "absent": sorted(set(rest) - set(KEYS)), "max_tries": ti.max_tries,
+                        "up": sorted(rest["task"].upstream_task_ids), "type": dag_run.run_type,
+                    }
+                see()
+            """,
+            logical_date=datetime.datetime(2024, 2, 3, 4, 5, 6, tzinfo=datetime.UTC),
+            conf={"p": 5, "more": True},
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances()[0].error)
+        self.assertEqual(run.xcom_pull("see"), {
+            "ds": "2024-02-03", "ts": "2024-02-03T04:05:06+00:00",
+            "nodash": ["20240203", "20240203T040506"], "params": {"p": 5, "own": 2, "more": True},
+            "same": True, "interval": True, "state": "running", "conf": {"p": 5, "more": True},
+            "var": "none", "key": True, "current": True, "host": True, "absent": [],
+            "max_tries": 0, "up": [], "type": "manual"})
+
+    def test_outside_a_task_there_is_no_context(self):
+        for act in (liteflow.get_current_context,
+                    lambda: liteflow.TaskInstance("d", "r", "t").xcom_push("k", 1)):
+            with self.assertRaises(RuntimeError):
+                act()
+
+    def test_pulls(self):
+        run = self.run_flow(
+            """
+            with DAG("pulls") as dag:
+                @task
+                def one(ti): ti.xcom_push("k", {"a": 1}); return "one"
+                @task
+                def two(ti): ti.xcom_push("k", 2)
+                @task
+                def pull(ti):
+                    own = [ti.xcom_pull(key="mine")]; ti.xcom_push("mine", [1]); ti.xcom_push("mine", [2])
+                    return [own, ti.xcom_pull(key="mine"), ti.xcom_pull("one"), ti.xcom_pull(["one", "two"], key="k"),
+                            ti.xcom_pull("nobody"), ti.xcom_pull("one", default=5), ti.xcom_pull("two"),
+                            ti.xcom_pull("one", map_indexes=3, default=5), ti.xcom_pull("one", key="k")]
+                [one(), two()] >> pull()
+                @task
+                def bad(ti): ti.xcom_push(3, 4)
+                bad()
+            """
+        )
+        self.assertEqual(run.xcom_pull("pull"),
+                         [[None], [2], "one", [{"a": 1}, 2], None, "one", None, 5, {"a": 1}])
+        self.assertIn("str key", run.get_task_instance("bad").error)
+
+    def test_keys_of_outputs(self):
+        run = self.run_flow(
+            """
+            with DAG("keys") as dag:
+                @task(multiple_outputs=True)
+                def many(): return {"a": 1, "b": None}
+                @task
+                def plain(ti): ti.xcom_push("own", 3); return {"a": 1}
+                @task
+                def wrong() -> dict: return [1]
+                @task
+                def show(x): return [x]
+                m, p = many(), plain()
+                show(m["a"]); show(m["absent"]); show(p["own"]); show(p["a"]); wrong()
+            """
+        )
+        self.assertEqual([run.xcom_pull(t) for t in ("show", "show__1", "show__2")],
+                         [[1], [None], [3]])
+        self.assertIn("XComNotFound", run.get_task_instance("show__3").error)
+        self.assertIn("must return a dict", run.get_task_instance("wrong").error)
+
+    def test_dag_params_are_placeholders(self):
+        module = self.module(
+            """
+            from liteflow import dag as dag_decorator
+            @dag_decorator
+            def build(n, m=2):
+                @task
+                def show(a, b): return [a, b]
+                show(n, [m])
+            dag = build(1)
+            """
+        )
+        run = module.dag.run(db_path=self.db, executor=pool())
+        self.assertEqual(run.xcom_pull("show"), [1, [2]])
+        run = module.dag.run(db_path=self.db, executor=pool(), conf={"m": 7})
+        self.assertEqual(run.xcom_pull("show"), [1, [7]])
+
+
+class FindingTest(Case):
+    def test_functions_in_a_loop_keep_their_own_meaning(self):
+        run = self.run_flow(
+            """
+            with DAG("loop") as dag:
+                for i in range(3):
+                    @task(task_id=f"loop_{i}")
+                    def f(j=i): return j
+                    f()
+            """
+        )
+        self.assertEqual([run.xcom_pull(f"loop_{i}") for i in range(3)], [0, 1, 2])
+
+    def test_a_factory_of_a_library_finds_the_module_that_calls_it(self):
+        (self.folder / "factory_lib.py").write_text(textwrap.dedent(
+            """
+            from liteflow import DAG, task
+            def make(name, factor):
+                with DAG(name) as d:
+                    @task
+                    def times(x): return x * factor
+                    times(2)
+                return d
+            """))
+        sys.path.insert(0, str(self.folder))
+        self.addCleanup(sys.path.remove, str(self.folder))
+        self.addCleanup(sys.modules.pop, "factory_lib", None)
+        module = self.module(
+            "import factory_lib\nfirst = factory_lib.make('m1', 10)\nsecond = factory_lib.make('m2', 20)\n"
+        )
+        runs = [d.run(db_path=self.db, executor=pool()) for d in (module.first, module.second)]
+        self.assertEqual([run.xcom_pull("times") for run in runs], [20, 40])
+
+    def test_one_id_built_twice_is_told_apart(self):
+        module = self.module(
+            """
+            def make(factor):
+                with DAG("twice") as d:
+                    @task
+                    def f(): return factor
+                    f()
+                return d
+            one, two = make(1), make(2)
+            """
+        )
+        runs = [d.run(db_path=self.db, executor=pool()) for d in (module.one, module.two)]
+        self.assertEqual([run.xcom_pull("f") for run in runs], [1, 2])
+        with self.assertRaises(UnreachableTask):
+            module.make(3).run(db_path=self.db, executor=pool())
+
+    def test_module_functions_are_found_by_name_below_a_main_guard(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            @task(retries=1)
+            def double(x, task): return [x * 2, task.retries, sorted(task.upstream_task_ids)]
+            def plain(x): return x
+            if __name__ == "__main__":
+                with DAG("guarded") as dag:
+                    double(task(plain)(2))
+                run = dag.run()
+                print(run.xcom_pull("double"), run.xcom_pull("plain"))
+            """
+        )
+        self.assertEqual(self.python("my_flow.py").stdout, "[4, 1, ['plain']] 2\n")
+
+    def test_what_a_worker_cannot_find_is_refused_before_anything_is_written(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            if __name__ == "__main__":
+                with DAG("hidden") as dag:
+                    task(task_id="anonymous")(lambda: 1)()
+                    def local(): pass
+                    local.__qualname__ = "somewhere.else"
+                    task(local)()
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.returncode, 2)
+        for word in ("'anonymous'", "'local'", "top level"):
+            self.assertIn(word, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir() if p.name != "__pycache__"),
+                         ["liteflow.py", "my_flow.py"])
+
+    def test_a_script_without_a_main_guard_gets_one_sentence(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with open("imported.txt", "a") as f: f.write("x")
+            with DAG("unguarded") as dag:
+                @task
+                def f(): pass
+                f()
+            dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn('if __name__ == "__main__"', done.stderr)
+        self.assertEqual(done.stderr.count("liteflow: error"), 1)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
+
+    def test_interactive_programs(self):
+        source = (
+            "from liteflow import DAG, task\n"
+            "with DAG('prompt') as dag:\n"
+            "    @task\n"
+            "    def f(): return 41\n"
+            "    @task\n"
+            "    def g(x): return x + 1\n"
+            "    g(f())\n\n"
+            "print(dag.run().xcom_pull('g'))\n"
+        )
+        self.script("")
+        done = self.python("-W", "error", "-c", source)
+        self.assertEqual((done.stdout, done.returncode), ("42\n", 0), done.stderr)
+        done = subprocess.run([sys.executable, "-"], input=source, text=True, cwd=self.folder,
+                              capture_output=True, timeout=LIMIT, check=False)
+        self.assertEqual(done.stdout, "42\n", done.stderr)
+
+    def test_python_m_package(self):
+        package = self.folder / "pkg"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        self.script("")
+        (package / "helper.py").write_text("def twice(x): return 2 * x\n")
+        (package / "flow.py").write_text(textwrap.dedent(
+            """
+            from liteflow import DAG, task
+            from .helper import twice
+            with DAG("packaged") as dag:
+                @task
+                def f(): return twice(21)
+                f()
+            if __name__ == "__main__":
+                print(dag.run().xcom_pull("f"))
+            """))
+        done = self.python("-m", "pkg.flow")
+        self.assertEqual(done.stdout, "42\n", done.stderr)
+
+
+# --- Runners --------------------------------------------------------------------------------------
+
+
+FIVE = """
+    import subprocess
+    with DAG("five") as dag:
+        @task
+        def killed(): print("last words"); os.kill(os.getpid(), signal.SIGKILL)
+        @task
+        def leaves(): os._exit(0)
+        @task
+        def leaves3(): os._exit(3)
+        @task
+        def hangs_in_a_child():
+            print("hanging"); subprocess.run(["sleep", "60"])
+        @task
+        def raises(): raise ValueError("mine")
+        @task
+        def fine(i): return i
+        hangs_in_a_child.override(execution_timeout=0.3)(); killed(); leaves(); leaves3(); raises()
+        for i in range(3): fine(i)
+"""
+
+
+class StartMethodsContract:
+    """What holds under every start method."""
+
+    method = ""
+
+    def test_deaths_are_blamed_on_their_task_alone(self):
+        run = self.run_flow(FIVE, max_workers=2, mp_context=self.method)
+        reasons = {ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()}
+        self.assertEqual(reasons, {
+            "hangs_in_a_child": ["timeout after 0.3 s"],
+            "killed": ["killed by SIGKILL"],
+            "leaves": ["worker exited with code 0 before reporting"],
+            "leaves3": ["worker exited with code 3 before reporting"],
+            "raises": ["ValueError: mine"],
+            "fine": [], "fine__1": [], "fine__2": [],
+        })
+        self.assertEqual({ti.try_number for ti in run.get_task_instances()}, {1})
+        self.assertEqual(run.log("killed"), "last words\n")
+        self.assertEqual(run.log("hangs_in_a_child"), "hanging\n")
+        self.assert_nothing_left()
+
+    def test_the_initializer_runs_before_the_module_of_the_dag(self):
+        module = self.module(
+            """
+            SEEN = signal.getsignal(signal.SIGUSR1)
+            with DAG("initialized") as dag:
+                @task
+                def see(): return SEEN == signal.SIG_IGN
+                see()
+            """
+        )
+        marks = (signal.SIGUSR1, signal.SIG_IGN)
+        with WorkerPool(1, self.method, signal.signal, marks) as warm:
+            run = module.dag.run(db_path=self.db, executor=warm)
+        # A forked worker has the module already.
+        self.assertEqual(run.xcom_pull("see"), self.method != "fork")
+
+
+class ForkTest(StartMethodsContract, Case):
+    method = "fork"
+
+
+class ForkserverTest(StartMethodsContract, Case):
+    method = "forkserver"
+
+
+class SpawnTest(StartMethodsContract, Case):
+    method = "spawn"
+
+
+class RunnersTest(Case):
+    def test_wrong_options(self):
+        module = self.module("with DAG('d') as dag:\n    task(print)('x')\n")
+        for options, kind, word in (
+            ({"max_workers": 0}, ValueError, "max_workers"),
+            ({"max_workers": -1}, ValueError, "max_workers"),
+            ({"max_workers": "4"}, TypeError, "max_workers"),
+            ({"max_workers": True}, TypeError, "max_workers"),
+            ({"mp_context": "thread"}, ValueError, "mp_context"),
+            ({"executor": 3}, TypeError, "executor"),
+            ({"executor": pool(), "max_workers": 2}, ValueError, "not both"),
+            ({"conf": [1]}, TypeError, "conf"),
+            ({"conf": {"a": {1}}}, TypeError, "JSON"),
+            ({"run_id": ""}, ValueError, "run_id"),
+            ({"run_id": "a\nb"}, ValueError, "run_id"),
+            ({"logical_date": "2024"}, TypeError, "logical_date"),
+            ({"resume": True, "conf": {}}, ValueError, "recorded run"),
+        ):
+            with self.subTest(options=options), self.assertRaises(kind) as caught:
+                module.dag.run(db_path=self.db, **options)
+            self.assertIn(word, str(caught.exception))
+        self.assertFalse(self.db.exists())
+
+    def test_a_timeout_ends_a_task_that_ignores_it(self):
+        before = liteflow._GRACE
+        liteflow._GRACE = 0.5
+        self.addCleanup(setattr, liteflow, "_GRACE", before)
+        run = self.run_flow(
+            """
+            with DAG("stubborn") as dag:
+                @task(execution_timeout=0.3)
+                def ignores(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
+                @task(execution_timeout=0.3)
+                def catches():
+                    try: time.sleep(60)
+                    except BaseException as e: print(type(e).__name__)
+                    return "as if nothing had happened"
+                @task(execution_timeout=0.3)
+                def stopped(): os.kill(os.getpid(), signal.SIGSTOP)
+                @task(execution_timeout=0.3, retries=1)
+                def second_time(ti):
+                    if ti.try_number == 1: time.sleep(60)
+                    return "done"
+                ignores(); catches(); stopped(); second_time()
+            """
+        )
+        self.assertEqual(self.states(run), {"ignores": "failed", "catches": "failed",
+                                            "stopped": "failed", "second_time": "success"})
+        for task_id in ("ignores", "catches", "stopped"):
+            error = run.get_task_instance(task_id).error
+            self.assertEqual(error.splitlines()[-1], "timeout after 0.3 s")
+        self.assertEqual(run.log("catches"), "AirflowTaskTimeout\n")
+        self.assertIsNone(run.xcom_pull("catches"))
+        self.assertFalse(alive(int(run.log("ignores"))))
+
+    def test_a_death_is_noticed_although_a_child_keeps_the_pipe(self):
+        started = time.monotonic()
+        run = self.run_flow(
+            """
+            with DAG("forks") as dag:
+                @task
+                def forks():
+                    if os.fork() == 0: time.sleep(30); os._exit(0)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                forks()
+            """
+        )
+        self.assertEqual(run.get_task_instance("forks").error, "killed by SIGKILL")
+        self.assertLess(time.monotonic() - started, 20)
+
+    def test_a_child_that_returns_into_our_code_is_not_heard(self):
+        run = self.run_flow(
+            """
+            with DAG("doubled") as dag:
+                @task
+                def forks():
+                    if os.fork() == 0: return "child"
+                    time.sleep(0.3); return "parent"
+                forks()
+            """
+        )
+        self.assertEqual(run.xcom_pull("forks"), "parent")
+
+    def test_a_shared_pool_serves_several_runs_at_once(self):
+        module = self.module(
+            """
+            def make(name):
+                with DAG(name) as d:
+                    @task
+                    def f(x): print(name, x); return [name, x]
+                    for i in range(10): f(i)
+                return d
+            dags = [make(f"shared{i}") for i in range(4)]
+            """
+        )
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            runs = list(threads.map(
+                lambda d: d.run(db_path=self.db, executor=pool()), module.dags))
+        for d, run in zip(module.dags, runs, strict=True):
+            self.assertEqual(run.state, "success")
+            self.assertEqual(sorted(x.value for x in run.xcoms()), [[d.dag_id, i] for i in range(10)])
+            self.assertEqual(run.log("f__9"), f"{d.dag_id} 9\n")
+        self.assert_nothing_left()
+
+    def test_runs_take_turns(self):
+        module = self.module(
+            """
+            def make(name, tasks):
+                with DAG(name) as d:
+                    @task
+                    def f():
+                        (Path(os.environ["CASE_DIR"]) / f"{name}-{time.monotonic_ns()}").touch()
+                    for i in range(tasks): f()
+                return d
+            long, short = make("long", 300), make("short", 3)
+            """
+        )
+        with WorkerPool(1) as one, concurrent.futures.ThreadPoolExecutor(2) as threads:
+            long = threads.submit(lambda: module.long.run(db_path=self.db, executor=one))
+            wait_until(lambda: list(self.folder.glob("long-*")))
+            module.short.run(db_path=self.db, executor=one)
+            self.assertLess(len(list(self.folder.glob("long-*"))), 300)
+            self.assertEqual(long.result().state, "success")
+
+    def test_a_pool_that_is_shut_down_takes_no_run(self):
+        module = self.module("with DAG('d') as dag:\n    task(print)('x')\n")
+        with WorkerPool(1) as closed:
+            pass
+        with self.assertRaises(RuntimeError):
+            module.dag.run(db_path=self.db, executor=closed)
+
+    def test_an_open_pool_does_not_keep_the_interpreter(self):
+        self.script(
+            """
+            from liteflow import DAG, WorkerPool, task
+            with DAG("d") as dag:
+                @task
+                def f(): pass
+                f()
+            if __name__ == "__main__":
+                pool = WorkerPool(2)
+                print(dag.run(executor=pool).state)
+            """
+        )
+        done = self.python("my_flow.py", timeout=30)
+        self.assertEqual((done.stdout, done.returncode), ("success\n", 0), done.stderr)
+
+    def test_foreign_executors(self):
+        source = """
+            with DAG("foreign") as dag:
+                @task
+                def give(ti): ti.xcom_push("k", 5); return list(range(3))
+                @task
+                def take(x, ti): return [sum(x), ti.xcom_pull("give", key="k")]
+                @task
+                def far(ti, order): return ti.xcom_pull("give")
+                @task(retries=1)
+                def flaky(ti):
+                    if ti.try_number == 1: sys.exit(3)
+                    return "second"
+                far(order=take(give())); flaky()
+            """
+        kinds = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
+        for kind in kinds:
+            with self.subTest(kind=kind.__name__), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # fork, with threads about
+                with kind(2) as executor:
+                    run = self.run_flow(source, executor=executor)
+                self.assertEqual(self.states(run), {
+                    "give": "success", "take": "success", "far": "failed", "flaky": "success"})
+                self.assertEqual(run.xcom_pull("take"), [3, 5])
+                self.assertIn("foreign executor", run.get_task_instance("far").error)
+
+    def test_run_in_a_multiprocessing_child(self):
+        self.script(
+            """
+            import multiprocessing, sys
+            from liteflow import DAG, task
+            with DAG("nested") as dag:
+                @task
+                def f(): return 42
+                f()
+            def child(path): sys.exit(dag.run(db_path=path, max_workers=1).xcom_pull("f"))
+            if __name__ == "__main__":
+                print(dag.run(db_path="parent.db").state)
+                for method in multiprocessing.get_all_start_methods():
+                    for daemon in (False, True):
+                        context = multiprocessing.get_context(method)
+                        p = context.Process(target=child, args=("c.db",), daemon=daemon)
+                        p.start(); p.join(); print(method, p.exitcode)
+            """
+        )
+        done = self.python("-W", "ignore::DeprecationWarning", "my_flow.py")
+        lines = done.stdout.splitlines()
+        self.assertEqual(lines[0], "success", done.stderr)
+        self.assertEqual({line.split()[1] for line in lines[1:]}, {"42"}, done.stdout + done.stderr)
+        self.assertGreaterEqual(len(lines), 3)
+
+    def test_a_task_may_run_a_dag(self):
+        run = self.run_flow(
+            """
+            with DAG("inner") as inner:
+                @task
+                def f(): return 7
+                f()
+            with DAG("outer") as dag:
+                @task
+                def g(): return inner.run(db_path=os.environ["CASE_DIR"] + "/inner.db", max_workers=1).xcom_pull("f")
+                g()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.xcom_pull("g"), 7, run.get_task_instances()[0].error)
+
+    def test_without_posix(self):
+        self.script(
+            """
+            import os, signal, sys
+            sys.modules["fcntl"] = None
+            for module, names in ((os, "setsid killpg getpgrp getpgid waitid pidfd_open register_at_fork "
+                                       "sched_getaffinity O_ASYNC geteuid"),
+                                  (signal, "SIGKILL SIGHUP SIGALRM setitimer")):
+                for name in names.split():
+                    delattr(module, name)
+            from liteflow import DAG, task
+            with DAG("windows") as dag:
+                @task
+                def f(): print("said"); return 1
+                @task
+                def g(x): raise ValueError("mine")
+                @task
+                def dies(): os._exit(3)
+                g(f()); dies()
+            if __name__ == "__main__":
+                run = dag.run(mp_context="spawn", max_workers=1)
+                print([(t.state.value, (t.error or "").splitlines()[-1:]) for t in run.get_task_instances()], run.log("f"))
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(
+            done.stdout,
+            "[('success', []), ('failed', ['ValueError: mine']), "
+            "('failed', ['worker exited with code 3 before reporting'])] said\n\n", done.stderr)
+
+    def test_dag_test_runs_in_this_process(self):
+        module = self.module(
+            """
+            with DAG("debug", params={"p": 1}) as dag:
+                @task
+                def f(params): return [os.getpid(), params["p"]]
+                @task(execution_timeout=0.2)
+                def slow(): time.sleep(30)
+                @task(retries=1, retry_delay=0.01)
+                def flaky(ti):
+                    if ti.try_number == 1: raise ValueError
+                f(); slow(); flaky()
+            """
+        )
+        run = module.dag.test(run_conf={"p": 2}, db_path=self.db)
+        self.assertEqual(run.xcom_pull("f"), [os.getpid(), 2])
+        self.assertEqual(self.states(run), {"f": "success", "slow": "failed", "flaky": "success"})
+        self.assertTrue(run.get_task_instance("slow").error.endswith("timeout after 0.2 s"))
+        with self.assertRaises(ValueError):
+            module.dag.test(use_executor=True)
+        self.assert_nothing_left()
+
+
+# --- Run loop -------------------------------------------------------------------------------------
+
+
+class RunTest(Case):
+    def test_an_empty_dag_is_a_success(self):
+        run = DAG("empty").run(db_path=self.db)
+        self.assertEqual((run.state, run.get_task_instances()), ("success", []))
+
+    def test_the_database_is_found_in_order(self):
+        os.environ["LITEFLOW_DB"] = str(self.folder / "env.db")
+        self.addCleanup(os.environ.pop, "LITEFLOW_DB", None)
+        DAG("a").run()
+        DAG("b", db_path=self.folder / "dag.db").run()
+        DAG("c", db_path=self.folder / "dag.db").run(db_path=self.db)
+        for name, dag_id in (("env.db", "a"), ("dag.db", "b"), ("flow.db", "c")):
+            self.assertEqual(len(Dag(dag_id).runs(self.folder / name)), 1)
+
+    def test_a_run_id_is_used_once(self):
+        d = DAG("once")
+        self.assertEqual(d.run(db_path=self.db, run_id="r").run_id, "r")
+        with self.assertRaises(ValueError) as caught:
+            d.run(db_path=self.db, run_id="r")
+        self.assertIn("'r'", str(caught.exception))
+        DAG("other").run(db_path=self.db, run_id="r")
+
+    def test_arguments_that_a_later_version_fills_are_refused(self):
+        for options in ({"pools": {}}, {"wait": True}):
+            with self.assertRaises(ValueError):
+                DAG("d").run(db_path=self.db, **options)
+
+    def test_progress_goes_where_it_is_asked_to(self):
+        lines = []
+        self.run_flow("with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n",
+                      progress=lines.append)
+        self.assertIn("1 tasks", lines[0])
+        self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  success  \d")
+        self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
+        with self.assertLogs("liteflow", "INFO") as logs:
+            self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        self.assertIn("success", logs.output[-1])
+
+    def test_a_stop_event_ends_the_run(self):
+        stop = threading.Event()
+        threading.Timer(0.2, stop.set).start()
+        run = self.run_flow(
+            """
+            with DAG("endless") as dag:
+                @task
+                def f():
+                    try: time.sleep(60)
+                    finally: print("cleaned up")
+                @task
+                def g(x): pass
+                g(f())
+            """,
+            stop=stop,
+        )
+        self.assertEqual((run.state, run.reason), ("failed", "stopped"))
+        self.assertEqual(self.states(run), {"f": None, "g": None})
+        self.assertEqual(self.query("SELECT state FROM task_attempt"), [("interrupted",)])
+        self.assertEqual(run.log("f"), "cleaned up\n")
+        self.assert_nothing_left()
+
+    def test_handlers_of_the_host_stay_as_they_were(self):
+        def mine(*_):
+            pass
+
+        before = signal.signal(signal.SIGTERM, mine)
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        self.run_flow("with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        self.assertEqual(
+            [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)], handlers)
+
+    def test_many_runs_leave_nothing_in_the_process(self):
+        source = "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n"
+        module = self.module(source)
+        module.dag.run(db_path=self.db, max_workers=1)
+
+        def belongings():
+            return (threading.active_count(), len(os.listdir("/proc/self/fd")),
+                    len(logging.root.handlers))
+
+        before = belongings()
+        for _ in range(200 if SOAK else 8):
+            module.dag.run(db_path=self.db, max_workers=2)
+        self.assertEqual(belongings(), before)
+
+
+class ResumeTest(Case):
+    FIRST = """
+        with DAG("mended") as dag:
+            @task
+            def a(): (Path(os.environ["CASE_DIR"]) / "a").open("a").write("x"); return 1
+            @task(retries=1)
+            def b(x): raise ValueError("broken")
+            @task
+            def gone(x): return x
+            @task
+            def c(x): return x
+            x = a(); gone(x); c(b(x))
+    """
+    SECOND = """
+        with DAG("mended") as dag:
+            @task
+            def a(): (Path(os.environ["CASE_DIR"]) / "a").open("a").write("x"); return 1
+            @task(retries=1)
+            def b(x): return x + 1
+            @task
+            def new(x): return x
+            @task
+            def c(x, y): return [x, y]
+            x = a(); c(b(x), new(x))
+    """
+
+    def test_a_mended_run_goes_on_where_it_failed(self):
+        first = self.run_flow(self.FIRST, conf={"k": 1})
+        self.assertEqual(self.states(first),
+                         {"a": "success", "b": "failed", "gone": "success", "c": "upstream_failed"})
+        lines = []
+        second = self.run_flow(self.SECOND, resume=True, progress=lines.append)
+        self.assertEqual(second.run_id, first.run_id)
+        self.assertEqual(second.conf, {"k": 1})
+        self.assertEqual(second.logical_date, first.logical_date)
+        self.assertEqual(self.states(second), {"a": "success", "b": "success", "gone": "removed",
+                                               "c": "success", "new": "success"})
+        self.assertEqual(second.xcom_pull("c"), [2, 1])
+        self.assertEqual((self.folder / "a").read_text(), "x")
+        ti = second.get_task_instance("b")
+        self.assertEqual((ti.try_number, ti.max_tries), (3, 3))
+        said = "\n".join(lines)
+        for words in ("kept, as they succeeded: a", "new in the code, will run: new",
+                      "gone from the code, now removed: gone"):
+            self.assertIn(words, said)
+        states = self.query("SELECT try_number, state FROM task_attempt JOIN task_instance t ON "
+                            "t.id = task_instance_id WHERE task_id = 'b'".replace(
+                                "try_number, state", "task_attempt.try_number, task_attempt.state"))
+        self.assertEqual(sorted(states), [(1, "failed"), (2, "failed"), (3, "success")])
+
+    def test_a_success_is_not_run_again(self):
+        self.run_flow(self.SECOND)
+        lines = []
+        run = self.run_flow(self.SECOND, resume=True, progress=lines.append)
+        self.assertEqual((run.state, (self.folder / "a").read_text()), ("success", "x"))
+        self.assertIn("nothing to resume", lines[-1])
+
+    def test_what_cannot_be_resumed(self):
+        self.run_flow(self.FIRST)
+        with self.assertRaises(liteflow.RunNotFound) as caught:
+            self.run_flow(self.FIRST, resume=True, run_id="absent")
+        self.assertIn("'absent'", str(caught.exception))
+        with self.assertRaises(liteflow.RunNotFound):
+            DAG("never").run(db_path=self.db, resume=True)
+        self.db = self.folder / "absent.db"
+        with self.assertRaises(DatabaseError):
+            self.run_flow(self.FIRST, resume=True)
+        self.assertFalse(self.db.exists())
+
+    def test_poison_ends(self):
+        module = self.module(
+            """
+            with DAG("poison") as dag:
+                @task(retries=1)
+                def f(): pass
+                f()
+            """
+        )
+        module.dag.run(db_path=self.db, executor=pool())
+        lost = 0
+        while True:
+            # What a scheduler leaves that died with the task.
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("UPDATE dag_run SET state = 'running', owner = 'dead', owner_process = ?",
+                           (json.dumps({**liteflow._machine(), "pid": 2**22 + 1, "start": "1"}),))
+                db.execute("UPDATE task_instance SET state = 'running', lost = ?", (lost,))
+            run = module.dag.run(db_path=self.db, resume=True, executor=pool())
+            if run.state == "failed":
+                break
+            lost += 1
+        self.assertEqual(lost + 1, 1 + 3)
+        self.assertIn("4 times in a row", run.get_task_instance("f").error)
+
+
+# --- Reading back ---------------------------------------------------------------------------------
+
+
+class ReadingTest(Case):
+    def test_a_loaded_dag_has_its_history_and_no_tasks(self):
+        run = self.run_flow("with DAG('kept', description='What', tags=['x']) as dag:\n"
+                            "    task(task_id='a')(sorted)([1])\n")
+        loaded = Dag.load("kept", self.db)
+        self.assertEqual((loaded.description, loaded.tags), ("What", {"x"}))
+        self.assertEqual(loaded.runs()[0].run_id, run.run_id)
+        self.assertEqual(loaded.get_run(run.run_id).state, "success")
+        for act in (loaded.run, lambda: loaded.tasks, lambda: loaded.roots, loaded.test, loaded.cli,
+                    loaded.check_cycle, lambda: loaded["a"], loaded.to_mermaid, lambda: loaded.task,
+                    loaded.__enter__, lambda: "a" in loaded):
+            with self.assertRaises(RuntimeError) as caught:
+                act()
+            self.assertIn("run the script which defines it", str(caught.exception))
+            self.assertIn(".py", str(caught.exception))
+        with self.assertRaises(LookupError) as caught:
+            Dag.load("kepd", self.db)
+        for word in ("'kept'", str(self.db)):
+            self.assertIn(word, str(caught.exception))
+
+    def test_runs_and_instances(self):
+        d = DAG("many")
+        for i in range(3):
+            d.run(db_path=self.db, run_id=f"r{i}")
+        self.assertEqual([r.run_id for r in d.runs(self.db)], ["r2", "r1", "r0"])
+        self.assertEqual([r.run_id for r in d.runs(self.db, limit=1)], ["r2"])
+        self.assertEqual(d.runs(self.db, state="failed"), [])
+        with self.assertRaises(liteflow.RunNotFound) as caught:
+            d.get_run("r", self.db)
+        self.assertIn("'r0'", str(caught.exception))
+        run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)(3)\n")
+        [ti] = run.get_task_instances(state="failed")
+        self.assertEqual(run.get_task_instances(state=["success"]), [])
+        self.assertGreaterEqual(ti.duration, 0)
+        self.assertEqual(ti.start_date.tzinfo, datetime.UTC)
+        self.assertIsNone(run.get_task_instance("b"))
+        self.assertFalse(run.owner_alive)
+        self.assertEqual(run.refresh().state, "failed")
+
+    def test_looking_leaves_no_trace(self):
+        run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
+        before = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
+        for _ in range(3):
+            run.refresh().get_task_instances()
+            run.log("a")
+        after = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
+        self.assertEqual(after, before)
+
+
+# --- Showing --------------------------------------------------------------------------------------
+
+MERMAID_LINES = re.compile(
+    r'flowchart (TD|LR)|    n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
+    r"|    classDef \w+ [\w:#,]+")
+
+
+def check_mermaid(case, text):
+    """Every line is of a form that the real grammar is known to take."""
+    for line in text.splitlines():
+        case.assertRegex(line, f"^(?:{MERMAID_LINES.pattern})$")
+
+
+class ShowingTest(Case):
+    def instance(self, task_id, state=None, index=-1, upstream=()):
+        ti = liteflow.TaskInstance("d", "r", task_id, index)
+        ti.state = state and TaskInstanceState(state)
+        ti.upstream_task_ids = set(upstream)
+        return ti
+
+    def test_hostile_ids_are_drawn_harmlessly(self):
+        names = ["end", "click", "subgraph", "a-b.c", "style", "1abc", "é日", 'a"b', "a]", "%%{init}%%",
+                 "</script>", "#b;", "x" * 250, "\n", "`md`", "graph"]
+        text = liteflow._draw_run([self.instance(n, "success", upstream=names[:i])
+                                   for i, n in enumerate(names)])
+        check_mermaid(self, text)
+
+    def test_state_is_in_words_and_mapped_instances_are_folded(self):
+        members = [self.instance("m", "failed" if i == 7 else "success", i, ["a"])
+                   for i in range(10_000)]
+        text = liteflow._draw_run([self.instance("a"), *members])
+        check_mermaid(self, text)
+        self.assertIn("m x 10000<br/>9999 success#44; 1 failed", text)
+        self.assertIn("no state", text)
+        self.assertLess(len(text), 2_000)
+        self.assertIsNone(liteflow._too_large(text))
+
+    def test_too_large_a_diagram_is_said(self):
+        many = [self.instance(f"t{i}", upstream=[f"t{j}" for j in range(i)]) for i in range(40)]
+        self.assertIn("780 edges", liteflow._too_large(liteflow._draw_run(many)))
+
+    def test_a_dag_is_drawn_from_code(self):
+        with DAG("d") as d:
+            task(task_id="a")(sample)(1) >> task(task_id="b")(sample)(1)
+        check_mermaid(self, d.to_mermaid("LR"))
+        self.assertIn("n0 --> n1", d.to_mermaid())
+        with self.assertRaises(ValueError):
+            d.to_mermaid("XX")
+
+    def test_durations(self):
+        for seconds, text in ((0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.9, "1 min 0 s"),
+                              (200, "3 min 20 s"), (7500, "2 h 5 min"), (None, "")):
+            self.assertEqual(liteflow._seconds_text(seconds), text)
+
+    def test_tables_line_up_and_are_safe(self):
+        text = liteflow._table(("A", "B"), [("日本", "x"), ("\x1b[31m", "y\nz")])
+        self.assertEqual(text, "A         B\n日本      x\n\\x1b[31m  y z")
+
+
+# --- Command line ---------------------------------------------------------------------------------
+
+
+class CommandLineTest(Case):
+    FLOW = """
+        from liteflow import DAG, task
+        with DAG("flow", params={"n": 1}) as dag:
+            @task
+            def good(params): print("good\\x1b[31m says", params["n"]); return params["n"]
+            @task
+            def bad(x):
+                if x == 1: raise ValueError("bad luck")
+            bad(good())
+        if __name__ == "__main__":
+            dag.cli()
+    """
+
+    def setUp(self):
+        super().setUp()
+        self.script(self.FLOW)
+        self.db = self.folder / "liteflow.db"
+
+    def assert_exit(self, code, *argv, words=(), out=None):
+        done = self.cli(*argv) if argv[0] != "script" else self.python("my_flow.py", *argv[1:])
+        self.assertEqual(done.returncode, code, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+        if out is not None:
+            self.assertEqual(done.stdout, out)
+        return done
+
+    def test_the_life_of_a_workflow(self):
+        self.assert_exit(1, "script", words=["bad luck", "--resume", "logs flow bad"], out="")
+        self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", "two", out="")
+        runs = json.loads(self.assert_exit(0, "runs", "--json").stdout)
+        self.assertEqual([r["state"] for r in runs], ["success", "failed"])
+        self.assertEqual(runs[0]["run_id"], "two")
+        listed = json.loads(self.assert_exit(0, "list", "--json").stdout)
+        self.assertEqual([(d["dag_id"], d["runs"]) for d in listed], [("flow", 2)])
+        shown = json.loads(self.assert_exit(0, "show", "two", "--json").stdout)
+        self.assertEqual([t["state"] for t in shown["task_instances"]], ["success"] * 2)
+        self.assertIn("bad luck", self.assert_exit(0, "show", "flow/manual").stdout)
+        self.assertIn("good", self.assert_exit(0, "show", "flow", "good").stdout)
+        self.assert_exit(0, "logs", "flow", "good", out="good\\x1b[31m says 2\n")
+        self.assert_exit(0, "logs", "flow", "--raw", out="good\x1b[31m says 2\n")
+        picture = self.assert_exit(0, "visualize", "flow").stdout
+        check_mermaid(self, picture)
+        self.assert_exit(0, "delete", "two")
+        self.assert_exit(2, "delete", "two", words=["'two'"])
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir() if p.is_file()),
+                         ["liteflow.db", "liteflow.py", "my_flow.py"])
+
+    def test_run_takes_a_file_written_for_airflow(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("one") as one: task(task_id="a")(sorted)([1])
+            with DAG("two") as two: task(task_id="a")(sorted)([1])
+            """, "two.py")
+        self.assert_exit(2, "run", "two.py", words=["2 DAGs", "one, two"])
+        self.assert_exit(0, "run", "two.py", "two", "--quiet")
+        self.assert_exit(2, "run", "two.py", "three", words=["'three'"])
+        self.assert_exit(2, "run", "absent.py", words=["absent.py"])
+        self.script("import nonsense_module\n", "broken.py")
+        done = self.cli("run", "broken.py")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("nonsense_module", done.stderr)
+
+    def test_bad_usage_is_2_on_standard_error(self):
+        for argv in ((), ("frobnicate",), ("show",), ("runs", "--nope")):
+            with self.subTest(argv=argv):
+                done = self.cli(*argv)
+                self.assertEqual((done.returncode, done.stdout), (2, ""))
+                self.assertIn("usage:", done.stderr)
+        self.assert_exit(2, "script", "--conf", "{", words=["--conf", "JSON"])
+        self.assert_exit(2, "script", "--conf", "[1]", words=["object"])
+        self.assert_exit(2, "script", "--conf", '{"n": [}', words=["--conf"])
+        self.assert_exit(2, "script", "--logical-date", "soon", words=["--logical-date"])
+        self.assert_exit(2, "script", "--max-workers", "0", words=["max_workers"])
+        self.assertFalse(self.db.exists())
+
+    def test_a_database_that_cannot_be_used_is_3(self):
+        for argv in (("runs",), ("list",), ("show", "flow"), ("logs", "flow"), ("visualize", "flow"),
+                     ("delete", "flow"), ("script", "--resume")):
+            with self.subTest(argv=argv):
+                self.assert_exit(3, *argv, words=[str(self.db)], out="")
+                self.assertFalse(self.db.exists())
+        self.db.write_text("this is no database, but long enough to be read as a header" * 20)
+        before = self.db.read_bytes()
+        for argv in (("runs",), ("visualize", "flow"), ("script",)):
+            with self.subTest(argv=argv):
+                self.assert_exit(3, *argv, words=["not a liteflow database"], out="")
+        self.assertEqual(self.db.read_bytes(), before)
+
+    def test_unknown_and_ambiguous_names_are_2_with_near_ones(self):
+        for i in range(2):
+            self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", f"run{i}")
+        self.assert_exit(2, "show", "flwo", words=["'flow'", str(self.db)])
+        self.assert_exit(2, "show", "run", words=["fits 2 runs", "flow/run0"])
+        self.assert_exit(2, "logs", "flow", "goood", words=["'good'"])
+        self.assert_exit(2, "runs", "flwo", words=["'flow'"])
+        self.assert_exit(0, "show", "flow/run0")
+
+    def test_wrong_graphs_are_2(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("circle") as dag:
+                a = task(task_id="a")(sorted)([1]); b = task(task_id="b")(sorted)([1])
+                a >> b >> a
+            if __name__ == "__main__":
+                dag.cli()
+            """)
+        self.assert_exit(2, "script", words=["a -> b -> a"])
+        self.assertFalse(self.db.exists())
+
+    def test_graph_runs_nothing(self):
+        done = self.assert_exit(0, "script", "--graph")
+        check_mermaid(self, done.stdout)
+        self.assertFalse(self.db.exists())
+
+    def test_version_and_help(self):
+        self.assertIn(sqlite3.sqlite_version, self.assert_exit(0, "--version").stdout)
+        self.assertIn("examples:", self.assert_exit(0, "--help").stdout)
+        self.assertIn("examples:", self.assert_exit(0, "script", "--help").stdout)
+        self.assertIn("examples:", self.python("liteflow.py", "--help").stdout)
+
+    def test_a_reader_that_has_seen_enough(self):
+        self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet")
+        done = subprocess.run(f"{sys.executable} -m liteflow runs | true", shell=True,
+                              cwd=self.folder, capture_output=True, text=True, check=True)
+        self.assertEqual(done.stderr, "")
+
+    def test_the_scaffold_runs_as_it_is(self):
+        text = self.cli("scaffold").stdout
+        self.assertLess(len(text.splitlines()), 40)
+        (self.folder / "scaffolded.py").write_text(text)
+        done = self.python("-W", "error", "scaffolded.py")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("4 success", done.stderr)
+        self.assertEqual(self.cli("logs", "my_etl", "report").stdout, "2 orders, 7 in total\n")
+
+
