@@ -61,6 +61,7 @@ import enum
 import functools
 import heapq
 import io
+import itertools
 import json
 import logging
 import marshal
@@ -77,7 +78,6 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
-    ClassVar,
     Generic,
     NamedTuple,
     NoReturn,
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     import multiprocessing.context
     import multiprocessing.process
     import sqlite3
-    from concurrent.futures import Executor, Future, ProcessPoolExecutor
+    from concurrent.futures import Executor, Future
     from multiprocessing.connection import Connection
 
 __all__ = [
@@ -777,7 +777,13 @@ class _FunctionOperator(BaseOperator):
         self._kwargs = kwargs
         if self.multiple_outputs is None and returns_dict:
             self.multiple_outputs = True
-        if function.__doc__ and not settings.keys() & {"doc", "doc_md", "doc_json", "doc_yaml", "doc_rst"}:
+        if function.__doc__ and not settings.keys() & {
+            "doc",
+            "doc_md",
+            "doc_json",
+            "doc_yaml",
+            "doc_rst",
+        }:
             self.doc_md = function.__doc__
         for result in _results_in((args, kwargs)):
             _add_edge(result.operator, self)
@@ -794,7 +800,9 @@ class _FunctionOperator(BaseOperator):
         return self._python_callable
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        result = self._python_callable(*args, **_with_context(self._signature, args, kwargs, context))
+        result = self._python_callable(
+            *args, **_with_context(self._signature, args, kwargs, context)
+        )
         if hasattr(result, "__await__"):
             import asyncio
 
@@ -1027,9 +1035,7 @@ class _TaskDecorator:
     @overload
     def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
     @overload
-    def __call__(
-        self, /, **settings: Any
-    ) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
+    def __call__(self, /, **settings: Any) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
     def __call__(self, /, *functions: Any, **settings: Any) -> Any:
         if self._dag is not None:
             settings.setdefault("dag", self._dag)
@@ -1056,7 +1062,9 @@ task = _TaskDecorator()
 def _schedule(what: str, value: Any) -> Any:
     """Airflow's schedules: kept, and nothing more."""
     if isinstance(value, (int, float, bytes)) or type(value) is object:
-        raise ValueError(f"{what} must be None, a cron string or a timedelta, found {_shown(value)}")
+        raise ValueError(
+            f"{what} must be None, a cron string or a timedelta, found {_shown(value)}"
+        )
     return value
 
 
@@ -1372,8 +1380,10 @@ class _RecordedDag(Dag):
         self.fileloc = None
 
     def _refuse(self) -> NoReturn:
-        script = f"run the script which defines it: {self.fileloc}" if self.fileloc else (
-            "run the script which defines it"
+        script = (
+            f"run the script which defines it: {self.fileloc}"
+            if self.fileloc
+            else ("run the script which defines it")
         )
         raise RuntimeError(
             f"DAG {self.dag_id!r} was loaded from {os.fspath(self.db_path or '')}, which holds its "
@@ -1460,7 +1470,7 @@ def _dag_function(function: Callable[..., Any], settings: dict[str, Any]) -> Cal
 
 def chain(*tasks: Any) -> None:
     """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
-    for before, after in zip(tasks, tasks[1:], strict=False):
+    for before, after in itertools.pairwise(tasks):
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
                 raise ValueError(
@@ -1476,9 +1486,12 @@ def chain(*tasks: Any) -> None:
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    if len([element for element in elements if not isinstance(element, (list, tuple)) or element]) < 2:
+    if (
+        len([element for element in elements if not isinstance(element, (list, tuple)) or element])
+        < 2
+    ):
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
-    for before, after in zip(elements, elements[1:], strict=False):
+    for before, after in itertools.pairwise(elements):
         for one in _operands(before):
             one.set_downstream(after)
 
@@ -1503,7 +1516,9 @@ class Variable:
         text = os.environ.get(f"AIRFLOW_VAR_{key.upper()}")
         if text is None:
             if default is ...:
-                raise KeyError(f"Variable {key!r}: set AIRFLOW_VAR_{key.upper()} in the environment")
+                raise KeyError(
+                    f"Variable {key!r}: set AIRFLOW_VAR_{key.upper()} in the environment"
+                )
             return default
         return json.loads(text) if deserialize_json else text
 
@@ -1571,9 +1586,9 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         if keyword in Param._DESCRIBE:
             continue
         if keyword not in _CHECKS and keyword not in ("type", "items", "properties", "required"):
+            known = ", ".join(sorted([*_CHECKS, "items", "properties", "required", "type"]))
             raise ValueError(
-                f"Param: the schema keyword {keyword!r} is not checked by liteflow; "
-                f"known are {', '.join(sorted([*_CHECKS, 'items', 'properties', 'required', 'type']))}"
+                f"Param: the schema keyword {keyword!r} is not checked by liteflow; known: {known}"
             )
         if keyword == "type":
             for name in [rule] if isinstance(rule, str) else rule:
@@ -1618,7 +1633,9 @@ def _fits_format(value: str, name: str) -> bool:
 
 # JSON Schema: a keyword says something only of values of its own kind.
 _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
-    "enum": lambda v, rule: any(v == x and isinstance(v, bool) == isinstance(x, bool) for x in rule),
+    "enum": lambda v, rule: any(
+        v == x and isinstance(v, bool) == isinstance(x, bool) for x in rule
+    ),
     "const": lambda v, rule: v == rule and isinstance(v, bool) == isinstance(rule, bool),
     "minimum": lambda v, rule: not _is_number(v) or v >= rule,
     "maximum": lambda v, rule: not _is_number(v) or v <= rule,
@@ -1815,8 +1832,10 @@ def _if_none(
 def _if_one(
     calls: Callable[[int, int, int, int], int],
 ) -> Callable[[int, int, int, int, bool], TaskInstanceState | None]:
-    """Run as soon as one of the states that call for it is there, else skipped when all are done."""
-    return lambda s, f, u, k, done: _S.RUNNING if calls(s, f, u, k) else _S.SKIPPED if done else None
+    """Run as soon as one of the states that call for it is there; skipped if none will be."""
+    return lambda s, f, u, k, done: (
+        _S.RUNNING if calls(s, f, u, k) else _S.SKIPPED if done else None
+    )
 
 
 # Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
@@ -1998,8 +2017,10 @@ class _Plan:
         if node not in self._hesitant:
             skipped = [up.depth for up in node.upstream if up.instance.state is _S.SKIPPED]
             awaited = {
-                up for up in node.upstream
-                if up.instance.state not in _ENDED and up.instance.queued
+                up
+                for up in node.upstream
+                if up.instance.state not in _ENDED
+                and up.instance.queued
                 and up.depth <= max(skipped)
             }
             self._hesitant[node] = (now + _HESITATION, awaited)
@@ -2054,7 +2075,9 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 1  # a major number: columns and tables may be added without raising it
 _OLDEST_SQLITE = (3, 34, 0)
-_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer waits are the run loop's, which lives on
+_BUSY_SECONDS = (
+    0.25  # SQLite's own wait for a lock; longer waits are the run loop's, which lives on
+)
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _PAGE_SIZE = 8192  # 4096 is slow with large values, 16384 with small commits; it can't be changed
 
@@ -2184,9 +2207,7 @@ class _Batch:
         self.logs: list[tuple[_Attempt, int, str]] = []
 
     def __bool__(self) -> bool:
-        return bool(
-            self.finished or self.marked or self.started or self.interrupted or self.logs
-        )
+        return bool(self.finished or self.marked or self.started or self.interrupted or self.logs)
 
 
 class _RunRow(NamedTuple):
@@ -2494,11 +2515,14 @@ class _Store:
                 None if schedule is None else str(schedule),
             ),
         )
-        self.run_row = execute(
-            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
-            "VALUES (?, ?, 'queued', ?, ?, ?)",
-            (dag.dag_id, run_id, logical_date and _iso(logical_date), _iso(_utcnow()), conf),
-        ).lastrowid or 0
+        self.run_row = (
+            execute(
+                "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
+                "VALUES (?, ?, 'queued', ?, ?, ?)",
+                (dag.dag_id, run_id, logical_date and _iso(logical_date), _iso(_utcnow()), conf),
+            ).lastrowid
+            or 0
+        )
 
     def claim_run(self, run_row: int, owner: str, owner_process: str) -> None:
         """Make this the run's owner, inside the caller's transaction."""
@@ -2550,8 +2574,16 @@ class _Store:
         for instance in instances:
             row_id += 1
             instance.row_id = row_id
-            rows.append((row_id, self.run_row, instance.task_id, instance.map_index,
-                         instance.max_tries, json.dumps(list(instance.node.task._upstream))))
+            rows.append(
+                (
+                    row_id,
+                    self.run_row,
+                    instance.task_id,
+                    instance.map_index,
+                    instance.max_tries,
+                    json.dumps(list(instance.node.task._upstream)),
+                )
+            )
         self._connection.executemany(
             "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
             "upstream_task_ids) VALUES (?, ?, ?, ?, 0, ?, ?)",
@@ -2577,11 +2609,14 @@ class _Store:
     def close_dead_run(self, run_row: int, reason: str) -> None:
         """Mark a run whose owner is dead as failed, and its attempts as interrupted."""
         execute = self._connection.execute
-        ids = [row[0] for row in execute(
-            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
-            "('running', 'up_for_retry')",
-            (run_row,),
-        )]
+        ids = [
+            row[0]
+            for row in execute(
+                "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
+                "('running', 'up_for_retry')",
+                (run_row,),
+            )
+        ]
         self._connection.executemany(
             _TO_HISTORY, [(_iso(_utcnow()), f"interrupted: {reason}", i) for i in ids]
         )
@@ -2617,8 +2652,14 @@ class _Store:
         done = many(
             f"UPDATE task_instance SET state = ?, end_date = ?, error = ?, lost = 0 {_IF_OURS}",
             [
-                (f.state.value, f.ended, f.error, f.attempt.instance.row_id,
-                 f.attempt.try_number, self.owner)
+                (
+                    f.state.value,
+                    f.ended,
+                    f.error,
+                    f.attempt.instance.row_id,
+                    f.attempt.try_number,
+                    self.owner,
+                )
                 for f in finished
             ],
         )
@@ -2749,9 +2790,11 @@ _IF_OURS = (
 # The latest attempt becomes an earlier one; with its own end where it has one.
 _TO_HISTORY = (
     "INSERT INTO task_instance_history (task_instance_id, try_number, state, start_date, end_date, "
-    "pid, error) SELECT id, try_number, CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' "
-    "THEN 'interrupted' ELSE state END, start_date, coalesce(end_date, ?), pid, "
-    "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
+    "pid, error) SELECT id, try_number, "
+    "CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' THEN 'interrupted' ELSE state END, "
+    "start_date, coalesce(end_date, ?), pid, "
+    "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END "
+    "FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
 )
 _PULL = (
     "SELECT task_id, map_index, key, CASE WHEN length(value) <= ? THEN value END "
@@ -2769,7 +2812,9 @@ def _until_unlocked(path: Path, act: Callable[[], T], limit: float | None = None
             return act()
         except _Busy:
             if time.monotonic() > deadline:
-                raise DatabaseError(f"{path} was locked by another process for {limit:g} s") from None
+                raise DatabaseError(
+                    f"{path} was locked by another process for {limit:g} s"
+                ) from None
             time.sleep(0.02)
 
 
@@ -2886,7 +2931,8 @@ def _select_xcoms(
     return connection.execute(
         f"SELECT task_id, map_index, key, type, preview, {'value' if values else 'NULL'} "
         "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) ORDER BY task_instance.id, xcom.id",
+        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
+        "ORDER BY task_instance.id, xcom.id",
         (run_row, task_id),
     ).fetchall()
 
@@ -3105,7 +3151,7 @@ class _WorkerRun:
 
 
 def _function_name(task: BaseOperator) -> str:
-    """`module:qualname` of the function behind a task, or of its class: in every process the same."""
+    """`module:qualname` of the function behind a task, or of its class: the same everywhere."""
     named: Any = task._function() or type(task)
     module = _module_name(getattr(named, "__module__", None) or "")
     return f"{module}:{getattr(named, '__qualname__', '?')}"
@@ -3165,8 +3211,20 @@ class _Job:
     """The attempt that runs here now."""
 
     def __init__(self, run: _WorkerRun, message: tuple[Any, ...]) -> None:
-        (_, _, self.task_id, function, self.map_index, self.try_number, self.max_tries,
-         self.started, self._call, settings, self._inputs, self.timeout) = message
+        (
+            _,
+            _,
+            self.task_id,
+            function,
+            self.map_index,
+            self.try_number,
+            self.max_tries,
+            self.started,
+            self._call,
+            settings,
+            self._inputs,
+            self.timeout,
+        ) = message
         self.run = run
         self.task = run.find(self.task_id, function, settings is not None, settings)
         self.pushed: dict[str, _XComRow] = {}
@@ -3257,24 +3315,42 @@ def _make_context(job: _Job) -> Context:
     ti = _running_instance(job)
     ti.task = task
     context: Context = {
-        "conn": None, "dag": task.dag, "dag_run": run, "inlet_events": {}, "inlets": [],
-        "macros": sys.modules[__name__], "map_index_template": None, "outlet_events": {},
-        "outlets": [], "partition_date": None, "partition_key": None, "task_state_store": None,
+        "conn": None,
+        "dag": task.dag,
+        "dag_run": run,
+        "inlet_events": {},
+        "inlets": [],
+        "macros": sys.modules[__name__],
+        "map_index_template": None,
+        "outlet_events": {},
+        "outlets": [],
+        "partition_date": None,
+        "partition_key": None,
+        "task_state_store": None,
         "params": _task_params(task, info["params"], info["conf"]),
-        "prev_data_interval_end_success": None, "prev_data_interval_start_success": None,
-        "prev_end_date_success": None, "prev_start_date_success": None,
-        "run_id": info["run_id"], "task": task, "task_instance": ti,
+        "prev_data_interval_end_success": None,
+        "prev_data_interval_start_success": None,
+        "prev_end_date_success": None,
+        "prev_start_date_success": None,
+        "run_id": info["run_id"],
+        "task": task,
+        "task_instance": ti,
         "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{info['run_id']}",
-        "task_reschedule_count": 0, "templates_dict": None, "ti": ti,
+        "task_reschedule_count": 0,
+        "templates_dict": None,
+        "ti": ti,
         "triggering_asset_events": {},
         "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
     }
     when = run.logical_date
     if when is not None:
         context |= {
-            "data_interval_end": when, "data_interval_start": when,
-            "ds": when.strftime("%Y-%m-%d"), "ds_nodash": when.strftime("%Y%m%d"),
-            "logical_date": when, "ts": when.isoformat(),
+            "data_interval_end": when,
+            "data_interval_start": when,
+            "ds": when.strftime("%Y-%m-%d"),
+            "ds_nodash": when.strftime("%Y%m%d"),
+            "logical_date": when,
+            "ts": when.isoformat(),
             "ts_nodash": when.strftime("%Y%m%dT%H%M%S"),
             "ts_nodash_with_tz": when.isoformat().replace("-", "").replace(":", ""),
         }
@@ -3342,7 +3418,9 @@ def _one_line(error: BaseException) -> str:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as trouble:  # a user's __str__ may raise anything; the task failed all the same
+    except (
+        Exception
+    ) as trouble:  # a user's __str__ may raise anything; the task failed all the same
         return f"<its text raised {type(trouble).__name__}>"
 
 
@@ -3651,7 +3729,9 @@ _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
-_INLINE = 16 * 1024  # bytes of an upstream's value that travel in the job; more is read from the file
+_INLINE = (
+    16 * 1024
+)  # bytes of an upstream's value that travel in the job; more is read from the file
 
 
 class _Outcome(NamedTuple):
@@ -3722,7 +3802,7 @@ class _Context:
         self._context = context
         self.process: Any = None
 
-    def Process(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 - multiprocessing's name
+    def Process(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["name"] = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         self.process = self._context.Process(*args, **kwargs)
         return self.process
@@ -3736,7 +3816,9 @@ class _SlotLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+        self._file = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600
+        )
         self._start = 0  # of the attempt's slice in the file
         self._read = 0  # bytes of the slice that are stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
@@ -3859,7 +3941,7 @@ class _Slot:
                 self.pidfd = os.pidfd_open(self.pid)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message of at most _MESSAGE_LIMIT bytes; a dead worker's end is noticed elsewhere."""
+        """Send a message of at most _MESSAGE_LIMIT bytes; a dead worker is noticed elsewhere."""
         with contextlib.suppress(OSError):
             self.connection.send_bytes(marshal.dumps(message))
 
@@ -4427,8 +4509,13 @@ class _SlotRunner:
             slot.answer, slot.state = message, "idle"
 
     def _take_outcome(
-        self, slot: _Slot, status: str, error: str | None, xcoms: Sequence[tuple[Any, ...]],
-        terminated: bool, spoilt: str | None,
+        self,
+        slot: _Slot,
+        status: str,
+        error: str | None,
+        xcoms: Sequence[tuple[Any, ...]],
+        terminated: bool,
+        spoilt: str | None,
     ) -> None:
         if slot.attempt is None:
             return
@@ -4973,14 +5060,19 @@ class _RunLoop:
         call, function, settings = self._calls[task.task_id]
         timeout = task.execution_timeout
         return (
-            task.task_id, function, instance.map_index, attempt.try_number, instance.max_tries,
-            attempt.started, call.data, settings, self._inputs(task, call),
+            task.task_id,
+            function,
+            instance.map_index,
+            attempt.try_number,
+            instance.max_tries,
+            attempt.started,
+            call.data,
+            settings,
+            self._inputs(task, call),
             None if timeout is None else timeout.total_seconds(),
         )
 
-    def _inputs(
-        self, task: BaseOperator, call: _Call
-    ) -> dict[tuple[str, int, str], bytes | None]:
+    def _inputs(self, task: BaseOperator, call: _Call) -> dict[tuple[str, int, str], bytes | None]:
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
         rows: list[tuple[str, int, str, bytes | None]] = []
@@ -5105,7 +5197,7 @@ def _run_dag(
 
 
 def _refuse_reentry() -> None:
-    """A script without a main guard calls run() as its worker imports it: end it in one sentence."""
+    """A script without a main guard calls run() as its worker imports it: end that quietly."""
     if not _importing_in_child() or _worker is not None:
         return
     process = sys.modules["multiprocessing.process"]
@@ -5193,7 +5285,11 @@ def _execute(
     functions = _functions(dag)
     named = runner.begin(info, functions) if dag.task_dict else set()
     complete = {
-        task_id: (call, function, _dump_settings(dag.task_dict[task_id]) if task_id in named else None)
+        task_id: (
+            call,
+            function,
+            _dump_settings(dag.task_dict[task_id]) if task_id in named else None,
+        )
         for (task_id, call), (_, function, _) in zip(calls.items(), functions, strict=True)
     }
     store = _Store(path)
@@ -5404,7 +5500,9 @@ def _report_resume(
         ("gone from the code, now removed", gone),
     ):
         if names:
-            few = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
+            few = ", ".join(names[:10]) + (
+                f", ... ({len(names)} in all)" if len(names) > 10 else ""
+            )
             report.tell(f"{what}: {few}")
 
 
@@ -5433,7 +5531,9 @@ def _sweep(path: Path) -> None:
         token = folder.name.removeprefix(prefix)
         try:
             owner = (folder / "owner").read_text()
-            beat = _datetime.datetime.fromtimestamp((folder / "owner").stat().st_mtime, _datetime.UTC)
+            beat = _datetime.datetime.fromtimestamp(
+                (folder / "owner").stat().st_mtime, _datetime.UTC
+            )
         except OSError:
             continue
         if not _owner_lives(owner, token, beat.isoformat()):
@@ -5618,9 +5718,7 @@ class DagRun:
     def owner_alive(self) -> bool:
         """Whether the process that works on the run is alive; False once the run has ended."""
         row = self._row
-        return row.state == "running" and _owner_lives(
-            row.owner_process, row.owner, row.heartbeat
-        )
+        return row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat)
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
@@ -5675,10 +5773,10 @@ class DagRun:
             row = store.find_run(self.dag_id, self.run_id)
             if row is None:
                 raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
-            if row.state == "running" and _owner_lives(
-                row.owner_process, row.owner, row.heartbeat
-            ):
-                raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
+            if row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat):
+                raise AlreadyRunning(
+                    f"run {self.run_id!r} is running: {_whose(row)}; stop it first"
+                )
             _until_unlocked(self.db_path, lambda: store.delete_run(row.id))
         finally:
             store.close()
@@ -5690,8 +5788,18 @@ class DagRun:
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
     row = _RunRow(
-        info["run_row"], info["dag_id"], info["run_id"], "running", None, info["logical_date"],
-        info["start_date"], None, json.dumps(info["conf"]), None, None, None,
+        info["run_row"],
+        info["dag_id"],
+        info["run_id"],
+        "running",
+        None,
+        info["logical_date"],
+        info["start_date"],
+        None,
+        json.dumps(info["conf"]),
+        None,
+        None,
+        None,
     )
     return DagRun(row, Path(info["db_path"] or "."))
 
@@ -5699,7 +5807,9 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 def _read_runs(
     path: Path, dag_id: str | None, *, state: str | None = None, limit: int | None = None
 ) -> list[DagRun]:
-    return [DagRun(row, path) for row in _read(path, lambda db: _select_runs(db, dag_id, state, limit))]
+    return [
+        DagRun(row, path) for row in _read(path, lambda db: _select_runs(db, dag_id, state, limit))
+    ]
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
@@ -5854,9 +5964,23 @@ def _box_of_one(ti: TaskInstance) -> _Box:
 
 
 def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
-    counts = collections.Counter(ti.state.value if ti.state is not None else "none" for ti in members)
-    worst = next(s for s in ("failed", "upstream_failed", "running", "up_for_retry", "none",
-                             "skipped", "removed", "success") if s in counts)
+    counts = collections.Counter(
+        ti.state.value if ti.state is not None else "none" for ti in members
+    )
+    worst = next(
+        s
+        for s in (
+            "failed",
+            "upstream_failed",
+            "running",
+            "up_for_retry",
+            "none",
+            "skipped",
+            "removed",
+            "success",
+        )
+        if s in counts
+    )
     said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
     return _Box(task_id, [f"{task_id} x {len(members)}", said], worst, upstream)
@@ -5956,7 +6080,9 @@ class _Report:
         if self._say is None and not self._debug:
             return
         counts = _read(run.db_path, lambda db: _select_run_counts(db, run._row.id))
-        each = ", ".join(f"{n} {state or 'not run'}" for state, n in sorted(counts.items(), key=str))
+        each = ", ".join(
+            f"{n} {state or 'not run'}" for state, n in sorted(counts.items(), key=str)
+        )
         why = f" ({run.reason})" if run.reason else ""
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each or 'no tasks'}")
 
@@ -6046,11 +6172,15 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
     parser.add_argument("--run-id", metavar="ID", help="the new run's id, or the one to resume")
     parser.add_argument("--logical-date", metavar="ISO", help="the date that the run is for")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run, or --run-id")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the newest run, or --run-id"
+    )
     parser.add_argument("--conf", metavar="JSON", help="a JSON object for the run")
     parser.add_argument("--max-workers", type=int, metavar="N", help="processes (default: CPUs)")
     parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
-    parser.add_argument("--graph", action="store_true", help="print the DAG as Mermaid; run nothing")
+    parser.add_argument(
+        "--graph", action="store_true", help="print the DAG as Mermaid; run nothing"
+    )
 
 
 _RUN_EPILOG = """examples:
@@ -6137,7 +6267,7 @@ def _conf_option(text: str | None) -> dict[str, Any] | None:
 
 
 def _cmd_run(options: argparse.Namespace) -> int:
-    """Run a DAG of a file, which is loaded as a worker loads a script: its main guard is not met."""
+    """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
     import types
 
     path = Path(options.file).absolute()
@@ -6200,8 +6330,15 @@ def _cmd_list(options: argparse.Namespace) -> int:
     rows = []
     for found in dags:
         last: dict[str, Any] = found["last_run"] or {}
-        rows.append((found["dag_id"], found["runs"], last.get("state", ""),
-                     _local(_moment(last.get("start_date"))), found["description"] or ""))
+        rows.append(
+            (
+                found["dag_id"],
+                found["runs"],
+                last.get("state", ""),
+                _local(_moment(last.get("start_date"))),
+                found["description"] or "",
+            )
+        )
     print(_table(("DAG", "RUNS", "LAST STATE", "LAST RUN", "DESCRIPTION"), rows))
     return 0
 
@@ -6229,8 +6366,14 @@ def _cmd_runs(options: argparse.Namespace) -> int:
         print(json.dumps([_run_document(run) for run in runs], indent=2))
         return 0
     rows = [
-        (run.dag_id, run.run_id, _run_state(run), _local(run.start_date),
-         _seconds_text(run.duration), run.reason or "")
+        (
+            run.dag_id,
+            run.run_id,
+            _run_state(run),
+            _local(run.start_date),
+            _seconds_text(run.duration),
+            run.reason or "",
+        )
         for run in runs
     ]
     print(_table(("DAG", "RUN", "STATE", "START", "DURATION", "REASON"), rows))
@@ -6250,8 +6393,14 @@ def _cmd_show(options: argparse.Namespace) -> int:
     if run.reason:
         print(_clean(run.reason))
     rows = [
-        (_label(ti), ti.state or "", ti.try_number or "", _local(ti.start_date),
-         _seconds_text(ti.duration), _last_line(ti.error))
+        (
+            _label(ti),
+            ti.state or "",
+            ti.try_number or "",
+            _local(ti.start_date),
+            _seconds_text(ti.duration),
+            _last_line(ti.error),
+        )
         for ti in instances
     ]
     print(_table(("TASK", "STATE", "TRY", "START", "DURATION", "ERROR"), rows))
@@ -6290,15 +6439,18 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
     task_id, index = _task_in(run, name)
     row = run._row.id
     attempts = [
-        a for a in _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
+        a
+        for a in _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
         if index is None or a[0] == index
     ]
     values = [
-        x for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
+        x
+        for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
         if index is None or x[1] == index
     ]
     instances = [
-        ti for ti in run.get_task_instances()
+        ti
+        for ti in run.get_task_instances()
         if ti.task_id == task_id and (index is None or ti.map_index == index)
     ]
     if as_json:
@@ -6306,16 +6458,23 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
         document = {
             "task_instances": [_document(ti) for ti in instances],
             "attempts": [dict(zip(names, a, strict=True)) for a in attempts],
-            "xcoms": [{"map_index": x[1], "key": x[2], "type": x[3], "preview": x[4]} for x in values],
+            "xcoms": [
+                {"map_index": x[1], "key": x[2], "type": x[3], "preview": x[4]} for x in values
+            ],
         }
         print(json.dumps(document, indent=2))
         return 0
     for ti in instances:
         print(_clean(f"{run.dag_id}/{run.run_id} {_label(ti)}: {ti.state or 'no state'}"))
-    print(_table(
-        ("TRY", "STATE", "START", "DURATION", "PID"),
-        ((a[1], a[2] or "", _local(_moment(a[3])), _attempt_duration(a), a[5] or "") for a in attempts),
-    ))
+    print(
+        _table(
+            ("TRY", "STATE", "START", "DURATION", "PID"),
+            (
+                (a[1], a[2] or "", _local(_moment(a[3])), _attempt_duration(a), a[5] or "")
+                for a in attempts
+            ),
+        )
+    )
     if values:
         print(_table(("XCOM", "TYPE", "VALUE"), (x[2:5] for x in values)))
     for ti in instances:

@@ -6,7 +6,6 @@ the README, whose docstring is the README's line; then the examples and the READ
 """
 
 import ast
-import collections
 import concurrent.futures
 import contextlib
 import datetime
@@ -174,8 +173,8 @@ class Case(unittest.TestCase):
 
     def states(self, run) -> dict:
         return {
-            ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]":
-                ti.state and ti.state.value
+            ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]": ti.state
+            and ti.state.value
             for ti in run.get_task_instances()
         }
 
@@ -269,9 +268,7 @@ class BuildingTest(Case):
             n.override(task_id="sample__7")(1)
             n(1)
             n.override(task_id="sample__7")(1)
-        self.assertEqual(
-            d.task_ids, ["sample", "sample__1", "sample__7", "sample__8", "sample__9"]
-        )
+        self.assertEqual(d.task_ids, ["sample", "sample__1", "sample__7", "sample__8", "sample__9"])
 
     def test_an_operator_never_gets_a_suffix(self):
         with self.build():
@@ -325,15 +322,24 @@ class BuildingTest(Case):
 
     def test_an_unknown_argument_is_named(self):
         with self.build():
-            self.assert_raises(TypeError, ["'x'", "retrys", "retries"],
-                               task(task_id="x", retrys=1)(sample), 1)
+            self.assert_raises(
+                TypeError, ["'x'", "retrys", "retries"], task(task_id="x", retrys=1)(sample), 1
+            )
         self.assert_raises(TypeError, "schedule_interval", DAG, "d", schedule_interval=None)
 
     def test_airflow_only_arguments_are_kept(self):
-        d = DAG("d", schedule="@daily", start_date=datetime.datetime(2024, 1, 1), catchup=False,
-                tags=["a", "a"], max_active_runs=None, max_active_tasks=None)
-        self.assertEqual((d.schedule, d.tags, d.max_active_runs, d.max_active_tasks),
-                         ("@daily", {"a"}, 16, 16))
+        d = DAG(
+            "d",
+            schedule="@daily",
+            start_date=datetime.datetime(2024, 1, 1),
+            catchup=False,
+            tags=["a", "a"],
+            max_active_runs=None,
+            max_active_tasks=None,
+        )
+        self.assertEqual(
+            (d.schedule, d.tags, d.max_active_runs, d.max_active_tasks), ("@daily", {"a"}, 16, 16)
+        )
         for name in ("max_active_tasks", "max_active_runs"):
             self.assert_raises(ValueError, name, DAG, "d", **{name: 0})
 
@@ -478,8 +484,15 @@ class BuildingTest(Case):
         found = {t.task_id: bool(t.multiple_outputs) for t in module.dag.tasks}
         self.assertEqual(
             found,
-            {"plain": False, "dict1": True, "dict2": True, "mapping": True, "typed": True,
-             "liste": False, "optional": False},
+            {
+                "plain": False,
+                "dict1": True,
+                "dict2": True,
+                "mapping": True,
+                "typed": True,
+                "liste": False,
+                "optional": False,
+            },
         )
 
     def test_dag_decorator(self):
@@ -489,8 +502,7 @@ class BuildingTest(Case):
             task(sample)(n, m)
 
         made = build(1)
-        self.assertEqual((made.dag_id, made.doc_md, made.tags),
-                         ("named", "What it does.", {"t"}))
+        self.assertEqual((made.dag_id, made.doc_md, made.tags), ("named", "What it does.", {"t"}))
         self.assertEqual(made.params["m"].value, 2)
         with self.assertRaises(TypeError):
             build()
@@ -518,8 +530,12 @@ class BuildingTest(Case):
 
     def test_fail_fast_allows_one_rule(self):
         with DAG("d", fail_fast=True):
-            self.assert_raises(liteflow.FailFastDagInvalidTriggerRule, "all_done",
-                               task(trigger_rule="all_done")(sample), 1)
+            self.assert_raises(
+                liteflow.FailFastDagInvalidTriggerRule,
+                "all_done",
+                task(trigger_rule="all_done")(sample),
+                1,
+            )
 
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
@@ -582,8 +598,12 @@ class ParamTest(Case):
         self.assertEqual(self.check(1, pattern="a"), 1)
 
     def test_a_keyword_that_is_not_checked_is_refused(self):
-        for schema in ({"multipleOf": 2}, {"format": "email"}, {"type": "float"},
-                       {"items": {"uniqueItems": True}}):
+        for schema in (
+            {"multipleOf": 2},
+            {"format": "email"},
+            {"type": "float"},
+            {"items": {"uniqueItems": True}},
+        ):
             with self.subTest(schema=schema), self.assertRaises(ValueError):
                 Param(1, **schema)
 
@@ -623,7 +643,7 @@ class Oracle:
         if n == 0:
             return "run"
         if rule == "all_success":
-            return ("upstream_failed" if f + u else "skipped" if k else "run" if s == n else None)
+            return "upstream_failed" if f + u else "skipped" if k else "run" if s == n else None
         if rule == "all_failed":
             return "skipped" if s + k else "run" if f + u == n else None
         if rule == "all_done":
@@ -656,7 +676,8 @@ class Oracle:
             decided = {
                 t.task_id: what
                 for t in self.dag.tasks
-                if t.task_id not in self.state and t.task_id not in self.ready
+                if t.task_id not in self.state
+                and t.task_id not in self.ready
                 and (what := self.decide(t)) is not None
             }
             if not decided:
@@ -710,7 +731,9 @@ class PlanTest(Case):
                 instance = plan.take()
                 plan.start(instance)
                 running.append(instance)
-            states = {i.task_id: i.state.value for i in plan.instances() if i.state in liteflow._ENDED}
+            states = {
+                i.task_id: i.state.value for i in plan.instances() if i.state in liteflow._ENDED
+            }
             self.assertEqual(states, oracle.state)
             self.assertEqual({i.task_id for i in running}, oracle.ready)
             if not running:
@@ -794,7 +817,7 @@ class PlanTest(Case):
 
     def test_fail_fast_fails_what_runs_and_skips_the_rest(self):
         with DAG("d", fail_fast=True) as d:
-            a, b, c = (liteflow.BaseOperator(task_id=i, retries=1) for i in "abc")
+            _, b, c = (liteflow.BaseOperator(task_id=i, retries=1) for i in "abc")
             b >> c
         plan = liteflow._Plan(d)
         plan.settle(0)
@@ -910,11 +933,26 @@ class StoreTest(Case):
     def test_a_new_file_is_private_and_set_up_as_designed(self):
         self.small()
         self.assertEqual(self.db.stat().st_mode & 0o777, 0o600)
-        pragmas = {name: self.query(f"PRAGMA {name}")[0][0] for name in (
-            "application_id", "user_version", "journal_mode", "auto_vacuum", "page_size")}
-        self.assertEqual(pragmas, {
-            "application_id": liteflow._APPLICATION_ID, "user_version": 1, "journal_mode": "wal",
-            "auto_vacuum": 2, "page_size": liteflow._PAGE_SIZE})
+        pragmas = {
+            name: self.query(f"PRAGMA {name}")[0][0]
+            for name in (
+                "application_id",
+                "user_version",
+                "journal_mode",
+                "auto_vacuum",
+                "page_size",
+            )
+        }
+        self.assertEqual(
+            pragmas,
+            {
+                "application_id": liteflow._APPLICATION_ID,
+                "user_version": 1,
+                "journal_mode": "wal",
+                "auto_vacuum": 2,
+                "page_size": liteflow._PAGE_SIZE,
+            },
+        )
 
     def test_what_is_recorded_can_be_read_with_plain_sql(self):
         run = self.small(conf={"k": 1})
@@ -933,12 +971,17 @@ class StoreTest(Case):
         attempts = self.query(
             "SELECT task_id, task_attempt.try_number, task_attempt.state, task_attempt.error "
             "FROM task_attempt JOIN task_instance ON task_instance.id = task_instance_id "
-            "ORDER BY task_id, 2")
-        self.assertEqual([a[:3] for a in attempts],
-                         [("a", 1, "success"), ("b", 1, "failed"), ("b", 2, "success")])
+            "ORDER BY task_id, 2"
+        )
+        self.assertEqual(
+            [a[:3] for a in attempts],
+            [("a", 1, "success"), ("b", 1, "failed"), ("b", 2, "success")],
+        )
         self.assertTrue(attempts[1][3].endswith("ValueError: first"))
-        self.assertEqual(self.query("SELECT text FROM task_log ORDER BY id"),
-                         [("from a\n",), ("try 1\n",), ("try 2\n",)])
+        self.assertEqual(
+            self.query("SELECT text FROM task_log ORDER BY id"),
+            [("from a\n",), ("try 1\n",), ("try 2\n",)],
+        )
 
     def test_times_are_iso_utc_with_microseconds(self):
         self.small()
@@ -1083,8 +1126,14 @@ class StoreTest(Case):
             other.execute("UPDATE dag_run SET owner = 'another'")
         late = liteflow._Batch()
         late.finished.append(
-            liteflow._Finished(attempt, TaskInstanceState.SUCCESS, "2024", None,
-                               [liteflow._XComRow("k", "int", "1", None, b"x")]))
+            liteflow._Finished(
+                attempt,
+                TaskInstanceState.SUCCESS,
+                "2024",
+                None,
+                [liteflow._XComRow("k", "int", "1", None, b"x")],
+            )
+        )
         with self.assertRaises(liteflow.AlreadyRunning):
             store.record(late)
         self.assertEqual(self.query("SELECT state FROM task_instance"), [("running",)])
@@ -1190,7 +1239,9 @@ class ValuesTest(Case):
                 takes(gives_bad()); takes.override(task_id="takes_exit")(gives_exit())
             """
         )
-        reasons = {ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()}
+        reasons = {
+            ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()
+        }
         ok = {t for t, s in self.states(run).items() if s == "success"}
         self.assertEqual(ok, {"gives_bad", "gives_exit", "odd", "fine"})
         for task_id, words in {
@@ -1339,8 +1390,14 @@ class WorkerTest(Case):
             """
         )
         log = run.log("speak")
-        for words in ("from print\n", "to stderr\n", "from the descriptor\n", "from a child\n",
-                      "INFO mine: from logging\n", "no newline, \ufffd no text"):
+        for words in (
+            "from print\n",
+            "to stderr\n",
+            "from the descriptor\n",
+            "from a child\n",
+            "INFO mine: from logging\n",
+            "no newline, \ufffd no text",
+        ):
             self.assertIn(words, log)
         self.assertNotIn("not shown", log)
         self.assertEqual(run.log("silent"), "")
@@ -1499,7 +1556,9 @@ class WorkerTest(Case):
                 hog(); fine(1); fine(2)
             """
         )
-        self.assertEqual(self.states(run), {"hog": "failed", "fine": "success", "fine__1": "success"})
+        self.assertEqual(
+            self.states(run), {"hog": "failed", "fine": "success", "fine__1": "success"}
+        )
         self.assertIn("MemoryError", run.get_task_instance("hog").error)
 
 
@@ -1527,16 +1586,33 @@ class ContextTest(Case):
             conf={"p": 5, "more": True},
         )
         self.assertEqual(run.state, "success", run.get_task_instances()[0].error)
-        self.assertEqual(run.xcom_pull("see"), {
-            "ds": "2024-02-03", "ts": "2024-02-03T04:05:06+00:00",
-            "nodash": ["20240203", "20240203T040506"], "params": {"p": 5, "own": 2, "more": True},
-            "same": True, "interval": True, "state": "running", "conf": {"p": 5, "more": True},
-            "var": "none", "key": True, "current": True, "host": True, "absent": [],
-            "max_tries": 0, "up": [], "type": "manual"})
+        self.assertEqual(
+            run.xcom_pull("see"),
+            {
+                "ds": "2024-02-03",
+                "ts": "2024-02-03T04:05:06+00:00",
+                "nodash": ["20240203", "20240203T040506"],
+                "params": {"p": 5, "own": 2, "more": True},
+                "same": True,
+                "interval": True,
+                "state": "running",
+                "conf": {"p": 5, "more": True},
+                "var": "none",
+                "key": True,
+                "current": True,
+                "host": True,
+                "absent": [],
+                "max_tries": 0,
+                "up": [],
+                "type": "manual",
+            },
+        )
 
     def test_outside_a_task_there_is_no_context(self):
-        for act in (liteflow.get_current_context,
-                    lambda: liteflow.TaskInstance("d", "r", "t").xcom_push("k", 1)):
+        for act in (
+            liteflow.get_current_context,
+            lambda: liteflow.TaskInstance("d", "r", "t").xcom_push("k", 1),
+        ):
             with self.assertRaises(RuntimeError):
                 act()
 
@@ -1560,8 +1636,10 @@ class ContextTest(Case):
                 bad()
             """
         )
-        self.assertEqual(run.xcom_pull("pull"),
-                         [[None], [2], "one", [{"a": 1}, 2], None, "one", None, 5, {"a": 1}])
+        self.assertEqual(
+            run.xcom_pull("pull"),
+            [[None], [2], "one", [{"a": 1}, 2], None, "one", None, 5, {"a": 1}],
+        )
         self.assertIn("str key", run.get_task_instance("bad").error)
 
     def test_keys_of_outputs(self):
@@ -1580,8 +1658,9 @@ class ContextTest(Case):
                 show(m["a"]); show(m["absent"]); show(p["own"]); show(p["a"]); wrong()
             """
         )
-        self.assertEqual([run.xcom_pull(t) for t in ("show", "show__1", "show__2")],
-                         [[1], [None], [3]])
+        self.assertEqual(
+            [run.xcom_pull(t) for t in ("show", "show__1", "show__2")], [[1], [None], [3]]
+        )
         self.assertIn("XComNotFound", run.get_task_instance("show__3").error)
         self.assertIn("must return a dict", run.get_task_instance("wrong").error)
 
@@ -1617,8 +1696,9 @@ class FindingTest(Case):
         self.assertEqual([run.xcom_pull(f"loop_{i}") for i in range(3)], [0, 1, 2])
 
     def test_a_factory_of_a_library_finds_the_module_that_calls_it(self):
-        (self.folder / "factory_lib.py").write_text(textwrap.dedent(
-            """
+        (self.folder / "factory_lib.py").write_text(
+            textwrap.dedent(
+                """
             from liteflow import DAG, task
             def make(name, factor):
                 with DAG(name) as d:
@@ -1626,7 +1706,9 @@ class FindingTest(Case):
                     def times(x): return x * factor
                     times(2)
                 return d
-            """))
+            """
+            )
+        )
         sys.path.insert(0, str(self.folder))
         self.addCleanup(sys.path.remove, str(self.folder))
         self.addCleanup(sys.modules.pop, "factory_lib", None)
@@ -1687,8 +1769,10 @@ class FindingTest(Case):
         for word in ("'anonymous'", "'local'", "top level"):
             self.assertIn(word, done.stderr)
         self.assertNotIn("Traceback", done.stderr)
-        self.assertEqual(sorted(p.name for p in self.folder.iterdir() if p.name != "__pycache__"),
-                         ["liteflow.py", "my_flow.py"])
+        self.assertEqual(
+            sorted(p.name for p in self.folder.iterdir() if p.name != "__pycache__"),
+            ["liteflow.py", "my_flow.py"],
+        )
 
     def test_a_script_without_a_main_guard_gets_one_sentence(self):
         self.script(
@@ -1723,8 +1807,15 @@ class FindingTest(Case):
         self.script("")
         done = self.python("-W", "error", "-c", source)
         self.assertEqual((done.stdout, done.returncode), ("42\n", 0), done.stderr)
-        done = subprocess.run([sys.executable, "-"], input=source, text=True, cwd=self.folder,
-                              capture_output=True, timeout=LIMIT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-"],
+            input=source,
+            text=True,
+            cwd=self.folder,
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
     def test_python_m_package(self):
@@ -1733,8 +1824,9 @@ class FindingTest(Case):
         (package / "__init__.py").touch()
         self.script("")
         (package / "helper.py").write_text("def twice(x): return 2 * x\n")
-        (package / "flow.py").write_text(textwrap.dedent(
-            """
+        (package / "flow.py").write_text(
+            textwrap.dedent(
+                """
             from liteflow import DAG, task
             from .helper import twice
             with DAG("packaged") as dag:
@@ -1743,7 +1835,9 @@ class FindingTest(Case):
                 f()
             if __name__ == "__main__":
                 print(dag.run().xcom_pull("f"))
-            """))
+            """
+            )
+        )
         done = self.python("-m", "pkg.flow")
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
@@ -1779,15 +1873,22 @@ class StartMethodsContract:
 
     def test_deaths_are_blamed_on_their_task_alone(self):
         run = self.run_flow(FIVE, max_workers=2, mp_context=self.method)
-        reasons = {ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()}
-        self.assertEqual(reasons, {
-            "hangs_in_a_child": ["timeout after 0.3 s"],
-            "killed": ["killed by SIGKILL"],
-            "leaves": ["worker exited with code 0 before reporting"],
-            "leaves3": ["worker exited with code 3 before reporting"],
-            "raises": ["ValueError: mine"],
-            "fine": [], "fine__1": [], "fine__2": [],
-        })
+        reasons = {
+            ti.task_id: (ti.error or "").splitlines()[-1:] for ti in run.get_task_instances()
+        }
+        self.assertEqual(
+            reasons,
+            {
+                "hangs_in_a_child": ["timeout after 0.3 s"],
+                "killed": ["killed by SIGKILL"],
+                "leaves": ["worker exited with code 0 before reporting"],
+                "leaves3": ["worker exited with code 3 before reporting"],
+                "raises": ["ValueError: mine"],
+                "fine": [],
+                "fine__1": [],
+                "fine__2": [],
+            },
+        )
         self.assertEqual({ti.try_number for ti in run.get_task_instances()}, {1})
         self.assertEqual(run.log("killed"), "last words\n")
         self.assertEqual(run.log("hangs_in_a_child"), "hanging\n")
@@ -1868,8 +1969,15 @@ class RunnersTest(Case):
                 ignores(); catches(); stopped(); second_time()
             """
         )
-        self.assertEqual(self.states(run), {"ignores": "failed", "catches": "failed",
-                                            "stopped": "failed", "second_time": "success"})
+        self.assertEqual(
+            self.states(run),
+            {
+                "ignores": "failed",
+                "catches": "failed",
+                "stopped": "failed",
+                "second_time": "success",
+            },
+        )
         for task_id in ("ignores", "catches", "stopped"):
             error = run.get_task_instance(task_id).error
             self.assertEqual(error.splitlines()[-1], "timeout after 0.3 s")
@@ -1918,11 +2026,12 @@ class RunnersTest(Case):
             """
         )
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
-            runs = list(threads.map(
-                lambda d: d.run(db_path=self.db, executor=pool()), module.dags))
+            runs = list(threads.map(lambda d: d.run(db_path=self.db, executor=pool()), module.dags))
         for d, run in zip(module.dags, runs, strict=True):
             self.assertEqual(run.state, "success")
-            self.assertEqual(sorted(x.value for x in run.xcoms()), [[d.dag_id, i] for i in range(10)])
+            self.assertEqual(
+                sorted(x.value for x in run.xcoms()), [[d.dag_id, i] for i in range(10)]
+            )
             self.assertEqual(run.log("f__9"), f"{d.dag_id} 9\n")
         self.assert_nothing_left()
 
@@ -1990,8 +2099,10 @@ class RunnersTest(Case):
                 warnings.simplefilter("ignore", DeprecationWarning)  # fork, with threads about
                 with kind(2) as executor:
                     run = self.run_flow(source, executor=executor)
-                self.assertEqual(self.states(run), {
-                    "give": "success", "take": "success", "far": "failed", "flaky": "success"})
+                self.assertEqual(
+                    self.states(run),
+                    {"give": "success", "take": "success", "far": "failed", "flaky": "success"},
+                )
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
 
@@ -2064,7 +2175,9 @@ class RunnersTest(Case):
         self.assertEqual(
             done.stdout,
             "[('success', []), ('failed', ['ValueError: mine']), "
-            "('failed', ['worker exited with code 3 before reporting'])] said\n\n", done.stderr)
+            "('failed', ['worker exited with code 3 before reporting'])] said\n\n",
+            done.stderr,
+        )
 
     def test_dag_test_runs_in_this_process(self):
         module = self.module(
@@ -2121,8 +2234,9 @@ class RunTest(Case):
 
     def test_progress_goes_where_it_is_asked_to(self):
         lines = []
-        self.run_flow("with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n",
-                      progress=lines.append)
+        self.run_flow(
+            "with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n", progress=lines.append
+        )
         self.assertIn("1 tasks", lines[0])
         self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  success  \d")
         self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
@@ -2161,7 +2275,8 @@ class RunTest(Case):
         handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
         self.run_flow("with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertEqual(
-            [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)], handlers)
+            [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)], handlers
+        )
 
     def test_many_runs_leave_nothing_in_the_process(self):
         source = "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n"
@@ -2169,8 +2284,11 @@ class RunTest(Case):
         module.dag.run(db_path=self.db, max_workers=1)
 
         def belongings():
-            return (threading.active_count(), len(os.listdir("/proc/self/fd")),
-                    len(logging.root.handlers))
+            return (
+                threading.active_count(),
+                len(os.listdir("/proc/self/fd")),
+                len(logging.root.handlers),
+            )
 
         before = belongings()
         for _ in range(200 if SOAK else 8):
@@ -2206,26 +2324,36 @@ class ResumeTest(Case):
 
     def test_a_mended_run_goes_on_where_it_failed(self):
         first = self.run_flow(self.FIRST, conf={"k": 1})
-        self.assertEqual(self.states(first),
-                         {"a": "success", "b": "failed", "gone": "success", "c": "upstream_failed"})
+        self.assertEqual(
+            self.states(first),
+            {"a": "success", "b": "failed", "gone": "success", "c": "upstream_failed"},
+        )
         lines = []
         second = self.run_flow(self.SECOND, resume=True, progress=lines.append)
         self.assertEqual(second.run_id, first.run_id)
         self.assertEqual(second.conf, {"k": 1})
         self.assertEqual(second.logical_date, first.logical_date)
-        self.assertEqual(self.states(second), {"a": "success", "b": "success", "gone": "removed",
-                                               "c": "success", "new": "success"})
+        self.assertEqual(
+            self.states(second),
+            {"a": "success", "b": "success", "gone": "removed", "c": "success", "new": "success"},
+        )
         self.assertEqual(second.xcom_pull("c"), [2, 1])
         self.assertEqual((self.folder / "a").read_text(), "x")
         ti = second.get_task_instance("b")
         self.assertEqual((ti.try_number, ti.max_tries), (3, 3))
         said = "\n".join(lines)
-        for words in ("kept, as they succeeded: a", "new in the code, will run: new",
-                      "gone from the code, now removed: gone"):
+        for words in (
+            "kept, as they succeeded: a",
+            "new in the code, will run: new",
+            "gone from the code, now removed: gone",
+        ):
             self.assertIn(words, said)
-        states = self.query("SELECT try_number, state FROM task_attempt JOIN task_instance t ON "
-                            "t.id = task_instance_id WHERE task_id = 'b'".replace(
-                                "try_number, state", "task_attempt.try_number, task_attempt.state"))
+        states = self.query(
+            "SELECT try_number, state FROM task_attempt JOIN task_instance t ON "
+            "t.id = task_instance_id WHERE task_id = 'b'".replace(
+                "try_number, state", "task_attempt.try_number, task_attempt.state"
+            )
+        )
         self.assertEqual(sorted(states), [(1, "failed"), (2, "failed"), (3, "success")])
 
     def test_a_success_is_not_run_again(self):
@@ -2261,8 +2389,10 @@ class ResumeTest(Case):
         while True:
             # What a scheduler leaves that died with the task.
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
-                db.execute("UPDATE dag_run SET state = 'running', owner = 'dead', owner_process = ?",
-                           (json.dumps({**liteflow._machine(), "pid": 2**22 + 1, "start": "1"}),))
+                db.execute(
+                    "UPDATE dag_run SET state = 'running', owner = 'dead', owner_process = ?",
+                    (json.dumps({**liteflow._machine(), "pid": 2**22 + 1, "start": "1"}),),
+                )
                 db.execute("UPDATE task_instance SET state = 'running', lost = ?", (lost,))
             run = module.dag.run(db_path=self.db, resume=True, executor=pool())
             if run.state == "failed":
@@ -2277,15 +2407,27 @@ class ResumeTest(Case):
 
 class ReadingTest(Case):
     def test_a_loaded_dag_has_its_history_and_no_tasks(self):
-        run = self.run_flow("with DAG('kept', description='What', tags=['x']) as dag:\n"
-                            "    task(task_id='a')(sorted)([1])\n")
+        run = self.run_flow(
+            "with DAG('kept', description='What', tags=['x']) as dag:\n"
+            "    task(task_id='a')(sorted)([1])\n"
+        )
         loaded = Dag.load("kept", self.db)
         self.assertEqual((loaded.description, loaded.tags), ("What", {"x"}))
         self.assertEqual(loaded.runs()[0].run_id, run.run_id)
         self.assertEqual(loaded.get_run(run.run_id).state, "success")
-        for act in (loaded.run, lambda: loaded.tasks, lambda: loaded.roots, loaded.test, loaded.cli,
-                    loaded.check_cycle, lambda: loaded["a"], loaded.to_mermaid, lambda: loaded.task,
-                    loaded.__enter__, lambda: "a" in loaded):
+        for act in (
+            loaded.run,
+            lambda: loaded.tasks,
+            lambda: loaded.roots,
+            loaded.test,
+            loaded.cli,
+            loaded.check_cycle,
+            lambda: loaded["a"],
+            loaded.to_mermaid,
+            lambda: loaded.task,
+            loaded.__enter__,
+            lambda: "a" in loaded,
+        ):
             with self.assertRaises(RuntimeError) as caught:
                 act()
             self.assertIn("run the script which defines it", str(caught.exception))
@@ -2328,7 +2470,8 @@ class ReadingTest(Case):
 
 MERMAID_LINES = re.compile(
     r'flowchart (TD|LR)|    n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
-    r"|    classDef \w+ [\w:#,]+")
+    r"|    classDef \w+ [\w:#,]+"
+)
 
 
 def check_mermaid(case, text):
@@ -2345,15 +2488,33 @@ class ShowingTest(Case):
         return ti
 
     def test_hostile_ids_are_drawn_harmlessly(self):
-        names = ["end", "click", "subgraph", "a-b.c", "style", "1abc", "é日", 'a"b', "a]", "%%{init}%%",
-                 "</script>", "#b;", "x" * 250, "\n", "`md`", "graph"]
-        text = liteflow._draw_run([self.instance(n, "success", upstream=names[:i])
-                                   for i, n in enumerate(names)])
+        names = [
+            "end",
+            "click",
+            "subgraph",
+            "a-b.c",
+            "style",
+            "1abc",
+            "é日",
+            'a"b',
+            "a]",
+            "%%{init}%%",
+            "</script>",
+            "#b;",
+            "x" * 250,
+            "\n",
+            "`md`",
+            "graph",
+        ]
+        text = liteflow._draw_run(
+            [self.instance(n, "success", upstream=names[:i]) for i, n in enumerate(names)]
+        )
         check_mermaid(self, text)
 
     def test_state_is_in_words_and_mapped_instances_are_folded(self):
-        members = [self.instance("m", "failed" if i == 7 else "success", i, ["a"])
-                   for i in range(10_000)]
+        members = [
+            self.instance("m", "failed" if i == 7 else "success", i, ["a"]) for i in range(10_000)
+        ]
         text = liteflow._draw_run([self.instance("a"), *members])
         check_mermaid(self, text)
         self.assertIn("m x 10000<br/>9999 success#44; 1 failed", text)
@@ -2374,8 +2535,15 @@ class ShowingTest(Case):
             d.to_mermaid("XX")
 
     def test_durations(self):
-        for seconds, text in ((0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.9, "1 min 0 s"),
-                              (200, "3 min 20 s"), (7500, "2 h 5 min"), (None, "")):
+        for seconds, text in (
+            (0.04, "0.0 s"),
+            (9.94, "9.9 s"),
+            (9.96, "10 s"),
+            (59.9, "1 min 0 s"),
+            (200, "3 min 20 s"),
+            (7500, "2 h 5 min"),
+            (None, ""),
+        ):
             self.assertEqual(liteflow._seconds_text(seconds), text)
 
     def test_tables_line_up_and_are_safe(self):
@@ -2433,8 +2601,10 @@ class CommandLineTest(Case):
         check_mermaid(self, picture)
         self.assert_exit(0, "delete", "two")
         self.assert_exit(2, "delete", "two", words=["'two'"])
-        self.assertEqual(sorted(p.name for p in self.folder.iterdir() if p.is_file()),
-                         ["liteflow.db", "liteflow.py", "my_flow.py"])
+        self.assertEqual(
+            sorted(p.name for p in self.folder.iterdir() if p.is_file()),
+            ["liteflow.db", "liteflow.py", "my_flow.py"],
+        )
 
     def test_run_takes_a_file_written_for_airflow(self):
         self.script(
@@ -2442,7 +2612,9 @@ class CommandLineTest(Case):
             from liteflow import DAG, task
             with DAG("one") as one: task(task_id="a")(sorted)([1])
             with DAG("two") as two: task(task_id="a")(sorted)([1])
-            """, "two.py")
+            """,
+            "two.py",
+        )
         self.assert_exit(2, "run", "two.py", words=["2 DAGs", "one, two"])
         self.assert_exit(0, "run", "two.py", "two", "--quiet")
         self.assert_exit(2, "run", "two.py", "three", words=["'three'"])
@@ -2466,8 +2638,15 @@ class CommandLineTest(Case):
         self.assertFalse(self.db.exists())
 
     def test_a_database_that_cannot_be_used_is_3(self):
-        for argv in (("runs",), ("list",), ("show", "flow"), ("logs", "flow"), ("visualize", "flow"),
-                     ("delete", "flow"), ("script", "--resume")):
+        for argv in (
+            ("runs",),
+            ("list",),
+            ("show", "flow"),
+            ("logs", "flow"),
+            ("visualize", "flow"),
+            ("delete", "flow"),
+            ("script", "--resume"),
+        ):
             with self.subTest(argv=argv):
                 self.assert_exit(3, *argv, words=[str(self.db)], out="")
                 self.assertFalse(self.db.exists())
@@ -2496,7 +2675,8 @@ class CommandLineTest(Case):
                 a >> b >> a
             if __name__ == "__main__":
                 dag.cli()
-            """)
+            """
+        )
         self.assert_exit(2, "script", words=["a -> b -> a"])
         self.assertFalse(self.db.exists())
 
@@ -2513,8 +2693,14 @@ class CommandLineTest(Case):
 
     def test_a_reader_that_has_seen_enough(self):
         self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet")
-        done = subprocess.run(f"{sys.executable} -m liteflow runs | true", shell=True,
-                              cwd=self.folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            f"{sys.executable} -m liteflow runs | true",
+            shell=True,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         self.assertEqual(done.stderr, "")
 
     def test_the_scaffold_runs_as_it_is(self):
@@ -2527,3 +2713,243 @@ class CommandLineTest(Case):
         self.assertEqual(self.cli("logs", "my_etl", "report").stdout, "2 orders, 7 in total\n")
 
 
+# --- The promises ---------------------------------------------------------------------------------
+
+
+def readme_promises() -> list[str]:
+    """The numbered lines of the README's section, as plain text."""
+    section = (HERE / "README.md").read_text().split("## Promises")[1].split("Promises 3 to 6")[0]
+    items = re.split(r"\n(?=\d+\. )", section.strip())
+    return [" ".join(re.sub(r"^\d+\. ", "", item).replace("*", "").split()) for item in items]
+
+
+class TheListOfPromisesTest(unittest.TestCase):
+    def test_each_promise_has_its_class_and_each_class_its_promise(self):
+        classes = sorted(
+            (int(re.match(r"Promise(\d+)", name)[1]), " ".join((kind.__doc__ or "").split()))
+            for name, kind in globals().items()
+            if name.startswith("Promise")
+        )
+        self.assertEqual([number for number, _ in classes], list(range(1, len(classes) + 1)))
+        self.assertEqual([line for _, line in classes], readme_promises())
+
+
+# --- The examples, the README's code, the shape of the file ---------------------------------------
+
+
+class ExamplesTest(Case):
+    def example(self, name, *argv, code=0):
+        os.environ["LITEFLOW_DB"] = str(self.db)
+        self.addCleanup(os.environ.pop, "LITEFLOW_DB", None)
+        done = self.python(HERE / "examples" / f"{name}.py", *argv)
+        self.assertEqual(done.returncode, code, done.stderr)
+        self.assert_nothing_left()
+        return done
+
+    def load(self, name):
+        spec = importlib.util.spec_from_file_location(name, HERE / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def pids(self):
+        return {pid for (pid,) in self.query("SELECT pid FROM task_instance")}
+
+    def test_stdlib_census(self):
+        self.example("stdlib_census")
+        [run] = Dag("stdlib_census").runs(self.db)
+        self.assertEqual(run.xcom_pull("sum_up"), self.load("stdlib_census").count_plainly())
+        self.assertIn("| functions |", (self.folder / "census" / "report.md").read_text())
+        with contextlib.closing(sqlite3.connect(self.folder / "census" / "census.db")) as table:
+            self.assertGreater(table.execute("SELECT count(*) FROM imported").fetchone()[0], 100)
+        self.assertGreater(len(self.pids()), 1)
+
+    def test_complex_workflow(self):
+        self.example("complex_workflow", "--quiet")
+        [run] = Dag("layered_dag_171").runs(self.db)
+        self.assertEqual(len(run.get_task_instances()), 171)
+        self.assertEqual(run.xcom_pull("summarize"), self.load("complex_workflow").expected_total())
+        drawn = self.cli("visualize", "layered_dag_171", "--db", self.db)
+        check_mermaid(self, drawn.stdout)
+        self.assertEqual((drawn.stderr, drawn.stdout.count(" --> ")), ("", 250))
+
+    def test_retries(self):
+        self.example("retries", code=1)
+        [run] = Dag("retries").runs(self.db)
+        self.assertEqual(
+            {t.task_id: t.try_number for t in run.get_task_instances()},
+            {"flaky": 3, "hopeless": 1, "slow": 2, "summary": 1},
+        )
+        self.assertEqual(run.xcom_pull("summary"), "downloaded at try 3; slow took 2 tries")
+        self.assertEqual(run.log("slow", try_number=1), "cleaned up\n")
+
+    def test_branches(self):
+        self.example("branches")
+        [run] = Dag("branches").runs(self.db)
+        self.assertEqual(self.states(run)["report_records"], "skipped")
+        self.assertEqual(run.xcom_pull("publish"), ["books: 2 orders, 42", "tickets: 1 orders, 5"])
+
+
+class ReadmeTest(Case):
+    def blocks(self, language):
+        return re.findall(
+            rf"^```{language}\n(.*?)^```",
+            (HERE / "README.md").read_text(),
+            re.DOTALL | re.MULTILINE,
+        )
+
+    def test_every_python_block_runs(self):
+        self.assertGreaterEqual(len(self.blocks("python")), 3)
+        for i, block in enumerate(self.blocks("python")):
+            with self.subTest(block=block):
+                self.script(
+                    block
+                    if "__main__" in block
+                    else block + 'if __name__ == "__main__":\n    dag.cli(["--graph"])\n',
+                    f"block{i}.py",
+                )
+                done = self.python(f"block{i}.py")
+                self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_the_first_command_works_in_an_empty_folder(self):
+        shutil.copy(HERE / "liteflow.py", self.folder)
+        first = self.blocks("sh")[0].replace("python3", sys.executable)
+        done = subprocess.run(
+            first,
+            shell=True,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=True,
+        )
+        self.assertIn("4 success", done.stderr)
+        left = {p.name for p in self.folder.iterdir()} - {"__pycache__"}
+        self.assertEqual(left, {"liteflow.py", "my_workflow.py", "liteflow.db"})
+        for line in self.blocks("sh")[2].splitlines():
+            command = line.split("#")[0].replace("python3", sys.executable)
+            subprocess.run(command, shell=True, cwd=self.folder, capture_output=True, check=True)
+
+    def test_the_sql_runs(self):
+        self.run_flow("with DAG('d') as dag:\n    task(task_id='a')(sorted)([2, 1])\n")
+        [block] = self.blocks("sql")
+        self.assertEqual(
+            [(r[1], r[2], r[4]) for r in self.query(block)], [("a", "success", "[1, 2]")]
+        )
+
+    def test_every_command_is_named(self):
+        text = (HERE / "README.md").read_text()
+        commands = re.search(r"\{([\w,]+)\}|COMMAND", self.cli("nonsense").stderr)
+        self.assertTrue(commands)
+        for name in re.findall(r'add\("(\w+)"', (HERE / "liteflow.py").read_text()):
+            self.assertIn(f"liteflow {name}", text)
+
+
+class ShapeTest(unittest.TestCase):
+    """The file is built as it says: its sections, the homes of SQL and pickle, its imports."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.source = (HERE / "liteflow.py").read_text()
+        cls.tree = ast.parse(cls.source)
+
+    def section_of(self, line):
+        heads = [
+            (n, t) for n, t in enumerate(self.source.splitlines(), 1) if t.startswith("# --- ")
+        ]
+        return next((t.strip("# -").split(":")[0] for n, t in reversed(heads) if n <= line), "")
+
+    def test_the_sections_stand_in_order(self):
+        names = [
+            self.section_of(n)
+            for n, t in enumerate(self.source.splitlines(), 1)
+            if t.startswith("# --- ")
+        ]
+        order = [
+            "Errors and states",
+            "Building",
+            "Plan",
+            "Store",
+            "Values",
+            "Worker",
+            "Runners",
+            "Run loop",
+            "Reading back",
+            "Showing",
+            "Command line",
+        ]
+        self.assertEqual(list(dict.fromkeys(names)), order)
+
+    def test_sql_has_one_home(self):
+        for node in ast.walk(self.tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.match(
+                    r"\s*(SELECT|INSERT|UPDATE|DELETE FROM|CREATE|PRAGMA|BEGIN IMMEDIATE)\s",
+                    node.value,
+                )
+            ):
+                self.assertEqual(self.section_of(node.lineno), "Store", node.value[:60])
+
+    def test_pickle_has_one_home(self):
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import) and any(a.name == "pickle" for a in node.names):
+                self.assertEqual(self.section_of(node.lineno), "Values")
+
+    def test_only_the_standard_library_is_imported(self):
+        for name in ("liteflow.py", "test_liteflow.py"):
+            for node in ast.walk(ast.parse((HERE / name).read_text())):
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+                for module in names:
+                    self.assertIn(module.split(".")[0], {*sys.stdlib_module_names, "liteflow"})
+
+    def test_public_names_are_listed_and_documented(self):
+        public = {
+            n
+            for n, v in vars(liteflow).items()
+            if not n.startswith("_") and getattr(v, "__module__", None) == "liteflow"
+        }
+        public -= {"P", "R", "T"}
+        self.assertEqual(public - {"Context"}, set(liteflow.__all__) - {"Context"})
+        for node in self.tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                self.assertTrue(ast.get_docstring(node) or node.decorator_list, node.name)
+                for inner in getattr(node, "body", []):
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                        self.assertTrue(ast.get_docstring(inner), f"{node.name}.{inner.name}")
+
+    def test_lines_and_functions_are_short(self):
+        for number, line in enumerate(self.source.splitlines(), 1):
+            self.assertLessEqual(len(line), 100, number)
+        lengths = sorted(
+            n.end_lineno - n.lineno + 1
+            for n in ast.walk(self.tree)
+            if isinstance(n, ast.FunctionDef)
+        )
+        self.assertLessEqual(lengths[len(lengths) // 2], 10)
+        self.assertLessEqual(lengths[-1], 80)
+
+    def test_every_broad_except_says_why(self):
+        lines = self.source.splitlines()
+        for number, line in enumerate(lines, 1):
+            if re.match(r"\s*except (Exception|BaseException)\b.*:|\s*except:", line):
+                following = lines[number] if number < len(lines) else ""
+                before = lines[number - 2]
+                said = "#" in line or following.strip().startswith("#") or "#" in before
+                self.assertTrue(
+                    said
+                    or following.strip() == "raise"
+                    or "raise" in "".join(lines[number : number + 8]),
+                    f"{number}: {line}",
+                )
+
+
+if __name__ == "__main__":
+    unittest.main()
