@@ -1291,8 +1291,9 @@ class Dag:
         made from the time unless given; `logical_date` is now unless given; `conf` is a JSON
         object for the run. `resume=True` goes on with the run `run_id`, or with the newest one
         if that is no success. `max_workers` processes are started by the method `mp_context`, or
-        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `progress=True` prints
-        what happens to standard error, a callable gets each line.
+        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `wait=True` waits while
+        another run of the DAG rules this one out. `progress=True` prints what happens to standard
+        error, a callable gets each line. Setting the event `stop` ends the run as failed.
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
         ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, TypeError, ValueError.
@@ -2227,10 +2228,9 @@ class _RunRow(NamedTuple):
     owner: str | None
 
 
-_RUN_COLUMNS = (
-    "dag_run.id, dag_run.dag_id, dag_run.run_id, dag_run.state, dag_run.reason, "
-    "dag_run.logical_date, dag_run.start_date, dag_run.end_date, dag_run.conf, "
-    "dag_run.owner_process, dag_run.heartbeat, dag_run.owner"
+# Cast, so that a file made to harm gives texts where texts are expected.
+_RUN_COLUMNS = "dag_run.id, " + ", ".join(
+    f"CAST(dag_run.{name} AS TEXT)" for name in _RunRow._fields[1:]
 )
 
 
@@ -2320,7 +2320,19 @@ def _file_identity(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T:
+def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
+    """In a file made to harm, a table's name may stand for a view that never ends."""
+    kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
+    for table in ("dag", "dag_run", "task_instance", "task_instance_history", "task_log", "xcom"):
+        if kinds.get(table) != "table":
+            raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
+
+
+_ROW_LIMIT = 1_000_000_000  # SQLite's own
+_LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
+
+
+def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK_LIMIT) -> T:
     """What `look` finds in the database, which is neither written nor created nor left locked.
 
     A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
@@ -2342,8 +2354,12 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T:
                 sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
             ) as connection:
                 connection.execute("PRAGMA trusted_schema=OFF")
+                connection.execute("PRAGMA query_only=ON")
+                connection.text_factory = lambda data: data.decode(errors="replace")
                 if not _check_ours(connection, path):
                     raise DatabaseError(f"{path} is empty: no run was recorded in it yet")
+                _check_tables(connection, path)
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
                 connection.execute("BEGIN")  # one snapshot for all that is looked at
                 found = look(connection)
         except (sqlite3.Error, DatabaseError) as error:
@@ -2384,6 +2400,8 @@ class _Store:
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare)
+            found = os.stat(path)
+            self._place = (found.st_dev, found.st_ino)
         except BaseException:
             self._connection.close()
             raise
@@ -2549,8 +2567,8 @@ class _Store:
         many(_TO_HISTORY, [(_iso(_utcnow()), "interrupted: its scheduler died", i) for i in ids])
         many("DELETE FROM xcom WHERE task_instance_id = ?", keys)
         many(
-            "UPDATE task_instance SET lost = lost + (state IS 'running'), state = NULL, "
-            "start_date = NULL, end_date = NULL, pid = NULL, error = NULL, max_tries = ? "
+            "UPDATE task_instance SET lost = CASE state WHEN 'running' THEN lost + 1 "
+            "WHEN 'failed' THEN 0 ELSE lost END, state = NULL, start_date = NULL, end_date = NULL, pid = NULL, error = NULL, max_tries = ? "
             "WHERE id = ?",
             [(max_tries[i], i) for i in ids],
         )
@@ -2722,15 +2740,31 @@ class _Store:
             ],
         )
 
-    def beat(self) -> bool:
-        """Say that the owner lives; whether a stop was requested. Raises _Fenced, _Busy."""
+    def beat(self) -> None:
+        """Say that the owner lives. Raises _Fenced, _Busy."""
         with self.transaction():
             done = self._connection.execute(
                 "UPDATE dag_run SET heartbeat = ? WHERE id = ? AND owner = ?",
                 (_iso(_utcnow()), self.run_row, self.owner),
             )
             self._expect(1, done.rowcount)
-        return self.stop_requested()
+
+    def request_stop(self, run_row: int) -> None:
+        """Ask the run's owner, which looks each second, to stop it."""
+        with self.transaction():
+            self._connection.execute(
+                "UPDATE dag_run SET stop_requested = ? WHERE id = ? AND state = 'running'",
+                (_iso(_utcnow()), run_row),
+            )
+
+    def check_in_place(self) -> None:
+        """Raises DatabaseError if the file was deleted or replaced: what is written is lost."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._place:
+            raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
     def stop_requested(self) -> bool:
         """Whether another process asked this run to stop."""
@@ -2848,7 +2882,9 @@ def _select_runs(
 
 
 def _select_run_ids(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    return connection.execute("SELECT dag_id, run_id FROM dag_run ORDER BY id DESC").fetchall()
+    return connection.execute(
+        "SELECT CAST(dag_id AS TEXT), CAST(run_id AS TEXT) FROM dag_run ORDER BY id DESC"
+    ).fetchall()
 
 
 def _select_run_counts(connection: sqlite3.Connection, run_row: int) -> dict[str | None, int]:
@@ -2864,7 +2900,8 @@ def _select_run_counts(connection: sqlite3.Connection, run_row: int) -> dict[str
 def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
     """Every DAG's metadata, with the number of its runs and its newest one."""
     rows = connection.execute(
-        "SELECT dag.dag_id, description, fileloc, doc_md, tags, schedule, count(dag_run.id), "
+        "SELECT CAST(dag.dag_id AS TEXT), CAST(description AS TEXT), CAST(fileloc AS TEXT), "
+        "CAST(doc_md AS TEXT), CAST(tags AS TEXT), CAST(schedule AS TEXT), count(dag_run.id), "
         "max(dag_run.id) FROM dag LEFT JOIN dag_run USING (dag_id) GROUP BY dag.dag_id "
         "ORDER BY dag.dag_id"
     ).fetchall()
@@ -2878,9 +2915,13 @@ def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
     return dags
 
 
-_INSTANCE_COLUMNS = (
-    "task_id, map_index, state, try_number, max_tries, start_date, end_date, pid, error, "
-    "upstream_task_ids"
+_INSTANCE_COLUMNS = ", ".join(
+    f"CAST({name} AS {kind})"
+    for kind, names in (
+        ("TEXT", ("task_id", "state", "start_date", "end_date", "error", "upstream_task_ids")),
+        ("INTEGER", ("map_index", "try_number", "max_tries", "pid")),
+    )
+    for name in names
 )
 
 
@@ -2897,11 +2938,17 @@ def _select_instances(
 
 def _select_attempts(connection: sqlite3.Connection, run_row: int, task_id: str) -> list[Any]:
     """(map_index, try_number, state, start_date, end_date, pid, error) of a task's attempts."""
+    columns = (
+        "CAST(map_index AS INTEGER), CAST({0}.try_number AS INTEGER), CAST({0}.state AS TEXT), "
+        "CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT), CAST({0}.pid AS INTEGER), "
+        "CAST({0}.error AS TEXT)"
+    )
+    latest, earlier = columns.format("task_instance"), columns.format("task_instance_history")
     return connection.execute(
-        "SELECT map_index, task_attempt.try_number, task_attempt.state, task_attempt.start_date, "
-        "task_attempt.end_date, task_attempt.pid, task_attempt.error FROM task_attempt "
+        f"SELECT {latest} FROM task_instance WHERE dag_run_id = ?1 AND task_id = ?2 AND "
+        f"start_date IS NOT NULL UNION ALL SELECT {earlier} FROM task_instance_history "
         "JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ? AND task_id = ? ORDER BY map_index, task_attempt.try_number",
+        "WHERE dag_run_id = ?1 AND task_id = ?2 ORDER BY 1, 2",
         (run_row, task_id),
     ).fetchall()
 
@@ -2915,7 +2962,8 @@ def _select_log(
 ) -> list[tuple[str, int, int, str]]:
     """(task_id, map_index, try_number, text) of the stored output, in order."""
     return connection.execute(
-        "SELECT task_id, map_index, task_log.try_number, text FROM task_log "
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), "
+        "CAST(task_log.try_number AS INTEGER), CAST(text AS TEXT) FROM task_log "
         "JOIN task_instance ON task_instance.id = task_instance_id "
         "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) AND "
         "map_index = coalesce(?3, map_index) AND task_log.try_number = "
@@ -2929,7 +2977,8 @@ def _select_xcoms(
 ) -> list[tuple[str, int, str, str, str, bytes | None]]:
     """(task_id, map_index, key, type, preview, value) of a run's XComs, in order."""
     return connection.execute(
-        f"SELECT task_id, map_index, key, type, preview, {'value' if values else 'NULL'} "
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), "
+        f"CAST(type AS TEXT), CAST(preview AS TEXT), {'value' if values else 'NULL'} "
         "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
         "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
         "ORDER BY task_instance.id, xcom.id",
@@ -3093,6 +3142,18 @@ class _WorkerRun:
         self._imported = dag is not None
         self._tasks: dict[str, BaseOperator] = {}
         self._shell: Dag | None = None
+
+    @functools.cached_property
+    def edited(self) -> str | None:
+        """The file of the DAG that is not as it was at the run's start, if there is one."""
+        for path, size, mtime in self.info["files"]:
+            with contextlib.suppress(OSError):
+                found = os.stat(path)
+                if (found.st_size, found.st_mtime_ns) != (size, mtime):
+                    return (
+                        f"{path} was edited since the run began: this worker runs the new version"
+                    )
+        return None
 
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
@@ -3261,7 +3322,7 @@ class _Job:
                 "on a foreign executor, which brings only the XComs of direct upstream tasks"
             )
         row = self.run.info["run_row"]
-        return _read(Path(path), lambda db: _select_values(db, row, task_id, key))
+        return _read(Path(path), lambda db: _select_values(db, row, task_id, key), _ROW_LIMIT)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
@@ -3452,6 +3513,7 @@ class _Worker:
         self.pid = os.getpid()
         self.runs: dict[str, _WorkerRun] = {}
         self.folder: str | None = None
+        self.log: str | None = None
         self.deadline: float | None = None
         self.timeout: float | None = None
         self.in_task = False
@@ -3481,7 +3543,14 @@ class _Worker:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
+        self._note_state()
+
+    def _note_state(self) -> None:
+        """What the process is like between tasks, once the DAG's module is imported."""
         self._threads = threading.active_count()
+        self._limits = _resource_limits()
+        self._handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+        self._logging = (list(logging.root.handlers), logging.root.level)
 
     def serve(self) -> None:
         """Answer messages until the scheduler closes the pipe."""
@@ -3515,7 +3584,7 @@ class _Worker:
         if kind == "log":
             _, token, path, run_row = message
             self.runs[token].info["run_row"] = run_row
-            self.folder = os.path.dirname(path)
+            self.folder, self.log = os.path.dirname(path), path
             _redirect_output(path)
             return None
         if kind == "end":
@@ -3531,16 +3600,18 @@ class _Worker:
         try:
             run.import_dag()
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
-            return ("begun", _traceback(error))
+            return ("begun", _traceback(error), None)
         self._flush()
-        self._threads = threading.active_count()
-        return ("begun", None)
+        self._note_state()
+        return ("begun", None, run.edited)
 
     def _run(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
         run = self.runs[message[1]]
         run.restore()
         os.umask(self._umask)
         _log_to_stderr()
+        if run.edited is not None:
+            print(f"liteflow: {run.edited}", file=sys.stderr)
         job = _Job(run, message)
         self.timeout = job.timeout
         self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
@@ -3584,9 +3655,33 @@ class _Worker:
         signal.signal(signal.SIGTERM, self._on_term)
         if sys.getrecursionlimit() != self._recursion:
             sys.setrecursionlimit(self._recursion)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        logging.root.handlers[:], logging.root.level = self._logging[0], self._logging[1]
+        return self._damage()
+
+    def _damage(self) -> str | None:
+        """What a task has done to its process that only a new one mends."""
         if threading.active_count() > self._threads:
             return "the task left a thread"
+        if _resource_limits() != self._limits:
+            return "the task changed a resource limit"
+        if not self._renew_output():
+            return "the task left a process that holds its output, or closed it"
         return "the task left a child process" if _has_living_child() else None
+
+    def _renew_output(self) -> bool:
+        """Write to the log through a new description of the file; False if another process still
+        holds the old one, which its lock tells (a child that the task left, even if orphaned)."""
+        if self.log is None:
+            return True
+        try:
+            return _redirect_output(self.log)
+        except OSError:
+            return False
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
@@ -3634,12 +3729,48 @@ def _take_message(path: str) -> tuple[Any, ...]:
     return message
 
 
-def _redirect_output(path: str) -> None:
-    """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included."""
+def _redirect_output(path: str) -> bool:
+    """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included.
+
+    Returns whether nobody holds an older description of the file: each is locked by its owner,
+    and a lock goes when the last copy of its descriptor is closed.
+    """
     log = os.open(path, os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        return _locked(log)
+    finally:
+        os.close(log)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return True
+    except BlockingIOError:
+        return False
+    return True
+
+
+_WATCHED_SIGNALS = [
+    getattr(signal, name)
+    for name in "SIGALRM SIGCHLD SIGHUP SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 SIGPROF SIGVTALRM".split()
+    if hasattr(signal, name)
+]
+
+
+def _resource_limits() -> list[tuple[int, int]]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE,
+             resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)  # fmt: skip
+    return [resource.getrlimit(kind) for kind in kinds]
 
 
 def _log_to_stderr() -> None:
@@ -3735,12 +3866,16 @@ _INLINE = (
 
 
 class _Outcome(NamedTuple):
-    """How an attempt ended, as its runner reports it. `terminated`: it was told to end."""
+    """How an attempt ended, as its runner reports it.
+
+    `terminated`: it was told to end; `unasked`: by somebody else than its runner.
+    """
 
     status: _Status
     error: str | None
     xcoms: Sequence[_XComRow]
     terminated: bool = False
+    unasked: bool = False
 
 
 class _Place(Protocol):
@@ -4310,6 +4445,7 @@ class _SlotRunner:
         self._ended: list[tuple[_Attempt, _Outcome]] = []
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._failed_starts = 0
+        self.notes: list[str] = []  # what people should be told at the end
         self._info: dict[str, Any] = {}
         self._folder: Path | None = None
         self._run_row = 0
@@ -4503,10 +4639,16 @@ class _SlotRunner:
             self._begin_slot(slot)
         elif kind == "begun" and message[1] is not None:
             self._fail_start(slot, f"importing the DAG in a worker failed:\n{message[1]}")
+        elif kind == "begun" and message[2] is not None and message[2] not in self.notes:
+            self.notes.append(message[2])
+            self._is_ready(slot, message)
         else:
-            self._failed_starts = 0
-            slot.begun.add(self.token)
-            slot.answer, slot.state = message, "idle"
+            self._is_ready(slot, message)
+
+    def _is_ready(self, slot: _Slot, message: tuple[Any, ...]) -> None:
+        self._failed_starts = 0
+        slot.begun.add(self.token)
+        slot.answer, slot.state = message, "idle"
 
     def _take_outcome(
         self,
@@ -4531,6 +4673,7 @@ class _SlotRunner:
                 outcome = _Outcome(_Status.FAILED, text, kept, True)
         elif spoilt is not None or terminated:
             slot.spoilt = spoilt or "it was told to end"
+            outcome = outcome._replace(unasked=terminated and status != "success")
         self._end_job(slot, outcome)
 
     def _end_job(self, slot: _Slot, outcome: _Outcome) -> None:
@@ -4576,7 +4719,8 @@ class _SlotRunner:
     def _lost(self, slot: _Slot) -> _Outcome:
         if slot.reason is not None:
             return _Outcome(_Status.FAILED, slot.reason, [], True)
-        return _Outcome(_Status.FAILED, _end_of(slot.exitcode), [])
+        told = slot.exitcode == -signal.SIGTERM
+        return _Outcome(_Status.FAILED, _end_of(slot.exitcode), [], told, told)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
         """A worker could not start. One may fail; a first one, or several in a row, end the run."""
@@ -4859,11 +5003,12 @@ class _InProcessRunner:
 
 _TICK = 1.0  # seconds between looks at the log files, the stop event and a request to stop
 _BEAT = 10.0  # seconds between heartbeats
+_TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
 _active_runs: set[str] = set()  # owner tokens of this process's runs
 
 
-def _process_start(pid: int) -> str | None:
+def _process_start(pid: object) -> str | None:
     """When a process started, so that a reused pid is not taken for it; None if it is not there."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -4893,24 +5038,30 @@ def _this_process() -> str:
 def _owner_lives(process: str | None, owner: str | None, heartbeat: str | None) -> bool:
     """Whether a run's owner is alive: by the process table if it is this machine's, else by its
     heartbeat."""
-    try:
-        found = json.loads(process or "")
-        beat = _datetime.datetime.fromisoformat(heartbeat or "")
-        pid, start = found["pid"], found["start"]
-        ours: bool = {name: found[name] for name in _machine()} == _machine()
-        if ours and start is not None:
-            if pid == os.getpid():
-                return owner in _active_runs
-            return bool(_process_start(pid) == start)
-        return (_utcnow() - _aware(beat)).total_seconds() < _STALE
-    except (ValueError, TypeError, KeyError):  # nothing that an owner writes
-        return False
+    found = _plain(process, dict)
+    if _is_of_this_machine(found):
+        if found.get("pid") == os.getpid():
+            return owner in _active_runs
+        return _process_start(found.get("pid")) == found.get("start")
+    beat = _moment(heartbeat)
+    return beat is not None and (_utcnow() - beat).total_seconds() < _STALE
 
 
 def _whose(row: _RunRow) -> str:
     """A live run's owner, for a refusal."""
-    found = json.loads(row.owner_process or "{}")
-    return f"pid {found.get('pid')} on {found.get('host')}, since {row.start_date}"
+    found = _plain(row.owner_process, dict)
+    said = f"pid {found.get('pid')} on {found.get('host')}, since {row.start_date}"
+    beat = _moment(row.heartbeat)
+    if beat is None or _is_of_this_machine(found):
+        return said
+    stale = beat + _datetime.timedelta(seconds=_STALE)
+    return f"{said}; it counts as dead if it gives no sign of life until {_local(stale)}"
+
+
+def _is_of_this_machine(process: Mapping[str, Any]) -> bool:
+    """Whether a process's id and start mean something here."""
+    here = {name: process.get(name) for name in _machine()} == _machine()
+    return here and process.get("start") is not None
 
 
 class _Signals:
@@ -4944,6 +5095,17 @@ class _Signals:
             signal.signal(number, handler)
 
 
+class _Stops(NamedTuple):
+    """The ways in which a run may be told to stop from inside its process."""
+
+    event: threading.Event | None
+    signals: _Signals
+
+    def told(self) -> bool:
+        """Whether it was."""
+        return bool(self.signals.caught) or (self.event is not None and self.event.is_set())
+
+
 class _RunLoop:
     """Drives a plan: starts what may run, records what happened, until everything has ended."""
 
@@ -4954,20 +5116,19 @@ class _RunLoop:
         runner: _Runner,
         calls: dict[str, tuple[_Call, str, bytes | None]],
         report: _Report,
-        stop: threading.Event | None,
-        signals: _Signals,
+        stops: _Stops,
     ) -> None:
         self._plan = plan
         self._store = store
         self._runner = runner
         self._calls = calls
         self._report = report
-        self._stop_event = stop
-        self._signals = signals
+        self._stops = stops
         self._batch = _Batch()
         self._to_send: list[tuple[Any, _Attempt]] = []
         self._attempts: dict[_Instance, _Attempt] = {}
         self._stopping: str | None = None
+        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
         self._forced = False
         self._locked_since: float | None = None
         self._next_tick = time.monotonic() + _TICK
@@ -4987,8 +5148,12 @@ class _RunLoop:
             if self._is_over():
                 return self._stopping
             for attempt, outcome in self._runner.wait(self._timeout()):
-                self._take(attempt, outcome)
+                if outcome.unasked and self._stopping is None:
+                    self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
+                else:
+                    self._take(attempt, outcome)
             self._look_around()
+            self._take_unasked()
 
     def _is_over(self) -> bool:
         if self._batch or self._to_send:
@@ -5088,7 +5253,7 @@ class _RunLoop:
         now = time.monotonic()
         if self._locked_since is not None:
             return 0.05
-        times = [self._next_tick]
+        times = [self._next_tick, *(until for until, _, _ in self._unasked)]
         due = self._plan.next_time()
         if due is not None and self._stopping is None:
             times.append(due)
@@ -5110,21 +5275,35 @@ class _RunLoop:
             )
         self._report.changed(instance, outcome.error)
 
+    def _take_unasked(self) -> None:
+        """Attempts that somebody told to end: if the run is being stopped too, they count as
+        interrupted (systemd tells the whole group at once), else, a second later, as failed."""
+        now = time.monotonic()
+        for item in list(self._unasked):
+            until, attempt, outcome = item
+            if self._stopping is not None or until <= now:
+                self._unasked.remove(item)
+                self._take(attempt, outcome)
+
     def _look_around(self) -> None:
         """What is due by time, and what was asked for from outside."""
-        if self._signals.caught:
-            names = [signal.Signals(number).name for number in self._signals.caught]
+        caught = self._stops.signals.caught
+        if caught:
+            names = [signal.Signals(number).name for number in caught]
             self._stop(f"stopped by {names[0]}", now=len(names) > 1)
         if getattr(self._runner, "interrupted", False):
-            self._signals.caught.append(signal.SIGINT)
+            caught.append(signal.SIGINT)
             self._stop("stopped by SIGINT", now=True)
         now = time.monotonic()
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK
         self._batch.logs += self._runner.output()
-        if self._stop_event is not None and self._stop_event.is_set():
+        if self._stops.event is not None and self._stops.event.is_set():
             self._stop("stopped")
+        if self._store.stop_requested():
+            self._stop("stopped on request")
+        self._store.check_in_place()
         if now >= self._next_beat:
             with contextlib.suppress(_Busy):
                 self._store.beat()
@@ -5181,14 +5360,14 @@ def _run_dag(
 ) -> DagRun:
     """What `Dag.run` and `Dag.test` do."""
     _refuse_reentry()
-    if pools is not None or wait:
-        raise ValueError("run(): pools= and wait= are not supported by this version of liteflow")
+    if pools is not None:
+        raise ValueError("run(): pools= is not supported by this version of liteflow")
     request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)
     report = _Report(progress)
     runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
     try:
         with _Signals(runner.wake, install=not in_process) as signals:
-            found = _execute(request, runner, report, stop, signals)
+            found = _execute(request, runner, report, _Stops(stop, signals), wait)
     finally:
         runner.close()
     if signals.caught:
@@ -5269,8 +5448,8 @@ def _execute(
     request: _Request,
     runner: Any,
     report: _Report,
-    stop: threading.Event | None,
-    signals: _Signals,
+    stops: _Stops,
+    wait: bool,
 ) -> DagRun:
     dag, path = request.dag, request.path
     if dag.task_dict:
@@ -5296,16 +5475,23 @@ def _execute(
     token = os.urandom(8).hex()
     _active_runs.add(token)
     try:
-        plan = _until_unlocked(path, lambda: _open_run(store, request, opened, token, report))
+        plan = _open_in_turn(
+            lambda: _until_unlocked(path, lambda: _open_run(store, request, opened, token, report)),
+            runner,
+            report,
+            stops if wait else None,
+        )
         report.began(dag, opened.run_id, path, plan)
         with _run_folder(path, token) as folder:
             runner.open_logs(folder, store.run_row)
-            loop = _RunLoop(plan, store, runner, complete, report, stop, signals)
+            loop = _RunLoop(plan, store, runner, complete, report, stops)
             _drive_to_end(loop, plan, store)
     finally:
         _active_runs.discard(token)
         store.close()
     found = _read_run(path, dag.dag_id, opened.run_id)
+    for note in getattr(runner, "notes", ()):
+        report.tell(note)
     report.ended(found)
     return found
 
@@ -5329,6 +5515,23 @@ def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
     with store.transaction():
         store.release_waiting()
         store.end_run(state, reason)
+
+
+def _open_in_turn(
+    open_run: Callable[[], _Plan], runner: Any, report: _Report, stops: _Stops | None
+) -> _Plan:
+    """Open the run; with `stops`, wait while another rules it out. Raises AlreadyRunning."""
+    said = False
+    while True:
+        try:
+            return open_run()
+        except AlreadyRunning as busy:
+            if stops is None or stops.told():
+                raise
+            if not said:
+                report.tell(f"waiting: {busy}")
+                said = True
+        runner.wait(1.0)
 
 
 def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
@@ -5360,7 +5563,7 @@ def _look_ahead(request: _Request) -> _Opened:
         wanted = f"run {request.run_id!r}" if request.run_id else "run yet: nothing to resume"
         raise RunNotFound(f"DAG {dag.dag_id!r} has no {wanted} in {path}")
     when = row.logical_date and _datetime.datetime.fromisoformat(row.logical_date)
-    return _Opened(row.run_id, when or None, json.loads(row.conf), row)
+    return _Opened(row.run_id, when or None, _plain(row.conf, dict), row)
 
 
 def _run_info(request: _Request, opened: _Opened) -> dict[str, Any]:
@@ -5382,10 +5585,21 @@ def _run_info(request: _Request, opened: _Opened) -> dict[str, Any]:
         "params": json.loads(_json_text("params", params, ParamValidationError)),
         "db_path": os.fspath(request.path),
         "run_row": 0,
+        "files": _file_states({getattr(main, "__file__", None), dag.fileloc}),
         "environ": dict(vars(os.environ)["_data"]),
         "cwd": _working_directory(),
         "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
     }
+
+
+def _file_states(paths: Iterable[str | None]) -> list[tuple[str, int, int]]:
+    """(path, size, mtime) of the files: a worker that starts later compares."""
+    states = []
+    for path in paths:
+        with contextlib.suppress(OSError, TypeError):  # None, or a file that is none
+            found = os.stat(path)  # type: ignore[arg-type]
+            states.append((os.path.abspath(str(path)), found.st_size, found.st_mtime_ns))
+    return states
 
 
 def _working_directory() -> str:
@@ -5459,8 +5673,9 @@ def _resumed_plan(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> 
         fresh = _fresh_max_tries(task, state, tries, max_tries)
         resets[row_id] = fresh
         known[task_id, map_index] = _Recorded(None, tries, fresh)
-        if state == "running" and lost + 1 >= task.retries + 3:
-            poisoned.append((row_id, task_id, map_index, lost + 1))
+        losses = lost + (state == "running")
+        if state in ("running", None) and losses >= task.retries + 3:
+            poisoned.append((row_id, task_id, map_index, losses))
             known[task_id, map_index] = _Recorded(_S.FAILED, tries, fresh)
     store.reset_instances(resets, resets)
     store.remove_instances(row_id for row_id, _ in gone)
@@ -5653,6 +5868,18 @@ def _running_instance(job: _Job) -> TaskInstance:
     return ti
 
 
+_TASK_STATES = frozenset(state.value for state in TaskInstanceState)
+
+
+def _plain(text: str | None, kind: type[T]) -> T:
+    """Stored JSON; an empty value of its kind for what is none of ours."""
+    try:
+        found = json.loads(text or "")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, kind) else kind()
+
+
 def _moment(text: str | None) -> _datetime.datetime | None:
     """A stored time; None for what is not there or, in a file that was tampered with, no time."""
     try:
@@ -5662,12 +5889,12 @@ def _moment(text: str | None) -> _datetime.datetime | None:
 
 
 def _instance_of(row: Sequence[Any], dag_id: str, run_id: str) -> TaskInstance:
-    task_id, map_index, state, tries, max_tries, start, end, pid, error, upstream = row
+    task_id, state, start, end, error, upstream, map_index, tries, max_tries, pid = row
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
-    ti.state = None if state is None else TaskInstanceState(state)
+    ti.state = TaskInstanceState(state) if state in _TASK_STATES else None
     ti.try_number, ti.max_tries, ti.pid, ti.error = tries, max_tries, pid, error
     ti.start_date, ti.end_date = _moment(start), _moment(end)
-    ti.upstream_task_ids = set(json.loads(upstream or "[]"))
+    ti.upstream_task_ids = {str(name) for name in _plain(upstream, list)}
     return ti
 
 
@@ -5688,12 +5915,13 @@ class DagRun:
         self._row = row
         self.dag_id = row.dag_id
         self.run_id = row.run_id
-        self.state = DagRunState(row.state)
+        known = row.state in [state.value for state in DagRunState]
+        self.state = DagRunState(row.state) if known else DagRunState.FAILED
         self.reason = row.reason
         self.logical_date = _moment(row.logical_date)
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
-        self.conf: dict[str, Any] = json.loads(row.conf)
+        self.conf: dict[str, Any] = _plain(row.conf, dict)
 
     @property
     def run_after(self) -> _datetime.datetime | None:
@@ -5742,13 +5970,15 @@ class DagRun:
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
-        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id, task_id, key))
+        rows = _read(
+            self.db_path, lambda db: _select_values(db, self._row.id, task_id, key), _ROW_LIMIT
+        )
         data = dict(rows).get(map_index)
         return None if data is None else _load(data, self._script())
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
-        rows = _read(self.db_path, lambda db: _select_xcoms(db, self._row.id))
+        rows = _read(self.db_path, lambda db: _select_xcoms(db, self._row.id), _ROW_LIMIT)
         return [
             XCom(task_id, map_index, key, _load(data or b"", self._script()))
             for task_id, map_index, key, _, _, data in rows
@@ -5830,7 +6060,7 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
         db_path=path,
         description=found["description"],
         doc_md=found["doc_md"],
-        tags=json.loads(found["tags"] or "[]"),
+        tags=_plain(found["tags"], list),
         schedule=found["schedule"],
     )
     made.fileloc = found["fileloc"]
@@ -6177,6 +6407,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conf", metavar="JSON", help="a JSON object for the run")
     parser.add_argument("--max-workers", type=int, metavar="N", help="processes (default: CPUs)")
+    parser.add_argument("--wait", action="store_true", help="wait while another run rules it out")
     parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
     parser.add_argument(
         "--graph", action="store_true", help="print the DAG as Mermaid; run nothing"
@@ -6214,6 +6445,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
             conf=_conf_option(options.conf),
             resume=options.resume,
             max_workers=options.max_workers,
+            wait=options.wait,
             progress=lines.append if options.quiet else True,
         )
     except (ValueError, TypeError) as error:
@@ -6321,7 +6553,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
     for found in _read(path, _select_dags):
         newest = found.pop("newest")
         run = None if newest is None else DagRun(newest, path)
-        found["tags"] = json.loads(found["tags"] or "[]")
+        found["tags"] = _plain(found["tags"], list)
         found["last_run"] = None if run is None else _run_document(run)
         dags.append(found)
     if options.json:
@@ -6503,6 +6735,26 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cmd_stop(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    if run.state is not DagRunState.RUNNING:
+        raise _UsageError(f"run {run.run_id!r} is not running: it is {run.state.value}")
+    if not run.owner_alive:
+        raise _UsageError(
+            f"run {run.run_id!r} is not running: its scheduler died; resume it, or start another"
+        )
+    store = _Store(run.db_path)
+    try:
+        _until_unlocked(run.db_path, lambda: store.request_stop(run._row.id))
+    finally:
+        store.close()
+    print(f"asked run {run.run_id!r} to stop", file=sys.stderr)
+    while run.refresh().owner_alive:
+        time.sleep(0.2)
+    print(f"it has stopped: {run.state}", file=sys.stderr)
+    return 0
+
+
 def _cmd_delete(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
     run.delete()
@@ -6557,6 +6809,8 @@ def _main_parser() -> argparse.ArgumentParser:
     logs.add_argument("task", metavar="TASK", nargs="?")
     logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
     logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
+    stop = add("stop", _cmd_stop, "end a run that another process works on")
+    stop.add_argument("run", metavar="RUN")
     delete = add("delete", _cmd_delete, "delete a run with its values and logs")
     delete.add_argument("run", metavar="RUN")
     return parser

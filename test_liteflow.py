@@ -2228,7 +2228,7 @@ class RunTest(Case):
         DAG("other").run(db_path=self.db, run_id="r")
 
     def test_arguments_that_a_later_version_fills_are_refused(self):
-        for options in ({"pools": {}}, {"wait": True}):
+        for options in ({"pools": {}},):
             with self.assertRaises(ValueError):
                 DAG("d").run(db_path=self.db, **options)
 
