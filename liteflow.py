@@ -237,6 +237,10 @@ class _Fenced(AlreadyRunning):
     """Another process took this run over; nothing more may be written for it."""
 
 
+class _Empty(DatabaseError):
+    """The database has no tables yet."""
+
+
 class _Busy(Exception):
     """Somebody else holds the database's write lock; try again."""
 
@@ -330,7 +334,7 @@ def _shown(value: object, limit: int = 200) -> str:
     """A value's repr for an error message, bounded, whatever its class does."""
     try:
         text = repr(value)
-    except Exception as error:  # a user's __repr__ may raise anything, and this is only a message
+    except BaseException as error:  # a user's __repr__ may raise anything; this is only a message
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -2305,7 +2309,8 @@ def _check_before_run(path: Path) -> None:
         )
     _check_place(path)
     if path.exists() and path.stat().st_size:
-        _read(path, lambda connection: None)
+        with contextlib.suppress(_Empty):  # somebody is just creating it, or died when he did
+            _read(path, lambda connection: None)
         if not os.access(path, os.W_OK):
             raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     if not os.access(path.parent, os.W_OK):
@@ -2356,11 +2361,11 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK
                 connection.execute("PRAGMA trusted_schema=OFF")
                 connection.execute("PRAGMA query_only=ON")
                 connection.text_factory = lambda data: data.decode(errors="replace")
+                connection.execute("BEGIN")  # one snapshot for all that is looked at
                 if not _check_ours(connection, path):
-                    raise DatabaseError(f"{path} is empty: no run was recorded in it yet")
+                    raise _Empty(f"{path} is empty: no run was recorded in it yet")
                 _check_tables(connection, path)
                 connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
-                connection.execute("BEGIN")  # one snapshot for all that is looked at
                 found = look(connection)
         except (sqlite3.Error, DatabaseError) as error:
             if quiet and (wal.exists() or _changed(path, before)):
@@ -2392,14 +2397,17 @@ class _Store:
     taken over reports late changes nothing, and raises _Fenced.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the database, and make it if it is missing or empty. Raises DatabaseError."""
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Open the database, and make it if it is missing or empty. Raises DatabaseError.
+
+        `check` is called while it is locked, and may raise.
+        """
         self.path = path
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
         try:
-            _until_unlocked(path, self._prepare)
+            _until_unlocked(path, self._prepare, check)
             found = os.stat(path)
             self._place = (found.st_dev, found.st_ino)
         except BaseException:
@@ -2433,7 +2441,12 @@ class _Store:
     def _prepare(self) -> None:
         execute = self._connection.execute
         with self._explaining():
-            if not _check_ours(self._connection, self.path):
+            execute("BEGIN")  # one snapshot: another process may be creating the tables
+            try:
+                ours = _check_ours(self._connection, self.path)
+            finally:
+                execute("ROLLBACK")
+            if not ours:
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
@@ -2526,11 +2539,11 @@ class _Store:
             "doc_md = excluded.doc_md, tags = excluded.tags, schedule = excluded.schedule",
             (
                 dag.dag_id,
-                dag.description,
-                os.path.abspath(dag.fileloc) if dag.fileloc else None,
-                dag.doc_md,
+                dag.description and _storable(dag.description),
+                _storable(os.path.abspath(dag.fileloc)) if dag.fileloc else None,
+                dag.doc_md and _storable(dag.doc_md),
                 json.dumps(sorted(map(str, dag.tags))),
-                None if schedule is None else str(schedule),
+                None if schedule is None else _storable(schedule),
             ),
         )
         self.run_row = (
@@ -2568,8 +2581,8 @@ class _Store:
         many("DELETE FROM xcom WHERE task_instance_id = ?", keys)
         many(
             "UPDATE task_instance SET lost = CASE state WHEN 'running' THEN lost + 1 "
-            "WHEN 'failed' THEN 0 ELSE lost END, state = NULL, start_date = NULL, end_date = NULL, pid = NULL, error = NULL, max_tries = ? "
-            "WHERE id = ?",
+            "WHEN 'failed' THEN 0 ELSE lost END, state = NULL, start_date = NULL, "
+            "end_date = NULL, pid = NULL, error = NULL, max_tries = ? WHERE id = ?",
             [(max_tries[i], i) for i in ids],
         )
 
@@ -2624,8 +2637,11 @@ class _Store:
         )
         self._expect(1, done.rowcount)
 
-    def close_dead_run(self, run_row: int, reason: str) -> None:
-        """Mark a run whose owner is dead as failed, and its attempts as interrupted."""
+    def close_run(self, run_row: int, reason: str, lost: bool) -> None:
+        """Mark a run that was cut off as failed, and its attempts as interrupted.
+
+        `lost`: its scheduler died, which may be the fault of a task that ran.
+        """
         execute = self._connection.execute
         ids = [
             row[0]
@@ -2640,9 +2656,9 @@ class _Store:
         )
         self._connection.executemany(
             "UPDATE task_instance SET max_tries = max_tries + (state IS 'running'), "
-            "lost = lost + (state IS 'running'), state = NULL, "
+            "lost = lost + (? AND state IS 'running'), state = NULL, "
             "start_date = NULL, end_date = NULL, pid = NULL, error = NULL WHERE id = ?",
-            [(i,) for i in ids],
+            [(lost, i) for i in ids],
         )
         execute(
             "UPDATE dag_run SET state = 'failed', reason = ?, end_date = ?, owner = NULL "
@@ -2825,7 +2841,8 @@ _IF_OURS = (
 _TO_HISTORY = (
     "INSERT INTO task_instance_history (task_instance_id, try_number, state, start_date, end_date, "
     "pid, error) SELECT id, try_number, "
-    "CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' THEN 'interrupted' ELSE state END, "
+    "CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' THEN 'interrupted' "
+    "ELSE state END, "
     "start_date, coalesce(end_date, ?), pid, "
     "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END "
     "FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
@@ -2837,19 +2854,26 @@ _PULL = (
 )
 
 
-def _until_unlocked(path: Path, act: Callable[[], T], limit: float | None = None) -> T:
-    """Do it, again and again while somebody else holds the write lock. Raises DatabaseError."""
-    limit = _LOCKED_LIMIT if limit is None else limit
-    deadline = time.monotonic() + limit
+def _until_unlocked(
+    path: Path, act: Callable[[], T], check: Callable[[], None] = lambda: None
+) -> T:
+    """Do it, again and again while somebody else holds the write lock. Raises DatabaseError.
+
+    `check` is called between, and may raise to end the wait.
+    """
+    deadline = time.monotonic() + _LOCKED_LIMIT
     while True:
         try:
             return act()
         except _Busy:
             if time.monotonic() > deadline:
-                raise DatabaseError(
-                    f"{path} was locked by another process for {limit:g} s"
-                ) from None
+                raise _locked_out(path) from None
+            check()
             time.sleep(0.02)
+
+
+def _locked_out(path: Path) -> DatabaseError:
+    return DatabaseError(f"{path} was locked by another process for {_LOCKED_LIMIT:g} s")
 
 
 # Looks: each is handed to `_read`.
@@ -3107,7 +3131,12 @@ def _xcom_row(key: str, value: Any) -> _XComRow:
         )
     kind = type(value)
     length = len(value) if isinstance(value, (list, tuple, dict)) else None
-    return _XComRow(key, kind.__qualname__, _preview(value), length, data)
+    return _XComRow(key, _storable(kind.__qualname__), _preview(value), length, data)
+
+
+def _storable(text: object) -> str:
+    """Text that SQLite takes: a file name may hold bytes that are none."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def _preview(value: Any) -> str:
@@ -3120,9 +3149,9 @@ def _preview(value: Any) -> str:
         short.maxstring = short.maxother = short.maxlong = 60
         try:
             text = short.repr(value)
-        except Exception as error:  # a user's __repr__ may raise anything; the value is fine
+        except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
             text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    text = text.encode(errors="backslashreplace").decode()
+    text = _storable(text)
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
 
 
@@ -3131,6 +3160,9 @@ def _preview(value: Any) -> str:
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a pipe takes that much at once, more goes through a file
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
+
+
+_environ = os.environ  # a task may put something else in its place
 
 
 class _WorkerRun:
@@ -3142,6 +3174,7 @@ class _WorkerRun:
         self._imported = dag is not None
         self._tasks: dict[str, BaseOperator] = {}
         self._shell: Dag | None = None
+        self.sys_path: list[str] = []
 
     @functools.cached_property
     def edited(self) -> str | None:
@@ -3158,12 +3191,17 @@ class _WorkerRun:
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
         environ = self.info["environ"]
+        os.environ = _environ  # noqa: B003 - the very object
         if vars(os.environ)["_data"] != environ:
             os.environ.clear()
             for name, value in environ.items():
                 os.environ[os.fsdecode(name)] = os.fsdecode(value)
-        with contextlib.suppress(OSError):  # it may be gone, for run() as for us
-            if os.getcwd() != self.info["cwd"]:
+        try:
+            there = os.getcwd() == self.info["cwd"]
+        except OSError:  # a task has deleted it
+            there = False
+        if not there:
+            with contextlib.suppress(OSError):  # it may be gone for run() as well
                 os.chdir(self.info["cwd"])
 
     def import_dag(self) -> None:
@@ -3418,16 +3456,22 @@ def _make_context(job: _Job) -> Context:
     return context
 
 
-def _run_job(job: _Job, guard: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
+def _run_job(
+    job: _Job,
+    guard: Callable[[], contextlib.AbstractContextManager[None]],
+    begin_time: Callable[[], None] = lambda: None,
+) -> Any:
     """Run one attempt; (status, error, xcoms) as plain data, whatever the task does.
 
     `guard` is entered around the task's own code: within it the process may be told to end.
+    `begin_time` is called when its arguments are there and its function starts.
     """
     token = _job.set(job)
     try:
         try:
             with guard():
                 args, kwargs = job.arguments()
+                begin_time()
                 result = job.task._run(args, kwargs, job.context)
             _store_result(job, result)
             status, error = _Status.SUCCESS, None
@@ -3459,6 +3503,10 @@ def _store_result(job: _Job, result: Any) -> None:
 
 def _push(job: _Job, key: str, value: Any, said: str) -> None:
     try:
+        key = str(key.encode().decode())
+    except UnicodeError:
+        raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
+    try:
         job.pushed[key] = _xcom_row(key, value)
     except AirflowFailException:
         raise
@@ -3478,10 +3526,8 @@ def _one_line(error: BaseException) -> str:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
-    except (
-        Exception
-    ) as trouble:  # a user's __str__ may raise anything; the task failed all the same
+        return str(error).encode(errors="backslashreplace").decode()
+    except BaseException as trouble:  # a user's __str__ may raise anything, sys.exit included
         return f"<its text raised {type(trouble).__name__}>"
 
 
@@ -3497,7 +3543,7 @@ def _traceback(error: BaseException) -> str:
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
     if isinstance(error, SystemExit):
-        text += f"task called sys.exit({error.code!r})\n"
+        text += f"task called sys.exit({_shown(error.code)})\n"
     text = text.rstrip("\n").encode(errors="backslashreplace").decode()
     if len(text) > _ERROR_LIMIT:
         half = _ERROR_LIMIT // 2
@@ -3529,16 +3575,15 @@ class _Worker:
                 os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
         signal.signal(signal.SIGTERM, self._on_term)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         _die_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.close(null)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
-        # Line-buffered, so that a killed task's last words are in its log.
-        sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        self._stdio = (sys.stdout, sys.stderr)
+        self._open_streams()
         sys.breakpointhook = _no_breakpoint
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -3549,6 +3594,8 @@ class _Worker:
         """What the process is like between tasks, once the DAG's module is imported."""
         self._threads = threading.active_count()
         self._limits = _resource_limits()
+        if hasattr(signal, "pthread_sigmask"):
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self._handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
         self._logging = (list(logging.root.handlers), logging.root.level)
 
@@ -3564,14 +3611,19 @@ class _Worker:
                 message = _take_message(message[1])
             answer = self._answer(message)
             if answer is not None:
-                self._send(marshal.dumps(answer))
+                self._send(answer)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, message: tuple[Any, ...]) -> None:
+        data = marshal.dumps(message)
         if len(data) > _MESSAGE_LIMIT and self.folder is not None:
             self.files += 1
             path = os.path.join(self.folder, f"value-{os.getpid()}-{self.files}")
-            _put_message(path, data)
-            data = marshal.dumps(("file", path))
+            try:
+                _put_message(path, data)
+                data = marshal.dumps(("file", path))
+            except OSError as error:  # a full disk, or a limit that the task has set
+                why = f"the task's outcome could not be handed over: {error}"
+                data = marshal.dumps(("done", "failed", why, [], False, why))
         with contextlib.suppress(OSError):  # the scheduler is gone, and we soon are
             self.connection.send_bytes(data)
 
@@ -3603,6 +3655,7 @@ class _Worker:
             return ("begun", _traceback(error), None)
         self._flush()
         self._note_state()
+        run.sys_path = list(sys.path)
         return ("begun", None, run.edited)
 
     def _run(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -3613,20 +3666,27 @@ class _Worker:
         if run.edited is not None:
             print(f"liteflow: {run.edited}", file=sys.stderr)
         job = _Job(run, message)
-        self.timeout = job.timeout
-        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        self.terminated = False
-        outcome = _run_job(job, self._guard)
+        self.timeout, self.deadline = job.timeout, None
+        outcome = _run_job(job, self._guard, self._begin_time)
         if os.getpid() != self.pid:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
-        return ("done", *outcome, self.terminated, self._restore())
+        terminated, self.terminated = self.terminated, False
+        return ("done", *outcome, terminated, self._restore(run))
+
+    def _begin_time(self) -> None:
+        """The task's own code starts: its time runs, here first, then for the scheduler."""
+        if self.timeout is not None:
+            self.deadline = time.monotonic() + self.timeout
+            self._send(("started",))
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Within this, SIGTERM raises in the task."""
+        """Within this, SIGTERM raises in the task; at once if it came on the way here."""
         self.in_task = True
         try:
+            if self.terminated:
+                self._raise_end()
             yield
         finally:
             self.in_task = False
@@ -3637,8 +3697,10 @@ class _Worker:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         self.terminated = True
-        if not self.in_task:
-            return
+        if self.in_task:
+            self._raise_end()
+
+    def _raise_end(self) -> NoReturn:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise AirflowTaskTimeout(f"timeout after {self.timeout:g} s")
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
@@ -3648,9 +3710,22 @@ class _Worker:
             with contextlib.suppress(Exception):  # a task may have put anything there
                 stream.flush()
 
-    def _restore(self) -> str | None:
+    def _open_streams(self) -> None:
+        # Line-buffered, so that a killed task's last words are in its log.
+        streams = [
+            open(n, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            for n in (1, 2)
+        ]
+        sys.stdout, sys.stderr = streams
+        self._stdio = (sys.stdout, sys.stderr)
+
+    def _restore(self, run: _WorkerRun) -> str | None:
         """Undo what a task changed in the process; what can't be undone, and needs a new one."""
         sys.stdout, sys.stderr = self._stdio
+        if any(stream.closed for stream in self._stdio):  # a wrapper that is dropped closes ours
+            self._open_streams()
+        if sys.path != run.sys_path:
+            sys.path[:] = run.sys_path
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_term)
         if sys.getrecursionlimit() != self._recursion:
@@ -3658,8 +3733,9 @@ class _Worker:
         for number, handler in self._handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
-        if hasattr(signal, "setitimer"):
+        if hasattr(signal, "setitimer") and hasattr(signal, "pthread_sigmask"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         logging.root.handlers[:], logging.root.level = self._logging[0], self._logging[1]
         return self._damage()
 
@@ -3736,6 +3812,8 @@ def _redirect_output(path: str) -> bool:
     and a lock goes when the last copy of its descriptor is closed.
     """
     log = os.open(path, os.O_WRONLY | os.O_APPEND)
+    if log <= 2:  # the task has closed a standard descriptor
+        return False
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -3768,9 +3846,8 @@ def _resource_limits() -> list[tuple[int, int]]:
         import resource
     except ImportError:  # Windows
         return []
-    kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE,
-             resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)  # fmt: skip
-    return [resource.getrlimit(kind) for kind in kinds]
+    names = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CPU")
+    return [resource.getrlimit(getattr(resource, name)) for name in names]
 
 
 def _log_to_stderr() -> None:
@@ -3833,7 +3910,12 @@ def _start_worker(
 def _serve() -> None:
     """Runs in the worker process: the one call that a slot's executor makes."""
     assert _worker is not None
-    _worker.serve()
+    try:
+        _worker.serve()
+    except BaseException as error:  # anything: the executor would keep it, and the pipe open
+        with contextlib.suppress(OSError):
+            os.write(2, f"liteflow: {_traceback(error)}\n".encode())
+        os._exit(70)
 
 
 _remote_runs: dict[str, _WorkerRun] = {}
@@ -3893,10 +3975,16 @@ class _Runner(Protocol):
     def launch(self) -> None:
         """Begin to start workers, without waiting for them."""
 
-    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+    def begin(
+        self,
+        info: dict[str, Any],
+        references: list[tuple[str, str, bool]],
+        check: Callable[[], None],
+    ) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
 
-        Raises UnreachableTask for what can't be found.
+        Calls `check`, which may raise, while it waits. Raises UnreachableTask for what can't be
+        found.
         """
 
     def open_logs(self, folder: Path, run_row: int) -> None:
@@ -3922,6 +4010,9 @@ class _Runner(Protocol):
 
     def final_output(self) -> list[tuple[_Attempt, int, str]]:
         """What attempts that ended printed last."""
+
+    def is_talkative(self) -> bool:
+        """Whether an attempt prints so much that its log should be cut now."""
 
     def wake(self) -> None:
         """Let `wait` return; may be called from a signal handler or another thread."""
@@ -3951,9 +4042,8 @@ class _SlotLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._file = os.open(path, flags, 0o600)
         self._start = 0  # of the attempt's slice in the file
         self._read = 0  # bytes of the slice that are stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
@@ -3964,9 +4054,13 @@ class _SlotLog:
         """A new attempt starts: its slice begins where the file ends."""
         self._start = os.fstat(self._file).st_size
         if self._start > _LOG_HEAD:
-            os.truncate(self.path, 0)
+            self._cut()
             self._start = 0
         self._read = self._dropped = self._head = self._parts = 0
+
+    def is_large(self) -> bool:
+        """Whether the file should be cut."""
+        return os.fstat(self._file).st_size > _LOG_FILE_LIMIT
 
     def take(self, final: bool) -> list[tuple[int, str]]:
         """(part, text) of new output; whole lines, unless it is the end of the attempt."""
@@ -4000,7 +4094,7 @@ class _SlotLog:
         cut = at - self._start - self._read + self._dropped
         text = self._bytes(at, size - at).decode(errors="replace")
         if size - self._start > _LOG_FILE_LIMIT:
-            os.truncate(self.path, 0)
+            self._cut()
             self._dropped += size - self._start - self._read
             self._start = self._read = 0
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
@@ -4009,7 +4103,12 @@ class _SlotLog:
         os.lseek(self._file, at, os.SEEK_SET)
         return os.read(self._file, count)
 
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+
     def close(self) -> None:
+        """Let the file go."""
         os.close(self._file)
 
 
@@ -4050,6 +4149,8 @@ class _Slot:
 
         ours, theirs = context.Pipe()
         self.connection: Connection = ours
+        self.process: Any = None
+        self.pidfd: int | None = None
         _live_slots.add(self)
         remembering = _Context(context)
         made: Any = remembering  # a context to all who use it, but not to a type checker
@@ -4068,9 +4169,8 @@ class _Slot:
         served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
-        self.process: Any = remembering.process
+        self.process = remembering.process
         self.pid: int = self.process.pid
-        self.pidfd: int | None = None
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self.pidfd = os.pidfd_open(self.pid)
@@ -4136,6 +4236,9 @@ class _Slot:
     def signal_group(self, number: int) -> None:
         """Signal the worker and its children (it leads their group, once it has started)."""
         if hasattr(os, "killpg"):
+            for pid in _others_in_session(self.pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
                 return
@@ -4190,10 +4293,32 @@ class _Slot:
 
     def close_in_child(self) -> None:
         """In a process that the host forked: let go of what tells the worker that we live."""
+        self.state = "dead"
+        self.connection.close()
+        if self.process is None:
+            return
+        # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
+        from multiprocessing import process
+
+        getattr(process, "_children", set()).discard(self.process)
         finalizer = getattr(getattr(self.process, "_popen", None), "finalizer", None)
-        for descriptor in (self.connection.fileno(), *(getattr(finalizer, "_args", None) or ())):
+        for descriptor in getattr(finalizer, "_args", None) or ():
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                if descriptor != self.process.sentinel:
+                    os.close(descriptor)
+
+
+def _others_in_session(leader: int) -> list[int]:
+    """Processes of the worker's session that have left its group: `timeout` and shells do that."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(name)
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == leader and int(fields[2]) != leader:
+                    found.append(pid)
+    return found
 
 
 _SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -4215,9 +4340,10 @@ def _set_up_slots() -> None:
 
 def _let_go_of_slots() -> None:
     for slot in list(_live_slots):
-        with contextlib.suppress(OSError, AttributeError):  # one that is just being made
-            slot.close_in_child()
+        slot.close_in_child()
     _live_slots.clear()
+    for pool in list(_open_pools):
+        pool._empty()
     _open_pools.clear()
 
 
@@ -4316,10 +4442,14 @@ class WorkerPool:
         self._asked = mp_context
         if isinstance(mp_context, str):
             _start_context(mp_context)
+        self._closed = False
+        self._empty()
+
+    def _empty(self) -> None:
+        """No workers: so it begins, and so it is in a process that was forked from its own."""
         self._lock = threading.Lock()
         self._idle: list[_Slot] = []
         self._count = 0
-        self._closed = False
         self._runners: list[_SlotRunner] = []
         self._waiting: collections.deque[_SlotRunner] = collections.deque()
 
@@ -4414,7 +4544,11 @@ _open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
 def _close_pools() -> None:
+    """At the interpreter's end, which waits for threads that are no daemons, and their runs."""
     for pool in list(_open_pools):
+        for runner in list(pool._runners):
+            if not runner.thread.daemon and runner.thread is not threading.main_thread():
+                runner.thread.join()
         pool.shutdown()
 
 
@@ -4437,6 +4571,7 @@ class _SlotRunner:
         import selectors
 
         self.token = os.urandom(8).hex()
+        self.thread = threading.current_thread()
         self._pool = pool
         self._own_pool = own_pool
         self._interactive = interactive
@@ -4473,14 +4608,19 @@ class _SlotRunner:
             )
         return multiprocessing.get_context("fork")
 
-    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+    def begin(
+        self,
+        info: dict[str, Any],
+        references: list[tuple[str, str, bool]],
+        check: Callable[[], None],
+    ) -> set[str]:
         self._info = info
+        self._check = check
         named: set[str] = set()
         missing: list[str] = []
-        while not self._held:
-            self._lend()
-            if not self._held:
-                self.wait(1.0)
+        while not self._held and not self._lend():
+            check()
+            self.wait(0.5)
         slot = self._held[0]
         for chunk in _chunks(references):
             self._await(slot, "idle")
@@ -4502,7 +4642,8 @@ class _SlotRunner:
         while slot.state != state:
             if slot.state == "dead" or slot not in self._held:
                 raise UnreachableTask("no worker process could be started")
-            self.wait(None)
+            self._check()
+            self.wait(0.5)
 
     def _begin_slot(self, slot: _Slot) -> None:
         slot.state = "asked"
@@ -4513,7 +4654,12 @@ class _SlotRunner:
         self._folder, self._run_row = folder, run_row
 
     def _lend(self) -> bool:
-        slot = self._pool._lend(self, self._context)
+        try:
+            slot = self._pool._lend(self, self._context)
+        except OSError as error:
+            if not self._held:
+                raise UnreachableTask(f"no worker process could be started: {error}") from None
+            return False  # those that there are go on
         if slot is not None and self._interactive and slot.born < self._born:
             slot.close()  # forked before the cell that defines the DAG was run
             self._pool._give_back(slot)
@@ -4556,15 +4702,19 @@ class _SlotRunner:
             self._ended.append((attempt, self._lost(place)))
             return
         if place.logs_for != self.token:
-            self._open_log(place, self._folder)
+            try:
+                self._open_log(place, self._folder)
+            except OSError as error:
+                raise DatabaseError(f"{self._folder} can't be used: {error}") from None
         assert place.log is not None
         place.log.begin()
         place.attempt, place.state, place.reason = attempt, "busy", None
-        timeout = attempt.instance.node.task.execution_timeout
-        place.deadline = None
-        if timeout is not None:
-            place.deadline = time.monotonic() + timeout.total_seconds()
-        place.send_job(self._folder, ("run", self.token, *message))
+        place.deadline = None  # its time begins when the worker says that its function starts
+        try:
+            place.send_job(self._folder, ("run", self.token, *message))
+        except OSError as error:
+            place.spoilt = f"the job could not be sent: {error}"
+            self._end_job(place, _Outcome(_Status.FAILED, place.spoilt, []))
 
     def _open_log(self, slot: _Slot, folder: Path) -> None:
         if slot.log is not None:
@@ -4605,9 +4755,10 @@ class _SlotRunner:
         else:
             keys = self._select_on_windows(timeout)
         if None in keys:
+            # In this order: a wake-up that comes between is either drained, and we look around
+            # anyway, or sends a byte of its own.
+            self._wake_reader.recv_bytes()
             self._awake = False
-            while self._wake_reader.poll(0):
-                self._wake_reader.recv_bytes()
         return list(dict.fromkeys(slot for slot in keys if slot is not None))
 
     def _select_on_windows(self, timeout: float | None) -> list[_Slot | None]:
@@ -4621,18 +4772,22 @@ class _SlotRunner:
     def _look_at(self, slot: _Slot) -> None:
         for message in slot.receive():
             self._take(slot, message)
-        if slot.state != "dead" and slot.has_ended():
+        if slot in self._held and slot.state != "dead" and slot.has_ended():
             # The last words may have come between the two looks.
             for message in slot.receive():
                 self._take(slot, message)
             slot.state = "dead"
-        if slot.state == "dead" or slot.spoilt is not None:
+        if slot in self._held and (slot.state == "dead" or slot.spoilt is not None):
             self._lose(slot)
 
     def _take(self, slot: _Slot, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == "done":
             self._take_outcome(slot, *message[1:])
+            return
+        if kind == "started":
+            if slot.attempt is not None and slot.reason is None:
+                slot.deadline = time.monotonic() + _timeout_of(slot.attempt)
             return
         slot.deadline = None
         if kind == "ready":
@@ -4692,9 +4847,7 @@ class _SlotRunner:
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
         elif slot.reason is None:
             assert slot.attempt is not None
-            limit = slot.attempt.instance.node.task.execution_timeout
-            assert limit is not None
-            slot.ask_to_end(f"timeout after {limit.total_seconds():g} s")
+            slot.ask_to_end(f"timeout after {_timeout_of(slot.attempt):g} s")
         else:
             slot.deadline = None
             slot.signal_group(_SIGKILL)
@@ -4759,9 +4912,14 @@ class _SlotRunner:
         return fresh
 
     def final_output(self) -> list[tuple[_Attempt, int, str]]:
-        """What attempts that ended printed last."""
         fresh, self._last_output = self._last_output, []
         return fresh
+
+    def is_talkative(self) -> bool:
+        return any(
+            slot.attempt is not None and slot.log is not None and slot.log.is_large()
+            for slot in self._held
+        )
 
     def wake(self) -> None:
         if not self._awake:
@@ -4792,6 +4950,12 @@ class _SlotRunner:
             self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
+
+
+def _timeout_of(attempt: _Attempt) -> float:
+    """Seconds that an attempt may take."""
+    limit = attempt.instance.node.task.execution_timeout
+    return math.inf if limit is None else limit.total_seconds()
 
 
 def _end_of(exitcode: int | None) -> str:
@@ -4847,11 +5011,20 @@ class _ExecutorRunner:
     def launch(self) -> None:
         pass
 
-    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+    def begin(
+        self,
+        info: dict[str, Any],
+        references: list[tuple[str, str, bool]],
+        check: Callable[[], None],
+    ) -> set[str]:
         self._info = marshal.dumps({**info, "db_path": None})
         message = marshal.dumps(("find", self._token, references))
-        answer = self._executor.submit(_run_remotely, self._token, self._info, message).result()
-        _, missing, named = marshal.loads(answer)
+        asked = self._executor.submit(_run_remotely, self._token, self._info, message)
+        asked.add_done_callback(lambda future: self.wake())
+        while not asked.done():
+            check()
+            self.wait(0.5)
+        _, missing, named = marshal.loads(asked.result())
         if missing:
             raise UnreachableTask(_unreachable(missing, info["key"][0]))
         return set(named)
@@ -4867,7 +5040,12 @@ class _ExecutorRunner:
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         job = marshal.dumps(("run", self._token, *message))
-        future = self._executor.submit(_run_remotely, self._token, self._info, job)
+        try:
+            future = self._executor.submit(_run_remotely, self._token, self._info, job)
+        except Exception as error:  # whatever the engine raises: broken, shut down
+            why = f"the executor took no task: {_one_line(error)}"
+            self._given_up.append((attempt, _Outcome(_Status.FAILED, why, [])))
+            return
         self._futures[attempt] = future
         future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
 
@@ -4895,6 +5073,9 @@ class _ExecutorRunner:
         return []
 
     final_output = output
+
+    def is_talkative(self) -> bool:
+        return False
 
     def wake(self) -> None:
         self._done.put(None)
@@ -4930,7 +5111,12 @@ class _InProcessRunner:
     def launch(self) -> None:
         pass
 
-    def begin(self, info: dict[str, Any], references: list[tuple[str, str, bool]]) -> set[str]:
+    def begin(
+        self,
+        info: dict[str, Any],
+        references: list[tuple[str, str, bool]],
+        check: Callable[[], None],
+    ) -> set[str]:
         self._run = _WorkerRun(info, self._dag)
         return set()
 
@@ -4992,6 +5178,9 @@ class _InProcessRunner:
 
     final_output = output
 
+    def is_talkative(self) -> bool:
+        return False
+
     def wake(self) -> None:
         self._woken.set()
 
@@ -5001,7 +5190,8 @@ class _InProcessRunner:
 
 # --- Run loop -------------------------------------------------------------------------------------
 
-_TICK = 1.0  # seconds between looks at the log files, the stop event and a request to stop
+_TICK = 1.0  # seconds between looks at new output and at a request to stop
+_GLANCE = 0.2  # seconds between looks at the stop event, and for a log that grows without end
 _BEAT = 10.0  # seconds between heartbeats
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
@@ -5105,6 +5295,11 @@ class _Stops(NamedTuple):
         """Whether it was."""
         return bool(self.signals.caught) or (self.event is not None and self.event.is_set())
 
+    def check(self) -> None:
+        """Raises AirflowException if it was, before the run has begun."""
+        if self.told():
+            raise AirflowException("stopped before the run began")
+
 
 class _RunLoop:
     """Drives a plan: starts what may run, records what happened, until everything has ended."""
@@ -5117,7 +5312,9 @@ class _RunLoop:
         calls: dict[str, tuple[_Call, str, bytes | None]],
         report: _Report,
         stops: _Stops,
+        folder: Path,
     ) -> None:
+        self._folder = folder
         self._plan = plan
         self._store = store
         self._runner = runner
@@ -5132,6 +5329,7 @@ class _RunLoop:
         self._forced = False
         self._locked_since: float | None = None
         self._next_tick = time.monotonic() + _TICK
+        self._next_glance = time.monotonic() + _GLANCE
         self._next_beat = time.monotonic() + _BEAT
 
     def drive(self) -> str | None:
@@ -5147,7 +5345,9 @@ class _RunLoop:
                 self._send()
             if self._is_over():
                 return self._stopping
-            for attempt, outcome in self._runner.wait(self._timeout()):
+            ended = self._runner.wait(self._timeout())
+            self._heed_signals()
+            for attempt, outcome in ended:
                 if outcome.unasked and self._stopping is None:
                     self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
                 else:
@@ -5205,9 +5405,7 @@ class _RunLoop:
             now = time.monotonic()
             self._locked_since = self._locked_since or now
             if now - self._locked_since > _LOCKED_LIMIT:
-                raise DatabaseError(
-                    f"{self._store.path} was locked by another process for {_LOCKED_LIMIT:g} s"
-                ) from None
+                raise _locked_out(self._store.path) from None
             return False
         self._locked_since = None
         self._batch = _Batch()
@@ -5253,7 +5451,7 @@ class _RunLoop:
         now = time.monotonic()
         if self._locked_since is not None:
             return 0.05
-        times = [self._next_tick, *(until for until, _, _ in self._unasked)]
+        times = [self._next_glance, *(until for until, _, _ in self._unasked)]
         due = self._plan.next_time()
         if due is not None and self._stopping is None:
             times.append(due)
@@ -5285,8 +5483,8 @@ class _RunLoop:
                 self._unasked.remove(item)
                 self._take(attempt, outcome)
 
-    def _look_around(self) -> None:
-        """What is due by time, and what was asked for from outside."""
+    def _heed_signals(self) -> None:
+        """Before the outcomes are looked at: an end that belongs to the run's is no failure."""
         caught = self._stops.signals.caught
         if caught:
             names = [signal.Signals(number).name for number in caught]
@@ -5294,13 +5492,21 @@ class _RunLoop:
         if getattr(self._runner, "interrupted", False):
             caught.append(signal.SIGINT)
             self._stop("stopped by SIGINT", now=True)
+
+    def _look_around(self) -> None:
+        """What is due by time, and what was asked for from outside."""
         now = time.monotonic()
+        if now < self._next_glance:
+            return
+        self._next_glance = now + _GLANCE
+        if self._stops.event is not None and self._stops.event.is_set():
+            self._stop("stopped")
+        if now < self._next_tick and not self._runner.is_talkative():
+            return
+        self._batch.logs += self._runner.output()
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK
-        self._batch.logs += self._runner.output()
-        if self._stops.event is not None and self._stops.event.is_set():
-            self._stop("stopped")
         if self._store.stop_requested():
             self._stop("stopped on request")
         self._store.check_in_place()
@@ -5308,6 +5514,8 @@ class _RunLoop:
             with contextlib.suppress(_Busy):
                 self._store.beat()
                 self._next_beat = now + _BEAT
+            with contextlib.suppress(OSError):
+                os.utime(self._folder / "owner")  # for those who look from another machine
 
     def _stop(self, reason: str, now: bool = False) -> None:
         """Start nothing more, and end what runs: asked to first, at once the second time."""
@@ -5367,7 +5575,13 @@ def _run_dag(
     runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
     try:
         with _Signals(runner.wake, install=not in_process) as signals:
-            found = _execute(request, runner, report, _Stops(stop, signals), wait)
+            try:
+                found = _execute(request, runner, report, _Stops(stop, signals), wait)
+            except BaseException:
+                if not signals.caught:
+                    raise
+                # Whatever went wrong, it was being ended: a worker's start cut off by the same
+                # Ctrl-C, say.
     finally:
         runner.close()
     if signals.caught:
@@ -5462,7 +5676,7 @@ def _execute(
     calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
     _check_before_run(path)
     functions = _functions(dag)
-    named = runner.begin(info, functions) if dag.task_dict else set()
+    named = runner.begin(info, functions, stops.check) if dag.task_dict else set()
     complete = {
         task_id: (
             call,
@@ -5471,21 +5685,22 @@ def _execute(
         )
         for (task_id, call), (_, function, _) in zip(calls.items(), functions, strict=True)
     }
-    store = _Store(path)
+    store = _Store(path, stops.check)
     token = os.urandom(8).hex()
     _active_runs.add(token)
     try:
         plan = _open_in_turn(
-            lambda: _until_unlocked(path, lambda: _open_run(store, request, opened, token, report)),
+            lambda: _until_unlocked(
+                path, lambda: _open_run(store, request, opened, token, report), stops.check
+            ),
             runner,
             report,
             stops if wait else None,
         )
-        report.began(dag, opened.run_id, path, plan)
-        with _run_folder(path, token) as folder:
+        with _recording_the_end(store, plan, report) as end, _run_folder(path, token) as folder:
+            report.began(dag, opened.run_id, path, plan)
             runner.open_logs(folder, store.run_row)
-            loop = _RunLoop(plan, store, runner, complete, report, stops)
-            _drive_to_end(loop, plan, store)
+            end.reason = _RunLoop(plan, store, runner, complete, report, stops, folder).drive()
     finally:
         _active_runs.discard(token)
         store.close()
@@ -5496,19 +5711,27 @@ def _execute(
     return found
 
 
-def _drive_to_end(loop: _RunLoop, plan: _Plan, store: _Store) -> None:
-    """Run the loop, and record the run's end, whatever ends it."""
+class _End:
+    """Why a run was stopped, if it was."""
+
+    reason: str | None = None
+
+
+@contextlib.contextmanager
+def _recording_the_end(store: _Store, plan: _Plan, report: _Report) -> Iterator[_End]:
+    """Record the run's end, whatever ends it."""
+    end = _End()
     try:
-        reason = loop.drive()
+        yield end
     except _Fenced:
         raise  # the run is another's now
-    except BaseException as error:
+    except BaseException as error:  # a full disk, a bug, a progress= that raises: said, and raised
         why = f"{type(error).__name__}: {_text_of(error)}"
         with contextlib.suppress(_Busy, AirflowException), store.transaction():
-            store.close_dead_run(store.run_row, why)
+            store.close_run(store.run_row, why, lost=False)
         raise
-    state = plan.run_state() if reason is None else DagRunState.FAILED
-    _until_unlocked(store.path, lambda: _end_run(store, state, reason))
+    state = plan.run_state() if end.reason is None else DagRunState.FAILED
+    _until_unlocked(store.path, lambda: _end_run(store, state, end.reason))
 
 
 def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
@@ -5639,7 +5862,7 @@ def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> None
         if _owner_lives(row.owner_process, row.owner, row.heartbeat):
             alive.append(row)
         elif opened.recorded is None or row.id != opened.recorded.id:
-            store.close_dead_run(row.id, "its scheduler died")
+            store.close_run(row.id, "its scheduler died", lost=True)
             report.tell(f"run {row.run_id}: its scheduler died; recorded as failed")
     for row in alive:
         if opened.recorded is not None and row.id == opened.recorded.id:
@@ -5725,11 +5948,13 @@ def _report_resume(
 def _run_folder(path: Path, token: str) -> Iterator[Path]:
     """A private folder beside the database (not in /tmp, which is often memory), for the slots'
     logs and for large values on their way; what dead owners left of theirs is swept."""
-    _sweep(path)
     folder = path.with_name(f"{path.name}-run-{token}")
+    coming = path.with_name(f"{path.name}-new-{token}")  # by this name no sweep finds it half made
     try:
-        folder.mkdir(mode=0o700)
-        (folder / "owner").write_text(_this_process())
+        _sweep(path)
+        coming.mkdir(mode=0o700)
+        (coming / "owner").write_text(_this_process())
+        coming.rename(folder)
     except OSError as error:
         raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
     try:
@@ -6266,6 +6491,12 @@ def _last_line(error: str | None) -> str:
     return lines[-1] if lines else ""
 
 
+def _say(line: str) -> None:
+    """A line on standard error; where nobody listens any more, nothing depends on it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class _Report:
     """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
 
@@ -6274,7 +6505,7 @@ class _Report:
         if callable(progress):
             self._say = progress
         elif progress:
-            self._say = lambda line: print(line, file=sys.stderr, flush=True)
+            self._say = _say
         self._debug = _log.isEnabledFor(logging.INFO)
         self._started: dict[_Instance, float] = {}
 
@@ -6453,7 +6684,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
     if run.state is DagRunState.SUCCESS:
         return 0
     for line in lines:
-        print(line, file=sys.stderr)
+        _say(line)
     _explain_failure(run)
     return 1
 
@@ -6463,12 +6694,12 @@ def _explain_failure(run: DagRun) -> None:
     failed = run.get_task_instances(state="failed")
     where = f"--db {_quoted(os.path.relpath(run.db_path))}"
     for ti in failed[:10]:
-        print(f"{ti.task_id} failed: {_clean(_last_line(ti.error))}", file=sys.stderr)
+        _say(f"{ti.task_id} failed: {_clean(_last_line(ti.error))}")
         command = f"python3 -m {__name__} logs {_quoted(run.dag_id)} {_quoted(ti.task_id)} {where}"
-        print(f"  its output: {command}", file=sys.stderr)
+        _say(f"  its output: {command}")
     if len(failed) > 10:
-        print(f"... and {len(failed) - 10} more", file=sys.stderr)
-    print("to go on once it is mended: run the same command with --resume", file=sys.stderr)
+        _say(f"... and {len(failed) - 10} more")
+    _say("to go on once it is mended: run the same command with --resume")
 
 
 def _quoted(text: str) -> str:

@@ -6,6 +6,7 @@ the README, whose docstring is the README's line; then the examples and the READ
 """
 
 import ast
+import collections
 import concurrent.futures
 import contextlib
 import datetime
@@ -900,7 +901,7 @@ class PlanTest(Case):
 # --- Store ----------------------------------------------------------------------------------------
 
 
-class StoreTest(Case):
+class StoreCase(Case):
     def small(self, **options):
         return self.run_flow(
             """
@@ -930,6 +931,8 @@ class StoreTest(Case):
         self.assertEqual(self.sha() if self.db.is_file() else None, before)
         self.assert_nothing_left()
 
+
+class StoreTest(StoreCase):
     def test_a_new_file_is_private_and_set_up_as_designed(self):
         self.small()
         self.assertEqual(self.db.stat().st_mode & 0o777, 0o600)
@@ -2152,7 +2155,7 @@ class RunnersTest(Case):
             """
             import os, signal, sys
             sys.modules["fcntl"] = None
-            for module, names in ((os, "setsid killpg getpgrp getpgid waitid pidfd_open register_at_fork "
+            for module, names in ((os, "setsid killpg getpgrp getpgid waitid pidfd_open "
                                        "sched_getaffinity O_ASYNC geteuid"),
                                   (signal, "SIGKILL SIGHUP SIGALRM setitimer")):
                 for name in names.split():
@@ -2720,7 +2723,7 @@ def readme_promises() -> list[str]:
     """The numbered lines of the README's section, as plain text."""
     section = (HERE / "README.md").read_text().split("## Promises")[1].split("Promises 3 to 6")[0]
     items = re.split(r"\n(?=\d+\. )", section.strip())
-    return [" ".join(re.sub(r"^\d+\. ", "", item).replace("*", "").split()) for item in items]
+    return [" ".join(re.sub(r"^\d+\. |[*`]", "", item).split()) for item in items]
 
 
 class TheListOfPromisesTest(unittest.TestCase):
@@ -2732,6 +2735,1119 @@ class TheListOfPromisesTest(unittest.TestCase):
         )
         self.assertEqual([number for number, _ in classes], list(range(1, len(classes) + 1)))
         self.assertEqual([line for _, line in classes], readme_promises())
+
+
+class Promise1Test(Case):
+    """A task recorded as succeeded never runs again in that run. Its state, result, XComs and log
+    are one transaction, and a task starts only after those it waits for are committed."""
+
+    # A diamond, a retry, a failure, a skip, a large value and a fanned part. Every task says when
+    # it starts and when it ends; at the CRASH-th COMMIT of the scheduler it is killed.
+    SCRIPT = """
+        import os, signal, sqlite3, sys
+        from liteflow import DAG, AirflowSkipException, task
+        def note(*words):
+            fd = os.open("ran.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(fd, (" ".join(map(str, words)) + chr(10)).encode()); os.close(fd)
+        def said(ti):
+            print("log of", ti.task_id, ti.try_number); note("start", ti.task_id, ti.try_number)
+        with DAG("matrix") as dag:
+            @task
+            def top(ti): said(ti); return 1
+            @task
+            def left(x, ti): said(ti); return b"x" * 200_000
+            @task(retries=1)
+            def right(x, ti):
+                said(ti)
+                if ti.try_number == 1: raise ValueError("first")
+                return 2
+            @task
+            def join(a, b, ti): said(ti); return [len(a), b]
+            @task
+            def fails(ti): said(ti); raise ValueError("always")
+            @task
+            def below(x, ti): said(ti)
+            @task
+            def skips(ti): said(ti); raise AirflowSkipException
+            @task(trigger_rule="all_done")
+            def last(xs, ti): said(ti); return xs
+            @task
+            def fan(i, ti): said(ti); return i
+            t = top()
+            join(left(t), right(t)); below(fails())
+            last([skips(), *(fan(i) for i in range(3))])
+        class Crash(sqlite3.Connection):
+            def execute(self, sql, *args):
+                if sql != "COMMIT": return super().execute(sql, *args)
+                global count
+                count += 1
+                if crash == count and when == "before": os.kill(os.getpid(), signal.SIGKILL)
+                done = super().execute(sql, *args)
+                if crash == count: os.kill(os.getpid(), signal.SIGKILL)
+                return done
+        if __name__ == "__main__":
+            db, crash, when, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "resume"
+            count, connect = 0, sqlite3.connect
+            sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Crash})
+            os.chdir(os.path.dirname(db))
+            dag.run(db_path=db, run_id="r", resume=resume, max_workers=1)
+            print(count)
+    """
+    FINAL = {  # noqa: RUF012
+        "top": "success",
+        "left": "success",
+        "right": "success",
+        "join": "success",
+        "fails": "failed",
+        "below": "upstream_failed",
+        "skips": "skipped",
+        "last": "success",
+        "fan": "success",
+        "fan__1": "success",
+        "fan__2": "success",
+    }
+
+    def crash(self, name, crash, when, resume=False):
+        """Run the script, killed at that commit; (exit code, number of commits)."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        argv = ("my_flow.py", folder / "m.db", crash, when, "resume" if resume else "new")
+        done = self.python(*argv, stderr=subprocess.DEVNULL)
+        return done.returncode, int(done.stdout or 0)
+
+    def look(self, name):
+        """(recorded states, starts) as they stand; the file must be whole."""
+        path = self.folder / name / "m.db"
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            self.assertEqual(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
+            has = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'task_instance'").fetchone()
+            states = dict(db.execute("SELECT task_id, state FROM task_instance")) if has else {}
+            if has:
+                lost = db.execute(
+                    "SELECT task_id, state FROM task_instance t WHERE state IN ('success', 'failed', "
+                    "'skipped') AND NOT EXISTS (SELECT 1 FROM task_log l WHERE "
+                    "l.task_instance_id = t.id AND l.try_number = t.try_number)"
+                ).fetchall()
+                self.assertEqual(lost, [], "an attempt lost its log")
+                dangling = db.execute(
+                    "SELECT task_id FROM task_instance t WHERE state = 'success' AND task_id != "
+                    "'skips' AND NOT EXISTS (SELECT 1 FROM xcom WHERE task_instance_id = t.id)"
+                ).fetchall()
+                self.assertEqual(dangling, [], "a success without its result")
+        ran = self.folder / name / "ran.txt"
+        lines = ran.read_text().splitlines() if ran.exists() else []
+        return states, collections.Counter(line.split()[1] for line in lines)
+
+    def go_on(self, name):
+        """Resume, or begin if the run was never recorded; then all must be as without a crash."""
+        before, starts = self.look(name)
+        code, _ = self.crash(name, 0, "after", resume=bool(before))
+        self.assertEqual(code, 0)
+        after, again = self.look(name)
+        self.assertEqual(after, self.FINAL)
+        for task_id, state in before.items():
+            if state == "success":
+                self.assertEqual(again[task_id], starts[task_id], f"{task_id} ran again")
+        return starts, again
+
+    def sweep(self, point):
+        crash, when = point
+        name = f"{when}{crash}"
+        code, _ = self.crash(name, crash, when)
+        if code != 0:
+            self.assertEqual(code, -signal.SIGKILL)
+            self.go_on(name)
+        return code
+
+    def test_killed_before_and_after_every_commit(self):
+        self.script(self.SCRIPT)
+        code, commits = self.crash("whole", 0, "after")
+        self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
+        points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            codes = list(threads.map(self.sweep, points))
+        self.assertGreater(codes.count(-signal.SIGKILL), commits)
+
+    def test_killed_again_during_the_resume(self):
+        self.script(self.SCRIPT)
+        _, commits = self.crash("whole", 0, "after")
+        firsts = range(2, commits + 1) if SOAK else [commits // 2]
+        for first in firsts:
+            for second in range(1, commits if SOAK else 6):
+                name = f"twice{first}-{second}"
+                self.crash(name, first, "after")
+                self.crash(name, second, "before" if second % 2 else "after", resume=True)
+                self.go_on(name)
+
+    def test_a_task_starts_after_the_commit_of_those_it_waits_for(self):
+        run = self.run_flow(
+            """
+            import sqlite3
+            def recorded(task_id):
+                with sqlite3.connect(f"file:{os.environ['CASE_DIR']}/flow.db?mode=ro", uri=True) as db:
+                    return db.execute("SELECT state FROM task_instance WHERE task_id = ?", (task_id,)).fetchone()[0]
+            with DAG("order") as dag:
+                @task
+                def a(): return recorded("a")
+                @task
+                def b(x): return [recorded("a"), recorded("b")]
+                b(a())
+            """
+        )
+        self.assertEqual(run.xcom_pull("a"), "running")
+        self.assertEqual(run.xcom_pull("b"), ["success", "running"])
+
+
+class Promise2Test(Case):
+    """Kill anything at any moment: the database opens clean, and resume finishes the run. A run
+    that is alive is refused, not doubled."""
+
+    SCRIPT = """
+        import os, sys, time
+        from liteflow import DAG, task
+        def note(*words):
+            fd = os.open("ran.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(fd, (" ".join(map(str, words)) + chr(10)).encode()); os.close(fd)
+        with DAG("killed") as dag:
+            @task(retries=50)
+            def step(chain, i, ti, before):
+                note("start", ti.task_id, ti.try_number, os.getpid())
+                print("log", chain, i); time.sleep(0.01)
+                note("end", ti.task_id, ti.try_number, os.getpid())
+                return [chain, i]
+            for c in range(3):
+                v = None
+                for i in range(6): v = step(c, i, before=v)
+        if __name__ == "__main__":
+            dag.cli()
+    """
+
+    def ran(self):
+        path = self.folder / "ran.txt"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def check(self, finished):
+        """The append-only file against the database."""
+        db = self.folder / "liteflow.db"
+        with contextlib.closing(sqlite3.connect(db)) as connection:
+            self.assertEqual(connection.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
+            rows = connection.execute("SELECT task_id, state, try_number FROM task_instance")
+            success = {task_id: tries for task_id, state, tries in rows if state == "success"}
+            self.assertEqual(
+                connection.execute(
+                    "SELECT count(*) FROM task_instance t WHERE state = 'success' AND "
+                    "NOT EXISTS (SELECT 1 FROM xcom WHERE task_instance_id = t.id)"
+                ).fetchone(),
+                (0,),
+            )
+        ends = {(words[1], int(words[2])) for words in self.ran() if words[0] == "end"}
+        starts = collections.Counter((w[1], int(w[2])) for w in self.ran() if w[0] == "start")
+        for task_id, tries in success.items():
+            self.assertIn((task_id, tries), ends, "a success that did not run to its end")
+            later = [key for key in starts if key[0] == task_id and key[1] > tries]
+            self.assertEqual(later, [], "a success ran again")
+        self.assertEqual([key for key, n in starts.items() if n > 1], [], "an attempt ran twice")
+        if finished:
+            self.assertEqual(len(success), 18)
+
+    def pids(self):
+        return {int(words[3]) for words in self.ran()}
+
+    def round(self, rng, what):
+        for path in self.folder.iterdir():
+            if path.name.startswith(("ran", "liteflow.db")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        kills = 0
+        for attempt in range(40):
+            process = self.start(
+                "my_flow.py",
+                "--quiet",
+                "--max-workers",
+                "2",
+                *(["--resume"] if attempt and self.has_run() else []),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            deadline = time.monotonic() + rng.uniform(0.05, 0.5)
+            while attempt < 6 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if attempt < 6 and process.poll() is None:
+                if what == "scheduler":
+                    process.kill()
+                    kills += 1
+                elif live := [pid for pid in self.pids() if alive(pid)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(rng.choice(live), signal.SIGKILL)
+                        kills += 1
+            process.wait(timeout=LIMIT)
+            gone = wait_until(lambda: not any(alive(pid) for pid in self.pids()), 2.0)
+            self.assertTrue(gone, "an orphan lives after 2 seconds")
+            if process.returncode == 0:
+                break
+            if (self.folder / "liteflow.db").exists() and self.has_run():
+                self.check(finished=False)
+        self.assertEqual(process.returncode, 0)
+        self.check(finished=True)
+        return kills
+
+    def has_run(self):
+        try:
+            return bool(Dag("killed").runs(self.folder / "liteflow.db"))
+        except DatabaseError:
+            return False
+
+    def test_kills_at_random(self):
+        self.script(self.SCRIPT)
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        rng = random.Random(seed)
+        for what, wanted in (("scheduler", 300 if SOAK else 6), ("worker", 300 if SOAK else 3)):
+            kills = rounds = 0
+            while kills < wanted and rounds < 20 + wanted * 3:
+                faulthandler.dump_traceback_later(LIMIT, exit=True)
+                with self.subTest(seed=seed, what=what, kills=kills):
+                    kills += self.round(rng, what)
+                rounds += 1
+            if SOAK:
+                print(f"{kills} kills of {what}s in {rounds} rounds, seed {seed}", file=sys.stderr)
+            self.assertGreaterEqual(kills, wanted)
+
+    def test_a_live_run_is_refused_by_host_pid_and_start(self):
+        module = self.module(
+            """
+            with DAG("alive", max_active_runs=1) as dag:
+                @task
+                def waits():
+                    (Path(os.environ["CASE_DIR"]) / "running").touch()
+                    while not (Path(os.environ["CASE_DIR"]) / "go").exists(): time.sleep(0.01)
+                waits()
+            """
+        )
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            first = threads.submit(module.dag.run, db_path=self.db, run_id="one", max_workers=1)
+            self.assertTrue(wait_until((self.folder / "running").exists))
+            for options in ({"resume": True}, {"resume": True, "run_id": "one"}, {}):
+                with self.assertRaises(liteflow.AlreadyRunning) as caught:
+                    module.dag.run(db_path=self.db, max_workers=1, **options)
+                for word in (f"pid {os.getpid()}", os.uname().nodename, "since 2", "'one'"):
+                    self.assertIn(word, str(caught.exception))
+            with self.assertRaises(liteflow.AlreadyRunning):
+                module.dag.get_run("one", self.db).delete()
+            self.assertTrue(module.dag.get_run("one", self.db).owner_alive)
+            lines = []
+            second = threads.submit(
+                module.dag.run,
+                db_path=self.db,
+                run_id="two",
+                wait=True,
+                max_workers=1,
+                progress=lines.append,
+            )
+            self.assertTrue(wait_until(lambda: any("waiting" in line for line in lines)))
+            (self.folder / "go").touch()
+            self.assertEqual(first.result().state, "success")
+            self.assertEqual(second.result().state, "success")
+
+    def dead_run(self, process):
+        """A run as an owner leaves it that died with a task running."""
+        module = self.module("with DAG('left') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        module.dag.run(db_path=self.db, run_id="r", executor=pool())
+        beat = datetime.datetime.now(datetime.UTC).isoformat()
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "UPDATE dag_run SET state = 'running', owner = 'x', heartbeat = ?, "
+                "owner_process = ?",
+                (beat, json.dumps({**liteflow._machine(), **process})),
+            )
+            db.execute("UPDATE task_instance SET state = 'running'")
+        return module.dag
+
+    def test_a_dead_owner_is_known_at_once_and_a_reused_pid_is_not_it(self):
+        d = self.dead_run({"pid": os.getppid(), "start": "1"})
+        self.assertFalse(d.get_run("r", self.db).owner_alive)
+        self.assertEqual(d.run(db_path=self.db, resume=True, executor=pool()).state, "success")
+        ti = d.get_run("r", self.db).get_task_instance("a")
+        self.assertEqual((ti.try_number, ti.max_tries), (2, 1))
+
+    def test_an_owner_elsewhere_lives_as_long_as_its_heart_beats(self):
+        for other in ({"boot": "x"}, {"namespace": "pid:[1]"}, {"host": "elsewhere"}):
+            with self.subTest(other=other):
+                self.db.unlink(missing_ok=True)
+                d = self.dead_run({"pid": 1, "start": "1", **other})
+                with self.assertRaises(liteflow.AlreadyRunning) as caught:
+                    d.run(db_path=self.db, resume=True, executor=pool())
+                self.assertIn("no sign of life until", str(caught.exception))
+                with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                    db.execute("UPDATE dag_run SET heartbeat = '2024-01-01T00:00:00+00:00'")
+                self.assertFalse(d.get_run("r", self.db).owner_alive)
+
+    def test_the_next_run_closes_dead_ones(self):
+        d = self.dead_run({"pid": 2**22 + 1, "start": "1"})
+        lines = []
+        d.run(db_path=self.db, run_id="next", executor=pool(), progress=lines.append)
+        run = d.get_run("r", self.db)
+        self.assertEqual((run.state, run.reason), ("failed", "its scheduler died"))
+        self.assertIn("run r: its scheduler died; recorded as failed", lines)
+        self.assertEqual(self.states(run), {"a": None})
+
+    def test_an_owner_that_was_fenced_out_ends_its_workers_and_says_so(self):
+        module = self.module(
+            """
+            with DAG("fenced") as dag:
+                @task
+                def f(i):
+                    (Path(os.environ["CASE_DIR"]) / str(os.getpid())).touch(); time.sleep(0.5 if i else 60)
+                f(0); f(1)
+            """
+        )
+
+        def pids():
+            return [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            run = threads.submit(module.dag.run, db_path=self.db, max_workers=2)
+            self.assertTrue(wait_until(lambda: len(pids()) == 2))
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("UPDATE dag_run SET owner = 'another'")
+            with self.assertRaises(liteflow.AlreadyRunning) as caught:
+                run.result()
+        self.assertIn("taken this run over", str(caught.exception))
+        self.assertFalse(any(alive(pid) for pid in pids()))
+        self.assertEqual(self.query("SELECT owner, state FROM dag_run"), [("another", "running")])
+
+    def stopped(self, number, times=1):
+        """The exit code of a run that gets a signal while a task runs, and what it says."""
+        self.script(
+            """
+            import signal, sys, time
+            from pathlib import Path
+            from liteflow import DAG, task
+            with DAG("signalled") as dag:
+                @task
+                def stubborn():
+                    if "stubborn" in Path("mode").read_text(): signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                    Path("running").touch(); time.sleep(60)
+                @task
+                def after(x): pass
+                after(stubborn())
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        (self.folder / "mode").write_text("stubborn" if times > 1 else "plain")
+        (self.folder / "running").unlink(missing_ok=True)
+        process = self.start("my_flow.py")
+        self.assertTrue(wait_until((self.folder / "running").exists))
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.3)
+        _, err = process.communicate(timeout=LIMIT)
+        self.db = self.folder / "liteflow.db"
+        return process.returncode, err
+
+    def test_signals_end_a_run_in_order(self):
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+            with self.subTest(number=number):
+                found, err = self.stopped(number)
+                self.assertEqual(found, code, err)
+                self.assertNotIn("Traceback", err)
+                run = Dag("signalled").runs(self.db)[0]
+                self.assertEqual((run.state, run.reason), ("failed", f"stopped by {number.name}"))
+                self.assertEqual(self.states(run), {"stubborn": None, "after": None})
+                self.assert_nothing_left()
+
+    def test_a_second_signal_ends_it_at_once(self):
+        started = time.monotonic()
+        self.assertEqual(self.stopped(signal.SIGINT, times=2)[0], 130)
+        self.assertLess(time.monotonic() - started, liteflow._GRACE)
+
+    def test_stop_from_another_terminal(self):
+        module = self.module(
+            "with DAG('s') as dag:\n    @task\n    def f(): time.sleep(60)\n    f()\n"
+        )
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            run = threads.submit(module.dag.run, db_path=self.db, executor=pool())
+            self.assertTrue(wait_until(lambda: self.db.exists() and Dag("s").runs(self.db)[:1]))
+            done = self.cli("stop", "s", "--db", self.db)
+            self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
+        self.assertEqual(self.cli("stop", "s", "--db", self.db).returncode, 2)
+
+    def test_a_worker_that_starts_after_an_edit_says_so(self):
+        module = self.module(
+            """
+            with DAG("edited", max_active_tasks=1) as dag:
+                @task
+                def edits():
+                    with open(__file__, "a") as f: f.write("# edited")
+                    os._exit(1)
+                @task(trigger_rule="all_done")
+                def after(x): pass
+                after(edits())
+            """
+        )
+        lines = []
+        run = module.dag.run(db_path=self.db, max_workers=1, progress=lines.append)
+        self.assertIn("was edited since the run began", run.log("after"))
+        self.assertTrue(any("was edited" in line for line in lines))
+
+
+class Promise3Test(Case):
+    """Workers never write. Only the scheduling process writes what a run does, and nothing that a
+    task returns, raises, prints or exits with can stop it."""
+
+    def test_the_scheduler_unpickles_nothing(self):
+        self.script(
+            """
+            import os, sys
+            from pathlib import Path
+            from liteflow import DAG, AirflowSkipException, task
+            class Canary(Exception):
+                def __reduce__(self): return Path.touch, (Path("unpickled"),)
+            class Odd(AirflowSkipException):
+                def __str__(self): sys.exit(3)
+            class Text(str): pass
+            with DAG("canary") as dag:
+                @task
+                def value(): return Canary()
+                @task
+                def error(): raise Canary("x")
+                @task
+                def exits():
+                    class Code:
+                        def __repr__(self): raise SystemExit
+                    sys.exit(Code())
+                @task
+                def skips(): raise Odd
+                @task
+                def surrogates(): return {"caf\\udce9": 1}
+                @task(multiple_outputs=True)
+                def keys(): return {"caf\\udce9": 1}
+                @task(multiple_outputs=True)
+                def subclass(): return {Text("a"): 1}
+                @task
+                def pushes(ti): ti.xcom_push("k\\udce9", 1)
+                @task
+                def odd_name():
+                    class C: pass
+                    C.__qualname__ = "a\\udce9"; C.__module__ = "nowhere"
+                    return C()
+                @task
+                def environment(): os.environ = {}; print("x")
+                for f in (value, error, exits, skips, surrogates, keys, subclass, pushes, odd_name, environment): f()
+            if __name__ == "__main__":
+                seen = []
+                sys.addaudithook(lambda event, args: seen.append(args) if event == "pickle.find_class" and args[0] != "concurrent.futures.process" else None)
+                run = dag.run()
+                print(*sorted(f"{t.task_id}={t.state}" for t in run.get_task_instances()))
+                print(len(seen), Path("unpickled").exists())
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(
+            done.stdout.splitlines(),
+            [
+                "environment=success error=failed exits=failed keys=failed odd_name=failed "
+                "pushes=failed skips=skipped subclass=success surrogates=success value=success",
+                "0 False",
+            ],
+            done.stderr,
+        )
+
+    def test_no_worker_has_the_database_open_for_writing(self):
+        run = self.run_flow(
+            """
+            def opened():
+                found = []
+                for fd in os.listdir("/proc/self/fd"):
+                    try: path = os.readlink(f"/proc/self/fd/{fd}")
+                    except OSError: continue
+                    if path.startswith(os.environ["CASE_DIR"]) and ".db" in path and "-run-" not in path:
+                        found.append(path)
+                return found
+            with DAG("opened") as dag:
+                @task
+                def a(): return b"x" * 100_000
+                @task
+                def b(x, ti): ti.xcom_pull("a"); return opened()
+                b(a())
+            """
+        )
+        self.assertEqual(run.xcom_pull("b"), [])
+
+    def test_output_of_every_kind_is_no_matter(self):
+        run = self.run_flow(
+            """
+            with DAG("noise") as dag:
+                @task
+                def noise():
+                    os.write(1, os.urandom(100_000)); os.write(2, b"\\0" * 10); os.closerange(0, 3)
+                @task
+                def closes():
+                    for fd in range(3, 64):
+                        try: os.close(fd)
+                        except OSError: pass
+                @task
+                def full(): import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); return b"x" * 200_000
+                @task
+                def fine(i): print("heard", i); return i
+                noise(); closes(); full()
+                for i in range(4): fine(i)
+            """
+        )
+        states = self.states(run)
+        self.assertEqual(
+            [states[t] for t in ("fine", "fine__1", "fine__2", "fine__3")], ["success"] * 4
+        )
+        self.assertEqual(
+            (states["noise"], states["closes"], states["full"]), ("success", "failed", "failed")
+        )
+        self.assertEqual(
+            [run.log(f"fine__{i}") for i in (1, 2, 3)], [f"heard {i}\n" for i in (1, 2, 3)]
+        )
+
+
+class Promise4Test(Case):
+    """One task, one blast radius. A crash, a segfault, an OOM kill or a timeout takes down one
+    task; its neighbours neither fail nor run twice. A death is noticed within 2 seconds."""
+
+    def test_a_death_beside_a_long_task_is_noticed_at_once(self):
+        run = self.run_flow(
+            """
+            def note(word):
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f: f.write(word + chr(10))
+            with DAG("beside") as dag:
+                @task
+                def long():
+                    note("long")
+                    deadline = time.monotonic() + 30
+                    while "after" not in Path(os.environ["CASE_DIR"], "notes").read_text() and time.monotonic() < deadline:
+                        time.sleep(0.01)
+                    return time.monotonic() < deadline
+                @task
+                def segfaults():
+                    while not os.path.exists(os.environ["CASE_DIR"] + "/notes"): time.sleep(0.01)
+                    import faulthandler; faulthandler._sigsegv()
+                @task(trigger_rule="all_failed")
+                def after(): note("after")
+                long(); segfaults() >> after()
+            """,
+            max_workers=2,
+        )
+        self.assertEqual(
+            self.states(run), {"long": "success", "segfaults": "failed", "after": "success"}
+        )
+        self.assertTrue(run.xcom_pull("long"))
+        self.assertEqual(run.get_task_instance("segfaults").error, "killed by SIGSEGV")
+        self.assertEqual((self.folder / "notes").read_text().split(), ["long", "after"])
+
+    def test_leftovers_of_one_task_do_not_fail_the_next(self):
+        bodies = {
+            "removed_folder": "import tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
+            "wraps_stdout": "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
+            "closes_stdout": "sys.stdout.close()",
+            "closes_1": "os.close(1)",
+            "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
+            "alarm": "signal.alarm(1)",
+            "handler": "signal.signal(signal.SIGALRM, lambda *a: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.2)",
+            "path": "sys.path.insert(0, 'leaked')",
+            "mask": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
+            "log_handlers": "import logging; logging.root.handlers.clear(); logging.root.setLevel(60)",
+            "orphan": "import subprocess; subprocess.run('(sleep 0.4; echo LATE) &', shell=True)",
+        }
+        tasks = "".join(
+            f"    @task\n    def {name}(before): {body}\n"
+            f"    @task(task_id='after_{name}')\n    def f(before): return check('{name}')\n"
+            f"    last = f({name}(last))\n"
+            for name, body in bodies.items()
+        )
+        run = self.run_flow(
+            "import logging\n"
+            "def check(name):\n"
+            "    time.sleep(0.5 if name in ('handler', 'orphan') else 0)\n"
+            "    print('heard'); logging.info('logged')\n"
+            "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, []))]\n"
+            "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
+            max_workers=1,
+        )
+        self.assertEqual(set(self.states(run).values()), {"success"}, self.states(run))
+        for name in bodies:
+            with self.subTest(name):
+                self.assertEqual(run.xcom_pull(f"after_{name}"), [os.getcwd(), False, 0])
+                log = run.log(f"after_{name}")
+                self.assertIn("heard\n", log)
+                self.assertIn("INFO root: logged", log)
+                self.assertNotIn("LATE", log)
+
+
+class Promise5Test(Case):
+    """A timeout ends the work: TERM to the worker's process group, KILL after 5 seconds, children
+    included."""
+
+    def test_the_task_and_all_its_children_are_gone(self):
+        run = self.run_flow(
+            """
+            import subprocess
+            with DAG("family") as dag:
+                @task(execution_timeout=0.5)
+                def parent():
+                    children = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sh", "-c", "sleep 60 & wait"]),
+                                subprocess.Popen(["timeout", "60", "sleep", "60"])]
+                    fork = os.fork()
+                    if fork == 0: time.sleep(60); os._exit(0)
+                    print(os.getpid(), fork, *(c.pid for c in children), flush=True)
+                    try: time.sleep(60)
+                    finally: print("finally")
+                parent()
+            """
+        )
+        self.assertEqual(self.states(run), {"parent": "failed"})
+        first, last = run.log("parent").splitlines()
+        self.assertEqual(last, "finally")
+        for pid in map(int, first.split()):
+            self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
+        self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
+
+    def test_time_counts_from_the_start_of_the_function_and_can_not_be_missed(self):
+        run = self.run_flow(
+            """
+            class Slow:
+                def __reduce__(self): return make, ()
+            def make(): time.sleep(0.6); return 1
+            with DAG("slow") as dag:
+                @task(execution_timeout=0.4)
+                def quick(x): return "in time"
+                @task(execution_timeout=0.05)
+                def late(): time.sleep(30)
+                quick(Slow())
+                for i in range(8): late()
+            """
+        )
+        self.assertEqual(run.xcom_pull("quick"), "in time")
+        late = [ti for ti in run.get_task_instances() if ti.task_id != "quick"]
+        self.assertEqual({ti.state for ti in late}, {"failed"})
+        self.assertEqual({ti.error.splitlines()[-1] for ti in late}, {"timeout after 0.05 s"})
+        self.assertTrue(all("AirflowTaskTimeout" in ti.error for ti in late))
+
+
+class Promise6Test(Case):
+    """No orphans. When the scheduler dies, by SIGKILL too, its workers and their children are gone
+    within 2 seconds."""
+
+    SCRIPT = """
+        import os, signal, subprocess, sys, time
+        from pathlib import Path
+        from liteflow import DAG, task
+        def note(*pids):
+            for pid in pids: Path(f"pid-{pid}").touch()
+        with DAG("orphans") as dag:
+            @task
+            def sleeps(): note(os.getpid()); time.sleep(60)
+            @task
+            def stopped(): note(os.getpid()); os.kill(os.getpid(), signal.SIGSTOP)
+            @task
+            def forks():
+                child = os.fork()
+                note(os.getpid()); time.sleep(60)
+            @task
+            def runs(): note(os.getpid(), subprocess.Popen(["sleep", "60"]).pid); time.sleep(60)
+            @task
+            def keeps_the_gil(): note(os.getpid()); pow(3, 10**9)
+            @task
+            def ignores():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN); note(os.getpid()); time.sleep(60)
+            for f in (sleeps, stopped, forks, runs, keeps_the_gil, ignores): f()
+            @task
+            def queued(): Path("queued-ran").touch()
+            for i in range(10): queued()
+        if __name__ == "__main__":
+            dag.run(max_workers=6, mp_context=sys.argv[1])
+    """
+
+    def pids(self):
+        return [int(p.name[4:]) for p in self.folder.iterdir() if p.name.startswith("pid-")]
+
+    def test_nobody_outlives_a_killed_scheduler(self):
+        self.script(self.SCRIPT)
+        for method in ("fork", "forkserver", "spawn"):
+            with self.subTest(method=method):
+                for path in self.folder.glob("pid-*"):
+                    path.unlink()
+                process = self.start("-W", "ignore", "my_flow.py", method)
+                self.assertTrue(wait_until(lambda: len(self.pids()) >= 8), self.pids())
+                process.kill()
+                process.wait()
+                gone = wait_until(lambda: not any(map(alive, self.pids())), 2.0)
+                self.assertTrue(gone, [pid for pid in self.pids() if alive(pid)])
+                self.assertFalse((self.folder / "queued-ran").exists())
+
+    def test_a_host_that_forks_does_not_keep_them_alive(self):
+        self.script(
+            """
+            import os, sys, time
+            from pathlib import Path
+            from liteflow import DAG, WorkerPool, task
+            with DAG("host") as dag:
+                @task
+                def f(): return os.getpid()
+                f()
+            if __name__ == "__main__":
+                with WorkerPool(1) as pool:
+                    pid = dag.run(executor=pool).xcom_pull("f")
+                    if os.fork() == 0:
+                        print(dag.run(executor=pool, db_path="child.db").state, flush=True)
+                        time.sleep(60)
+                    Path(f"pid-{pid}").touch()
+                    time.sleep(60)
+            """
+        )
+        process = self.start("-W", "ignore::DeprecationWarning", "my_flow.py")
+        self.assertEqual(process.stdout.readline(), "success\n")
+        self.assertTrue(wait_until(self.pids))
+        process.kill()
+        self.assertTrue(wait_until(lambda: not alive(self.pids()[0]), 2.0))
+
+
+class Promise7Test(Case):
+    """A wrong graph, an unknown task, a function or argument that cannot reach a worker is refused
+    before anything runs, and nothing is written."""
+
+    def test_each_is_refused_and_no_file_is_made(self):
+        for source, kind, words in (
+            ("a = task(task_id='a')(sorted)([1]); a >> a", AirflowDagCycleException, ["a -> a"]),
+            ("task(task_id='x')(lambda: 1)()", None, []),
+            ("def f(): pass\n    f.__qualname__ = 'elsewhere'\n    task(f)()", None, []),
+            ("task(task_id='x')(sorted)(lambda: 1)", UnreachableTask, ["'x'", "function"]),
+            (
+                "import threading; task(task_id='x')(print)(end=threading.Lock())",
+                UnreachableTask,
+                ["'x'", "'end'", "lock"],
+            ),
+            (
+                "import collections; r = task(task_id='r')(sorted)([1]); "
+                "task(task_id='x')(print)(collections.deque([r]))",
+                UnreachableTask,
+                ["'x'", "'r'"],
+            ),
+        ):
+            with self.subTest(source=source):
+                module = self.module(f"with DAG('refused') as dag:\n    {source}\n")
+                if kind is None:  # found by its task id, since the module builds the DAG
+                    self.assertEqual(
+                        module.dag.run(db_path=self.db, executor=pool()).state, "success"
+                    )
+                    self.db.unlink()
+                    continue
+                with self.assertRaises(kind) as caught:
+                    module.dag.run(db_path=self.db, executor=pool())
+                for word in words:
+                    self.assertIn(word, str(caught.exception))
+                self.assertEqual([p.name for p in self.folder.iterdir() if ".db" in p.name], [])
+
+    def test_a_dag_that_no_import_builds(self):
+        with DAG("local") as local:
+            task(task_id="hidden")(lambda: 1)()
+        with self.assertRaises(UnreachableTask) as caught:
+            local.run(db_path=self.db, executor=pool())
+        self.assertIn("'hidden'", str(caught.exception))
+        self.assertFalse(self.db.exists())
+
+    def test_a_module_that_is_gone_or_breaks(self):
+        for change, word in (("", "can't be found"), ("raise ValueError('broken')", "broken")):
+            module = self.module("with DAG('m') as dag:\n    @task\n    def f(): pass\n    f()\n")
+            Path(module.__file__).write_text(change)
+            with self.subTest(change=change), self.assertRaises(UnreachableTask) as caught:
+                module.dag.run(db_path=self.db, max_workers=1)
+            self.assertIn(word, str(caught.exception))
+        self.assertFalse(self.db.exists())
+
+    def test_no_process_can_be_started(self):
+        module = self.module("with DAG('m') as dag:\n    task(task_id='a')(sorted)([1])\n")
+
+        def refuse(*_):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        real, liteflow._Slot._start = liteflow._Slot._start, refuse
+        try:
+            with self.assertRaises(UnreachableTask) as caught:
+                module.dag.run(db_path=self.db, max_workers=1)
+        finally:
+            liteflow._Slot._start = real
+        self.assertIn("no worker process could be started", str(caught.exception))
+
+
+class Promise8Test(Case):
+    """Looking never executes and never writes: no command that reads unpickles or changes
+    anything."""
+
+    LOOKS = (
+        ("list",),
+        ("list", "--json"),
+        ("runs",),
+        ("runs", "--json"),
+        ("show", "evil"),
+        ("show", "evil", "--json"),
+        ("show", "evil", "x"),
+        ("show", "evil", "x", "--json"),
+        ("logs", "evil"),
+        ("logs", "evil", "x"),
+        ("visualize", "evil"),
+    )
+
+    def hostile(self, text):
+        """A database whose every text and blob is an attack."""
+        import pickle
+
+        class Evil:
+            def __reduce__(self):
+                return os.system, (f"touch {self_folder}/executed",)
+
+        self_folder = self.folder
+        payload = pickle.dumps(Evil())
+        run = self.run_flow(
+            "with DAG('evil') as dag:\n    @task\n    def x(): print(1); return 1\n    x()\n"
+        )
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as db:
+            db.execute("PRAGMA foreign_keys=OFF")
+            db.execute("PRAGMA ignore_check_constraints=ON")
+            value = payload.decode("latin-1") if text is None else text
+            db.execute(
+                "UPDATE dag SET description=?1, fileloc=?1, doc_md=?1, tags=?1, schedule=?1",
+                (value,),
+            )
+            db.execute(
+                "UPDATE dag_run SET reason=?1, logical_date=?1, start_date=?1, end_date=?1, conf=?1, "
+                "owner_process=?1, heartbeat=?1, state='running'",
+                (value,),
+            )
+            db.execute(
+                "UPDATE task_instance SET error=?1, upstream_task_ids=?1, start_date=?1, state=?1",
+                (value,),
+            )
+            db.execute("UPDATE task_log SET text=?", (value,))
+            db.execute("UPDATE xcom SET type=?1, preview=?1, value=?2", (value, payload))
+            db.execute(
+                "CREATE TRIGGER t AFTER UPDATE ON dag_run BEGIN DELETE FROM task_instance; END"
+            )
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return run
+
+    def test_hostile_contents(self):
+        shutil.copy(HERE / "liteflow.py", self.folder)
+        for text in (
+            None,
+            "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>|`x`\r\nnext",
+            "9" * 100_000,
+        ):
+            self.db.unlink(missing_ok=True)
+            self.hostile(text)
+            before = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
+            for argv in self.LOOKS:
+                with self.subTest(argv=argv, text=text and text[:20]):
+                    done = self.cli(*argv, "--db", self.db)
+                    self.assertIn(done.returncode, (0, 2, 3), done.stderr)
+                    self.assertNotIn("Traceback", done.stderr)
+                    for stream in (done.stdout, done.stderr):
+                        self.assertNotRegex(stream, "[\x00-\x08\x0b-\x1f\x7f\x9b]")
+            after = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
+            self.assertEqual(after, before)
+        self.assertFalse((self.folder / "executed").exists())
+
+    def test_a_view_in_a_tables_place_is_refused(self):
+        self.hostile("x")
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("PRAGMA foreign_keys=OFF")
+            db.execute("DROP TABLE dag_run")
+            db.execute(
+                "CREATE VIEW dag_run AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+                "SELECT i AS id, i AS dag_id FROM n"
+            )
+        for argv in self.LOOKS:
+            with self.subTest(argv=argv):
+                done = self.cli(*argv, "--db", self.db, timeout=20)
+                self.assertEqual(done.returncode, 3, done.stderr)
+                self.assertIn("no table 'dag_run'", done.stderr)
+
+    def test_a_reader_does_not_write_beside_a_writer(self):
+        self.run_flow("with DAG('w') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        with contextlib.closing(sqlite3.connect(self.db)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("UPDATE dag SET description = 'changing'")
+            self.assertEqual(Dag.load("w", self.db).description, None)
+            writer.commit()
+            self.assertEqual(Dag.load("w", self.db).description, "changing")
+
+
+class Promise9Test(StoreCase):
+    """A file that is not ours, or is newer than us, is refused and left byte for byte as it
+    was."""
+
+    def test_text_and_garbage(self):
+        for content in (b"hello\n" * 200, b"ab", b"SQLite format 3\0" + bytes(range(256)) * 20):
+            with self.subTest(content=content[:10]):
+                self.db.write_bytes(content)
+                self.assert_refused(str(self.db))
+
+    def test_another_applications_file(self):
+        for setup in ("CREATE TABLE t (x)", "PRAGMA application_id = 7", "PRAGMA user_version = 3"):
+            with self.subTest(setup=setup):
+                self.db.unlink(missing_ok=True)
+                with contextlib.closing(sqlite3.connect(self.db)) as db:
+                    db.execute("CREATE TABLE IF NOT EXISTS x (y)")
+                    db.execute(setup)
+                    db.commit()
+                self.assert_refused("another application's")
+
+    def test_a_newer_one(self):
+        self.small()
+        with contextlib.closing(sqlite3.connect(self.db)) as db:
+            db.execute("PRAGMA user_version = 99")
+        with contextlib.closing(sqlite3.connect(self.db)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.assert_refused("newer liteflow (99 > 1)")
+
+    def test_a_truncated_one(self):
+        self.small()
+        whole = self.db.read_bytes()
+        for size in (1, 100, 4096, len(whole) // 2, len(whole) - 1):
+            with self.subTest(size=size):
+                self.db.write_bytes(whole[:size])
+                with contextlib.suppress(DatabaseError):
+                    Dag("small").runs(self.db)
+                self.assertEqual(self.db.read_bytes(), whole[:size])
+
+
+class Promise10Test(Case):
+    """Many schedulers share one file; none fails with "database is locked"."""
+
+    def test_twenty_processes_create_and_use_one_file(self):
+        tasks = 50 if SOAK else 6
+        self.script(
+            f"""
+            import sys
+            from liteflow import DAG, task
+            with DAG(sys.argv[1]) as dag:
+                @task
+                def f(i): return i
+                for i in range({tasks}): f(i)
+            if __name__ == "__main__":
+                run = dag.run(db_path="shared.db", max_workers=1)
+                assert sorted(x.value for x in run.xcoms()) == list(range({tasks}))
+            """
+        )
+        self.db = self.folder / "shared.db"
+        processes = [self.start("my_flow.py", f"dag{i}") for i in range(20)]
+        for process in processes:
+            _, err = process.communicate(timeout=LIMIT * 2)
+            self.assertEqual(process.returncode, 0, err)
+        self.assertEqual(
+            self.query("SELECT count(*), min(state) FROM task_instance"), [(20 * tasks, "success")]
+        )
+        self.assertEqual(self.query("PRAGMA integrity_check"), [("ok",)])
+        self.assert_nothing_left()
+
+    def test_a_file_that_somebody_died_creating_is_taken(self):
+        with contextlib.closing(sqlite3.connect(self.db)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+        self.assertEqual(DAG("d").run(db_path=self.db).state, "success")
+
+    def test_a_reader_that_holds_its_snapshot_disturbs_nobody(self):
+        DAG("d").run(db_path=self.db)
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM dag_run").fetchall()
+            run = self.run_flow(
+                "with DAG('e') as dag:\n    for i in range(30): task(sorted)([i])\n"
+            )
+            self.assertEqual(run.state, "success")
+            self.assertEqual(len(reader.execute("SELECT * FROM dag_run").fetchall()), 1)
+
+    def test_a_file_that_is_deleted_during_the_run_is_said(self):
+        with self.assertRaises(DatabaseError) as caught:
+            self.run_flow(
+                """
+                with DAG("deleted") as dag:
+                    @task
+                    def deletes(): os.unlink(os.environ["CASE_DIR"] + "/flow.db"); time.sleep(30)
+                    deletes()
+                """
+            )
+        self.assertIn("deleted or replaced", str(caught.exception))
+
+
+class Promise11Test(Case):
+    """Importing is free: no logging set up, no file, no signal handler, nothing started."""
+
+    def test_importing_changes_nothing(self):
+        self.script(
+            """
+            import logging, os, signal, sys, threading
+            def state():
+                return [threading.active_count(), os.listdir("/proc/self/fd"), list(logging.root.handlers),
+                        [signal.getsignal(s) for s in signal.valid_signals()], sorted(os.listdir("."))]
+            sys.dont_write_bytecode = True
+            before = state()
+            heavy = {"argparse", "sqlite3", "multiprocessing", "asyncio", "concurrent.futures", "inspect"}
+            heavy -= set(sys.modules)
+            import liteflow
+            assert state() == before, state()
+            print(sorted(heavy & set(sys.modules)))
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual((done.returncode, done.stdout), (0, "[]\n"), done.stderr)
+
+    def test_building_a_dag_touches_nothing(self):
+        seen = []
+        sys.addaudithook(
+            lambda event, args: (
+                seen.append((event, args))
+                if watching and event in ("open", "sqlite3.connect", "subprocess.Popen", "os.fork")
+                else None
+            )
+        )
+        watching = True
+        with DAG("pure", db_path=self.db):
+            task(task_id="a")(sample)(1) >> task(task_id="b")(sample)(2)
+        watching = False
+        self.assertEqual(seen, [])
+
+
+class Promise12Test(Case):
+    """One file holds everything that a run leaves; once the last process that uses it has left in
+    order, there is no -wal or -shm beside it."""
+
+    def test_a_run_leaves_one_file(self):
+        before = set(os.listdir(tempfile.gettempdir()))
+        self.run_flow(
+            """
+            with DAG("one") as dag:
+                @task(retries=1)
+                def f(i, ti):
+                    print("x" * 100_000)
+                    if ti.try_number == 1: os._exit(1)
+                    return b"x" * 100_000
+                for i in range(3): f(i)
+            """
+        )
+        left = {p.name for p in self.folder.iterdir() if p.suffix != ".py"} - {"__pycache__"}
+        self.assertEqual(left, {"flow.db"})
+        new = {n for n in set(os.listdir(tempfile.gettempdir())) - before if "liteflow" in n}
+        self.assertEqual(new, set())
+
+    def test_what_a_killed_run_left_is_swept_by_the_next(self):
+        folder = self.folder / "flow.db-run-0123456789abcdef"
+        folder.mkdir()
+        (folder / "owner").write_text(
+            json.dumps({**liteflow._machine(), "pid": 2**22 + 1, "start": "1"})
+        )
+        (folder / "log-1").write_text("x")
+        mine = self.folder / "flow.db-run-fedcba9876543210"
+        mine.mkdir()
+        (mine / "owner").write_text(liteflow._this_process())
+        liteflow._active_runs.add("fedcba9876543210")
+        self.addCleanup(liteflow._active_runs.discard, "fedcba9876543210")
+        DAG("d").run(db_path=self.db)
+        self.assertFalse(folder.exists())
+        self.assertTrue(mine.exists())
 
 
 # --- The examples, the README's code, the shape of the file ---------------------------------------
