@@ -41,9 +41,9 @@ How a run works, and who may do what:
 
 States of a task instance (None: not decided yet), and what may follow:
 
-    None -> running | skipped | upstream_failed | removed
-    running -> success | failed | skipped | up_for_retry | None (interrupted)
-    up_for_retry -> running | None (interrupted) | failed | skipped
+    None -> running | skipped | upstream_failed | removed | success (an EmptyOperator)
+    running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
+    up_for_retry, up_for_reschedule -> running | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
 The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
@@ -78,6 +78,7 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Generic,
     NamedTuple,
     NoReturn,
@@ -106,7 +107,11 @@ __all__ = [
     "AirflowTaskTerminated",
     "AirflowTaskTimeout",
     "AlreadyRunning",
+    "BaseBranchOperator",
     "BaseOperator",
+    "BaseSensorOperator",
+    "BashOperator",
+    "BranchPythonOperator",
     "Context",
     "Dag",
     "DagNotFound",
@@ -114,21 +119,33 @@ __all__ = [
     "DagRunState",
     "DatabaseError",
     "DuplicateTaskIdFound",
+    "EdgeModifier",
+    "EmptyOperator",
     "FailFastDagInvalidTriggerRule",
+    "Label",
     "NodeNotFound",
     "Param",
     "ParamValidationError",
+    "PokeReturnValue",
+    "PythonOperator",
+    "PythonSensor",
     "RunNotFound",
+    "ShortCircuitOperator",
+    "TaskAlreadyInTaskGroup",
+    "TaskGroup",
     "TaskInstance",
     "TaskInstanceState",
     "TaskNotFound",
     "TriggerRule",
+    "UnmappableXComLengthPushed",
+    "UnmappableXComTypePushed",
     "UnreachableTask",
     "Variable",
     "WeightRule",
     "WorkerPool",
     "XCom",
     "XComArg",
+    "XComForMappingNotPushed",
     "XComNotFound",
     "chain",
     "chain_linear",
@@ -136,7 +153,10 @@ __all__ = [
     "dag",
     "get_current_context",
     "main",
+    "setup",
     "task",
+    "task_group",
+    "teardown",
 ]
 __version__ = "0.1.0"
 
@@ -169,6 +189,22 @@ class AirflowFailException(AirflowException):
 
 class AirflowSensorTimeout(AirflowException):
     """A sensor waited longer than its timeout; fails without retry."""
+
+
+class XComForMappingNotPushed(AirflowException, TypeError):
+    """A task that others expand over returned None."""
+
+
+class UnmappableXComTypePushed(AirflowException, TypeError):
+    """A task that others expand over returned something that is no list, tuple or dict."""
+
+
+class UnmappableXComLengthPushed(AirflowException, ValueError):
+    """A task that others expand over returned more elements than a mapping may have."""
+
+
+class TaskAlreadyInTaskGroup(AirflowException):
+    """A task can't stand in two groups."""
 
 
 class AirflowDagCycleException(AirflowException):
@@ -229,6 +265,13 @@ class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process; nothing was run or written."""
 
 
+class _Reschedule(BaseException):
+    """A sensor in mode `reschedule` gives its worker back for so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
 class _UsageError(AirflowException):
     """A wrong argument on the command line."""
 
@@ -254,6 +297,7 @@ class TaskInstanceState(str, enum.Enum):
     SKIPPED = "skipped"
     UPSTREAM_FAILED = "upstream_failed"
     UP_FOR_RETRY = "up_for_retry"
+    UP_FOR_RESCHEDULE = "up_for_reschedule"
     REMOVED = "removed"
 
     def __str__(self) -> str:
@@ -287,6 +331,7 @@ class TriggerRule(str, enum.Enum):
     NONE_SKIPPED = "none_skipped"
     ALL_SKIPPED = "all_skipped"
     ALWAYS = "always"
+    ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
 
     def __str__(self) -> str:
         return self.value
@@ -308,8 +353,11 @@ _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.RE
 
 # What may follow a state inside a run; `None` is "no state". The store's CHECK has the same names.
 _NEXT: dict[TaskInstanceState | None, frozenset[TaskInstanceState | None]] = {
-    None: frozenset({_S.RUNNING, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
-    _S.RUNNING: frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, None}),
+    None: frozenset({_S.RUNNING, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
+    _S.RUNNING: frozenset(
+        {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None}
+    ),
+    _S.UP_FOR_RESCHEDULE: frozenset({_S.RUNNING, _S.FAILED, _S.SKIPPED, None}),
     _S.UP_FOR_RETRY: frozenset({_S.RUNNING, _S.FAILED, _S.SKIPPED, None}),
     _S.SUCCESS: frozenset({None}),
     _S.FAILED: frozenset({None}),
@@ -466,6 +514,17 @@ def _anything(what: str, value: Any) -> Any:
     return value
 
 
+def _weight(what: str, value: Any) -> int:
+    """A priority_weight: an int, capped to 32 bits as in Airflow."""
+    return max(-(2**31), min(2**31 - 1, int(_a(int)(what, value))))
+
+
+def _slots(what: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} must be an int of 1 or more, found {_shown(value)}")
+    return value
+
+
 def _params(what: str, value: Any) -> dict[str, Any]:
     """Params by name: values that are JSON, or Param objects."""
     params = _string_keyed(what, value)
@@ -490,9 +549,20 @@ class _Setting(NamedTuple):
     check: Callable[[str, Any], Any]
 
 
-_LATER = "this version of liteflow does not have it"
+_LATER = "liteflow does not have it"
 _flag = _a(bool)
-_callback = _Setting(None, _only(None, _LATER))
+
+
+def _callbacks(what: str, value: Any) -> Any:
+    """A callable or a list of them."""
+    each = value if isinstance(value, (list, tuple)) else [value]
+    for one in each:
+        if value is not None and not callable(one):
+            raise TypeError(f"{what} must be a callable or a list of them, found {_shown(one)}")
+    return list(value) if isinstance(value, tuple) else value
+
+
+_callback = _Setting(None, _callbacks)
 _ignored = _Setting(None, _anything)
 
 # Airflow's task settings. Those kept at their default live on the class: an object with 30
@@ -508,12 +578,12 @@ _TASK_SETTINGS: dict[str, _Setting] = {
     "do_xcom_push": _Setting(True, _flag),
     "multiple_outputs": _Setting(None, _a(bool, type(None))),
     "params": _Setting({}, _params),
-    "priority_weight": _Setting(1, _only(1, _LATER)),
+    "priority_weight": _Setting(1, _weight),
     "weight_rule": _Setting(WeightRule.DOWNSTREAM, _one_of(WeightRule)),
-    "pool": _Setting("default_pool", _only("default_pool", _LATER)),
-    "pool_slots": _Setting(1, _only(1, _LATER)),
-    "max_active_tis_per_dag": _Setting(None, _only(None, _LATER)),
-    "max_active_tis_per_dagrun": _Setting(None, _only(None, _LATER)),
+    "pool": _Setting("default_pool", _a(str)),
+    "pool_slots": _Setting(1, _slots),
+    "max_active_tis_per_dag": _Setting(None, _whole(1)),
+    "max_active_tis_per_dagrun": _Setting(None, _whole(1)),
     "depends_on_past": _Setting(False, _only(False, "a run here does not look at earlier ones")),
     "wait_for_downstream": _Setting(
         False, _only(False, "a run here does not look at earlier ones")
@@ -551,18 +621,28 @@ class _Dependency:
         """The tasks to be waited for when something comes after this."""
         raise NotImplementedError
 
-    def set_downstream(self, other: Any) -> None:
-        """Run `other` (a task, a result, or a list of them) after this.
+    def _link(self, others: Iterable[BaseOperator], before: bool) -> None:
+        """Set the tasks before or after this."""
+        if before:
+            _join(others, self._starts())
+        else:
+            _join(self._ends(), others)
+
+    def set_downstream(self, other: Any, edge_modifier: Any = None) -> None:
+        """Run `other` (a task, a result, a group, or a list of them) after this.
 
         Raises RuntimeError for tasks of two DAGs, ValueError if neither has a DAG.
         """
         for after in _operands(other):
-            _join(self._ends(), after._starts())
+            if isinstance(self, EdgeModifier):
+                self._link(after._starts(), before=False)
+            else:
+                after._link(self._ends(), before=True)
 
-    def set_upstream(self, other: Any) -> None:
-        """Run `other` (a task, a result, or a list of them) before this."""
+    def set_upstream(self, other: Any, edge_modifier: Any = None) -> None:
+        """Run `other` (a task, a result, a group, or a list of them) before this."""
         for before in _operands(other):
-            _join(before._ends(), self._starts())
+            before.set_downstream(self)
 
     def __rshift__(self, other: Any) -> Any:
         self.set_downstream(other)
@@ -622,6 +702,133 @@ def _add_edge(before: BaseOperator, after: BaseOperator) -> None:
     after._upstream[before.task_id] = None
 
 
+class EdgeModifier(_Dependency):
+    """What `Label("text")` makes: `a >> Label("text") >> b` is `a >> b`."""
+
+    def __init__(self, label: str | None = None) -> None:
+        self.label = label
+        self._before: list[BaseOperator] = []
+        self._after: list[BaseOperator] = []
+
+    def _starts(self) -> list[BaseOperator]:
+        return self._after
+
+    def _ends(self) -> list[BaseOperator]:
+        return self._before
+
+    def _link(self, others: Iterable[BaseOperator], before: bool) -> None:
+        others = list(others)
+        if before:
+            self._before += others
+            _join(others, self._after)
+        else:
+            self._after += others
+            _join(self._before, others)
+
+
+def Label(label: str) -> EdgeModifier:
+    """A text on an edge, for people: it changes nothing in the order."""
+    return EdgeModifier(label)
+
+
+class TaskGroup(_Dependency):
+    """Tasks under one name: `with TaskGroup("load"): ...` makes ids `load.a`, `load.b`.
+
+    Groups nest. `group >> x` sets the group's last tasks before x, `x >> group` x before its
+    first ones. `prefix_group_id=False` leaves the ids alone; `default_args` are those of the
+    group's tasks. Raises RuntimeError outside a DAG, DuplicateTaskIdFound for a taken id.
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        prefix_group_id: bool = True,
+        parent_group: TaskGroup | None = None,
+        dag: Dag | None = None,
+        default_args: Mapping[str, Any] | None = None,
+        tooltip: str = "",
+        ui_color: str = "",
+        ui_fgcolor: str = "",
+        add_suffix_on_collision: bool = False,
+        group_display_name: str = "",
+    ) -> None:
+        if not isinstance(group_id, str):
+            raise TypeError(f"group_id must be a str, found {_shown(group_id)}")
+        if not re.fullmatch(r"[\w-]{1,200}", group_id):
+            raise ValueError(
+                f"group_id must be 1 to 200 letters, digits, '_' or '-', found {_shown(group_id)}"
+            )
+        dag = dag if dag is not None else _current_dag.get()
+        if dag is None:
+            raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
+        parent = parent_group if parent_group is not None else _group_in(dag)
+        self.dag = dag
+        self.prefix_group_id = prefix_group_id
+        self.parent_group = parent
+        self.tooltip = tooltip
+        self.default_args = _string_keyed(f"group {group_id!r}: default_args", default_args)
+        self.label = group_id
+        self.group_id = parent.child_id(group_id) if parent is not None else group_id
+        if dag._has_node(self.group_id):
+            if not add_suffix_on_collision:
+                raise DuplicateTaskIdFound(
+                    f"DAG {dag.dag_id!r} already has a task or group {self.group_id!r}"
+                )
+            self.group_id = dag._free_task_id(self.group_id)
+        dag._add_group(self)
+        self.children: list[BaseOperator] = []
+        self._expand: _ExpandInput | None = None
+        self._tokens: list[contextvars.Token[TaskGroup | None]] = []
+        self._before: list[BaseOperator] = []
+        self._after: list[BaseOperator] = []
+
+    def child_id(self, label: str) -> str:
+        """The id of a member with this label."""
+        return f"{self.group_id}.{label}" if self.prefix_group_id else label
+
+    def __enter__(self) -> TaskGroup:
+        self._tokens.append(_current_group.set(self))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _current_group.reset(self._tokens.pop())
+
+    @property
+    def _path(self) -> list[TaskGroup]:
+        """The groups around this one, outermost first, and itself."""
+        return [*(self.parent_group._path if self.parent_group is not None else []), self]
+
+    def _starts(self) -> list[BaseOperator]:
+        inside = {t.task_id for t in self.children}
+        return [t for t in self.children if not inside & t._upstream.keys()]
+
+    def _ends(self) -> list[BaseOperator]:
+        inside = {t.task_id for t in self.children}
+        ends = [t for t in self.children if not inside & t._downstream.keys()]
+        found: dict[BaseOperator, None] = {}
+        while ends:
+            last = ends.pop(0)
+            if last._is_teardown:  # the work before it is what has to be waited for
+                ends += [t for t in self.children if t.task_id in last._upstream]
+            else:
+                found[last] = None
+        return list(found)
+
+    def __repr__(self) -> str:
+        return f"<TaskGroup: {self.group_id}>"
+
+
+_current_group: contextvars.ContextVar[TaskGroup | None] = contextvars.ContextVar(
+    "liteflow_current_group", default=None
+)
+
+
+def _group_in(dag: Dag | None) -> TaskGroup | None:
+    """The current group, if it is one of this DAG."""
+    group = _current_group.get()
+    return group if group is not None and group.dag is dag else None
+
+
 class BaseOperator(_Dependency):
     """A task of a DAG. `@task` makes one from a function; a subclass defines `execute(context)`.
 
@@ -649,40 +856,139 @@ class BaseOperator(_Dependency):
     params: dict[str, Any]
     owner: str
     doc_md: str | None
+    pool: str
+    pool_slots: int
+    priority_weight: int
+    weight_rule: WeightRule
+    max_active_tis_per_dag: int | None
+    max_active_tis_per_dagrun: int | None
+
+    template_fields: Sequence[str] = ()
+    _own_settings: ClassVar[dict[str, _Setting]] = {}
+    _flow: str | None = None  # "branch" and "short_circuit" decide what follows
+    _needs_worker = True
+    _expand: _ExpandInput | None = None
+    _is_setup = False
+    _is_teardown = False
+    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    task_group: TaskGroup | None = None
+    on_failure_fail_dagrun = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let default_args reach a subclass's arguments, and its template fields take results."""
+        super().__init_subclass__(**kwargs)
+        for name, setting in cls.__dict__.get("_own_settings", {}).items():
+            setattr(cls, name, setting.default)
+        if "__init__" in cls.__dict__ and not cls.__name__.startswith("_"):
+            cls.__init__ = _with_defaults(cls.__init__)  # type: ignore[method-assign]
+        if cls.template_fields:
+            cls.__setattr__ = _set_and_join  # type: ignore[assignment, method-assign]
 
     def __init__(
         self,
         *,
         task_id: str,
         dag: Dag | None = None,
+        task_group: TaskGroup | None = None,
         default_args: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        self.task_id = _checked_id("task_id", task_id)
-        unknown = settings.keys() - _TASK_SETTINGS.keys()
+        known = {**_TASK_SETTINGS, **self._own_settings}
+        unknown = settings.keys() - known.keys()
         if unknown:
             raise TypeError(
-                f"{type(self).__name__} {task_id!r} got an unknown argument "
-                f"{min(unknown)!r}{_near(min(unknown), _TASK_SETTINGS)}"
+                f"{type(self).__name__} {_shown(task_id)} got an unknown argument "
+                f"{min(unknown)!r}{_near(min(unknown), known)}"
             )
         dag = dag if dag is not None else _current_dag.get()
         if dag is not None and not isinstance(dag, Dag):
-            raise TypeError(f"task {task_id!r}: dag must be a DAG, found {_shown(dag)}")
-        for name, value in _defaults_for(dag, default_args).items():
+            raise TypeError(f"task {_shown(task_id)}: dag must be a DAG, found {_shown(dag)}")
+        group = task_group if task_group is not None else _group_in(dag)
+        if not isinstance(task_id, str):
+            raise TypeError(f"task_id must be a str, found {_shown(task_id)}")
+        task_id = group.child_id(task_id) if group is not None else task_id
+        self.task_id = _checked_id("task_id", task_id)
+        for name, value in _defaults_for(dag, group, default_args).items():
             if name == "params":
                 settings[name] = {**value, **settings.get(name, {})}
-            elif name in _TASK_SETTINGS and name not in settings:
+            elif name in known and name not in settings:
                 settings[name] = value
         for name, value in settings.items():
-            default, check = _TASK_SETTINGS[name]
+            default, check = known[name]
             kept = check(f"task {task_id!r}: {name}", value)
             if kept != default:
                 self.__dict__[name] = kept
         self._upstream: dict[str, None] = {}
         self._downstream: dict[str, None] = {}
         self.dag = None
+        if group is not None:
+            self.task_group = group
+            for each in group._path:
+                each.children.append(self)
         if dag is not None:
             dag._add(self)
+
+    @classmethod
+    def partial(cls, *, task_id: str, **fixed: Any) -> _OperatorPartial:
+        """Fix arguments of an operator that `expand` or `expand_kwargs` maps over others.
+
+        Raises TypeError for an argument that the operator does not have.
+        """
+        _check_arguments_of(cls, task_id, fixed)
+        return _OperatorPartial(cls, task_id, fixed)
+
+    def as_setup(self) -> BaseOperator:
+        """Make this task a setup: what comes after it needs it to succeed."""
+        self._is_setup = True
+        return self
+
+    def as_teardown(
+        self, setups: Any = None, on_failure_fail_dagrun: bool | None = None
+    ) -> BaseOperator:
+        """Make this task a teardown: it runs once its setups have succeeded, whatever the work
+        between did; `setups` are set before it."""
+        if "trigger_rule" in self.__dict__ and not self._is_teardown:
+            raise ValueError(
+                f"task {self.task_id!r} is a teardown, which has a trigger rule of its own: leave "
+                "trigger_rule out"
+            )
+        self._is_teardown = True
+        self.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
+        if on_failure_fail_dagrun is not None:
+            self.on_failure_fail_dagrun = on_failure_fail_dagrun
+        for setup in _operands(setups) if setups is not None else ():
+            for before in setup._ends():
+                before.as_setup()
+                _add_edge(before, self)
+        return self
+
+    @property
+    def is_setup(self) -> bool:
+        """Whether this task is a setup."""
+        return self._is_setup
+
+    @property
+    def is_teardown(self) -> bool:
+        """Whether this task is a teardown."""
+        return self._is_teardown
+
+    def __enter__(self) -> BaseOperator:
+        return _enter_scope(self)
+
+    def __exit__(self, *exc: object) -> None:
+        _leave_scope(self)
+
+    @property
+    def _mapped_group(self) -> TaskGroup | None:
+        """The mapped group that this task stands in, if it does."""
+        path = self.task_group._path if self.task_group is not None else []
+        return next((group for group in path if group._expand is not None), None)
+
+    @property
+    def _mapping(self) -> _ExpandInput | None:
+        """What the task is expanded over, by itself or with its group."""
+        group = self._mapped_group
+        return self._expand if group is None else group._expand
 
     def execute(self, context: Context) -> Any:
         """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
@@ -728,6 +1034,13 @@ class BaseOperator(_Dependency):
             raise RuntimeError(f"task {self.task_id!r} is in no DAG")
         return self.dag
 
+    def _join_fields(self) -> None:
+        """Make the edges of results that `__init__` put into template fields."""
+        for name in self.template_fields:
+            for result in _results_in(getattr(self, name, None)):
+                for before in result._ends():
+                    _add_edge(before, self)
+
     def _starts(self) -> list[BaseOperator]:
         return [self]
 
@@ -736,15 +1049,25 @@ class BaseOperator(_Dependency):
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
-        return (), {}
+        fields = {name: getattr(self, name, None) for name in self.template_fields}
+        return (), {name: value for name, value in fields.items() if _holds_result(value)}
 
     def _function(self) -> Callable[..., Any] | None:
         """The function that a worker has to find, if the task is made of one."""
         return None
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        """Runs in the worker process: the task's work on arguments whose values are filled in."""
-        return self.execute(context)
+        """Runs in the worker process: the task's work on arguments whose values are filled in.
+
+        On a copy: what `execute` sets on `self` is seen by nobody later.
+        """
+        import copy
+
+        mine = copy.copy(self)
+        for name, value in kwargs.items():
+            object.__setattr__(mine, name, value)
+        _render_templates(mine, context)
+        return mine.execute(context)
 
     def __repr__(self) -> str:
         return f"<Task({type(self).__name__}): {self.task_id}>"
@@ -755,11 +1078,101 @@ for _name, _setting in _TASK_SETTINGS.items():
 del _name, _setting
 
 
-def _defaults_for(dag: Dag | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """default_args that reach a task: the DAG's, under the task's own."""
+def _defaults_for(
+    dag: Dag | None, group: TaskGroup | None, own: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """default_args that reach a task: the DAG's, under its groups', under its own."""
     if own is not None and not isinstance(own, Mapping):
         raise TypeError(f"default_args must be a dict, found {_shown(own)}")
-    return {**(dag.default_args if dag is not None else {}), **(own or {})}
+    layers = [dag.default_args if dag is not None else {}]
+    layers += [each.default_args for each in (group._path if group is not None else [])]
+    layers.append(dict(own or {}))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    return merged
+
+
+def _with_defaults(init: Callable[..., None]) -> Callable[..., None]:
+    """An operator's `__init__` that takes keywords only, with default_args filled in."""
+
+    @functools.wraps(init)
+    def filled(self: BaseOperator, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        if args:
+            raise TypeError(f"{name} takes keyword arguments only, found {_shown(args[0])}")
+        if "task_id" not in kwargs:
+            raise TypeError(f"{name}: missing keyword argument 'task_id'")
+        dag = kwargs.get("dag") or _current_dag.get()
+        group = kwargs.get("task_group") or _group_in(dag)
+        defaults = _defaults_for(dag, group, kwargs.get("default_args"))
+        for argument in _keywords_of(init) if defaults else ():
+            if argument in defaults:
+                kwargs.setdefault(argument, defaults[argument])
+        init(self, **kwargs)
+        if type(self).__init__ is filled:
+            self._join_fields()
+
+    return filled
+
+
+@functools.cache
+def _keywords_of(init: Callable[..., None]) -> list[str]:
+    import inspect
+
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(init).parameters.values()
+    return [p.name for p in parameters if p.name != "self" and p.kind in kinds]
+
+
+def _set_and_join(self: BaseOperator, name: str, value: Any) -> None:
+    """`__setattr__` of operators with template fields: a result in one makes an edge."""
+    object.__setattr__(self, name, value)
+    if name in self.template_fields and "_downstream" in self.__dict__:
+        for result in _results_in(value):
+            for before in result._ends():
+                _add_edge(before, self)
+
+
+def _holds_result(value: Any) -> bool:
+    return next(iter(_results_in(value)), None) is not None
+
+
+def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
+    """Raises TypeError for a name that no `__init__` of the operator's class takes."""
+    import inspect
+
+    known = {"dag", "task_group", "default_args", *_TASK_SETTINGS, *kind._own_settings}
+    for each in kind.__mro__:
+        if "__init__" in each.__dict__ and issubclass(each, BaseOperator):
+            known |= inspect.signature(each.__init__).parameters.keys()
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{kind.__name__} {task_id!r} got an unknown argument {name!r}{_near(name, known)}"
+            )
+
+
+def _enter_scope(task: BaseOperator) -> BaseOperator:
+    """`with setup_or_teardown:` the tasks made in the block stand between setup and teardown."""
+    dag = task._dag_or_error()
+    dag._scopes.append((task, set(dag.task_dict)))
+    return task
+
+
+def _leave_scope(task: BaseOperator) -> None:
+    dag = task._dag_or_error()
+    _, known = dag._scopes.pop()
+    made = [t for t in dag.tasks if t.task_id not in known and t is not task]
+    inside = {t.task_id for t in made}
+    setups = [task] if task._is_setup else [t for t in task.upstream_list if t._is_setup]
+    teardowns = [task] if task._is_teardown else [t for t in task.downstream_list if t._is_teardown]
+    for each in made:
+        if not inside & each._upstream.keys():
+            _join(setups, [each])
+        after = inside & each._downstream.keys()
+        if not each._is_teardown and all(dag.task_dict[t]._is_teardown for t in after):
+            _join([each], teardowns)
 
 
 class _FunctionOperator(BaseOperator):
@@ -772,6 +1185,7 @@ class _FunctionOperator(BaseOperator):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         returns_dict: bool = False,
+        expand: _ExpandInput | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -791,6 +1205,10 @@ class _FunctionOperator(BaseOperator):
             self.doc_md = function.__doc__
         for result in _results_in((args, kwargs)):
             _add_edge(result.operator, self)
+        if expand is not None:
+            self._expand = expand
+            expand.join(self)
+        _warn_of_templates(self, (args, kwargs))
 
     @property
     def python_callable(self) -> Callable[..., Any]:
@@ -804,22 +1222,55 @@ class _FunctionOperator(BaseOperator):
         return self._python_callable
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        result = self._python_callable(
-            *args, **_with_context(self._signature, args, kwargs, context)
-        )
-        if hasattr(result, "__await__"):
-            import asyncio
-
-            return asyncio.run(_awaited(result))
-        return result
+        return _called(self._python_callable, self._signature, args, kwargs, context)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
         return self._run(self._args, dict(self._kwargs), context)
 
 
+def _called(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: Context,
+) -> Any:
+    """Call the function with what it names of the context; an `async def` one is run to its end."""
+    result = function(*args, **_with_context(signature, tuple(args), dict(kwargs), context))
+    if hasattr(result, "__await__"):
+        import asyncio
+
+        return asyncio.run(_awaited(result))
+    return result
+
+
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
+
+
+def _warn_of_templates(task: BaseOperator, value: Any) -> None:
+    """Airflow renders Jinja in arguments; here a string is what it is, as is said once a task."""
+    text = next((t for t in _strings_in(value) if "{{" in t or "{%" in t), None)
+    if text is not None:
+        import warnings
+
+        warnings.warn(
+            f"task {task.task_id!r}: {_shown(text, 60)} is passed as it is: liteflow renders no "
+            "Jinja in arguments of @task",
+            stacklevel=5,
+        )
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings_in(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _strings_in(item)
 
 
 def _with_context(
@@ -856,7 +1307,114 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
-class XComArg(_Dependency):
+class _Mappable(_Dependency):
+    """A result, or what `map`, `zip` and `concat` make of results, to be expanded over."""
+
+    __slots__ = ()
+
+    def map(self, function: Callable[[Any], Any]) -> _MapResult:
+        """For `expand`: each element, with the plain function applied when it is taken."""
+        if not callable(function) or isinstance(function, _TaskFunction):
+            raise TypeError(f"map() takes a plain function, found {_shown(function)}")
+        return _MapResult(self, function)
+
+    def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _ZipResult:
+        """For `expand`: tuples of elements side by side, as many as the shortest has, or, with a
+        fillvalue, the longest."""
+        return _ZipResult([self, *others], fillvalue)
+
+    def concat(self, *others: _Mappable) -> _ConcatResult:
+        """For `expand`: the elements of one after those of another."""
+        return _ConcatResult([self, *others])
+
+    def _results(self) -> list[XComArg]:
+        """The results that this is made of."""
+        raise NotImplementedError
+
+    def _count(self, known: _Known) -> int:
+        """How many elements there are, once the results are stored."""
+        raise NotImplementedError
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        """What a worker evaluates to get the element: plain data (see `_Job.element`)."""
+        raise NotImplementedError
+
+    def _starts(self) -> list[BaseOperator]:
+        return self._ends()
+
+    def _ends(self) -> list[BaseOperator]:
+        return [result.operator for result in self._results()]
+
+
+class _Known(Protocol):
+    """What the plan knows of stored results without opening them."""
+
+    def length(self, task_id: str) -> int: ...
+    def stored(self, task_id: str) -> Sequence[int] | None:
+        """The map indexes under which a mapped task stored something; None: it is not mapped."""
+
+
+class _MapResult(_Mappable):
+    __slots__ = ("_function", "_source")
+
+    def __init__(self, source: _Mappable, function: Callable[[Any], Any]) -> None:
+        self._source, self._function = source, function
+
+    def _results(self) -> list[XComArg]:
+        return self._source._results()
+
+    def _count(self, known: _Known) -> int:
+        return self._source._count(known)
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        inner = self._source._element(i, known, functions)
+        return ("map", functions.index(self._function), inner)
+
+
+class _ZipResult(_Mappable):
+    __slots__ = ("_fill", "_sources")
+
+    def __init__(self, sources: list[_Mappable], fillvalue: Any) -> None:
+        self._sources, self._fill = sources, fillvalue
+
+    def _results(self) -> list[XComArg]:
+        return [result for source in self._sources for result in source._results()]
+
+    def _count(self, known: _Known) -> int:
+        counts = [source._count(known) for source in self._sources]
+        return min(counts) if self._fill is ... else max(counts)
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        parts = [
+            source._element(i, known, functions) if i < source._count(known)
+            else ("value", _dump(self._fill))
+            for source in self._sources
+        ]  # fmt: skip
+        return ("tuple", parts)
+
+
+class _ConcatResult(_Mappable):
+    __slots__ = ("_sources",)
+
+    def __init__(self, sources: list[_Mappable]) -> None:
+        self._sources = sources
+
+    def _results(self) -> list[XComArg]:
+        return [result for source in self._sources for result in source._results()]
+
+    def _count(self, known: _Known) -> int:
+        return sum(source._count(known) for source in self._sources)
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        for source in self._sources:
+            count = source._count(known)
+            if i < count:
+                return source._element(i, known, functions)
+            i -= count
+        raise IndexError(i)
+
+
+class XComArg(_Mappable):
     """The placeholder of a task's result while the DAG is built.
 
     Handed to another task, alone or inside lists, tuples, sets and dicts, it makes that task wait
@@ -898,21 +1456,60 @@ class XComArg(_Dependency):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, a result is the look-up of its value."""
-        _pickled_results.get().append(self)
+        seen = _pickled_results.get()
+        seen.results.append(self)
+        if self.operator._mapping is not None and not seen.shares_group_with(self.operator):
+            return _sequence_of, (self.operator.task_id, self.key)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _value_of, (self.operator.task_id, self.key, absent_is_none)
 
-    def _starts(self) -> list[BaseOperator]:
-        return [self.operator]
+    def as_setup(self) -> XComArg:
+        """Make the task a setup."""
+        self.operator.as_setup()
+        return self
 
-    def _ends(self) -> list[BaseOperator]:
-        return [self.operator]
+    def as_teardown(
+        self, setups: Any = None, on_failure_fail_dagrun: bool | None = None
+    ) -> XComArg:
+        """Make the task a teardown; see `BaseOperator.as_teardown`."""
+        self.operator.as_teardown(setups, on_failure_fail_dagrun)
+        return self
+
+    def __enter__(self) -> XComArg:
+        self.operator.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.operator.__exit__(*exc)
+
+    def _results(self) -> list[XComArg]:
+        return [self]
+
+    def _count(self, known: _Known) -> int:
+        stored = known.stored(self.operator.task_id)
+        return known.length(self.operator.task_id) if stored is None else len(stored)
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        task_id = self.operator.task_id
+        stored = known.stored(task_id)
+        return ("item", task_id, i) if stored is None else ("xcom", task_id, stored[i])
+
+
+class _Seen:
+    """The results met while a task's arguments are pickled."""
+
+    def __init__(self, task: BaseOperator) -> None:
+        self.task = task
+        self.results: list[XComArg] = []
+
+    def shares_group_with(self, other: BaseOperator) -> bool:
+        """Whether both stand in one mapped group, where an instance sees that of its own index."""
+        group = self.task._mapped_group
+        return group is not None and other._mapped_group is group
 
 
 # The results met while a task's arguments are pickled; there is no other use in pickling one.
-_pickled_results: contextvars.ContextVar[list[XComArg]] = contextvars.ContextVar(
-    "liteflow_pickled_results"
-)
+_pickled_results: contextvars.ContextVar[_Seen] = contextvars.ContextVar("liteflow_pickled_results")
 
 
 class _DagParam(Generic[R]):
@@ -931,10 +1528,115 @@ class _DagParam(Generic[R]):
         return f"DagParam({self.name!r})"
 
 
+class _GroupArg:
+    """An argument of a mapped group while the DAG is built: each instance has its element."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _group_value, (self.name,)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(f"argument {self.name!r} of the group is a placeholder until the DAG runs")
+
+    def __repr__(self) -> str:
+        return f"GroupArg({self.name!r})"
+
+
+class _ExpandInput:
+    """What a task or a group is mapped over: the cross product of named arguments, or dicts."""
+
+    def __init__(self, what: str, named: Mapping[str, Any] | None, dicts: Any = None) -> None:
+        self.functions: list[Callable[..., Any]] = []
+        self.named = named is not None
+        sources = named.items() if named is not None else [(None, dicts)]
+        self.sources = [(name, self._checked(what, name, source)) for name, source in sources]
+        self.note_functions()
+        if named is not None and not named:
+            raise TypeError(f"{what}: expand() takes at least one argument to map over")
+
+    def _checked(self, what: str, name: str | None, source: Any) -> Any:
+        if isinstance(source, XComArg) and source.key != "return_value":
+            raise ValueError(
+                f"{what}: can't expand over {source!r}: only over a task's return value"
+            )
+        if isinstance(source, _Mappable):
+            return source
+        if name is None:
+            return self._checked_dicts(what, source)
+        if isinstance(source, dict):
+            return list(source.items())
+        if isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray)):
+            return list(source)
+        raise ValueError(
+            f"{what}: can't expand {name!r} over {_shown(source)}: a list, tuple, dict or a "
+            "task's result is needed"
+        )
+
+    def _checked_dicts(self, what: str, source: Any) -> list[Any]:
+        if not isinstance(source, (list, tuple)):
+            raise TypeError(
+                f"{what}: expand_kwargs() takes a list of dicts or a result, found {_shown(source)}"
+            )
+        for item in source:
+            if not isinstance(item, (Mapping, _Mappable)):
+                raise TypeError(
+                    f"{what}: expand_kwargs() takes dicts or results, found {_shown(item)}"
+                )
+        return list(source)
+
+    @property
+    def results(self) -> list[XComArg]:
+        """The results whose elements have to be known before there are instances."""
+        return [r for _, x in self.sources if isinstance(x, _Mappable) for r in x._results()]
+
+    def join(self, task: BaseOperator) -> None:
+        """Set the task after all that it is expanded over."""
+        for _, source in self.sources:
+            for result in _results_in(source):
+                _add_edge(result.operator, task)
+
+    def note_functions(self) -> None:
+        """Number the functions of `map`: in a worker they have the same numbers."""
+
+        def walk(source: Any) -> None:
+            for inner in getattr(source, "_sources", []) or [getattr(source, "_source", None)]:
+                if inner is not None:
+                    walk(inner)
+            function = getattr(source, "_function", None)
+            if function is not None and function not in self.functions:
+                self.functions.append(function)
+
+        for _, source in self.sources:
+            walk(source)
+
+    def count(self, known: _Known) -> int:
+        """How many instances there are."""
+        counts = (x._count(known) if isinstance(x, _Mappable) else len(x) for _, x in self.sources)
+        return math.prod(counts)
+
+    def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
+        """(argument, element) of an instance: an element is what `_element` says, or, of a
+        constant, ("constant", its index). The last argument varies fastest."""
+        found: list[tuple[str | None, Any]] = []
+        for name, source in reversed(self.sources):
+            mappable = isinstance(source, _Mappable)
+            count = source._count(known) if mappable else len(source)
+            i, j = divmod(i, count) if self.named else (0, i)
+            if mappable:
+                found.append((name, source._element(j, known, self.functions)))
+            else:
+                found.append((name, ("constant", j)))
+        return found[::-1]
+
+
 def _results_in(value: Any) -> Iterator[XComArg]:
     """The results anywhere in a value's lists, tuples, sets and dicts."""
-    if isinstance(value, XComArg):
-        yield value
+    if isinstance(value, _Mappable):
+        yield from value._results()
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _results_in(key)
@@ -958,6 +1660,9 @@ class _TaskFunction(Generic[P, R]):
         self._settings = settings
         self._maker = maker
         self._signature = _build_signature(function)
+        self._role: str | None = None  # "setup" or "teardown"
+        self._fails_run = False
+        self._conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
 
     @property
     def function(self) -> Callable[P, R]:
@@ -966,7 +1671,10 @@ class _TaskFunction(Generic[P, R]):
 
     def override(self, **settings: Any) -> _TaskFunction[P, R]:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
-        return _TaskFunction(self.__wrapped__, {**self._settings, **settings}, self._maker)
+        changed = _TaskFunction(self.__wrapped__, {**self._settings, **settings}, self._maker)
+        changed._role, changed._fails_run = self._role, self._fails_run
+        changed._conditions = self._conditions
+        return changed
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Add a task that calls the function with these arguments; returns its `XComArg`.
@@ -974,34 +1682,140 @@ class _TaskFunction(Generic[P, R]):
         (Declared as Any, so that a type checker accepts it where the function's result fits.)
         Raises TypeError if the arguments do not fit the function.
         """
-        settings = dict(self._settings)
-        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
+        named = self._named(kwargs)
+        self._check_call(args, named)
+        return self._make(args, named, None)
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map the task over the elements of the arguments: one instance each, or for each
+        combination, the last argument varying fastest. Returns the `XComArg` of all results.
+
+        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
+        TypeError for an argument that the function does not have.
+        """
+        return self.partial().expand(**mapped)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """Map the task over a list of dicts of arguments, or over a result that is one."""
+        return self.partial().expand_kwargs(dicts)
+
+    def partial(self, **fixed: Any) -> _FunctionPartial:
+        """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
+        self._check_names(fixed, "partial")
+        return _FunctionPartial(self, fixed)
+
+    def _check_names(self, names: Iterable[str], verb: str) -> None:
+        task_id, parameters = self._id, self._signature.parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in names:
+            if name in _CONTEXT_KEYS and verb == "expand":
+                raise ValueError(f"task {task_id!r}: can't expand over the context key {name!r}")
+            if name not in parameters and not takes_any:
+                raise TypeError(
+                    f"task {task_id!r}: {verb}() got an unexpected argument {name!r}"
+                    f"{_near(name, parameters)}"
+                )
+
+    @property
+    def _id(self) -> str:
+        return str(self._settings.get("task_id", self.__wrapped__.__name__))
+
+    def _named(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by keyword, with those that default_args name."""
         named = dict(kwargs)
-        for name, value in _defaults_for(dag, settings.get("default_args")).items():
+        dag = self._settings.get("dag") or _current_dag.get()
+        own = self._settings.get("default_args")
+        for name, value in _defaults_for(dag, _group_in(dag), own).items():
             p = self._signature.parameters.get(name)
             if p is not None and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 named.setdefault(name, value)
+        return named
+
+    def _make(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], expand: _ExpandInput | None
+    ) -> Any:
+        settings = dict(self._settings)
+        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
         task_id = settings.pop("task_id", self.__wrapped__.__name__)
-        self._check_call(task_id, args, named)
-        settings["task_id"] = dag._free_task_id(task_id) if dag is not None else task_id
+        group = settings.get("task_group") or _group_in(dag)
+        if dag is not None and isinstance(task_id, str):
+            full = dag._free_task_id(group.child_id(task_id) if group is not None else task_id)
+            task_id = full.removeprefix(group.child_id("")) if group is not None else full
+        if expand is not None:
+            _check_expand(task_id, expand, settings, group)
+        if self._role == "teardown" and "trigger_rule" in settings:
+            raise ValueError(f"task {task_id!r} is a teardown: it has a trigger rule of its own")
         maker: Any = self._maker
         made: BaseOperator = maker(
-            self.__wrapped__, self._signature, args, named, self._returns_dict, **settings
-        )
+            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand,
+            task_id=task_id, **settings,
+        )  # fmt: skip
+        if self._conditions:
+            made._conditions = self._conditions
+        if self._role == "setup":
+            made.as_setup()
+        elif self._role == "teardown":
+            made.as_teardown(on_failure_fail_dagrun=self._fails_run)
         return made.output
 
     @functools.cached_property
     def _returns_dict(self) -> bool:
         return _returns_dict(self.__wrapped__)
 
-    def _check_call(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"task {task_id!r}: {self.__wrapped__.__name__}() {error}") from None
+            name = self.__wrapped__.__name__
+            raise TypeError(f"task {self._id!r}: {name}() {error}") from None
 
     def __repr__(self) -> str:
         return f"<@task {self.__wrapped__.__qualname__}>"
+
+
+def _check_expand(
+    task_id: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
+) -> None:
+    rule = settings.get("trigger_rule")
+    if rule == TriggerRule.ALWAYS and expand.results:
+        raise ValueError(
+            f"task {task_id!r}: trigger_rule 'always' does not wait for what it expands over"
+        )
+    if group is not None and any(each._expand is not None for each in group._path):
+        raise NotImplementedError(
+            f"task {task_id!r}: expand() inside a mapped group is not supported"
+        )
+
+
+class _FunctionPartial:
+    """What `partial` of a task function gives: `expand` has to follow."""
+
+    def __init__(self, function: _TaskFunction[Any, Any], fixed: dict[str, Any]) -> None:
+        self._of = function
+        self._fixed = fixed
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"task {self._of._id!r}: partial() must be followed by expand()")
+
+    def partial(self, **fixed: Any) -> _FunctionPartial:
+        """Fix more arguments. Raises TypeError for one that is fixed already."""
+        twice = self._fixed.keys() & fixed.keys()
+        if twice:
+            raise TypeError(f"task {self._of._id!r}: {min(twice)!r} is in partial() twice")
+        self._of._check_names(fixed, "partial")
+        return _FunctionPartial(self._of, {**self._fixed, **fixed})
+
+    def expand(self, **mapped: Any) -> Any:
+        """See `expand` of the task function; an argument that is in both is the expanded one."""
+        self._of._check_names(mapped, "expand")
+        expand = _ExpandInput(f"task {self._of._id!r}", mapped)
+        fixed = {k: v for k, v in self._of._named(self._fixed).items() if k not in mapped}
+        return self._of._make((), fixed, expand)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """See `expand_kwargs` of the task function."""
+        expand = _ExpandInput(f"task {self._of._id!r}", None, dicts)
+        return self._of._make((), self._of._named(self._fixed), expand)
 
 
 def _build_signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -1033,8 +1847,9 @@ class _TaskDecorator:
     existing function. The decorated function can be used in several DAGs.
     """
 
-    def __init__(self, dag: Dag | None = None) -> None:
+    def __init__(self, dag: Dag | None = None, maker: Any = _FunctionOperator) -> None:
         self._dag = dag
+        self._maker = maker
 
     @overload
     def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
@@ -1044,12 +1859,41 @@ class _TaskDecorator:
         if self._dag is not None:
             settings.setdefault("dag", self._dag)
         if not functions:
-            return lambda function: _TaskFunction(function, settings, _FunctionOperator)
+            return lambda function: _TaskFunction(function, settings, self._maker)
         if len(functions) > 1 or not callable(functions[0]) or isinstance(functions[0], type):
             raise TypeError(
                 f"@task takes one function, or settings by keyword; found {_shown(functions[0])}"
             )
-        return _TaskFunction(functions[0], settings, _FunctionOperator)
+        return _TaskFunction(functions[0], settings, self._maker)
+
+    @property
+    def branch(self) -> _TaskDecorator:
+        """`@task.branch`: the function returns the ids of the tasks (or groups) to go on with; the
+        other direct downstream tasks are skipped."""
+        return _TaskDecorator(self._dag, _BranchFunction)
+
+    @property
+    def short_circuit(self) -> _TaskDecorator:
+        """`@task.short_circuit`: a false result skips all that comes after."""
+        return _TaskDecorator(self._dag, _ShortCircuitFunction)
+
+    @property
+    def bash(self) -> _TaskDecorator:
+        """`@task.bash`: the function returns a command for bash; see `BashOperator`."""
+        return _TaskDecorator(self._dag, _BashFunction)
+
+    @property
+    def sensor(self) -> _TaskDecorator:
+        """`@task.sensor`: called again until its result is true; see `BaseSensorOperator`."""
+        return _TaskDecorator(self._dag, _SensorFunction)
+
+    def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+        """Above `@task`: skip the task unless `condition(context)` is true."""
+        return _conditional(condition, True, skip_message)
+
+    def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+        """Above `@task`: skip the task if `condition(context)` is true."""
+        return _conditional(condition, False, skip_message)
 
     @property
     def python(self) -> _TaskDecorator:
@@ -1060,7 +1904,533 @@ class _TaskDecorator:
         return "<decorator task>"
 
 
+def _conditional(condition: Callable[[Context], Any], wanted: bool, message: str | None) -> Any:
+    def add(function: _TaskFunction[P, R]) -> _TaskFunction[P, R]:
+        if not isinstance(function, _TaskFunction):
+            raise TypeError("@task.run_if and @task.skip_if stand above @task")
+        changed = function.override()
+        changed._conditions = ((condition, wanted, message), *function._conditions)
+        return changed
+
+    return add
+
+
 task = _TaskDecorator()
+
+
+def setup(function: Any = None, **settings: Any) -> Any:
+    """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
+    return _with_role("setup", function, settings, False)
+
+
+def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any) -> Any:
+    """`@teardown`: a task that cleans up after its setups, whatever the work between did.
+
+    Its failure does not fail the run unless `on_failure_fail_dagrun`.
+    """
+    return _with_role("teardown", function, settings, on_failure_fail_dagrun)
+
+
+def _with_role(role: str, function: Any, settings: dict[str, Any], fails_run: bool) -> Any:
+    if function is None:
+        return lambda decorated: _with_role(role, decorated, settings, fails_run)
+    made = function if isinstance(function, _TaskFunction) else task(function)
+    made = made.override(**settings)
+    made._role, made._fails_run = role, fails_run
+    return made
+
+
+class _GroupFunction(Generic[P]):
+    """A function decorated with `@task_group`: calling it makes a group of its tasks."""
+
+    def __init__(self, function: Callable[P, Any], settings: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._settings = {"group_id": function.__name__, **settings}
+
+    def override(self, **settings: Any) -> _GroupFunction[P]:
+        """A copy with another `group_id`, `default_args`, ..."""
+        return _GroupFunction(self._function, {**self._settings, **settings})
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Make the group; returns what the function returns, or else the group."""
+        return self._make(None, args, kwargs)
+
+    def partial(self, **fixed: Any) -> _GroupPartial:
+        """Fix arguments; `expand` has to follow."""
+        return _GroupPartial(self, fixed)
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map the group: each task in it has one instance for each element."""
+        return _GroupPartial(self, {}).expand(**mapped)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """Map the group over dicts of arguments."""
+        return _GroupPartial(self, {}).expand_kwargs(dicts)
+
+    def _make(self, expand: _ExpandInput | None, args: Any, kwargs: Any) -> Any:
+        settings = {"add_suffix_on_collision": True, **self._settings}
+        if settings.get("tooltip") is None and self._function.__doc__:
+            settings["tooltip"] = self._function.__doc__
+        with TaskGroup(**settings) as group:
+            if expand is not None:
+                if any(each._expand is not None for each in group._path):
+                    raise NotImplementedError("a mapped group inside a mapped group")
+                group._expand = expand
+            result = self._function(*args, **kwargs)
+        if expand is not None:
+            for first in group._starts():
+                expand.join(first)
+        return group if result is None else result
+
+
+class _GroupPartial:
+    def __init__(self, of: _GroupFunction[Any], fixed: dict[str, Any]) -> None:
+        self._of, self._fixed = of, fixed
+
+    def expand(self, **mapped: Any) -> Any:
+        expand = _ExpandInput(f"group {self._of._settings['group_id']!r}", mapped)
+        return self._of._make(expand, (), {**self._fixed, **{n: _GroupArg(n) for n in mapped}})
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        import inspect
+
+        expand = _ExpandInput(f"group {self._of._settings['group_id']!r}", None, dicts)
+        names = set(inspect.signature(self._of._function).parameters) - self._fixed.keys()
+        return self._of._make(expand, (), {**self._fixed, **{n: _GroupArg(n) for n in names}})
+
+
+def task_group(*functions: Any, **settings: Any) -> Any:
+    """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
+
+    Calling the decorated function makes a group of the tasks made inside it; a second call gets
+    an id with a suffix.
+    """
+    if functions and callable(functions[0]):
+        return _GroupFunction(functions[0], settings)
+    if functions:
+        settings["group_id"] = functions[0]
+    return lambda function: _GroupFunction(function, settings)
+
+
+# --- Building: operators --------------------------------------------------------------------------
+
+
+class _BranchFunction(_FunctionOperator):
+    _flow = "branch"
+
+
+_SHORT_CIRCUIT_SETTINGS = {"ignore_downstream_trigger_rules": _Setting(True, _flag)}
+
+
+class _ShortCircuitFunction(_FunctionOperator):
+    _flow = "short_circuit"
+    _own_settings: ClassVar[dict[str, _Setting]] = _SHORT_CIRCUIT_SETTINGS
+
+
+def _codes(what: str, value: Any) -> Any:
+    """Exit codes that mean skipped: an int, several, or None."""
+    codes = () if value is None else (value,) if isinstance(value, int) else tuple(value)
+    for code in codes:
+        _a(int)(what, code)
+    return codes
+
+
+_BASH_SETTINGS: dict[str, _Setting] = {
+    "env": _Setting(None, _anything),
+    "append_env": _Setting(False, _flag),
+    "cwd": _Setting(None, _anything),
+    "skip_on_exit_code": _Setting((99,), _codes),
+    "output_encoding": _Setting("utf-8", _a(str)),
+    "output_processor": _Setting(None, _anything),
+}
+
+
+class _BashFunction(_FunctionOperator):
+    _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        command = super()._run(args, kwargs, context)
+        if not isinstance(command, str) or not command.strip():
+            raise TypeError(
+                f"the function of @task.bash must return a command, found {_shown(command)}"
+            )
+        return _run_bash(self, command, context)
+
+
+class BashOperator(BaseOperator):
+    """Runs a command with bash; its result is the last line of the output.
+
+    `env` replaces the environment, unless `append_env`; `cwd` is a temporary folder unless given.
+    Exit code 0 is success, `skip_on_exit_code` (99; an int, several, or None) skipped, any other
+    failed. Output is in the task's log as it comes, standard error included.
+    """
+
+    template_fields = ("bash_command", "env", "cwd")
+    _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
+
+    def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bash_command = bash_command
+        _refuse_templates(self)
+
+    def execute(self, context: Context) -> Any:
+        """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
+        if not isinstance(self.bash_command, str):
+            raise TypeError(f"bash_command must be a str, found {_shown(self.bash_command)}")
+        return _run_bash(self, self.bash_command, context)
+
+
+def _run_bash(task: Any, command: str, context: Context) -> Any:
+    import subprocess
+    import tempfile
+
+    environ = (
+        {**os.environ, **(task.env or {})} if task.append_env or task.env is None else task.env
+    )
+    with contextlib.ExitStack() as stack:
+        folder = task.cwd
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
+        elif not os.path.isdir(folder):
+            raise AirflowException(f"cwd {folder!r} is no directory")
+        process = stack.enter_context(
+            subprocess.Popen(
+                ["bash", "-c", command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env={**environ, **_airflow_environ(context)},
+            )
+        )
+        stack.callback(process.kill)  # before the wait for it, where the task is told to end
+        assert process.stdout is not None
+        last = ""
+        for raw in process.stdout:
+            last = raw.decode(task.output_encoding, errors="backslashreplace").rstrip("\r\n")
+            print(last, flush=True)
+        code = process.wait()
+    if code in task.skip_on_exit_code:
+        raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
+    if code != 0:
+        raise AirflowException(f"the command ended with exit code {code}")
+    return last if task.output_processor is None else task.output_processor(last)
+
+
+def _airflow_environ(context: Context) -> dict[str, str]:
+    ti, run = context["ti"], context["dag_run"]
+    return {
+        "AIRFLOW_CTX_DAG_ID": ti.dag_id,
+        "AIRFLOW_CTX_TASK_ID": ti.task_id,
+        "AIRFLOW_CTX_DAG_RUN_ID": ti.run_id,
+        "AIRFLOW_CTX_TRY_NUMBER": str(ti.try_number),
+        "AIRFLOW_CTX_LOGICAL_DATE": context.get("ts", ""),
+        "AIRFLOW_CTX_DAG_OWNER": context["task"].owner,
+        "AIRFLOW_CTX_DAG_RUN_LOGICAL_DATE": run.logical_date.isoformat()
+        if run.logical_date
+        else "",
+    }
+
+
+class PokeReturnValue:
+    """What a sensor may return: whether it is done, and the value to store."""
+
+    def __init__(self, is_done: bool | str, xcom_value: Any = None) -> None:
+        self.is_done = bool(is_done)
+        self.xcom_value = xcom_value
+
+    def __bool__(self) -> bool:
+        return self.is_done
+
+
+def _mode(what: str, value: Any) -> str:
+    if value not in ("poke", "reschedule"):
+        raise ValueError(f"{what} must be 'poke' or 'reschedule', found {_shown(value)}")
+    return str(value)
+
+
+_SENSOR_SETTINGS: dict[str, _Setting] = {
+    "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(zero=True)),
+    "timeout": _Setting(_datetime.timedelta(days=7), _duration(zero=True)),
+    "mode": _Setting("poke", _mode),
+    "soft_fail": _Setting(False, _flag),
+    "exponential_backoff": _Setting(False, _flag),
+    "max_wait": _Setting(None, _duration(zero=True)),
+    "silent_fail": _Setting(False, _flag),
+    "never_fail": _Setting(False, _flag),
+}
+
+
+class _SensorFunction(_FunctionOperator):
+    _own_settings: ClassVar[dict[str, _Setting]] = _SENSOR_SETTINGS
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        return _poke_until_true(
+            self, lambda: super(_SensorFunction, self)._run(args, kwargs, context)
+        )
+
+
+class BaseSensorOperator(BaseOperator):
+    """A task that waits: a subclass defines `poke(context)`, called until its result is true.
+
+    `poke_interval` (seconds, 60), `timeout` (7 days; then it fails without retry, or is skipped
+    with `soft_fail`), `mode` ("poke" keeps the worker, "reschedule" gives it back between pokes),
+    `exponential_backoff`, `max_wait`; an exception in a poke fails the task, unless `silent_fail`
+    (poke again) or `never_fail` (skip).
+    """
+
+    _own_settings: ClassVar[dict[str, _Setting]] = _SENSOR_SETTINGS
+
+    def poke(self, context: Context) -> Any:
+        """Whether the waiting is over; a `PokeReturnValue` carries a result, too."""
+        raise NotImplementedError(f"{type(self).__name__} defines no poke(self, context)")
+
+    def execute(self, context: Context) -> Any:
+        """Poke until it is true."""
+        return _poke_until_true(self, lambda: self.poke(context))
+
+
+def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
+    """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
+    job = _running_job()
+    timeout, number = task.timeout.total_seconds(), job.reschedules
+    while True:
+        number += 1
+        try:
+            found = poke()
+        except (AirflowSkipException, AirflowFailException, AirflowSensorTimeout):
+            raise
+        except Exception as error:  # a user's poke may raise anything
+            if task.never_fail:
+                raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
+            if not task.silent_fail:
+                raise
+            task.log.exception("the poke failed")
+            found = False
+        if found:
+            return found.xcom_value if isinstance(found, PokeReturnValue) else None
+        if time.time() - job.first_start > timeout:
+            if task.soft_fail or task.never_fail:
+                raise AirflowSkipException(f"the sensor waited for more than {timeout:g} s")
+            raise AirflowSensorTimeout(f"the sensor waited for more than {timeout:g} s")
+        wait = _poke_wait(task, number)
+        if task.mode == "reschedule":
+            raise _Reschedule(wait)
+        time.sleep(wait)
+
+
+def _poke_wait(task: Any, number: int) -> float:
+    wait: float = task.poke_interval.total_seconds()
+    if task.exponential_backoff:
+        wait = min(wait * 2.0 ** min(number - 1, 60), task.timeout.total_seconds())
+    if task.max_wait is not None:
+        wait = min(wait, task.max_wait.total_seconds())
+    return wait
+
+
+class EmptyOperator(BaseOperator):
+    """Does nothing: a place to join, start or end at. Takes no worker and stores no value."""
+
+    _needs_worker = False
+
+    def execute(self, context: Context) -> None:
+        """Nothing."""
+
+
+class PythonOperator(BaseOperator):
+    """Calls `python_callable(*op_args, **op_kwargs)`, with what it names of the context.
+
+    Raises AirflowException if there is no callable.
+    """
+
+    template_fields = ("templates_dict", "op_args", "op_kwargs")
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Any = (),
+        op_kwargs: Any = None,
+        templates_dict: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not callable(python_callable):
+            raise AirflowException(
+                f"task {self.task_id!r}: python_callable must be callable, found "
+                f"{_shown(python_callable)}"
+            )
+        self.python_callable = python_callable
+        self.op_args = op_args
+        self.op_kwargs = op_kwargs if op_kwargs is not None else {}
+        self.templates_dict = templates_dict
+        _refuse_templates(self)
+
+    def execute(self, context: Context) -> Any:
+        """Call the callable."""
+        return _call_python(self, context)
+
+
+def _call_python(task: Any, context: Context) -> Any:
+    import inspect
+
+    given = {**context, "templates_dict": getattr(task, "templates_dict", None)}
+    signature = inspect.signature(task.python_callable)
+    return _called(task.python_callable, signature, task.op_args or (), task.op_kwargs or {}, given)
+
+
+class BranchPythonOperator(PythonOperator):
+    """As `@task.branch`: the callable returns the ids of the tasks to go on with."""
+
+    _flow = "branch"
+
+
+class ShortCircuitOperator(PythonOperator):
+    """As `@task.short_circuit`: a false result skips all that comes after."""
+
+    _flow = "short_circuit"
+    _own_settings: ClassVar[dict[str, _Setting]] = _SHORT_CIRCUIT_SETTINGS
+
+
+class BaseBranchOperator(BaseOperator):
+    """A subclass defines `choose_branch(context)`, which returns the ids to go on with."""
+
+    _flow = "branch"
+
+    def choose_branch(self, context: Context) -> Any:
+        """A task id, a group id, a list of them, or None."""
+        raise NotImplementedError(f"{type(self).__name__} defines no choose_branch(self, context)")
+
+    def execute(self, context: Context) -> Any:
+        """Choose."""
+        return self.choose_branch(context)
+
+
+class PythonSensor(BaseSensorOperator):
+    """A sensor whose poke is a call of `python_callable(*op_args, **op_kwargs)`."""
+
+    template_fields = ("op_args", "op_kwargs")
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Any = (),
+        op_kwargs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.python_callable = python_callable
+        self.op_args = op_args
+        self.op_kwargs = op_kwargs if op_kwargs is not None else {}
+        _refuse_templates(self)
+
+    def poke(self, context: Context) -> Any:
+        """Call the callable."""
+        return _call_python(self, context)
+
+
+_RENDERED = frozenset({"bash_command", "env", "cwd", "op_args", "op_kwargs", "templates_dict"})
+
+
+def _refuse_templates(task: BaseOperator) -> None:
+    """Without jinja2, a template would quietly mean its own text: refuse it when it is made."""
+    import importlib.util
+
+    for name in _RENDERED & set(task.template_fields):
+        for text in _strings_in(getattr(task, name)):
+            if ("{{" in text or "{%" in text) and importlib.util.find_spec("jinja2") is None:
+                raise ValueError(
+                    f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
+                    "install jinja2 to have it rendered, or use @task.bash or @task, where a "
+                    "string is passed as it is"
+                )
+
+
+def _render_templates(task: BaseOperator, context: Context) -> None:
+    """Render what a file written for Airflow has in the template fields of shipped operators."""
+    if not isinstance(task, (BashOperator, PythonOperator, PythonSensor)):
+        return
+    for name in _RENDERED & set(task.template_fields):
+        value = getattr(task, name)
+        if any("{{" in text or "{%" in text for text in _strings_in(value)):
+            object.__setattr__(task, name, _rendered(value, context))
+
+
+def _rendered(value: Any, context: Context) -> Any:
+    if isinstance(value, str):
+        import importlib
+
+        jinja2: Any = importlib.import_module("jinja2")  # the user's, if it is there
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+        return environment.from_string(value).render(context)
+    if isinstance(value, dict):
+        return {key: _rendered(item, context) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_rendered(item, context) for item in value)
+    return value
+
+
+class _MappedOperator(BaseOperator):
+    """A mapped classic operator: each instance makes an operator of its arguments and runs it."""
+
+    def __init__(
+        self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any], expand: _ExpandInput
+    ) -> None:
+        known = {**_TASK_SETTINGS, "dag": None, "task_group": None, "default_args": None}
+        settings = {name: value for name, value in fixed.items() if name in known}
+        self._own_settings = kind._own_settings  # type: ignore[misc]
+        own = {name: value for name, value in fixed.items() if name in kind._own_settings}
+        super().__init__(task_id=task_id, **settings, **own)
+        for name, setting in kind._own_settings.items():
+            self.__dict__.setdefault(name, setting.default)
+        self._kind = kind
+        self._flow = kind._flow
+        self._fixed = fixed
+        self._expand = expand
+        expand.join(self)
+        for result in _results_in(fixed):
+            _add_edge(result.operator, self)
+
+    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {name: v for name, v in self._fixed.items() if _holds_result(v)}
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        settings = {**self._fixed, **kwargs, "dag": None, "task_group": None}
+        token = _current_dag.set(None)
+        try:
+            made = self._kind(task_id=self.task_id, **settings)
+        finally:
+            _current_dag.reset(token)
+        made.dag = self.dag
+        made._upstream, made._downstream = self._upstream, self._downstream
+        return made._run((), {}, context)
+
+
+class _OperatorPartial:
+    """What `partial` of an operator's class gives: `expand` has to follow."""
+
+    def __init__(self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any]) -> None:
+        self._kind, self._task_id, self._fixed = kind, task_id, fixed
+
+    def expand(self, **mapped: Any) -> BaseOperator:
+        """Map the operator over the elements of the arguments; `.output` has all results."""
+        _check_arguments_of(self._kind, self._task_id, mapped)
+        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
+        return self._make(_ExpandInput(f"task {self._task_id!r}", mapped), fixed)
+
+    def expand_kwargs(self, dicts: Any) -> BaseOperator:
+        """Map the operator over dicts of arguments."""
+        return self._make(_ExpandInput(f"task {self._task_id!r}", None, dicts), self._fixed)
+
+    def _make(self, expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
+        dag = fixed.get("dag") or _current_dag.get()
+        group = fixed.get("task_group") or _group_in(dag)
+        _check_expand(self._task_id, expand, fixed, group)
+        return _MappedOperator(self._kind, self._task_id, fixed, expand)
+
+
+# --- Building: DAGs -------------------------------------------------------------------------------
 
 
 def _schedule(what: str, value: Any) -> Any:
@@ -1084,7 +2454,7 @@ _DAG_SETTINGS: dict[str, _Setting] = {
     "params": _Setting({}, _params),
     "max_active_tasks": _Setting(16, _whole(1, none=16)),
     "max_active_runs": _Setting(16, _whole(1, none=16)),
-    "dagrun_timeout": _Setting(None, _only(None, _LATER)),
+    "dagrun_timeout": _Setting(None, _duration(zero=False)),
     "fail_fast": _Setting(False, _flag),
     "doc_md": _Setting(None, _a(str, type(None))),
     "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
@@ -1154,7 +2524,9 @@ class Dag:
         self.dag_display_name: str = settings.get("dag_display_name") or dag_id
         self.params = {**self.params, **self.default_args.pop("params", {})}
         self.task_dict: dict[str, BaseOperator] = {}
+        self.task_group_dict: dict[str, TaskGroup] = {}
         self._suffixes: dict[str, int] = {}
+        self._scopes: list[tuple[BaseOperator, set[str]]] = []
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
@@ -1216,21 +2588,28 @@ class Dag:
         except KeyError:
             raise TaskNotFound(self._no_task(task_id)) from None
 
-    def __getitem__(self, node_id: str) -> BaseOperator:
-        """The task of this id. Raises NodeNotFound, a KeyError."""
-        try:
-            return self.task_dict[node_id]
-        except KeyError:
-            raise NodeNotFound(self._no_task(node_id)) from None
+    def __getitem__(self, node_id: str) -> BaseOperator | TaskGroup:
+        """The task or group of this id. Raises NodeNotFound, a KeyError."""
+        found = self.task_dict.get(node_id) or self.task_group_dict.get(node_id)
+        if found is None:
+            raise NodeNotFound(self._no_task(node_id))
+        return found
 
     def __contains__(self, node_id: str) -> bool:
-        return node_id in self.task_dict
+        return self._has_node(node_id)
+
+    def _has_node(self, node_id: str) -> bool:
+        return node_id in self.task_dict or node_id in self.task_group_dict
+
+    def _add_group(self, group: TaskGroup) -> None:
+        self.task_group_dict[group.group_id] = group
+        self._note_suffix(group.group_id)
 
     def _no_task(self, task_id: str) -> str:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
 
     def _add(self, task: BaseOperator) -> None:
-        if task.task_id in self.task_dict:
+        if self._has_node(task.task_id):
             raise DuplicateTaskIdFound(
                 f"DAG {self.dag_id!r} already has a task {task.task_id!r}: give this one another "
                 "task_id"
@@ -1242,17 +2621,35 @@ class Dag:
             )
         task.dag = self
         self.task_dict[task.task_id] = task
-        suffix = _SUFFIX.search(task.task_id)
+        self._note_suffix(task.task_id)
+
+    def _note_suffix(self, node_id: str) -> None:
+        suffix = _SUFFIX.search(node_id)
         if suffix:
-            core = task.task_id[: suffix.start()]
+            core = node_id[: suffix.start()]
             self._suffixes[core] = max(self._suffixes.get(core, 0), int(suffix[1]))
 
     def _free_task_id(self, task_id: str) -> str:
         """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
-        if task_id not in self.task_dict:
+        if not self._has_node(task_id):
             return task_id
         core = _SUFFIX.sub("", task_id)
         return f"{core}__{self._suffixes.get(core, 0) + 1}"
+
+    def validate(self) -> None:
+        """Raises AirflowDagCycleException for a circle, ValueError for a task right below a setup
+        with another trigger rule than all_success."""
+        self.check_cycle()
+        for task in self.task_dict.values():
+            if task._is_setup:
+                for below in task.downstream_list:
+                    allowed = (TriggerRule.ALL_SUCCESS, TriggerRule.ALL_DONE_SETUP_SUCCESS)
+                    if below.trigger_rule not in allowed:
+                        raise ValueError(
+                            f"task {below.task_id!r} stands right below the setup "
+                            f"{task.task_id!r}, so its trigger_rule must be 'all_success', found "
+                            f"{below.trigger_rule.value!r}"
+                        )
 
     def check_cycle(self) -> None:
         """Raises AirflowDagCycleException, which shows the circle, if tasks wait for each other."""
@@ -1401,7 +2798,9 @@ def _refused(self: _RecordedDag, *args: object, **kwargs: object) -> NoReturn:
     self._refuse()
 
 
-for _name in """run test cli to_mermaid has_task get_task check_cycle topological_sort __enter__
+for (
+    _name
+) in """run test cli to_mermaid has_task get_task check_cycle validate topological_sort __enter__
     __getitem__ __contains__""".split():
     setattr(_RecordedDag, _name, _refused)
 for _name in ("task", "tasks", "task_ids", "roots", "leaves"):
@@ -1728,10 +3127,40 @@ class _Recorded(NamedTuple):
     max_tries: int
 
 
+class _Counts:
+    """How the task instances that one waits for have ended; `pending` tasks have not yet."""
+
+    __slots__ = ("failed", "pending", "skipped", "success", "upstream_failed")
+
+    def __init__(self, pending: int) -> None:
+        self.pending = pending
+        self.success = self.failed = self.upstream_failed = self.skipped = 0
+
+    def add(self, state: TaskInstanceState) -> None:
+        """One more has ended so."""
+        if state is _S.SUCCESS:
+            self.success += 1
+        elif state is _S.FAILED:
+            self.failed += 1
+        elif state is _S.SKIPPED:
+            self.skipped += 1
+        else:
+            self.upstream_failed += 1
+
+
 class _Instance:
     """One task instance in the plan. `try_number` counts started attempts, from 1."""
 
-    __slots__ = ("map_index", "max_tries", "node", "queued", "row_id", "state", "try_number")
+    __slots__ = (
+        "counts",
+        "map_index",
+        "max_tries",
+        "node",
+        "queued",
+        "row_id",
+        "state",
+        "try_number",
+    )
 
     def __init__(self, node: _Node, map_index: int, recorded: _Recorded) -> None:
         self.node = node
@@ -1741,6 +3170,7 @@ class _Instance:
         self.max_tries = recorded.max_tries
         self.queued = False  # its rule has let it run
         self.row_id = 0
+        self.counts: _Counts | None = None  # of its own index, within a mapped group
 
     @property
     def task_id(self) -> str:
@@ -1757,40 +3187,105 @@ class _Instance:
         self.state = state
 
 
+class _Expansion:
+    """A mapping, of one task or of a group's tasks together: what it waits for."""
+
+    def __init__(self, mapping: _ExpandInput) -> None:
+        self.mapping = mapping
+        self.nodes: list[_Node] = []
+        self.sources: list[_Node] = []  # the tasks whose results it expands over
+        self.waiting = 0  # sources that have not ended
+
+    def verdict(self) -> TaskInstanceState | None:
+        """How the mapping ends without instances: by a source that failed or was skipped."""
+        ends = [x.instances[0].state for x in self.sources if x.instances[0].map_index < 0]
+        if _S.FAILED in ends or _S.UPSTREAM_FAILED in ends:
+            return _S.UPSTREAM_FAILED
+        return _S.SKIPPED if _S.SKIPPED in ends else None
+
+
 class _Node:
-    """A task in the plan: its place in the graph, and how those it waits for have ended."""
+    """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
     __slots__ = (
+        "counts",
         "depth",
         "downstream",
-        "failed",
-        "instance",
+        "expansion",
+        "feeds",
+        "group",
+        "instances",
+        "length",
+        "open",
         "order",
-        "pending",
-        "skipped",
-        "success",
+        "parked",
+        "running",
+        "setups",
+        "stored",
         "task",
         "upstream",
-        "upstream_failed",
+        "weight",
     )
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
         self.order = order
-        self.downstream: tuple[_Node, ...] = ()
+        self.weight = 0
         self.upstream: tuple[_Node, ...] = ()
+        self.downstream: tuple[_Node, ...] = ()
+        self.setups: tuple[_Node, ...] = ()  # further up, which it needs to succeed as well
         self.depth = 0  # the longest way from a root
-        self.pending = len(task._upstream)  # upstream tasks that have not ended
-        self.success = self.failed = self.upstream_failed = self.skipped = 0
-        self.instance: _Instance
+        self.group = task._mapped_group
+        self.expansion: _Expansion | None = None
+        self.feeds: list[_Expansion] = []  # the mappings that expand over its result
+        self.counts = _Counts(0)
+        self.instances: list[_Instance] = []
+        self.open = 0  # instances that have not ended
+        self.running = 0
+        self.parked: list[_Instance] = []  # ready, and held back by max_active_tis_per_dagrun
+        self.length: int | None = None  # of its result, if it is not mapped
+        self.stored: list[int] = []  # indexes under which its instances stored a result
 
-    def decide(self) -> TaskInstanceState | None:
-        """RUNNING if the task may run, the state it ends in without running, or None: wait."""
+    @property
+    def expanded(self) -> bool:
+        """Whether it has the instances that it will have."""
+        return self.expansion is None or self.instances[0].map_index >= 0
+
+    def decide(self, instance: _Instance | None) -> TaskInstanceState | None:
+        """RUNNING if it may run, the state it ends in without running, or None: wait."""
+        for setup in self.setups:
+            state = setup.instances[0].state
+            if state in (_S.FAILED, _S.UPSTREAM_FAILED):
+                return _S.UPSTREAM_FAILED
+            if state is _S.SKIPPED:
+                return _S.SKIPPED
+        if any(setup.open for setup in self.setups):
+            return None
         if not self.upstream:
             return _S.RUNNING
+        if self.task._is_teardown:
+            return self._decide_teardown()
+        parts = [self.counts]
+        if instance is not None and instance.counts is not None:
+            parts.append(instance.counts)
         return _RULES[self.task.trigger_rule](
-            self.success, self.failed, self.upstream_failed, self.skipped, not self.pending
+            sum(c.success for c in parts),
+            sum(c.failed for c in parts),
+            sum(c.upstream_failed for c in parts),
+            sum(c.skipped for c in parts),
+            not any(c.pending for c in parts),
         )
+
+    def _decide_teardown(self) -> TaskInstanceState | None:
+        """all_done_setup_success: once all is done, by how its setups ended."""
+        if self.counts.pending:
+            return None
+        states = [i.state for up in self.upstream if up.task._is_setup for i in up.instances]
+        if states and all(state is _S.SKIPPED for state in states):
+            return _S.SKIPPED
+        if states and _S.SUCCESS not in states:
+            return _S.UPSTREAM_FAILED
+        return _S.RUNNING
 
 
 def _all_success(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
@@ -1857,6 +3352,8 @@ _RULES: dict[TriggerRule, Callable[[int, int, int, int, bool], TaskInstanceState
     TriggerRule.NONE_SKIPPED: _if_none(lambda s, f, u, k: k),
     TriggerRule.ALL_SKIPPED: _if_none(lambda s, f, u, k: s or f or u),
     TriggerRule.ALWAYS: lambda s, f, u, k, done: _S.RUNNING,
+    # A task that is no teardown (those look at their setups) and has been given the rule.
+    TriggerRule.ALL_DONE_SETUP_SUCCESS: lambda s, f, u, k, done: _S.RUNNING if done else None,
 }
 
 
@@ -1867,9 +3364,14 @@ class _Status(enum.Enum):
     SKIPPED = "skipped"
     FAILED = "failed"  # retried while tries are left
     FATAL = "fatal"  # failed, and not retried
+    RESCHEDULE = "reschedule"  # a sensor gives its worker back for a while
 
 
 _HESITATION = 1.0  # seconds; see _Plan._hesitates
+
+
+class _BadBranch(AirflowException):
+    """A branch chose something that the DAG does not have."""
 
 
 class _Plan:
@@ -1877,8 +3379,8 @@ class _Plan:
 
     `take` gives the instances that may start, one by one; `start` says that one did, `finish` how
     it ended. `settle`, after the events of a turn, draws the conclusions; `changed` collects the
-    instances whose state a rule decided, for the run loop to record. Times are seconds of
-    whatever clock the caller passes in.
+    instances whose state a rule decided, `expanded` the tasks that got their instances, for the
+    run loop to record. Times are seconds of whatever clock the caller passes in.
     """
 
     def __init__(
@@ -1886,131 +3388,422 @@ class _Plan:
         dag: Dag,
         logical_date: _datetime.datetime | None = None,
         recorded: Mapping[tuple[str, int], _Recorded] | None = None,
+        lengths: Mapping[tuple[str, int], int | None] | None = None,
+        pools: Mapping[str, int] | None = None,
     ) -> None:
         self.dag = dag
         self.logical_date = logical_date
         self.changed: list[_Instance] = []
-        self.doomed: list[_Instance] = []  # running, and failed by fail_fast: to be ended
+        self.expanded: list[_Node] = []
+        self.doomed: list[_Instance] = []  # running, and to be ended by the run loop
         self.running = 0
         self.unfinished = 0
-        self.nodes = self._nodes(recorded or {})
-        self._queue: list[tuple[int, _Instance]] = []
-        self._waiting: list[tuple[float, int, _Instance]] = []  # up_for_retry, by time
-        self._dirty: list[_Node] = []
+        self.timed_out = False
+        self.notes: list[str] = []
+        self._free = dict(pools or {})
+        self._queues: dict[str, list[tuple[int, int, int, _Instance]]] = {}
+        self._waiting: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
+        self._dirty: dict[tuple[_Node, _Instance | None], None] = {}
         self._hesitant: dict[_Node, tuple[float, set[_Node]]] = {}
+        self._by_id: dict[str, _Node] = {}
+        self._make_nodes(recorded or {}, lengths or {})
         self._begin()
 
-    def _nodes(self, recorded: Mapping[tuple[str, int], _Recorded]) -> list[_Node]:
-        nodes = {t: _Node(task, i) for i, (t, task) in enumerate(self.dag.task_dict.items())}
-        for task_id, node in nodes.items():
+    # Building.
+
+    def _make_nodes(
+        self,
+        recorded: Mapping[tuple[str, int], _Recorded],
+        lengths: Mapping[tuple[str, int], int | None],
+    ) -> None:
+        self.nodes = [_Node(task, i) for i, task in enumerate(self.dag.task_dict.values())]
+        nodes = self._by_id = {node.task.task_id: node for node in self.nodes}
+        for node in self.nodes:
             node.upstream = tuple(nodes[t] for t in node.task._upstream)
             node.downstream = tuple(nodes[t] for t in node.task._downstream)
-            new = _Recorded(None, 0, node.task.retries)
-            node.instance = _Instance(node, -1, recorded.get((task_id, -1), new))
+            outside = [up for up in node.upstream if not self._in_step(up, node)]
+            node.counts.pending = len(outside)
         for task in self.dag.topological_sort():
             node = nodes[task.task_id]
             node.depth = max((up.depth + 1 for up in node.upstream), default=0)
-        return list(nodes.values())
+        if any(node.task._is_setup for node in self.nodes):
+            self._find_setups()
+        self._weigh()
+        self._make_expansions()
+        by_task: dict[str, list[int]] = {}
+        for task_id, index in recorded:
+            by_task.setdefault(task_id, []).append(index)
+        for (task_id, index), length in lengths.items():
+            if task_id in nodes:
+                self._note_result(nodes[task_id], index, length)
+        for node in self.nodes:
+            self._make_instances(node, recorded, by_task.get(node.task.task_id, []))
+
+    @staticmethod
+    def _in_step(up: _Node, down: _Node) -> bool:
+        """Whether both stand in one mapped group, so that index waits for index."""
+        return up.group is not None and up.group is down.group
+
+    def _find_setups(self) -> None:
+        """Setups above a task that are not right above it, and whose teardown is not, either."""
+        below: dict[_Node, set[_Node]] = {}
+        for node in sorted(self.nodes, key=lambda n: -n.depth):
+            below[node] = set().union(*({d} | below[d] for d in node.downstream), ())
+        for setup in (node for node in self.nodes if node.task._is_setup):
+            teardowns = {d for d in setup.downstream if d.task._is_teardown}
+            for node in below[setup]:
+                scoped = not teardowns or teardowns & below[node]
+                if scoped and not node.task._is_teardown and setup not in node.upstream:
+                    node.setups = (*node.setups, setup)
+
+    def _weigh(self) -> None:
+        """Priorities: a task's own weight, with those of all descendants or ancestors."""
+        if all(n.task.priority_weight == 1 and n.task.weight_rule is WeightRule.DOWNSTREAM
+               for n in self.nodes):  # fmt: skip
+            return  # then the order in which the tasks were made does as well
+        related: dict[_Node, dict[WeightRule, set[_Node]]] = {n: {} for n in self.nodes}
+        by_depth = sorted(self.nodes, key=lambda n: n.depth)
+        for rule, order, near in (
+            (WeightRule.UPSTREAM, by_depth, "upstream"),
+            (WeightRule.DOWNSTREAM, by_depth[::-1], "downstream"),
+        ):
+            for node in order:
+                reach: set[_Node] = set()
+                for other in getattr(node, near):
+                    reach |= {other} | related[other][rule]
+                related[node][rule] = reach
+        for node in self.nodes:
+            others = related[node].get(node.task.weight_rule, ())
+            node.weight = node.task.priority_weight + sum(o.task.priority_weight for o in others)
+
+    def _make_expansions(self) -> None:
+        made: dict[int, _Expansion] = {}
+        for node in self.nodes:
+            mapping = node.task._mapping
+            if mapping is None:
+                continue
+            expansion = made.get(id(mapping))
+            if expansion is None:
+                expansion = made[id(mapping)] = _Expansion(mapping)
+                sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
+                expansion.sources = [self._by_id[t] for t in sources]
+                expansion.waiting = len(expansion.sources)
+                for source in expansion.sources:
+                    source.feeds.append(expansion)
+            expansion.nodes.append(node)
+            node.expansion = expansion
+
+    def _make_instances(
+        self,
+        node: _Node,
+        recorded: Mapping[tuple[str, int], _Recorded],
+        indexes: list[int],
+    ) -> None:
+        """The instances that a node has at first: recorded ones, those of constants, or one."""
+        task_id = node.task.task_id
+        new = _Recorded(None, 0, node.task.retries)
+        count = -1
+        if node.expansion is not None and not node.expansion.sources:
+            count = node.expansion.mapping.count(self)
+        mapped = sorted(i for i in indexes if i >= 0)
+        if node.expansion is not None and mapped:
+            touched = any(recorded[task_id, i] != new for i in mapped)
+            if touched or count < 0:
+                if 0 <= count != len(mapped):
+                    self.notes.append(
+                        f"task {task_id!r} is expanded already: it keeps its {len(mapped)} "
+                        f"instances, though the code now has {count}"
+                    )
+                count = len(mapped)
+        elif count == 0 or node.expansion is None:
+            count = -1
+        self._give_instances(
+            node, range(count) if count > 0 else [-1], lambda i: recorded.get((task_id, i), new)
+        )
+
+    def _give_instances(
+        self, node: _Node, indexes: Iterable[int], recorded: Callable[[int], _Recorded]
+    ) -> None:
+        node.instances = [_Instance(node, i, recorded(i)) for i in indexes]
+        node.open = len(node.instances)
+        in_step = sum(self._in_step(up, node) for up in node.upstream)
+        if node.group is not None:
+            for instance in node.instances:
+                instance.counts = _Counts(in_step)
 
     def _begin(self) -> None:
-        """Count what a resumed run keeps; then every task that is left has to be decided."""
+        """Count what a resumed run keeps; then every instance that is left has to be decided."""
+        self.unfinished = sum(len(node.instances) for node in self.nodes)
         for node in self.nodes:
-            if node.instance.state is not None:
-                self._tell_downstream(node, node.instance.state)
-        self._dirty = [node for node in self.nodes if node.instance.state is None]
-        self.unfinished = len(self._dirty)
+            for instance in node.instances:
+                if instance.state is not None:
+                    self._ended(instance, instance.state)
+        self._dirty.clear()
+        for node in self.nodes:
+            if node.open:
+                self._touch(node)
+
+    def _touch(self, node: _Node) -> None:
+        """The node has to be looked at: as a whole, or, in a mapped group, each instance."""
+        if node.group is not None and node.expanded:
+            for instance in node.instances:
+                if instance.state is None:
+                    self._dirty[node, instance] = None
+        else:
+            self._dirty[node, None] = None
+
+    # What is known of results (the `_Known` that mappings ask).
+
+    def length(self, task_id: str) -> int:
+        """The number of elements of a task's result."""
+        found = self._by_id[task_id].length
+        if found is None:
+            raise LookupError(task_id)
+        return found
+
+    def stored(self, task_id: str) -> Sequence[int] | None:
+        """The indexes under which a mapped task stored results; None if it is not mapped."""
+        node = self._by_id[task_id]
+        return None if node.expansion is None else node.stored
+
+    def _note_result(self, node: _Node, map_index: int, length: int | None) -> None:
+        if node.expansion is None:
+            node.length = length
+        else:
+            node.stored.append(map_index)
 
     def instances(self) -> Iterator[_Instance]:
         """Every task instance, in the order of the DAG's tasks."""
-        return (node.instance for node in self.nodes)
+        return (instance for node in self.nodes for instance in node.instances)
+
+    # What may start.
 
     def ready_count(self, now: float) -> int:
-        """How many instances may start now."""
+        """How many instances may start now, at most."""
         while self._waiting and self._waiting[0][0] <= now:
-            _, order, instance = heapq.heappop(self._waiting)
-            if instance.state is _S.UP_FOR_RETRY:  # fail_fast may have skipped it
-                heapq.heappush(self._queue, (order, instance))
-        return min(len(self._queue), self.dag.max_active_tasks - self.running)
+            instance = heapq.heappop(self._waiting)[-1]
+            if instance.state in (_S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
+                self._enqueue(instance)
+        queued = sum(map(len, self._queues.values()))
+        return min(queued, self.dag.max_active_tasks - self.running)
 
-    def take(self) -> _Instance:
-        """The next of the instances that may start; the caller must `start` it."""
-        return heapq.heappop(self._queue)[1]
+    def _enqueue(self, instance: _Instance) -> None:
+        node = instance.node
+        entry = (-node.weight, node.order, instance.map_index, instance)
+        heapq.heappush(self._queues.setdefault(node.task.pool, []), entry)
+
+    def take(self) -> _Instance | None:
+        """The next of the instances that may start: the caller must `start` it or `put_back`."""
+        while True:
+            heads = [
+                (queue[0][:3], pool)
+                for pool, queue in self._queues.items()
+                if queue and self._has_room(queue[0][-1])
+            ]
+            if not heads:
+                return None
+            instance = heapq.heappop(self._queues[min(heads)[1]])[-1]
+            if instance.state in _ENDED or instance.state is _S.RUNNING:
+                continue  # a branch has skipped it meanwhile
+            limit = instance.node.task.max_active_tis_per_dagrun
+            if limit is not None and instance.node.running >= limit:
+                instance.node.parked.append(instance)
+                continue
+            return instance
+
+    def _has_room(self, instance: _Instance) -> bool:
+        task = instance.node.task
+        return instance.state in _ENDED or self._free.get(task.pool, math.inf) >= task.pool_slots
+
+    def put_back(self, instance: _Instance) -> None:
+        """An instance that was taken and could not be started."""
+        self._enqueue(instance)
 
     def next_time(self) -> float | None:
         """When time alone changes something next: a wait for a retry ends, or a hesitation."""
         times = [until for until, _ in self._hesitant.values()]
-        times += [at for at, _, _ in self._waiting[:1]]
+        times += [entry[0] for entry in self._waiting[:1]]
         return min(times, default=None)
 
-    def start(self, instance: _Instance) -> None:
-        """The instance's next attempt starts."""
-        instance.move(_S.RUNNING)
-        instance.try_number += 1
-        self.running += 1
+    # What happens.
 
-    def finish(self, instance: _Instance, status: _Status, now: float) -> None:
-        """The instance's attempt ended."""
+    def start(self, instance: _Instance) -> None:
+        """The instance's next attempt starts, or a sensor's goes on."""
+        if instance.state is not _S.UP_FOR_RESCHEDULE:
+            instance.try_number += 1
+        instance.move(_S.RUNNING)
+        self.running += 1
+        instance.node.running += 1
+        pool = instance.node.task.pool
+        if pool in self._free:
+            self._free[pool] -= instance.node.task.pool_slots
+
+    def _leave(self, instance: _Instance) -> None:
+        node = instance.node
         self.running -= 1
-        if status is _Status.FAILED and instance.try_number <= instance.max_tries:
+        node.running -= 1
+        if node.task.pool in self._free:
+            self._free[node.task.pool] += node.task.pool_slots
+        if node.parked:
+            self._enqueue(node.parked.pop(0))
+
+    def finish(
+        self,
+        instance: _Instance,
+        status: _Status,
+        now: float,
+        stored: bool = False,
+        length: int | None = None,
+        wait: float = 0.0,
+    ) -> None:
+        """The instance's attempt ended; whether it stored a result, of which length."""
+        self._leave(instance)
+        if self.timed_out and status is not _Status.SUCCESS:
+            status = _Status.SKIPPED
+        elif status is _Status.FAILED and instance.try_number <= instance.max_tries:
             instance.move(_S.UP_FOR_RETRY)
-            wait = _retry_wait(instance, self.logical_date)
-            heapq.heappush(self._waiting, (now + wait, instance.node.order, instance))
+            self._wait_for(instance, now + _retry_wait(instance, self.logical_date))
             return
+        elif status is _Status.RESCHEDULE:
+            instance.move(_S.UP_FOR_RESCHEDULE)
+            self._wait_for(instance, now + wait)
+            return
+        if stored:
+            self._note_result(instance.node, instance.map_index, length)
         ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
         self._end(instance, ended)
         if ended is _S.FAILED and self.dag.fail_fast:
-            self._fail_fast()
+            self._give_up(_S.SKIPPED)
+
+    def _wait_for(self, instance: _Instance, at: float) -> None:
+        entry = (at, instance.node.order, instance.map_index, instance)
+        heapq.heappush(self._waiting, entry)
+
+    def pass_through(self, instance: _Instance) -> None:
+        """An EmptyOperator's instance, which needs no worker, succeeds."""
+        instance.try_number += 1
+        self._end(instance, _S.SUCCESS)
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
-        self.running -= 1
+        self._leave(instance)
         instance.move(None)
 
     def _end(self, instance: _Instance, state: TaskInstanceState) -> None:
         instance.move(state)
-        self.unfinished -= 1
-        self._tell_downstream(instance.node, state)
+        self._ended(instance, state)
 
-    def _tell_downstream(self, node: _Node, state: TaskInstanceState) -> None:
+    def _ended(self, instance: _Instance, state: TaskInstanceState) -> None:
+        """Count it, and touch what hangs on it."""
+        node = instance.node
+        self.unfinished -= 1
+        node.open -= 1
+        if not node.open:
+            node.stored.sort()
+            for expansion in node.feeds:
+                expansion.waiting -= 1
+                for mapped in expansion.nodes:
+                    self._touch(mapped)
         for below in node.downstream:
-            if state is _S.SUCCESS:
-                below.success += 1
-            elif state is _S.FAILED:
-                below.failed += 1
-            elif state is _S.SKIPPED:
-                below.skipped += 1
-            else:
-                below.upstream_failed += 1
-            below.pending -= 1
-            self._dirty.append(below)
+            if self._in_step(node, below):
+                self._tell_own(below, instance, state)
+                continue
+            below.counts.add(state)
+            if not node.open:
+                below.counts.pending -= 1
+            self._touch(below)
+        if node.task._is_setup and not node.open:
+            for other in self.nodes:
+                if node in other.setups:
+                    self._touch(other)
+
+    def _tell_own(self, below: _Node, instance: _Instance, state: TaskInstanceState) -> None:
+        if instance.map_index < 0 or not below.expanded:
+            return  # the group is not expanded: its tasks end together
+        other = below.instances[instance.map_index]
+        assert other.counts is not None
+        other.counts.add(state)
+        other.counts.pending -= 1
+        self._dirty[below, other] = None
+
+    # Conclusions.
 
     def settle(self, now: float) -> None:
         """Decide about every task below something that ended, until nothing more follows.
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
-        self._dirty += [node for node, (until, _) in self._hesitant.items() if until <= now]
+        for node, (until, _) in self._hesitant.items():
+            if until <= now:
+                self._dirty[node, None] = None
         while self._dirty:
-            round_of, self._dirty = dict.fromkeys(self._dirty), []
-            decided = [(node, self._decision(node, now)) for node in round_of]
-            for node, decision in decided:
-                if decision is _S.RUNNING:
-                    node.instance.queued = True
-                    heapq.heappush(self._queue, (node.order, node.instance))
-                elif decision is not None:
-                    self.changed.append(node.instance)
-                    self._end(node.instance, decision)
+            round_of, self._dirty = self._dirty, {}
+            decided = [(*unit, self._decision(*unit, now)) for unit in round_of]
+            for node, instance, decision in decided:
+                if decision is not None:
+                    self._carry_out(node, instance, decision)
 
-    def _decision(self, node: _Node, now: float) -> TaskInstanceState | None:
-        instance = node.instance
-        if instance.queued or instance.state is not None:
+    def _decision(
+        self, node: _Node, instance: _Instance | None, now: float
+    ) -> TaskInstanceState | None:
+        if not node.open or (instance is not None and (instance.queued or instance.state)):
             return None
-        decision = node.decide()
-        eager_skip = decision is _S.SKIPPED and node.pending > 0
-        if eager_skip and node.task.trigger_rule is TriggerRule.ALL_SUCCESS:
+        if instance is None and node.expanded and node.instances[0].queued:
+            return None
+        expansion = node.expansion
+        if expansion is not None and not node.expanded:
+            verdict = expansion.verdict()
+            if verdict is not None:
+                return verdict
+            if node.group is not None:  # it expands as soon as it can, whatever its rules
+                return None if expansion.waiting else _S.RUNNING
+        decision = node.decide(instance)
+        if decision is _S.RUNNING and not node.expanded and expansion and expansion.waiting:
+            return None
+        eager_skip = decision is _S.SKIPPED and node.counts.pending > 0
+        if eager_skip and node.task.trigger_rule is TriggerRule.ALL_SUCCESS and instance is None:
             return None if self._hesitates(node, now) else decision
         self._hesitant.pop(node, None)
         return decision
+
+    def _carry_out(
+        self, node: _Node, instance: _Instance | None, decision: TaskInstanceState
+    ) -> None:
+        if decision is _S.RUNNING and not node.expanded:
+            self._expand(node)
+            return
+        for each in [instance] if instance is not None else list(node.instances):
+            if each.state is not None or each.queued:
+                continue
+            if decision is _S.RUNNING:
+                each.queued = True
+                self._enqueue(each)
+            else:
+                self.changed.append(each)
+                self._end(each, decision)
+
+    def _expand(self, node: _Node) -> None:
+        """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
+        assert node.expansion is not None
+        try:
+            count = node.expansion.mapping.count(self)
+        except LookupError:  # an old result that is no list, in a resume of mended code
+            self._carry_out(node, None, _S.UPSTREAM_FAILED)
+            return
+        together = node.expansion.nodes if node.group is not None else [node]
+        for each in together:
+            if each.expanded or not each.open:
+                continue
+            if count == 0:
+                self._carry_out(each, None, _S.SKIPPED)
+                continue
+            first = each.instances[0]
+            new = _Recorded(None, 0, each.task.retries)
+            self._give_instances(each, range(count), lambda i, new=new: new)  # type: ignore[misc]
+            each.instances[0].row_id = first.row_id
+            self.unfinished += count - 1
+            self.expanded.append(each)
+            self._touch(each)
 
     def _hesitates(self, node: _Node, now: float) -> bool:
         """Whether an upstream may be about to fail beside the one that was skipped.
@@ -2020,39 +3813,117 @@ class _Plan:
         in the DAG and are about to end; which of two workers is faster does not matter then.
         """
         if node not in self._hesitant:
-            skipped = [up.depth for up in node.upstream if up.instance.state is _S.SKIPPED]
+            skipped = [up.depth for up in node.upstream if up.instances[0].state is _S.SKIPPED] or [
+                node.depth
+            ]
             awaited = {
                 up
                 for up in node.upstream
-                if up.instance.state not in _ENDED
-                and up.instance.queued
-                and up.depth <= max(skipped)
+                if up.open and up.instances[0].queued and up.depth <= max(skipped)
             }
             self._hesitant[node] = (now + _HESITATION, awaited)
         until, awaited = self._hesitant[node]
-        awaited -= {up for up in awaited if up.instance.state in _ENDED}
+        awaited -= {up for up in awaited if not up.open}
         if awaited and now < until:
             return True
         del self._hesitant[node]
         return False
 
-    def _fail_fast(self) -> None:
-        """Airflow's fail_fast: what runs is failed, what has not run is skipped."""
-        self._queue.clear()
-        self._hesitant.clear()
-        for instance in self.instances():
+    # Branches, and the end of the run.
+
+    def not_chosen(self, instance: _Instance, chosen: Any) -> list[_Node]:
+        """What a branch's choice leaves to be skipped. Raises _BadBranch.
+
+        Of the direct downstream tasks, those that are neither chosen nor below one that is.
+        """
+        keep: set[_Node] = set()
+        for name in [] if chosen is None else [chosen] if isinstance(chosen, str) else chosen:
+            keep.update(self._branch_targets(name))
+        for node in list(keep):
+            keep |= self._below(node)
+        return [node for node in instance.node.downstream if node not in keep]
+
+    def _branch_targets(self, name: object) -> list[_Node]:
+        if isinstance(name, str) and name in self._by_id:
+            return [self._by_id[name]]
+        if isinstance(name, str) and name in self.dag.task_group_dict:
+            return [self._by_id[t.task_id] for t in self.dag.task_group_dict[name]._starts()]
+        known = [*self._by_id, *self.dag.task_group_dict]
+        raise _BadBranch(
+            f"the branch chose {_shown(name)}, which is no task or group of DAG "
+            f"{self.dag.dag_id!r}{_near(str(name), known)}"
+        )
+
+    def short_circuited(self, instance: _Instance) -> list[_Node]:
+        """What a false short_circuit leaves to be skipped: all below it, but teardowns."""
+        node = instance.node
+        if not getattr(node.task, "ignore_downstream_trigger_rules", True):
+            found = set(node.downstream)
+        else:
+            found = self._below(node)
+        return [n for n in self.nodes if n in found and not n.task._is_teardown]
+
+    def _below(self, node: _Node) -> set[_Node]:
+        """All that comes after a task, near and far."""
+        found: set[_Node] = set()
+        following = list(node.downstream)
+        while following:
+            node = following.pop()
+            if node not in found:
+                found.add(node)
+                following += node.downstream
+        return found
+
+    def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
+        """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
+        branch's own index."""
+        for node in nodes:
+            own = self._in_step(instance.node, node) and instance.map_index >= 0
+            for each in [node.instances[instance.map_index]] if own else list(node.instances):
+                if each.state is None:
+                    self.changed.append(each)
+                    self._end(each, _S.SKIPPED)
+
+    def time_out(self) -> None:
+        """The run has taken too long: what is left is skipped."""
+        self.timed_out = True
+        self._give_up(_S.SKIPPED)
+
+    def _give_up(self, state: TaskInstanceState) -> None:
+        """What has not run is skipped, but teardowns under fail_fast; what runs is to be ended."""
+        for instance in list(self.instances()):
             if instance.state is _S.RUNNING:
                 instance.max_tries = 0  # no retry when it has been ended
                 self.doomed.append(instance)
-            elif instance.state not in _ENDED:
+            elif instance.state not in _ENDED and (
+                self.timed_out or not instance.node.task._is_teardown
+            ):
                 self.changed.append(instance)
-                self._end(instance, _S.SKIPPED)
+                self._end(instance, state)
 
     def run_state(self) -> DagRunState:
-        """The run's final state: failed if a leaf failed or could not run, else success."""
+        """The run's final state: failed if a leaf failed or could not run, else success.
+
+        Teardowns are no leaves, unless they are to fail the run: the work above them is.
+        """
+        if self.timed_out:
+            return DagRunState.FAILED
+        leaves = [node for node in self.nodes if _is_leaf(node)]
+        leaves = leaves or [node for node in self.nodes if not node.downstream]
         bad = (_S.FAILED, _S.UPSTREAM_FAILED)
-        leaves = (node.instance for node in self.nodes if not node.downstream)
-        return DagRunState.FAILED if any(x.state in bad for x in leaves) else DagRunState.SUCCESS
+        failed = any(i.state in bad for node in leaves for i in node.instances)
+        return DagRunState.FAILED if failed else DagRunState.SUCCESS
+
+
+def _is_leaf(node: _Node) -> bool:
+    """Whether it decides the run's state."""
+    if any(_counts_for_run(below.task) for below in node.downstream):
+        return False
+    return _counts_for_run(node.task)
+
+
+def _counts_for_run(task: BaseOperator) -> bool:
+    return not task._is_teardown or task.on_failure_fail_dagrun
 
 
 def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:
@@ -2119,7 +3990,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     task_id TEXT NOT NULL,
     map_index INTEGER NOT NULL,  -- -1: not mapped
     state TEXT CHECK (state IN ('running', 'success', 'failed', 'skipped', 'upstream_failed',
-                                'up_for_retry', 'removed')),
+                                'up_for_retry', 'up_for_reschedule', 'removed')),
     try_number INTEGER NOT NULL, -- of the latest attempt, whose times these are; 0: none
     max_tries INTEGER NOT NULL,
     start_date TEXT,
@@ -2128,6 +3999,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     error TEXT,                  -- traceback; its last line is the reason
     lost INTEGER NOT NULL DEFAULT 0, -- attempts in a row that ended with their scheduler
     upstream_task_ids TEXT,      -- JSON list: what it waited for
+    task_group_id TEXT,          -- the group it stands in
     UNIQUE (dag_run_id, task_id, map_index)
 ) {strict};
 CREATE TABLE IF NOT EXISTS task_instance_history ( -- attempts before the latest
@@ -2159,6 +4031,12 @@ CREATE TABLE IF NOT EXISTS xcom (
     value BLOB NOT NULL,         -- pickle
     UNIQUE (task_instance_id, key)
 ) {strict};
+CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others expand over
+    task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
+    item INTEGER NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (task_instance_id, item)
+) {strict};
 CREATE VIEW IF NOT EXISTS task_attempt AS -- every attempt of every task instance
     SELECT id AS task_instance_id, try_number, state, start_date, end_date, pid, error
     FROM task_instance WHERE start_date IS NOT NULL
@@ -2181,14 +4059,16 @@ class _XComRow(NamedTuple):
 class _Attempt:
     """One attempt of a task instance: what the run loop, its runner and the store call it by."""
 
-    __slots__ = ("instance", "log_parts", "pid", "started", "try_number")
+    __slots__ = ("first_start", "instance", "log_parts", "pid", "pokes", "started", "try_number")
 
     def __init__(self, instance: _Instance, started: str, pid: int | None) -> None:
         self.instance = instance
         self.try_number = instance.try_number
         self.started = started
         self.pid = pid
-        self.log_parts = 0
+        self.log_parts = 0  # a rescheduled sensor's log goes on where it was
+        self.first_start = time.time()  # of a sensor, whose time counts from its first poke
+        self.pokes = 0
 
 
 class _Finished(NamedTuple):
@@ -2199,6 +4079,7 @@ class _Finished(NamedTuple):
     ended: str
     error: str | None
     xcoms: Sequence[_XComRow]
+    items: Sequence[bytes] = ()
 
 
 class _Batch:
@@ -2210,9 +4091,11 @@ class _Batch:
         self.started: list[_Attempt] = []
         self.interrupted: list[tuple[_Attempt, str, str]] = []  # attempt, when, why
         self.logs: list[tuple[_Attempt, int, str]] = []
+        self.expanded: list[_Node] = []
+        self.passed: list[tuple[_Instance, str]] = []  # needed no worker: when
 
     def __bool__(self) -> bool:
-        return bool(self.finished or self.marked or self.started or self.interrupted or self.logs)
+        return any(vars(self).values())
 
 
 class _RunRow(NamedTuple):
@@ -2328,7 +4211,15 @@ def _file_identity(path: Path) -> tuple[int, int, int]:
 def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
     """In a file made to harm, a table's name may stand for a view that never ends."""
     kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
-    for table in ("dag", "dag_run", "task_instance", "task_instance_history", "task_log", "xcom"):
+    for table in (
+        "dag",
+        "dag_run",
+        "task_instance",
+        "task_instance_history",
+        "task_log",
+        "xcom",
+        "xcom_item",
+    ):
         if kinds.get(table) != "table":
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
@@ -2579,6 +4470,7 @@ class _Store:
         keys = [(i,) for i in ids]
         many(_TO_HISTORY, [(_iso(_utcnow()), "interrupted: its scheduler died", i) for i in ids])
         many("DELETE FROM xcom WHERE task_instance_id = ?", keys)
+        many("DELETE FROM xcom_item WHERE task_instance_id = ?", keys)
         many(
             "UPDATE task_instance SET lost = CASE state WHEN 'running' THEN lost + 1 "
             "WHEN 'failed' THEN 0 ELSE lost END, state = NULL, start_date = NULL, "
@@ -2590,6 +4482,12 @@ class _Store:
         """Fail an instance whose every attempt takes its scheduler with it."""
         self._connection.execute(
             "UPDATE task_instance SET state = 'failed', error = ? WHERE id = ?", (why, row_id)
+        )
+
+    def move_instance(self, row_id: int, map_index: int) -> None:
+        """Give the row of an instance another index."""
+        self._connection.execute(
+            "UPDATE task_instance SET map_index = ? WHERE id = ?", (map_index, row_id)
         )
 
     def remove_instances(self, ids: Iterable[int]) -> None:
@@ -2605,6 +4503,7 @@ class _Store:
         for instance in instances:
             row_id += 1
             instance.row_id = row_id
+            task = instance.node.task
             rows.append(
                 (
                     row_id,
@@ -2612,12 +4511,13 @@ class _Store:
                     instance.task_id,
                     instance.map_index,
                     instance.max_tries,
-                    json.dumps(list(instance.node.task._upstream)),
+                    json.dumps(list(task._upstream)),
+                    task.task_group.group_id if task.task_group is not None else None,
                 )
             )
         self._connection.executemany(
             "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
-            "upstream_task_ids) VALUES (?, ?, ?, ?, 0, ?, ?)",
+            "upstream_task_ids, task_group_id) VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
             rows,
         )
 
@@ -2647,7 +4547,7 @@ class _Store:
             row[0]
             for row in execute(
                 "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
-                "('running', 'up_for_retry')",
+                "('running', 'up_for_retry', 'up_for_reschedule')",
                 (run_row,),
             )
         ]
@@ -2675,6 +4575,9 @@ class _Store:
             if batch.logs:
                 self._record_logs(batch.logs)
             self._record_interrupted(batch.interrupted)
+            for node in batch.expanded:
+                self._record_expanded(node)
+            self._record_passed(batch.passed)
             self._record_marked(batch.marked)
             # Last: a retry without a delay starts in the transaction that ends the try before.
             self._record_started(batch.started)
@@ -2699,12 +4602,40 @@ class _Store:
         )
         self._expect(len(finished), done.rowcount)
         xcoms = [(f.attempt.instance.row_id, *xcom) for f in finished for xcom in f.xcoms]
+        items = [
+            (f.attempt.instance.row_id, i, value)
+            for f in finished
+            for i, value in enumerate(f.items)
+        ]
+        if items:
+            many("INSERT OR REPLACE INTO xcom_item VALUES (?, ?, ?)", items)
         if xcoms:
             many(
                 "INSERT OR REPLACE INTO xcom (task_instance_id, key, type, preview, length, value) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 xcoms,
             )
+
+    def _record_expanded(self, node: _Node) -> None:
+        """The row of the unexpanded instance becomes that of index 0; the others are new."""
+        done = self._connection.execute(
+            "UPDATE task_instance SET map_index = 0 WHERE id = ? AND map_index = -1 AND "
+            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
+            (node.instances[0].row_id, self.owner),
+        )
+        self._expect(1, done.rowcount)
+        self.add_instances(node.instances[1:])
+
+    def _record_passed(self, passed: Sequence[tuple[_Instance, str]]) -> None:
+        if not passed:
+            return
+        done = self._connection.executemany(
+            "UPDATE task_instance SET state = 'success', try_number = ?1, start_date = ?2, "
+            "end_date = ?2 WHERE id = ?3 AND state IS NULL AND "
+            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?4",
+            [(i.try_number, when, i.row_id, self.owner) for i, when in passed],
+        )
+        self._expect(len(passed), done.rowcount)
 
     def _record_interrupted(self, interrupted: Sequence[tuple[_Attempt, str, str]]) -> None:
         for attempt, ended, why in interrupted:
@@ -2730,12 +4661,21 @@ class _Store:
     def _record_started(self, started: Sequence[_Attempt]) -> None:
         if not started:
             return
+        going_on = [a for a in started if a.pokes]
+        if going_on:
+            done = self._connection.executemany(
+                f"UPDATE task_instance SET state = 'running', pid = ? {_IF_RESCHEDULED}",
+                [(a.pid, a.instance.row_id, a.try_number, self.owner) for a in going_on],
+            )
+            self._expect(len(going_on), done.rowcount)
+            started = [a for a in started if not a.pokes]
         again = [a.instance.row_id for a in started if a.try_number > 1]
         if again:
             self._connection.executemany(_TO_HISTORY, [(None, None, i) for i in again])
-            self._connection.executemany(
-                "DELETE FROM xcom WHERE task_instance_id = ?", [(i,) for i in again]
-            )
+            for table in ("xcom", "xcom_item"):
+                self._connection.executemany(
+                    f"DELETE FROM {table} WHERE task_instance_id = ?", [(i,) for i in again]
+                )
         done = self._connection.executemany(
             "UPDATE task_instance SET state = 'running', try_number = ?1, start_date = ?2, "
             "end_date = NULL, pid = ?3, error = NULL WHERE id = ?4 AND try_number = ?1 - 1 AND "
@@ -2748,7 +4688,7 @@ class _Store:
     def _record_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         self._connection.executemany(
             "INSERT OR REPLACE INTO task_log (task_instance_id, try_number, part, text) "
-            "SELECT id, ?, ?, ? FROM task_instance WHERE id = ? AND try_number = ? AND "
+            "SELECT id, ?, ?, ? FROM task_instance WHERE id = ? AND try_number >= ? AND "
             "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
             [
                 (a.try_number, part, text, a.instance.row_id, a.try_number, self.owner)
@@ -2797,22 +4737,62 @@ class _Store:
                 "of it is written here"
             )
 
-    def input(self, task_id: str, key: str, most: int) -> list[tuple[str, int, str, bytes | None]]:
-        """(task_id, map_index, key, value) of an XCom; the value is None if over `most` bytes."""
+    def input(
+        self, task_id: str, key: str, map_index: int, most: int
+    ) -> list[tuple[int, bytes | None]]:
+        """(map_index, value) of an XCom, if there is one; value None if over `most` bytes."""
         with self._explaining():
             return self._connection.execute(
-                f"{_PULL} AND key = ?", (most, self.run_row, task_id, key)
+                f"{_PULL} AND key = ? AND map_index = ?",
+                (most, self.run_row, task_id, key, map_index),
             ).fetchall()
 
-    def inputs(self, task_id: str, most: int) -> list[tuple[str, int, str, bytes | None]]:
-        """The same of all XComs of a task."""
+    def inputs(self, task_id: str) -> list[tuple[str, int, bytes]]:
+        """(key, map_index, value) of all XComs of a task."""
         with self._explaining():
-            return self._connection.execute(_PULL, (most, self.run_row, task_id)).fetchall()
+            return self._connection.execute(
+                "SELECT key, map_index, value FROM xcom JOIN task_instance ON "
+                "task_instance.id = task_instance_id WHERE dag_run_id = ? AND task_id = ? "
+                "ORDER BY map_index",
+                (self.run_row, task_id),
+            ).fetchall()
+
+    def item(self, task_id: str, item: int, most: int) -> bytes | None:
+        """An element of a result that others expand over, if it is stored and no larger."""
+        with self._explaining():
+            row = self._connection.execute(
+                "SELECT value FROM xcom_item JOIN task_instance ON task_instance.id = "
+                "task_instance_id WHERE dag_run_id = ? AND task_id = ? AND map_index = -1 AND "
+                "item = ? AND length(value) <= ?",
+                (self.run_row, task_id, item, most),
+            ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def recorded_lengths(self) -> dict[tuple[str, int], int | None]:
+        """The length of every result that is stored, by task and index."""
+        rows = self._connection.execute(
+            "SELECT task_id, map_index, length FROM xcom JOIN task_instance ON "
+            "task_instance.id = task_instance_id WHERE dag_run_id = ? AND key = 'return_value'",
+            (self.run_row,),
+        )
+        return {(task_id, map_index): length for task_id, map_index, length in rows}
+
+    def running_of_dag(self, dag_id: str, task_id: str) -> int:
+        """How many instances of a task run now, in all runs of its DAG."""
+        with self._explaining():
+            row = self._connection.execute(
+                "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
+                "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND "
+                "task_instance.state = 'running'",
+                (dag_id, task_id),
+            ).fetchone()
+        return int(row[0])
 
     def release_waiting(self) -> None:
         """What waited for a retry has no state again: its run ends. Inside a transaction."""
         waiting = self._connection.execute(
-            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state = 'up_for_retry'",
+            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
+            "('up_for_retry', 'up_for_reschedule')",
             (self.run_row,),
         ).fetchall()
         self._connection.executemany(_TO_HISTORY, [(None, None, *row) for row in waiting])
@@ -2833,6 +4813,10 @@ class _Store:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
+_IF_RESCHEDULED = (
+    "WHERE id = ? AND try_number = ? AND state = 'up_for_reschedule' AND "
+    "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?"
+)
 _IF_OURS = (
     "WHERE id = ? AND try_number = ? AND state = 'running' AND "
     "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?"
@@ -2842,13 +4826,14 @@ _TO_HISTORY = (
     "INSERT INTO task_instance_history (task_instance_id, try_number, state, start_date, end_date, "
     "pid, error) SELECT id, try_number, "
     "CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' THEN 'interrupted' "
+    "WHEN 'up_for_reschedule' THEN 'interrupted' "
     "ELSE state END, "
     "start_date, coalesce(end_date, ?), pid, "
     "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END "
     "FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
 )
 _PULL = (
-    "SELECT task_id, map_index, key, CASE WHEN length(value) <= ? THEN value END "
+    "SELECT map_index, CASE WHEN length(value) <= ? THEN value END "
     "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
     "WHERE dag_run_id = ? AND task_id = ?"
 )
@@ -3010,6 +4995,18 @@ def _select_xcoms(
     ).fetchall()
 
 
+def _select_item(
+    connection: sqlite3.Connection, run_row: int, task_id: str, item: int
+) -> bytes | None:
+    """An element of a result that others expand over, if it is stored on its own."""
+    row = connection.execute(
+        "SELECT value FROM xcom_item JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE dag_run_id = ? AND task_id = ? AND map_index = -1 AND item = ?",
+        (run_row, task_id, item),
+    ).fetchone()
+    return None if row is None else bytes(row[0])
+
+
 def _select_values(
     connection: sqlite3.Connection, run_row: int, task_id: str, key: str
 ) -> list[tuple[int, bytes]]:
@@ -3060,10 +5057,14 @@ def _load(data: bytes, script: str | None = None) -> Any:
 
 
 class _Call(NamedTuple):
-    """A task's arguments on their way to a worker: pickled, and the results they take."""
+    """A task's arguments on their way to a worker: pickled, and the results they take.
+
+    Of a mapped task also the elements of each constant that it is expanded over.
+    """
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
+    constants: Sequence[Sequence[_Call]] = ()
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
@@ -3072,23 +5073,36 @@ _NO_CALL = _Call(_dump(((), {})), frozenset())
 def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
     args, kwargs = task._call()
-    if not args and not kwargs:
-        return _NO_CALL
-    results: list[XComArg] = []
-    token = _pickled_results.set(results)
+    call = _NO_CALL if not args and not kwargs else _dump_taking(task, (args, kwargs), args, kwargs)
+    mapping = task._mapping
+    if mapping is None:
+        return call
+    constants = [
+        () if isinstance(source, _Mappable)
+        else [_dump_taking(task, value, (), {name or "element": value}) for value in source]
+        for name, source in mapping.sources
+    ]  # fmt: skip
+    return call._replace(constants=constants)
+
+
+def _dump_taking(
+    task: BaseOperator, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Call:
+    seen = _Seen(task)
+    token = _pickled_results.set(seen)
     try:
-        data = _dump((args, kwargs))
+        data = _dump(value)
     except Exception:  # pickling runs the arguments' own code, which may raise anything
         raise _blamed(task, args, kwargs) from None
     finally:
         _pickled_results.reset(token)
-    for result in results:
+    for result in seen.results:
         if result.operator.task_id not in task._upstream:
             raise UnreachableTask(
                 f"task {task.task_id!r}: the result of {result.operator.task_id!r} is inside an "
                 "object, where it is not found: only lists, tuples, sets and dicts are searched"
             )
-    return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
+    return _Call(data, frozenset((x.operator.task_id, x.key) for x in seen.results))
 
 
 def _blamed(task: BaseOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnreachableTask:
@@ -3107,13 +5121,30 @@ def _blamed(task: BaseOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone."""
-    own = {name: value for name, value in task.__dict__.items() if name in _TASK_SETTINGS}
-    return _dump((own, list(task._upstream), list(task._downstream)))
+    known = {**_TASK_SETTINGS, **task._own_settings}
+    own = {name: value for name, value in task.__dict__.items() if name in known}
+    try:
+        return _dump((type(task), own, list(task._upstream), list(task._downstream)))
+    except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
+        raise UnreachableTask(
+            f"task {task.task_id!r}: one of its settings can't be sent to a worker "
+            f"({_one_line(error)}): build the DAG at the top level of its module"
+        ) from None
 
 
 def _value_of(task_id: str, key: str, absent_is_none: bool) -> Any:
     """Called by unpickling a task's arguments: the value that stands for a result."""
     return _running_job().value(task_id, key, absent_is_none)
+
+
+def _sequence_of(task_id: str, key: str) -> Any:
+    """Called by unpickling a task's arguments: the results of a mapped task's instances."""
+    return _running_job().sequence(task_id, key)
+
+
+def _group_value(name: str) -> Any:
+    """Called by unpickling a task's arguments: the element of a mapped group's argument."""
+    return _running_job().group_value(name)
 
 
 def _param_of(name: str, default: Any) -> Any:
@@ -3239,11 +5270,17 @@ class _WorkerRun:
         self, task_id: str, function: Callable[..., Any], settings: bytes | None
     ) -> BaseOperator:
         """A task like the scheduler's, around a function found by its name."""
-        own, upstream, downstream = _load(settings) if settings else ({}, [], [])
+        kind, own, upstream, downstream = (
+            _load(settings) if settings else (_FunctionOperator, {}, [], [])
+        )
         if self._shell is None:
             self._shell = Dag(self.info["dag_id"])
         signature = _build_signature(function)
-        task = _FunctionOperator(function, signature, (), {}, task_id=task_id, **own)
+        token = _current_dag.set(None)
+        try:
+            task: BaseOperator = kind(function, signature, (), {}, task_id=task_id, **own)
+        finally:
+            _current_dag.reset(token)
         task.dag = self._shell
         task._upstream, task._downstream = dict.fromkeys(upstream), dict.fromkeys(downstream)
         return task
@@ -3323,61 +5360,164 @@ class _Job:
             settings,
             self._inputs,
             self.timeout,
+            self._extra,
         ) = message
         self.run = run
         self.task = run.find(self.task_id, function, settings is not None, settings)
         self.pushed: dict[str, _XComRow] = {}
+        self.exception: BaseException | None = None
+        self.feeds = bool(self._extra.get("feeds"))
+        self.reschedules: int = self._extra.get("pokes", 0)
+        self.first_start: float = self._extra.get("first_start", time.time())
         self._values: dict[tuple[str, str], Any] = {}
+        self._group_values: dict[str, Any] = {}
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
-        call: tuple[tuple[Any, ...], dict[str, Any]] = _load(self._call, self.run.info["fileloc"])
-        return call
+        elements = self._extra.get("elements", ())
+        if self._extra.get("group"):
+            for name, element in elements:
+                self._group_values.update(self._named(name, element))
+            elements = ()
+        call: tuple[tuple[Any, ...], dict[str, Any]] = self._loaded(self._call)
+        args, kwargs = call
+        for name, element in elements:
+            found = self._named(name, element)
+            twice = found.keys() & kwargs.keys()
+            if twice and name is None:
+                raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
+            kwargs |= found
+        return args, kwargs
+
+    def _named(self, name: str | None, element: tuple[Any, ...]) -> dict[str, Any]:
+        value = self.element(element)
+        if name is not None:
+            return {name: value}
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expand_kwargs() takes dicts, found {_shown(value)}")
+        return dict(value)
+
+    def element(self, plan: tuple[Any, ...]) -> Any:
+        """An element that the task is expanded over, by the plain data that says where it is."""
+        kind = plan[0]
+        if kind == "value":
+            return self._loaded(plan[1])
+        if kind == "tuple":
+            return tuple(self.element(part) for part in plan[1])
+        if kind == "map":
+            mapping = self.task._mapping
+            assert mapping is not None
+            inner = self.element(plan[2])
+            return mapping.functions[plan[1]](inner)
+        if kind == "xcom":
+            return self._loaded(dict(self._read(plan[1], "return_value"))[plan[2]])
+        _, task_id, i = plan
+        row = self.run.info["run_row"]
+        data = self._look(lambda db: _select_item(db, row, task_id, i), task_id)
+        if data is not None:
+            return self._loaded(data)
+        # Stored by code of which nobody expanded over it: taken apart here.
+        whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
+        return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
+
+    def group_value(self, name: str) -> Any:
+        """The element of an argument of the mapped group."""
+        return self._group_values[name]
+
+    def _loaded(self, data: bytes) -> Any:
+        return _load(data, self.run.info["fileloc"])
 
     def value(self, task_id: str, key: str, absent_is_none: bool) -> Any:
         """The value of an upstream's XCom, the same object each time within one attempt."""
         if (task_id, key) not in self._values:
-            found = self._input(task_id, key)
-            if found is None and not absent_is_none:
-                raise XComNotFound(f"task {task_id!r} stored no XCom {key!r}")
-            self._values[task_id, key] = (
-                None if found is None else _load(found, self.run.info["fileloc"])
-            )
+            found = self._inputs.get((task_id, key))
+            if not found and not absent_is_none:
+                raise XComNotFound(
+                    f"task {task_id!r} stored no XCom {key!r}; is it a key of a dict that it "
+                    "returns? then annotate it `-> dict[str, ...]`, or set multiple_outputs=True"
+                )
+            self._values[task_id, key] = self._first(task_id, key, found) if found else None
         return self._values[task_id, key]
 
-    def _input(self, task_id: str, key: str) -> bytes | None:
-        if (task_id, -1, key) not in self._inputs:
-            return None
-        data: bytes | None = self._inputs[task_id, -1, key]
-        return data if data is not None else dict(self._read(task_id, key)).get(-1)
+    def _first(self, task_id: str, key: str, found: list[tuple[int, bytes | None]]) -> Any:
+        map_index, data = found[0]
+        if data is None:  # too large to travel with the job
+            data = dict(self._read(task_id, key))[map_index]
+        return self._loaded(data)
+
+    def sequence(self, task_id: str, key: str) -> _Results:
+        """The values of a mapped task's instances, without those that stored none."""
+        found = self._inputs.get((task_id, key))
+        rows = found if found is not None else self._read(task_id, key)
+        return _Results([data for _, data in rows], self.run.info["fileloc"])
 
     def _read(self, task_id: str, key: str) -> list[tuple[int, bytes]]:
         """Values read from the database, where this worker is on its machine."""
+        row = self.run.info["run_row"]
+        return self._look(lambda db: _select_values(db, row, task_id, key), task_id)
+
+    def _look(self, look: Callable[[sqlite3.Connection], T], task_id: str) -> T:
         path = self.run.info["db_path"]
         if path is None:
             raise AirflowException(
-                f"xcom_pull({task_id!r}) of a task that is not directly upstream: this worker is "
-                "on a foreign executor, which brings only the XComs of direct upstream tasks"
+                f"the values of {task_id!r}, which is not directly upstream, can't be had: this "
+                "worker is on a foreign executor, which brings only those of direct upstream tasks"
             )
-        row = self.run.info["run_row"]
-        return _read(Path(path), lambda db: _select_values(db, row, task_id, key), _ROW_LIMIT)
+        return _read(Path(path), look, _ROW_LIMIT)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
-        if task_id == self.task_id:
+        found: Sequence[tuple[int, bytes]]
+        if task_id == self.task_id and self.map_index < 0:
             row = self.pushed.get(key)
             found = [] if row is None else [(self.map_index, row.value)]
         elif self.run.info["db_path"] is None and task_id in self.task._upstream:
-            data = self._input(task_id, key)
-            found = [] if data is None else [(-1, data)]
+            found = self._inputs.get((task_id, key), [])
         else:
             found = self._read(task_id, key)
-        return [(i, _load(data, self.run.info["fileloc"])) for i, data in found]
+        if task_id == self.task_id and self.map_index >= 0 and key in self.pushed:
+            found = [(self.map_index, self.pushed[key].value)]
+        return [(i, self._loaded(data)) for i, data in found]
 
     @functools.cached_property
     def context(self) -> Context:
         """The task's context: a dict with Airflow's keys."""
         return _make_context(self)
+
+
+class _Results(Sequence[Any]):
+    """What a reduce gets: the results of a mapped task, in order of map_index, loaded when taken.
+
+    It has `len`, iteration, indexes, slices and `==` with a list; stored, it becomes a list.
+    """
+
+    def __init__(self, data: Sequence[bytes], script: str | None) -> None:
+        self._data = data
+        self._script = script
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [_load(data, self._script) for data in self._data[i]]
+        return _load(self._data[i], self._script)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (_load(data, self._script) for data in self._data)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, tuple, _Results)):
+            return NotImplemented
+        return list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<the results of {len(self)} instances>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 _job: contextvars.ContextVar[_Job] = contextvars.ContextVar("liteflow_job")
@@ -3467,29 +5607,91 @@ def _run_job(
     `begin_time` is called when its arguments are there and its function starts.
     """
     token = _job.set(job)
+    note: dict[str, Any] = {}
+    error: str | None = None
     try:
         try:
             with guard():
+                _check_conditions(job)
+                if not job.reschedules:
+                    _call_back(job, job.task, "on_execute_callback")
                 args, kwargs = job.arguments()
                 begin_time()
-                result = job.task._run(args, kwargs, job.context)
-            _store_result(job, result)
-            status, error = _Status.SUCCESS, None
+                result = _run_hooked(job, args, kwargs)
+            note = _store_result(job, result)
+            status = _Status.SUCCESS
         except AirflowSkipException as skip:
-            status, error = _Status.SKIPPED, _one_line(skip)
+            status, error, job.exception = _Status.SKIPPED, _one_line(skip), skip
+        except _Reschedule as pause:
+            status, note = _Status.RESCHEDULE, {"wait": pause.seconds}
         except (AirflowFailException, AirflowSensorTimeout) as failure:
-            status, error = _Status.FATAL, _traceback(failure)
+            status, error, job.exception = _Status.FATAL, _traceback(failure), failure
         except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
-            status, error = _Status.FAILED, _traceback(failure)
+            status, error, job.exception = _Status.FAILED, _traceback(failure), failure
     finally:
         _job.reset(token)
-    return status.value, error, [tuple(row) for row in job.pushed.values()]
+    return status.value, error, [tuple(row) for row in job.pushed.values()], note
 
 
-def _store_result(job: _Job, result: Any) -> None:
-    """Turn the result into XComs. Raises a TypeError that says what can't be stored."""
-    if result is None or not job.task.do_xcom_push:
+def _run_hooked(job: _Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    task: Any = job.task
+    if task.pre_execute is not None:
+        task.pre_execute(job.context)
+    result = task._run(args, kwargs, job.context)
+    if task.post_execute is not None:
+        task.post_execute(job.context, result)
+    return result
+
+
+def _check_conditions(job: _Job) -> None:
+    """`run_if` and `skip_if`. Raises AirflowSkipException."""
+    for condition, wanted, message in job.task._conditions:
+        found = condition(job.context)
+        if isinstance(found, tuple):
+            found, message = found[0], found[1] or message
+        if bool(found) is not wanted:
+            raise AirflowSkipException(message or "skipped by its condition")
+
+
+def _call_back(job: _Job, owner: Any, name: str) -> None:
+    """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
+    callbacks = getattr(owner, name, None)
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if callback is None:
+            continue
+        token = _job.set(job)
+        try:
+            callback(job.context)
+        except Exception as error:  # a user's callback may raise anything; it changes nothing
+            print(f"liteflow: {name} failed:\n{_traceback(error)}", file=sys.stderr)
+        finally:
+            _job.reset(token)
+
+
+def _call_back_at_end(job: _Job, name: str, reason: str | None) -> None:
+    """Run the callbacks that follow an outcome: `reason` where the exception is not at hand, or
+    why the DAG's run ended."""
+    if name.startswith("dag_"):
+        job.context["reason"] = reason
+        _call_back(job, job.task.dag, name.removeprefix("dag_"))
         return
+    if job.exception is None and reason is not None:
+        job.exception = AirflowException(reason)
+    if job.exception is not None:
+        job.context["exception"] = job.exception
+    _call_back(job, job.task, name)
+
+
+def _store_result(job: _Job, result: Any) -> dict[str, Any]:
+    """Turn the result into XComs; what the plan must know of it, as plain data.
+
+    Raises a TypeError that says what can't be stored.
+    """
+    note = _flow_note(job, result)
+    if job.feeds:
+        note["items"] = _items_of(job, result)
+    if result is None or not job.task.do_xcom_push:
+        return note
     if job.task.multiple_outputs:
         if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
             raise TypeError(
@@ -3499,6 +5701,45 @@ def _store_result(job: _Job, result: Any) -> None:
         for key, value in result.items():
             _push(job, key, value, f"returned for {key!r} a")
     _push(job, "return_value", result, "returned")
+    return {**note, "stored": True, "length": job.pushed["return_value"].length}
+
+
+def _flow_note(job: _Job, result: Any) -> dict[str, Any]:
+    """What a branch chose, or whether a short_circuit goes on."""
+    if job.task._flow == "short_circuit":
+        return {"go_on": bool(result)}
+    if job.task._flow != "branch":
+        return {}
+    chosen = [result] if isinstance(result, str) else result
+    if chosen is not None and not (
+        isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
+    ):
+        raise AirflowException(
+            f"a branch must return a task id, a list of them, or None, found {_shown(result)}"
+        )
+    return {"chosen": None if chosen is None else [str(x) for x in chosen]}
+
+
+_MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
+
+
+def _items_of(job: _Job, result: Any) -> list[bytes]:
+    """The elements of a result that others expand over, each pickled on its own."""
+    if result is None:
+        raise XComForMappingNotPushed(
+            f"task {job.task_id!r} returned None, and others expand over its result"
+        )
+    if isinstance(result, (str, bytes, bytearray)) or not isinstance(result, (Sequence, Mapping)):
+        raise UnmappableXComTypePushed(
+            f"task {job.task_id!r} returned {_shown(result)}, and others expand over its result: a "
+            "list, tuple or dict is needed"
+        )
+    if len(result) > _MAP_LIMIT:
+        raise UnmappableXComLengthPushed(
+            f"task {job.task_id!r} returned {len(result)} elements, and others expand over its "
+            f"result: at most {_MAP_LIMIT} are allowed"
+        )
+    return [_dump(x) for x in (result.items() if isinstance(result, Mapping) else result)]
 
 
 def _push(job: _Job, key: str, value: Any, said: str) -> None:
@@ -3565,6 +5806,7 @@ class _Worker:
         self.in_task = False
         self.terminated = False
         self.files = 0
+        self.last: _Job | None = None
         self._threads = 0
         self._stdio: tuple[Any, Any] = (None, None)
 
@@ -3623,7 +5865,8 @@ class _Worker:
                 data = marshal.dumps(("file", path))
             except OSError as error:  # a full disk, or a limit that the task has set
                 why = f"the task's outcome could not be handed over: {error}"
-                data = marshal.dumps(("done", "failed", why, [], False, why))
+                self.last = None
+                data = marshal.dumps(("done", "failed", why, [], {}, False, why, False))
         with contextlib.suppress(OSError):  # the scheduler is gone, and we soon are
             self.connection.send_bytes(data)
 
@@ -3642,7 +5885,31 @@ class _Worker:
         if kind == "end":
             self.runs.pop(message[1], None)
             return None
+        if kind == "callback":
+            return self._call_back(message[1], message[2])
+        if kind == "call":
+            return self._call(*message[1:])
         return self._run(message)
+
+    def _call_back(self, name: str | None, reason: str | None) -> tuple[Any, ...]:
+        """The outcome of the last job is committed: its callbacks, if there are any."""
+        assert self.last is not None
+        job, self.last = self.last, None
+        if name is not None:
+            _call_back_at_end(job, name, reason)
+        self._flush()
+        self.terminated = False
+        return ("called", self._restore(job.run))
+
+    def _call(
+        self, token: str, message: tuple[Any, ...], name: str, reason: str | None, of: Any
+    ) -> tuple[Any, ...]:
+        """Callbacks of an attempt that ran elsewhere, or of the DAG."""
+        run = self.runs[token]
+        run.restore()
+        _call_elsewhere(run, message, name, reason, of)
+        self._flush()
+        return ("called", self._restore(run))
 
     def _begin(self, token: str, info: dict[str, Any]) -> tuple[Any, ...]:
         run = self.runs[token] = _WorkerRun(info)
@@ -3672,7 +5939,10 @@ class _Worker:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
         terminated, self.terminated = self.terminated, False
-        return ("done", *outcome, terminated, self._restore(run))
+        if message[-1].get("holds") and outcome[0] != "reschedule":
+            self.last = job  # for its callbacks, once the outcome is committed
+            return ("done", *outcome, terminated, None, True)
+        return ("done", *outcome, terminated, self._restore(run), False)
 
     def _begin_time(self) -> None:
         """The task's own code starts: its time runs, here first, then for the scheduler."""
@@ -3893,6 +6163,17 @@ def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
     os._exit(1)
 
 
+def _call_elsewhere(
+    run: _WorkerRun, message: tuple[Any, ...], name: str, reason: str | None, of: Any
+) -> None:
+    """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
+    if of is not None:
+        other = _WorkerRun({**run.info, **of}, run._found)
+        other._shell = run._shell
+        run = other
+    _call_back_at_end(_Job(run, message), name, reason)
+
+
 _worker: _Worker | None = None
 
 
@@ -3932,12 +6213,17 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
     job = marshal.loads(message)
     if job[0] == "find":
         return marshal.dumps(_find_all(run, job[2]))
-    return marshal.dumps(("done", *_run_job(_Job(run, job), contextlib.nullcontext), False, None))
+    if job[0] == "call":
+        _call_elsewhere(run, *job[2:])
+        return marshal.dumps(("called", None))
+    outcome = _run_job(_Job(run, job), contextlib.nullcontext)
+    return marshal.dumps(("done", *outcome, False, None, False))
 
 
 # --- Runners: slots of worker processes, foreign executors, this process --------------------------
 
 _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
+_CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
@@ -3958,6 +6244,7 @@ class _Outcome(NamedTuple):
     xcoms: Sequence[_XComRow]
     terminated: bool = False
     unasked: bool = False
+    note: Mapping[str, Any] = {}  # what the plan must know of the result  # noqa: RUF012
 
 
 class _Place(Protocol):
@@ -4011,6 +6298,16 @@ class _Runner(Protocol):
     def final_output(self) -> list[tuple[_Attempt, int, str]]:
         """What attempts that ended printed last."""
 
+    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
+        """The outcome is committed: let the worker that still holds the attempt run the callbacks
+        of this name, if any. False if there is none that does."""
+
+    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+        """Run callbacks where no attempt of theirs is held: (message, name, reason, of)."""
+
+    def is_calling(self) -> bool:
+        """Whether callbacks are running."""
+
     def is_talkative(self) -> bool:
         """Whether an attempt prints so much that its log should be cut now."""
 
@@ -4050,13 +6347,19 @@ class _SlotLog:
         self._head = 0
         self._parts = 0
 
-    def begin(self) -> None:
+    @property
+    def parts(self) -> int:
+        """How many parts of the attempt's output were taken."""
+        return self._parts
+
+    def begin(self, parts: int = 0) -> None:
         """A new attempt starts: its slice begins where the file ends."""
         self._start = os.fstat(self._file).st_size
         if self._start > _LOG_HEAD:
             self._cut()
             self._start = 0
-        self._read = self._dropped = self._head = self._parts = 0
+        self._read = self._dropped = self._head = 0
+        self._parts = parts
 
     def is_large(self) -> bool:
         """Whether the file should be cut."""
@@ -4115,8 +6418,9 @@ class _SlotLog:
 class _Slot:
     """One worker process, which serves one pipe and runs one job at a time.
 
-    It is `starting` until its worker reports, `idle` or `busy` afterwards, `asked` while it
-    answers something else than a job, `dead` at the end.
+    It is `starting` until its worker reports, `idle` or `busy` afterwards, `claimed` for a job
+    that is being recorded, `asked` while it answers something else than a job, `held` after one
+    whose callbacks wait for its commit, `calling` while they run, `dead` at the end.
     """
 
     def __init__(
@@ -4128,6 +6432,7 @@ class _Slot:
         self.state = "starting"
         self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
         self.attempt: _Attempt | None = None
+        self.held: _Attempt | None = None  # ended, and its callbacks have not run
         self.log: _SlotLog | None = None
         self.logs_for = ""  # token of the run that it writes its output for
         self.deadline: float | None = time.monotonic() + _START_LIMIT
@@ -4707,7 +7012,7 @@ class _SlotRunner:
             except OSError as error:
                 raise DatabaseError(f"{self._folder} can't be used: {error}") from None
         assert place.log is not None
-        place.log.begin()
+        place.log.begin(attempt.log_parts)
         place.attempt, place.state, place.reason = attempt, "busy", None
         place.deadline = None  # its time begins when the worker says that its function starts
         try:
@@ -4777,8 +7082,12 @@ class _SlotRunner:
             for message in slot.receive():
                 self._take(slot, message)
             slot.state = "dead"
-        if slot in self._held and (slot.state == "dead" or slot.spoilt is not None):
+        if slot in self._held and (slot.state == "dead" or self._is_spoilt(slot)):
             self._lose(slot)
+
+    @staticmethod
+    def _is_spoilt(slot: _Slot) -> bool:
+        return slot.spoilt is not None and slot.state not in ("held", "calling")
 
     def _take(self, slot: _Slot, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -4790,6 +7099,12 @@ class _SlotRunner:
                 slot.deadline = time.monotonic() + _timeout_of(slot.attempt)
             return
         slot.deadline = None
+        if kind == "called":
+            if slot.held is not None and slot.log is not None:
+                self._last_output += [(slot.held, *part) for part in slot.log.take(final=True)]
+            slot.held, slot.state = None, "idle"
+            slot.spoilt = slot.spoilt or message[1]
+            return
         if kind == "ready":
             self._begin_slot(slot)
         elif kind == "begun" and message[1] is not None:
@@ -4811,13 +7126,15 @@ class _SlotRunner:
         status: str,
         error: str | None,
         xcoms: Sequence[tuple[Any, ...]],
+        note: dict[str, Any],
         terminated: bool,
         spoilt: str | None,
+        held: bool,
     ) -> None:
         if slot.attempt is None:
             return
         rows = [_XComRow(*row) for row in xcoms]
-        outcome = _Outcome(_Status(status), error, rows, terminated)
+        outcome = _Outcome(_Status(status), error, rows, terminated, note=note)
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
             # had ended before it was told counts.
@@ -4829,12 +7146,35 @@ class _SlotRunner:
         elif spoilt is not None or terminated:
             slot.spoilt = spoilt or "it was told to end"
             outcome = outcome._replace(unasked=terminated and status != "success")
+        attempt = slot.attempt
         self._end_job(slot, outcome)
+        if held:
+            slot.held, slot.state = attempt, "held"
+
+    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
+        for slot in self._held:
+            if slot.held is attempt and slot.state == "held":
+                self._calling(slot, ("callback", name, reason))
+                return True
+        return False
+
+    def start_call(self, place: _Slot, call: tuple[Any, ...]) -> None:
+        place.held = None
+        self._calling(place, ("call", self.token, *call))
+
+    def _calling(self, slot: _Slot, message: tuple[Any, ...]) -> None:
+        slot.state = "calling"
+        slot.deadline = time.monotonic() + _CALLBACK_LIMIT
+        slot.send(message)
+
+    def is_calling(self) -> bool:
+        return any(slot.state in ("held", "calling") for slot in self._held)
 
     def _end_job(self, slot: _Slot, outcome: _Outcome) -> None:
         assert slot.attempt is not None
         if slot.log is not None:
             self._last_output += [(slot.attempt, *part) for part in slot.log.take(final=True)]
+            slot.attempt.log_parts = slot.log.parts
         self._ended.append((slot.attempt, outcome))
         slot.attempt = slot.deadline = slot.reason = None
         if slot.state != "dead":
@@ -4845,6 +7185,10 @@ class _SlotRunner:
             slot.signal_group(_SIGKILL)
             slot.deadline = None
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
+        elif slot.state == "calling":
+            slot.deadline = None
+            self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
+            slot.signal_group(_SIGKILL)
         elif slot.reason is None:
             assert slot.attempt is not None
             slot.ask_to_end(f"timeout after {_timeout_of(slot.attempt):g} s")
@@ -5002,6 +7346,7 @@ class _ExecutorRunner:
         self._done: queue.SimpleQueue[tuple[_Attempt, Future[bytes]] | None] = queue.SimpleQueue()
         self._info = b""
         self._futures: dict[_Attempt, Future[bytes]] = {}
+        self._calls: set[Future[bytes]] = set()
         self._given_up: list[tuple[_Attempt, _Outcome]] = []
 
     @property
@@ -5077,6 +7422,23 @@ class _ExecutorRunner:
     def is_talkative(self) -> bool:
         return False
 
+    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
+        return name is None
+
+    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+        job = marshal.dumps(("call", self._token, *call))
+        with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
+            future = self._executor.submit(_run_remotely, self._token, self._info, job)
+            self._calls.add(future)
+            future.add_done_callback(self._called)
+
+    def _called(self, future: Future[bytes]) -> None:
+        self._calls.discard(future)
+        self.wake()
+
+    def is_calling(self) -> bool:
+        return bool(self._calls)
+
     def wake(self) -> None:
         self._done.put(None)
 
@@ -5086,10 +7448,11 @@ class _ExecutorRunner:
 
 def _outcome_of(future: Future[bytes]) -> _Outcome:
     try:
-        _, status, error, xcoms, terminated, _ = marshal.loads(future.result())
+        _, status, error, xcoms, note, terminated, _, _ = marshal.loads(future.result())
     except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
         return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(lost)}", [])
-    return _Outcome(_Status(status), error, [_XComRow(*row) for row in xcoms], terminated)
+    rows = [_XComRow(*row) for row in xcoms]
+    return _Outcome(_Status(status), error, rows, terminated, note=note)
 
 
 class _InProcessRunner:
@@ -5103,6 +7466,7 @@ class _InProcessRunner:
         self._ended: list[tuple[_Attempt, _Outcome]] = []
         self._woken = threading.Event()
         self.interrupted = False
+        self._last: tuple[Any, Any] = (None, None)
 
     @property
     def pid(self) -> int | None:
@@ -5133,9 +7497,12 @@ class _InProcessRunner:
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         assert self._run is not None
         job = _Job(self._run, ("run", "", *message))
-        status, error, xcoms = _run_job(job, lambda: self._guard(job.timeout))
+        status, error, xcoms, note = _run_job(job, lambda: self._guard(job.timeout))
         rows = [_XComRow(*row) for row in xcoms]
-        outcome = _Outcome(_Status(status), error, rows, self.interrupted)
+        outcome = _Outcome(_Status(status), error, rows, self.interrupted, note=note)
+        if error is not None:
+            print(f"{job.task_id}: {error}", file=sys.stderr)
+        self._last = (attempt, job)
         self._ended.append((attempt, outcome))
 
     @contextlib.contextmanager
@@ -5179,6 +7546,19 @@ class _InProcessRunner:
     final_output = output
 
     def is_talkative(self) -> bool:
+        return False
+
+    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
+        held, job = self._last
+        if name is not None and held is attempt:
+            _call_back_at_end(job, name, reason)
+        return name is None or held is attempt
+
+    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+        assert self._run is not None
+        _call_elsewhere(self._run, *call)
+
+    def is_calling(self) -> bool:
         return False
 
     def wake(self) -> None:
@@ -5285,6 +7665,20 @@ class _Signals:
             signal.signal(number, handler)
 
 
+_CALLBACK_OF = {
+    _S.SUCCESS: "on_success_callback",
+    _S.FAILED: "on_failure_callback",
+    _S.UP_FOR_RETRY: "on_retry_callback",
+    _S.SKIPPED: "on_skipped_callback",
+}
+
+
+def _holds(task: BaseOperator) -> bool:
+    """Whether a task has callbacks that follow its outcome."""
+    own = task.__dict__
+    return any(own.get(name) is not None for name in _CALLBACK_OF.values())
+
+
 class _Stops(NamedTuple):
     """The ways in which a run may be told to stop from inside its process."""
 
@@ -5324,6 +7718,14 @@ class _RunLoop:
         self._batch = _Batch()
         self._to_send: list[tuple[Any, _Attempt]] = []
         self._attempts: dict[_Instance, _Attempt] = {}
+        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
+        self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
+        self._calls_due: list[tuple[Any, ...]] = []  # those that any worker may run
+        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._timeout_at = math.inf
+        limit: _datetime.timedelta | None = getattr(plan.dag, "dagrun_timeout", None)
+        if limit is not None:
+            self._timeout_at = time.monotonic() + limit.total_seconds()
         self._stopping: str | None = None
         self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
         self._forced = False
@@ -5360,6 +7762,8 @@ class _RunLoop:
             return False
         if self._stopping is not None:
             return not self._attempts
+        if self._calls_due or self._held or self._runner.is_calling():
+            return False
         if self._plan.unfinished and not self._attempts and self._plan.next_time() is None:
             assert self._plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self._plan.unfinished
@@ -5371,28 +7775,62 @@ class _RunLoop:
         for instance in self._plan.changed:
             self._report.changed(instance)
         self._plan.changed.clear()
+        self._batch.expanded += self._plan.expanded
+        self._plan.expanded.clear()
+        why = "ended by dagrun_timeout" if self._plan.timed_out else "ended by fail_fast"
         while self._plan.doomed:
             attempt = self._attempts.get(self._plan.doomed.pop())
             if attempt is not None:
-                self._runner.end(attempt, "ended by fail_fast")
+                self._runner.end(attempt, why)
         if self._stopping is None and not self._to_send:
             self._choose(self._plan.ready_count(time.monotonic()))
 
     def _choose(self, ready: int) -> None:
-        if not ready:
+        jobs = ready + len(self._calls_due)
+        if not jobs:
             return
-        self._runner.want(ready)
+        self._runner.want(jobs)
+        while self._calls_due and (place := self._runner.claim()) is not None:
+            self._runner.start_call(place, self._calls_due.pop(0))
         now = _iso(_utcnow())
-        while ready and (place := self._runner.claim()) is not None:
-            instance = self._plan.take()
-            self._plan.start(instance)
-            attempt = _Attempt(instance, now, place.pid)
-            self._attempts[instance] = attempt
-            self._batch.started.append(attempt)
-            self._to_send.append((place, attempt))
+        while ready and (instance := self._plan.take()) is not None:
             ready -= 1
-            if isinstance(place, _InProcessRunner):
-                break
+            if not self._start(instance, now):
+                self._plan.put_back(instance)
+                return
+
+    def _start(self, instance: _Instance, now: str) -> bool:
+        """Start the instance, if there is a place for it."""
+        task = instance.node.task
+        if not task._needs_worker:
+            self._pass_through(instance, now)
+            return True
+        limit = task.max_active_tis_per_dag
+        if limit is not None and self._store.running_of_dag(task.dag_id, task.task_id) >= limit:
+            return False
+        place = self._runner.claim()
+        if place is None:
+            return False
+        self._plan.start(instance)
+        attempt = self._paused.pop(instance, None)
+        if attempt is None:
+            attempt = _Attempt(instance, now, place.pid)
+        self._attempts[instance] = attempt
+        self._batch.started.append(attempt)
+        self._to_send.append((place, attempt))
+        return True
+
+    def _pass_through(self, instance: _Instance, now: str) -> None:
+        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
+        self._plan.pass_through(instance)
+        self._plan.settle(time.monotonic())
+        self._batch.passed.append((instance, now))
+        self._report.changed(instance)
+        attempt = _Attempt(instance, now, None)
+        self._last[_S.SUCCESS] = attempt
+        for name in ("on_execute_callback", "on_success_callback"):
+            if getattr(instance.node.task, name) is not None:
+                self._calls_due.append((self._message(attempt), name, None, None))
 
     def _record(self) -> bool:
         """Commit the batch; False if the database is locked, and everything has to wait."""
@@ -5409,6 +7847,10 @@ class _RunLoop:
             return False
         self._locked_since = None
         self._batch = _Batch()
+        for attempt, name, reason in self._held:
+            if not self._runner.call_back(attempt, name, reason) and name is not None:
+                self._calls_due.append((self._message(attempt), name, reason, None))
+        self._held.clear()
         return True
 
     def _send(self) -> None:
@@ -5422,6 +7864,7 @@ class _RunLoop:
         task = instance.node.task
         call, function, settings = self._calls[task.task_id]
         timeout = task.execution_timeout
+        extra, takes = self._extra(attempt, call)
         return (
             task.task_id,
             function,
@@ -5431,21 +7874,75 @@ class _RunLoop:
             attempt.started,
             call.data,
             settings,
-            self._inputs(task, call),
+            self._inputs(instance, takes),
             None if timeout is None else timeout.total_seconds(),
+            extra,
         )
 
-    def _inputs(self, task: BaseOperator, call: _Call) -> dict[tuple[str, int, str], bytes | None]:
+    def _extra(
+        self, attempt: _Attempt, call: _Call
+    ) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
+        """What only some jobs have to know; and the results that its arguments take."""
+        node = attempt.instance.node
+        extra: dict[str, Any] = {}
+        takes = call.takes
+        if node.expansion is not None and attempt.instance.map_index >= 0:
+            elements = []
+            mapping = node.expansion.mapping
+            for k, (name, element) in enumerate(
+                mapping.elements(attempt.instance.map_index, self._plan)
+            ):
+                if element[0] == "constant":
+                    constant = call.constants[k][element[1]]
+                    takes = takes | constant.takes
+                    elements.append((name, ("value", constant.data)))
+                else:
+                    elements.append((name, self._inlined(element)))
+            extra = {"elements": elements, "group": node.group is not None}
+        if node.expansion is None and node.feeds:
+            extra["feeds"] = True
+        if _holds(node.task):
+            extra["holds"] = True
+        if attempt.pokes:
+            extra |= {"pokes": attempt.pokes, "first_start": attempt.first_start}
+        return extra, takes
+
+    def _inlined(self, element: tuple[Any, ...]) -> tuple[Any, ...]:
+        """An element's plain data, with small values of results in it."""
+        most = _VALUE_LIMIT if self._runner.remote else _INLINE
+        if element[0] == "map":
+            return ("map", element[1], self._inlined(element[2]))
+        if element[0] == "tuple":
+            return ("tuple", [self._inlined(part) for part in element[1]])
+        data = None
+        if element[0] == "item":
+            data = self._store.item(element[1], element[2], most)
+        elif element[0] == "xcom":
+            found = self._store.input(element[1], "return_value", element[2], most)
+            data = found[0][1] if found else None
+        return element if data is None else ("value", data)
+
+    def _inputs(
+        self, instance: _Instance, takes: frozenset[tuple[str, str]]
+    ) -> dict[tuple[str, str], list[tuple[int, bytes | None]]]:
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
-        rows: list[tuple[str, int, str, bytes | None]] = []
+        found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
         if self._runner.remote:
-            for task_id in task._upstream:
-                rows += self._store.inputs(task_id, _VALUE_LIMIT)
-        else:
-            for task_id, key in call.takes:
-                rows += self._store.input(task_id, key, _INLINE)
-        return {(task_id, map_index, key): value for task_id, map_index, key, value in rows}
+            for up in instance.node.upstream:
+                own = self._plan._in_step(up, instance.node)
+                for key, map_index, value in self._store.inputs(up.task.task_id):
+                    if not own or map_index == instance.map_index:
+                        rows = found.setdefault((up.task.task_id, key), [])
+                        rows.append((map_index, value))
+            return found
+        for task_id, key in takes:
+            up = self._plan._by_id[task_id]
+            own = self._plan._in_step(up, instance.node)
+            if up.expansion is None or own:
+                index = instance.map_index if own else -1
+                found[task_id, key] = self._store.input(task_id, key, index, _INLINE)
+        return found
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
@@ -5465,13 +7962,92 @@ class _RunLoop:
         if outcome.terminated and self._stopping is not None:
             self._plan.interrupt(instance)
             self._batch.interrupted.append((attempt, ended, f"interrupted: {self._stopping}"))
+            self._held.append((attempt, None, None))
         else:
-            self._plan.finish(instance, outcome.status, time.monotonic())
-            assert instance.state is not None
-            self._batch.finished.append(
-                _Finished(attempt, instance.state, ended, outcome.error, outcome.xcoms)
-            )
+            self._finish(attempt, outcome, ended)
         self._report.changed(instance, outcome.error)
+
+    def _finish(self, attempt: _Attempt, outcome: _Outcome, ended: str) -> None:
+        instance, note = attempt.instance, outcome.note
+        outcome = self._follow_flow(instance, outcome)
+        self._plan.finish(
+            instance,
+            outcome.status,
+            time.monotonic(),
+            stored=bool(note.get("stored")) and outcome.status is _Status.SUCCESS,
+            length=note.get("length"),
+            wait=note.get("wait", 0.0),
+        )
+        state = instance.state
+        assert state is not None
+        items = note.get("items", ()) if outcome.status is _Status.SUCCESS else ()
+        self._batch.finished.append(
+            _Finished(attempt, state, ended, outcome.error, outcome.xcoms, items)
+        )
+        if state is _S.UP_FOR_RESCHEDULE:
+            attempt.pokes += 1
+            self._paused[instance] = attempt
+            return
+        self._last[state] = attempt
+        name = _CALLBACK_OF.get(state)
+        if _holds(instance.node.task):
+            callback = name if name and getattr(instance.node.task, name) is not None else None
+            reason = _last_line(outcome.error) or None
+            self._held.append((attempt, callback, reason))
+
+    def _follow_flow(self, instance: _Instance, outcome: _Outcome) -> _Outcome:
+        """Skip what a branch or short_circuit leaves out; it then stores no return value."""
+        if outcome.status is not _Status.SUCCESS:
+            return outcome
+        note = outcome.note
+        try:
+            if "chosen" in note:
+                left_out = self._plan.not_chosen(instance, note["chosen"])
+            elif "go_on" in note and not note["go_on"]:
+                left_out = self._plan.short_circuited(instance)
+            else:
+                return outcome
+        except _BadBranch as error:
+            kept = [row for row in outcome.xcoms if row.key != "return_value"]
+            return _Outcome(_Status.FAILED, str(error), kept)
+        if not left_out:
+            return outcome
+        self._plan.skip(instance, left_out)
+        kept = [row for row in outcome.xcoms if row.key != "return_value"]
+        return outcome._replace(xcoms=kept)
+
+    def call_dag(self, state: DagRunState, dead: Sequence[_RunRow]) -> None:
+        """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
+        scheduler died."""
+        dag = self._plan.dag
+        for row in dead:
+            self._call_dag_of(row, dag)
+        name = f"on_{'success' if state is DagRunState.SUCCESS else 'failure'}_callback"
+        last = self._last.get(_S.SUCCESS if state is DagRunState.SUCCESS else _S.FAILED)
+        last = last or next(iter(self._last.values()), None)
+        if getattr(dag, name, None) is not None and last is not None:
+            reason = "success" if state is DagRunState.SUCCESS else "task_failure"
+            if self._plan.timed_out:
+                reason = "timed_out"
+            self._calls_due.append((self._message(last), f"dag_{name}", reason, None))
+        while (self._calls_due or self._runner.is_calling()) and not self._stops.told():
+            self._choose(0)
+            self._runner.wait(0.5)
+
+    def _call_dag_of(self, row: _RunRow, dag: Dag) -> None:
+        if getattr(dag, "on_failure_callback", None) is None or not self._plan.nodes:
+            return
+        of = {
+            "run_id": row.run_id,
+            "run_row": row.id,
+            "logical_date": row.logical_date,
+            "start_date": row.start_date,
+            "conf": _plain(row.conf, dict),
+        }
+        instance = self._plan.nodes[0].instances[0]
+        attempt = _Attempt(instance, row.start_date or "", None)
+        call = (self._message(attempt), "dag_on_failure_callback", "its scheduler died", of)
+        self._calls_due.append(call)
 
     def _take_unasked(self) -> None:
         """Attempts that somebody told to end: if the run is being stopped too, they count as
@@ -5507,6 +8083,8 @@ class _RunLoop:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK
+        if now >= self._timeout_at and not self._plan.timed_out:
+            self._plan.time_out()
         if self._store.stop_requested():
             self._stop("stopped on request")
         self._store.check_in_place()
@@ -5538,6 +8116,7 @@ class _Request(NamedTuple):
     logical_date: _datetime.datetime | None
     conf: dict[str, Any] | None
     resume: bool
+    pools: dict[str, int]
 
 
 class _Opened(NamedTuple):
@@ -5568,9 +8147,10 @@ def _run_dag(
 ) -> DagRun:
     """What `Dag.run` and `Dag.test` do."""
     _refuse_reentry()
-    if pools is not None:
-        raise ValueError("run(): pools= is not supported by this version of liteflow")
-    request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)
+    sized = _checked_pools(dag, pools, in_process)
+    request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)._replace(
+        pools=sized
+    )
     report = _Report(progress)
     runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
     try:
@@ -5618,9 +8198,32 @@ def _checked_request(
         raise ValueError(
             "run(resume=True) takes conf and logical_date from the recorded run: leave them out"
         )
-    dag.check_cycle()
+    dag.validate()
     when = None if logical_date is None else _aware(logical_date)
-    return _Request(dag, _database_path(db_path, dag), run_id, when, conf, bool(resume))
+    return _Request(dag, _database_path(db_path, dag), run_id, when, conf, bool(resume), {})
+
+
+def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
+    """Sizes of pools by name; each pool that a task names must have one, and room for it."""
+    sizes = _string_keyed("pools", pools)
+    for name, size in sizes.items():
+        if _whole(1)(f"pools[{name!r}]", size) is None:
+            raise TypeError(f"pools[{name!r}] must be an int, found None")
+    if in_process:
+        return {}
+    for task in dag.task_dict.values():
+        size = sizes.get(task.pool)
+        if size is None and task.pool != "default_pool":
+            raise ValueError(
+                f"task {task.task_id!r} is in pool {task.pool!r}, whose size is not given: run with "
+                f"pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
+            )
+        if size is not None and task.pool_slots > size:
+            raise ValueError(
+                f"task {task.task_id!r} takes {task.pool_slots} slots of pool {task.pool!r}, which "
+                f"has {size}"
+            )
+    return sizes
 
 
 def _make_runner(
@@ -5689,7 +8292,7 @@ def _execute(
     token = os.urandom(8).hex()
     _active_runs.add(token)
     try:
-        plan = _open_in_turn(
+        plan, dead = _open_in_turn(
             lambda: _until_unlocked(
                 path, lambda: _open_run(store, request, opened, token, report), stops.check
             ),
@@ -5697,10 +8300,13 @@ def _execute(
             report,
             stops if wait else None,
         )
-        with _recording_the_end(store, plan, report) as end, _run_folder(path, token) as folder:
-            report.began(dag, opened.run_id, path, plan)
-            runner.open_logs(folder, store.run_row)
-            end.reason = _RunLoop(plan, store, runner, complete, report, stops, folder).drive()
+        with _run_folder(path, token) as folder:
+            with _recording_the_end(store, plan, report) as end:
+                report.began(dag, opened.run_id, path, plan)
+                runner.open_logs(folder, store.run_row)
+                loop = _RunLoop(plan, store, runner, complete, report, stops, folder)
+                end.reason = loop.drive()
+            loop.call_dag(end.state, dead)
     finally:
         _active_runs.discard(token)
         store.close()
@@ -5715,6 +8321,7 @@ class _End:
     """Why a run was stopped, if it was."""
 
     reason: str | None = None
+    state = DagRunState.FAILED
 
 
 @contextlib.contextmanager
@@ -5730,8 +8337,10 @@ def _recording_the_end(store: _Store, plan: _Plan, report: _Report) -> Iterator[
         with contextlib.suppress(_Busy, AirflowException), store.transaction():
             store.close_run(store.run_row, why, lost=False)
         raise
-    state = plan.run_state() if end.reason is None else DagRunState.FAILED
-    _until_unlocked(store.path, lambda: _end_run(store, state, end.reason))
+    end.state = plan.run_state() if end.reason is None else DagRunState.FAILED
+    if plan.timed_out:
+        end.reason = end.reason or "dagrun_timeout"
+    _until_unlocked(store.path, lambda: _end_run(store, end.state, end.reason))
 
 
 def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
@@ -5741,8 +8350,11 @@ def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
 
 
 def _open_in_turn(
-    open_run: Callable[[], _Plan], runner: Any, report: _Report, stops: _Stops | None
-) -> _Plan:
+    open_run: Callable[[], tuple[_Plan, list[_RunRow]]],
+    runner: Any,
+    report: _Report,
+    stops: _Stops | None,
+) -> tuple[_Plan, list[_RunRow]]:
     """Open the run; with `stops`, wait while another rules it out. Raises AlreadyRunning."""
     said = False
     while True:
@@ -5834,11 +8446,12 @@ def _working_directory() -> str:
 
 def _open_run(
     store: _Store, request: _Request, opened: _Opened, token: str, report: _Report
-) -> _Plan:
-    """Create or take over the run in one transaction; the plan of what is left to do."""
+) -> tuple[_Plan, list[_RunRow]]:
+    """Create or take over the run in one transaction; the plan of what is left to do, and the
+    DAG's runs that were found dead."""
     dag = request.dag
     with store.transaction():
-        _make_way(store, dag, opened, report)
+        dead = _make_way(store, dag, opened, report)
         if opened.recorded is None:
             if store.find_run(dag.dag_id, opened.run_id) is not None:
                 raise ValueError(
@@ -5846,23 +8459,24 @@ def _open_run(
                     "resume it, or give another"
                 )
             store.create_run(dag, opened.run_id, opened.logical_date, json.dumps(opened.conf))
-            plan = _Plan(dag, opened.logical_date)
+            plan = _Plan(dag, opened.logical_date, pools=request.pools)
             store.add_instances(plan.instances())
         else:
             store.run_row = opened.recorded.id
-            plan = _resumed_plan(store, dag, opened, report)
+            plan = _resumed_plan(store, request, opened, report)
         store.claim_run(store.run_row, token, _this_process())
-    return plan
+    return plan, dead
 
 
-def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> None:
+def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> list[_RunRow]:
     """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
-    alive = []
+    alive, dead = [], []
     for row in store.live_runs(dag.dag_id):
         if _owner_lives(row.owner_process, row.owner, row.heartbeat):
             alive.append(row)
         elif opened.recorded is None or row.id != opened.recorded.id:
             store.close_run(row.id, "its scheduler died", lost=True)
+            dead.append(row)
             report.tell(f"run {row.run_id}: its scheduler died; recorded as failed")
     for row in alive:
         if opened.recorded is not None and row.id == opened.recorded.id:
@@ -5875,10 +8489,12 @@ def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> None
             f"DAG {dag.dag_id!r} has max_active_runs={dag.max_active_runs}, and run {row.run_id!r} "
             f"is running: {_whose(row)}"
         )
+    return dead
 
 
-def _resumed_plan(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> _Plan:
+def _resumed_plan(store: _Store, request: _Request, opened: _Opened, report: _Report) -> _Plan:
     """Keep what succeeded, put all else back to be decided anew, by today's code."""
+    dag = request.dag
     rows = store.recorded_instances()
     resets: dict[int, int] = {}
     known: dict[tuple[str, int], _Recorded] = {}
@@ -5905,7 +8521,11 @@ def _resumed_plan(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> 
     for row_id, task_id, _, lost in poisoned:
         store.fail_poisoned(row_id, f"lost with its scheduler {lost} times in a row")
         report.tell(f"task {task_id!r} was lost with its scheduler {lost} times in a row: failed")
-    plan = _Plan(dag, opened.logical_date, known)
+    lengths = store.recorded_lengths()
+    plan = _Plan(dag, opened.logical_date, known, lengths, request.pools)
+    for note in plan.notes:
+        report.tell(note)
+    _fit_rows(store, plan, rows)
     new = [i for i in plan.instances() if (i.task_id, i.map_index) not in rows]
     for instance in plan.instances():
         if (instance.task_id, instance.map_index) in rows:
@@ -5914,6 +8534,25 @@ def _resumed_plan(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> 
     store.refresh_edges(i for i in plan.instances() if i.row_id)
     _report_resume(report, known, [i.task_id for i in new], [task_id for _, task_id in gone])
     return plan
+
+
+def _fit_rows(
+    store: _Store, plan: _Plan, rows: dict[tuple[str, int], tuple[int, str | None, int, int, int]]
+) -> None:
+    """Where a mapping has another number of instances now than recorded: the surplus is removed,
+    and a task that was recorded unexpanded gives its row to index 0."""
+    here = {(i.task_id, i.map_index) for i in plan.instances()}
+    ids = {node.task.task_id for node in plan.nodes}
+    for key in [key for key in rows if key not in here and key[0] in ids]:
+        row = rows.pop(key)
+        if key[1] < 0 and (key[0], 0) in here and (key[0], 0) not in rows:
+            rows[key[0], 0] = row
+            store.move_instance(row[0], 0)
+        elif key[1] == 0 and (key[0], -1) in here and (key[0], -1) not in rows:
+            rows[key[0], -1] = row
+            store.move_instance(row[0], -1)
+        else:
+            store.remove_instances([row[0]])
 
 
 def _fresh_max_tries(task: BaseOperator, state: str | None, tries: int, max_tries: int) -> int:
