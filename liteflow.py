@@ -666,9 +666,13 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     many = value if isinstance(value, (list, tuple)) else (value,)
     for one in many:
         if not isinstance(one, _Dependency):
+            remedy = ": call it" if isinstance(one, _TaskFunction) else ""
+            remedy = (
+                ": decorate it with @task and call it" if not remedy and callable(one) else remedy
+            )
             raise TypeError(
                 f"the order can be set between tasks, their results, and lists of these, "
-                f"found {_shown(one)}"
+                f"found {_shown(one)}{remedy}"
             )
     return many
 
@@ -1763,6 +1767,12 @@ class _TaskFunction(Generic[P, R]):
         return _returns_dict(self.__wrapped__)
 
     def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, _TaskFunction):
+                raise TypeError(
+                    f"task {self._id!r}: an argument is the task function {value._id!r} itself: "
+                    f"call it, {value._id}(), to hand over its result"
+                )
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -2387,6 +2397,10 @@ class _MappedOperator(BaseOperator):
         self._kind = kind
         self._flow = kind._flow
         self._fixed = fixed
+        defaults = _defaults_for(self.dag, self.task_group, fixed.get("default_args"))
+        makers = [k for k in kind.__mro__ if "__init__" in k.__dict__ and k is not BaseOperator]
+        takes = {n for k in makers if issubclass(k, BaseOperator) for n in _keywords_of(k.__init__)}
+        self._defaults = {name: value for name, value in defaults.items() if name in takes}
         self._expand = expand
         expand.join(self)
         for result in _results_in(fixed):
@@ -2396,7 +2410,7 @@ class _MappedOperator(BaseOperator):
         return (), {name: v for name, v in self._fixed.items() if _holds_result(v)}
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        settings = {**self._fixed, **kwargs, "dag": None, "task_group": None}
+        settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
         token = _current_dag.set(None)
         try:
             made = self._kind(task_id=self.task_id, **settings)
@@ -3719,7 +3733,13 @@ class _Plan:
 
     def _tell_own(self, below: _Node, instance: _Instance, state: TaskInstanceState) -> None:
         if instance.map_index < 0 or not below.expanded:
-            return  # the group is not expanded: its tasks end together
+            # The group was not expanded when this one ended (by its source, or by a branch that
+            # skipped it): nor can those be that wait for it, index by index.
+            for each in [] if below.expanded else below.instances:
+                if each.state is None:
+                    self.changed.append(each)
+                    self._end(each, state)
+            return
         other = below.instances[instance.map_index]
         assert other.counts is not None
         other.counts.add(state)
@@ -3769,8 +3789,9 @@ class _Plan:
     def _carry_out(
         self, node: _Node, instance: _Instance | None, decision: TaskInstanceState
     ) -> None:
-        if decision is _S.RUNNING and not node.expanded:
-            self._expand(node)
+        if decision is _S.RUNNING and (not node.expanded or (node.group and instance is None)):
+            if not node.expanded:  # another task of its group may have expanded them all
+                self._expand(node)
             return
         for each in [instance] if instance is not None else list(node.instances):
             if each.state is not None or each.queued:
@@ -3798,8 +3819,11 @@ class _Plan:
                 self._carry_out(each, None, _S.SKIPPED)
                 continue
             first = each.instances[0]
+            # Of a resumed run, the row of the unexpanded instance may have had attempts.
+            of_row = _Recorded(None, first.try_number, first.max_tries)
+            recorded = {0: of_row}
             new = _Recorded(None, 0, each.task.retries)
-            self._give_instances(each, range(count), lambda i, new=new: new)  # type: ignore[misc]
+            self._give_instances(each, range(count), functools.partial(_get_or, recorded, new))
             each.instances[0].row_id = first.row_id
             self.unfinished += count - 1
             self.expanded.append(each)
@@ -3915,6 +3939,10 @@ class _Plan:
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
+def _get_or(known: Mapping[int, _Recorded], default: _Recorded, i: int) -> _Recorded:
+    return known.get(i, default)
+
+
 def _is_leaf(node: _Node) -> bool:
     """Whether it decides the run's state."""
     if any(_counts_for_run(below.task) for below in node.downstream):
@@ -4000,6 +4028,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     lost INTEGER NOT NULL DEFAULT 0, -- attempts in a row that ended with their scheduler
     upstream_task_ids TEXT,      -- JSON list: what it waited for
     task_group_id TEXT,          -- the group it stands in
+    role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
 ) {strict};
 CREATE TABLE IF NOT EXISTS task_instance_history ( -- attempts before the latest
@@ -4127,7 +4156,8 @@ def _iso(moment: _datetime.datetime) -> str:
 
 def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
-    for given in (db_path, dag.db_path if dag is not None else None, os.environ.get("LITEFLOW_DB")):
+    environ = os.environ.get("LITEFLOW_DB") or None
+    for given in (db_path, dag.db_path if dag is not None else None, environ):
         if given is not None:
             break
     else:
@@ -4162,6 +4192,8 @@ def _check_place(path: Path) -> None:
         raise DatabaseError(f"unable to open {path}: it is a directory, a file is needed")
     if not path.parent.is_dir():
         raise DatabaseError(f"unable to open {path}: directory {path.parent} does not exist")
+    if path.exists() and not path.is_file():
+        raise DatabaseError(f"unable to open {path}: it is no regular file")
 
 
 def _check_ours(connection: sqlite3.Connection, path: Path) -> bool:
@@ -4513,11 +4545,12 @@ class _Store:
                     instance.max_tries,
                     json.dumps(list(task._upstream)),
                     task.task_group.group_id if task.task_group is not None else None,
+                    "setup" if task._is_setup else "teardown" if task._is_teardown else None,
                 )
             )
         self._connection.executemany(
             "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
-            "upstream_task_ids, task_group_id) VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
+            "upstream_task_ids, task_group_id, role) VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?)",
             rows,
         )
 
@@ -4802,6 +4835,22 @@ class _Store:
             waiting,
         )
 
+    def clear(self, run_row: int, task_ids: Iterable[str]) -> None:
+        """Put tasks of a run back to no state, and the run to `queued`."""
+        with self.transaction():
+            for task_id in task_ids:
+                rows = self._connection.execute(
+                    "SELECT id, max(try_number, max_tries) FROM task_instance WHERE "
+                    "dag_run_id = ? AND task_id = ?",
+                    (run_row, task_id),
+                ).fetchall()
+                self.reset_instances([row[0] for row in rows], dict(rows))
+            self._connection.execute(
+                "UPDATE dag_run SET state = 'queued', reason = NULL, end_date = NULL, "
+                "owner = NULL WHERE id = ?",
+                (run_row,),
+            )
+
     def delete_run(self, run_row: int) -> None:
         """Delete a run with all that belongs to it, and give the disk space back."""
         with self.transaction():
@@ -4927,7 +4976,19 @@ def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 _INSTANCE_COLUMNS = ", ".join(
     f"CAST({name} AS {kind})"
     for kind, names in (
-        ("TEXT", ("task_id", "state", "start_date", "end_date", "error", "upstream_task_ids")),
+        (
+            "TEXT",
+            (
+                "task_id",
+                "state",
+                "start_date",
+                "end_date",
+                "error",
+                "upstream_task_ids",
+                "task_group_id",
+                "role",
+            ),
+        ),
         ("INTEGER", ("map_index", "try_number", "max_tries", "pid")),
     )
     for name in names
@@ -4939,8 +5000,9 @@ def _select_instances(
 ) -> list[tuple[Any, ...]]:
     """A run's task instances, in the order in which the DAG has them."""
     return connection.execute(
-        f"SELECT {_INSTANCE_COLUMNS} FROM task_instance WHERE dag_run_id = ?1 AND "
-        "task_id = coalesce(?2, task_id) ORDER BY id",
+        f"SELECT {_INSTANCE_COLUMNS}, min(id) OVER (PARTITION BY task_id) AS first FROM "
+        "task_instance WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
+        "ORDER BY first, map_index",
         (run_row, task_id),
     ).fetchall()
 
@@ -5785,6 +5847,11 @@ def _traceback(error: BaseException) -> str:
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
+    elif text.rstrip("\n").rpartition("\n")[2] != text.rstrip("\n").rpartition("\n")[2].strip(
+        " |+-"
+    ):
+        # A message of several lines, or a group's frame: the last line is to be the reason.
+        text += f"{type(error).__qualname__}: {_text_of(error).partition(chr(10))[0]}\n"
     text = text.rstrip("\n").encode(errors="backslashreplace").decode()
     if len(text) > _ERROR_LIMIT:
         half = _ERROR_LIMIT // 2
@@ -6171,7 +6238,7 @@ def _call_elsewhere(
         other = _WorkerRun({**run.info, **of}, run._found)
         other._shell = run._shell
         run = other
-    _call_back_at_end(_Job(run, message), name, reason)
+    _call_back_at_end(_Job(run, ("call", "", *message)), name, reason)
 
 
 _worker: _Worker | None = None
@@ -6244,7 +6311,7 @@ class _Outcome(NamedTuple):
     xcoms: Sequence[_XComRow]
     terminated: bool = False
     unasked: bool = False
-    note: Mapping[str, Any] = {}  # what the plan must know of the result  # noqa: RUF012
+    note: Mapping[str, Any] = {}  # what the plan must know of the result
 
 
 class _Place(Protocol):
@@ -6541,7 +6608,8 @@ class _Slot:
     def signal_group(self, number: int) -> None:
         """Signal the worker and its children (it leads their group, once it has started)."""
         if hasattr(os, "killpg"):
-            for pid in _others_in_session(self.pid):
+            log = None if self.log is None else os.path.realpath(self.log.path)
+            for pid in _others_in_session(self.pid, log):
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -6613,21 +6681,38 @@ class _Slot:
                     os.close(descriptor)
 
 
-def _others_in_session(leader: int) -> list[int]:
-    """Processes of the worker's session that have left its group: `timeout` and shells do that."""
+def _others_in_session(leader: int, log: str | None) -> list[int]:
+    """Processes of the worker's session that have left its group (`timeout` and shells do that),
+    and those that hold its output."""
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(name)
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == leader and int(fields[2]) != leader:
+                inside = int(fields[3]) == leader and int(fields[2]) != leader
+                if inside or (log is not None and _writes_to(pid, log)):
                     found.append(pid)
     return found
 
 
+def _writes_to(pid: int, log: str) -> bool:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == log:
+                return True
+    return False
+
+
 _SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
+
+
+def _fill_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed (a daemon's may be), a pipe to a worker would get its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 @functools.cache
@@ -6898,6 +6983,7 @@ class _SlotRunner:
 
     def launch(self) -> None:
         """Begin to start the first worker."""
+        _fill_standard_descriptors()
         self._context = self._choose_context()
         self._lend()
 
@@ -8147,6 +8233,8 @@ def _run_dag(
 ) -> DagRun:
     """What `Dag.run` and `Dag.test` do."""
     _refuse_reentry()
+    if stop is not None and not hasattr(stop, "is_set"):
+        raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
     sized = _checked_pools(dag, pools, in_process)
     request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)._replace(
         pools=sized
@@ -8215,8 +8303,8 @@ def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
         size = sizes.get(task.pool)
         if size is None and task.pool != "default_pool":
             raise ValueError(
-                f"task {task.task_id!r} is in pool {task.pool!r}, whose size is not given: run with "
-                f"pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
+                f"task {task.task_id!r} is in pool {task.pool!r}, whose size is not given: run "
+                f"with pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
             )
         if size is not None and task.pool_slots > size:
             raise ValueError(
@@ -8561,7 +8649,8 @@ def _fresh_max_tries(task: BaseOperator, state: str | None, tries: int, max_trie
         return tries + task.retries  # fresh tries, as when Airflow clears it
     if state == "running":
         return max_tries + 1  # its scheduler died: that used up none
-    return max(max_tries, tries + task.retries) if tries == 0 else max_tries
+    # Cleared after a success, or never run: all its tries; else what an orderly end left of them.
+    return max(max_tries, task.retries) if tries == 0 else max_tries
 
 
 def _report_resume(
@@ -8661,6 +8750,8 @@ class TaskInstance:
         self.error: str | None = None
         self.upstream_task_ids: set[str] = set()
         self.hostname = ""
+        self.task_group_id: str | None = None
+        self.role: str | None = None  # "setup" or "teardown"
         self.task: Any = None
 
     @property
@@ -8753,12 +8844,27 @@ def _moment(text: str | None) -> _datetime.datetime | None:
 
 
 def _instance_of(row: Sequence[Any], dag_id: str, run_id: str) -> TaskInstance:
-    task_id, state, start, end, error, upstream, map_index, tries, max_tries, pid = row
+    (
+        task_id,
+        state,
+        start,
+        end,
+        error,
+        upstream,
+        group,
+        role,
+        map_index,
+        tries,
+        max_tries,
+        pid,
+        _,
+    ) = row
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     ti.state = TaskInstanceState(state) if state in _TASK_STATES else None
     ti.try_number, ti.max_tries, ti.pid, ti.error = tries, max_tries, pid, error
     ti.start_date, ti.end_date = _moment(start), _moment(end)
     ti.upstream_task_ids = {str(name) for name in _plain(upstream, list)}
+    ti.task_group_id, ti.role = group, role
     return ti
 
 
@@ -8860,8 +8966,31 @@ class DagRun:
         last = max((row[2] for row in rows), default=0)
         return "".join(row[3] for row in rows if row[2] == last)
 
-    def delete(self) -> None:
-        """Delete the run with its task instances, values and logs. Raises AlreadyRunning."""
+    def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
+        """Put tasks of a finished run back to be run, with all that hangs on them; the run is
+        `queued`, and a resume runs just these again. Work inside the scope of a setup clears
+        that setup and its teardowns, too. Returns the ids of the tasks.
+
+        Raises TaskNotFound, AlreadyRunning.
+        """
+        wanted = [task_ids] if isinstance(task_ids, str) else list(task_ids)
+        instances = self.get_task_instances()
+        known = {ti.task_id: ti for ti in instances}
+        for task_id in wanted:
+            if task_id not in known:
+                raise TaskNotFound(
+                    f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
+                )
+        chosen = _with_downstream(known, wanted) if downstream else set(wanted)
+        chosen |= _scopes_of(known, chosen)
+        with self._ours("clear") as (store, row):
+            _until_unlocked(self.db_path, lambda: store.clear(row.id, chosen))
+        self.refresh()
+        return [task_id for task_id in known if task_id in chosen]
+
+    @contextlib.contextmanager
+    def _ours(self, verb: str) -> Iterator[tuple[_Store, _RunRow]]:
+        """The store and the row of this run, which nobody works on. Raises AlreadyRunning."""
         store = _Store(self.db_path)
         try:
             row = store.find_run(self.dag_id, self.run_id)
@@ -8869,14 +8998,50 @@ class DagRun:
                 raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
             if row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat):
                 raise AlreadyRunning(
-                    f"run {self.run_id!r} is running: {_whose(row)}; stop it first"
+                    f"run {self.run_id!r} is running: {_whose(row)}; stop it before you {verb} it"
                 )
-            _until_unlocked(self.db_path, lambda: store.delete_run(row.id))
+            yield store, row
         finally:
             store.close()
 
+    def delete(self) -> None:
+        """Delete the run with its task instances, values and logs. Raises AlreadyRunning."""
+        with self._ours("delete") as (store, row):
+            _until_unlocked(self.db_path, lambda: store.delete_run(row.id))
+
     def __repr__(self) -> str:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
+
+
+def _with_downstream(known: Mapping[str, TaskInstance], task_ids: Iterable[str]) -> set[str]:
+    """The tasks and all that waited for them, near and far."""
+    below: dict[str, list[str]] = {}
+    for task_id, ti in known.items():
+        for up in ti.upstream_task_ids:
+            below.setdefault(up, []).append(task_id)
+    found, following = set(task_ids), list(task_ids)
+    while following:
+        for task_id in below.get(following.pop(), ()):
+            if task_id not in found:
+                found.add(task_id)
+                following.append(task_id)
+    return found
+
+
+def _scopes_of(known: Mapping[str, TaskInstance], task_ids: Iterable[str]) -> set[str]:
+    """The setups whose scope the tasks stand in, and the teardowns of those."""
+    found: set[str] = set()
+    for setup, ti in known.items():
+        if ti.role != "setup":
+            continue
+        teardowns = {
+            task_id for task_id, other in known.items()
+            if other.role == "teardown" and setup in other.upstream_task_ids
+        }  # fmt: skip
+        inside = _with_downstream(known, [setup]) - {setup}
+        if inside & set(task_ids):
+            found |= {setup, *teardowns}
+    return found
 
 
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
@@ -9004,22 +9169,20 @@ def _seconds_text(seconds: float | None) -> str:
 
 
 class _Box(NamedTuple):
-    """A node of a diagram: its text, its state's style, and the tasks it waits for."""
+    """A node of a diagram: its text, its state's style, what it waits for, the group it is in."""
 
     task_id: str
     lines: list[str]
     style: str
     upstream: Sequence[str]
+    group: str | None = None
 
 
 def _draw(boxes: Sequence[_Box], direction: str) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     lines = [f"flowchart {direction}"]
-    for box in boxes:
-        label = "<br/>".join(map(_mermaid_text, box.lines))
-        style = f":::{box.style}" if box.style else ""
-        lines.append(f'    {ids[box.task_id]}["{label}"]{style}')
+    lines += _draw_group(None, _group_tree(boxes), ids, 1)
     for box in boxes:
         lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
     used = {box.style for box in boxes}
@@ -9027,10 +9190,52 @@ def _draw(boxes: Sequence[_Box], direction: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _group_tree(boxes: Sequence[_Box]) -> dict[str | None, list[_Box | str]]:
+    """The boxes and groups inside each group; None is the whole.
+
+    A group's parent is the longest other group whose id its own begins with.
+    """
+    inside: dict[str | None, list[_Box | str]] = {None: []}
+    names = sorted({box.group for box in boxes if box.group is not None})
+    for name in names:
+        around = [other for other in names if name.startswith(f"{other}.")]
+        inside[name] = []
+        inside[max(around, key=len, default=None)].append(name)
+    for box in boxes:
+        inside[box.group].append(box)
+    return inside
+
+
+def _draw_group(
+    name: str | None,
+    inside: Mapping[str | None, list[_Box | str]],
+    ids: Mapping[str, str],
+    depth: int,
+) -> list[str]:
+    indent = "    " * depth
+    lines = []
+    for member in inside[name]:
+        if isinstance(member, str):
+            number = list(inside).index(member)
+            label = _mermaid_text(member.removeprefix(f"{name}."))
+            lines.append(f'{indent}subgraph g{number}["{label}"]')
+            lines += _draw_group(member, inside, ids, depth + 1)
+            lines.append(f"{indent}end")
+        else:
+            label = "<br/>".join(map(_mermaid_text, member.lines))
+            style = f":::{member.style}" if member.style else ""
+            lines.append(f'{indent}{ids[member.task_id]}["{label}"]{style}')
+    return lines
+
+
 def _draw_dag(dag: Dag, direction: str) -> str:
     if direction not in ("TD", "TB", "LR", "RL", "BT"):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
-    return _draw([_Box(t, [t], "", list(x._upstream)) for t, x in dag.task_dict.items()], direction)
+    boxes = [
+        _Box(t, [t], "", list(x._upstream), x.task_group.group_id if x.task_group else None)
+        for t, x in dag.task_dict.items()
+    ]
+    return _draw(boxes, direction)
 
 
 def _draw_run(instances: Sequence[TaskInstance], direction: str = "TD") -> str:
@@ -9054,7 +9259,13 @@ def _box_of_one(ti: TaskInstance) -> _Box:
         said.append(_seconds_text(ti.duration))
     if ti.try_number > 1:
         said.append(f"try {ti.try_number}")
-    return _Box(ti.task_id, [ti.task_id, " - ".join(said)], state, sorted(ti.upstream_task_ids))
+    lines = [_short_id(ti), " - ".join(said)]
+    return _Box(ti.task_id, lines, state, sorted(ti.upstream_task_ids), ti.task_group_id)
+
+
+def _short_id(ti: TaskInstance) -> str:
+    """A task's id without the prefix that its group's frame shows."""
+    return ti.task_id.removeprefix(f"{ti.task_group_id}.")
 
 
 def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
@@ -9077,7 +9288,8 @@ def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
     )
     said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
-    return _Box(task_id, [f"{task_id} x {len(members)}", said], worst, upstream)
+    lines = [f"{_short_id(members[0])} x {len(members)}", said]
+    return _Box(task_id, lines, worst, upstream, members[0].task_group_id)
 
 
 def _too_large(diagram: str) -> str | None:
@@ -9126,8 +9338,10 @@ def _run_state(run: DagRun) -> str:
 
 
 def _last_line(error: str | None) -> str:
+    """The reason of a failure, short enough for a table."""
     lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else ""
+    reason = lines[-1] if lines else ""
+    return reason if len(reason) <= 200 else f"{reason[:197]}..."
 
 
 def _say(line: str) -> None:
@@ -9157,6 +9371,8 @@ class _Report:
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
+        if not plan.nodes:
+            self.tell("the DAG has no tasks: a @task function makes one when it is called")
 
     def changed(self, instance: _Instance, error: str | None = None) -> None:
         """An instance's state changed."""
@@ -9225,6 +9441,11 @@ if __name__ == "__main__":
 '''
 
 
+def _write(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+
+
 def _fail(message: object) -> None:
     print(f"liteflow: error: {_clean(message)}", file=sys.stderr)
 
@@ -9237,7 +9458,8 @@ def _exit_code(act: Callable[[], int]) -> int:
     """
     try:
         code = act()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader of our output has seen enough; the interpreter must not flush into it again.
@@ -9277,6 +9499,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conf", metavar="JSON", help="a JSON object for the run")
     parser.add_argument("--max-workers", type=int, metavar="N", help="processes (default: CPUs)")
+    parser.add_argument(
+        "--pool", metavar="NAME=N", action="append", default=[], help="the size of a pool"
+    )
+    parser.add_argument(
+        "--from", dest="from_task", metavar="TASK", action="append", default=[],
+        help="run TASK of the newest run again, and what hangs on it",
+    )  # fmt: skip
     parser.add_argument("--wait", action="store_true", help="wait while another run rules it out")
     parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
     parser.add_argument(
@@ -9304,47 +9533,89 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
 
 def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
     if options.graph:
-        sys.stdout.write(_draw_dag(dag, "TD"))
+        dag.validate()
+        _write(_draw_dag(dag, "TD"))
         return 0
     lines: list[str] = []
+    if options.from_task:
+        _clear_from(dag, options)
     try:
         run = dag.run(
             db_path=options.db,
             run_id=options.run_id,
             logical_date=_date_option(options.logical_date),
             conf=_conf_option(options.conf),
-            resume=options.resume,
+            resume=options.resume or bool(options.from_task),
+            pools=_pool_options(options.pool) or None,
             max_workers=options.max_workers,
             wait=options.wait,
             progress=lines.append if options.quiet else True,
         )
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
+    except (KeyboardInterrupt, SystemExit):
+        _say(_TO_GO_ON.replace("once it is mended: ", ""))
+        raise
     if run.state is DagRunState.SUCCESS:
+        if not options.quiet:
+            _name_failures(run)
         return 0
     for line in lines:
         _say(line)
-    _explain_failure(run)
+    _name_failures(run)
+    _say(_TO_GO_ON)
     return 1
 
 
-def _explain_failure(run: DagRun) -> None:
-    """Where to look, and how to go on."""
+_TO_GO_ON = "to go on once it is mended: run the same command with --resume"
+
+
+def _name_failures(run: DagRun) -> None:
+    """What failed, why, and the command that shows the output."""
     failed = run.get_task_instances(state="failed")
     where = f"--db {_quoted(os.path.relpath(run.db_path))}"
     for ti in failed[:10]:
-        _say(f"{ti.task_id} failed: {_clean(_last_line(ti.error))}")
-        command = f"python3 -m {__name__} logs {_quoted(run.dag_id)} {_quoted(ti.task_id)} {where}"
-        _say(f"  its output: {command}")
+        _say(f"{_label(ti)} failed: {_clean(_last_line(ti.error))}")
+        name = _quoted(f"{run.dag_id}/{run.run_id}")
+        _say(f"  its output: {_own_command()} logs {name} {_quoted(_label(ti))} {where}")
     if len(failed) > 10:
         _say(f"... and {len(failed) - 10} more")
-    _say("to go on once it is mended: run the same command with --resume")
+
+
+def _own_command() -> str:
+    """How this module is started as a command from here."""
+    here = Path(__file__).absolute()
+    if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
+        return f"python3 -m {__name__}"
+    return f"python3 {_quoted(os.path.relpath(here))}"
 
 
 def _quoted(text: str) -> str:
     import shlex
 
     return shlex.quote(text)
+
+
+def _clear_from(dag: Dag, options: argparse.Namespace) -> None:
+    """`--from TASK`: clear it in the newest run, or in --run-id."""
+    path = _database_path(options.db, dag)
+    runs = _read_runs(path, dag.dag_id, limit=1)
+    if not runs:
+        raise RunNotFound(f"DAG {dag.dag_id!r} has no run in {path} to go on from")
+    run = runs[0] if options.run_id is None else _read_run(path, dag.dag_id, options.run_id)
+    cleared = run.clear(options.from_task)
+    if not options.quiet:
+        _say(f"again in run {run.run_id}: {', '.join(cleared)}")
+
+
+def _pool_options(texts: Iterable[str]) -> dict[str, int]:
+    sizes = {}
+    for text in texts:
+        name, _, size = text.rpartition("=")
+        if not name or not size.isdecimal():
+            raise _UsageError(f"--pool must be NAME=N, found {text!r}")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _date_option(text: str | None) -> _datetime.datetime | None:
@@ -9374,7 +9645,7 @@ def _cmd_run(options: argparse.Namespace) -> int:
 
     path = Path(options.file).absolute()
     if not path.is_file():
-        raise _UsageError(f"there is no file {path}")
+        raise _UsageError(f"{path} is a directory" if path.is_dir() else f"there is no file {path}")
     main_module = types.ModuleType("__mp_main__")
     main_module.__file__ = str(path)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module
@@ -9396,6 +9667,11 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
         if dag_id not in found:
             raise _UsageError(f"{path} defines no DAG {dag_id!r}{_near(dag_id, found)}")
         return found[dag_id]
+    if not found:
+        raise _UsageError(
+            f"{path} defines no DAG when it is imported: build it at the top level of the file, "
+            'not below `if __name__ == "__main__":`'
+        )
     if len(found) != 1:
         names = ", ".join(sorted(found)) or "none"
         raise _UsageError(f"{path} defines {len(found)} DAGs ({names}): name one")
@@ -9403,14 +9679,14 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
 
 
 def _cmd_scaffold(options: argparse.Namespace) -> int:
-    sys.stdout.write(_SCAFFOLD)
+    _write(_SCAFFOLD)
     return 0
 
 
 def _cmd_visualize(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
     diagram = _draw_run(run.get_task_instances())
-    sys.stdout.write(diagram)
+    _write(diagram)
     warning = _too_large(diagram)
     if warning is not None:
         print(f"liteflow: {warning}", file=sys.stderr)
@@ -9497,7 +9773,7 @@ def _cmd_show(options: argparse.Namespace) -> int:
     rows = [
         (
             _label(ti),
-            ti.state or "",
+            _state_of(ti),
             ti.try_number or "",
             _local(ti.start_date),
             _seconds_text(ti.duration),
@@ -9507,6 +9783,13 @@ def _cmd_show(options: argparse.Namespace) -> int:
     ]
     print(_table(("TASK", "STATE", "TRY", "START", "DURATION", "ERROR"), rows))
     return 0
+
+
+def _state_of(ti: TaskInstance) -> str:
+    """A state for people: one that was cut off has none, but it did start."""
+    if ti.state is None:
+        return "interrupted" if ti.try_number and ti.start_date is None else ""
+    return ti.state.value
 
 
 def _label(ti: TaskInstance) -> str:
@@ -9570,9 +9853,16 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
         print(_clean(f"{run.dag_id}/{run.run_id} {_label(ti)}: {ti.state or 'no state'}"))
     print(
         _table(
-            ("TRY", "STATE", "START", "DURATION", "PID"),
+            ("TRY", "STATE", "START", "DURATION", "PID", "ERROR"),
             (
-                (a[1], a[2] or "", _local(_moment(a[3])), _attempt_duration(a), a[5] or "")
+                (
+                    a[1] if a[0] < 0 else f"[{a[0]}] {a[1]}",
+                    a[2] or "",
+                    _local(_moment(a[3])),
+                    _attempt_duration(a),
+                    a[5] or "",
+                    _last_line(a[6]),
+                )
                 for a in attempts
             ),
         )
@@ -9595,13 +9885,18 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     task_id, index = _task_in(run, options.task) if options.task is not None else (None, None)
     row = run._row.id
     parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, options.try_number))
+    many, ending = len({part[:3] for part in parts}) > 1, ""
     shown = None
     for part_task, map_index, tries, text in parts:
         if shown != (part_task, map_index, tries):
             shown = (part_task, map_index, tries)
-            name = part_task if map_index < 0 else f"{part_task}[{map_index}]"
-            print(_clean(f"--- {name}, try {tries}"), file=sys.stderr)
-        sys.stdout.write(text if options.raw else _clean(text))
+            if many:
+                name = part_task if map_index < 0 else f"{part_task}[{map_index}]"
+                _write(f"{ending}--- {_clean(name)}, try {tries}\n")
+        text = text if options.raw else _clean(text)
+        ending = "" if text.endswith("\n") else "\n"
+        _write(text)
+    _write(ending if parts else "")
     return 0
 
 
@@ -9622,6 +9917,14 @@ def _cmd_stop(options: argparse.Namespace) -> int:
     while run.refresh().owner_alive:
         time.sleep(0.2)
     print(f"it has stopped: {run.state}", file=sys.stderr)
+    return 0
+
+
+def _cmd_clear(options: argparse.Namespace) -> int:
+    run = _chosen_run(_database_path(options.db, None), options.run)
+    cleared = run.clear(options.task, downstream=not options.only)
+    print(f"cleared in run {run.run_id!r}: {', '.join(cleared)}; resume it to run them again",
+          file=sys.stderr)  # fmt: skip
     return 0
 
 
@@ -9679,6 +9982,10 @@ def _main_parser() -> argparse.ArgumentParser:
     logs.add_argument("task", metavar="TASK", nargs="?")
     logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
     logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
+    clear = add("clear", _cmd_clear, "put tasks of a finished run back, for a resume to run again")
+    clear.add_argument("run", metavar="RUN")
+    clear.add_argument("task", metavar="TASK", nargs="+")
+    clear.add_argument("--only", action="store_true", help="not what hangs on them")
     stop = add("stop", _cmd_stop, "end a run that another process works on")
     stop.add_argument("run", metavar="RUN")
     delete = add("delete", _cmd_delete, "delete a run with its values and logs")

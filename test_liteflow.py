@@ -14,6 +14,7 @@ import faulthandler
 import hashlib
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -42,6 +43,7 @@ from liteflow import (
     DatabaseError,
     Param,
     ParamValidationError,
+    TaskGroup,
     TaskInstanceState,
     TriggerRule,
     UnreachableTask,
@@ -51,6 +53,8 @@ from liteflow import (
     cross_downstream,
     dag,
     task,
+    task_group,
+    teardown,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -714,7 +718,13 @@ ENDS = [status for status in liteflow._Status if status is not liteflow._Status.
 class PlanTest(Case):
     STATUS = liteflow._Status
 
+    def without_hesitation(self):
+        """The brute force knows no time: a skip is a skip at once."""
+        before, liteflow._HESITATION = liteflow._HESITATION, 0.0
+        self.addCleanup(setattr, liteflow, "_HESITATION", before)
+
     def test_random_graphs_against_brute_force(self):
+        self.without_hesitation()
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
         rng = random.Random(seed)
         for number in range(20_000 if SOAK else 3_000):
@@ -727,9 +737,6 @@ class PlanTest(Case):
         running, now = [], 0.0
         while True:
             plan.settle(now)
-            while plan._hesitant:
-                now += liteflow._HESITATION
-                plan.settle(now)
             oracle.settle()
             while plan.ready_count(now):
                 instance = plan.take()
@@ -899,6 +906,264 @@ class PlanTest(Case):
         instance = next(liteflow._Plan(d).instances())
         with self.assertRaises(AssertionError):
             instance.move(TaskInstanceState.FAILED)
+
+
+class WholeOracle(Oracle):
+    """The same for mapped tasks and groups, branches, setups and teardowns, instance by instance."""
+
+    def __init__(self, d: Dag):
+        super().__init__(d)
+        self.lengths: dict[str, int] = {}
+        self.stored: dict[str, set] = collections.defaultdict(set)
+        self.ids = {t.task_id: self.first_instances(t) for t in d.tasks}
+
+    def first_instances(self, t):
+        mapping = t._mapping
+        if mapping is not None and not mapping.results:
+            return list(range(len(mapping.sources[0][1]))) or [-1]
+        return [-1]
+
+    def source(self, t):
+        results = t._mapping.results
+        return results[0].operator.task_id if results else None
+
+    def ended(self, task_id):
+        return all((task_id, i) in self.state for i in self.ids[task_id])
+
+    def above(self, t):
+        found, following = set(), [t]
+        while following:
+            for up in following.pop().upstream_list:
+                if up not in found:
+                    found.add(up)
+                    following.append(up)
+        return found
+
+    def setups(self, t):
+        """Setups above a task, not right above it, that have no teardown or one below the task."""
+        if t.is_teardown:
+            return []
+        found = []
+        for s in self.above(t):
+            if s.is_setup and s.task_id not in t.upstream_task_ids:
+                downs = [d for d in s.downstream_list if d.is_teardown]
+                if not downs or any(t in self.above(d) for d in downs):
+                    found.append(s)
+        return found
+
+    def verdict(self, t, i):
+        for s in self.setups(t):
+            state = self.state.get((s.task_id, -1))
+            if state in ("failed", "upstream_failed"):
+                return "upstream_failed"
+            if state == "skipped":
+                return "skipped"
+            if state is None:
+                return "wait"
+        if t.is_teardown and t.upstream_task_ids:
+            if not all(self.ended(u) for u in t.upstream_task_ids):
+                return "wait"
+            own = [self.state[u.task_id, -1] for u in t.upstream_list if u.is_setup]
+            if own and set(own) == {"skipped"}:
+                return "skipped"
+            return "upstream_failed" if own and "success" not in own else "run"
+        ups = []
+        for u in t.upstream_list:
+            same = t._mapped_group is not None and u._mapped_group is t._mapped_group
+            ups += [self.state.get((u.task_id, j)) for j in ([i] if same else self.ids[u.task_id])]
+        return self.by_rule(t, ups) or "wait"
+
+    def by_rule(self, t, ups):
+        # The instances of all upstreams as if each were a task of its own.
+        stand_in = type(
+            "T", (), {"upstream_task_ids": range(len(ups)), "trigger_rule": t.trigger_rule}
+        )
+        self_state, self.state = self.state, {k: s for k, s in enumerate(ups) if s}
+        try:
+            return self.decide(stand_in)
+        finally:
+            self.state = self_state
+
+    def one(self, t, i):
+        mapping = t._mapping
+        unexpanded = mapping is not None and i < 0
+        if unexpanded:
+            over = self.source(t)
+            state = self.state.get((over, -1)) if over and self.ids[over] == [-1] else None
+            if state in ("failed", "upstream_failed"):
+                return "upstream_failed"
+            if state == "skipped":
+                return "skipped"
+            group = t._mapped_group
+            for u in t.upstream_list if group is not None else ():
+                if u._mapped_group is group and (u.task_id, -1) in self.state:
+                    return self.state[u.task_id, -1]
+            ready = over is None or self.ended(over)
+            if t._mapped_group is not None:
+                return "expand" if ready else "wait"
+        what = self.verdict(t, i)
+        if what == "run" and unexpanded:
+            return "expand" if ready else "wait"
+        return what
+
+    def settle(self):
+        while True:
+            decided = {
+                (t.task_id, i): what
+                for t in self.dag.tasks
+                for i in self.ids[t.task_id]
+                if (t.task_id, i) not in self.state
+                and (t.task_id, i) not in self.ready
+                and (what := self.one(t, i)) != "wait"
+            }
+            if not decided:
+                return
+            for (task_id, i), what in decided.items():
+                if what == "expand":
+                    self.expand(self.dag.get_task(task_id))
+                elif what == "run":
+                    self.ready.add((task_id, i))
+                else:
+                    self.state[task_id, i] = what
+
+    def expand(self, t):
+        over = self.source(t)
+        if over is None:
+            count = 0
+        elif self.dag.get_task(over)._mapping is not None:
+            count = len(self.stored[over])
+        else:
+            count = self.lengths[over]
+        group = t._mapped_group
+        for each in (
+            [t] if group is None else [x for x in self.dag.tasks if x._mapped_group is group]
+        ):
+            if self.ids[each.task_id] != [-1] or (each.task_id, -1) in self.state:
+                continue
+            if count == 0:
+                self.state[each.task_id, -1] = "skipped"
+            else:
+                self.ids[each.task_id] = list(range(count))
+
+
+def some(x=None, y=None):
+    return x
+
+
+def random_whole_dag(rng: random.Random) -> Dag:
+    d = DAG(f"whole{next(_numbers)}")
+    rules = [r.value for r in TriggerRule if r not in ("all_done_setup_success", "always")]
+    with d:
+        made: list = []
+
+        def rule():
+            return rng.choice(rules) if rng.random() < 0.5 else "all_success"
+
+        def link(result, share=0.3):
+            for up in made:
+                if up.operator is not result.operator and rng.random() < share:
+                    up >> result
+            return result
+
+        for i in range(rng.randrange(2, 8)):
+            kind = rng.choice(["plain", "plain", "mapped", "constant", "branch", "group", "scope"])
+            plain = task(some)
+            if kind == "mapped" and made:
+                over = rng.choice(made)
+                made.append(
+                    link(plain.override(task_id=f"m{i}", trigger_rule=rule()).expand(x=over), 0.15)
+                )
+            elif kind == "constant":
+                made.append(
+                    link(
+                        plain.override(task_id=f"c{i}", trigger_rule=rule()).expand(
+                            x=[0] * rng.randrange(3)
+                        )
+                    )
+                )
+            elif kind == "branch":
+                made.append(link(task.branch(task_id=f"b{i}")(some)()))
+            elif kind == "group" and made:
+
+                @task_group(group_id=f"g{i}")
+                def grouped(x):
+                    first = task(task_id="one")(some)(x)
+                    return task(task_id="two", trigger_rule=rule())(some)(first)
+
+                over = rng.choice(made) if rng.random() < 0.7 else [0] * rng.randrange(1, 3)
+                made.append(grouped.expand(x=over))
+            elif kind == "scope":
+                s = liteflow.setup(task_id=f"s{i}")(some)()
+                w = task(task_id=f"w{i}")(some)()
+                v = task(task_id=f"v{i}", trigger_rule=rule())(some)()
+                s >> w >> v >> teardown(task_id=f"t{i}")(some)().as_teardown(setups=s)
+                made += [w, v]
+            else:
+                made.append(link(plain.override(task_id=f"p{i}", trigger_rule=rule())()))
+    return d
+
+
+class WholePlanTest(Case):
+    def test_random_graphs_of_every_kind_against_brute_force(self):
+        PlanTest.without_hesitation(self)
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        rng = random.Random(seed)
+        for number in range(10_000 if SOAK else 1_500):
+            with self.subTest(seed=seed, number=number):
+                self.compare(random_whole_dag(rng), rng)
+
+    def compare(self, d, rng):
+        plan, oracle = liteflow._Plan(d), WholeOracle(d)
+        running, now = [], 0.0
+        while True:
+            plan.settle(now)
+            oracle.settle()
+            while plan.ready_count(now) and (instance := plan.take()) is not None:
+                plan.start(instance)
+                running.append(instance)
+            states = {
+                (i.task_id, i.map_index): i.state.value
+                for i in plan.instances()
+                if i.state in liteflow._ENDED
+            }
+            self.assertEqual(states, oracle.state)
+            self.assertEqual({(i.task_id, i.map_index) for i in running}, oracle.ready)
+            if not running:
+                break
+            instance = running.pop(rng.randrange(len(running)))
+            self.end(plan, oracle, instance, rng.choice(ENDS), rng, now)
+        self.assertEqual(plan.unfinished, 0)
+
+    def end(self, plan, oracle, instance, status, rng, now):
+        key = (instance.task_id, instance.map_index)
+        length = rng.randrange(3)
+        oracle.ready.discard(key)
+        oracle.state[key] = {"fatal": "failed"}.get(status.value, status.value)
+        plan.finish(instance, status, now, stored=status.value == "success", length=length)
+        if status.value != "success":
+            return
+        oracle.lengths[instance.task_id] = length
+        oracle.stored[instance.task_id].add(instance.map_index)
+        if instance.node.task._flow == "branch":
+            below = instance.node.task.downstream_list
+            chosen = [t.task_id for t in below if rng.random() < 0.5]
+            keep = set()
+            for name in chosen:
+                keep |= {name} | {
+                    t.task_id for t in plan.dag.tasks if plan.dag.get_task(name) in oracle.above(t)
+                }
+            plan.skip(instance, plan.not_chosen(instance, chosen))
+            for t in below:
+                if t.task_id not in keep:
+                    for i in oracle.ids[t.task_id]:
+                        if (t.task_id, i) not in oracle.state and not self.runs(plan, t, i):
+                            oracle.state[t.task_id, i] = "skipped"
+                            oracle.ready.discard((t.task_id, i))
+
+    def runs(self, plan, t, i):
+        return any(
+            x.map_index == i and x.state == "running" for x in plan._by_id[t.task_id].instances
+        )
 
 
 # --- Store ----------------------------------------------------------------------------------------
@@ -1848,6 +2113,758 @@ class FindingTest(Case):
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
 
+# --- Airflow's authoring API ----------------------------------------------------------------------
+
+
+class MappingTest(Case):
+    def test_expand_in_all_its_forms(self):
+        run = self.run_flow(
+            """
+            def ten(x): return x * 10
+            def odd(x):
+                if x % 2: return x
+                raise AirflowSkipException("even")
+            with DAG("forms") as dag:
+                @task
+                def numbers(): return [1, 2, 3]
+                @task
+                def pairs(): return {"a": 1, "b": 2}
+                @task
+                def add(x, y=0): return x + y
+                @task
+                def show(x): return x
+                @task
+                def collect(values): return [list(values), len(values), values[0], list(values[1:])]
+                n = numbers()
+                product = add.partial().expand(x=[10, 20], y=n)
+                collect(product)
+                show.override(task_id="dicts").expand(x=pairs())
+                show.override(task_id="const_dict").expand(x={"k": [1]})
+                show.override(task_id="mapped").expand(x=n.map(ten).map(str))
+                show.override(task_id="skipped").expand(x=n.map(odd))
+                show.override(task_id="zipped").expand(x=n.zip(pairs.override(task_id="other")(), fillvalue="-"))
+                show.override(task_id="joined").expand(x=n.concat(numbers.override(task_id="more")()))
+                add.override(task_id="kwargs").partial(y=5).expand_kwargs([{"x": 1}, {"x": 2, "y": 3}, {}])
+                show.override(task_id="chained").expand(x=product)
+                show.override(task_id="with_results").expand(x=[n, 7])
+            """
+        )
+        value = lambda task_id: [x.value for x in run.xcoms() if x.task_id == task_id]  # noqa: E731
+        self.assertEqual(value("add"), [11, 12, 13, 21, 22, 23])
+        self.assertEqual(
+            value("collect"), [[[11, 12, 13, 21, 22, 23], 6, 11, [12, 13, 21, 22, 23]]]
+        )
+        self.assertEqual(value("dicts"), [("a", 1), ("b", 2)])
+        self.assertEqual(value("const_dict"), [("k", [1])])
+        self.assertEqual(value("mapped"), ["10", "20", "30"])
+        self.assertEqual(value("skipped"), [1, 3])
+        self.assertEqual(value("zipped"), [(1, ("a", 1)), (2, ("b", 2)), (3, "-")])
+        self.assertEqual(value("joined"), [1, 2, 3, 1, 2, 3])
+        self.assertEqual(value("kwargs"), [6])
+        self.assertEqual(value("chained"), [11, 12, 13, 21, 22, 23])
+        self.assertEqual(value("with_results"), [[1, 2, 3], 7])
+        states = self.states(run)
+        self.assertEqual(
+            [states[f"skipped[{i}]"] for i in range(3)], ["success", "skipped", "success"]
+        )
+        self.assertEqual(
+            [states[f"kwargs[{i}]"] for i in range(3)], ["success", "failed", "failed"]
+        )
+
+    def test_what_cannot_be_expanded_over(self):
+        run = self.run_flow(
+            """
+            with DAG("bad") as dag:
+                for name, value in (("text", "abc"), ("none", None), ("number", 5), ("long", list(range(1025)))):
+                    @task(task_id=name)
+                    def give(value=value): return value
+                    @task(task_id=f"over_{name}")
+                    def take(x): return x
+                    take.expand(x=give())
+            """
+        )
+        states = self.states(run)
+        for name in ("text", "none", "number", "long"):
+            self.assertEqual((states[name], states[f"over_{name}"]), ("failed", "upstream_failed"))
+        self.assertIn("at most 1024", run.get_task_instance("long").error)
+
+    def test_mistakes_raise_where_they_stand(self):
+        def f(x, y=1):
+            pass
+
+        with DAG("d"):
+            t = task(f)
+            for act, kind in (
+                (lambda: t.expand(x="abc"), ValueError),
+                (lambda: t.expand(x={1}), ValueError),
+                (lambda: t.expand(x=3), ValueError),
+                (lambda: t.expand(x=(i for i in [1])), ValueError),
+                (lambda: t.expand(), TypeError),
+                (lambda: t.expand(z=[1]), TypeError),
+                (lambda: t.expand(ti=[1]), ValueError),
+                (lambda: t.partial(z=1), TypeError),
+                (lambda: t.partial(x=1)(), TypeError),
+                (lambda: t.partial(x=1).partial(x=2), TypeError),
+                (lambda: t.expand_kwargs([1]), TypeError),
+                (lambda: t.expand(x=t(1)["k"]), ValueError),
+                (lambda: t.override(trigger_rule="always").expand(x=t(1)), ValueError),
+                (lambda: t(1).map(t), TypeError),
+            ):
+                with self.assertRaises(kind):
+                    act()
+
+    def test_instances_have_retries_and_logs_of_their_own(self):
+        run = self.run_flow(
+            """
+            with DAG("own") as dag:
+                @task(retries=1)
+                def f(x, ti):
+                    print("try", ti.try_number, "of", x, ti.map_index)
+                    if x == 2 and ti.try_number == 1: raise ValueError("first")
+                    if x == 3: os._exit(1)
+                    return x
+                @task(trigger_rule="all_done")
+                def reduce(values): return list(values)
+                reduce(f.expand(x=[1, 2, 3]))
+            """
+        )
+        tries = {
+            ti.map_index: ti.try_number for ti in run.get_task_instances() if ti.task_id == "f"
+        }
+        self.assertEqual(tries, {0: 1, 1: 2, 2: 2})
+        self.assertEqual(run.xcom_pull("reduce"), [1, 2])
+        self.assertEqual(run.log("f", 1), "try 2 of 2 1\n")
+        self.assertEqual(run.log("f", 1, 1), "try 1 of 2 1\n")
+
+    def test_a_mapped_group_runs_index_by_index(self):
+        run = self.run_flow(
+            """
+            with DAG("group") as dag:
+                @task
+                def items(): return [1, 2, 3]
+                @task
+                def double(x): return 2 * x
+                @task
+                def check(x, original):
+                    if x == 4: raise ValueError("four")
+                    return [x, original]
+                @task
+                def after(x): return x
+                @task(trigger_rule="all_done")
+                def collect(values): return list(values)
+                @task_group
+                def each(x, base): return after(check(double(x), base))
+                collect(each.partial(base=items.override(task_id="base")()).expand(x=items()))
+            """
+        )
+        states = self.states(run)
+        self.assertEqual(
+            [states[f"each.after[{i}]"] for i in range(3)],
+            ["success", "upstream_failed", "success"],
+        )
+        self.assertEqual(run.xcom_pull("collect"), [[2, [1, 2, 3]], [6, [1, 2, 3]]])
+
+    def test_resume_of_a_mapped_run(self):
+        source = """
+            with DAG("mapped_resume") as dag:
+                @task
+                def f(x):
+                    with open(os.environ["CASE_DIR"] + "/ran", "a") as file: file.write(f"{x} ")
+                    if x == 2 and not os.path.exists(os.environ["CASE_DIR"] + "/mended"): raise ValueError
+                    return x
+                @task
+                def total(values): return sum(values)
+                total(f.expand(x=[1, 2, CONSTANTS]))
+        """
+        first = self.run_flow(source.replace("CONSTANTS", "3"))
+        self.assertEqual(first.state, "failed")
+        (self.folder / "mended").touch()
+        lines = []
+        second = self.run_flow(
+            source.replace("CONSTANTS", "3, 4"), resume=True, progress=lines.append
+        )
+        self.assertEqual((second.state, second.xcom_pull("total")), ("success", 6))
+        self.assertEqual(sorted((self.folder / "ran").read_text().split()), ["1", "2", "2", "3"])
+        self.assertTrue(any("keeps its 3 instances" in line for line in lines), lines)
+
+    def test_an_old_result_can_be_expanded_over_by_mended_code(self):
+        source = """
+            with DAG("old") as dag:
+                @task
+                def give(): return {"a": 1, "b": 2}
+                @task
+                def take(x): {BODY}
+                {CALL}
+        """
+        self.run_flow(
+            source.replace("{BODY}", "raise ValueError").replace("{CALL}", "take(give())")
+        )
+        run = self.run_flow(
+            source.replace("{BODY}", "return x").replace("{CALL}", "take.expand(x=give())"),
+            resume=True,
+        )
+        self.assertEqual([run.xcom_pull("take", map_index=i) for i in (0, 1)], [("a", 1), ("b", 2)])
+
+    def test_many_instances(self):
+        count = 10_000 if SOAK else 1_000
+        run = self.run_flow(
+            f"""
+            with DAG("many", max_active_tasks=64) as dag:
+                @task
+                def f(x): return x
+                @task
+                def total(values): return [len(values), sum(values)]
+                total(f.expand(x=list(range({count}))))
+            """
+        )
+        self.assertEqual(run.xcom_pull("total"), [count, sum(range(count))])
+
+
+class FlowTest(Case):
+    def test_branches_by_group_list_and_none(self):
+        run = self.run_flow(
+            """
+            with DAG("branches") as dag:
+                @task
+                def work(): return 1
+                def make(name):
+                    return work.override(task_id=name)()
+                with TaskGroup("g") as g:
+                    a = make("a"); b = make("b"); a >> b
+                x, y, z = make("x"), make("y"), make("z")
+                @task.branch
+                def to_group(): return "g"
+                @task.branch
+                def to_many(): return ["x", "y"]
+                @task.branch
+                def to_none(): return None
+                @task.branch
+                def to_nowhere(): return "absent"
+                @task.branch
+                def wrong(): return 5
+                to_group() >> [a, make("other")]
+                to_many() >> [x, y, z]
+                to_none() >> [make("p"), make("q")]
+                to_nowhere() >> make("r"); wrong() >> make("s")
+                class Choose(BaseBranchOperator):
+                    def choose_branch(self, context): return "t"
+                Choose(task_id="choose") >> [make("t"), make("u")]
+            """
+        )
+        states = self.states(run)
+        skipped = {t for t, s in states.items() if s == "skipped"}
+        self.assertEqual(skipped, {"other", "z", "p", "q", "u"})
+        self.assertEqual(states["g.b"], "success")
+        self.assertEqual((states["to_nowhere"], states["r"]), ("failed", "upstream_failed"))
+        self.assertIn("'absent'", run.get_task_instance("to_nowhere").error)
+        self.assertEqual(states["wrong"], "failed")
+        self.assertIsNone(run.xcom_pull("to_many"))
+
+    def test_conditions_short_circuits_and_labels(self):
+        run = self.run_flow(
+            """
+            with DAG("conditions") as dag:
+                @task.run_if(lambda context: (context["ti"].task_id != "no", "not today"))
+                @task(task_id="yes")
+                def f(): return "ran"
+                f(); f.override(task_id="no")()
+                @task.skip_if(lambda context: True)
+                @task
+                def g(): return 1
+                g()
+                @task.short_circuit
+                def gate(): return []
+                @task(trigger_rule="all_done")
+                def far(): return 1
+                @teardown
+                def down(): return "down"
+                gate() >> Label("text") >> far() >> down()
+                ShortCircuitOperator(task_id="open", python_callable=lambda: 1) >> EmptyOperator(task_id="through")
+            """
+        )
+        self.assertEqual(
+            self.states(run),
+            {
+                "yes": "success",
+                "no": "skipped",
+                "g": "skipped",
+                "gate": "success",
+                "far": "skipped",
+                "down": "success",
+                "open": "success",
+                "through": "success",
+            },
+        )
+        self.assertEqual(run.get_task_instance("no").error, "AirflowSkipException: not today")
+
+    def test_groups(self):
+        with DAG("groups", default_args={"retries": 1}) as d:
+            plain = task(sample)
+            with TaskGroup("outer", default_args={"retries": 2}):
+                a = plain(1)
+                with TaskGroup("inner", prefix_group_id=False, default_args={"owner": "me"}):
+                    b = plain.override(task_id="free")(2)
+                with self.assertRaises(liteflow.DuplicateTaskIdFound):
+                    TaskGroup("inner")
+                plain(3)
+
+            @task_group
+            def section(x):
+                return plain(x)
+
+            section(section(a))
+            with TaskGroup("last") as last:
+                pass
+        self.assertEqual(
+            d.task_ids,
+            ["outer.sample", "free", "outer.sample__1", "section.sample", "section__1.sample"],
+        )
+        self.assertEqual((b.operator.retries, b.operator.owner), (2, "me"))
+        self.assertEqual(d["section"].group_id, "section")
+        self.assertIs(d["last"], last)
+        check_mermaid(self, d.to_mermaid())
+        with self.assertRaises(RuntimeError):
+            TaskGroup("g")
+        with DAG("d"):
+            for bad in ("a.b", "", "x" * 201):
+                with self.assertRaises(ValueError):
+                    TaskGroup(bad)
+
+    def test_setup_and_teardown(self):
+        run = self.run_flow(
+            """
+            with DAG("scopes") as dag:
+                @task
+                def fails(): raise ValueError
+                @task
+                def work(): return 1
+                @setup
+                def up(): return "up"
+                @teardown
+                def down(x): return x
+                @teardown(on_failure_fail_dagrun=True)
+                def strict(): raise ValueError
+                u = up()
+                with down(u):
+                    fails() >> work()
+                work.override(task_id="alone")() >> strict()
+                bad = fails.override(task_id="bad")().as_setup()
+                far = work.override(task_id="far", trigger_rule="all_done")()
+                bad >> work.override(task_id="near")() >> far >> down.override(task_id="down2")(1).as_teardown(setups=bad)
+            """
+        )
+        self.assertEqual(
+            self.states(run),
+            {
+                "up": "success",
+                "down": "success",
+                "fails": "failed",
+                "work": "upstream_failed",
+                "alone": "success",
+                "strict": "failed",
+                "bad": "failed",
+                "near": "upstream_failed",
+                "far": "upstream_failed",
+                "down2": "upstream_failed",
+            },
+        )
+        self.assertEqual(run.state, "failed")
+        with DAG("d") as d:
+            with self.assertRaises(ValueError):
+                teardown(trigger_rule="all_done")(sample)(1)
+            liteflow.setup(sample)(1) >> task(task_id="x", trigger_rule="all_done")(sample)(1)
+        with self.assertRaises(ValueError):
+            d.validate()
+
+
+class OperatorsTest(Case):
+    def test_bash(self):
+        run = self.run_flow(
+            """
+            with DAG("bash") as dag:
+                @task.bash(env={"A": "1"})
+                def env(): return 'echo "$A$HOME$AIRFLOW_CTX_TASK_ID"'
+                @task.bash(append_env=True, env={"A": "1"}, cwd="/")
+                def where(): return 'pwd; test -n "$PATH" && echo "$A $(pwd)"'
+                @task.bash(execution_timeout=0.5)
+                def hangs(): return "echo begun; sleep 60"
+                @task.bash
+                def empty(): return "  "
+                @task.bash(skip_on_exit_code=[3, 4])
+                def skips(): return "exit 4"
+                @task.bash
+                def silent(): return "true"
+                env(); where(); hangs(); empty(); skips(); silent()
+                BashOperator(task_id="op", bash_command=where.override(task_id="give")().map if False else "echo {{.Names}}" if False else "printf 'a\\nb'")
+                BashOperator(task_id="nowhere", bash_command="true", cwd="/absent")
+                BashOperator(task_id="processed", bash_command="echo 5", output_processor=int)
+            """
+        )
+        states = self.states(run)
+        self.assertEqual(
+            {t for t, s in states.items() if s == "failed"}, {"hangs", "empty", "nowhere"}
+        )
+        self.assertEqual(states["skips"], "skipped")
+        self.assertEqual(
+            [run.xcom_pull(t) for t in ("env", "where", "silent", "op", "processed")],
+            ["1env", "1 /", "", "b", 5],
+        )
+        self.assertEqual(run.log("hangs"), "begun\n")
+
+    def test_sensors(self):
+        run = self.run_flow(
+            """
+            def count(name):
+                path = Path(os.environ["CASE_DIR"]) / name
+                n = int(path.read_text()) + 1 if path.exists() else 1
+                path.write_text(str(n)); return n
+            with DAG("sensors", max_active_tasks=8) as dag:
+                @task.sensor(poke_interval=0.05, timeout=10, mode="reschedule")
+                def third(ti): print("poke"); return PokeReturnValue(count("third") >= 3, ti.try_number)
+                @task.sensor(poke_interval=0.05, timeout=0.2, mode="reschedule", retries=3)
+                def never(): return False
+                @task.sensor(poke_interval=0.01, timeout=0.05, soft_fail=True)
+                def softly(): return False
+                @task.sensor(poke_interval=0.01, silent_fail=True)
+                def silent():
+                    if count("silent") < 3: raise ValueError("not yet")
+                    return True
+                @task.sensor(never_fail=True)
+                def nice(): raise ValueError
+                third(); never(); softly(); silent(); nice()
+                class Mine(BaseSensorOperator):
+                    def poke(self, context): self.n = getattr(self, "n", 0) + 1; return self.n >= 3
+                Mine(task_id="mine", poke_interval=0.01)
+                PythonSensor(task_id="python", python_callable=lambda ti: True)
+            """
+        )
+        self.assertEqual(
+            self.states(run),
+            {
+                "third": "success",
+                "never": "failed",
+                "softly": "skipped",
+                "silent": "success",
+                "nice": "skipped",
+                "mine": "success",
+                "python": "success",
+            },
+        )
+        self.assertEqual(run.xcom_pull("third"), 1)
+        self.assertEqual(run.log("third"), "poke\n" * 3)
+        self.assertEqual(run.get_task_instance("never").try_number, 1)
+
+    def test_a_rescheduled_sensor_frees_its_worker(self):
+        run = self.run_flow(
+            """
+            with DAG("free") as dag:
+                @task.sensor(poke_interval=0.05, mode="reschedule")
+                def waits(): return (Path(os.environ["CASE_DIR"]) / "go").exists()
+                @task
+                def go(): (Path(os.environ["CASE_DIR"]) / "go").touch()
+                waits(); go()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success")
+
+    def test_own_operators(self):
+        run = self.run_flow(
+            """
+            class Add(BaseOperator):
+                template_fields = ("a",)
+                def __init__(self, *, a, b=1, **kwargs):
+                    super().__init__(**kwargs)
+                    self.a, self.b = a, b
+                def execute(self, context):
+                    self.log.info("adding"); self.b, b = 99, self.b
+                    return self.a + b
+            with DAG("own", default_args={"b": 10}) as dag:
+                first = Add(task_id="first", a=1)
+                second = Add(task_id="second", a=first.output, b=2)
+                third = Add(task_id="third", a=0)
+                third.a = second.output
+                mapped = Add.partial(task_id="mapped", b=5).expand(a=[1, 2])
+                kwargs = Add.partial(task_id="kwargs").expand_kwargs([{"a": 1}, {"a": 1, "b": 0}])
+                PythonOperator(task_id="call", python_callable=lambda *v, k, ti: [*map(list, v[:1]), k, ti.task_id],
+                               op_args=[mapped.output], op_kwargs={"k": third.output})
+            """
+        )
+        self.assertEqual(
+            [run.xcom_pull(t) for t in ("first", "second", "third", "call")],
+            [11, 13, 23, [[6, 7], 23, "call"]],
+        )
+        self.assertEqual([run.xcom_pull("kwargs", map_index=i) for i in (0, 1)], [11, 1])
+        self.assertIn("adding", run.log("first"))
+        with DAG("d"):
+            for act, kind in (
+                (lambda: liteflow.BashOperator("x"), TypeError),
+                (lambda: liteflow.BashOperator(bash_command="x"), TypeError),
+                (lambda: liteflow.BashOperator(task_id="a", bash_command="x", typo=1), TypeError),
+                (lambda: liteflow.EmptyOperator.partial(task_id="a", typo=1), TypeError),
+                (
+                    lambda: liteflow.PythonOperator(task_id="a", python_callable=3),
+                    liteflow.AirflowException,
+                ),
+            ):
+                with self.assertRaises(kind):
+                    act()
+
+    def test_jinja_is_rendered_or_refused_never_ignored(self):
+        found = importlib.util.find_spec("jinja2") is not None
+        with DAG("d"):
+            if not found:
+                with self.assertRaises(ValueError) as caught:
+                    liteflow.BashOperator(task_id="x", bash_command="echo {{ ds }}")
+                self.assertIn("bash_command", str(caught.exception))
+                self.assertIn("jinja2", str(caught.exception))
+            with self.assertWarns(UserWarning):
+                task(sample)("{{ ds }}")
+
+
+class CallbacksTest(Case):
+    SOURCE = """
+        def note(kind):
+            def callback(context):
+                ti, error = context["ti"], context.get("exception")
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
+                    f.write(f"{ti.task_id} {kind} {ti.try_number} {type(error).__name__} {str(error)[:20]}" + chr(10))
+            return callback
+        def broken(context): print("in the callback"); raise ValueError("callback")
+        ALL = {f"on_{k}_callback": note(k) for k in ("execute", "success", "retry", "failure", "skipped")}
+        def of_dag(context):
+            with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
+                f.write(f"dag {context['reason']} {context['ti'].task_id} {context['run_id'] == context['dag_run'].run_id}" + chr(10))
+        with DAG("callbacks", default_args=ALL, on_failure_callback=of_dag, on_success_callback=[of_dag]) as dag:
+            @task
+            def fine(): return 1
+            @task(retries=1, on_failure_callback=[broken, note("failure")])
+            def fails(): raise KeyError("mine")
+            @task
+            def skips(): raise AirflowSkipException("no")
+            @task
+            def below(x): pass
+            @task
+            def killed(): os.kill(os.getpid(), signal.SIGKILL)
+            @task(execution_timeout=0.3)
+            def hangs():
+                try: time.sleep(60)
+                finally: pass
+            fine(); below(fails()); skips(); killed(); hangs()
+            EmptyOperator(task_id="empty")
+    """
+
+    def test_order_and_cases(self):
+        run = self.run_flow(self.SOURCE)
+        notes = (self.folder / "notes").read_text().splitlines()
+        by_task = {}
+        for line in notes:
+            by_task.setdefault(line.split()[0], []).append(line.split(maxsplit=1)[1])
+        self.assertEqual(by_task["fine"], ["execute 1 NoneType None", "success 1 NoneType None"])
+        self.assertEqual(
+            by_task["fails"],
+            [
+                "execute 1 NoneType None",
+                "retry 1 KeyError 'mine'",
+                "execute 2 NoneType None",
+                "failure 2 KeyError 'mine'",
+            ],
+        )
+        self.assertEqual(by_task["skips"][-1], "skipped 1 AirflowSkipException no")
+        self.assertEqual(by_task["killed"][-1], "failure 1 AirflowException killed by SIGKILL")
+        self.assertTrue(
+            by_task["hangs"][-1].startswith("failure 1 AirflowTaskTimeout timeout after 0.3")
+        )
+        self.assertEqual([line.split()[0] for line in by_task["empty"]], ["execute", "success"])
+        self.assertNotIn("below", by_task)
+        self.assertEqual(len(by_task["dag"]), 1)
+        self.assertTrue(notes[-1].startswith("dag task_failure"))
+        self.assertIn("True", notes[-1])
+        self.assertIn("in the callback", run.log("fails"))
+        self.assertIn("ValueError: callback", run.log("fails"))
+        self.assert_nothing_left()
+
+    def test_the_same_in_one_process_and_on_a_foreign_executor(self):
+        module = self.module(
+            self.SOURCE.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError")
+            .replace("(execution_timeout=0.3)", "")
+            .replace("time.sleep(60)", "raise ValueError")
+        )
+        for how in ("test", "threads"):
+            (self.folder / "notes").write_text("")
+            if how == "test":
+                with (
+                    contextlib.redirect_stderr(io.StringIO()),
+                    contextlib.redirect_stdout(io.StringIO()),
+                ):
+                    module.dag.test(db_path=self.db)
+            else:
+                with concurrent.futures.ThreadPoolExecutor(2) as threads:
+                    module.dag.run(db_path=self.db, executor=threads)
+            kinds = collections.Counter(
+                line.split()[1] for line in (self.folder / "notes").read_text().splitlines()
+            )
+            self.assertEqual(
+                kinds,
+                {
+                    "execute": 7,
+                    "success": 2,
+                    "retry": 1,
+                    "failure": 3,
+                    "skipped": 1,
+                    "task_failure": 1,
+                },
+            )
+
+    def test_a_dead_run_is_told_to_the_dags_callback(self):
+        module = self.module(self.SOURCE)
+        module.dag.run(db_path=self.db, run_id="dead", executor=pool())
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "UPDATE dag_run SET state = 'running', owner = 'x', owner_process = ?",
+                (json.dumps({**liteflow._machine(), "pid": 2**22 + 1, "start": "1"}),),
+            )
+        (self.folder / "notes").write_text("")
+        module.dag.run(db_path=self.db, executor=pool())
+        told = [
+            line
+            for line in (self.folder / "notes").read_text().splitlines()
+            if line.startswith("dag")
+        ]
+        self.assertTrue(told[0].startswith("dag its scheduler died"), told)
+
+    def test_hooks(self):
+        run = self.run_flow(
+            """
+            def before(context): print("before", context["ti"].task_id)
+            def after(context, result): print("after", result)
+            with DAG("hooks") as dag:
+                @task(pre_execute=before, post_execute=after)
+                def f(): print("in"); return 5
+                f()
+            """
+        )
+        self.assertEqual(run.log("f"), "before f\nin\nafter 5\n")
+
+
+class LimitsTest(Case):
+    SOURCE = """
+        def most(name):
+            folder = Path(os.environ["CASE_DIR"]) / name
+            folder.mkdir(exist_ok=True)
+            mine = folder / str(os.getpid()); mine.touch()
+            time.sleep(0.05); n = len(list(folder.iterdir())); mine.unlink()
+            return n
+        with DAG("limits") as dag:
+            for i in range(4):
+                @task(task_id=f"gpu{i}", pool="gpu")
+                def gpu(): return most("gpu")
+                gpu()
+            @task(max_active_tis_per_dagrun=1)
+            def one(x): return most("one")
+            one.expand(x=[1, 2, 3])
+            @task(max_active_tis_per_dag=1)
+            def dag_wide(x): return most("dag_wide")
+            dag_wide.expand(x=[1, 2, 3])
+    """
+
+    def test_pools_and_limits_on_instances(self):
+        module = self.module(self.SOURCE)
+        run = module.dag.run(db_path=self.db, pools={"gpu": 1}, max_workers=3)
+        self.assertEqual({x.value for x in run.xcoms()}, {1})
+        self.assertEqual(run.state, "success")
+        for pools, word in ((None, "--pool gpu=N"), ({"gpu": 0}, "gpu"), ({"gpu": "1"}, "int")):
+            with self.assertRaises((ValueError, TypeError)) as caught:
+                module.dag.run(db_path=self.db, pools=pools, max_workers=1)
+            self.assertIn(word, str(caught.exception))
+
+    def test_priorities(self):
+        with DAG("d") as d:
+            a = liteflow.EmptyOperator(task_id="a")
+            b = liteflow.EmptyOperator(task_id="b", priority_weight=2)
+            c = liteflow.EmptyOperator(task_id="c")
+            e = liteflow.EmptyOperator(task_id="e", priority_weight=5)
+            f = liteflow.EmptyOperator(task_id="f", priority_weight=9, weight_rule="absolute")
+            c >> e
+        plan = liteflow._Plan(d)
+        self.assertEqual([n.weight for n in plan.nodes], [1, 2, 6, 5, 9])
+        plan.settle(0)
+        self.assertEqual([plan.take().task_id for _ in range(4)], ["f", "c", "b", "a"])
+        self.assertEqual((a.task_id, b.priority_weight, f.weight_rule), ("a", 2, "absolute"))
+
+    def test_dagrun_timeout(self):
+        run = self.run_flow(
+            """
+            with DAG("late", dagrun_timeout=0.5) as dag:
+                @task(retries=5)
+                def slow(): time.sleep(60)
+                @task(trigger_rule="all_done")
+                def after(x): pass
+                after(slow())
+            """
+        )
+        self.assertEqual((run.state, run.reason), ("failed", "dagrun_timeout"))
+        self.assertEqual(self.states(run), {"slow": "skipped", "after": "skipped"})
+
+
+class ClearingTest(Case):
+    SOURCE = """
+        def ran(name):
+            with open(os.environ["CASE_DIR"] + "/ran", "a") as f: f.write(name + " ")
+        with DAG("cleared") as dag:
+            @task
+            def a(): ran("a"); return 1
+            @task(retries=1)
+            def b(x): ran("b"); return x
+            @task
+            def c(x): ran("c"); return x
+            @task
+            def other(): ran("other")
+            @setup
+            def up(): ran("up")
+            @teardown
+            def down(): ran("down")
+            x = a(); c(b(x)); other()
+            u, d = up(), down()
+            u >> [w := c.override(task_id="inside")(1)] >> d; u >> d
+    """
+
+    def test_clear_and_resume_run_just_these_again(self):
+        run = self.run_flow(self.SOURCE)
+        (self.folder / "ran").write_text("")
+        self.assertEqual(run.clear("b"), ["b", "c"])
+        self.assertEqual((run.state, self.states(run)["b"]), ("queued", None))
+        again = self.run_flow(self.SOURCE, resume=True)
+        self.assertEqual((again.run_id, again.state), (run.run_id, "success"))
+        self.assertEqual((self.folder / "ran").read_text().split(), ["b", "c"])
+        self.assertEqual([a.get_task_instance("b").try_number for a in [again]], [2])
+        (self.folder / "ran").write_text("")
+        self.assertEqual(set(again.clear(["inside"])), {"up", "inside", "down"})
+        self.run_flow(self.SOURCE, resume=True)
+        self.assertEqual((self.folder / "ran").read_text().split(), ["up", "c", "down"])
+        self.assertEqual(again.clear("a", downstream=False), ["a"])
+        with self.assertRaises(liteflow.TaskNotFound):
+            again.clear("absent")
+
+    def test_from_the_command_line(self):
+        self.script(
+            "import os\nfrom liteflow import *\n"
+            + textwrap.dedent(self.SOURCE)
+            + "\nif __name__ == '__main__':\n    dag.cli()\n"
+        )
+        self.assertEqual(self.python("my_flow.py", "--quiet").returncode, 0)
+        (self.folder / "ran").write_text("")
+        done = self.python("my_flow.py", "--from", "b")
+        self.assertEqual(
+            (done.returncode, (self.folder / "ran").read_text()), (0, "b c "), done.stderr
+        )
+        done = self.cli("clear", "cleared", "c", "--only")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(self.cli("clear", "cleared", "nothing").returncode, 2)
+        self.assertEqual(self.python("my_flow.py", "--resume", "--quiet").returncode, 0)
+        self.assertEqual((self.folder / "ran").read_text(), "b c c ")
+
+
 # --- Runners --------------------------------------------------------------------------------------
 
 
@@ -2470,7 +3487,8 @@ class ReadingTest(Case):
 # --- Showing --------------------------------------------------------------------------------------
 
 MERMAID_LINES = re.compile(
-    r'flowchart (TD|LR)|    n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
+    r'flowchart (TD|LR)| +n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
+    r'| +subgraph g\d+\["([A-Za-z0-9 _.-]|#\d+;)+"\]| +end'
     r"|    classDef \w+ [\w:#,]+"
 )
 
@@ -2585,7 +3603,7 @@ class CommandLineTest(Case):
         return done
 
     def test_the_life_of_a_workflow(self):
-        self.assert_exit(1, "script", words=["bad luck", "--resume", "logs flow bad"], out="")
+        self.assert_exit(1, "script", words=["bad luck", "--resume", "logs flow/manual"], out="")
         self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", "two", out="")
         runs = json.loads(self.assert_exit(0, "runs", "--json").stdout)
         self.assertEqual([r["state"] for r in runs], ["success", "failed"])
@@ -2895,6 +3913,72 @@ class Promise1Test(Case):
         self.assertEqual(run.xcom_pull("a"), "running")
         self.assertEqual(run.xcom_pull("b"), ["success", "running"])
 
+    def test_no_job_is_sent_before_its_start_is_committed(self):
+        self.script(
+            """
+            import os, sqlite3, time
+            from pathlib import Path
+            from liteflow import DAG, task
+            class Slow(sqlite3.Connection):
+                def execute(self, sql, *args):
+                    if sql == "COMMIT": time.sleep(0.3)
+                    return super().execute(sql, *args)
+            def state(task_id):
+                with sqlite3.connect("file:liteflow.db?mode=ro", uri=True) as db:
+                    return db.execute("SELECT state FROM task_instance WHERE task_id = ?", (task_id,)).fetchone()[0]
+            with DAG("slow") as dag:
+                @task
+                def a(): return state("a")
+                @task
+                def b(x): return [state("a"), state("b")]
+                b(a())
+            if __name__ == "__main__":
+                connect = sqlite3.connect
+                sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Slow})
+                run = dag.run(max_workers=1)
+                print(run.xcom_pull("a"), *run.xcom_pull("b"))
+            """
+        )
+        self.assertEqual(self.python("my_flow.py").stdout, "running success running\n")
+
+    def test_every_update_carries_owner_and_attempt(self):
+        with DAG("d") as d:
+            task(sample)(1)
+        for owner, tries in (("another", 1), ("me", 7)):
+            with self.subTest(owner=owner, tries=tries):
+                self.db.unlink(missing_ok=True)
+                store = liteflow._Store(self.db)
+                self.addCleanup(store.close)
+                plan = liteflow._Plan(d)
+                plan.settle(0)
+                instance = plan.take()
+                with store.transaction():
+                    store.create_run(d, "r", None, "{}")
+                    store.claim_run(store.run_row, "me", "{}")
+                    store.add_instances(plan.instances())
+                plan.start(instance)
+                attempt = liteflow._Attempt(instance, "2024-01-01T00:00:00+00:00", 1)
+                batch = liteflow._Batch()
+                batch.started.append(attempt)
+                store.record(batch)
+                store.owner, attempt.try_number = owner, tries
+                done = liteflow._Finished(attempt, TaskInstanceState.SUCCESS, "2024", None, [])
+                for name, event in (
+                    ("finished", done),
+                    ("interrupted", (attempt, "2024", "why")),
+                    ("started", attempt),
+                ):
+                    late = liteflow._Batch()
+                    getattr(late, name).append(event)
+                    with self.assertRaises(liteflow.AlreadyRunning):
+                        store.record(late)
+                if owner != "me":
+                    with self.assertRaises(liteflow.AlreadyRunning), store.transaction():
+                        store.end_run(DagRunState.SUCCESS, None)
+                    with self.assertRaises(liteflow.AlreadyRunning):
+                        store.beat()
+                self.assertEqual(self.query("SELECT state FROM task_instance"), [("running",)])
+
 
 class Promise2Test(Case):
     """Kill anything at any moment: the database opens clean, and resume finishes the run. A run
@@ -2973,10 +4057,8 @@ class Promise2Test(Case):
                 if what == "scheduler":
                     process.kill()
                     kills += 1
-                elif live := [pid for pid in self.pids() if alive(pid)]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(rng.choice(live), signal.SIGKILL)
-                        kills += 1
+                else:
+                    kills += self.kill_workers(rng, process)
             process.wait(timeout=LIMIT)
             gone = wait_until(lambda: not any(alive(pid) for pid in self.pids()), 2.0)
             self.assertTrue(gone, "an orphan lives after 2 seconds")
@@ -2986,6 +4068,17 @@ class Promise2Test(Case):
                 self.check(finished=False)
         self.assertEqual(process.returncode, 0)
         self.check(finished=True)
+        return kills
+
+    def kill_workers(self, rng, process):
+        kills = 0
+        while kills < 4 and process.poll() is None:
+            live = [pid for pid in self.pids() if alive(pid)]
+            if live:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(live), signal.SIGKILL)
+                    kills += 1
+            time.sleep(rng.uniform(0.0, 0.1))
         return kills
 
     def has_run(self):
@@ -3271,6 +4364,24 @@ class Promise3Test(Case):
         )
         self.assertEqual(run.xcom_pull("b"), [])
 
+    def test_a_worker_only_ever_reads_the_database(self):
+        run = self.run_flow(
+            """
+            OPENED = []
+            sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "sqlite3.connect" else None)
+            with DAG("reads") as dag:
+                @task
+                def a(): return b"x" * 100_000
+                @task
+                def b(x, ti): return [len(ti.xcom_pull("a")), len(x), OPENED]
+                b(a())
+            """
+        )
+        *lengths, opened = run.xcom_pull("b")
+        self.assertEqual(lengths, [100_000, 100_000])
+        self.assertTrue(opened)
+        self.assertEqual([uri for uri in opened if "mode=ro" not in uri], [])
+
     def test_output_of_every_kind_is_no_matter(self):
         run = self.run_flow(
             """
@@ -3336,6 +4447,45 @@ class Promise4Test(Case):
         self.assertTrue(run.xcom_pull("long"))
         self.assertEqual(run.get_task_instance("segfaults").error, "killed by SIGSEGV")
         self.assertEqual((self.folder / "notes").read_text().split(), ["long", "after"])
+
+    def test_a_death_is_noticed_within_two_seconds(self):
+        run = self.run_flow(
+            """
+            def note(): (Path(os.environ["CASE_DIR"]) / "died").write_text(str(time.time()))
+            with DAG("noticed") as dag:
+                @task
+                def plain(before): note(); os.kill(os.getpid(), signal.SIGKILL)
+                @task
+                def keeps_the_pipe(before):
+                    if os.fork() == 0: time.sleep(30); os._exit(0)
+                    note(); os.kill(os.getpid(), signal.SIGKILL)
+                @task
+                def exits(before): note(); os._exit(0)
+                @task
+                def told(before): signal.signal(signal.SIGTERM, signal.SIG_DFL); note(); os.kill(os.getpid(), signal.SIGTERM)
+                @task(trigger_rule="all_done")
+                def seen(before): return time.time() - float((Path(os.environ["CASE_DIR"]) / "died").read_text())
+                last = None
+                for f in (plain, keeps_the_pipe, exits, told):
+                    last = seen.override(task_id=f"seen_{f.__name__}", trigger_rule="all_done")(f.override(trigger_rule="all_done")(last))
+            """
+        )
+        for name in ("plain", "keeps_the_pipe", "exits", "told"):
+            self.assertLess(run.xcom_pull(f"seen_{name}"), 2.0, name)
+
+    def test_a_timeout_beside_a_long_task(self):
+        run = self.run_flow(
+            """
+            with DAG("both") as dag:
+                @task(execution_timeout=0.3)
+                def hangs(): time.sleep(60)
+                @task
+                def long(): time.sleep(1.0); return "done"
+                hangs(); long()
+            """,
+            max_workers=2,
+        )
+        self.assertEqual(self.states(run), {"hangs": "failed", "long": "success"})
 
     def test_leftovers_of_one_task_do_not_fail_the_next(self):
         bodies = {
@@ -3403,6 +4553,29 @@ class Promise5Test(Case):
         for pid in map(int, first.split()):
             self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
         self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
+
+    def test_who_ignores_it_is_killed_after_the_grace_and_who_catches_it_has_failed(self):
+        run = self.run_flow(
+            """
+            import subprocess
+            with DAG("graceless") as dag:
+                @task(execution_timeout=0.3)
+                def ignores(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
+                @task(execution_timeout=0.3)
+                def catches():
+                    child = subprocess.Popen(["bash", "-c", "trap 'echo child-term; exit' TERM; sleep 60 & wait"])
+                    try: time.sleep(60)
+                    except BaseException: child.wait(); return 1
+                ignores(); catches()
+            """,
+            max_workers=2,
+        )
+        self.assertEqual(self.states(run), {"ignores": "failed", "catches": "failed"})
+        self.assertIn("child-term", run.log("catches"))
+        duration = run.get_task_instance("ignores").duration
+        self.assertGreaterEqual(duration, liteflow._GRACE)
+        self.assertLess(duration, liteflow._GRACE + 4)
+        self.assertFalse(alive(int(run.log("ignores"))))
 
     def test_time_counts_from_the_start_of_the_function_and_can_not_be_missed(self):
         run = self.run_flow(
@@ -3628,8 +4801,21 @@ class Promise8Test(Case):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return run
 
+    def look(self, argv):
+        """(exit code, output, errors) of a command, run in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = liteflow.main([*argv, "--db", str(self.db)])
+        return code, out.getvalue(), err.getvalue()
+
     def test_hostile_contents(self):
-        shutil.copy(HERE / "liteflow.py", self.folder)
+        opened = []
+        watching = True
+        sys.addaudithook(
+            lambda event, args: (
+                opened.append(str(args[0])) if watching and event == "sqlite3.connect" else None
+            )
+        )
         for text in (
             None,
             "\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>|`x`\r\nnext",
@@ -3637,17 +4823,37 @@ class Promise8Test(Case):
         ):
             self.db.unlink(missing_ok=True)
             self.hostile(text)
+            opened.clear()
             before = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
             for argv in self.LOOKS:
                 with self.subTest(argv=argv, text=text and text[:20]):
-                    done = self.cli(*argv, "--db", self.db)
-                    self.assertIn(done.returncode, (0, 2, 3), done.stderr)
-                    self.assertNotIn("Traceback", done.stderr)
-                    for stream in (done.stdout, done.stderr):
+                    code, out, err = self.look(argv)
+                    self.assertIn(code, (0, 2, 3), err)
+                    for stream in (out, err):
                         self.assertNotRegex(stream, "[\x00-\x08\x0b-\x1f\x7f\x9b]")
             after = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
             self.assertEqual(after, before)
+            self.assertEqual([uri for uri in opened if "mode=ro" not in uri], [])
+        watching = False
         self.assertFalse((self.folder / "executed").exists())
+
+    def test_what_a_killed_writer_left_stays_as_it_is(self):
+        self.run_flow("with DAG('w') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        with contextlib.closing(sqlite3.connect(self.db)) as writer, writer:
+            writer.execute("UPDATE dag SET description = 'in the wal'")
+            writer.commit()
+            left = self.folder / "left"
+            left.mkdir()
+            for name in ("flow.db", "flow.db-wal", "flow.db-shm"):
+                shutil.copy(self.folder / name, left)
+        self.db = left / "flow.db"
+        before = [(left / name).read_bytes() for name in ("flow.db", "flow.db-wal")]
+        for argv in (("list",), ("runs",), ("show", "w"), ("logs", "w"), ("visualize", "w")):
+            code, _, err = self.look(argv)
+            self.assertEqual(code, 0, err)
+            after = [(left / name).read_bytes() for name in ("flow.db", "flow.db-wal")]
+            self.assertEqual(after, before)
+        self.assertEqual(Dag.load("w", self.db).description, "in the wal")
 
     def test_a_view_in_a_tables_place_is_refused(self):
         self.hostile("x")
