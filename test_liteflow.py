@@ -5103,6 +5103,14 @@ class ExamplesTest(Case):
         self.assertEqual(run.xcom_pull("summary"), "downloaded at try 3; slow took 2 tries")
         self.assertEqual(run.log("slow", try_number=1), "cleaned up\n")
 
+    def test_airflow_etl(self):
+        self.example("airflow_etl")
+        [run] = Dag("airflow_etl").runs(self.db)
+        self.assertEqual(run.xcom_pull("sum_up"), 50)
+        self.assertEqual(self.states(run)["stay_quiet"], "skipped")
+        self.assertEqual(run.xcom_pull("announce"), "a good day")
+        check_mermaid(self, self.cli("visualize", "airflow_etl", "--db", self.db).stdout)
+
     def test_branches(self):
         self.example("branches")
         [run] = Dag("branches").runs(self.db)
@@ -5156,6 +5164,36 @@ class ReadmeTest(Case):
         self.assertEqual(
             [(r[1], r[2], r[4]) for r in self.query(block)], [("a", "success", "[1, 2]")]
         )
+
+    def test_the_table_of_the_subset_is_true(self):
+        rows = dict(
+            re.findall(r"^\| ([a-z ]+) \| (.+) \|$", (HERE / "README.md").read_text(), re.M)
+        )
+        names = {key: re.findall(r"`(\w+)`", text) for key, text in rows.items()}
+        for name in names["built"]:
+            self.assertIn(name, liteflow.__all__)
+        errors = {
+            n
+            for n in liteflow.__all__
+            if isinstance(getattr(liteflow, n), type)
+            and issubclass(getattr(liteflow, n), BaseException)
+        }
+        own = {"Dag", "DagRun", "WorkerPool", "XCom", "main"}
+        self.assertEqual(set(liteflow.__all__) - errors - own - set(names["built"]), set())
+        ignored = {
+            n
+            for table in (liteflow._TASK_SETTINGS, liteflow._DAG_SETTINGS)
+            for n, setting in table.items()
+            if setting is liteflow._ignored
+        }
+        kept = {"schedule", "start_date", "end_date", "catchup"}
+        self.assertEqual(set(names["accepted and ignored"]) - kept, ignored - kept)
+        for name in names["not here"]:
+            self.assertFalse(hasattr(liteflow, name), name)
+        with DAG("d"):
+            for name in names["refused"]:
+                with self.assertRaises(ValueError):
+                    task(**{name: True})(sample)(1)
 
     def test_every_command_is_named(self):
         text = (HERE / "README.md").read_text()
