@@ -351,6 +351,14 @@ class WeightRule(str, enum.Enum):
 _S = TaskInstanceState
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
 
+# The callbacks that follow an attempt, by what its instance became.
+_CALLBACK_OF = {
+    _S.SUCCESS: "on_success_callback",
+    _S.FAILED: "on_failure_callback",
+    _S.UP_FOR_RETRY: "on_retry_callback",
+    _S.SKIPPED: "on_skipped_callback",
+}
+
 # What may follow a state inside a run; `None` is "no state". The store's CHECK has the same names.
 _NEXT: dict[TaskInstanceState | None, frozenset[TaskInstanceState | None]] = {
     None: frozenset({_S.RUNNING, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
@@ -3228,6 +3236,7 @@ class _Node:
         "expansion",
         "feeds",
         "group",
+        "holds",
         "instances",
         "length",
         "open",
@@ -3250,6 +3259,7 @@ class _Node:
         self.setups: tuple[_Node, ...] = ()  # further up, which it needs to succeed as well
         self.depth = 0  # the longest way from a root
         self.group = task._mapped_group
+        self.holds = any(task.__dict__.get(name) is not None for name in _CALLBACK_OF.values())
         self.expansion: _Expansion | None = None
         self.feeds: list[_Expansion] = []  # the mappings that expand over its result
         self.counts = _Counts(0)
@@ -6562,17 +6572,19 @@ class _Slot:
         with contextlib.suppress(OSError):
             self.connection.send_bytes(data)
 
-    def receive(self) -> list[tuple[Any, ...]]:
-        """The messages that are there; state `dead` once there can't be more.
+    def receive(self, ready: bool = False) -> list[tuple[Any, ...]]:
+        """The messages that are there; state `dead` once there can't be more. `ready`: the pipe
+        is known to be readable.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pipe open.
         """
         if _WINDOWS:
             return self._receive_whole()
-        messages = []
+        messages: list[tuple[Any, ...]] = []
         try:
-            while self.connection.poll(0):
+            while ready or self.connection.poll(0):
+                ready = False
                 data = os.read(self.connection.fileno(), 1 << 20)
                 if not data:
                     self.state = "dead"
@@ -7059,9 +7071,9 @@ class _SlotRunner:
             return False
         self._held.append(slot)
         if self._selector is not None:
-            self._selector.register(slot.connection.fileno(), 1, slot)
+            self._selector.register(slot.connection.fileno(), 1, (slot, True))
             ends = slot.process.sentinel if slot.pidfd is None else slot.pidfd
-            self._selector.register(ends, 1, slot)
+            self._selector.register(ends, 1, (slot, False))
         return True
 
     def _let_go(self, slot: _Slot) -> None:
@@ -7116,8 +7128,8 @@ class _SlotRunner:
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
         if not self._ended:
-            for slot in self._select(self._until_deadline(timeout)):
-                self._look_at(slot)
+            for slot, at_pipe, at_end in self._select(self._until_deadline(timeout)):
+                self._look_at(slot, at_pipe, at_end)
         now = time.monotonic()
         for slot in list(self._held):
             if slot.deadline is not None and slot.deadline <= now:
@@ -7139,31 +7151,35 @@ class _SlotRunner:
         left = max(0.0, min(deadlines) - time.monotonic())
         return left if timeout is None else min(left, timeout)
 
-    def _select(self, timeout: float | None) -> list[_Slot]:
-        """The held slots at which something happened."""
-        if self._selector is not None:
-            keys = [key.data for key, _ in self._selector.select(timeout)]
-        else:
-            keys = self._select_on_windows(timeout)
-        if None in keys:
-            # In this order: a wake-up that comes between is either drained, and we look around
-            # anyway, or sends a byte of its own.
-            self._wake_reader.recv_bytes()
-            self._awake = False
-        return list(dict.fromkeys(slot for slot in keys if slot is not None))
+    def _select(self, timeout: float | None) -> Iterable[tuple[_Slot, bool, bool]]:
+        """The held slots at which something happened: at the pipe, at the worker's end."""
+        found: dict[_Slot, list[bool]] = {}
+        for key in self._ready(timeout):
+            if key is None:
+                # In this order: a wake-up that comes between is either drained, and we look
+                # around anyway, or sends a byte of its own.
+                self._wake_reader.recv_bytes()
+                self._awake = False
+            else:
+                slot, at_pipe = key
+                found.setdefault(slot, [False, False])[not at_pipe] = True
+        return [(slot, at_pipe, at_end) for slot, (at_pipe, at_end) in found.items()]
 
-    def _select_on_windows(self, timeout: float | None) -> list[_Slot | None]:
+    def _ready(self, timeout: float | None) -> list[Any]:
+        if self._selector is not None:
+            return [key.data for key, _ in self._selector.select(timeout)]
         from multiprocessing.connection import wait
 
-        owners: dict[Any, _Slot | None] = {self._wake_reader: None}
+        owners: dict[Any, Any] = {self._wake_reader: None}
         for slot in self._held:
-            owners[slot.connection] = owners[slot.process.sentinel] = slot
+            owners[slot.connection] = (slot, True)
+            owners[slot.process.sentinel] = (slot, False)
         return [owners[ready] for ready in wait(list(owners), timeout)]
 
-    def _look_at(self, slot: _Slot) -> None:
-        for message in slot.receive():
+    def _look_at(self, slot: _Slot, at_pipe: bool, at_end: bool) -> None:
+        for message in slot.receive(ready=at_pipe):
             self._take(slot, message)
-        if slot in self._held and slot.state != "dead" and slot.has_ended():
+        if slot in self._held and at_end and slot.state != "dead":
             # The last words may have come between the two looks.
             for message in slot.receive():
                 self._take(slot, message)
@@ -7751,20 +7767,6 @@ class _Signals:
             signal.signal(number, handler)
 
 
-_CALLBACK_OF = {
-    _S.SUCCESS: "on_success_callback",
-    _S.FAILED: "on_failure_callback",
-    _S.UP_FOR_RETRY: "on_retry_callback",
-    _S.SKIPPED: "on_skipped_callback",
-}
-
-
-def _holds(task: BaseOperator) -> bool:
-    """Whether a task has callbacks that follow its outcome."""
-    own = task.__dict__
-    return any(own.get(name) is not None for name in _CALLBACK_OF.values())
-
-
 class _Stops(NamedTuple):
     """The ways in which a run may be told to stop from inside its process."""
 
@@ -7987,7 +7989,7 @@ class _RunLoop:
             extra = {"elements": elements, "group": node.group is not None}
         if node.expansion is None and node.feeds:
             extra["feeds"] = True
-        if _holds(node.task):
+        if node.holds:
             extra["holds"] = True
         if attempt.pokes:
             extra |= {"pokes": attempt.pokes, "first_start": attempt.first_start}
@@ -8076,7 +8078,7 @@ class _RunLoop:
             return
         self._last[state] = attempt
         name = _CALLBACK_OF.get(state)
-        if _holds(instance.node.task):
+        if instance.node.holds:
             callback = name if name and getattr(instance.node.task, name) is not None else None
             reason = _last_line(outcome.error) or None
             self._held.append((attempt, callback, reason))
