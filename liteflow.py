@@ -3239,6 +3239,7 @@ class _Node:
         "holds",
         "instances",
         "length",
+        "limit",
         "open",
         "order",
         "parked",
@@ -3266,7 +3267,9 @@ class _Node:
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0
-        self.parked: list[_Instance] = []  # ready, and held back by max_active_tis_per_dagrun
+        self.parked: list[_Instance] = []  # ready, and held back by the limit
+        limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
+        self.limit: float = min((x for x in limits if x is not None), default=math.inf)
         self.length: int | None = None  # of its result, if it is not mapped
         self.stored: list[int] = []  # indexes under which its instances stored a result
 
@@ -3629,11 +3632,20 @@ class _Plan:
             instance = heapq.heappop(self._queues[min(heads)[1]])[-1]
             if instance.state in _ENDED or instance.state is _S.RUNNING:
                 continue  # a branch has skipped it meanwhile
-            limit = instance.node.task.max_active_tis_per_dagrun
-            if limit is not None and instance.node.running >= limit:
-                instance.node.parked.append(instance)
+            if instance.node.running >= instance.node.limit:
+                self.park(instance)
                 continue
             return instance
+
+    def park(self, instance: _Instance) -> None:
+        """As many of its task run as may: it waits until one ends, or `unpark`."""
+        instance.node.parked.append(instance)
+
+    def unpark(self) -> None:
+        """Look at the parked ones again: in other runs of the DAG one may have ended."""
+        for node in self.nodes:
+            while node.parked:
+                self._enqueue(node.parked.pop())
 
     def _has_room(self, instance: _Instance) -> bool:
         task = instance.node.task
@@ -4820,14 +4832,14 @@ class _Store:
         )
         return {(task_id, map_index): length for task_id, map_index, length in rows}
 
-    def running_of_dag(self, dag_id: str, task_id: str) -> int:
-        """How many instances of a task run now, in all runs of its DAG."""
+    def running_elsewhere(self, dag_id: str, task_id: str) -> int:
+        """How many instances of a task run now, in other runs of its DAG."""
         with self._explaining():
             row = self._connection.execute(
                 "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
-                "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND "
+                "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND dag_run.id != ? AND "
                 "task_instance.state = 'running'",
-                (dag_id, task_id),
+                (dag_id, task_id, self.run_row),
             ).fetchone()
         return int(row[0])
 
@@ -7810,6 +7822,7 @@ class _RunLoop:
         self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
         self._calls_due: list[tuple[Any, ...]] = []  # those that any worker may run
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._parked = False  # by what runs in other runs of the DAG
         self._timeout_at = math.inf
         limit: _datetime.timedelta | None = getattr(plan.dag, "dagrun_timeout", None)
         if limit is not None:
@@ -7894,8 +7907,12 @@ class _RunLoop:
             self._pass_through(instance, now)
             return True
         limit = task.max_active_tis_per_dag
-        if limit is not None and self._store.running_of_dag(task.dag_id, task.task_id) >= limit:
-            return False
+        if limit is not None:
+            elsewhere = self._store.running_elsewhere(task.dag_id, task.task_id)
+            if elsewhere + instance.node.running >= limit:
+                self._plan.park(instance)
+                self._parked = True
+                return True
         place = self._runner.claim()
         if place is None:
             return False
@@ -8163,6 +8180,9 @@ class _RunLoop:
         if now < self._next_glance:
             return
         self._next_glance = now + _GLANCE
+        if self._parked:
+            self._parked = False
+            self._plan.unpark()
         if self._stops.event is not None and self._stops.event.is_set():
             self._stop("stopped")
         if now < self._next_tick and not self._runner.is_talkative():
