@@ -7865,7 +7865,8 @@ class _RunLoop:
             return not self._attempts
         if self._calls_due or self._held or self._runner.is_calling():
             return False
-        if self._plan.unfinished and not self._attempts and self._plan.next_time() is None:
+        idle = not self._attempts and not self._parked and self._plan.next_time() is None
+        if self._plan.unfinished and idle:
             assert self._plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self._plan.unfinished
 
