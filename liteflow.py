@@ -432,7 +432,7 @@ def _checked_id(kind: str, value: object) -> str:
         raise ValueError(
             f"{kind} must be 1 to 250 letters, digits, '_', '-' or '.', found {_shown(value)}"
         )
-    return value
+    return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
 
 def _a(*types: type) -> Callable[[str, Any], Any]:
@@ -908,8 +908,9 @@ class BaseOperator(_Dependency):
         known = {**_TASK_SETTINGS, **self._own_settings}
         unknown = settings.keys() - known.keys()
         if unknown:
+            kind = "@task" if type(self).__name__.startswith("_") else type(self).__name__
             raise TypeError(
-                f"{type(self).__name__} {_shown(task_id)} got an unknown argument "
+                f"{kind} {_shown(task_id)} got an unknown argument "
                 f"{min(unknown)!r}{_near(min(unknown), known)}"
             )
         dag = dag if dag is not None else _current_dag.get()
@@ -918,6 +919,7 @@ class BaseOperator(_Dependency):
         group = task_group if task_group is not None else _group_in(dag)
         if not isinstance(task_id, str):
             raise TypeError(f"task_id must be a str, found {_shown(task_id)}")
+        task_id = str.__str__(task_id)
         task_id = group.child_id(task_id) if group is not None else task_id
         self.task_id = _checked_id("task_id", task_id)
         for name, value in _defaults_for(dag, group, default_args).items():
@@ -1048,6 +1050,7 @@ class BaseOperator(_Dependency):
 
     def _join_fields(self) -> None:
         """Make the edges of results that `__init__` put into template fields."""
+        _refuse_templates(self)
         for name in self.template_fields:
             for result in _results_in(getattr(self, name, None)):
                 for before in result._ends():
@@ -1062,11 +1065,15 @@ class BaseOperator(_Dependency):
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
         fields = {name: getattr(self, name, None) for name in self.template_fields}
-        return (), {name: value for name, value in fields.items() if _holds_result(value)}
+        return (), {name: value for name, value in fields.items() if _holds_placeholder(value)}
 
     def _function(self) -> Callable[..., Any] | None:
         """The function that a worker has to find, if the task is made of one."""
         return None
+
+    def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
+        """Runs in the worker process: the operator that does the work; it may take arguments."""
+        return self
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in.
@@ -1078,7 +1085,7 @@ class BaseOperator(_Dependency):
         mine = copy.copy(self)
         for name, value in kwargs.items():
             object.__setattr__(mine, name, value)
-        _render_templates(mine, context)
+        _render_templates(mine, kwargs, context)
         return mine.execute(context)
 
     def __repr__(self) -> str:
@@ -1146,8 +1153,15 @@ def _set_and_join(self: BaseOperator, name: str, value: Any) -> None:
                 _add_edge(before, self)
 
 
-def _holds_result(value: Any) -> bool:
-    return next(iter(_results_in(value)), None) is not None
+def _holds_placeholder(value: Any) -> bool:
+    """Whether anything in a value's lists, tuples, sets and dicts is known only at run time."""
+    if isinstance(value, (_Mappable, _DagParam, _GroupArg)):
+        return True
+    if isinstance(value, dict):
+        return any(_holds_placeholder(x) for pair in value.items() for x in pair)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_holds_placeholder, value))
+    return False
 
 
 def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
@@ -1187,8 +1201,13 @@ def _leave_scope(task: BaseOperator) -> None:
             _join([each], teardowns)
 
 
+_LATE = "__settings__"  # no parameter can have this name
+
+
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
+
+    _late: ClassVar[Sequence[str]] = ()  # settings that may be results
 
     def __init__(
         self,
@@ -1215,7 +1234,7 @@ class _FunctionOperator(BaseOperator):
             "doc_rst",
         }:
             self.doc_md = function.__doc__
-        for result in _results_in((args, kwargs)):
+        for result in _results_in((args, kwargs, [getattr(self, n) for n in self._late])):
             _add_edge(result.operator, self)
         if expand is not None:
             self._expand = expand
@@ -1228,7 +1247,8 @@ class _FunctionOperator(BaseOperator):
         return self._python_callable
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._args, self._kwargs
+        late = {n: getattr(self, n) for n in self._late if _holds_placeholder(getattr(self, n))}
+        return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
     def _function(self) -> Callable[..., Any]:
         return self._python_callable
@@ -1468,7 +1488,7 @@ class XComArg(_Mappable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, a result is the look-up of its value."""
-        seen = _pickled_results.get()
+        seen = _seen_now(self)
         seen.results.append(self)
         if self.operator._mapping is not None and not seen.shares_group_with(self.operator):
             return _sequence_of, (self.operator.task_id, self.key)
@@ -1524,6 +1544,13 @@ class _Seen:
 _pickled_results: contextvars.ContextVar[_Seen] = contextvars.ContextVar("liteflow_pickled_results")
 
 
+def _seen_now(placeholder: object) -> _Seen:
+    try:
+        return _pickled_results.get()
+    except LookupError:
+        raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store") from None
+
+
 class _DagParam(Generic[R]):
     """An argument of a `@dag` function while the DAG is built: `conf[name]`, else the default."""
 
@@ -1534,6 +1561,7 @@ class _DagParam(Generic[R]):
         self.default = default
 
     def __reduce__(self) -> tuple[Any, ...]:
+        _seen_now(self)
         return _param_of, (self.name, self.default)
 
     def __repr__(self) -> str:
@@ -1549,6 +1577,7 @@ class _GroupArg:
         self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
+        _seen_now(self)
         return _group_value, (self.name,)
 
     def __iter__(self) -> Iterator[Any]:
@@ -1575,6 +1604,9 @@ class _ExpandInput:
             raise ValueError(
                 f"{what}: can't expand over {source!r}: only over a task's return value"
             )
+        for result in _results_in(source):
+            if result.key != "return_value":
+                raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
         if isinstance(source, _Mappable):
             return source
         if name is None:
@@ -2066,8 +2098,16 @@ _BASH_SETTINGS: dict[str, _Setting] = {
 
 class _BashFunction(_FunctionOperator):
     _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
+    _late: ClassVar[Sequence[str]] = ("env", "cwd")
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        late = kwargs.pop(_LATE, None)
+        if late:
+            import copy
+
+            mine = copy.copy(self)
+            mine.__dict__.update(late)
+            return mine._run(args, kwargs, context)
         command = super()._run(args, kwargs, context)
         if not isinstance(command, str) or not command.strip():
             raise TypeError(
@@ -2090,7 +2130,6 @@ class BashOperator(BaseOperator):
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bash_command = bash_command
-        _refuse_templates(self)
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
@@ -2125,8 +2164,9 @@ def _run_bash(task: Any, command: str, context: Context) -> Any:
         assert process.stdout is not None
         last = ""
         for raw in process.stdout:
-            last = raw.decode(task.output_encoding, errors="backslashreplace").rstrip("\r\n")
-            print(last, flush=True)
+            line = raw.decode(task.output_encoding, errors="backslashreplace")
+            print(line.rstrip("\r\n"), flush=True)
+            last = line.rstrip()
         code = process.wait()
     if code in task.skip_on_exit_code:
         raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
@@ -2216,7 +2256,11 @@ def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
         number += 1
         try:
             found = poke()
-        except (AirflowSkipException, AirflowFailException, AirflowSensorTimeout):
+        except AirflowSkipException:
+            raise
+        except (AirflowFailException, AirflowSensorTimeout) as error:
+            if task.soft_fail or task.never_fail:
+                raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
             raise
         except Exception as error:  # a user's poke may raise anything
             if task.never_fail:
@@ -2228,7 +2272,7 @@ def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
         if found:
             return found.xcom_value if isinstance(found, PokeReturnValue) else None
         if time.time() - job.first_start > timeout:
-            if task.soft_fail or task.never_fail:
+            if task.soft_fail:
                 raise AirflowSkipException(f"the sensor waited for more than {timeout:g} s")
             raise AirflowSensorTimeout(f"the sensor waited for more than {timeout:g} s")
         wait = _poke_wait(task, number)
@@ -2282,7 +2326,6 @@ class PythonOperator(BaseOperator):
         self.op_args = op_args
         self.op_kwargs = op_kwargs if op_kwargs is not None else {}
         self.templates_dict = templates_dict
-        _refuse_templates(self)
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
@@ -2341,22 +2384,18 @@ class PythonSensor(BaseSensorOperator):
         self.python_callable = python_callable
         self.op_args = op_args
         self.op_kwargs = op_kwargs if op_kwargs is not None else {}
-        _refuse_templates(self)
 
     def poke(self, context: Context) -> Any:
         """Call the callable."""
         return _call_python(self, context)
 
 
-_RENDERED = frozenset({"bash_command", "env", "cwd", "op_args", "op_kwargs", "templates_dict"})
-
-
 def _refuse_templates(task: BaseOperator) -> None:
     """Without jinja2, a template would quietly mean its own text: refuse it when it is made."""
     import importlib.util
 
-    for name in _RENDERED & set(task.template_fields):
-        for text in _strings_in(getattr(task, name)):
+    for name in task.template_fields:
+        for text in _strings_in(getattr(task, name, None)):
             if ("{{" in text or "{%" in text) and importlib.util.find_spec("jinja2") is None:
                 raise ValueError(
                     f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
@@ -2365,13 +2404,12 @@ def _refuse_templates(task: BaseOperator) -> None:
                 )
 
 
-def _render_templates(task: BaseOperator, context: Context) -> None:
-    """Render what a file written for Airflow has in the template fields of shipped operators."""
-    if not isinstance(task, (BashOperator, PythonOperator, PythonSensor)):
-        return
-    for name in _RENDERED & set(task.template_fields):
-        value = getattr(task, name)
-        if any("{{" in text or "{%" in text for text in _strings_in(value)):
+def _render_templates(task: BaseOperator, values: Mapping[str, Any], context: Context) -> None:
+    """Render what a file written for Airflow has in its template fields; values of results are
+    not rendered."""
+    for name in task.template_fields:
+        value = getattr(task, name, None)
+        if name not in values and any("{{" in t or "{%" in t for t in _strings_in(value)):
             object.__setattr__(task, name, _rendered(value, context))
 
 
@@ -2381,6 +2419,7 @@ def _rendered(value: Any, context: Context) -> Any:
 
         jinja2: Any = importlib.import_module("jinja2")  # the user's, if it is there
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+        environment.filters.update(_FILTERS)
         return environment.from_string(value).render(context)
     if isinstance(value, dict):
         return {key: _rendered(item, context) for key, item in value.items()}
@@ -2415,10 +2454,11 @@ class _MappedOperator(BaseOperator):
             _add_edge(result.operator, self)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (), {name: v for name, v in self._fixed.items() if _holds_result(v)}
+        return (), {name: v for name, v in self._fixed.items() if _holds_placeholder(v)}
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+    def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
         settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
+        kwargs.clear()
         token = _current_dag.set(None)
         try:
             made = self._kind(task_id=self.task_id, **settings)
@@ -2426,7 +2466,7 @@ class _MappedOperator(BaseOperator):
             _current_dag.reset(token)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
-        return made._run((), {}, context)
+        return made
 
 
 class _OperatorPartial:
@@ -3281,20 +3321,20 @@ class _Node:
     def decide(self, instance: _Instance | None) -> TaskInstanceState | None:
         """RUNNING if it may run, the state it ends in without running, or None: wait."""
         for setup in self.setups:
-            state = setup.instances[0].state
-            if state in (_S.FAILED, _S.UPSTREAM_FAILED):
+            states = self._states_of(setup, instance)
+            if _S.FAILED in states or _S.UPSTREAM_FAILED in states:
                 return _S.UPSTREAM_FAILED
-            if state is _S.SKIPPED:
+            if _S.SKIPPED in states:
                 return _S.SKIPPED
-        if any(setup.open for setup in self.setups):
-            return None
+            if any(state not in _ENDED for state in states):
+                return None
         if not self.upstream:
             return _S.RUNNING
-        if self.task._is_teardown:
-            return self._decide_teardown()
         parts = [self.counts]
         if instance is not None and instance.counts is not None:
             parts.append(instance.counts)
+        if self.task._is_teardown:
+            return self._decide_teardown(instance, done=not any(c.pending for c in parts))
         return _RULES[self.task.trigger_rule](
             sum(c.success for c in parts),
             sum(c.failed for c in parts),
@@ -3303,11 +3343,18 @@ class _Node:
             not any(c.pending for c in parts),
         )
 
-    def _decide_teardown(self) -> TaskInstanceState | None:
+    def _states_of(self, up: _Node, instance: _Instance | None) -> list[TaskInstanceState | None]:
+        """The states of an upstream's instances; in one mapped group, of the same index."""
+        if instance is not None and up.group is not None and up.group is self.group:
+            return [up.instances[instance.map_index].state]
+        return [each.state for each in up.instances]
+
+    def _decide_teardown(self, instance: _Instance | None, done: bool) -> TaskInstanceState | None:
         """all_done_setup_success: once all is done, by how its setups ended."""
-        if self.counts.pending:
+        if not done:
             return None
-        states = [i.state for up in self.upstream if up.task._is_setup for i in up.instances]
+        setups = [up for up in self.upstream if up.task._is_setup]
+        states = [state for up in setups for state in self._states_of(up, instance)]
         if states and all(state is _S.SKIPPED for state in states):
             return _S.SKIPPED
         if states and _S.SUCCESS not in states:
@@ -3748,7 +3795,7 @@ class _Plan:
             if not node.open:
                 below.counts.pending -= 1
             self._touch(below)
-        if node.task._is_setup and not node.open:
+        if node.task._is_setup:
             for other in self.nodes:
                 if node in other.setups:
                     self._touch(other)
@@ -5632,6 +5679,43 @@ class _Variables:
         return self.get(key)
 
 
+class _Macros:
+    """What `macros` is in a context: Airflow's helpers for dates, and some modules."""
+
+    datetime = _datetime.datetime
+    timedelta = _datetime.timedelta
+    time = time
+    json = json
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("uuid", "random"):
+            import importlib
+
+            return importlib.import_module(name)
+        raise AttributeError(name)
+
+    @staticmethod
+    def ds_add(ds: str, days: int) -> str:
+        """The day so many days later."""
+        day = _datetime.datetime.strptime(ds, "%Y-%m-%d")
+        return (day + _datetime.timedelta(days=days)).strftime("%Y-%m-%d")
+
+    @staticmethod
+    def ds_format(ds: str, input_format: str, output_format: str) -> str:
+        """A date in another format."""
+        return _datetime.datetime.strptime(str(ds), input_format).strftime(output_format)
+
+
+# Airflow's Jinja filters for a logical date.
+_FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
+    "ds": lambda when: when.strftime("%Y-%m-%d"),
+    "ds_nodash": lambda when: when.strftime("%Y%m%d"),
+    "ts": lambda when: when.isoformat(),
+    "ts_nodash": lambda when: when.strftime("%Y%m%dT%H%M%S"),
+    "ts_nodash_with_tz": lambda when: when.isoformat().replace("-", "").replace(":", ""),
+}
+
+
 def _make_context(job: _Job) -> Context:
     info, task = job.run.info, job.task
     run = _dag_run_of(info)
@@ -5643,7 +5727,7 @@ def _make_context(job: _Job) -> Context:
         "dag_run": run,
         "inlet_events": {},
         "inlets": [],
-        "macros": sys.modules[__name__],
+        "macros": _Macros(),
         "map_index_template": None,
         "outlet_events": {},
         "outlets": [],
@@ -5658,8 +5742,9 @@ def _make_context(job: _Job) -> Context:
         "run_id": info["run_id"],
         "task": task,
         "task_instance": ti,
-        "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{info['run_id']}",
-        "task_reschedule_count": 0,
+        "task_instance_key_str": f"{task.dag_id}__{task.task_id}__"
+        + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
+        "task_reschedule_count": job.reschedules,
         "templates_dict": None,
         "ti": ti,
         "triggering_asset_events": {},
@@ -5670,12 +5755,8 @@ def _make_context(job: _Job) -> Context:
         context |= {
             "data_interval_end": when,
             "data_interval_start": when,
-            "ds": when.strftime("%Y-%m-%d"),
-            "ds_nodash": when.strftime("%Y%m%d"),
             "logical_date": when,
-            "ts": when.isoformat(),
-            "ts_nodash": when.strftime("%Y%m%dT%H%M%S"),
-            "ts_nodash_with_tz": when.isoformat().replace("-", "").replace(":", ""),
+            **{name: text(when) for name, text in _FILTERS.items()},
         }
     return context
 
@@ -5697,11 +5778,10 @@ def _run_job(
         try:
             with guard():
                 _check_conditions(job)
-                if not job.reschedules:
-                    _call_back(job, job.task, "on_execute_callback")
                 args, kwargs = job.arguments()
-                begin_time()
-                result = _run_hooked(job, args, kwargs)
+                worker = job.task._made(kwargs)
+                run = functools.partial(worker._run, args, kwargs, job.context)
+                result = _run_hooked(job, worker, job.context, run, begin_time)
             note = _store_result(job, result)
             status = _Status.SUCCESS
         except AirflowSkipException as skip:
@@ -5717,13 +5797,18 @@ def _run_job(
     return status.value, error, [tuple(row) for row in job.pushed.values()], note
 
 
-def _run_hooked(job: _Job, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    task: Any = job.task
+def _run_hooked(
+    job: _Job, task: Any, context: Context, run: Callable[[], Any], begin_time: Callable[[], None]
+) -> Any:
+    """Between `pre_execute` and `post_execute`, which an operator's class may define."""
     if task.pre_execute is not None:
-        task.pre_execute(job.context)
-    result = task._run(args, kwargs, job.context)
+        task.pre_execute(context)
+    if not job.reschedules:
+        _call_back(job, job.task, "on_execute_callback")
+    begin_time()
+    result = run()
     if task.post_execute is not None:
-        task.post_execute(job.context, result)
+        task.post_execute(context, result)
     return result
 
 
@@ -5755,14 +5840,21 @@ def _call_back(job: _Job, owner: Any, name: str) -> None:
 def _call_back_at_end(job: _Job, name: str, reason: str | None) -> None:
     """Run the callbacks that follow an outcome: `reason` where the exception is not at hand, or
     why the DAG's run ended."""
+    context = job.context
     if name.startswith("dag_"):
-        job.context["reason"] = reason
+        context["reason"] = reason
+        context["dag_run"].state = (
+            DagRunState.SUCCESS if name == "dag_on_success_callback" else DagRunState.FAILED
+        )
         _call_back(job, job.task.dag, name.removeprefix("dag_"))
         return
+    for state, callback in _CALLBACK_OF.items():
+        if callback == name:
+            context["ti"].state, context["ti"].end_date = state, _utcnow()
     if job.exception is None and reason is not None:
         job.exception = AirflowException(reason)
-    if job.exception is not None:
-        job.context["exception"] = job.exception
+    if job.exception is not None and name != "on_skipped_callback":
+        context["exception"] = job.exception
     _call_back(job, job.task, name)
 
 
@@ -8116,6 +8208,9 @@ class _RunLoop:
         except _BadBranch as error:
             kept = [row for row in outcome.xcoms if row.key != "return_value"]
             return _Outcome(_Status.FAILED, str(error), kept)
+        if instance.map_index >= 0:
+            # As in Airflow, a mapped branch skips nothing outside of its mapped group.
+            left_out = [n for n in left_out if self._plan._in_step(instance.node, n)]
         if not left_out:
             return outcome
         self._plan.skip(instance, left_out)
@@ -8800,22 +8895,32 @@ class TaskInstance:
         key: str = "return_value",
         include_prior_dates: bool = False,
         *,
-        map_indexes: int | Sequence[int] | None = None,
+        map_indexes: Any = ...,
         default: Any = None,
         run_id: str | None = None,
     ) -> Any:
         """Values that tasks of this run stored, from inside the running task (Airflow's rules).
 
         `task_ids`: None for the task itself, a str for one value, a list for a list of values in
-        that order. What is absent is None; `default` counts only with `map_indexes`.
+        that order; of a mapped task all values, or those of `map_indexes` (an int or several).
+        What is absent is None; `default` counts only with `map_indexes`.
         """
         if dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id):
             raise ValueError("xcom_pull() here reads values of this run only")
         job = _running_job()
         if task_ids is None or isinstance(task_ids, str):
             return _pulled(job.pull(task_ids or self.task_id, key), map_indexes, default)
-        found = [_pulled(job.pull(task_id, key), map_indexes, default) for task_id in task_ids]
-        return found
+        values: list[Any] = []
+        for task_id in task_ids:
+            rows = job.pull(task_id, key)
+            each = _pulled(rows, map_indexes, default)
+            if isinstance(map_indexes, Sequence):
+                values += each
+            elif map_indexes is ... and any(i >= 0 for i, _ in rows):
+                values += [value for _, value in rows]
+            else:
+                values.append(each)
+        return values
 
     def __repr__(self) -> str:
         index = f"[{self.map_index}]" if self.map_index >= 0 else ""
@@ -8824,11 +8929,11 @@ class TaskInstance:
 
 def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
     """One task's values as xcom_pull gives them: the bare one, or those of the indexes."""
-    if map_indexes is None:
+    if map_indexes is ...:
         return None if not found else found[0][1] if len(found) == 1 else [v for _, v in found]
     values = dict(found)
-    if isinstance(map_indexes, int):
-        return values.get(map_indexes, default)
+    if map_indexes is None or isinstance(map_indexes, int):
+        return values.get(-1 if map_indexes is None else map_indexes, default)
     return [values.get(i, default) for i in map_indexes]
 
 

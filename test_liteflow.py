@@ -1846,7 +1846,7 @@ class ContextTest(Case):
                         "ds": ds, "ts": ts, "nodash": [ds_nodash, ts_nodash], "params": params,
                         "same": rest["task_instance"] is ti, "interval": data_interval_start == logical_date,
                         "state": str(dag_run.state), "conf": dag_run.conf, "var": var["value"].get("x", "none"),
-                        "key": rest["task_instance_key_str"] == f"context__see__{run_id}",
+                        "key": rest["task_instance_key_str"] == f"context__see__{ds_nodash}",
                         "current": get_current_context()["ti"] is ti, "host": bool(ti.hostname),
                         "absent": sorted(set(rest) - set(KEYS)), "max_tries": ti.max_tries,
                         "up": sorted(rest["task"].upstream_task_ids), "type": dag_run.run_type,
@@ -2476,6 +2476,30 @@ class FlowTest(Case):
         with self.assertRaises(ValueError):
             d.validate()
 
+    def test_teardowns_and_setups_of_a_mapped_group_go_by_index(self):
+        run = self.run_flow(
+            """
+            with DAG("by_index") as dag:
+                @task
+                def ok(x):
+                    if x == "fails": raise ValueError
+                    if x == "skips": raise AirflowSkipException
+                    return x
+                @task_group
+                def g(x):
+                    s = ok.override(task_id="s")(x).as_setup()
+                    b = ok.override(task_id="b")("b")
+                    c = ok.override(task_id="c", trigger_rule="all_done")("c")
+                    t = ok.override(task_id="t")("t").as_teardown(setups=s)
+                    s >> b >> c >> t
+                g.expand(x=["fine", "fails", "skips"])
+            """
+        )
+        found = {i: [self.states(run)[f"g.{t}[{i}]"] for t in "sbct"] for i in range(3)}
+        self.assertEqual(
+            found, {0: ["success"] * 4, 1: ["failed"] + ["upstream_failed"] * 3, 2: ["skipped"] * 4}
+        )
+
 
 class OperatorsTest(Case):
     def test_bash(self):
@@ -2610,6 +2634,127 @@ class OperatorsTest(Case):
                 with self.assertRaises(kind):
                     act()
 
+    def test_what_is_known_only_at_run_time_reaches_every_field(self):
+        module = self.module(
+            """
+            from liteflow import dag as dag_decorator
+            class Own(BaseOperator):
+                template_fields = ("field",)
+                def __init__(self, *, field, **kwargs):
+                    super().__init__(**kwargs)
+                    self.field = field
+                def pre_execute(self, context): print("pre", self.task_id)
+                def post_execute(self, context, result=None): print("post", result)
+                def execute(self, context): return self.field
+            @dag_decorator
+            def build(p="given"):
+                @task
+                def give(): return {"V": "of a result"}
+                Own(task_id="own", field={"p": p})
+                BashOperator(task_id="command", bash_command=p)
+                BashOperator(task_id="env", bash_command='echo "$V  "', env={"V": p}, append_env=True)
+                PythonOperator(task_id="python", python_callable=lambda *a: list(a), op_args=[p])
+                @task.bash(env=give(), append_env=True)
+                def decorated(): return 'echo "$V"'
+                decorated()
+                Own.partial(task_id="mapped").expand(field=[1, 2])
+                @task
+                def placeholder(): return liteflow._DagParam("p", 1)
+                placeholder()
+                EmptyOperator(task_id=TriggerRule.ALL_DONE)
+            dag = build("echo done")
+            """
+        )
+        run = module.dag.run(db_path=self.db, executor=pool())
+        values = {x.task_id: x.value for x in run.xcoms() if x.map_index < 0}
+        del values["give"]
+        self.assertEqual(
+            values,
+            {
+                "own": {"p": "echo done"},
+                "command": "done",
+                "env": "echo done",
+                "python": ["echo done"],
+                "decorated": "of a result",
+            },
+        )
+        self.assertEqual(self.states(run)["placeholder"], "failed")
+        self.assertEqual(self.states(run)["all_done"], "success")
+        self.assertEqual(run.log("mapped", 1), "pre mapped\npost 2\n")
+
+    def test_pulls_of_mapped_tasks_are_flat(self):
+        run = self.run_flow(
+            """
+            with DAG("flat") as dag:
+                @task
+                def m(x): return x
+                @task
+                def a(): return "a"
+                @task
+                def pull(ti):
+                    return [ti.xcom_pull(["m", "a"]), ti.xcom_pull(["m"]), ti.xcom_pull("m"),
+                            ti.xcom_pull(["m", "m"], map_indexes=[1, 0]), ti.xcom_pull("m", map_indexes=None),
+                            ti.xcom_pull("m", map_indexes=1), ti.xcom_pull(["a", "none"])]
+                [m.expand(x=[10, 20]), a()] >> pull()
+            """
+        )
+        self.assertEqual(
+            run.xcom_pull("pull"),
+            [[10, 20, "a"], [10, 20], [10, 20], [20, 10, 20, 10], None, 20, ["a", None]],
+        )
+
+    def test_a_mapped_branch_skips_nothing_outside_of_its_group(self):
+        run = self.run_flow(
+            """
+            with DAG("mapped_branch") as dag:
+                @task.branch
+                def choose(x): return x
+                @task
+                def work(): return 1
+                choose.expand(x=["p", "q"]) >> [work.override(task_id=i)() for i in "pq"]
+            """
+        )
+        self.assertEqual(set(self.states(run).values()), {"success"})
+
+    def test_a_sensors_own_failures(self):
+        run = self.run_flow(
+            """
+            with DAG("sensor_failures") as dag:
+                @task.sensor
+                def f(): raise AirflowFailException("no use")
+                f.override(task_id="soft", soft_fail=True)()
+                f.override(task_id="never", never_fail=True)()
+                f.override(task_id="hard")()
+                @task.sensor(timeout=0, poke_interval=0, never_fail=True)
+                def late(): return False
+                late()
+            """
+        )
+        self.assertEqual(
+            self.states(run),
+            {"soft": "skipped", "never": "skipped", "hard": "failed", "late": "failed"},
+        )
+
+    def test_callbacks_see_what_became_of_the_task(self):
+        run = self.run_flow(
+            """
+            def note(context):
+                ti = context["ti"]
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
+                    f.write(f"{ti.task_id} {ti.state} {ti.end_date is not None} {context['dag_run'].state}" + chr(10))
+            with DAG("seen", on_success_callback=note) as dag:
+                @task(on_success_callback=note, retries=1, on_retry_callback=note)
+                def f(ti):
+                    if ti.try_number == 1: raise ValueError
+                f()
+            """
+        )
+        self.assertEqual(run.state, "success")
+        self.assertEqual(
+            (self.folder / "notes").read_text().splitlines(),
+            ["f up_for_retry True running", "f success True running", "f running False success"],
+        )
+
     def test_jinja_is_rendered_or_refused_never_ignored(self):
         found = importlib.util.find_spec("jinja2") is not None
         with DAG("d"):
@@ -2670,7 +2815,7 @@ class CallbacksTest(Case):
                 "failure 2 KeyError 'mine'",
             ],
         )
-        self.assertEqual(by_task["skips"][-1], "skipped 1 AirflowSkipException no")
+        self.assertEqual(by_task["skips"][-1], "skipped 1 NoneType None")
         self.assertEqual(by_task["killed"][-1], "failure 1 AirflowException killed by SIGKILL")
         self.assertTrue(
             by_task["hangs"][-1].startswith("failure 1 AirflowTaskTimeout timeout after 0.3")
