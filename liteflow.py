@@ -47,8 +47,8 @@ States of a task instance (None: not decided yet), and what may follow:
     any ended state -> None (cleared, or decided anew by a resume)
 
 The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
-one-line call downwards): errors and states, building, plan, store, values, worker, runners, run
-loop, reading back, showing, command line.
+one-line call downwards), each under a heading `# --- Name: part ---`: errors and states, building,
+plan, store, values, worker, runners, run loop, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -407,7 +407,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; there is {few}" if names else "; there is none"
 
 
-# --- Building: tasks, results, DAGs (no I/O) -----------------------------------------------------
+# --- Building: settings and their checks (no I/O) -------------------------------------------------
 
 _ID = re.compile(r"[\w.-]+")
 _SUFFIX = re.compile(r"__(\d+)$")
@@ -614,6 +614,9 @@ _TASK_SETTINGS: dict[str, _Setting] = {
         _ignored,
     ),
 }
+
+
+# --- Building: order and groups -------------------------------------------------------------------
 
 
 class _Dependency:
@@ -839,6 +842,9 @@ def _group_in(dag: Dag | None) -> TaskGroup | None:
     """The current group, if it is one of this DAG."""
     group = _current_group.get()
     return group if group is not None and group.dag is dag else None
+
+
+# --- Building: tasks ------------------------------------------------------------------------------
 
 
 class BaseOperator(_Dependency):
@@ -1339,6 +1345,9 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
+# --- Building: results and mapping ----------------------------------------------------------------
+
+
 class _Mappable(_Dependency):
     """A result, or what `map`, `zip` and `concat` make of results, to be expanded over."""
 
@@ -1688,6 +1697,9 @@ def _results_in(value: Any) -> Iterator[XComArg]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for item in value:
             yield from _results_in(item)
+
+
+# --- Building: decorators -------------------------------------------------------------------------
 
 
 class _TaskFunction(Generic[P, R]):
@@ -2754,7 +2766,8 @@ class Dag:
         made from the time unless given; `logical_date` is now unless given; `conf` is a JSON
         object for the run. `resume=True` goes on with the run `run_id`, or with the newest one
         if that is no success. `max_workers` processes are started by the method `mp_context`, or
-        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `wait=True` waits while
+        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `pools` gives the sizes
+        of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
         another run of the DAG rules this one out. `progress=True` prints what happens to standard
         error, a callable gets each line. Setting the event `stop` ends the run as failed.
 
@@ -2968,6 +2981,9 @@ def cross_downstream(from_tasks: Any, to_tasks: Any) -> None:
         raise TypeError(f"cross_downstream() takes a list first, found {_shown(from_tasks)}")
     for one in _operands(from_tasks):
         one.set_downstream(to_tasks)
+
+
+# --- Building: variables and params ---------------------------------------------------------------
 
 
 class Variable:
@@ -3440,6 +3456,8 @@ class _Status(enum.Enum):
     FATAL = "fatal"  # failed, and not retried
     RESCHEDULE = "reschedule"  # a sensor gives its worker back for a while
 
+
+# --- Plan: the machine ----------------------------------------------------------------------------
 
 _HESITATION = 1.0  # seconds; see _Plan._hesitates
 
@@ -4043,7 +4061,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     return min(base + int(digest, 16) % base, day, longest)
 
 
-# --- Store: the only SQL --------------------------------------------------------------------------
+# --- Store: the only SQL; the schema and the file -------------------------------------------------
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 1  # a major number: columns and tables may be added without raising it
@@ -4379,6 +4397,9 @@ def _changed(path: Path, before: tuple[int, int, int]) -> bool:
         return _file_identity(path) != before
     except OSError:
         return True
+
+
+# --- Store: a run's writes ------------------------------------------------------------------------
 
 
 class _Store:
@@ -4979,7 +5000,10 @@ def _locked_out(path: Path) -> DatabaseError:
     return DatabaseError(f"{path} was locked by another process for {_LOCKED_LIMIT:g} s")
 
 
-# Looks: each is handed to `_read`.
+# --- Store: looks ---------------------------------------------------------------------------------
+
+
+# Each is handed to `_read`.
 
 
 def _find_run(
@@ -5317,7 +5341,7 @@ def _preview(value: Any) -> str:
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
 
 
-# --- Worker: everything here runs where a task runs -----------------------------------------------
+# --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a pipe takes that much at once, more goes through a file
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
@@ -5472,6 +5496,9 @@ def _resolve(function: str) -> Callable[..., Any] | None:
     if isinstance(found, _TaskFunction):
         found = found.__wrapped__
     return found if callable(found) else None
+
+
+# --- Worker: one attempt --------------------------------------------------------------------------
 
 
 class _Job:
@@ -5973,6 +6000,9 @@ def _traceback(error: BaseException) -> str:
     return text
 
 
+# --- Worker: the process --------------------------------------------------------------------------
+
+
 class _Worker:
     """A worker process: serves the jobs that come over its pipe, one at a time."""
 
@@ -6401,7 +6431,7 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
     return marshal.dumps(("done", *outcome, False, None, False))
 
 
-# --- Runners: slots of worker processes, foreign executors, this process --------------------------
+# --- Runners: slots of worker processes -----------------------------------------------------------
 
 _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
 _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
@@ -6920,6 +6950,9 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
+# --- Runners: the pool ----------------------------------------------------------------------------
+
+
 class WorkerPool:
     """Worker processes that stay warm between runs, and may serve several runs at once.
 
@@ -7065,6 +7098,9 @@ def _close_all(slots: Iterable[_Slot]) -> None:
         slot.dismiss()
     for slot in slots:
         slot.close()
+
+
+# --- Runners: jobs in slots -----------------------------------------------------------------------
 
 
 class _SlotRunner:
@@ -7536,6 +7572,9 @@ def _unreachable(missing: Sequence[str], module: str) -> str:
     )
 
 
+# --- Runners: foreign executors, and this process -------------------------------------------------
+
+
 class _ExecutorRunner:
     """Runs each job as one `submit` to a concurrent.futures.Executor that somebody else made.
 
@@ -7774,7 +7813,7 @@ class _InProcessRunner:
         pass
 
 
-# --- Run loop -------------------------------------------------------------------------------------
+# --- Run loop: owners and signals -----------------------------------------------------------------
 
 _TICK = 1.0  # seconds between looks at new output and at a request to stop
 _GLANCE = 0.2  # seconds between looks at the stop event, and for a log that grows without end
@@ -7885,6 +7924,9 @@ class _Stops(NamedTuple):
         """Raises AirflowException if it was, before the run has begun."""
         if self.told():
             raise AirflowException("stopped before the run began")
+
+
+# --- Run loop: the loop ---------------------------------------------------------------------------
 
 
 class _RunLoop:
@@ -8309,6 +8351,9 @@ class _RunLoop:
         self._forced = now
         for attempt in list(self._attempts.values()):
             self._runner.end(attempt, self._stopping, now)
+
+
+# --- Run loop: a run's beginning and end ----------------------------------------------------------
 
 
 class _Request(NamedTuple):
