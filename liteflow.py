@@ -1962,6 +1962,12 @@ class _TaskDecorator:
         """`@task.python` is `@task`."""
         return self
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"there is no @task.{name} here: liteflow has branch, short_circuit, bash, sensor, "
+            "python, run_if and skip_if"
+        )
+
     def __repr__(self) -> str:
         return "<decorator task>"
 
@@ -3021,7 +3027,7 @@ class Param:
     """A parameter of a DAG or task: a default, a description and a JSON schema for its value.
 
     Checked keywords: type, enum, const, minimum, maximum, exclusiveMinimum, exclusiveMaximum,
-    minLength, maxLength, pattern, format (date, date-time), items, minItems, maxItems, required,
+    minLength, maxLength, pattern, format (date, date-time, time, duration), items, minItems, maxItems, required,
     properties; title, description, examples and others that only describe are kept. Any other
     keyword is a ValueError: none is silently unchecked. Values are checked when a run is made.
     """
@@ -3076,8 +3082,8 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             for name in [rule] if isinstance(rule, str) else rule:
                 if name not in _TYPES:
                     raise ValueError(f"Param: unknown type {name!r}{_near(str(name), _TYPES)}")
-        elif keyword == "format" and rule not in ("date", "date-time"):
-            raise ValueError(f"Param: format {rule!r} is not checked; known: date, date-time")
+        elif keyword == "format" and rule not in _FORMATS:
+            raise ValueError(f"Param: format {rule!r} is not checked; known: {', '.join(_FORMATS)}")
         elif keyword == "pattern":
             try:
                 re.compile(rule)
@@ -3104,13 +3110,29 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _fits_format(value: str, name: str) -> bool:
-    kind = _datetime.date if name == "date" else _datetime.datetime
-    try:
-        kind.fromisoformat(value)
-    except ValueError:
-        return False
-    return name == "date" or len(value) > 10
+_DURATION = re.compile(
+    r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
+)  # ISO 8601
+
+
+def _is_iso(kind: Any) -> Callable[[str], bool]:
+    def fits(text: str) -> bool:
+        try:
+            kind.fromisoformat(text)
+        except ValueError:
+            return False
+        return kind is not _datetime.datetime or len(text) > 10
+
+    return fits
+
+
+_FORMATS: dict[str, Callable[[str], bool]] = {
+    "date": _is_iso(_datetime.date),
+    "date-time": _is_iso(_datetime.datetime),
+    "time": _is_iso(_datetime.time),
+    "duration": lambda text: _DURATION.fullmatch(text) is not None,
+    "multiline": lambda text: True,  # only says how Airflow's form shows it
+}
 
 
 # JSON Schema: a keyword says something only of values of its own kind.
@@ -3126,7 +3148,7 @@ _CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "minLength": lambda v, rule: not isinstance(v, str) or len(v) >= rule,
     "maxLength": lambda v, rule: not isinstance(v, str) or len(v) <= rule,
     "pattern": lambda v, rule: not isinstance(v, str) or re.search(rule, v) is not None,
-    "format": lambda v, rule: not isinstance(v, str) or _fits_format(v, rule),
+    "format": lambda v, rule: not isinstance(v, str) or _FORMATS[rule](v),
     "minItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) >= rule,
     "maxItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) <= rule,
 }

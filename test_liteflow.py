@@ -588,6 +588,8 @@ class ParamTest(Case):
             ({"pattern": "^a"}, "ab", "ba"),
             ({"format": "date"}, "2024-02-29", "2023-02-29"),
             ({"format": "date-time"}, "2024-01-01T00:00:00+00:00", "yesterday"),
+            ({"format": "time"}, "12:30:00", "noon"),
+            ({"format": "duration"}, "P1DT2H", "P"),
             ({"items": {"type": "integer"}}, [1, 2], [1, "2"]),
             ({"minItems": 1}, [1], []),
             ({"maxItems": 1}, [1], [1, 2]),
