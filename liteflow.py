@@ -4446,7 +4446,7 @@ class _Store:
             _until_unlocked(path, self._prepare, check)
             found = os.stat(path)
             self._place = (found.st_dev, found.st_ino)
-        except BaseException:
+        except BaseException:  # whatever it is: cleaned up after, and raised again
             self._connection.close()
             raise
 
@@ -4524,7 +4524,7 @@ class _Store:
             try:
                 yield
                 self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # whatever it is: cleaned up after, and raised again
                 # A full disk or an I/O error has rolled back already; a second ROLLBACK would
                 # fail and hide the reason.
                 if self._connection.in_transaction:
@@ -5881,7 +5881,7 @@ def _call_back(job: _Job, owner: Any, name: str) -> None:
         token = _job.set(job)
         try:
             callback(job.context)
-        except Exception as error:  # a user's callback may raise anything; it changes nothing
+        except (Exception, SystemExit) as error:  # a user's callback may raise anything
             print(f"liteflow: {name} failed:\n{_traceback(error)}", file=sys.stderr)
         finally:
             _job.reset(token)
@@ -6699,7 +6699,7 @@ class _Slot:
         try:
             with _may_have_children(), _no_fork_warning(context):
                 served: Future[None] = self._executor.submit(_serve)
-        except BaseException:
+        except BaseException:  # whatever it is: cleaned up after, and raised again
             ours.close()
             self._executor.shutdown(wait=False)
             raise
@@ -7055,7 +7055,7 @@ class WorkerPool:
             return None
         try:
             return self._make(context)
-        except BaseException:
+        except BaseException:  # whatever it is: cleaned up after, and raised again
             with self._lock:
                 self._count -= 1
             raise
