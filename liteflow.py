@@ -3521,7 +3521,8 @@ class _Plan:
         self._dirty: dict[tuple[_Node, _Instance | None], None] = {}
         self._hesitant: dict[_Node, tuple[float, set[_Node]]] = {}
         self._by_id: dict[str, _Node] = {}
-        self._make_nodes(recorded or {}, lengths or {})
+        self._recorded = recorded or {}
+        self._make_nodes(self._recorded, lengths or {})
         self._begin()
 
     # Building.
@@ -3621,6 +3622,8 @@ class _Plan:
         if node.expansion is not None and not node.expansion.sources:
             count = node.expansion.mapping.count(self)
         mapped = sorted(i for i in indexes if i >= 0)
+        if node.expansion is not None and self._expands_anew(node.expansion, recorded):
+            mapped = []
         if node.expansion is not None and mapped:
             touched = any(recorded[task_id, i] != new for i in mapped)
             if touched or count < 0:
@@ -3633,8 +3636,20 @@ class _Plan:
         elif count == 0 or node.expansion is None:
             count = -1
         self._give_instances(
-            node, range(count) if count > 0 else [-1], lambda i: recorded.get((task_id, i), new)
+            node,
+            range(count) if count > 0 else [-1],
+            lambda i: recorded.get((task_id, i)) or recorded.get((task_id, max(i, 0)), new),
         )
+
+    def _expands_anew(
+        self, expansion: _Expansion, recorded: Mapping[tuple[str, int], _Recorded]
+    ) -> bool:
+        """Whether a resume forgets the instances of a mapping: what it expands over runs again,
+        and none of them has succeeded."""
+        ours = {node.task.task_id for node in expansion.nodes}
+        kept = {task_id for (task_id, _), r in recorded.items() if r.state is _S.SUCCESS}
+        again = {task_id for (task_id, _), r in recorded.items() if r.state is not _S.SUCCESS}
+        return bool(again & {x.task.task_id for x in expansion.sources}) and not kept & ours
 
     def _give_instances(
         self, node: _Node, indexes: Iterable[int], recorded: Callable[[int], _Recorded]
@@ -3929,9 +3944,10 @@ class _Plan:
                 self._carry_out(each, None, _S.SKIPPED)
                 continue
             first = each.instances[0]
-            # Of a resumed run, the row of the unexpanded instance may have had attempts.
-            of_row = _Recorded(None, first.try_number, first.max_tries)
-            recorded = {0: of_row}
+            # In a resumed run, instances of these indexes may have had attempts before.
+            task_id = each.task.task_id
+            recorded = {i: r for (t, i), r in self._recorded.items() if t == task_id}
+            recorded[0] = _Recorded(None, first.try_number, first.max_tries)
             new = _Recorded(None, 0, each.task.retries)
             self._give_instances(each, range(count), functools.partial(_get_or, recorded, new))
             each.instances[0].row_id = first.row_id
@@ -4770,7 +4786,20 @@ class _Store:
             (node.instances[0].row_id, self.owner),
         )
         self._expect(1, done.rowcount)
-        self.add_instances(node.instances[1:])
+        # A resumed run may have had more of them before; their attempts stay in the history.
+        rows = self._connection.execute(
+            "SELECT map_index, id FROM task_instance WHERE dag_run_id = ? AND "
+            "task_id = ? AND map_index > 0",
+            (self.run_row, node.task.task_id),
+        )
+        earlier = dict(rows.fetchall())
+        for instance in node.instances[1:]:
+            instance.row_id = earlier.get(instance.map_index, 0)
+        self._connection.executemany(
+            "UPDATE task_instance SET state = NULL, max_tries = ? WHERE id = ?",
+            [(i.max_tries, i.row_id) for i in node.instances[1:] if i.row_id],
+        )
+        self.add_instances(i for i in node.instances[1:] if not i.row_id)
 
     def _record_passed(self, passed: Sequence[tuple[_Instance, str]]) -> None:
         if not passed:
@@ -8431,7 +8460,7 @@ def _run_dag(
         with _Signals(runner.wake, install=not in_process) as signals:
             try:
                 found = _execute(request, runner, report, _Stops(stop, signals), wait)
-            except BaseException:
+            except BaseException:  # a worker's start cut off by the same Ctrl-C, say
                 if not signals.caught:
                     raise
                 # Whatever went wrong, it was being ended: a worker's start cut off by the same

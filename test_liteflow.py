@@ -2289,6 +2289,30 @@ class MappingTest(Case):
         self.assertEqual(sorted((self.folder / "ran").read_text().split()), ["1", "2", "2", "3"])
         self.assertTrue(any("keeps its 3 instances" in line for line in lines), lines)
 
+    def test_a_cleared_upstream_expands_anew(self):
+        source = """
+            with DAG("anew") as dag:
+                @task
+                def items(): return list(range(int((Path(os.environ["CASE_DIR"]) / "n").read_text())))
+                @task
+                def f(x): return x
+                @task
+                def total(values): return list(values)
+                total(f.expand(x=items()))
+        """
+        for n, expected in ((3, [0, 1, 2]), (2, [0, 1]), (4, [0, 1, 2, 3]), (0, None), (1, [0])):
+            (self.folder / "n").write_text(str(n))
+            if n == 3:
+                run = self.run_flow(source)
+            else:
+                run.clear("items")
+                run = self.run_flow(source, resume=True)
+            self.assertEqual((run.state, run.xcom_pull("total")), ("success", expected))
+        tries = {
+            ti.map_index: ti.try_number for ti in run.get_task_instances() if ti.task_id == "f"
+        }
+        self.assertEqual((tries[0], run.get_task_instance("items").try_number), (4, 5))
+
     def test_an_old_result_can_be_expanded_over_by_mended_code(self):
         source = """
             with DAG("old") as dag:
