@@ -1081,7 +1081,7 @@ class BaseOperator(_Dependency):
         """Runs in the worker process: the operator that does the work; it may take arguments."""
         return self
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in.
 
         On a copy: what `execute` sets on `self` is seen by nobody later.
@@ -1091,8 +1091,8 @@ class BaseOperator(_Dependency):
         mine = copy.copy(self)
         for name, value in kwargs.items():
             object.__setattr__(mine, name, value)
-        _render_templates(mine, kwargs, context)
-        return mine.execute(context)
+        _render_templates(mine, kwargs, job.context)
+        return mine.execute(job.context)
 
     def __repr__(self) -> str:
         return f"<Task({type(self).__name__}): {self.task_id}>"
@@ -1259,23 +1259,31 @@ class _FunctionOperator(BaseOperator):
     def _function(self) -> Callable[..., Any]:
         return self._python_callable
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        return _called(self._python_callable, self._signature, args, kwargs, context)
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
+        if self._wants_context:
+            kwargs = _with_context(self._signature, args, kwargs, job.context)
+        return _finished(self._python_callable(*args, **kwargs))
+
+    @functools.cached_property
+    def _wants_context(self) -> bool:
+        parameters = self._signature.parameters.values()
+        return any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
-        return self._run(self._args, dict(self._kwargs), context)
+        kwargs = _with_context(self._signature, self._args, dict(self._kwargs), context)
+        return _finished(self._python_callable(*self._args, **kwargs))
 
 
-def _called(
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    context: Context,
-) -> Any:
-    """Call the function with what it names of the context; an `async def` one is run to its end."""
-    result = function(*args, **_with_context(signature, tuple(args), dict(kwargs), context))
+class _HasContext(Protocol):
+    """What runs a task: its context is made when it is asked for."""
+
+    @property
+    def context(self) -> Context: ...
+
+
+def _finished(result: Any) -> Any:
+    """The result; that of an `async def` once it has run to its end."""
     if hasattr(result, "__await__"):
         import asyncio
 
@@ -2118,20 +2126,20 @@ class _BashFunction(_FunctionOperator):
     _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
     _late: ClassVar[Sequence[str]] = ("env", "cwd")
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
         late = kwargs.pop(_LATE, None)
         if late:
             import copy
 
             mine = copy.copy(self)
             mine.__dict__.update(late)
-            return mine._run(args, kwargs, context)
-        command = super()._run(args, kwargs, context)
+            return mine._run(args, kwargs, job)
+        command = super()._run(args, kwargs, job)
         if not isinstance(command, str) or not command.strip():
             raise TypeError(
                 f"the function of @task.bash must return a command, found {_shown(command)}"
             )
-        return _run_bash(self, command, context)
+        return _run_bash(self, command, job.context)
 
 
 class BashOperator(BaseOperator):
@@ -2240,10 +2248,8 @@ _SENSOR_SETTINGS: dict[str, _Setting] = {
 class _SensorFunction(_FunctionOperator):
     _own_settings: ClassVar[dict[str, _Setting]] = _SENSOR_SETTINGS
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        return _poke_until_true(
-            self, lambda: super(_SensorFunction, self)._run(args, kwargs, context)
-        )
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
+        return _poke_until_true(self, lambda: super(_SensorFunction, self)._run(args, kwargs, job))
 
 
 class BaseSensorOperator(BaseOperator):
@@ -2355,7 +2361,9 @@ def _call_python(task: Any, context: Context) -> Any:
 
     given = {**context, "templates_dict": getattr(task, "templates_dict", None)}
     signature = inspect.signature(task.python_callable)
-    return _called(task.python_callable, signature, task.op_args or (), task.op_kwargs or {}, given)
+    args = tuple(task.op_args or ())
+    kwargs = _with_context(signature, args, dict(task.op_kwargs or {}), given)
+    return _finished(task.python_callable(*args, **kwargs))
 
 
 class BranchPythonOperator(PythonOperator):
@@ -5589,8 +5597,10 @@ class _Job:
             for name, element in elements:
                 self._group_values.update(self._named(name, element))
             elements = ()
-        call: tuple[tuple[Any, ...], dict[str, Any]] = self._loaded(self._call)
-        args, kwargs = call
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if self._call != _NO_CALL.data:
+            args, kwargs = self._loaded(self._call)
         for name, element in elements:
             found = self._named(name, element)
             twice = found.keys() & kwargs.keys()
@@ -5859,8 +5869,8 @@ def _run_job(
                 _check_conditions(job)
                 args, kwargs = job.arguments()
                 worker = job.task._made(kwargs)
-                run = functools.partial(worker._run, args, kwargs, job.context)
-                result = _run_hooked(job, worker, job.context, run, begin_time)
+                run = functools.partial(worker._run, args, kwargs, job)
+                result = _run_hooked(job, worker, run, begin_time)
             note = _store_result(job, result)
             status = _Status.SUCCESS
         except AirflowSkipException as skip:
@@ -5877,17 +5887,17 @@ def _run_job(
 
 
 def _run_hooked(
-    job: _Job, task: Any, context: Context, run: Callable[[], Any], begin_time: Callable[[], None]
+    job: _Job, task: Any, run: Callable[[], Any], begin_time: Callable[[], None]
 ) -> Any:
     """Between `pre_execute` and `post_execute`, which an operator's class may define."""
     if task.pre_execute is not None:
-        task.pre_execute(context)
+        task.pre_execute(job.context)
     if not job.reschedules:
         _call_back(job, job.task, "on_execute_callback")
     begin_time()
     result = run()
     if task.post_execute is not None:
-        task.post_execute(context, result)
+        task.post_execute(job.context, result)
     return result
 
 
@@ -6184,6 +6194,7 @@ class _Worker:
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
             return ("begun", _traceback(error), None)
         self._flush()
+        _log_to_stderr()
         self._note_state()
         run.sys_path = list(sys.path)
         return ("begun", None, run.edited)
