@@ -280,6 +280,10 @@ class _Fenced(AlreadyRunning):
     """Another process took this run over; nothing more may be written for it."""
 
 
+class _NothingToResume(AirflowException):
+    """The run has succeeded meanwhile."""
+
+
 class _Empty(DatabaseError):
     """The database has no tables yet."""
 
@@ -4871,12 +4875,10 @@ class _Store:
     def _record_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         self._connection.executemany(
             "INSERT OR REPLACE INTO task_log (task_instance_id, try_number, part, text) "
-            "SELECT id, ?, ?, ? FROM task_instance WHERE id = ? AND try_number >= ? AND "
-            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
-            [
-                (a.try_number, part, text, a.instance.row_id, a.try_number, self.owner)
-                for a, part, text in logs
-            ],
+            "SELECT id, ?1, ?2, ?3 FROM task_instance WHERE id = ?4 AND try_number >= ?1 AND "
+            # A DAG's callbacks print after the run's end, when it has no owner any more.
+            "coalesce((SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id), ?5) = ?5",
+            [(a.try_number, part, text, a.instance.row_id, self.owner) for a, part, text in logs],
         )
 
     def beat(self) -> None:
@@ -4985,13 +4987,19 @@ class _Store:
             waiting,
         )
 
-    def clear(self, run_row: int, task_ids: Iterable[str]) -> None:
-        """Put tasks of a run back to no state, and the run to `queued`."""
+    def clear(
+        self, run_row: int, task_ids: Iterable[str], check: Callable[[_RunRow | None], None]
+    ) -> None:
+        """Put tasks of a run back to no state, and the run to `queued`.
+
+        `check` sees the run under the write lock, and may raise. A max_tries of -1 stands for
+        all the tries that the code gives, which a resume counts from there.
+        """
         with self.transaction():
+            check(self._run_of(run_row))
             for task_id in task_ids:
                 rows = self._connection.execute(
-                    "SELECT id, max(try_number, max_tries) FROM task_instance WHERE "
-                    "dag_run_id = ? AND task_id = ?",
+                    "SELECT id, -1 FROM task_instance WHERE dag_run_id = ? AND task_id = ?",
                     (run_row, task_id),
                 ).fetchall()
                 self.reset_instances([row[0] for row in rows], dict(rows))
@@ -5001,9 +5009,19 @@ class _Store:
                 (run_row,),
             )
 
-    def delete_run(self, run_row: int) -> None:
-        """Delete a run with all that belongs to it, and give the disk space back."""
+    def _run_of(self, run_row: int) -> _RunRow | None:
+        row = self._connection.execute(
+            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE id = ?", (run_row,)
+        ).fetchone()
+        return _RunRow(*row) if row else None
+
+    def delete_run(self, run_row: int, check: Callable[[_RunRow | None], None]) -> None:
+        """Delete a run with all that belongs to it, and give the disk space back.
+
+        `check` sees the run under the write lock, and may raise.
+        """
         with self.transaction():
+            check(self._run_of(run_row))
             self._connection.execute("DELETE FROM dag_run WHERE id = ?", (run_row,))
         # In steps: one large vacuum would write all the pages to the WAL at once.
         with self._explaining():
@@ -5931,20 +5949,20 @@ def _call_back_at_end(job: _Job, name: str, reason: str | None) -> None:
     why the DAG's run ended."""
     context = job.context
     if name.startswith("dag_"):
+        success = name == "dag_on_success_callback"
         context["reason"] = reason
-        context["dag_run"].state = (
-            DagRunState.SUCCESS if name == "dag_on_success_callback" else DagRunState.FAILED
-        )
+        context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
         _call_back(job, job.task.dag, name.removeprefix("dag_"))
         return
-    for state, callback in _CALLBACK_OF.items():
-        if callback == name:
-            context["ti"].state, context["ti"].end_date = state, _utcnow()
     if job.exception is None and reason is not None:
         job.exception = AirflowException(reason)
-    if job.exception is not None and name != "on_skipped_callback":
-        context["exception"] = job.exception
-    _call_back(job, job.task, name)
+    for each in name.split("+"):
+        for state, callback in _CALLBACK_OF.items():
+            if callback == each:
+                context["ti"].state, context["ti"].end_date = state, _utcnow()
+        if job.exception is not None and each != "on_skipped_callback":
+            context["exception"] = job.exception
+        _call_back(job, job.task, each)
 
 
 def _store_result(job: _Job, result: Any) -> dict[str, Any]:
@@ -6182,6 +6200,7 @@ class _Worker:
         run.restore()
         _call_elsewhere(run, message, name, reason, of)
         self._flush()
+        self.terminated = False
         return ("called", self._restore(run))
 
     def _begin(self, token: str, info: dict[str, Any]) -> tuple[Any, ...]:
@@ -6576,7 +6595,7 @@ class _Runner(Protocol):
         """The outcome is committed: let the worker that still holds the attempt run the callbacks
         of this name, if any. False if there is none that does."""
 
-    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
         """Run callbacks where no attempt of theirs is held: (message, name, reason, of)."""
 
     def is_calling(self) -> bool:
@@ -7078,6 +7097,10 @@ class WorkerPool:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
             first = not self._waiting or self._waiting[0] is runner
+            for slot in [slot for slot in self._idle if slot.has_ended()]:
+                self._idle.remove(slot)  # killed while nobody looked: another takes its place
+                self._count -= 1
+                slot.bury()
             if first and self._idle:
                 self._leave_line(runner)
                 return self._idle.pop()
@@ -7185,6 +7208,7 @@ class _SlotRunner:
         self._ended: list[tuple[_Attempt, _Outcome]] = []
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._failed_starts = 0
+        self._found_all = False  # `begin` is over: idle slots may go to other runs
         self.notes: list[str] = []  # what people should be told at the end
         self._info: dict[str, Any] = {}
         self._folder: Path | None = None
@@ -7241,6 +7265,7 @@ class _SlotRunner:
             named.update(slot.answer[2])
         if missing:
             raise UnreachableTask(_unreachable(missing, self._info["key"][0]))
+        self._found_all = True
         return named
 
     def _await(self, slot: _Slot, state: str) -> None:
@@ -7307,13 +7332,7 @@ class _SlotRunner:
             place.attempt = attempt
             self._ended.append((attempt, self._lost(place)))
             return
-        if place.logs_for != self.token:
-            try:
-                self._open_log(place, self._folder)
-            except OSError as error:
-                raise DatabaseError(f"{self._folder} can't be used: {error}") from None
-        assert place.log is not None
-        place.log.begin(attempt.log_parts)
+        self._prepare_log(place, attempt)
         place.attempt, place.state, place.reason = attempt, "busy", None
         place.deadline = None  # its time begins when the worker says that its function starts
         try:
@@ -7321,6 +7340,17 @@ class _SlotRunner:
         except OSError as error:
             place.spoilt = f"the job could not be sent: {error}"
             self._end_job(place, _Outcome(_Status.FAILED, place.spoilt, []))
+
+    def _prepare_log(self, slot: _Slot, attempt: _Attempt) -> None:
+        """Let the slot's output from here be the attempt's."""
+        assert self._folder is not None
+        if slot.logs_for != self.token:
+            try:
+                self._open_log(slot, self._folder)
+            except OSError as error:
+                raise DatabaseError(f"{self._folder} can't be used: {error}") from None
+        assert slot.log is not None
+        slot.log.begin(attempt.log_parts)
 
     def _open_log(self, slot: _Slot, folder: Path) -> None:
         if slot.log is not None:
@@ -7340,7 +7370,7 @@ class _SlotRunner:
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
         # Not while `begin` is asking the first slot for its references.
-        if self._folder is not None and self._pool._is_wanted(self):
+        if self._found_all and self._pool._is_wanted(self):
             self._hand_over()
         ended, self._ended = self._ended, []
         return ended
@@ -7407,6 +7437,7 @@ class _SlotRunner:
         if kind == "called":
             if slot.held is not None and slot.log is not None:
                 self._last_output += [(slot.held, *part) for part in slot.log.take(final=True)]
+                slot.held.log_parts = slot.log.parts
             slot.held, slot.state = None, "idle"
             slot.spoilt = slot.spoilt or message[1]
             return
@@ -7463,8 +7494,9 @@ class _SlotRunner:
                 return True
         return False
 
-    def start_call(self, place: _Slot, call: tuple[Any, ...]) -> None:
-        place.held = None
+    def start_call(self, place: _Slot, attempt: _Attempt, call: tuple[Any, ...]) -> None:
+        self._prepare_log(place, attempt)
+        place.held = attempt
         self._calling(place, ("call", self.token, *call))
 
     def _calling(self, slot: _Slot, message: tuple[Any, ...]) -> None:
@@ -7556,8 +7588,9 @@ class _SlotRunner:
     def output(self) -> list[tuple[_Attempt, int, str]]:
         fresh, self._last_output = self._last_output, []
         for slot in self._held:
-            if slot.attempt is not None and slot.log is not None:
-                fresh += [(slot.attempt, *part) for part in slot.log.take(final=False)]
+            attempt = slot.attempt or slot.held
+            if attempt is not None and slot.log is not None:
+                fresh += [(attempt, *part) for part in slot.log.take(final=False)]
         return fresh
 
     def final_output(self) -> list[tuple[_Attempt, int, str]]:
@@ -7566,7 +7599,7 @@ class _SlotRunner:
 
     def is_talkative(self) -> bool:
         return any(
-            slot.attempt is not None and slot.log is not None and slot.log.is_large()
+            (slot.attempt or slot.held) and slot.log is not None and slot.log.is_large()
             for slot in self._held
         )
 
@@ -7654,7 +7687,8 @@ class _ExecutorRunner:
         self._done: queue.SimpleQueue[tuple[_Attempt, Future[bytes]] | None] = queue.SimpleQueue()
         self._info = b""
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        self._calls: set[Future[bytes]] = set()
+        self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
+        self.notes: list[str] = []
         self._given_up: list[tuple[_Attempt, _Outcome]] = []
 
     @property
@@ -7733,18 +7767,23 @@ class _ExecutorRunner:
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         return name is None
 
-    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
         job = marshal.dumps(("call", self._token, *call))
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
             future = self._executor.submit(_run_remotely, self._token, self._info, job)
-            self._calls.add(future)
+            self._calls[future] = time.monotonic() + _CALLBACK_LIMIT
             future.add_done_callback(self._called)
 
     def _called(self, future: Future[bytes]) -> None:
-        self._calls.discard(future)
+        self._calls.pop(future, None)
         self.wake()
 
     def is_calling(self) -> bool:
+        for future, limit in list(self._calls.items()):
+            if limit < time.monotonic():  # it can't be ended, only waited for no longer
+                future.cancel()
+                self._calls.pop(future, None)
+                self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s")
         return bool(self._calls)
 
     def wake(self) -> None:
@@ -7862,7 +7901,7 @@ class _InProcessRunner:
             _call_back_at_end(job, name, reason)
         return name is None or held is attempt
 
-    def start_call(self, place: Any, call: tuple[Any, ...]) -> None:
+    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
         assert self._run is not None
         _call_elsewhere(self._run, *call)
 
@@ -8017,7 +8056,7 @@ class _RunLoop:
         self._attempts: dict[_Instance, _Attempt] = {}
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
-        self._calls_due: list[tuple[Any, ...]] = []  # those that any worker may run
+        self._calls_due: list[tuple[_Attempt, tuple[Any, ...]]] = []  # those that any may run
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
         self._parked = False  # by what runs in other runs of the DAG
         self._timeout_at = math.inf
@@ -8090,7 +8129,7 @@ class _RunLoop:
             return
         self._runner.want(jobs)
         while self._calls_due and (place := self._runner.claim()) is not None:
-            self._runner.start_call(place, self._calls_due.pop(0))
+            self._runner.start_call(place, *self._calls_due.pop(0))
         now = _iso(_utcnow())
         while ready and (instance := self._plan.take()) is not None:
             ready -= 1
@@ -8131,9 +8170,10 @@ class _RunLoop:
         self._report.changed(instance)
         attempt = _Attempt(instance, now, None)
         self._last[_S.SUCCESS] = attempt
-        for name in ("on_execute_callback", "on_success_callback"):
-            if getattr(instance.node.task, name) is not None:
-                self._calls_due.append((self._message(attempt), name, None, None))
+        names = ("on_execute_callback", "on_success_callback")
+        wanted = [name for name in names if getattr(instance.node.task, name) is not None]
+        if wanted:
+            self._due(attempt, "+".join(wanted), None)
 
     def _record(self) -> bool:
         """Commit the batch; False if the database is locked, and everything has to wait."""
@@ -8152,7 +8192,7 @@ class _RunLoop:
         self._batch = _Batch()
         for attempt, name, reason in self._held:
             if not self._runner.call_back(attempt, name, reason) and name is not None:
-                self._calls_due.append((self._message(attempt), name, reason, None))
+                self._due(attempt, name, reason)
         self._held.clear()
         return True
 
@@ -8322,23 +8362,35 @@ class _RunLoop:
         kept = [row for row in outcome.xcoms if row.key != "return_value"]
         return outcome._replace(xcoms=kept)
 
-    def call_dag(self, state: DagRunState, dead: Sequence[_RunRow]) -> None:
+    def call_dag(self, end: _End, dead: Sequence[_RunRow]) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
-        scheduler died."""
+        scheduler died. A second signal ends them."""
         dag = self._plan.dag
         for row in dead:
             self._call_dag_of(row, dag)
-        name = f"on_{'success' if state is DagRunState.SUCCESS else 'failure'}_callback"
-        last = self._last.get(_S.SUCCESS if state is DagRunState.SUCCESS else _S.FAILED)
-        last = last or next(iter(self._last.values()), None)
-        if getattr(dag, name, None) is not None and last is not None:
-            reason = "success" if state is DagRunState.SUCCESS else "task_failure"
+        success = end.state is DagRunState.SUCCESS
+        name = f"on_{'success' if success else 'failure'}_callback"
+        if getattr(dag, name, None) is not None and self._plan.nodes:
+            last = self._last.get(_S.SUCCESS if success else _S.FAILED)
+            last = last or next(iter(self._last.values()), None)
+            last = last or _Attempt(self._plan.nodes[0].instances[0], "", None)
+            reason = "success" if success else end.reason or "task_failure"
             if self._plan.timed_out:
-                reason = "timed_out"
-            self._calls_due.append((self._message(last), f"dag_{name}", reason, None))
-        while (self._calls_due or self._runner.is_calling()) and not self._stops.told():
+                reason = "timed_out"  # Airflow's word
+            self._due(last, f"dag_{name}", reason)
+        told = len(self._stops.signals.caught)
+        while self._calls_due or self._runner.is_calling():
             self._choose(0)
             self._runner.wait(0.5)
+            if len(self._stops.signals.caught) > max(told, 1):
+                break
+        self._batch.logs += self._runner.final_output()
+        with contextlib.suppress(_Busy):  # what callbacks printed is no result
+            self._store.record(self._batch)
+
+    def _due(self, attempt: _Attempt, name: str, reason: str | None, of: Any = None) -> None:
+        """Callbacks that any worker may run."""
+        self._calls_due.append((attempt, (self._message(attempt), name, reason, of)))
 
     def _call_dag_of(self, row: _RunRow, dag: Dag) -> None:
         if getattr(dag, "on_failure_callback", None) is None or not self._plan.nodes:
@@ -8352,8 +8404,7 @@ class _RunLoop:
         }
         instance = self._plan.nodes[0].instances[0]
         attempt = _Attempt(instance, row.start_date or "", None)
-        call = (self._message(attempt), "dag_on_failure_callback", "its scheduler died", of)
-        self._calls_due.append(call)
+        self._due(attempt, "dag_on_failure_callback", "its scheduler died", of)
 
     def _take_unasked(self) -> None:
         """Attempts that somebody told to end: if the run is being stopped too, they count as
@@ -8587,8 +8638,7 @@ def _execute(
         runner.launch()
     opened = _look_ahead(request)
     if opened.recorded is not None and opened.recorded.state == "success":
-        report.tell(f"run {opened.run_id} of DAG {dag.dag_id!r} is a success: nothing to resume")
-        return _read_run(path, dag.dag_id, opened.run_id)
+        return _nothing_to_resume(request, opened, report)
     info = _run_info(request, opened)
     calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
     _check_before_run(path)
@@ -8620,7 +8670,9 @@ def _execute(
                 runner.open_logs(folder, store.run_row)
                 loop = _RunLoop(plan, store, runner, complete, report, stops, folder)
                 end.reason = loop.drive()
-            loop.call_dag(end.state, dead)
+            loop.call_dag(end, dead)
+    except _NothingToResume:
+        return _nothing_to_resume(request, opened, report)
     finally:
         _active_runs.discard(token)
         store.close()
@@ -8629,6 +8681,12 @@ def _execute(
         report.tell(note)
     report.ended(found)
     return found
+
+
+def _nothing_to_resume(request: _Request, opened: _Opened, report: _Report) -> DagRun:
+    dag_id = request.dag.dag_id
+    report.tell(f"run {opened.run_id} of DAG {dag_id!r} is a success: nothing to resume")
+    return _read_run(request.path, dag_id, opened.run_id)
 
 
 class _End:
@@ -8765,6 +8823,12 @@ def _open_run(
     DAG's runs that were found dead."""
     dag = request.dag
     with store.transaction():
+        if opened.recorded is not None:
+            row = store.find_run(dag.dag_id, opened.run_id)
+            if row is None or row.id != opened.recorded.id:
+                raise RunNotFound(f"run {opened.run_id!r} of DAG {dag.dag_id!r} was deleted")
+            if row.state == "success":
+                raise _NothingToResume
         dead = _make_way(store, dag, opened, report)
         if opened.recorded is None:
             if store.find_run(dag.dag_id, opened.run_id) is not None:
@@ -8871,11 +8935,11 @@ def _fit_rows(
 
 def _fresh_max_tries(task: BaseOperator, state: str | None, tries: int, max_tries: int) -> int:
     """The tries that an instance has in a resume, as the number of its last possible retry."""
-    if state == "failed":
+    if state == "failed" or max_tries < 0:
         return tries + task.retries  # fresh tries, as when Airflow clears it
     if state == "running":
         return max_tries + 1  # its scheduler died: that used up none
-    # Cleared after a success, or never run: all its tries; else what an orderly end left of them.
+    # Never run: all its tries; else what an orderly end left of them.
     return max(max_tries, task.retries) if tries == 0 else max_tries
 
 
@@ -8918,25 +8982,30 @@ def _run_folder(path: Path, token: str) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    prefix = f"{path.name}-run-"
+    """Remove the folders of runs whose owner is dead, and those half made or half removed."""
+    pattern = re.compile(re.escape(path.name) + r"-(run|new)-(\w+)")
     with os.scandir(path.parent) as entries:
-        left = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
-    for folder in left:
-        token = folder.name.removeprefix(prefix)
+        left = [(Path(entry.path), pattern.fullmatch(entry.name)) for entry in entries]
+    for folder, match in left:
+        if match is None:
+            continue
         try:
-            owner = (folder / "owner").read_text()
-            beat = _datetime.datetime.fromtimestamp(
-                (folder / "owner").stat().st_mtime, _datetime.UTC
-            )
+            owner = (folder / "owner").read_text() if match[1] == "run" else ""
+        except OSError:
+            owner = ""
+        try:
+            touched = ((folder / "owner") if owner else folder).stat().st_mtime
         except OSError:
             continue
-        if not _owner_lives(owner, token, beat.isoformat()):
+        beat = _datetime.datetime.fromtimestamp(touched, _datetime.UTC).isoformat()
+        if not _owner_lives(owner, match[2], beat):
             _remove_folder(folder)
 
 
 def _remove_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        for file in list(folder.iterdir()):
+        # The owner's file last: it says whose the rest is.
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
             with contextlib.suppress(OSError):
                 file.unlink()
         folder.rmdir()
@@ -9219,31 +9288,27 @@ class DagRun:
                 )
         chosen = _with_downstream(known, wanted) if downstream else set(wanted)
         chosen |= _scopes_of(known, chosen)
-        with self._ours("clear") as (store, row):
-            _until_unlocked(self.db_path, lambda: store.clear(row.id, chosen))
+        self._write(lambda store: store.clear(self._row.id, chosen, self._refuse_live))
         self.refresh()
         return [task_id for task_id in known if task_id in chosen]
 
-    @contextlib.contextmanager
-    def _ours(self, verb: str) -> Iterator[tuple[_Store, _RunRow]]:
-        """The store and the row of this run, which nobody works on. Raises AlreadyRunning."""
+    def _write(self, act: Callable[[_Store], None]) -> None:
         store = _Store(self.db_path)
         try:
-            row = store.find_run(self.dag_id, self.run_id)
-            if row is None:
-                raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
-            if row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat):
-                raise AlreadyRunning(
-                    f"run {self.run_id!r} is running: {_whose(row)}; stop it before you {verb} it"
-                )
-            yield store, row
+            _until_unlocked(self.db_path, lambda: act(store))
         finally:
             store.close()
 
+    def _refuse_live(self, row: _RunRow | None) -> None:
+        """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
+        if row is None or row.run_id != self.run_id:
+            raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
+        if row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat):
+            raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
+
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs. Raises AlreadyRunning."""
-        with self._ours("delete") as (store, row):
-            _until_unlocked(self.db_path, lambda: store.delete_run(row.id))
+        self._write(lambda store: store.delete_run(self._row.id, self._refuse_live))
 
     def __repr__(self) -> str:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"

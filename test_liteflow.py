@@ -2904,6 +2904,36 @@ class CallbacksTest(Case):
         ]
         self.assertTrue(told[0].startswith("dag its scheduler died"), told)
 
+    def test_exits_and_stops_do_not_keep_callbacks_from_being_called(self):
+        module = self.module(
+            """
+            def note(word):
+                def callback(context):
+                    with open(os.environ["CASE_DIR"] + "/notes", "a") as f: f.write(f"{word} {context.get('reason')}" + chr(10))
+                return callback
+            def leaves(context): print("leaving"); sys.exit(3)
+            with DAG("exits", on_failure_callback=note("dag")) as dag:
+                @task(on_execute_callback=leaves, on_success_callback=[leaves, note("after")])
+                def f(): return 1
+                @task
+                def long(): (Path(os.environ["CASE_DIR"]) / "long").touch(); time.sleep(60)
+                f() >> long()
+                EmptyOperator(task_id="e", on_execute_callback=note("e1"), on_success_callback=note("e2"))
+            """
+        )
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            running = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
+            self.assertTrue(wait_until((self.folder / "long").exists))
+            stop.set()
+            run = running.result(timeout=30)
+        self.assertEqual(self.states(run), {"f": "success", "long": None, "e": "success"})
+        notes = (self.folder / "notes").read_text().splitlines()
+        self.assertEqual(set(notes), {"after None", "e1 None", "e2 None", "dag stopped"})
+        self.assertLess(notes.index("e1 None"), notes.index("e2 None"))
+        self.assertEqual(run.log("f").splitlines().count("leaving"), 2)
+        self.assertIn("called sys.exit(3)", run.log("f"))
+
     def test_hooks(self):
         run = self.run_flow(
             """
@@ -2999,6 +3029,45 @@ class ClearingTest(Case):
             u, d = up(), down()
             u >> [w := c.override(task_id="inside")(1)] >> d; u >> d
     """
+
+    def test_a_cleared_task_gets_fresh_tries(self):
+        source = """
+            with DAG("fresh") as dag:
+                @task(retries=2)
+                def f(): raise ValueError
+                f()
+        """
+        run = self.run_flow(source)
+        for tries in (3, 6, 9):
+            ti = run.get_task_instance("f")
+            self.assertEqual((ti.try_number, ti.max_tries), (tries, tries - 1))
+            run.clear("f")
+            run = self.run_flow(source, resume=True)
+
+    def test_a_live_run_is_not_cleared_even_if_it_begins_just_now(self):
+        run = self.run_flow(self.SOURCE)
+        real = liteflow._Store.transaction
+
+        @contextlib.contextmanager
+        def late(store):
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute(
+                    "UPDATE dag_run SET state = 'running', owner = 'x', owner_process = ?",
+                    (liteflow._this_process(),),
+                )
+            with real(store):
+                yield
+
+        liteflow._active_runs.add("x")
+        self.addCleanup(liteflow._active_runs.discard, "x")
+        for act in (lambda: run.clear("b"), run.delete):
+            liteflow._Store.transaction = late
+            try:
+                with self.assertRaises(liteflow.AlreadyRunning):
+                    act()
+            finally:
+                liteflow._Store.transaction = real
+        self.assertEqual(self.query("SELECT owner, state FROM dag_run"), [("x", "running")])
 
     def test_clear_and_resume_run_just_these_again(self):
         run = self.run_flow(self.SOURCE)
@@ -3248,6 +3317,30 @@ class RunnersTest(Case):
             module.short.run(db_path=self.db, executor=one)
             self.assertLess(len(list(self.folder.glob("long-*"))), 300)
             self.assertEqual(long.result().state, "success")
+
+    def test_a_run_that_waits_gives_its_slots_back(self):
+        module = self.module(
+            """
+            with DAG("waits", max_active_runs=1) as dag:
+                @task
+                def f(x): time.sleep(0.2); return x
+                f(f(f(1)))
+            """
+        )
+        with WorkerPool(1) as one, concurrent.futures.ThreadPoolExecutor(2) as threads:
+            runs = [
+                threads.submit(module.dag.run, db_path=self.db, executor=one, wait=True)
+                for _ in range(2)
+            ]
+            self.assertEqual([run.result(timeout=30).state for run in runs], ["success"] * 2)
+
+    def test_an_idle_worker_that_was_killed_is_replaced(self):
+        module = self.module("with DAG('d') as dag:\n    task(task_id='a')(os.getpid)()\n")
+        with WorkerPool(1) as one:
+            pid = module.dag.run(db_path=self.db, executor=one).xcom_pull("a")
+            os.kill(pid, signal.SIGKILL)
+            self.assertTrue(wait_until(lambda: not alive(pid)))
+            self.assertEqual(module.dag.run(db_path=self.db, executor=one).state, "success")
 
     def test_a_pool_that_is_shut_down_takes_no_run(self):
         module = self.module("with DAG('d') as dag:\n    task(print)('x')\n")
