@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import py_compile
 import random
 import re
 import shutil
@@ -73,6 +74,20 @@ def pool() -> WorkerPool:
     return _pool
 
 
+def setUpModule() -> None:
+    # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process would compile it anew.
+    py_compile.compile(str(HERE / "liteflow.py"))
+
+
+def copy_liteflow(folder: Path) -> None:
+    """A user's copy of the module, with its bytecode."""
+    if not (folder / "liteflow.py").exists():
+        shutil.copy2(HERE / "liteflow.py", folder)
+        compiled = Path(importlib.util.cache_from_source(str(folder / "liteflow.py")))
+        compiled.parent.mkdir(exist_ok=True)
+        shutil.copy2(importlib.util.cache_from_source(str(HERE / "liteflow.py")), compiled)
+
+
 def tearDownModule() -> None:
     if _pool is not None:
         _pool.shutdown()
@@ -92,6 +107,14 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def recorded_runs(dag_id, path):
+    """A DAG's runs; none while the database is missing or just being made."""
+    try:
+        return Dag(dag_id).runs(path)
+    except DatabaseError:
+        return []
 
 
 class Case(unittest.TestCase):
@@ -137,8 +160,7 @@ class Case(unittest.TestCase):
 
     def script(self, source: str, name: str = "my_flow.py") -> Path:
         """A script with this source in the test's folder, beside a copy of liteflow.py."""
-        if not (self.folder / "liteflow.py").exists():
-            shutil.copy(HERE / "liteflow.py", self.folder)
+        copy_liteflow(self.folder)
         path = self.folder / name
         path.write_text(textwrap.dedent(source))
         return path
@@ -172,8 +194,7 @@ class Case(unittest.TestCase):
 
     def cli(self, *argv, **options) -> subprocess.CompletedProcess:
         """`python3 -m liteflow ...` in the test's folder."""
-        if not (self.folder / "liteflow.py").exists():
-            shutil.copy(HERE / "liteflow.py", self.folder)
+        copy_liteflow(self.folder)
         return self.python("-m", "liteflow", *argv, **options)
 
     def states(self, run) -> dict:
@@ -4363,10 +4384,7 @@ class Promise2Test(Case):
         return kills
 
     def has_run(self):
-        try:
-            return bool(Dag("killed").runs(self.folder / "liteflow.db"))
-        except DatabaseError:
-            return False
+        return bool(recorded_runs("killed", self.folder / "liteflow.db"))
 
     def test_kills_at_random(self):
         self.script(self.SCRIPT)
@@ -4538,7 +4556,7 @@ class Promise2Test(Case):
         )
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             run = threads.submit(module.dag.run, db_path=self.db, executor=pool())
-            self.assertTrue(wait_until(lambda: self.db.exists() and Dag("s").runs(self.db)[:1]))
+            self.assertTrue(wait_until(lambda: recorded_runs("s", self.db)))
             done = self.cli("stop", "s", "--db", self.db)
             self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
         self.assertEqual(self.cli("stop", "s", "--db", self.db).returncode, 2)
@@ -5421,7 +5439,7 @@ class ReadmeTest(Case):
                 self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_the_first_command_works_in_an_empty_folder(self):
-        shutil.copy(HERE / "liteflow.py", self.folder)
+        copy_liteflow(self.folder)
         first = self.blocks("sh")[0].replace("python3", sys.executable)
         done = subprocess.run(
             first,
