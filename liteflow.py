@@ -292,7 +292,14 @@ class _Busy(Exception):
     """Somebody else holds the database's write lock; try again."""
 
 
-class TaskInstanceState(str, enum.Enum):
+class _Name(str, enum.Enum):
+    """An enum whose members are, and are shown as, their Airflow names."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class TaskInstanceState(_Name):
     """States of a task instance; one without a state yet has None (Airflow's names)."""
 
     RUNNING = "running"
@@ -304,11 +311,8 @@ class TaskInstanceState(str, enum.Enum):
     UP_FOR_RESCHEDULE = "up_for_reschedule"
     REMOVED = "removed"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class DagRunState(str, enum.Enum):
+class DagRunState(_Name):
     """States of a run (Airflow's names)."""
 
     QUEUED = "queued"
@@ -316,11 +320,8 @@ class DagRunState(str, enum.Enum):
     SUCCESS = "success"
     FAILED = "failed"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class TriggerRule(str, enum.Enum):
+class TriggerRule(_Name):
     """When a task runs, by the states of the tasks it waits for (Airflow's names and meanings)."""
 
     ALL_SUCCESS = "all_success"
@@ -337,19 +338,13 @@ class TriggerRule(str, enum.Enum):
     ALWAYS = "always"
     ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class WeightRule(str, enum.Enum):
+class WeightRule(_Name):
     """Whose priority weights add to a task's own (Airflow's names)."""
 
     DOWNSTREAM = "downstream"
     UPSTREAM = "upstream"
     ABSOLUTE = "absolute"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _S = TaskInstanceState
@@ -798,8 +793,6 @@ class TaskGroup(_Dependency):
         self.children: list[BaseOperator] = []
         self._expand: _ExpandInput | None = None
         self._tokens: list[contextvars.Token[TaskGroup | None]] = []
-        self._before: list[BaseOperator] = []
-        self._after: list[BaseOperator] = []
 
     def child_id(self, label: str) -> str:
         """The id of a member with this label."""
