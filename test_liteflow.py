@@ -121,7 +121,7 @@ class Case(unittest.TestCase):
     """A test with a folder of its own, which leaves nothing behind."""
 
     def setUp(self) -> None:
-        faulthandler.dump_traceback_later(LIMIT, exit=True)
+        faulthandler.dump_traceback_later(LIMIT * (30 if SOAK else 1), exit=True)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self.folder = Path(tempfile.mkdtemp(prefix="liteflow-test-"))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -4393,7 +4393,7 @@ class Promise2Test(Case):
         for what, wanted in (("scheduler", 300 if SOAK else 6), ("worker", 300 if SOAK else 3)):
             kills = rounds = 0
             while kills < wanted and rounds < 20 + wanted * 3:
-                faulthandler.dump_traceback_later(LIMIT, exit=True)
+                faulthandler.dump_traceback_later(LIMIT, exit=True)  # of each round
                 with self.subTest(seed=seed, what=what, kills=kills):
                     kills += self.round(rng, what)
                 rounds += 1
