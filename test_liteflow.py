@@ -207,6 +207,26 @@ class Case(unittest.TestCase):
     def values(self, run) -> dict:
         return {(x.task_id, x.key): x.value for x in run.xcoms()}
 
+    def started_attempt(self):
+        """A store, and an attempt that it holds as running."""
+        with DAG("d") as d:
+            task(sample)(1)
+        store = liteflow._Store(self.db)
+        self.addCleanup(store.close)
+        plan = liteflow._Plan(d)
+        plan.settle(0)
+        instance = plan.take()
+        with store.transaction():
+            store.create_run(d, "r", None, "{}")
+            store.claim_run(store.run_row, "me", "{}")
+            store.add_instances(plan.instances())
+        plan.start(instance)
+        attempt = liteflow._Attempt(instance, "2024-01-01T00:00:00+00:00", 1)
+        batch = liteflow._Batch()
+        batch.started.append(attempt)
+        store.record(batch)
+        return store, attempt
+
     def query(self, sql: str, *values):
         with contextlib.closing(sqlite3.connect(self.db)) as connection:
             return connection.execute(sql, values).fetchall()
@@ -1400,22 +1420,7 @@ class StoreTest(StoreCase):
             run.delete()
 
     def test_a_late_outcome_of_a_lost_attempt_is_refused(self):
-        with DAG("d") as d:
-            task(sample)(1)
-        store = liteflow._Store(self.db)
-        self.addCleanup(store.close)
-        plan = liteflow._Plan(d)
-        plan.settle(0)
-        instance = plan.take()
-        with store.transaction():
-            store.create_run(d, "r", None, "{}")
-            store.claim_run(store.run_row, "me", "{}")
-            store.add_instances(plan.instances())
-        plan.start(instance)
-        attempt = liteflow._Attempt(instance, "2024-01-01T00:00:00+00:00", 1)
-        batch = liteflow._Batch()
-        batch.started.append(attempt)
-        store.record(batch)
+        store, attempt = self.started_attempt()
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:
             other.execute("UPDATE dag_run SET owner = 'another'")
         late = liteflow._Batch()
@@ -4244,25 +4249,10 @@ class Promise1Test(Case):
         self.assertEqual(self.python("my_flow.py").stdout, "running success running\n")
 
     def test_every_update_carries_owner_and_attempt(self):
-        with DAG("d") as d:
-            task(sample)(1)
         for owner, tries in (("another", 1), ("me", 7)):
             with self.subTest(owner=owner, tries=tries):
                 self.db.unlink(missing_ok=True)
-                store = liteflow._Store(self.db)
-                self.addCleanup(store.close)
-                plan = liteflow._Plan(d)
-                plan.settle(0)
-                instance = plan.take()
-                with store.transaction():
-                    store.create_run(d, "r", None, "{}")
-                    store.claim_run(store.run_row, "me", "{}")
-                    store.add_instances(plan.instances())
-                plan.start(instance)
-                attempt = liteflow._Attempt(instance, "2024-01-01T00:00:00+00:00", 1)
-                batch = liteflow._Batch()
-                batch.started.append(attempt)
-                store.record(batch)
+                store, attempt = self.started_attempt()
                 store.owner, attempt.try_number = owner, tries
                 done = liteflow._Finished(attempt, TaskInstanceState.SUCCESS, "2024", None, [])
                 for name, event in (
