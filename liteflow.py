@@ -3485,6 +3485,9 @@ class _Status(enum.Enum):
     RESCHEDULE = "reschedule"  # a sensor gives its worker back for a while
 
 
+_STATUSES = {status.value: status for status in _Status}  # looked up faster than made
+
+
 # --- Plan: the machine ----------------------------------------------------------------------------
 
 _HESITATION = 1.0  # seconds; see _Plan._hesitates
@@ -3827,6 +3830,13 @@ class _Plan:
         """An EmptyOperator's instance, which needs no worker, succeeds."""
         instance.try_number += 1
         self._end(instance, _S.SUCCESS)
+
+    def withdraw(self, instance: _Instance) -> None:
+        """The instance's first attempt did not start after all: it may again."""
+        self._leave(instance)
+        instance.try_number = 0
+        instance.move(None)
+        self._enqueue(instance)
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
@@ -4240,6 +4250,7 @@ class _Finished(NamedTuple):
     error: str | None
     xcoms: Sequence[_XComRow]
     items: Sequence[bytes] = ()
+    began: str | None = None  # where it had been recorded as started before it could start
 
 
 class _Batch:
@@ -4250,6 +4261,7 @@ class _Batch:
         self.marked: list[_Instance] = []
         self.started: list[_Attempt] = []
         self.interrupted: list[tuple[_Attempt, str, str]] = []  # attempt, when, why
+        self.withdrawn: list[_Attempt] = []  # first attempts that did not start after all
         self.logs: list[tuple[_Attempt, int, str]] = []
         self.expanded: list[_Node] = []
         self.passed: list[tuple[_Instance, str]] = []  # needed no worker: when
@@ -4283,6 +4295,11 @@ _RUN_COLUMNS = "dag_run.id, " + ", ".join(
 
 def _iso(moment: _datetime.datetime) -> str:
     return _aware(moment).isoformat(timespec="microseconds")
+
+
+def _iso_of(seconds: float) -> str:
+    """A time of time.time()."""
+    return _iso(_datetime.datetime.fromtimestamp(seconds, _datetime.UTC))
 
 
 def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
@@ -4742,6 +4759,7 @@ class _Store:
             if batch.logs:
                 self._record_logs(batch.logs)
             self._record_interrupted(batch.interrupted)
+            self._record_withdrawn(batch.withdrawn)
             for node in batch.expanded:
                 self._record_expanded(node)
             self._record_passed(batch.passed)
@@ -4754,10 +4772,12 @@ class _Store:
             return
         many = self._connection.executemany
         done = many(
-            f"UPDATE task_instance SET state = ?, end_date = ?, error = ?, lost = 0 {_IF_OURS}",
+            "UPDATE task_instance SET state = ?, start_date = coalesce(?, start_date), "
+            f"end_date = ?, error = ?, lost = 0 {_IF_OURS}",
             [
                 (
                     f.state.value,
+                    f.began,
                     f.ended,
                     f.error,
                     f.attempt.instance.row_id,
@@ -4827,6 +4847,16 @@ class _Store:
                 (row_id, attempt.try_number, self.owner),
             )
             self._expect(1, done.rowcount)
+
+    def _record_withdrawn(self, withdrawn: Sequence[_Attempt]) -> None:
+        if not withdrawn:
+            return
+        done = self._connection.executemany(
+            f"UPDATE task_instance SET state = NULL, try_number = 0, start_date = NULL, pid = NULL "
+            f"{_IF_OURS}",
+            [(a.instance.row_id, a.try_number, self.owner) for a in withdrawn],
+        )
+        self._expect(len(withdrawn), done.rowcount)
 
     def _record_marked(self, marked: Sequence[_Instance]) -> None:
         if not marked:
@@ -5263,9 +5293,18 @@ def _load(data: bytes, script: str | None = None) -> Any:
 
     Raises AttributeError or ModuleNotFoundError that names the class and the script it is in.
     """
+    unpickler = _unpickler()(io.BytesIO(data))
+    unpickler.script = script
+    return unpickler.load()
+
+
+@functools.cache
+def _unpickler() -> Any:
     import pickle
 
     class Unpickler(pickle.Unpickler):
+        script: str | None = None
+
         def find_class(self, module: str, name: str) -> Any:
             module = _module_name(module)
             try:
@@ -5273,13 +5312,13 @@ def _load(data: bytes, script: str | None = None) -> Any:
             except (AttributeError, ModuleNotFoundError) as error:
                 if module != "__main__":
                     raise
-                where = script or "the script that stored the value"
+                where = self.script or "the script that stored the value"
                 raise AttributeError(
                     f"the value is of class {name!r} of {where}, which is not the running "
                     "script: read it there, or define the class in a module of its own"
                 ) from error
 
-    return Unpickler(io.BytesIO(data)).load()
+    return Unpickler
 
 
 class _Call(NamedTuple):
@@ -5415,6 +5454,7 @@ def _preview(value: Any) -> str:
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a pipe takes that much at once, more goes through a file
+_INLINE = 16 * 1024  # bytes of a value that travel with a job, of output with its outcome
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
@@ -6076,15 +6116,76 @@ def _traceback(error: BaseException) -> str:
 # --- Worker: the process --------------------------------------------------------------------------
 
 
-class _Worker:
-    """A worker process: serves the jobs that come over its pipe, one at a time."""
+_LINGER = 150e-6  # seconds; see _linger
+_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+
+
+class _Inbox:
+    """Messages from a pipe: four bytes of length, as multiprocessing frames them, then marshal."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+
+    def fill(self) -> int:
+        """Read what there is, waiting for something; how many bytes, 0 at the pipe's end."""
+        if _WINDOWS:
+            data = self._connection.recv_bytes()
+            data = len(data).to_bytes(4, "big") + data
+        else:
+            data = os.read(self._connection.fileno(), _MESSAGE_LIMIT)
+        self._buffer += data
+        return len(data)
+
+    def take(self) -> tuple[Any, ...] | None:
+        """The next message that is there as a whole."""
+        if len(self._buffer) < 4:
+            return None
+        end = 4 + int.from_bytes(self._buffer[:4], "big")
+        if len(self._buffer) < end:
+            return None
+        message: tuple[Any, ...] = marshal.loads(self._buffer[4:end])
+        del self._buffer[:end]
+        return _take_message(message[1]) if message[0] == "file" else message
+
+
+def _framed(data: bytes) -> bytes:
+    """A message as `_Inbox` reads it."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def _linger(is_there: Callable[[], object]) -> None:
+    """Look for a moment, leaving the CPU to whoever wants it, before going to sleep.
+
+    To be woken takes some 20 µs, which is longer than a quick job's message is on its way.
+    """
+    pause = getattr(os, "sched_yield", None)
+    if pause is None:
+        return
+    until = time.perf_counter() + _LINGER
+    while not is_there() and time.perf_counter() < until:
+        pause()
+
+
+class _Worker:
+    """A worker process: serves the jobs that come over its pipe, one at a time.
+
+    Some come ahead, while another runs. Each of those may start if there is a token for it in
+    the pipe `tokens`: the scheduler, which can read it too, may have taken it away.
+    """
+
+    def __init__(self, connection: Connection, tokens: Connection | None = None) -> None:
         self.connection = connection
+        self.tokens = tokens
+        self.inbox = _Inbox(connection)
+        self.barred = False  # no job that came ahead may start before the next that did not
+        self.quick = False  # the last job was
         self.pid = os.getpid()
         self.runs: dict[str, _WorkerRun] = {}
         self.folder: str | None = None
         self.log: str | None = None
+        self.log_file = -1
+        self.log_start = 0  # of the job's output in the log
         self.deadline: float | None = None
         self.timeout: float | None = None
         self.in_task = False
@@ -6092,7 +6193,7 @@ class _Worker:
         self.files = 0
         self.last: _Job | None = None
         self._threads = 0
-        self._stdio: tuple[Any, Any] = (None, None)
+        self._stdio: tuple[Any, ...] = (None, None)
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
@@ -6122,22 +6223,24 @@ class _Worker:
         self._limits = _resource_limits()
         if hasattr(signal, "pthread_sigmask"):
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        self._handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+        self._handlers = {number: _getsignal(number) for number in _WATCHED_SIGNALS}
         self._logging = (list(logging.root.handlers), logging.root.level)
+        self._children = _used_by_children()
 
     def serve(self) -> None:
         """Answer messages until the scheduler closes the pipe."""
-        self.connection.send_bytes(marshal.dumps(("ready", os.getpid())))
-        while True:
-            try:
-                message = marshal.loads(self.connection.recv_bytes())
-            except (EOFError, OSError):
-                return
-            if message[0] == "file":
-                message = _take_message(message[1])
-            answer = self._answer(message)
-            if answer is not None:
-                self._send(answer)
+        self._send(("ready", os.getpid()))
+        with contextlib.suppress(EOFError, OSError):  # the scheduler is gone, and we soon are
+            while True:
+                message = self.inbox.take()
+                if message is None:
+                    if self.quick:
+                        _linger(lambda: self.connection.poll(0))
+                        self.quick = False
+                    if not self.inbox.fill():
+                        return
+                elif (answer := self._answer(message)) is not None:
+                    self._send(answer)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         data = marshal.dumps(message)
@@ -6149,10 +6252,11 @@ class _Worker:
                 data = marshal.dumps(("file", path))
             except OSError as error:  # a full disk, or a limit that the task has set
                 why = f"the task's outcome could not be handed over: {error}"
-                self.last = None
-                data = marshal.dumps(("done", "failed", why, [], {}, False, why, False))
-        with contextlib.suppress(OSError):  # the scheduler is gone, and we soon are
-            self.connection.send_bytes(data)
+                self.last, self.barred = None, True
+                data = marshal.dumps(
+                    ("done", "failed", why, [], {}, False, why, False, *message[-4:])
+                )
+        self.connection.send_bytes(data)
 
     def _answer(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
         kind = message[0]
@@ -6164,7 +6268,7 @@ class _Worker:
             _, token, path, run_row = message
             self.runs[token].info["run_row"] = run_row
             self.folder, self.log = os.path.dirname(path), path
-            _redirect_output(path)
+            self._renew_output()
             return None
         if kind == "end":
             self.runs.pop(message[1], None)
@@ -6173,7 +6277,21 @@ class _Worker:
             return self._call_back(message[1], message[2])
         if kind == "call":
             return self._call(*message[1:])
+        if kind == "ahead":
+            return self._run(message) if self._may_start() else None
+        self.barred = False
+        self.log_start = os.lseek(self.log_file, 0, os.SEEK_END)
         return self._run(message)
+
+    def _may_start(self) -> bool:
+        """Whether the job that came ahead still has its token."""
+        if self.barred or self.tokens is None:
+            return False
+        try:
+            return bool(os.read(self.tokens.fileno(), 1))
+        except BlockingIOError:
+            self.barred = True
+            return False
 
     def _call_back(self, name: str | None, reason: str | None) -> tuple[Any, ...]:
         """The outcome of the last job is committed: its callbacks, if there are any."""
@@ -6212,6 +6330,7 @@ class _Worker:
         return ("begun", None, run.edited)
 
     def _run(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
+        start, clock = time.time(), time.perf_counter()
         run = self.runs[message[1]]
         run.restore()
         os.umask(self._umask)
@@ -6225,10 +6344,30 @@ class _Worker:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
         terminated, self.terminated = self.terminated, False
+        took = time.perf_counter() - clock
+        end, output = self._own_output()
+        self.barred = terminated or output is None
+        self.quick = took < _QUICK
         if message[-1].get("holds") and outcome[0] != "reschedule":
             self.last = job  # for its callbacks, once the outcome is committed
-            return ("done", *outcome, terminated, None, True)
-        return ("done", *outcome, terminated, self._restore(run), False)
+            return ("done", *outcome, terminated, None, True, start, took, end, None)
+        spoilt = self._restore(run)
+        self.barred = self.barred or spoilt is not None
+        self.log_start = end
+        return ("done", *outcome, terminated, spoilt, False, start, took, end, output)
+
+    def _own_output(self) -> tuple[int, bytes | None]:
+        """Where the job's output ends in the log, and the output, unless it is long."""
+        try:
+            end = os.lseek(self.log_file, 0, os.SEEK_END)
+            start = self.log_start if self.log_start <= end else 0  # the task cut the file
+            if end == start:
+                return end, b""
+            if end - start > _INLINE or not hasattr(os, "pread"):
+                return end, None
+            return end, os.pread(self.log_file, end - start, start)
+        except OSError:  # the task has closed it
+            return 0, None
 
     def _begin_time(self) -> None:
         """The task's own code starts: its time runs, here first, then for the scheduler."""
@@ -6262,7 +6401,10 @@ class _Worker:
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
 
     def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, *self._stdio):
+        streams = self._stdio
+        if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+            streams = (sys.stdout, sys.stderr, *streams)
+        for stream in streams:
             with contextlib.suppress(Exception):  # a task may have put anything there
                 stream.flush()
 
@@ -6282,13 +6424,12 @@ class _Worker:
             self._open_streams()
         if sys.path != run.sys_path:
             sys.path[:] = run.sys_path
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._on_term)
         if sys.getrecursionlimit() != self._recursion:
             sys.setrecursionlimit(self._recursion)
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) is not handler:
+            if _getsignal(number) is not handler:
                 signal.signal(number, handler)
+                self._children = None
         if hasattr(signal, "setitimer") and hasattr(signal, "pthread_sigmask"):
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -6301,9 +6442,28 @@ class _Worker:
             return "the task left a thread"
         if _resource_limits() != self._limits:
             return "the task changed a resource limit"
-        if not self._renew_output():
-            return "the task left a process that holds its output, or closed it"
-        return "the task left a child process" if _has_living_child() else None
+        if _has_living_child():
+            return "the task left a child process"
+        # A child that is gone has been waited for by now, and shows in what those have used; the
+        # kernel does not count them where SIGCHLD was ignored.
+        used = _used_by_children()
+        if used == self._children is not None:
+            return None if self._keep_output() else "the task closed its output"
+        self._children = used
+        held = self._renew_output()
+        return None if held else "the task left a process that holds its output, or closed it"
+
+    def _keep_output(self) -> bool:
+        """Let descriptors 1 and 2 be the log again, whatever the task has made of them."""
+        if self.log is None:
+            return True
+        try:
+            os.fstat(1), os.fstat(2)
+            os.dup2(self.log_file, 1)
+            os.dup2(self.log_file, 2)
+        except OSError:
+            return False
+        return True
 
     def _renew_output(self) -> bool:
         """Write to the log through a new description of the file; False if another process still
@@ -6311,7 +6471,10 @@ class _Worker:
         if self.log is None:
             return True
         try:
-            return _redirect_output(self.log)
+            if self.log_file >= 0:
+                os.close(self.log_file)
+            self.log_file = _redirect_output(self.log)
+            return _locked(self.log_file)
         except OSError:
             return False
 
@@ -6361,24 +6524,22 @@ def _take_message(path: str) -> tuple[Any, ...]:
     return message
 
 
-def _redirect_output(path: str) -> bool:
+def _redirect_output(path: str) -> int:
     """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included.
 
-    Returns whether nobody holds an older description of the file: each is locked by its owner,
-    and a lock goes when the last copy of its descriptor is closed.
+    Returns a third that is the same. Raises OSError.
     """
-    log = os.open(path, os.O_WRONLY | os.O_APPEND)
-    if log <= 2:  # the task has closed a standard descriptor
-        return False
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        return _locked(log)
-    finally:
-        os.close(log)
+    log = os.open(path, os.O_RDWR | os.O_APPEND)
+    if log <= 2:
+        raise OSError("a standard descriptor is closed")
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    return log
 
 
 def _locked(descriptor: int) -> bool:
+    """Lock the open file; False if another description of it is locked still: each is, by its
+    worker, and the lock goes when the last copy of its descriptor is closed."""
     try:
         import fcntl
 
@@ -6392,9 +6553,21 @@ def _locked(descriptor: int) -> bool:
 
 _WATCHED_SIGNALS = [
     getattr(signal, name)
-    for name in "SIGALRM SIGCHLD SIGHUP SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 SIGPROF SIGVTALRM".split()
+    for name in "SIGINT SIGTERM SIGALRM SIGCHLD SIGHUP SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 SIGPROF "
+    "SIGVTALRM".split()
     if hasattr(signal, name)
 ]
+# Without the enums of the `signal` module around it, which cost more than the question itself.
+_getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+
+
+def _used_by_children() -> Any:
+    """What the children that were waited for have used: no two counts of it are the same."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def _resource_limits() -> list[tuple[int, int]]:
@@ -6464,11 +6637,14 @@ _worker: _Worker | None = None
 
 
 def _start_worker(
-    connection: Connection, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    connection: Connection,
+    tokens: Connection | None,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
 ) -> None:
     """Runs in the worker process first of all (the executor's initializer)."""
     global _worker
-    _worker = _Worker(connection)
+    _worker = _Worker(connection, tokens)
     _worker.prepare()
     if initializer is not None:
         initializer(*initargs)
@@ -6503,7 +6679,7 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
         _call_elsewhere(run, *job[2:])
         return marshal.dumps(("called", None))
     outcome = _run_job(_Job(run, job), contextlib.nullcontext)
-    return marshal.dumps(("done", *outcome, False, None, False))
+    return marshal.dumps(("done", *outcome, False))
 
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
@@ -6512,17 +6688,17 @@ _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's modul
 _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
+_AHEAD = 8  # quick jobs that are sent to a worker while another runs there
+_PATIENCE = 0.01  # seconds that they wait there; then another worker may have them
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
-_INLINE = (
-    16 * 1024
-)  # bytes of an upstream's value that travel in the job; more is read from the file
 
 
 class _Outcome(NamedTuple):
     """How an attempt ended, as its runner reports it.
 
-    `terminated`: it was told to end; `unasked`: by somebody else than its runner.
+    `terminated`: it was told to end; `unasked`: by somebody else than its runner. `times`: when
+    it began and ended, in seconds of time.time(), if it had been sent ahead.
     """
 
     status: _Status
@@ -6531,6 +6707,11 @@ class _Outcome(NamedTuple):
     terminated: bool = False
     unasked: bool = False
     note: Mapping[str, Any] = {}  # what the plan must know of the result
+    times: tuple[float, float] | None = None
+
+
+# Of an attempt that was sent ahead and has not started: by identity.
+_WITHDRAWN = _Outcome(_Status.SKIPPED, "withdrawn", ())
 
 
 class _Place(Protocol):
@@ -6566,8 +6747,9 @@ class _Runner(Protocol):
     def want(self, jobs: int) -> None:
         """So many jobs could be started now."""
 
-    def claim(self) -> _Place | None:
-        """A place to start a job at, if there is one now."""
+    def claim(self, ahead: bool = False) -> _Place | None:
+        """A place to start a job at, if there is one now; with `ahead` perhaps one where another
+        runs, which is quick: `wait` tells if it is withdrawn, since it could not start soon."""
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         """Send the job."""
@@ -6638,6 +6820,20 @@ class _SlotLog:
         """How many parts of the attempt's output were taken."""
         return self._parts
 
+    @property
+    def is_long(self) -> bool:
+        """Whether the file is to be cut before the next attempt."""
+        return self._start > _LOG_HEAD
+
+    def pass_over(self, end: int) -> None:
+        """The attempt's slice ended there, and the next begins."""
+        self._start = end
+        self._read = self._dropped = self._head = self._parts = 0
+
+    def is_untouched(self) -> bool:
+        """Whether nothing of the attempt's output was taken."""
+        return not (self._read or self._dropped or self._parts)
+
     def begin(self, parts: int = 0) -> None:
         """A new attempt starts: its slice begins where the file ends."""
         self._start = os.fstat(self._file).st_size
@@ -6707,6 +6903,13 @@ class _Slot:
     It is `starting` until its worker reports, `idle` or `busy` afterwards, `claimed` for a job
     that is being recorded, `asked` while it answers something else than a job, `held` after one
     whose callbacks wait for its commit, `calling` while they run, `dead` at the end.
+
+    While its jobs are quick, some more are sent ahead, so that it need not wait for us between
+    two. Each comes with a token, a byte in a second pipe, which the worker takes when it starts
+    the job. Both can read that pipe, and a byte goes to one of them only: the tokens that we take
+    back are those of the last jobs in the queue, which now never start. So at any moment, the
+    worker's death included, it is certain which jobs have started. The worker drops what has no
+    token; so that it can't take another job's, none is sent ahead again until it has.
     """
 
     def __init__(
@@ -6717,7 +6920,12 @@ class _Slot:
     ) -> None:
         self.state = "starting"
         self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
-        self.attempt: _Attempt | None = None
+        self.queue: collections.deque[tuple[_Attempt, int]] = collections.deque()  # with its bytes
+        self.promised = 0  # places claimed behind the queue
+        self.barred = False  # nothing may be sent ahead until the queue is empty
+        self.quick = False  # the last job was
+        self.news = 0.0  # when the last job began or ended
+        self.follows = False  # the job that runs was sent ahead of the end of another
         self.held: _Attempt | None = None  # ended, and its callbacks have not run
         self.log: _SlotLog | None = None
         self.logs_for = ""  # token of the run that it writes its output for
@@ -6726,8 +6934,8 @@ class _Slot:
         self.spoilt: str | None = None  # why it must not get another job
         self.answer: tuple[Any, ...] | None = None
         self.exitcode: int | None = None
+        self.unstarted: list[_Attempt] = []  # at its death
         self.born = time.monotonic()
-        self._buffer = bytearray()
         self._start(context, initializer, initargs)
 
     def _start(
@@ -6740,19 +6948,26 @@ class _Slot:
 
         ours, theirs = context.Pipe()
         self.connection: Connection = ours
+        self._inbox = _Inbox(ours)
+        self._tokens, self._give_token = (None, None) if _WINDOWS else context.Pipe(duplex=False)
+        if self._tokens is not None:
+            os.set_blocking(self._tokens.fileno(), False)
         self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
         remembering = _Context(context)
         made: Any = remembering  # a context to all who use it, but not to a type checker
         self._executor = ProcessPoolExecutor(
-            1, made, initializer=_start_worker, initargs=(theirs, initializer, initargs)
+            1,
+            made,
+            initializer=_start_worker,
+            initargs=(theirs, self._tokens, initializer, initargs),
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
                 served: Future[None] = self._executor.submit(_serve)
         except BaseException:  # whatever it is: cleaned up after, and raised again
-            ours.close()
+            self._close_pipes()
             self._executor.shutdown(wait=False)
             raise
         finally:
@@ -6771,15 +6986,51 @@ class _Slot:
         with contextlib.suppress(OSError):
             self.connection.send_bytes(marshal.dumps(message))
 
-    def send_job(self, folder: Path, message: tuple[Any, ...]) -> None:
-        """Send a job, through a file if it is too large for the pipe."""
-        data = marshal.dumps(message)
+    @property
+    def attempt(self) -> _Attempt | None:
+        """The attempt that runs, the first of the queue."""
+        return self.queue[0][0] if self.queue else None
+
+    def takes_more(self) -> bool:
+        """Whether one more job may be sent ahead."""
+        if self.state != "busy" or not self.quick or self.barred or self._tokens is None:
+            return False
+        if self.reason is not None or self.spoilt is not None:
+            return False
+        if time.monotonic() > self.news + _PATIENCE:
+            return False
+        if len(self.queue) + self.promised > _AHEAD or self.log is None or self.log.is_long:
+            return False
+        # Its end must not come when the next runs: neither callbacks, nor a timeout's signal.
+        last = self.queue[-1][0].instance.node
+        return not last.holds and last.task.execution_timeout is None
+
+    def send_job(self, folder: Path, attempt: _Attempt, message: tuple[Any, ...]) -> bool:
+        """Send a job, through a file if it is too large for the pipe. False if it can't go ahead
+        of the end of the one that runs."""
+        ahead = bool(self.queue)
+        data = marshal.dumps(("ahead" if ahead else "run", *message))
+        if ahead and sum(size for _, size in self.queue) + len(data) > _MESSAGE_LIMIT:
+            return False
         if len(data) > _MESSAGE_LIMIT:
             path = str(folder / f"job-{self.pid}")
             _put_message(path, data)
             data = marshal.dumps(("file", path))
         with contextlib.suppress(OSError):
+            if ahead:
+                os.write(self._give_token.fileno(), b"!")
             self.connection.send_bytes(data)
+        self.queue.append((attempt, len(data)))
+        return True
+
+    def withdraw(self) -> list[_Attempt]:
+        """Take back the tokens of the jobs that have not started; those jobs' attempts."""
+        self.barred = True
+        taken = b""
+        if self._tokens is not None:
+            with contextlib.suppress(BlockingIOError):
+                taken = os.read(self._tokens.fileno(), 2 * _AHEAD)
+        return [self.queue.pop()[0] for _ in taken][::-1]
 
     def receive(self, ready: bool = False) -> list[tuple[Any, ...]]:
         """The messages that are there; state `dead` once there can't be more. `ready`: the pipe
@@ -6788,41 +7039,19 @@ class _Slot:
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pipe open.
         """
-        if _WINDOWS:
-            return self._receive_whole()
         messages: list[tuple[Any, ...]] = []
         try:
             while ready or self.connection.poll(0):
                 ready = False
-                data = os.read(self.connection.fileno(), 1 << 20)
-                if not data:
+                found = self._inbox.fill()
+                if not found:
                     self.state = "dead"
                     break
-                self._buffer += data
-                if len(data) < 1 << 16:
+                if found < _MESSAGE_LIMIT and not _WINDOWS:
                     break
-            messages = list(self._whole_messages())
+            while (message := self._inbox.take()) is not None:
+                messages.append(message)
         except (OSError, ValueError, EOFError, TypeError):  # broken, or no message of ours
-            self.state = "dead"
-        return messages
-
-    def _whole_messages(self) -> Iterator[tuple[Any, ...]]:
-        # multiprocessing.Connection's frame: four bytes of length, network order.
-        while len(self._buffer) >= 4:
-            size = int.from_bytes(self._buffer[:4], "big")
-            if len(self._buffer) < 4 + size:
-                return
-            message = marshal.loads(self._buffer[4 : 4 + size])
-            del self._buffer[: 4 + size]
-            yield _take_message(message[1]) if message[0] == "file" else message
-
-    def _receive_whole(self) -> list[tuple[Any, ...]]:
-        messages = []
-        try:
-            while self.connection.poll(0):
-                message = marshal.loads(self.connection.recv_bytes())
-                messages.append(_take_message(message[1]) if message[0] == "file" else message)
-        except (OSError, EOFError, ValueError, TypeError):
             self.state = "dead"
         return messages
 
@@ -6862,6 +7091,7 @@ class _Slot:
             self._executor_thread.join()
         # Only now is the exit code to be relied on: the executor's thread reads it as well.
         self.exitcode = self.process.exitcode
+        self.unstarted = self.withdraw()
         self._free()
 
     def dismiss(self) -> None:
@@ -6876,7 +7106,13 @@ class _Slot:
         self.has_ended(timeout=2.0)
         self.bury()
 
+    def _close_pipes(self) -> None:
+        for end in (self.connection, self._tokens, self._give_token):
+            if end is not None:
+                end.close()
+
     def _free(self) -> None:
+        self._close_pipes()
         _live_slots.discard(self)
         if self.pidfd is not None:
             os.close(self.pidfd)
@@ -6888,7 +7124,7 @@ class _Slot:
     def close_in_child(self) -> None:
         """In a process that the host forked: let go of what tells the worker that we live."""
         self.state = "dead"
-        self.connection.close()
+        self._close_pipes()
         if self.process is None:
             return
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
@@ -7209,6 +7445,7 @@ class _SlotRunner:
         self._selector = None if _WINDOWS else selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
         self._awake = False
+        self._cpus = _cpus()
         if self._selector is not None:
             self._selector.register(self._wake_reader.fileno(), 1, None)
         pool._join(self)
@@ -7312,27 +7549,45 @@ class _SlotRunner:
             if slot.state == "idle" and self.token not in slot.begun:
                 self._begin_slot(slot)
 
-    def claim(self) -> _Slot | None:
+    def claim(self, ahead: bool = False) -> _Slot | None:
         for slot in self._held:
             if slot.state == "idle" and self.token in slot.begun:
                 slot.state = "claimed"
                 return slot
-        return None
+        if not ahead or self._pool._is_wanted(self):
+            return None
+        able = [slot for slot in self._held if slot.takes_more()]
+        if not able:
+            return None
+        slot = min(able, key=lambda slot: len(slot.queue) + slot.promised)
+        slot.promised += 1
+        return slot
 
     def start(self, place: _Slot, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         assert self._folder is not None
-        if place.state == "dead":  # it died between the claim and now; `wait` tells
-            place.attempt = attempt
+        if place.promised:
+            place.promised -= 1
+            if not place.takes_more():  # something happened between the claim and now
+                self._ended.append((attempt, _WITHDRAWN))
+                return
+        elif place.state == "dead":  # it died between the claim and now; `wait` tells
             self._ended.append((attempt, self._lost(place)))
             return
-        self._prepare_log(place, attempt)
-        place.attempt, place.state, place.reason = attempt, "busy", None
-        place.deadline = None  # its time begins when the worker says that its function starts
+        else:
+            self._prepare_log(place, attempt)
+            place.state, place.reason, place.barred = "busy", None, False
+            place.deadline = None  # its time begins when the worker says that its function starts
+            place.news = time.monotonic()
         try:
-            place.send_job(self._folder, ("run", self.token, *message))
+            sent = place.send_job(self._folder, attempt, (self.token, *message))
         except OSError as error:
             place.spoilt = f"the job could not be sent: {error}"
+            place.queue.append((attempt, 0))
             self._end_job(place, _Outcome(_Status.FAILED, place.spoilt, []))
+            return
+        if not sent:
+            place.barred = True
+            self._ended.append((attempt, _WITHDRAWN))
 
     def _prepare_log(self, slot: _Slot, attempt: _Attempt) -> None:
         """Let the slot's output from here be the attempt's."""
@@ -7360,6 +7615,8 @@ class _SlotRunner:
         for slot in list(self._held):
             if slot.deadline is not None and slot.deadline <= now:
                 self._overdue(slot)
+            elif len(slot.queue) > 1 and slot.news + _PATIENCE < now:
+                self._withdraw(slot)
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
         # Not while `begin` is asking the first slot for its references.
@@ -7369,9 +7626,14 @@ class _SlotRunner:
         return ended
 
     def _until_deadline(self, timeout: float | None) -> float | None:
-        deadlines = [slot.deadline for slot in self._held if slot.deadline is not None]
-        if any(slot.pidfd is None for slot in self._held):
-            timeout = min(1.0, timeout if timeout is not None else 1.0)
+        deadlines = []
+        for slot in self._held:
+            if slot.deadline is not None:
+                deadlines.append(slot.deadline)
+            if len(slot.queue) > 1:
+                deadlines.append(slot.news + _PATIENCE)
+            if slot.pidfd is None:
+                timeout = min(1.0, timeout if timeout is not None else 1.0)
         if not deadlines:
             return timeout
         left = max(0.0, min(deadlines) - time.monotonic())
@@ -7380,6 +7642,8 @@ class _SlotRunner:
     def _select(self, timeout: float | None) -> Iterable[tuple[_Slot, bool, bool]]:
         """The held slots at which something happened: at the pipe, at the worker's end."""
         found: dict[_Slot, list[bool]] = {}
+        if self._may_linger():
+            _linger(lambda: self._ready(0))
         for key in self._ready(timeout):
             if key is None:
                 # In this order: a wake-up that comes between is either drained, and we look
@@ -7390,6 +7654,11 @@ class _SlotRunner:
                 slot, at_pipe = key
                 found.setdefault(slot, [False, False])[not at_pipe] = True
         return [(slot, at_pipe, at_end) for slot, (at_pipe, at_end) in found.items()]
+
+    def _may_linger(self) -> bool:
+        """Whether an outcome will be here at once, and a CPU has nothing else to do meanwhile."""
+        busy = [slot for slot in self._held if slot.state == "busy"]
+        return 0 < len(busy) < self._cpus and any(slot.quick for slot in busy)
 
     def _ready(self, timeout: float | None) -> list[Any]:
         if self._selector is not None:
@@ -7459,11 +7728,17 @@ class _SlotRunner:
         terminated: bool,
         spoilt: str | None,
         held: bool,
+        start: float,
+        took: float,
+        end: int,
+        output: bytes | None,
     ) -> None:
         if slot.attempt is None:
             return
+        slot.quick, slot.news = took < _QUICK, time.monotonic()
         rows = [_XComRow(*row) for row in xcoms]
-        outcome = _Outcome(_Status(status), error, rows, terminated, note=note)
+        times = (start, start + took) if slot.follows else None
+        outcome = _Outcome(_STATUSES[status], error, rows, terminated, note=note, times=times)
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
             # had ended before it was told counts.
@@ -7476,7 +7751,9 @@ class _SlotRunner:
             slot.spoilt = spoilt or "it was told to end"
             outcome = outcome._replace(unasked=terminated and status != "success")
         attempt = slot.attempt
-        self._end_job(slot, outcome)
+        self._end_job(slot, outcome, end, output)
+        if slot.queue and (slot.spoilt is not None or output is None):
+            self._withdraw(slot)  # the worker starts none of them
         if held:
             slot.held, slot.state = attempt, "held"
 
@@ -7500,14 +7777,31 @@ class _SlotRunner:
     def is_calling(self) -> bool:
         return any(slot.state in ("held", "calling") for slot in self._held)
 
-    def _end_job(self, slot: _Slot, outcome: _Outcome) -> None:
-        assert slot.attempt is not None
+    def _end_job(
+        self, slot: _Slot, outcome: _Outcome, end: int = 0, output: bytes | None = None
+    ) -> None:
+        """`output`: all of the job's, which ends there in the log; None: it is to be read."""
+        attempt = slot.queue.popleft()[0]
         if slot.log is not None:
-            self._last_output += [(slot.attempt, *part) for part in slot.log.take(final=True)]
-            slot.attempt.log_parts = slot.log.parts
-        self._ended.append((slot.attempt, outcome))
-        slot.attempt = slot.deadline = slot.reason = None
-        if slot.state != "dead":
+            if output is None or attempt.log_parts or not slot.log.is_untouched():
+                self._last_output += [(attempt, *part) for part in slot.log.take(final=True)]
+                attempt.log_parts = slot.log.parts
+            elif output:
+                attempt.log_parts = 1
+                self._last_output.append((attempt, 1, output.decode(errors="replace")))
+            if slot.queue:
+                slot.log.pass_over(end)
+        self._ended.append((attempt, outcome))
+        slot.follows = bool(slot.queue)
+        if slot.queue and slot.reason is not None:
+            return  # the next is being ended, too
+        slot.deadline = slot.reason = None
+        if slot.state != "dead" and not slot.queue:
+            slot.state = "idle"
+
+    def _withdraw(self, slot: _Slot) -> None:
+        self._ended += [(attempt, _WITHDRAWN) for attempt in slot.withdraw()]
+        if not slot.queue and slot.state == "busy":
             slot.state = "idle"
 
     def _overdue(self, slot: _Slot) -> None:
@@ -7531,15 +7825,16 @@ class _SlotRunner:
         starting = slot.state != "idle" and slot.attempt is None and slot.spoilt is None
         never_began = starting and not slot.begun
         self._let_go(slot)
+        self._withdraw(slot)
         attempt = slot.attempt
         if attempt is not None and slot.log is not None:
             slot.signal_group(_SIGKILL)  # so that nothing more is written to the log
             self._last_output += [(attempt, *part) for part in slot.log.take(final=True)]
         slot.bury()
+        self._ended += [(each, _WITHDRAWN) for each in slot.unstarted]
         self._pool._give_back(slot)
-        if attempt is not None:
-            self._ended.append((attempt, self._lost(slot)))
-            slot.attempt = None
+        if slot.queue:
+            self._ended.append((slot.queue.popleft()[0], self._lost(slot)))
         elif never_began:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
 
@@ -7573,16 +7868,19 @@ class _SlotRunner:
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         for slot in self._held:
-            if slot.attempt is attempt:
-                slot.ask_to_end(reason)
-                if now:
-                    slot.signal_group(_SIGKILL)
+            if any(each is attempt for each, _ in slot.queue):
+                self._withdraw(slot)
+                if slot.queue:
+                    slot.ask_to_end(reason)
+                    if now:
+                        slot.signal_group(_SIGKILL)
 
     def output(self) -> list[tuple[_Attempt, int, str]]:
         fresh, self._last_output = self._last_output, []
         for slot in self._held:
             attempt = slot.attempt or slot.held
-            if attempt is not None and slot.log is not None:
+            # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
+            if attempt is not None and slot.log is not None and len(slot.queue) < 2:
                 fresh += [(attempt, *part) for part in slot.log.take(final=False)]
         return fresh
 
@@ -7715,7 +8013,7 @@ class _ExecutorRunner:
     def want(self, jobs: int) -> None:
         pass
 
-    def claim(self) -> _ExecutorRunner:
+    def claim(self, ahead: bool = False) -> _ExecutorRunner:
         return self
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
@@ -7788,7 +8086,7 @@ class _ExecutorRunner:
 
 def _outcome_of(future: Future[bytes]) -> _Outcome:
     try:
-        _, status, error, xcoms, note, terminated, _, _ = marshal.loads(future.result())
+        _, status, error, xcoms, note, terminated = marshal.loads(future.result())
     except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
         return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(lost)}", [])
     rows = [_XComRow(*row) for row in xcoms]
@@ -7831,7 +8129,7 @@ class _InProcessRunner:
     def want(self, jobs: int) -> None:
         pass
 
-    def claim(self) -> _InProcessRunner | None:
+    def claim(self, ahead: bool = False) -> _InProcessRunner | None:
         return None if self._ended else self
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
@@ -8143,7 +8441,8 @@ class _RunLoop:
                 self._plan.park(instance)
                 self._parked = True
                 return True
-        place = self._runner.claim()
+        # What is withdrawn is put back as it was, which a first attempt's row allows.
+        place = self._runner.claim(ahead=not instance.try_number)
         if place is None:
             return False
         self._plan.start(instance)
@@ -8294,7 +8593,11 @@ class _RunLoop:
         """An attempt ended: let the plan decide what its instance becomes."""
         instance = attempt.instance
         del self._attempts[instance]
-        ended = _iso(_utcnow())
+        if outcome is _WITHDRAWN:
+            self._plan.withdraw(instance)
+            self._batch.withdrawn.append(attempt)
+            return
+        ended = _iso(_utcnow()) if outcome.times is None else _iso_of(outcome.times[1])
         if outcome.terminated and self._stopping is not None:
             self._plan.interrupt(instance)
             self._batch.interrupted.append((attempt, ended, f"interrupted: {self._stopping}"))
@@ -8318,7 +8621,15 @@ class _RunLoop:
         assert state is not None
         items = note.get("items", ()) if outcome.status is _Status.SUCCESS else ()
         self._batch.finished.append(
-            _Finished(attempt, state, ended, outcome.error, outcome.xcoms, items)
+            _Finished(
+                attempt,
+                state,
+                ended,
+                outcome.error,
+                outcome.xcoms,
+                items,
+                None if outcome.times is None else _iso_of(outcome.times[0]),
+            )
         )
         if state is _S.UP_FOR_RESCHEDULE:
             attempt.pokes += 1
