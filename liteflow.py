@@ -6126,6 +6126,18 @@ class _Inbox:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._buffer = bytearray()
+        self._poll: Any = None  # select.poll, where it exists; connection.poll() makes a new one
+
+    def is_there(self) -> bool:
+        """Whether `fill` would find something at once."""
+        if self._poll is None:
+            import select
+
+            if not hasattr(select, "poll"):
+                return self._connection.poll(0)
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def fill(self) -> int:
         """Read what there is, waiting for something; how many bytes, 0 at the pipe's end."""
@@ -6235,7 +6247,7 @@ class _Worker:
                 message = self.inbox.take()
                 if message is None:
                     if self.quick:
-                        _linger(lambda: self.connection.poll(0))
+                        _linger(self.inbox.is_there)
                         self.quick = False
                     if not self.inbox.fill():
                         return
@@ -6458,9 +6470,9 @@ class _Worker:
         if self.log is None:
             return True
         try:
-            os.fstat(1), os.fstat(2)
-            os.dup2(self.log_file, 1)
-            os.dup2(self.log_file, 2)
+            for standard in (1, 2):
+                os.get_inheritable(standard)  # raises if it is closed
+                os.dup2(self.log_file, standard)
         except OSError:
             return False
         return True
@@ -6575,8 +6587,16 @@ def _resource_limits() -> list[tuple[int, int]]:
         import resource
     except ImportError:  # Windows
         return []
-    names = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CPU")
-    return [resource.getrlimit(getattr(resource, name)) for name in names]
+    return [
+        resource.getrlimit(limit)
+        for limit in (
+            resource.RLIMIT_AS,
+            resource.RLIMIT_DATA,
+            resource.RLIMIT_NOFILE,
+            resource.RLIMIT_FSIZE,
+            resource.RLIMIT_CPU,
+        )
+    ]
 
 
 def _log_to_stderr() -> None:
@@ -6752,7 +6772,7 @@ class _Runner(Protocol):
         runs, which is quick: `wait` tells if it is withdrawn, since it could not start soon."""
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
-        """Send the job."""
+        """Send the job, by the next `wait` at the latest."""
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
         """Wait until something happens or `wake` is called; the attempts that ended."""
@@ -6924,6 +6944,8 @@ class _Slot:
         self.promised = 0  # places claimed behind the queue
         self.barred = False  # nothing may be sent ahead until the queue is empty
         self.quick = False  # the last job was
+        self.outbox: list[bytes] = []  # jobs on their way
+        self._tokens_due = b""
         self.news = 0.0  # when the last job began or ended
         self.follows = False  # the job that runs was sent ahead of the end of another
         self.held: _Attempt | None = None  # ended, and its callbacks have not run
@@ -7016,15 +7038,29 @@ class _Slot:
             path = str(folder / f"job-{self.pid}")
             _put_message(path, data)
             data = marshal.dumps(("file", path))
-        with contextlib.suppress(OSError):
-            if ahead:
-                os.write(self._give_token.fileno(), b"!")
-            self.connection.send_bytes(data)
+        self.outbox.append(data)
+        self._tokens_due += b"!" * ahead
         self.queue.append((attempt, len(data)))
         return True
 
+    def flush(self) -> None:
+        """Let the jobs go: each one's token first, without which the worker would drop it."""
+        jobs, self.outbox = self.outbox, []
+        tokens, self._tokens_due = self._tokens_due, b""
+        with contextlib.suppress(OSError):
+            if tokens:
+                os.write(self._give_token.fileno(), tokens)
+            if _WINDOWS or len(jobs) == 1:
+                for data in jobs:
+                    self.connection.send_bytes(data)
+                return
+            left = memoryview(b"".join(map(_framed, jobs)))
+            while left:
+                left = left[os.write(self.connection.fileno(), left) :]
+
     def withdraw(self) -> list[_Attempt]:
         """Take back the tokens of the jobs that have not started; those jobs' attempts."""
+        self.flush()
         self.barred = True
         taken = b""
         if self._tokens is not None:
@@ -7041,7 +7077,7 @@ class _Slot:
         """
         messages: list[tuple[Any, ...]] = []
         try:
-            while ready or self.connection.poll(0):
+            while ready or self._inbox.is_there():
                 ready = False
                 found = self._inbox.fill()
                 if not found:
@@ -7608,6 +7644,9 @@ class _SlotRunner:
         slot.send(("log", self.token, str(slot.log.path), self._run_row))
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        for slot in self._held:
+            if slot.outbox:
+                slot.flush()
         if not self._ended:
             for slot, at_pipe, at_end in self._select(self._until_deadline(timeout)):
                 self._look_at(slot, at_pipe, at_end)
