@@ -1713,14 +1713,18 @@ class _TaskFunction(Generic[P, R]):
     __wrapped__: Callable[P, R]
 
     def __init__(
-        self, function: Callable[P, R], settings: dict[str, Any], maker: Callable[..., BaseOperator]
+        self,
+        function: Callable[P, R],
+        settings: dict[str, Any],
+        maker: Callable[..., BaseOperator],
+        _signature: inspect.Signature | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"@task decorates a function, found {_shown(function)}")
         functools.update_wrapper(self, function)
         self._settings = settings
         self._maker = maker
-        self._signature = _build_signature(function)
+        self._signature = _signature or _build_signature(function)
         self._role: str | None = None  # "setup" or "teardown"
         self._fails_run = False
         self._conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
@@ -1732,7 +1736,8 @@ class _TaskFunction(Generic[P, R]):
 
     def override(self, **settings: Any) -> _TaskFunction[P, R]:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
-        changed = _TaskFunction(self.__wrapped__, {**self._settings, **settings}, self._maker)
+        merged = {**self._settings, **settings}
+        changed = _TaskFunction(self.__wrapped__, merged, self._maker, self._signature)
         changed._role, changed._fails_run = self._role, self._fails_run
         changed._conditions = self._conditions
         return changed
@@ -3310,6 +3315,9 @@ class _Expansion:
         return _S.SKIPPED if _S.SKIPPED in ends else None
 
 
+_NO_INDEXES: list[int] = []
+
+
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
@@ -3346,16 +3354,18 @@ class _Node:
         self.group = task._mapped_group
         self.holds = any(task.__dict__.get(name) is not None for name in _CALLBACK_OF.values())
         self.expansion: _Expansion | None = None
-        self.feeds: list[_Expansion] = []  # the mappings that expand over its result
+        # Most nodes have none of these: an empty tuple is shared by all.
+        self.feeds: tuple[_Expansion, ...] = ()  # the mappings that expand over its result
         self.counts = _Counts(0)
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0
-        self.parked: list[_Instance] = []  # ready, and held back by the limit
+        self.parked: tuple[_Instance, ...] = ()  # ready, and held back by the limit
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
         self.limit: float = min((x for x in limits if x is not None), default=math.inf)
         self.length: int | None = None  # of its result, if it is not mapped
-        self.stored: list[int] = []  # indexes under which its instances stored a result
+        # Indexes under which the instances of a mapped one stored a result.
+        self.stored: list[int] = [] if task._mapping is not None else _NO_INDEXES
 
     @property
     def expanded(self) -> bool:
@@ -3613,7 +3623,7 @@ class _Plan:
                 expansion.sources = [self._by_id[t] for t in sources]
                 expansion.waiting = len(expansion.sources)
                 for source in expansion.sources:
-                    source.feeds.append(expansion)
+                    source.feeds = (*source.feeds, expansion)
             expansion.nodes.append(node)
             node.expansion = expansion
 
@@ -3750,13 +3760,14 @@ class _Plan:
 
     def park(self, instance: _Instance) -> None:
         """As many of its task run as may: it waits until one ends, or `unpark`."""
-        instance.node.parked.append(instance)
+        instance.node.parked = (*instance.node.parked, instance)
 
     def unpark(self) -> None:
         """Look at the parked ones again: in other runs of the DAG one may have ended."""
         for node in self.nodes:
-            while node.parked:
-                self._enqueue(node.parked.pop())
+            parked, node.parked = node.parked, ()
+            for instance in parked:
+                self._enqueue(instance)
 
     def _has_room(self, instance: _Instance) -> bool:
         task = instance.node.task
@@ -3792,7 +3803,9 @@ class _Plan:
         if node.task.pool in self._free:
             self._free[node.task.pool] += node.task.pool_slots
         if node.parked:
-            self._enqueue(node.parked.pop(0))
+            first, *others = node.parked
+            node.parked = tuple(others)
+            self._enqueue(first)
 
     def finish(
         self,
@@ -4682,27 +4695,25 @@ class _Store:
     def add_instances(self, instances: Iterable[_Instance]) -> None:
         """Insert task instances and give each its row id, inside the caller's transaction."""
         row_id = self._connection.execute("SELECT max(id) FROM task_instance").fetchone()[0] or 0
-        rows = []
-        for instance in instances:
-            row_id += 1
-            instance.row_id = row_id
-            task = instance.node.task
-            rows.append(
-                (
-                    row_id,
-                    self.run_row,
-                    instance.task_id,
-                    instance.map_index,
-                    instance.max_tries,
-                    json.dumps(list(task._upstream)),
-                    task.task_group.group_id if task.task_group is not None else None,
-                    "setup" if task._is_setup else "teardown" if task._is_teardown else None,
-                )
-            )
+        rows = map(self._new_row, instances, itertools.count(row_id + 1))
         self._connection.executemany(
             "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
             "upstream_task_ids, task_group_id, role) VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?)",
             rows,
+        )
+
+    def _new_row(self, instance: _Instance, row_id: int) -> tuple[Any, ...]:
+        instance.row_id = row_id
+        task = instance.node.task
+        return (
+            row_id,
+            self.run_row,
+            instance.task_id,
+            instance.map_index,
+            instance.max_tries,
+            json.dumps(list(task._upstream)) if task._upstream else "[]",
+            task.task_group.group_id if task.task_group is not None else None,
+            "setup" if task._is_setup else "teardown" if task._is_teardown else None,
         )
 
     def refresh_edges(self, instances: Iterable[_Instance]) -> None:
@@ -6746,8 +6757,8 @@ class _Runner(Protocol):
 
     remote: bool  # jobs carry all their inputs: there is no database where they run
 
-    def launch(self) -> None:
-        """Begin to start workers, without waiting for them."""
+    def launch(self, jobs: int) -> None:
+        """Begin to start workers for so many jobs, without waiting for them."""
 
     def begin(
         self,
@@ -7486,11 +7497,12 @@ class _SlotRunner:
             self._selector.register(self._wake_reader.fileno(), 1, None)
         pool._join(self)
 
-    def launch(self) -> None:
-        """Begin to start the first worker."""
+    def launch(self, jobs: int) -> None:
+        """Begin to start workers: side by side, as importing the DAG's module takes its time."""
         _fill_standard_descriptors()
         self._context = self._choose_context()
-        self._lend()
+        while jobs > 0 and self._lend():
+            jobs -= 1
 
     def _choose_context(self) -> Any:
         import multiprocessing
@@ -7551,6 +7563,8 @@ class _SlotRunner:
         self._folder, self._run_row = folder, run_row
 
     def _lend(self) -> bool:
+        if len(self._held) == self._pool.max_workers:
+            return False
         try:
             slot = self._pool._lend(self, self._context)
         except OSError as error:
@@ -8025,7 +8039,7 @@ class _ExecutorRunner:
     def pid(self) -> int | None:
         return None
 
-    def launch(self) -> None:
+    def launch(self, jobs: int) -> None:
         pass
 
     def begin(
@@ -8149,7 +8163,7 @@ class _InProcessRunner:
     def pid(self) -> int | None:
         return os.getpid()
 
-    def launch(self) -> None:
+    def launch(self, jobs: int) -> None:
         pass
 
     def begin(
@@ -8978,7 +8992,8 @@ def _execute(
 ) -> DagRun:
     dag, path = request.dag, request.path
     if dag.task_dict:
-        runner.launch()
+        roots = sum(not task._upstream for task in dag.task_dict.values())
+        runner.launch(min(roots, dag.max_active_tasks))
     opened = _look_ahead(request)
     if opened.recorded is not None and opened.recorded.state == "success":
         return _nothing_to_resume(request, opened, report)
@@ -8987,14 +9002,18 @@ def _execute(
     _check_before_run(path)
     functions = _functions(dag)
     named = runner.begin(info, functions, stops.check) if dag.task_dict else set()
+    known: dict[bytes, bytes] = {}  # most tasks have the same settings: they are kept once
     complete = {
         task_id: (
             call,
             function,
-            _dump_settings(dag.task_dict[task_id]) if task_id in named else None,
+            known.setdefault(settings := _dump_settings(dag.task_dict[task_id]), settings)
+            if task_id in named
+            else None,
         )
         for (task_id, call), (_, function, _) in zip(calls.items(), functions, strict=True)
     }
+    del calls, functions, named
     store = _Store(path, stops.check)
     token = os.urandom(8).hex()
     _active_runs.add(token)
@@ -9093,7 +9112,7 @@ def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
     resolved: dict[str, Any] = {}
     references = []
     for task_id, task in dag.task_dict.items():
-        function = _function_name(task)
+        function = sys.intern(_function_name(task))
         if function not in resolved:
             resolved[function] = _resolve(function)
         ours = task._function()
