@@ -1724,7 +1724,7 @@ class _TaskFunction(Generic[P, R]):
         functools.update_wrapper(self, function)
         self._settings = settings
         self._maker = maker
-        self._signature = _signature or _build_signature(function)
+        self._signature = _signature or _signature_of(function)
         self._role: str | None = None  # "setup" or "teardown"
         self._fails_run = False
         self._conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
@@ -1888,6 +1888,20 @@ class _FunctionPartial:
         """See `expand_kwargs` of the task function."""
         expand = _ExpandInput(f"task {self._of._id!r}", None, dicts)
         return self._of._make((), self._of._named(self._fixed), expand)
+
+
+_signatures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's signature; many tasks may be made of one function."""
+    try:
+        found: inspect.Signature | None = _signatures.get(function)
+    except TypeError:  # a callable that has no hash, or can't be referred to weakly
+        return _build_signature(function)
+    if found is None:
+        found = _signatures[function] = _build_signature(function)
+    return found
 
 
 def _build_signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -4137,6 +4151,8 @@ _BUSY_SECONDS = (
     0.25  # SQLite's own wait for a lock; longer waits are the run loop's, which lives on
 )
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
+_WAL_PAGES = 4096  # after which a commit copies the WAL into the file; see _Store.checkpoint
+_LARGE = 1_000_000  # bytes of a value
 _PAGE_SIZE = 8192  # 4096 is slow with large values, 16384 with small commits; it can't be changed
 
 _SCHEMA = """
@@ -4205,15 +4221,14 @@ CREATE TABLE IF NOT EXISTS task_log (
     UNIQUE (task_instance_id, try_number, part)
 ) {strict};
 CREATE TABLE IF NOT EXISTS xcom (
-    id INTEGER PRIMARY KEY,
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     key TEXT NOT NULL,
     type TEXT NOT NULL,
     preview TEXT NOT NULL,       -- a short repr, for people
     length INTEGER,              -- of a list, tuple or dict
     value BLOB NOT NULL,         -- pickle
-    UNIQUE (task_instance_id, key)
-) {strict};
+    PRIMARY KEY (task_instance_id, key)
+) {without_rowid};
 CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others expand over
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     item INTEGER NOT NULL,
@@ -4281,6 +4296,10 @@ class _Batch:
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
+
+    def is_large(self) -> bool:
+        """Whether a large value is in it."""
+        return any(len(xcom.value) > _LARGE for f in self.finished for xcom in f.xcoms)
 
 
 class _RunRow(NamedTuple):
@@ -4541,6 +4560,7 @@ class _Store:
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 execute("PRAGMA journal_mode=WAL")
             execute("PRAGMA synchronous=NORMAL")
+            execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
         with self.transaction():
@@ -4552,7 +4572,10 @@ class _Store:
         import sqlite3
 
         strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-        for statement in _SCHEMA.format(strict=strict).split(";\n"):
+        # One page less to write for each value than a table with its index.
+        without_rowid = f"{strict}, WITHOUT ROWID".removeprefix(", ")
+        schema = _SCHEMA.format(strict=strict, without_rowid=without_rowid)
+        for statement in schema.split(";\n"):
             if statement.strip():
                 self._connection.execute(statement)
         self._connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -4597,6 +4620,11 @@ class _Store:
                     break
                 time.sleep(0.02)
         self._connection.close()
+
+    def checkpoint(self) -> None:
+        """Copy what the WAL holds into the file now, rather than within some later commit."""
+        with self._explaining():
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     # A run's beginning and end.
 
@@ -5257,7 +5285,7 @@ def _select_xcoms(
         f"CAST(type AS TEXT), CAST(preview AS TEXT), {'value' if values else 'NULL'} "
         "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
         "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
-        "ORDER BY task_instance.id, xcom.id",
+        "ORDER BY task_instance.id, key",
         (run_row, task_id),
     ).fetchall()
 
@@ -5450,16 +5478,27 @@ def _preview(value: Any) -> str:
     if value is None or type(value) in (bool, int, float) or type(value) is str and len(value) < 60:
         text = repr(value)
     else:
-        import reprlib
-
-        short = reprlib.Repr()
-        short.maxstring = short.maxother = short.maxlong = 60
         try:
-            text = short.repr(value)
+            text = _short_repr().repr(value)
         except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
             text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     text = _storable(text)
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
+
+
+@functools.cache
+def _short_repr() -> Any:
+    import reprlib
+
+    class Short(reprlib.Repr):
+        def repr_bytes(self, x: bytes, level: int) -> str:  # else its whole repr would be made
+            return repr(x) if len(x) < self.maxother else f"{x[:40]!r}..."
+
+        repr_bytearray = repr_bytes
+
+    short = Short()
+    short.maxstring = short.maxother = short.maxlong = 60
+    return short
 
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
@@ -6266,12 +6305,13 @@ class _Worker:
                     self._send(answer)
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        data = marshal.dumps(message)
-        if len(data) > _MESSAGE_LIMIT and self.folder is not None:
+        size = sum(len(row[-1]) for row in message[3]) if message[0] == "done" else 0
+        data = b"" if size > _MESSAGE_LIMIT else marshal.dumps(message)
+        if max(size, len(data)) > _MESSAGE_LIMIT and self.folder is not None:
             self.files += 1
             path = os.path.join(self.folder, f"value-{os.getpid()}-{self.files}")
             try:
-                _put_message(path, data)
+                _put_message(path, message)
                 data = marshal.dumps(("file", path))
             except OSError as error:  # a full disk, or a limit that the task has set
                 why = f"the task's outcome could not be handed over: {error}"
@@ -6534,15 +6574,27 @@ def _find_all(run: _WorkerRun, references: Sequence[tuple[str, str, bool]]) -> t
     return ("found", missing, named)
 
 
-def _put_message(path: str, data: bytes) -> None:
+def _put_message(path: str, message: tuple[Any, ...]) -> None:
+    """Write a message that is too large for the pipe; an outcome's values, which may be huge, as
+    they are behind it."""
+    values = []
+    if message[0] == "done":
+        values = [row[-1] for row in message[3]]
+        rows = [(*row[:-1], len(row[-1])) for row in message[3]]
+        message = (*message[:3], rows, *message[4:])
     with open(path, "wb") as file:
-        file.write(data)
+        marshal.dump(message, file)
+        for value in values:
+            file.write(value)
 
 
 def _take_message(path: str) -> tuple[Any, ...]:
-    """Read a message that was too large for the pipe, and delete its file."""
+    """Read such a message, and delete its file."""
     with open(path, "rb") as file:
-        message: tuple[Any, ...] = marshal.loads(file.read())
+        message: tuple[Any, ...] = marshal.load(file)
+        if message[0] == "done":
+            rows = [(*row[:-1], file.read(row[-1])) for row in message[3]]
+            message = (*message[:3], rows, *message[4:])
     os.unlink(path)
     return message
 
@@ -6757,16 +6809,19 @@ class _Runner(Protocol):
 
     remote: bool  # jobs carry all their inputs: there is no database where they run
 
-    def launch(self, jobs: int) -> None:
-        """Begin to start workers for so many jobs, without waiting for them."""
+    def launch(self) -> None:
+        """Begin to start what workers are started by, without waiting for it."""
 
     def begin(
         self,
         info: dict[str, Any],
         references: list[tuple[str, str, bool]],
+        jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
+
+        Begins to start workers for so many jobs.
 
         Calls `check`, which may raise, while it waits. Raises UnreachableTask for what can't be
         found.
@@ -6784,6 +6839,9 @@ class _Runner(Protocol):
 
     def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         """Send the job, by the next `wait` at the latest."""
+
+    def flush(self) -> None:
+        """Let the jobs go that were started."""
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
         """Wait until something happens or `wake` is called; the attempts that ended."""
@@ -7047,7 +7105,7 @@ class _Slot:
             return False
         if len(data) > _MESSAGE_LIMIT:
             path = str(folder / f"job-{self.pid}")
-            _put_message(path, data)
+            _put_message(path, ("run", *message))
             data = marshal.dumps(("file", path))
         self.outbox.append(data)
         self._tokens_due += b"!" * ahead
@@ -7497,12 +7555,10 @@ class _SlotRunner:
             self._selector.register(self._wake_reader.fileno(), 1, None)
         pool._join(self)
 
-    def launch(self, jobs: int) -> None:
-        """Begin to start workers: side by side, as importing the DAG's module takes its time."""
+    def launch(self) -> None:
+        """Begin to start the fork server, or whatever else starts workers."""
         _fill_standard_descriptors()
         self._context = self._choose_context()
-        while jobs > 0 and self._lend():
-            jobs -= 1
 
     def _choose_context(self) -> Any:
         import multiprocessing
@@ -7520,6 +7576,7 @@ class _SlotRunner:
         self,
         info: dict[str, Any],
         references: list[tuple[str, str, bool]],
+        jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
         self._info = info
@@ -7529,6 +7586,9 @@ class _SlotRunner:
         while not self._held and not self._lend():
             check()
             self.wait(0.5)
+        # Side by side, as each has to import the DAG's module.
+        while len(self._held) < jobs and self._lend():
+            pass
         slot = self._held[0]
         for chunk in _chunks(references):
             self._await(slot, "idle")
@@ -7657,10 +7717,13 @@ class _SlotRunner:
         slot.logs_for = self.token
         slot.send(("log", self.token, str(slot.log.path), self._run_row))
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+    def flush(self) -> None:
         for slot in self._held:
             if slot.outbox:
                 slot.flush()
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+        self.flush()
         if not self._ended:
             for slot, at_pipe, at_end in self._select(self._until_deadline(timeout)):
                 self._look_at(slot, at_pipe, at_end)
@@ -8039,13 +8102,14 @@ class _ExecutorRunner:
     def pid(self) -> int | None:
         return None
 
-    def launch(self, jobs: int) -> None:
+    def launch(self) -> None:
         pass
 
     def begin(
         self,
         info: dict[str, Any],
         references: list[tuple[str, str, bool]],
+        jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
         self._info = marshal.dumps({**info, "db_path": None})
@@ -8064,6 +8128,9 @@ class _ExecutorRunner:
         pass
 
     def want(self, jobs: int) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def claim(self, ahead: bool = False) -> _ExecutorRunner:
@@ -8163,13 +8230,14 @@ class _InProcessRunner:
     def pid(self) -> int | None:
         return os.getpid()
 
-    def launch(self, jobs: int) -> None:
+    def launch(self) -> None:
         pass
 
     def begin(
         self,
         info: dict[str, Any],
         references: list[tuple[str, str, bool]],
+        jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
         self._run = _WorkerRun(info, self._dag)
@@ -8180,6 +8248,9 @@ class _InProcessRunner:
             self._run.info["run_row"] = run_row
 
     def want(self, jobs: int) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def claim(self, ahead: bool = False) -> _InProcessRunner | None:
@@ -8266,6 +8337,7 @@ _GLANCE = 0.2  # seconds between looks at the stop event, and for a log that gro
 _BEAT = 10.0  # seconds between heartbeats
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
+_FRESH = 256  # small values that the run loop remembers
 _active_runs: set[str] = set()  # owner tokens of this process's runs
 
 
@@ -8402,6 +8474,8 @@ class _RunLoop:
         self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
         self._calls_due: list[tuple[_Attempt, tuple[Any, ...]]] = []  # those that any may run
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._wrote_large = False
+        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
         self._parked = False  # by what runs in other runs of the DAG
         self._timeout_at = math.inf
         limit: _datetime.timedelta | None = getattr(plan.dag, "dagrun_timeout", None)
@@ -8534,6 +8608,7 @@ class _RunLoop:
                 raise _locked_out(self._store.path) from None
             return False
         self._locked_since = None
+        self._wrote_large = self._batch.is_large()
         self._batch = _Batch()
         for attempt, name, reason in self._held:
             if not self._runner.call_back(attempt, name, reason) and name is not None:
@@ -8546,6 +8621,11 @@ class _RunLoop:
             self._report.changed(attempt.instance)
             self._runner.start(place, attempt, self._message(attempt))
         self._to_send.clear()
+        if self._wrote_large:
+            self._wrote_large = False
+            self._runner.flush()
+            with contextlib.suppress(_Busy):  # the next one does it
+                self._store.checkpoint()  # while the tasks run that waited for the value
 
     def _message(self, attempt: _Attempt) -> tuple[Any, ...]:
         instance = attempt.instance
@@ -8629,7 +8709,12 @@ class _RunLoop:
             own = self._plan._in_step(up, instance.node)
             if up.expansion is None or own:
                 index = instance.map_index if own else -1
-                found[task_id, key] = self._store.input(task_id, key, index, _INLINE)
+                value = self._fresh.get((task_id, key, index))
+                found[task_id, key] = (
+                    [(index, value)]
+                    if value is not None
+                    else self._store.input(task_id, key, index, _INLINE)
+                )
         return found
 
     def _timeout(self) -> float | None:
@@ -8688,12 +8773,22 @@ class _RunLoop:
             attempt.pokes += 1
             self._paused[instance] = attempt
             return
+        if state is _S.SUCCESS and instance.node.downstream:
+            self._remember(instance, outcome.xcoms)
         self._last[state] = attempt
         name = _CALLBACK_OF.get(state)
         if instance.node.holds:
             callback = name if name and getattr(instance.node.task, name) is not None else None
             reason = _last_line(outcome.error) or None
             self._held.append((attempt, callback, reason))
+
+    def _remember(self, instance: _Instance, xcoms: Sequence[_XComRow]) -> None:
+        """Keep small values for a moment: those that take them often start in this very turn."""
+        for xcom in xcoms:
+            if len(xcom.value) <= _INLINE:
+                self._fresh[instance.task_id, xcom.key, instance.map_index] = xcom.value
+        while len(self._fresh) > _FRESH:
+            del self._fresh[next(iter(self._fresh))]
 
     def _follow_flow(self, instance: _Instance, outcome: _Outcome) -> _Outcome:
         """Skip what a branch or short_circuit leaves out; it then stores no return value."""
@@ -8992,8 +9087,7 @@ def _execute(
 ) -> DagRun:
     dag, path = request.dag, request.path
     if dag.task_dict:
-        roots = sum(not task._upstream for task in dag.task_dict.values())
-        runner.launch(min(roots, dag.max_active_tasks))
+        runner.launch()
     opened = _look_ahead(request)
     if opened.recorded is not None and opened.recorded.state == "success":
         return _nothing_to_resume(request, opened, report)
@@ -9001,18 +9095,12 @@ def _execute(
     calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
     _check_before_run(path)
     functions = _functions(dag)
-    named = runner.begin(info, functions, stops.check) if dag.task_dict else set()
-    known: dict[bytes, bytes] = {}  # most tasks have the same settings: they are kept once
-    complete = {
-        task_id: (
-            call,
-            function,
-            known.setdefault(settings := _dump_settings(dag.task_dict[task_id]), settings)
-            if task_id in named
-            else None,
-        )
-        for (task_id, call), (_, function, _) in zip(calls.items(), functions, strict=True)
-    }
+    # While the fork server starts; a resume's depends on what is recorded.
+    fresh = None if request.resume else _Plan(dag, opened.logical_date, pools=request.pools)
+    roots = sum(not task._upstream for task in dag.task_dict.values())
+    jobs = min(roots, dag.max_active_tasks)
+    named = runner.begin(info, functions, jobs, stops.check) if dag.task_dict else set()
+    complete = _complete_calls(dag, calls, functions, named)
     del calls, functions, named
     store = _Store(path, stops.check)
     token = os.urandom(8).hex()
@@ -9020,7 +9108,7 @@ def _execute(
     try:
         plan, dead = _open_in_turn(
             lambda: _until_unlocked(
-                path, lambda: _open_run(store, request, opened, token, report), stops.check
+                path, lambda: _open_run(store, request, opened, fresh, token, report), stops.check
             ),
             runner,
             report,
@@ -9043,6 +9131,23 @@ def _execute(
         report.tell(note)
     report.ended(found)
     return found
+
+
+def _complete_calls(
+    dag: Dag,
+    calls: Mapping[str, _Call],
+    functions: Iterable[tuple[str, str, bool]],
+    named: Collection[str],
+) -> dict[str, tuple[_Call, str, bytes | None]]:
+    """What the jobs of each task have in common; equal ones are kept once."""
+    known: dict[Any, Any] = {}
+    complete = {}
+    for task_id, function, _ in functions:
+        call = calls[task_id]
+        settings = _dump_settings(dag.task_dict[task_id]) if task_id in named else None
+        job = (call, function, known.setdefault(settings, settings))
+        complete[task_id] = known.setdefault(job, job) if call is _NO_CALL else job
+    return complete
 
 
 def _nothing_to_resume(request: _Request, opened: _Opened, report: _Report) -> DagRun:
@@ -9179,10 +9284,15 @@ def _working_directory() -> str:
 
 
 def _open_run(
-    store: _Store, request: _Request, opened: _Opened, token: str, report: _Report
+    store: _Store,
+    request: _Request,
+    opened: _Opened,
+    fresh: _Plan | None,
+    token: str,
+    report: _Report,
 ) -> tuple[_Plan, list[_RunRow]]:
-    """Create or take over the run in one transaction; the plan of what is left to do, and the
-    DAG's runs that were found dead."""
+    """Create or take over the run in one transaction; the plan of what is left to do (`fresh`, if
+    it is a new run), and the DAG's runs that were found dead."""
     dag = request.dag
     with store.transaction():
         if opened.recorded is not None:
@@ -9199,7 +9309,8 @@ def _open_run(
                     "resume it, or give another"
                 )
             store.create_run(dag, opened.run_id, opened.logical_date, json.dumps(opened.conf))
-            plan = _Plan(dag, opened.logical_date, pools=request.pools)
+            assert fresh is not None
+            plan = fresh
             store.add_instances(plan.instances())
         else:
             store.run_row = opened.recorded.id
