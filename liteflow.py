@@ -6780,8 +6780,8 @@ _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, wr
 class _Outcome(NamedTuple):
     """How an attempt ended, as its runner reports it.
 
-    `terminated`: it was told to end; `unasked`: by somebody else than its runner. `times`: when
-    it began and ended, in seconds of time.time(), if it had been sent ahead.
+    `terminated`: it was told to end; `unasked`: by somebody else than its runner. `began` (if it
+    had been sent ahead) and `ended`: when, by the worker, in seconds of time.time().
     """
 
     status: _Status
@@ -6790,7 +6790,8 @@ class _Outcome(NamedTuple):
     terminated: bool = False
     unasked: bool = False
     note: Mapping[str, Any] = {}  # what the plan must know of the result
-    times: tuple[float, float] | None = None
+    began: float | None = None
+    ended: float | None = None
 
 
 # Of an attempt that was sent ahead and has not started: by identity.
@@ -7160,11 +7161,12 @@ class _Slot:
             self.state = "dead"
         return messages
 
-    def signal_group(self, number: int) -> None:
-        """Signal the worker and its children (it leads their group, once it has started)."""
+    def signal_group(self, number: int, session: bool = True) -> None:
+        """Signal the worker and its children (it leads their group, once it has started); also
+        those of its `session` that have left the group, which takes a look at all processes."""
         if hasattr(os, "killpg"):
             log = None if self.log is None else os.path.realpath(self.log.path)
-            for pid in _others_in_session(self.pid, log):
+            for pid in _others_in_session(self.pid, log) if session else ():
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -7186,10 +7188,10 @@ class _Slot:
 
         return bool(wait([self.process.sentinel if self.pidfd is None else self.pidfd], timeout))
 
-    def bury(self) -> None:
+    def bury(self, session: bool = True) -> None:
         """Kill what is left of the group, and free all that the slot holds."""
         self.state = "dead"
-        self.signal_group(_SIGKILL)
+        self.signal_group(_SIGKILL, session)
         self.connection.close()
         self._executor.shutdown(wait=False)
         if self._executor_thread is not None:
@@ -7208,8 +7210,8 @@ class _Slot:
     def close(self) -> None:
         """End an idle worker in order, and whatever it left by force."""
         self.dismiss()
-        self.has_ended(timeout=2.0)
-        self.bury()
+        # An idle one has been looked at after its last task: that has left nothing behind.
+        self.bury(session=not self.has_ended(timeout=2.0))
 
     def _close_pipes(self) -> None:
         for end in (self.connection, self._tokens, self._give_token):
@@ -7853,8 +7855,10 @@ class _SlotRunner:
             return
         slot.quick, slot.news = took < _QUICK, time.monotonic()
         rows = [_XComRow(*row) for row in xcoms]
-        times = (start, start + took) if slot.follows else None
-        outcome = _Outcome(_STATUSES[status], error, rows, terminated, note=note, times=times)
+        began = start if slot.follows else None
+        outcome = _Outcome(
+            _STATUSES[status], error, rows, terminated, note=note, began=began, ended=start + took
+        )
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
             # had ended before it was told counts.
@@ -8735,7 +8739,7 @@ class _RunLoop:
             self._plan.withdraw(instance)
             self._batch.withdrawn.append(attempt)
             return
-        ended = _iso(_utcnow()) if outcome.times is None else _iso_of(outcome.times[1])
+        ended = _iso(_utcnow()) if outcome.ended is None else _iso_of(outcome.ended)
         if outcome.terminated and self._stopping is not None:
             self._plan.interrupt(instance)
             self._batch.interrupted.append((attempt, ended, f"interrupted: {self._stopping}"))
@@ -8766,7 +8770,7 @@ class _RunLoop:
                 outcome.error,
                 outcome.xcoms,
                 items,
-                None if outcome.times is None else _iso_of(outcome.times[0]),
+                None if outcome.began is None else _iso_of(outcome.began),
             )
         )
         if state is _S.UP_FOR_RESCHEDULE:

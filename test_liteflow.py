@@ -31,6 +31,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tracemalloc
 import unittest
 import warnings
 from pathlib import Path
@@ -2817,6 +2818,108 @@ class OperatorsTest(Case):
                 self.assertIn("jinja2", str(caught.exception))
             with self.assertWarns(UserWarning):
                 task(sample)("{{ ds }}")
+
+
+class AheadTest(Case):
+    """Quick jobs that are sent to a worker while another runs there."""
+
+    def test_jobs_behind_one_that_turns_slow_run_elsewhere(self):
+        module = self.module(
+            """
+            here = os.environ["CASE_DIR"]
+            def quick(i): (Path(here) / f"ran-{i}").touch()
+            def slow():
+                deadline = time.monotonic() + 30
+                while len([n for n in os.listdir(here) if n.startswith("ran-")]) < 60:
+                    assert time.monotonic() < deadline, "the others wait for this one"
+                    time.sleep(0.002)
+            with DAG("turns_slow") as dag:
+                for i in range(20): task(task_id=f"q{i}")(quick)(i)
+                task(slow)()
+                for i in range(20, 60): task(task_id=f"q{i}")(quick)(i)
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=2)
+        self.assertEqual(run.state, "success")
+        self.assertEqual({ti.try_number for ti in run.get_task_instances()}, {1})
+        self.assertEqual(self.query("SELECT count(*) FROM task_instance_history"), [(0,)])
+
+    def test_a_death_blames_only_the_job_that_ran(self):
+        module = self.module(
+            """
+            def quick(): pass
+            def dies(): os._exit(3)
+            with DAG("dies") as dag:
+                for i in range(80): task(task_id=f"t{i}")(dies if i % 20 == 10 else quick)()
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=2)
+        for i, ti in enumerate(run.get_task_instances()):
+            expected = ("failed", 1) if i % 20 == 10 else ("success", 1)
+            self.assertEqual((ti.state, ti.try_number), expected, ti)
+            if ti.state == "failed":
+                self.assertIn("exited with code 3", ti.error)
+
+    def test_each_keeps_its_own_output_and_times(self):
+        module = self.module(
+            """
+            def talks(i): print(f"{i} " * (5000 if i % 9 == 4 else 3)); print("end", i)
+            def silent(): pass
+            def cuts(i): print("lost"); os.truncate(1, 0); print("kept" + "!" * (9 - i))
+            with DAG("output") as dag:
+                for i in range(120): task(task_id=f"t{i}")(talks)(i)
+                for i in range(20): task(task_id=f"s{i}")(silent)()
+                for i in range(5): task(task_id=f"c{i}")(cuts)(i)
+                for i in range(120, 140): task(task_id=f"t{i}")(talks)(i)
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=2)
+        self.assertEqual(run.state, "success")
+        by_pid = {}
+        for ti in run.get_task_instances():
+            by_pid.setdefault(ti.pid, []).append((ti.start_date, ti.end_date, ti.task_id))
+            kind, i = ti.task_id[0], int(ti.task_id[1:])
+            text = f"{i} " * (5000 if i % 9 == 4 else 3) + f"\nend {i}\n"
+            expected = {"t": text, "s": "", "c": f"kept{'!' * (9 - i)}\n"}
+            self.assertEqual(run.log(ti.task_id), expected[kind], ti)
+        for attempts in by_pid.values():
+            attempts.sort()
+            for (start, end, one), (after, _, other) in zip(attempts, attempts[1:]):
+                self.assertLessEqual(start, end, one)
+                self.assertLessEqual(end, after, (one, other))
+
+    def test_a_stop_leaves_no_trace_of_what_did_not_start(self):
+        module = self.module(
+            """
+            def quick(): pass
+            def stops(): (Path(os.environ["CASE_DIR"]) / "here").touch(); time.sleep(60)
+            with DAG("stopped") as dag:
+                for i in range(30): task(task_id=f"q{i}")(quick)()
+                for i in range(2): task(task_id=f"s{i}")(stops)()
+                for i in range(30, 60): task(task_id=f"q{i}", priority_weight=1)(quick)()
+            """
+        )
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            running = threads.submit(
+                module.dag.run, db_path=self.db, executor=pool(), stop=stop
+            )
+            self.assertTrue(wait_until((self.folder / "here").exists))
+            stop.set()
+            run = running.result(timeout=30)
+        self.assertEqual(run.reason, "stopped")
+        for ti in run.get_task_instances():
+            if ti.task_id.startswith("q") and ti.state is None:
+                self.assertEqual((ti.try_number, ti.start_date), (0, None))
+
+    def test_a_large_value_is_shown_without_making_its_whole_repr(self):
+        for value in (bytes(50_000_000), bytearray(50_000_000), [bytes(50_000_000)]):
+            tracemalloc.start()
+            self.addCleanup(tracemalloc.stop)
+            shown = liteflow._preview(value)
+            self.assertLess(tracemalloc.get_traced_memory()[1], 1_000_000)
+            self.assertLessEqual(len(shown), 80)
+            tracemalloc.stop()
 
 
 class CallbacksTest(Case):
