@@ -3330,6 +3330,7 @@ class _Expansion:
 
 
 _NO_INDEXES: list[int] = []
+_NO_COUNTS = _Counts(0)  # of all the nodes that wait for nothing
 
 
 class _Node:
@@ -3370,7 +3371,7 @@ class _Node:
         self.expansion: _Expansion | None = None
         # Most nodes have none of these: an empty tuple is shared by all.
         self.feeds: tuple[_Expansion, ...] = ()  # the mappings that expand over its result
-        self.counts = _Counts(0)
+        self.counts = _NO_COUNTS
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0
@@ -3570,7 +3571,8 @@ class _Plan:
             node.upstream = tuple(nodes[t] for t in node.task._upstream)
             node.downstream = tuple(nodes[t] for t in node.task._downstream)
             outside = [up for up in node.upstream if not self._in_step(up, node)]
-            node.counts.pending = len(outside)
+            if outside:
+                node.counts = _Counts(len(outside))
         for task in self.dag.topological_sort():
             node = nodes[task.task_id]
             node.depth = max((up.depth + 1 for up in node.upstream), default=0)
@@ -7041,9 +7043,11 @@ class _Slot:
         ours, theirs = context.Pipe()
         self.connection: Connection = ours
         self._inbox = _Inbox(ours)
-        self._tokens, self._give_token = (None, None) if _WINDOWS else context.Pipe(duplex=False)
-        if self._tokens is not None:
-            os.set_blocking(self._tokens.fileno(), False)
+        self._tokens: Connection | None = None  # where both read, and where we write
+        self._give_token: Connection | None = None
+        if not _WINDOWS:
+            self._tokens, self._give_token = tokens, _ = context.Pipe(duplex=False)
+            os.set_blocking(tokens.fileno(), False)
         self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
@@ -7118,7 +7122,7 @@ class _Slot:
         jobs, self.outbox = self.outbox, []
         tokens, self._tokens_due = self._tokens_due, b""
         with contextlib.suppress(OSError):
-            if tokens:
+            if tokens and self._give_token is not None:
                 os.write(self._give_token.fileno(), tokens)
             if _WINDOWS or len(jobs) == 1:
                 for data in jobs:
@@ -8713,10 +8717,10 @@ class _RunLoop:
             own = self._plan._in_step(up, instance.node)
             if up.expansion is None or own:
                 index = instance.map_index if own else -1
-                value = self._fresh.get((task_id, key, index))
+                fresh = self._fresh.get((task_id, key, index))
                 found[task_id, key] = (
-                    [(index, value)]
-                    if value is not None
+                    [(index, fresh)]
+                    if fresh is not None
                     else self._store.input(task_id, key, index, _INLINE)
                 )
         return found

@@ -2884,7 +2884,7 @@ class AheadTest(Case):
             self.assertEqual(run.log(ti.task_id), expected[kind], ti)
         for attempts in by_pid.values():
             attempts.sort()
-            for (start, end, one), (after, _, other) in zip(attempts, attempts[1:]):
+            for (start, end, one), (after, _, other) in itertools.pairwise(attempts):
                 self.assertLessEqual(start, end, one)
                 self.assertLessEqual(end, after, (one, other))
 
@@ -5484,6 +5484,13 @@ class ExamplesTest(Case):
         drawn = self.cli("visualize", "layered_dag_171", "--db", self.db)
         check_mermaid(self, drawn.stdout)
         self.assertEqual((drawn.stderr, drawn.stdout.count(" --> ")), ("", 250))
+
+    def test_benchmark(self):
+        only = [x for name in ("again", "layered", "start") for x in ("--only", name)]
+        done = self.example("benchmark", "--rounds", "1", "--json", *only)
+        rows = json.loads(done.stdout)["rows"]
+        self.assertEqual([row["name"] for row in rows], ["again", "layered", "start", "start"])
+        self.assertTrue(all(row["liteflow"] > 0 for row in rows))
 
     def test_retries(self):
         self.example("retries", code=1)

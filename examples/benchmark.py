@@ -502,8 +502,8 @@ def line(row: Row) -> str:
     if name == "again":
         return f"| {name} | {what} | | {shown(name, ours)} | | |"
     said = "" if goal is None else f"≤ {goal:g}"
-    ratio = ours / limit
-    return f"| {name} | {what} | {shown(name, limit)} | {shown(name, ours)} | {ratio:.2f} | {said} |"
+    cells = (name, what, shown(name, limit), shown(name, ours), f"{ours / limit:.2f}", said)
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -520,7 +520,8 @@ def main() -> None:
     )
     if not options.json:
         print(f"{machine}\n")
-        print("| workload | what | limit | liteflow | ratio | goal |\n| - | - | -: | -: | -: | -: |")
+        print("| workload | what | limit | liteflow | ratio | goal |")
+        print("| - | - | -: | -: | -: | -: |")
     try:
         for name in options.only or WORKLOADS:
             for row in WORKLOADS[name](bench):
