@@ -4438,6 +4438,17 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
 
+def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
+    """Copy all of it, as the connection's snapshot has it, into a new file."""
+    import sqlite3
+
+    target.unlink(missing_ok=True)  # of a try that was overtaken by a writer
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
+    with contextlib.closing(sqlite3.connect(target)) as copy:
+        connection.backup(copy)
+
+
 _ROW_LIMIT = 1_000_000_000  # SQLite's own
 _LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
 
@@ -5019,12 +5030,7 @@ class _Store:
 
     def recorded_lengths(self) -> dict[tuple[str, int], int | None]:
         """The length of every result that is stored, by task and index."""
-        rows = self._connection.execute(
-            "SELECT task_id, map_index, length FROM xcom JOIN task_instance ON "
-            "task_instance.id = task_instance_id WHERE dag_run_id = ? AND key = 'return_value'",
-            (self.run_row,),
-        )
-        return {(task_id, map_index): length for task_id, map_index, length in rows}
+        return _select_lengths(self._connection, self.run_row)
 
     def running_elsewhere(self, dag_id: str, task_id: str) -> int:
         """How many instances of a task run now, in other runs of its DAG."""
@@ -5080,14 +5086,28 @@ class _Store:
         return _RunRow(*row) if row else None
 
     def delete_run(self, run_row: int, check: Callable[[_RunRow | None], None]) -> None:
-        """Delete a run with all that belongs to it, and give the disk space back.
+        """Delete a run with all that belongs to it.
 
         `check` sees the run under the write lock, and may raise.
         """
         with self.transaction():
             check(self._run_of(run_row))
             self._connection.execute("DELETE FROM dag_run WHERE id = ?", (run_row,))
-        # In steps: one large vacuum would write all the pages to the WAL at once.
+
+    def drop_values(self, run_row: int, check: Callable[[_RunRow | None], None]) -> None:
+        """Delete a run's XComs; `check` as above."""
+        with self.transaction():
+            check(self._run_of(run_row))
+            for table in ("xcom", "xcom_item"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE task_instance_id IN "
+                    "(SELECT id FROM task_instance WHERE dag_run_id = ?)",
+                    (run_row,),
+                )
+
+    def give_back(self) -> None:
+        """Give the disk space back that nothing uses any more, in steps: one large vacuum would
+        write all the pages to the WAL at once, and keep others waiting."""
         with self._explaining():
             while self._connection.execute("PRAGMA freelist_count").fetchone()[0]:
                 self._connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
@@ -5164,12 +5184,14 @@ def _select_runs(
     dag_id: str | None = None,
     state: str | None = None,
     limit: int | None = None,
+    since: str | None = None,
 ) -> list[_RunRow]:
-    """Runs, newest first."""
+    """Runs, newest first; those that began at `since` or later."""
     rows = connection.execute(
         f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE dag_id = coalesce(?1, dag_id) AND "
-        "state = coalesce(?2, state) ORDER BY id DESC LIMIT ?3",
-        (dag_id, state, -1 if limit is None else limit),
+        "state = coalesce(?2, state) AND coalesce(start_date, '') >= coalesce(?4, '') "
+        "ORDER BY id DESC LIMIT ?3",
+        (dag_id, state, -1 if limit is None else limit, since),
     )
     return [_RunRow(*row) for row in rows]
 
@@ -5259,6 +5281,90 @@ def _select_attempts(connection: sqlite3.Connection, run_row: int, task_id: str)
     ).fetchall()
 
 
+def _select_all_attempts(connection: sqlite3.Connection, run_row: int) -> list[tuple[Any, ...]]:
+    """(task_id, map_index, try_number, state, start_date, end_date) of every attempt."""
+    columns = (
+        "CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST({0}.try_number AS INTEGER), "
+        "CAST({0}.state AS TEXT), CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT)"
+    )
+    latest, earlier = columns.format("task_instance"), columns.format("task_instance_history")
+    return connection.execute(
+        f"SELECT {latest} FROM task_instance WHERE dag_run_id = ?1 AND start_date IS NOT NULL "
+        f"UNION ALL SELECT {earlier} FROM task_instance_history JOIN task_instance ON "
+        "task_instance.id = task_instance_id WHERE dag_run_id = ?1",
+        (run_row,),
+    ).fetchall()
+
+
+def _select_failures(
+    connection: sqlite3.Connection, run_row: int, most: int
+) -> tuple[int, list[tuple[str, int, str]]]:
+    """How many task instances of a run failed, and the first (task_id, map_index, error)."""
+    rows = connection.execute(
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(error AS TEXT) "
+        "FROM task_instance WHERE dag_run_id = ? AND state = 'failed' ORDER BY id LIMIT ?",
+        (run_row, most),
+    ).fetchall()
+    if len(rows) < most:
+        return len(rows), rows
+    [count] = connection.execute(
+        "SELECT count(*) FROM task_instance WHERE dag_run_id = ? AND state = 'failed'", (run_row,)
+    ).fetchone()
+    return count, rows
+
+
+def _select_successes(connection: sqlite3.Connection) -> dict[str, str]:
+    """When each DAG's last successful run ended."""
+    return dict(
+        connection.execute(
+            "SELECT CAST(dag_id AS TEXT), max(CAST(end_date AS TEXT)) FROM dag_run "
+            "WHERE state = 'success' GROUP BY dag_id"
+        )
+    )
+
+
+def _select_running(
+    connection: sqlite3.Connection, run_row: int
+) -> list[tuple[str, int, str | None]]:
+    """(task_id, map_index, start_date) of the task instances that run, the longest first."""
+    return connection.execute(
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(start_date AS TEXT) "
+        "FROM task_instance WHERE dag_run_id = ? AND state = 'running' ORDER BY start_date",
+        (run_row,),
+    ).fetchall()
+
+
+def _select_new_log(
+    connection: sqlite3.Connection,
+    run_row: int,
+    task_id: str | None,
+    map_index: int | None,
+    after: int,
+) -> list[tuple[int, str, int, int, int, str]]:
+    """(id, task_id, map_index, try_number, part, text) of output stored after that of an id."""
+    return connection.execute(
+        "SELECT CAST(task_log.id AS INTEGER), CAST(task_id AS TEXT), CAST(map_index AS INTEGER), "
+        "CAST(task_log.try_number AS INTEGER), CAST(part AS INTEGER), CAST(text AS TEXT) "
+        "FROM task_log JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE task_log.id > ?5 AND dag_run_id = ?1 AND task_id = coalesce(?2, task_id) AND "
+        "map_index = coalesce(?3, map_index) ORDER BY task_log.id LIMIT ?4",
+        (run_row, task_id, map_index, 10_000, after),
+    ).fetchall()
+
+
+def _select_old_runs(
+    connection: sqlite3.Connection, dag_id: str | None, keep: int | None, before: str | None
+) -> list[_RunRow]:
+    """The runs behind the `keep` newest ones of their DAG that began before a time."""
+    rows = connection.execute(
+        f"SELECT {_RUN_COLUMNS} FROM (SELECT *, row_number() OVER (PARTITION BY dag_id ORDER BY "
+        "id DESC) AS age FROM dag_run) AS dag_run WHERE dag_id = coalesce(?1, dag_id) AND "
+        "age > coalesce(?2, 0) AND coalesce(start_date, '') < coalesce(?3, '~') ORDER BY id",
+        (dag_id, keep, before),
+    ).fetchall()
+    return [_RunRow(*row) for row in rows]
+
+
 def _select_log(
     connection: sqlite3.Connection,
     run_row: int,
@@ -5276,6 +5382,19 @@ def _select_log(
         "coalesce(?4, task_log.try_number) ORDER BY task_instance.id, task_log.try_number, part",
         (run_row, task_id, map_index, try_number),
     ).fetchall()
+
+
+def _select_lengths(
+    connection: sqlite3.Connection, run_row: int
+) -> dict[tuple[str, int], int | None]:
+    """The length of every result that is stored, by task and index."""
+    rows = connection.execute(
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(length AS INTEGER) "
+        "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
+        "WHERE dag_run_id = ? AND key = 'return_value'",
+        (run_row,),
+    )
+    return {(task_id, map_index): length for task_id, map_index, length in rows}
 
 
 def _select_xcoms(
@@ -8606,6 +8725,7 @@ class _RunLoop:
         """Commit the batch; False if the database is locked, and everything has to wait."""
         self._batch.logs += self._runner.final_output()
         if not self._batch:
+            self._report.committed(())
             return True
         try:
             self._store.record(self._batch)
@@ -8616,6 +8736,7 @@ class _RunLoop:
                 raise _locked_out(self._store.path) from None
             return False
         self._locked_since = None
+        self._report.committed(self._batch.logs)
         self._wrote_large = self._batch.is_large()
         self._batch = _Batch()
         for attempt, name, reason in self._held:
@@ -8741,6 +8862,7 @@ class _RunLoop:
         del self._attempts[instance]
         if outcome is _WITHDRAWN:
             self._plan.withdraw(instance)
+            self._report.withdrawn(instance)
             self._batch.withdrawn.append(attempt)
             return
         ended = _iso(_utcnow()) if outcome.ended is None else _iso_of(outcome.ended)
@@ -8847,6 +8969,7 @@ class _RunLoop:
         self._batch.logs += self._runner.final_output()
         with contextlib.suppress(_Busy):  # what callbacks printed is no result
             self._store.record(self._batch)
+            self._report.committed(self._batch.logs)
 
     def _due(self, attempt: _Attempt, name: str, reason: str | None, of: Any = None) -> None:
         """Callbacks that any worker may run."""
@@ -8892,6 +9015,7 @@ class _RunLoop:
         if now < self._next_glance:
             return
         self._next_glance = now + _GLANCE
+        self._report.tick()
         if self._parked:
             self._parked = False
             self._plan.unpark()
@@ -8964,7 +9088,7 @@ def _run_dag(
     mp_context: Any = None,
     pools: Mapping[str, int] | None = None,
     wait: bool = False,
-    progress: bool | Callable[[str], object] = False,
+    progress: bool | Callable[[str], object] | _Screen = False,
     stop: threading.Event | None = None,
     in_process: bool = False,
 ) -> DagRun:
@@ -9788,8 +9912,12 @@ class DagRun:
             raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
 
     def delete(self) -> None:
-        """Delete the run with its task instances, values and logs. Raises AlreadyRunning."""
+        """Delete the run with its task instances, values and logs, and give the disk space back.
+
+        Raises AlreadyRunning.
+        """
         self._write(lambda store: store.delete_run(self._row.id, self._refuse_live))
+        self._write(lambda store: store.give_back())
 
     def __repr__(self) -> str:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
@@ -9904,7 +10032,7 @@ def _chosen_run(path: Path, name: str) -> DagRun:
     raise RunNotFound(f"there is no DAG or run {name!r} in {path}{_near(name, known)}")
 
 
-# --- Showing: Mermaid, tables, progress -----------------------------------------------------------
+# --- Showing: Mermaid -----------------------------------------------------------------------------
 
 _MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
 _MAX_TEXT = 50_000
@@ -10010,8 +10138,11 @@ def _draw_group(
     return lines
 
 
+_DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
+
+
 def _draw_dag(dag: Dag, direction: str) -> str:
-    if direction not in ("TD", "TB", "LR", "RL", "BT"):
+    if direction not in _DIRECTIONS:
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
     boxes = [
         _Box(t, [t], "", list(x._upstream), x.task_group.group_id if x.task_group else None)
@@ -10074,6 +10205,120 @@ def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
     return _Box(task_id, lines, worst, upstream, members[0].task_group_id)
 
 
+class _Span(NamedTuple):
+    """A bar of a gantt: from and to in milliseconds of Unix time."""
+
+    label: str
+    tag: str  # Mermaid's: done, crit, active, or none
+    start: int
+    end: int
+
+
+_GANTT_TAGS = {"success": "done", "failed": "crit", "interrupted": "crit", "running": "active"}
+_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
+
+
+def _draw_gantt(title: str, attempts: Sequence[Sequence[Any]]) -> str:
+    """A Mermaid gantt of when each attempt ran, and of the waits for a retry.
+
+    `attempts`: (task_id, map_index, try_number, state, start_date, end_date).
+    """
+    spans = _spans(attempts)
+    length = max((x.end for x in spans), default=0) - min((x.start for x in spans), default=0)
+    axis = "%S.%L" if length < 60_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
+    lines = ["gantt", f"    title {_mermaid_text(title)}", "    dateFormat x"]
+    lines.append(f"    axisFormat {axis}")
+    for span in spans:
+        tag = f"{span.tag}, " if span.tag else ""
+        # A word like `section` at its beginning would be read as one of Mermaid's.
+        lines.append(f"    {_gantt_text(span.label)} :{tag}{span.start}, {span.end}")
+    return "\n".join(lines) + "\n"
+
+
+def _gantt_text(text: str) -> str:
+    """A bar's name: its first letter as a code, so that it is no word of Mermaid's."""
+    return f"#{ord(text[0])};{_mermaid_text(text[1:])}" if text[1:] else f"#{ord(text)};"
+
+
+def _spans(attempts: Sequence[Sequence[Any]]) -> list[_Span]:
+    tasks: dict[str, list[Sequence[Any]]] = {}
+    for attempt in attempts:
+        tasks.setdefault(attempt[0], []).append(attempt)
+    spans = []
+    for task_id, rows in tasks.items():
+        if len({row[1] for row in rows}) >= _GANTT_FOLD:
+            spans.append(_span_of_many(task_id, rows))
+        else:
+            spans += _spans_of_few(rows)
+    return sorted((x for x in spans if x is not None), key=lambda x: (x.start, x.end))
+
+
+def _spans_of_few(rows: Sequence[Sequence[Any]]) -> list[_Span]:
+    spans = []
+    before: Sequence[Any] | None = None
+    for row in sorted(rows, key=lambda row: (row[1], row[2])):
+        task_id, map_index, tries, state, start, end = row
+        label = task_id if map_index < 0 else f"{task_id}[{map_index}]"
+        if before is not None and before[1] == map_index and before[5] and start:
+            waited = _milliseconds(start) - _milliseconds(before[5])
+            if waited > 50 and before[3] == "failed":
+                spans.append(
+                    _Span(f"{label} waits", "", _milliseconds(before[5]), _milliseconds(start))
+                )
+        before = row
+        if start is None:
+            continue
+        name = label if tries == 1 else f"{label} try {tries}"
+        if state != "success":
+            name += f" {state.replace('_', ' ')}" if state else " no state"
+        first = _milliseconds(start)
+        last = _milliseconds(end) if end is not None else _milliseconds(_utcnow())
+        spans.append(_Span(name, _GANTT_TAGS.get(state, ""), first, max(last, first + 1)))
+    return spans
+
+
+def _span_of_many(task_id: str, rows: Sequence[Sequence[Any]]) -> _Span | None:
+    started = [row for row in rows if row[4] is not None]
+    if not started:
+        return None
+    first = min(_milliseconds(row[4]) for row in started)
+    last = max(_milliseconds(row[5] or _utcnow()) for row in started)
+    states = collections.Counter(row[3] or "no state" for row in started)
+    said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in states.most_common())
+    tag = "crit" if "failed" in states else "active" if "running" in states else "done"
+    label = f"{task_id} x {len({row[1] for row in rows})} {said}"
+    return _Span(label, tag, first, max(last, first + 1))
+
+
+def _milliseconds(moment: _datetime.datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _live_url(diagram: str) -> str:
+    """A link that shows the diagram: it holds it, deflated, behind the `#`, which a browser does
+    not send (the form is mermaid.live's own)."""
+    import base64
+    import zlib
+
+    state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
+    packed = zlib.compress(json.dumps(state).encode(), 9)
+    return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
+
+
+def _fenced(text: str, kind: str = "") -> str:
+    """A Markdown code block around any text."""
+    ticks = max([2, *(len(run) for run in re.findall("`+", text))]) + 1
+    return f"{'`' * ticks}{kind}\n{text.rstrip()}\n{'`' * ticks}\n"
+
+
+def _markdown(text: object) -> str:
+    """Any text as plain text of a Markdown table's cell."""
+    text = " ".join(_clean(text).split())
+    return re.sub(r"[^\w\s.,:()=+/'-]", lambda match: f"&#{ord(match[0])};", text).replace(
+        "_", "&#95;"
+    )
+
+
 def _too_large(diagram: str) -> str | None:
     """Why renderers at their defaults will refuse the diagram, if they will."""
     edges = diagram.count(" --> ")
@@ -10085,13 +10330,19 @@ def _too_large(diagram: str) -> str | None:
     return None
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns that line up, made safe for a terminal."""
+# --- Showing: tables ------------------------------------------------------------------------------
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], color: bool = False) -> str:
+    """Columns that line up, made safe for a terminal; with colours for states."""
     cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     lines = []
     for row in cells:
         padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
+        padded[-1] = padded[-1].rstrip()
+        if color:
+            padded = [_paint(p, c) for p, c in zip(padded, row, strict=True)]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
@@ -10132,57 +10383,394 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+# --- Showing: a run while it runs -----------------------------------------------------------------
+
+_REDRAW = 0.1  # seconds between two drawings of the status
+_TAIL_LINES = 10  # of a failed task's output that are shown at once
+_TAIL_KEPT = 4000  # characters of it
+_Segments = list[tuple[str, str | None]]  # a line's parts, each with the state that colours it
+
+_COLORS = {
+    "success": "32",
+    "failed": "31",
+    "upstream_failed": "33",
+    "up_for_retry": "33",
+    "up_for_reschedule": "33",
+    "skipped": "35",
+    "running": "36",
+}
+
+
+def _may_redraw(stream: Any) -> bool:
+    """Whether the stream is a terminal on which lines can be drawn again."""
+    try:
+        is_terminal = bool(stream.isatty())
+    except (AttributeError, ValueError):  # None, or closed
+        return False
+    return is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _may_color(stream: Any) -> bool:
+    """Whether colours are wanted there (the order is CPython's own)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or _may_redraw(stream)
+
+
+def _paint(text: str, state: str | None) -> str:
+    code = _COLORS.get(state or "")
+    return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
+
+
+def _fit(segments: _Segments, width: int, color: bool) -> str:
+    """A line cut to a width in columns, and coloured."""
+    found = ""
+    for text, state in segments:
+        cut = ""
+        for c in text:
+            width -= _width(c)
+            if width < 0:
+                break
+            cut += c
+        found += _paint(cut, state) if color else cut
+        if width < 0:
+            break
+    return found
+
+
+class _Snapshot(NamedTuple):
+    """A run at a moment: what its status shows."""
+
+    counts: Mapping[str, int]  # of task instances by state; "" for none
+    running: Sequence[tuple[str, float]]  # label, seconds since the start; the longest first
+    seconds: float  # since the run's start
+
+
+def _status_lines(now: _Snapshot, width: int, rows: int) -> list[_Segments]:
+    """A bar, the counts, and what runs for how long, in at most so many rows."""
+    total = sum(now.counts.values())
+    ended = sum(now.counts.get(state.value, 0) for state in _ENDED)
+    size = max(10, min(40, width - 40))
+    done = size * ended // total if total else size
+    bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
+    lines: list[_Segments] = [
+        [(f"{bar} {ended}/{total} tasks, {_seconds_text(now.seconds)}", None)],
+        _counted(now.counts),
+    ]
+    room = max(1, min(rows - 3, 8))
+    shown = now.running if len(now.running) <= room else now.running[: room - 1]
+    for label, seconds in shown:
+        lines.append([("  ", None), (label, "running"), (f"  {_seconds_text(seconds)}", None)])
+    if len(shown) < len(now.running):
+        lines.append([(f"  ... and {len(now.running) - len(shown)} more", None)])
+    return lines
+
+
+def _counted(counts: Mapping[str, int]) -> _Segments:
+    """`3 running, 2 failed, 40 to come`."""
+    order = [*_COLORS, *(state for state in counts if state not in _COLORS)]
+    segments: _Segments = []
+    for state in sorted(set(order) & set(counts), key=order.index):
+        if counts[state]:
+            text = f"{counts[state]} {state.replace('_', ' ') or 'to come'}"
+            segments += [(", " if segments else "", None), (text, state)]
+    return segments
+
+
+class _Bottom:
+    """The last lines of a terminal, which are drawn again and again."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._color = _may_color(stream)
+        self._drawn = 0
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows, now."""
+        import shutil
+
+        try:
+            found = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            found = shutil.get_terminal_size()
+        return max(found.columns, 20), max(found.lines, 5)
+
+    def draw(self, now: _Snapshot) -> None:
+        """Show the run as it is now, in place of what was drawn before."""
+        width, rows = self.size()
+        lines = [_fit(x, width - 1, self._color) for x in _status_lines(now, width, rows)]
+        self._put("".join(f"{line}\n" for line in lines))
+        self._drawn = len(lines)
+
+    def clear(self) -> None:
+        """Take the drawing away, so that lines can be written where it was."""
+        if self._drawn:
+            self._put("")
+            self._drawn = 0
+
+    def _put(self, text: str) -> None:
+        up = f"\x1b[{self._drawn}A\r\x1b[J" if self._drawn else ""
+        with contextlib.suppress(OSError, ValueError):  # nobody looks any more
+            self._stream.write(up + text)
+            self._stream.flush()
+
+
+class _Screen:
+    """Where people read of a run: lines on standard error, or given to `say`; on a terminal with
+    a status below them. With `logs`, what tasks print goes to standard output."""
+
+    def __init__(self, say: Callable[[str], object] | None = None, logs: bool = False) -> None:
+        self._say = say
+        self._color = say is None and _may_color(sys.stderr)
+        self.bottom = _Bottom(sys.stderr) if say is None and _may_redraw(sys.stderr) else None
+        self.logs = _LogLines() if logs else None
+        self._next = 0.0
+
+    def line(self, text: str, state: str | None = None) -> None:
+        """One line."""
+        text = _clean(text)
+        if self._say is not None:
+            self._say(text)
+            return
+        self.clear()
+        _say(_paint(text, state) if self._color else text)
+
+    def output(self, label: str, text: str) -> None:
+        """What a task printed."""
+        if self.logs is not None:
+            self.clear()
+            self.logs.add(label, text)
+
+    def status(self, snapshot: Callable[[], _Snapshot]) -> None:
+        """Draw the status, if there is one and it is time."""
+        now = time.monotonic()
+        if self.bottom is not None and now >= self._next:
+            self._next = now + _REDRAW
+            self.bottom.draw(snapshot())
+
+    def clear(self) -> None:
+        """Take the status away."""
+        if self.bottom is not None:
+            self.bottom.clear()
+            self._next = 0.0
+
+
+class _LogLines:
+    """Output of several tasks, on standard output, each line behind its task's name."""
+
+    def __init__(self, prefixed: bool = True, raw: bool = False) -> None:
+        self._prefixed = prefixed
+        self._raw = raw
+        self._open: str | None = None  # whose line has no end yet
+
+    def add(self, label: str, text: str) -> None:
+        """Show some more of a task's output."""
+        text = text if self._raw else _clean(text)
+        if not self._prefixed:
+            self._write(text)
+            return
+        if self._open not in (None, label):
+            self.end()
+        shown = []
+        for line in text.splitlines(keepends=True):
+            shown.append(line if self._open == label else f"{_clean(label)} | {line}")
+            self._open = None if line.endswith("\n") else label
+        self._write("".join(shown))
+
+    def end(self) -> None:
+        """End a line that has no end."""
+        if self._open is not None:
+            self._open = None
+            self._write("\n")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            _write(text)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+
+
+class _Change(NamedTuple):
+    """A change of an instance's state that is to be told once it is committed."""
+
+    instance: _Instance
+    state: TaskInstanceState | None
+    try_number: int
+    when: str
+    seconds: float | None
+    error: str | None
+
+
 class _Report:
     """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
 
-    def __init__(self, progress: bool | Callable[[str], object]) -> None:
-        self._say: Callable[[str], object] | None = None
-        if callable(progress):
-            self._say = progress
+    def __init__(self, progress: bool | Callable[[str], object] | _Screen) -> None:
+        self._screen: _Screen | None = None
+        if isinstance(progress, _Screen):
+            self._screen = progress
+        elif callable(progress):
+            self._screen = _Screen(progress)
         elif progress:
-            self._say = _say
-        self._debug = _log.isEnabledFor(logging.INFO)
+            self._screen = _Screen()
+        self._listens = self._screen is not None or _log.isEnabledFor(logging.INFO)
+        self._began = time.monotonic()
+        self._run = ""
         self._started: dict[_Instance, float] = {}
+        self._states: dict[_Instance, TaskInstanceState | None] = {}
+        self._counts: collections.Counter[TaskInstanceState | None] = collections.Counter()
+        self._changes: list[_Change] = []
+        self._tails: dict[_Instance, str] = {}
+        self._ends: dict[_Attempt, str] = {}  # of long logs, which are written anew
+        self._slowest: list[tuple[float, str]] = []
+        self._plan: _Plan | None = None
 
-    def tell(self, line: str) -> None:
+    def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
         _log.info("%s", line)
-        if self._say is not None:
-            self._say(_clean(line))
+        if self._screen is not None:
+            self._screen.line(line, state)
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
+        self._plan, self._run = plan, f"{dag.dag_id}/{run_id}"
+        self._where = f"--db {_quoted(_short_path(path))}"
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         if not plan.nodes:
             self.tell("the DAG has no tasks: a @task function makes one when it is called")
+        if self._listens:
+            for instance in plan.instances():
+                if instance.state is not None:
+                    self._note(instance)
+
+    def _note(self, instance: _Instance) -> None:
+        """Count an instance's state."""
+        before = self._states.get(instance)
+        if before is not None:
+            self._counts[before] -= 1
+        self._states[instance] = instance.state
+        if instance.state is not None:
+            self._counts[instance.state] += 1
 
     def changed(self, instance: _Instance, error: str | None = None) -> None:
-        """An instance's state changed."""
-        if self._say is None and not self._debug:
+        """An instance's state changed; told with the turn's `committed`."""
+        if not self._listens:
             return
-        now = time.monotonic()
+        self._note(instance)
+        now, seconds = time.monotonic(), None
         if instance.state is _S.RUNNING:
             self._started[instance] = now
+        elif (started := self._started.pop(instance, None)) is not None:
+            seconds = now - started
+            self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
+        when = _datetime.datetime.now().strftime("%H:%M:%S")
+        self._changes.append(
+            _Change(instance, instance.state, instance.try_number, when, seconds, error)
+        )
+
+    def withdrawn(self, instance: _Instance) -> None:
+        """An instance that was said to run did not start after all."""
+        if self._listens:
+            self._note(instance)
+            self._started.pop(instance, None)
+
+    def committed(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
+        """What happened in a turn is recorded: tell it, with what tasks printed."""
+        if not self._listens:
             return
-        started = self._started.pop(instance, None)
-        said = [_datetime.datetime.now().strftime("%H:%M:%S"), instance.label]
-        said.append(instance.state.value if instance.state is not None else "interrupted")
-        if started is not None:
-            said.append(_seconds_text(now - started))
-        if instance.state is not _S.SUCCESS and error:
-            said.append(f"({_last_line(error)})")
-        self.tell("  ".join(said))
+        for attempt, part, text in logs:
+            self._take_output(attempt, part, text)
+        changes, self._changes = self._changes, []
+        for change in changes:
+            self._tell_change(change)
+        if changes:
+            self.tick()
+
+    def _take_output(self, attempt: _Attempt, part: int, text: str) -> None:
+        if self._screen is None:
+            return
+        instance = attempt.instance
+        self._tails[instance] = (self._tails.get(instance, "") + text)[-_TAIL_KEPT:]
+        if part == _TAIL_PART:
+            self._ends[attempt] = text
+        else:
+            self._screen.output(instance.label, text)
+
+    def _tell_change(self, change: _Change) -> None:
+        instance, state = change.instance, change.state
+        said = [change.when, instance.label, state.value if state is not None else "interrupted"]
+        if change.try_number > 1:
+            said.append(f"try {change.try_number}")
+        if change.seconds is not None:
+            said.append(_seconds_text(change.seconds))
+        if state is not _S.SUCCESS and change.error:
+            said.append(f"({_last_line(change.error)})")
+        ended = state is not _S.RUNNING
+        for attempt in [a for a in self._ends if ended and a.instance is instance]:
+            text = self._ends.pop(attempt)
+            if self._screen is not None:
+                self._screen.output(instance.label, text)
+        # On a terminal the status tells what runs; elsewhere every change is a line.
+        if self._screen is None or self._screen.bottom is None or self._is_bad(state):
+            self.tell("  ".join(said), state and state.value)
+        if ended:
+            tail = self._tails.pop(instance, "")
+            if self._screen is not None and self._screen.bottom is not None and self._is_bad(state):
+                self._tell_failure(instance, tail)
+
+    @staticmethod
+    def _is_bad(state: TaskInstanceState | None) -> bool:
+        return state in (_S.FAILED, _S.UP_FOR_RETRY, None)
+
+    def _tell_failure(self, instance: _Instance, tail: str) -> None:
+        """On a terminal, at once: the last lines of the output, and how to see the rest."""
+        if self._screen is None:
+            return
+        if self._screen.logs is None:
+            for line in tail.rstrip("\n").splitlines()[-_TAIL_LINES:]:
+                self._screen.line(f"    | {line}")
+        if instance.state is _S.FAILED:
+            self._screen.line(
+                f"    its output: {_own_command()} logs {_quoted(self._run)} "
+                f"{_quoted(instance.label)} {self._where}"
+            )
+
+    def tick(self) -> None:
+        """Time has passed: the status is drawn anew, if there is one."""
+        if self._screen is not None and self._screen.bottom is not None:
+            self._screen.status(self._snapshot)
+
+    def _snapshot(self) -> _Snapshot:
+        now = time.monotonic()
+        assert self._plan is not None
+        counts = {state.value: n for state, n in self._counts.items() if state is not None}
+        ended = sum(n for state, n in self._counts.items() if state in _ENDED)
+        known = sum(n for state, n in self._counts.items() if state not in _ENDED)
+        counts[""] = max(0, self._plan.unfinished - known)
+        assert ended >= 0
+        running = sorted(
+            ((i.label, now - started) for i, started in self._started.items()), key=lambda x: -x[1]
+        )
+        return _Snapshot(counts, running, now - self._began)
 
     def ended(self, run: DagRun) -> None:
         """The run ended: a summary."""
-        if self._say is None and not self._debug:
+        if not self._listens:
             return
+        if self._screen is not None:
+            self._screen.clear()
+            if self._screen.logs is not None:
+                self._screen.logs.end()
         counts = _read(run.db_path, lambda db: _select_run_counts(db, run._row.id))
         each = ", ".join(
             f"{n} {state or 'not run'}" for state, n in sorted(counts.items(), key=str)
         )
         why = f" ({run.reason})" if run.reason else ""
-        self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each or 'no tasks'}")
+        text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each or 'no tasks'}"
+        self.tell(text, run.state.value)
+        slowest = [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]
+        if slowest:
+            self.tell(f"slowest: {', '.join(slowest)}")
 
 
 # --- Command line ---------------------------------------------------------------------------------
@@ -10290,6 +10878,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--wait", action="store_true", help="wait while another run rules it out")
     parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
+    parser.add_argument("--logs", action="store_true", help="show what the tasks print, prefixed")
+    parser.add_argument(
+        "--task", metavar="TASK",
+        help="run TASK (or TASK[INDEX]) of the newest run, or of --run-id, here and now, with its "
+        "recorded inputs; nothing is recorded, and breakpoint() works",
+    )  # fmt: skip
     parser.add_argument(
         "--graph", action="store_true", help="print the DAG as Mermaid; run nothing"
     )
@@ -10299,6 +10893,8 @@ _RUN_EPILOG = """examples:
   %(prog)s                              run it
   %(prog)s --conf '{"limit": 3}'        with parameters
   %(prog)s --resume                     go on with a run that failed or was cut off
+  %(prog)s --from load                  run `load` again, and what hangs on it
+  %(prog)s --task load                  run `load` alone, in a debugger, recording nothing
   %(prog)s --graph                      draw it, without running
 
 exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
@@ -10310,19 +10906,144 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, f"Run the DAG {dag.dag_id!r}. {dag.description or ''}", _RUN_EPILOG)
     _add_run_options(parser)
     options = parser.parse_args(argv)
-    return _exit_code(lambda: _run_by_options(dag, options))
+    return _run_or_debug(dag, options, _script_command())
 
 
-def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
+def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
+    """Run the DAG, or with --task one task; `command` is how the same is started again."""
+    if options.task is None:
+        return _exit_code(lambda: _run_by_options(dag, options, command))
+    prepared: list[_Job] = []
+
+    def prepare() -> int:
+        prepared.append(_job_again(dag, options))
+        return 0
+
+    code = _exit_code(prepare)
+    if not prepared:
+        return code
+    # Not within _exit_code: what the task raises is to be seen whole, by a debugger, too.
+    print(f"{options.task} returned {_run_again(prepared[0])!r}")
+    return 0
+
+
+def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
+    """A task of a recorded run, ready to run here with its recorded inputs."""
+    path = _database_path(options.db, dag)
+    dag.validate()
+    run = _newest_run(path, dag.dag_id) if options.run_id is None else _read_run(
+        path, dag.dag_id, options.run_id
+    )  # fmt: skip
+    task_id, index = _task_in(run, options.task)
+    task = dag.task_dict.get(task_id)
+    if task is None:
+        raise _UsageError(f"DAG {dag.dag_id!r} has no task {task_id!r} any more")
+    found = {ti.map_index: ti for ti in run.get_task_instances() if ti.task_id == task_id}
+    if index is None:
+        index = -1 if -1 in found else min(found)
+    if index not in found:
+        raise _UsageError(f"task {task_id!r} of run {run.run_id!r} has no index {index}")
+    return _recorded_job(dag, run, found[index], task)
+
+
+def _newest_run(path: Path, dag_id: str) -> DagRun:
+    runs = _read_runs(path, dag_id, limit=1)
+    if not runs:
+        raise RunNotFound(f"DAG {dag_id!r} has no run in {path}")
+    return runs[0]
+
+
+def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -> _Job:
+    row = run._row
+    recorded = {
+        (each.task_id, each.map_index): _Recorded(each.state, each.try_number, each.max_tries)
+        for each in run.get_task_instances()
+    }
+    stored = _read(run.db_path, lambda db: _select_xcoms(db, row.id, values=False))
+    lengths = _read(run.db_path, lambda db: _select_lengths(db, row.id))
+    plan = _Plan(dag, run.logical_date, recorded, lengths)
+    request = _Request(dag, run.db_path, run.run_id, run.logical_date, run.conf, False, {})
+    info = _run_info(request, _Opened(run.run_id, run.logical_date, run.conf, None))
+    info["run_row"] = row.id
+    call = _dump_call(task)
+    extra, takes = _extra_of(plan, task, ti.map_index, call)
+    node = plan._by_id[task.task_id]
+    inputs: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
+    for up, key in takes:
+        own = plan._in_step(plan._by_id[up], node)
+        index = ti.map_index if own else -1
+        if dag.task_dict[up]._mapping is None or own:
+            there = any(x[:3] == (up, index, key) for x in stored)
+            inputs[up, key] = [(index, None)] if there else []
+    message = (
+        task.task_id, _function_name(task), ti.map_index, max(1, ti.try_number), ti.max_tries,
+        _iso(_utcnow()), call.data, None, inputs, None, extra,
+    )  # fmt: skip
+    return _Job(_WorkerRun(info, dag), ("run", "", *message))
+
+
+def _extra_of(
+    plan: _Plan, task: BaseOperator, map_index: int, call: _Call
+) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
+    """Where a mapped instance finds its elements; and the results that its arguments take."""
+    expansion = plan._by_id[task.task_id].expansion
+    if expansion is None or map_index < 0:
+        return {}, call.takes
+    elements: list[tuple[str | None, tuple[Any, ...]]] = []
+    takes = call.takes
+    for k, (name, element) in enumerate(expansion.mapping.elements(map_index, plan)):
+        if element[0] == "constant":
+            constant = call.constants[k][element[1]]
+            takes |= constant.takes
+            element = ("value", constant.data)
+        elements.append((name, element))
+    return {"elements": elements, "group": task._mapped_group is not None}, takes
+
+
+def _run_again(job: _Job) -> Any:
+    """Run a job in this process; what it raises comes through, and nothing is recorded."""
+    token = _job.set(job)
+    try:
+        args, kwargs = job.arguments()
+        task: Any = job.task._made(kwargs)
+        if task.pre_execute is not None:
+            task.pre_execute(job.context)
+        result = task._run(args, kwargs, job)
+        if task.post_execute is not None:
+            task.post_execute(job.context, result)
+        return result
+    finally:
+        _job.reset(token)
+
+
+def _script_command() -> str:
+    """How the running script is started."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None:
+        return f"python3 -m {spec.name.removesuffix('.__main__')}"
+    return f"python3 {_quoted(_short_path(sys.argv[0]))}"
+
+
+def _short_path(path: str | os.PathLike[str]) -> str:
+    """A path as one types it: relative, if that is shorter."""
+    whole = os.path.abspath(path)
+    try:
+        return min(os.path.relpath(whole), whole, key=len)
+    except (ValueError, OSError):  # another drive; a working directory that is gone
+        return whole
+
+
+def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         dag.validate()
         _write(_draw_dag(dag, "TD"))
         return 0
-    lines: list[str] = []
     if options.from_task:
         _clear_from(dag, options)
+    screen = None if options.quiet else _Screen(logs=options.logs)
     try:
-        run = dag.run(
+        run = _run_dag(
+            dag,
             db_path=options.db,
             run_id=options.run_id,
             logical_date=_date_option(options.logical_date),
@@ -10331,35 +11052,43 @@ def _run_by_options(dag: Dag, options: argparse.Namespace) -> int:
             pools=_pool_options(options.pool) or None,
             max_workers=options.max_workers,
             wait=options.wait,
-            progress=lines.append if options.quiet else True,
+            progress=screen or False,
         )
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
     except (KeyboardInterrupt, SystemExit):
-        _say(_TO_GO_ON.replace("once it is mended: ", ""))
+        if screen is not None:
+            screen.clear()
+        _say(f"to go on: {command} --resume{_db_option(options)}")
         raise
     if run.state is DagRunState.SUCCESS:
         if not options.quiet:
-            _name_failures(run)
+            _name_failures(run, command, options, tails=False)
         return 0
-    for line in lines:
-        _say(line)
-    _name_failures(run)
-    _say(_TO_GO_ON)
+    if options.quiet:
+        _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
+    _name_failures(run, command, options, tails=screen is None or screen.bottom is None)
+    _say(f"to go on once it is mended: {command} --resume{_db_option(options)}")
     return 1
 
 
-_TO_GO_ON = "to go on once it is mended: run the same command with --resume"
+def _db_option(options: argparse.Namespace) -> str:
+    return "" if options.db is None else f" --db {_quoted(options.db)}"
 
 
-def _name_failures(run: DagRun) -> None:
-    """What failed, why, and the command that shows the output."""
+def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails: bool) -> None:
+    """What failed, why, the last lines of its output, and the commands that show more."""
     failed = run.get_task_instances(state="failed")
-    where = f"--db {_quoted(os.path.relpath(run.db_path))}"
+    where = f"--db {_quoted(_short_path(run.db_path))}"
     for ti in failed[:10]:
         _say(f"{_label(ti)} failed: {_clean(_last_line(ti.error))}")
+        text = run.log(ti.task_id, ti.map_index) if tails else ""
+        for line in _clean(text).rstrip("\n").splitlines()[-_TAIL_LINES:]:
+            _say(f"    | {line}")
         name = _quoted(f"{run.dag_id}/{run.run_id}")
         _say(f"  its output: {_own_command()} logs {name} {_quoted(_label(ti))} {where}")
+        again = f"--task {_quoted(_label(ti))} --run-id {_quoted(run.run_id)}"
+        _say(f"  in a debugger: {command} {again}{_db_option(options)}")
     if len(failed) > 10:
         _say(f"... and {len(failed) - 10} more")
 
@@ -10369,7 +11098,7 @@ def _own_command() -> str:
     here = Path(__file__).absolute()
     if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
         return f"python3 -m {__name__}"
-    return f"python3 {_quoted(os.path.relpath(here))}"
+    return f"python3 {_quoted(_short_path(here))}"
 
 
 def _quoted(text: str) -> str:
@@ -10441,7 +11170,10 @@ def _cmd_run(options: argparse.Namespace) -> int:
     except Exception as error:  # the user's file may raise anything; it is shown whole
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
-    return _run_by_options(_chosen_dag(found, options.dag, path), options)
+    chosen = _chosen_dag(found, options.dag, path)
+    which = f" {_quoted(chosen.dag_id)}" if options.dag is not None else ""
+    command = f"{_own_command()} run {_quoted(_short_path(path))}{which}"
+    return _run_or_debug(chosen, options, command)
 
 
 def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
@@ -10465,29 +11197,116 @@ def _cmd_scaffold(options: argparse.Namespace) -> int:
     return 0
 
 
+# --- Command line: looking ------------------------------------------------------------------------
+
+_FOLD = 10  # mapped instances from which on a task is one line
+_SHOWN = 20  # of its failed ones that are shown all the same
+_POLL = 0.5  # seconds between two looks at a live run
+
+
 def _cmd_visualize(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
-    diagram = _draw_run(run.get_task_instances())
-    _write(diagram)
+    if options.output is not None:
+        return _draw_to_file(run, options)
+    diagram = _gantt_of(run) if options.gantt else _flowchart_of(run, options.direction)
+    _write(f"{_live_url(diagram)}\n" if options.url else diagram)
     warning = _too_large(diagram)
     if warning is not None:
         print(f"liteflow: {warning}", file=sys.stderr)
     return 0
 
 
+def _flowchart_of(run: DagRun, direction: str) -> str:
+    return _draw_run(run.get_task_instances(), direction)
+
+
+def _gantt_of(run: DagRun) -> str:
+    rows = _read(run.db_path, lambda db: _select_all_attempts(db, run._row.id))
+    attempts = [(*row[:4], _moment(row[4]), _moment(row[5])) for row in rows]
+    if not any(attempt[4] for attempt in attempts):
+        raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
+    return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
+
+
+def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
+    path = Path(options.output)
+    if options.url:
+        raise _UsageError("--url prints a link: leave --output out")
+    if path.suffix == ".md":
+        text = _page_of(run, options.direction)
+    elif path.suffix == ".mmd":
+        text = _gantt_of(run) if options.gantt else _flowchart_of(run, options.direction)
+    else:
+        raise _UsageError(f"--output must end in .mmd (the diagram) or .md (a page), found {path}")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _UsageError(f"{path} can't be written: {error.strerror}") from None
+    print(f"wrote {path}", file=sys.stderr)
+    return 0
+
+
+def _page_of(run: DagRun, direction: str) -> str:
+    """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
+    instances = run.get_task_instances()
+    parts = [
+        f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
+        f"Run {_markdown(run.run_id)}, {_when(run.start_date)}"
+        + (f", {_seconds_text(run.duration)}" if run.duration is not None else "")
+        + f": {_markdown(_counts_text(instances))}."
+        + (f" {_markdown(run.reason)}." if run.reason else "")
+        + "\n",
+        _fenced(_draw_run(instances, direction), "mermaid"),
+    ]
+    if any(ti.start_date for ti in instances):
+        parts.append(_fenced(_gantt_of(run), "mermaid"))
+    parts.append("| task | state | try | start | duration | error |\n| - | - | - | - | - | - |")
+    for row in _instance_rows(instances, everything=False):
+        parts[-1] += f"\n| {' | '.join(map(_markdown, row))} |"
+    parts[-1] += "\n"
+    failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
+    for ti in failed[:_SHOWN]:
+        parts.append(f"## {_markdown(_label(ti))}\n")
+        if ti.error:
+            parts.append(_fenced(_clean(ti.error), "text"))
+        tail = _clean(run.log(ti.task_id, ti.map_index)).rstrip().splitlines()[-50:]
+        if tail:
+            parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
+    if len(failed) > _SHOWN:
+        parts.append(f"... and {len(failed) - _SHOWN} more that failed.\n")
+    return "\n".join(parts)
+
+
+def _counts_text(instances: Iterable[TaskInstance]) -> str:
+    counts = collections.Counter(_state_of(ti) or "not run" for ti in instances)
+    return ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
+
+
 def _cmd_list(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
+    if options.max_age is not None and not options.check:
+        raise _UsageError("--max-age is for --check")
+    most = None if options.max_age is None else _age_option("--max-age", options.max_age)
+    successes = _read(path, _select_successes)
     dags = []
     for found in _read(path, _select_dags):
         newest = found.pop("newest")
-        run = None if newest is None else DagRun(newest, path)
         found["tags"] = _plain(found["tags"], list)
-        found["last_run"] = None if run is None else _run_document(run)
+        found["last_run"] = None if newest is None else _run_document(DagRun(newest, path))
+        found["last_success"] = successes.get(found["dag_id"])
         dags.append(found)
+    if options.check:
+        dags = _in_trouble(path, dags, most)
     if options.json:
         print(json.dumps(dags, indent=2))
-        return 0
-    rows = []
+    elif dags or not options.check:
+        print(_dag_table(dags, options.check))
+    return 1 if options.check and dags else 0
+
+
+def _dag_table(dags: Sequence[dict[str, Any]], trouble: bool) -> str:
+    heads = ["DAG", "RUNS", "LAST STATE", "LAST RUN", "LAST SUCCESS", "DESCRIPTION"]
+    rows: list[Sequence[object]] = []
     for found in dags:
         last: dict[str, Any] = found["last_run"] or {}
         rows.append(
@@ -10495,12 +11314,44 @@ def _cmd_list(options: argparse.Namespace) -> int:
                 found["dag_id"],
                 found["runs"],
                 last.get("state", ""),
-                _local(_moment(last.get("start_date"))),
-                found["description"] or "",
+                _when(_moment(last.get("start_date"))),
+                _ago(_moment(found["last_success"])) or "never",
+                found["trouble"] if trouble else found["description"] or "",
             )
         )
-    print(_table(("DAG", "RUNS", "LAST STATE", "LAST RUN", "DESCRIPTION"), rows))
-    return 0
+    if trouble:
+        heads[-1] = "TROUBLE"
+    return _table(heads, rows, color=_may_color(sys.stdout))
+
+
+def _in_trouble(
+    path: Path, dags: Iterable[dict[str, Any]], most: _datetime.timedelta | None
+) -> list[dict[str, Any]]:
+    """The DAGs whose newest run is no success, or whose last success is too old.
+
+    Of a run that is under way nothing is known yet: the one before it counts.
+    """
+    found = []
+    for each in dags:
+        trouble = _trouble_of(path, each, most)
+        if trouble is not None:
+            found.append({**each, "trouble": trouble})
+    return found
+
+
+def _trouble_of(
+    path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | None
+) -> str | None:
+    runs = (run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive)
+    ended = next(runs, None)
+    if ended is None:
+        return "no run has ended yet"
+    if ended.state is not DagRunState.SUCCESS:
+        return f"run {ended.run_id} is no success: {_run_state(ended)}"
+    success = _moment(dag["last_success"])
+    if most is not None and (success is None or _utcnow() - success > most):
+        return "the last success is too old"
+    return None
 
 
 def _run_document(run: DagRun) -> dict[str, Any]:
@@ -10521,50 +11372,177 @@ def _cmd_runs(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    runs = _read_runs(path, options.dag, limit=options.limit)
+    runs = _runs_asked_for(path, options)
+    errors = _read(path, lambda db: [_select_failures(db, run._row.id, 3) for run in runs])
     if options.json:
-        print(json.dumps([_run_document(run) for run in runs], indent=2))
+        documents = [
+            {
+                **_run_document(run),
+                "failed": count,
+                "errors": [
+                    {"task_id": t, "map_index": i, "error": _last_line(e)} for t, i, e in rows
+                ],
+            }
+            for run, (count, rows) in zip(runs, errors, strict=True)
+        ]
+        print(json.dumps(documents, indent=2))
         return 0
     rows = [
         (
-            run.dag_id,
-            run.run_id,
+            f"{run.dag_id}/{run.run_id}",
             _run_state(run),
-            _local(run.start_date),
+            _when(run.start_date),
             _seconds_text(run.duration),
-            run.reason or "",
+            _why_failed(run, *failures),
         )
-        for run in runs
+        for run, failures in zip(runs, errors, strict=True)
     ]
-    print(_table(("DAG", "RUN", "STATE", "START", "DURATION", "REASON"), rows))
+    print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows, _may_color(sys.stdout)))
     return 0
+
+
+def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
+    since = None
+    if options.since is not None:
+        since = _iso(_utcnow() - _age_option("--since", options.since))
+    state = options.state
+    # A run that reads `running`, and nobody works on, has failed.
+    asked = None if state in ("failed", "running") else state
+    rows = _read(path, lambda db: _select_runs(db, options.dag, asked, None, since))
+    runs = [DagRun(row, path) for row in rows]
+    if state == "running":
+        runs = [run for run in runs if run.owner_alive]
+    elif state == "failed":
+        runs = [
+            run
+            for run in runs
+            if run.state is DagRunState.FAILED
+            or (run.state is DagRunState.RUNNING and not run.owner_alive)
+        ]
+    return runs[: options.limit]
+
+
+def _why_failed(run: DagRun, count: int, rows: Sequence[tuple[str, int, str]]) -> str:
+    """A run's own reason, and the first errors of its tasks."""
+    said = [run.reason] if run.reason else []
+    for task_id, index, error in rows:
+        label = task_id if index < 0 else f"{task_id}[{index}]"
+        said.append(f"{label}: {_last_line(error)}")
+    if run.state is DagRunState.SUCCESS:
+        return ""
+    if count > len(rows):
+        said.append(f"and {count - len(rows)} more")
+    return "; ".join(said)
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
+    if options.follow:
+        run = _follow_run(run)
     if options.task is not None:
         return _show_task(run, options.task, options.json)
     instances = run.get_task_instances()
+    if options.state is not None:
+        wanted = None if options.state == "none" else options.state
+        instances = [ti for ti in instances if ti.state == wanted]
     if options.json:
         document = {**_run_document(run), "task_instances": [_document(ti) for ti in instances]}
         print(json.dumps(document, indent=2))
-        return 0
-    print(_clean(f"{run.dag_id}/{run.run_id}: {_run_state(run)} {_seconds_text(run.duration)}"))
+    else:
+        _show_run(run, instances, everything=options.state is not None)
+    return int(options.follow and run.state is not DagRunState.SUCCESS)
+
+
+def _show_run(run: DagRun, instances: Sequence[TaskInstance], everything: bool) -> None:
+    said = [f"{run.dag_id}/{run.run_id}: {_run_state(run)}", _when(run.start_date)]
+    said.append(_seconds_text(run.duration))
+    print(_clean(", ".join(x for x in said if x)))
     if run.reason:
         print(_clean(run.reason))
-    rows = [
-        (
-            _label(ti),
-            _state_of(ti),
-            ti.try_number or "",
-            _local(ti.start_date),
-            _seconds_text(ti.duration),
-            _last_line(ti.error),
-        )
-        for ti in instances
-    ]
-    print(_table(("TASK", "STATE", "TRY", "START", "DURATION", "ERROR"), rows))
-    return 0
+    rows = _instance_rows(instances, everything)
+    heads = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
+    print(_table(heads, rows, _may_color(sys.stdout)))
+
+
+def _instance_rows(
+    instances: Sequence[TaskInstance], everything: bool
+) -> list[tuple[object, ...]]:
+    """A line for each task instance; those of a mapped task in one, but for what failed."""
+    tasks: dict[str, list[TaskInstance]] = {}
+    for ti in instances:
+        tasks.setdefault(ti.task_id, []).append(ti)
+    rows = []
+    for members in tasks.values():
+        if everything or len(members) < _FOLD:
+            rows += [_instance_row(ti) for ti in members]
+            continue
+        rows.append(_folded_row(members))
+        failed = [ti for ti in members if ti.state is _S.FAILED]
+        rows += [_instance_row(ti) for ti in failed[:_SHOWN]]
+        if len(failed) > _SHOWN:
+            more = len(failed) - _SHOWN
+            rows.append((f"... {more} more of {members[0].task_id}", "failed", "", "", "", ""))
+    return rows
+
+
+def _instance_row(ti: TaskInstance) -> tuple[object, ...]:
+    return (
+        _label(ti),
+        _state_of(ti),
+        ti.try_number or "",
+        _when(ti.start_date),
+        _seconds_text(ti.duration if ti.state is not _S.RUNNING else _since(ti.start_date)),
+        _last_line(ti.error),
+    )
+
+
+def _folded_row(members: Sequence[TaskInstance]) -> tuple[object, ...]:
+    starts = [ti.start_date for ti in members if ti.start_date is not None]
+    ends = [ti.end_date for ti in members if ti.end_date is not None]
+    took = (max(ends) - min(starts)).total_seconds() if starts and ends else None
+    return (
+        f"{members[0].task_id} x {len(members)}",
+        _counts_text(members),
+        max(ti.try_number for ti in members) or "",
+        _when(min(starts, default=None)),
+        _seconds_text(took),
+        "",
+    )
+
+
+def _since(start: _datetime.datetime | None) -> float | None:
+    return None if start is None else max(0.0, (_utcnow() - start).total_seconds())
+
+
+def _follow_run(run: DagRun) -> DagRun:
+    """Show a live run until it ends: its status on a terminal, else a line for what changes."""
+    bottom = _Bottom(sys.stderr) if _may_redraw(sys.stderr) else None
+    row, said = run._row.id, ""
+    try:
+        while run.state is DagRunState.RUNNING and run.owner_alive:
+            counts, running = _read(
+                run.db_path, lambda db: (_select_run_counts(db, row), _select_running(db, row))
+            )
+            now = _Snapshot(
+                {state or "": n for state, n in counts.items()},
+                [
+                    (t if i < 0 else f"{t}[{i}]", _since(_moment(start)) or 0.0)
+                    for t, i, start in running
+                ],
+                _since(run.start_date) or 0.0,
+            )
+            line = "".join(text for text, _ in _counted(now.counts))
+            if bottom is not None:
+                bottom.draw(now)
+            elif line != said:
+                _say(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
+                said = line
+            time.sleep(_POLL)
+            run.refresh()
+    finally:
+        if bottom is not None:
+            bottom.clear()
+    return run
 
 
 def _state_of(ti: TaskInstance) -> str:
@@ -10605,20 +11583,16 @@ def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
 def _show_task(run: DagRun, name: str, as_json: bool) -> int:
     task_id, index = _task_in(run, name)
     row = run._row.id
-    attempts = [
-        a
-        for a in _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
-        if index is None or a[0] == index
-    ]
-    values = [
-        x
-        for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
-        if index is None or x[1] == index
-    ]
+
+    def of_index(map_index: int) -> bool:
+        return index is None or map_index == index
+
+    attempts = _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
+    attempts = [a for a in attempts if of_index(a[0])]
+    values = _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
+    values = [x for x in values if of_index(x[1])]
     instances = [
-        ti
-        for ti in run.get_task_instances()
-        if ti.task_id == task_id and (index is None or ti.map_index == index)
+        ti for ti in run.get_task_instances() if ti.task_id == task_id and of_index(ti.map_index)
     ]
     if as_json:
         names = ("map_index", "try_number", "state", "start_date", "end_date", "pid", "error")
@@ -10631,30 +11605,52 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
         }
         print(json.dumps(document, indent=2))
         return 0
-    for ti in instances:
-        print(_clean(f"{run.dag_id}/{run.run_id} {_label(ti)}: {ti.state or 'no state'}"))
-    print(
-        _table(
-            ("TRY", "STATE", "START", "DURATION", "PID", "ERROR"),
-            (
-                (
-                    a[1] if a[0] < 0 else f"[{a[0]}] {a[1]}",
-                    a[2] or "",
-                    _local(_moment(a[3])),
-                    _attempt_duration(a),
-                    a[5] or "",
-                    _last_line(a[6]),
-                )
-                for a in attempts
-            ),
+    print(_clean(f"{run.dag_id}/{run.run_id} {name}: {_counts_text(instances)}"))
+    if len(instances) >= _FOLD:
+        shown = {ti.map_index for ti in instances if ti.state is _S.FAILED}
+        shown = set(sorted(shown)[:_SHOWN]) or {ti.map_index for ti in instances[:_SHOWN]}
+        attempts = [a for a in attempts if a[0] in shown]
+        values = [x for x in values if x[1] in shown]
+        instances = [ti for ti in instances if ti.map_index in shown]
+        print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
+    _show_attempts(run, instances, attempts, values)
+    return 0
+
+
+def _show_attempts(
+    run: DagRun,
+    instances: Sequence[TaskInstance],
+    attempts: Iterable[Sequence[Any]],
+    values: Sequence[Sequence[Any]],
+) -> None:
+    """A task's attempts, its values, and the error and the end of the log of what failed."""
+    rows = [
+        (
+            a[1] if a[0] < 0 else f"[{a[0]}] {a[1]}",
+            a[2] or "",
+            _when(_moment(a[3])),
+            _attempt_duration(a),
+            a[5] or "",
+            _last_line(a[6]),
         )
-    )
+        for a in attempts
+    ]
+    heads = ("TRY", "STATE", "START", "DURATION", "PID", "ERROR")
+    print(_table(heads, rows, _may_color(sys.stdout)))
     if values:
-        print(_table(("XCOM", "TYPE", "VALUE"), (x[2:5] for x in values)))
+        print()
+        keys = (x[2] if x[1] < 0 else f"[{x[1]}] {x[2]}" for x in values)
+        cells = [(key, x[3], x[4]) for key, x in zip(keys, values, strict=True)]
+        print(_table(("XCOM", "TYPE", "VALUE"), cells))
     for ti in instances:
         if ti.error:
-            print(_clean(ti.error))
-    return 0
+            print(f"\n{_clean(_label(ti))}:\n{_clean(ti.error)}")
+    for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
+        tail = _clean(run.log(ti.task_id, ti.map_index)).rstrip("\n").splitlines()
+        if tail:
+            more = f", the last {_TAIL_LINES} of {len(tail)} lines" if len(tail) > 10 else ""
+            print(f"\nlog of {_clean(_label(ti))}{more}:")
+            print("\n".join(f"    | {line}" for line in tail[-_TAIL_LINES:]))
 
 
 def _attempt_duration(attempt: Sequence[Any]) -> str:
@@ -10666,6 +11662,8 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
     task_id, index = _task_in(run, options.task) if options.task is not None else (None, None)
     row = run._row.id
+    if options.follow:
+        return _follow_logs(run, task_id, index, options.raw)
     parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, options.try_number))
     many, ending = len({part[:3] for part in parts}) > 1, ""
     shown = None
@@ -10680,6 +11678,74 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         _write(text)
     _write(ending if parts else "")
     return 0
+
+
+def _follow_logs(run: DagRun, task_id: str | None, index: int | None, raw: bool) -> int:
+    """Show what is stored of the output, and what comes, until the run ends."""
+    row, after = run._row.id, 0
+    lines = _LogLines(prefixed=task_id is None, raw=raw)
+    ends: dict[tuple[str, int, int], str] = {}  # of long logs, which are written anew
+    while True:
+        # In this order: what comes before the end is seen after it was looked for.
+        live = run.refresh().owner_alive
+        while True:
+            parts = _read(
+                run.db_path,
+                lambda db: _select_new_log(db, row, task_id, index, after),  # noqa: B023
+            )
+            after = parts[-1][0] if parts else after
+            for _, part_task, map_index, tries, part, text in parts:
+                label = part_task if map_index < 0 else f"{part_task}[{map_index}]"
+                if part == _TAIL_PART:
+                    ends[label, map_index, tries] = text
+                else:
+                    lines.add(label, text)
+            if not parts:
+                break
+        if not live:
+            for (label, _, _), text in ends.items():
+                lines.add(label, text)
+            lines.end()
+            return 0
+        time.sleep(_POLL)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _age_option(name: str, text: str) -> _datetime.timedelta:
+    """`90m`, `24h`, `30d`. Raises _UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise _UsageError(f"{name} must be a number and one of s, m, h, d, w, found {text!r}")
+    try:
+        return _datetime.timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        raise _UsageError(f"{name} is too long: {text!r}") from None
+
+
+def _when(moment: _datetime.datetime | None) -> str:
+    """A time for people: the day only if it is not today."""
+    if moment is None:
+        return ""
+    here = moment.astimezone()
+    if here.date() == _datetime.datetime.now().date():
+        return f"{here:%H:%M:%S}"
+    return f"{here:%Y-%m-%d %H:%M}"
+
+
+def _ago(moment: _datetime.datetime | None) -> str:
+    """How long ago: 40 s, 5 min, 3 h, 2 d."""
+    if moment is None:
+        return ""
+    seconds = max(0.0, (_utcnow() - moment).total_seconds())
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds // unit)} {name} ago"
+    return f"{int(seconds // 86400)} d ago"
+
+
+# --- Command line: keeping ------------------------------------------------------------------------
 
 
 def _cmd_stop(options: argparse.Namespace) -> int:
@@ -10712,22 +11778,129 @@ def _cmd_clear(options: argparse.Namespace) -> int:
 
 def _cmd_delete(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
+    if options.dry_run:
+        run._refuse_live(run._row)
+        print(f"would delete run {run.run_id!r} of DAG {run.dag_id!r}", file=sys.stderr)
+        return 0
     run.delete()
     print(f"deleted run {run.run_id!r} of DAG {run.dag_id!r}", file=sys.stderr)
+    return 0
+
+
+def _cmd_prune(options: argparse.Namespace) -> int:
+    """Delete old runs, or with --values the values of successful ones."""
+    if options.keep is None and options.older_than is None and not options.values:
+        raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
+    if options.keep is not None and options.keep < 0:
+        raise _UsageError(f"--keep must be 0 or more, found {options.keep}")
+    path = _database_path(options.db, None)
+    if options.dag is not None:
+        _load_dag(options.dag, path)
+    before = None
+    if options.older_than is not None:
+        before = _iso(_utcnow() - _age_option("--older-than", options.older_than))
+    rows = _read(path, lambda db: _select_old_runs(db, options.dag, options.keep, before))
+    runs = [run for run in (DagRun(row, path) for row in rows) if not run.owner_alive]
+    if options.values:
+        runs = [run for run in runs if run.state is DagRunState.SUCCESS]
+    what = f"the values of {len(runs)} runs" if options.values else f"{len(runs)} runs"
+    if options.dry_run:
+        for run in runs:
+            print(_clean(f"{run.dag_id}/{run.run_id}  {_run_state(run)}  {_when(run.start_date)}"))
+        print(f"would delete {what}", file=sys.stderr)
+        return 0
+    size = path.stat().st_size
+    if runs:
+        _prune(path, runs, options.values)
+    saved = max(0, size - path.stat().st_size)
+    print(f"deleted {what}: {saved:,} bytes given back", file=sys.stderr)
+    return 0
+
+
+def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
+    """Delete the runs one by one, so that others are never kept waiting for long."""
+    store = _Store(path)
+    try:
+        for run in runs:
+            act = store.drop_values if values else store.delete_run
+            with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
+                _until_unlocked(path, lambda: act(run._row.id, run._refuse_live))  # noqa: B023
+        _until_unlocked(path, store.give_back)
+    finally:
+        store.close()
+
+
+def _cmd_backup(options: argparse.Namespace) -> int:
+    """Copy the database, also a live one, as it is at one moment."""
+    path, target = _database_path(options.db, None), Path(options.file).absolute()
+    if target.exists():
+        raise _UsageError(f"{target} is there already: a backup goes to a new file")
+    if not target.parent.is_dir():
+        raise _UsageError(f"directory {target.parent} does not exist")
+    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
+    try:
+        _read(path, lambda db: _copy_database(db, coming))
+        os.link(coming, target)  # which refuses a file that has come meanwhile
+    except OSError as error:
+        raise _UsageError(f"{target} can't be written: {error.strerror}") from None
+    finally:
+        coming.unlink(missing_ok=True)
+    print(f"copied {path} to {target}: {target.stat().st_size:,} bytes", file=sys.stderr)
     return 0
 
 
 _EPILOG = """examples:
   python3 -m liteflow scaffold > my_workflow.py      a workflow to start from
   python3 my_workflow.py                             run it
-  python3 -m liteflow runs                           what ran
+  python3 -m liteflow runs --since 24h --state failed   what went wrong since yesterday
   python3 -m liteflow show my_etl                    the tasks of the newest run
   python3 -m liteflow logs my_etl report             what a task printed
-  python3 -m liteflow visualize my_etl               draw it, as Mermaid
+  python3 -m liteflow visualize my_etl --output page.md   draw it, with its errors
 
 RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id.
 exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
 75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
+
+_EXAMPLES = {
+    "run": """
+  %(prog)s flow.py                   the one DAG of the file
+  %(prog)s flow.py etl --resume      one of several; go on with its newest run
+  %(prog)s flow.py --quiet           for cron: no word unless it fails""",
+    "scaffold": """
+  %(prog)s > my_workflow.py""",
+    "visualize": """
+  %(prog)s etl > run.mmd             the newest run of `etl`, as a flowchart
+  %(prog)s etl --gantt               when each attempt ran
+  %(prog)s etl --output run.md       a page: both diagrams, tasks, errors, logs
+  %(prog)s etl --url                 a link that holds the diagram""",
+    "list": """
+  %(prog)s                           with the age of each DAG's last success
+  %(prog)s --check --max-age 26h     exits 1, and says why, if one is in trouble""",
+    "runs": """
+  %(prog)s etl                       the runs of a DAG
+  %(prog)s --since 24h --state failed   what failed since yesterday, and why""",
+    "show": """
+  %(prog)s etl                       the tasks of the newest run of `etl`
+  %(prog)s etl load                  a task's attempts, values, error, end of its log
+  %(prog)s etl --state failed        only what failed, every mapped instance
+  %(prog)s etl --follow              a live run, until it ends; exits 1 if it failed""",
+    "logs": """
+  %(prog)s etl                       all that the newest run printed
+  %(prog)s etl load[3] --try 1       one attempt
+  %(prog)s etl --follow              of a live run, until it ends""",
+    "clear": """
+  %(prog)s etl load                  then: python3 flow.py --resume""",
+    "stop": """
+  %(prog)s etl""",
+    "prune": """
+  %(prog)s --older-than 30d --dry-run   what would go
+  %(prog)s etl --keep 10             all but the ten newest runs of `etl`
+  %(prog)s --values                  keep history and logs, drop values of successes""",
+    "delete": """
+  %(prog)s etl/manual__2026-01-31""",
+    "backup": """
+  %(prog)s copy.db                   also while a run writes""",
+}
 
 
 def _main_parser() -> argparse.ArgumentParser:
@@ -10736,7 +11909,14 @@ def _main_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, act: Callable[[Any], int], text: str, db: bool = True) -> Any:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"examples:{_EXAMPLES[name]}",
+            formatter_class=parser.formatter_class,
+            allow_abbrev=False,
+        )
         command.set_defaults(act=act)
         if db:
             command.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
@@ -10747,32 +11927,64 @@ def _main_parser() -> argparse.ArgumentParser:
     run.add_argument("dag", metavar="DAG", nargs="?", help="which, if the file defines several")
     _add_run_options(run)
     add("scaffold", _cmd_scaffold, "print a small workflow to start from", db=False)
-    visualize = add("visualize", _cmd_visualize, "draw a run as a Mermaid flowchart")
-    visualize.add_argument("run", metavar="DAG_OR_RUN")
-    listing = add("list", _cmd_list, "the DAGs that ran")
-    listing.add_argument("--json", action="store_true")
-    runs = add("runs", _cmd_runs, "the runs, newest first")
-    runs.add_argument("dag", metavar="DAG", nargs="?")
-    runs.add_argument("--limit", type=int, metavar="N", default=50, help="at most N (default: 50)")
-    runs.add_argument("--json", action="store_true")
-    show = add("show", _cmd_show, "the tasks of a run, or one task's attempts and values")
-    show.add_argument("run", metavar="RUN")
-    show.add_argument("task", metavar="TASK", nargs="?")
-    show.add_argument("--json", action="store_true")
-    logs = add("logs", _cmd_logs, "what a run's tasks printed")
-    logs.add_argument("run", metavar="RUN")
-    logs.add_argument("task", metavar="TASK", nargs="?")
-    logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
-    logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
+    _add_looking(add)
     clear = add("clear", _cmd_clear, "put tasks of a finished run back, for a resume to run again")
     clear.add_argument("run", metavar="RUN")
     clear.add_argument("task", metavar="TASK", nargs="+")
     clear.add_argument("--only", action="store_true", help="not what hangs on them")
     stop = add("stop", _cmd_stop, "end a run that another process works on")
     stop.add_argument("run", metavar="RUN")
+    _add_keeping(add)
+    return parser
+
+
+def _add_looking(add: Callable[..., Any]) -> None:
+    visualize = add("visualize", _cmd_visualize, "draw a run as a Mermaid flowchart")
+    visualize.add_argument("run", metavar="DAG_OR_RUN")
+    visualize.add_argument("--gantt", action="store_true", help="when each attempt ran, instead")
+    visualize.add_argument(
+        "--direction", choices=_DIRECTIONS, default="TD", help="of the flowchart (default: TD)"
+    )
+    visualize.add_argument("--output", metavar="FILE", help="write FILE: .mmd, or .md for a page")
+    visualize.add_argument("--url", action="store_true", help="print a mermaid.live link instead")
+    listing = add("list", _cmd_list, "the DAGs that ran")
+    listing.add_argument("--json", action="store_true", help="print one JSON document")
+    listing.add_argument("--check", action="store_true", help="only those in trouble; 1 if any")
+    listing.add_argument("--max-age", metavar="AGE", help="how old a last success may be: 26h, 2d")
+    runs = add("runs", _cmd_runs, "the runs, newest first")
+    runs.add_argument("dag", metavar="DAG", nargs="?")
+    runs.add_argument("--since", metavar="AGE", help="those that began in the last 24h, 7d, ...")
+    runs.add_argument("--state", choices=("queued", "running", "success", "failed"))
+    runs.add_argument("--limit", type=int, metavar="N", default=50, help="at most N (default: 50)")
+    runs.add_argument("--json", action="store_true", help="print one JSON document")
+    show = add("show", _cmd_show, "the tasks of a run, or one task's attempts and values")
+    show.add_argument("run", metavar="RUN")
+    show.add_argument("task", metavar="TASK", nargs="?")
+    show.add_argument("--state", choices=(*sorted(_TASK_STATES), "none"), help="only those")
+    show.add_argument("--follow", action="store_true", help="until a live run ends")
+    show.add_argument("--json", action="store_true", help="print one JSON document")
+    logs = add("logs", _cmd_logs, "what a run's tasks printed")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("task", metavar="TASK", nargs="?")
+    logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
+    logs.add_argument("--follow", action="store_true", help="also what comes, until the run ends")
+    logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
+
+
+def _add_keeping(add: Callable[..., Any]) -> None:
+    prune = add("prune", _cmd_prune, "delete old runs, and give the space back")
+    prune.add_argument("dag", metavar="DAG", nargs="?")
+    prune.add_argument("--keep", type=int, metavar="N", help="keep the N newest of each DAG")
+    prune.add_argument("--older-than", metavar="AGE", help="only those that began before: 30d, 12w")
+    prune.add_argument(
+        "--values", action="store_true", help="only the values of successful runs; keep the rest"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="say what would go")
     delete = add("delete", _cmd_delete, "delete a run with its values and logs")
     delete.add_argument("run", metavar="RUN")
-    return parser
+    delete.add_argument("--dry-run", action="store_true", help="say what would go")
+    backup = add("backup", _cmd_backup, "copy the database, also while a run writes")
+    backup.add_argument("file", metavar="FILE", help="the new file")
 
 
 def _version_text() -> str:

@@ -3649,7 +3649,8 @@ class RunTest(Case):
             "with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n", progress=lines.append
         )
         self.assertIn("1 tasks", lines[0])
-        self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  success  \d")
+        self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  running$")
+        self.assertRegex(lines[2], r"^\d\d:\d\d:\d\d  a  success  \d")
         self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
