@@ -6259,6 +6259,10 @@ def _text_of(error: BaseException) -> str:
         return f"<its text raised {type(trouble).__name__}>"
 
 
+def _last_of(text: str) -> str:
+    return text.rstrip("\n").rpartition("\n")[2]
+
+
 def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
     import traceback
@@ -6272,9 +6276,7 @@ def _traceback(error: BaseException) -> str:
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif text.rstrip("\n").rpartition("\n")[2] != text.rstrip("\n").rpartition("\n")[2].strip(
-        " |+-"
-    ):
+    elif "\n" in _text_of(error).rstrip("\n") or _last_of(text) != _last_of(text).strip(" |+-"):
         # A message of several lines, or a group's frame: the last line is to be the reason.
         text += f"{type(error).__qualname__}: {_text_of(error).partition(chr(10))[0]}\n"
     text = text.rstrip("\n").encode(errors="backslashreplace").decode()
@@ -10045,6 +10047,7 @@ _STYLES = {
     "upstream_failed": "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06",
     "running": "fill:#cce5ff,stroke:#007bff,color:#004085",
     "up_for_retry": "fill:#fff3cd,stroke:#ffc107,color:#856404",
+    "up_for_reschedule": "fill:#fff3cd,stroke:#ffc107,color:#856404",
     "removed": "fill:#e2e3e5,stroke:#6c757d,color:#383d41",
     "none": "fill:#ffffff,stroke:#6c757d,color:#383d41",
 }
@@ -10065,9 +10068,11 @@ def _mermaid_text(text: str) -> str:
 
 
 def _seconds_text(seconds: float | None) -> str:
-    """A duration that a person can read: 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
         return ""
+    if seconds < 0.095:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -10088,16 +10093,42 @@ class _Box(NamedTuple):
     group: str | None = None
 
 
-def _draw(boxes: Sequence[_Box], direction: str) -> str:
+def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
-    lines = [f"flowchart {direction}"]
+    lines = [f"flowchart {direction or _direction_of(boxes)}"]
     lines += _draw_group(None, _group_tree(boxes), ids, 1)
     for box in boxes:
         lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
     used = {box.style for box in boxes}
     lines += [f"    classDef {name} {style}" for name, style in _STYLES.items() if name in used]
     return "\n".join(lines) + "\n"
+
+
+_MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
+
+
+def _direction_of(boxes: Sequence[_Box]) -> str:
+    """TD, or LR for what would be so wide that renderers shrink it beyond reading."""
+    layers = _layers({box.task_id: box.upstream for box in boxes})
+    return "LR" if max(layers, default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
+
+
+def _layers(upstream: Mapping[str, Sequence[str]]) -> list[int]:
+    """How many stand in each layer of a graph; nothing for one with a circle, which only a file
+    that was tampered with has."""
+    import graphlib
+
+    known = {task_id: [up for up in ups if up in upstream] for task_id, ups in upstream.items()}
+    sorter = graphlib.TopologicalSorter(known)
+    layers = []
+    with contextlib.suppress(graphlib.CycleError):
+        sorter.prepare()
+        while sorter.is_active():
+            ready = sorter.get_ready()
+            layers.append(len(ready))
+            sorter.done(*ready)
+    return layers
 
 
 def _group_tree(boxes: Sequence[_Box]) -> dict[str | None, list[_Box | str]]:
@@ -10141,8 +10172,8 @@ def _draw_group(
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
-def _draw_dag(dag: Dag, direction: str) -> str:
-    if direction not in _DIRECTIONS:
+def _draw_dag(dag: Dag, direction: str | None) -> str:
+    if direction not in (*_DIRECTIONS, None):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
     boxes = [
         _Box(t, [t], "", list(x._upstream), x.task_group.group_id if x.task_group else None)
@@ -10151,7 +10182,7 @@ def _draw_dag(dag: Dag, direction: str) -> str:
     return _draw(boxes, direction)
 
 
-def _draw_run(instances: Sequence[TaskInstance], direction: str = "TD") -> str:
+def _draw_run(instances: Sequence[TaskInstance], direction: str | None = None) -> str:
     """A run's task instances; those of a mapped task in one box."""
     tasks: dict[str, list[TaskInstance]] = {}
     for ti in instances:
@@ -10192,6 +10223,7 @@ def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
             "upstream_failed",
             "running",
             "up_for_retry",
+            "up_for_reschedule",
             "none",
             "skipped",
             "removed",
@@ -10225,7 +10257,7 @@ def _draw_gantt(title: str, attempts: Sequence[Sequence[Any]]) -> str:
     """
     spans = _spans(attempts)
     length = max((x.end for x in spans), default=0) - min((x.start for x in spans), default=0)
-    axis = "%S.%L" if length < 60_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
+    axis = "%S.%L" if length < 10_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
     lines = ["gantt", f"    title {_mermaid_text(title)}", "    dateFormat x"]
     lines.append(f"    axisFormat {axis}")
     for span in spans:
@@ -11036,7 +11068,7 @@ def _short_path(path: str | os.PathLike[str]) -> str:
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         dag.validate()
-        _write(_draw_dag(dag, "TD"))
+        _write(_draw_dag(dag, None))
         return 0
     if options.from_task:
         _clear_from(dag, options)
@@ -11216,7 +11248,7 @@ def _cmd_visualize(options: argparse.Namespace) -> int:
     return 0
 
 
-def _flowchart_of(run: DagRun, direction: str) -> str:
+def _flowchart_of(run: DagRun, direction: str | None) -> str:
     return _draw_run(run.get_task_instances(), direction)
 
 
@@ -11246,12 +11278,12 @@ def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
     return 0
 
 
-def _page_of(run: DagRun, direction: str) -> str:
+def _page_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
     instances = run.get_task_instances()
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
-        f"Run {_markdown(run.run_id)}, {_when(run.start_date)}"
+        f"Run {_markdown(run.run_id)}, {_local(run.start_date)}"
         + (f", {_seconds_text(run.duration)}" if run.duration is not None else "")
         + f": {_markdown(_counts_text(instances))}."
         + (f" {_markdown(run.reason)}." if run.reason else "")
@@ -11943,7 +11975,7 @@ def _add_looking(add: Callable[..., Any]) -> None:
     visualize.add_argument("run", metavar="DAG_OR_RUN")
     visualize.add_argument("--gantt", action="store_true", help="when each attempt ran, instead")
     visualize.add_argument(
-        "--direction", choices=_DIRECTIONS, default="TD", help="of the flowchart (default: TD)"
+        "--direction", choices=_DIRECTIONS, help="of the flowchart (default: TD, LR if wide)"
     )
     visualize.add_argument("--output", metavar="FILE", help="write FILE: .mmd, or .md for a page")
     visualize.add_argument("--url", action="store_true", help="print a mermaid.live link instead")

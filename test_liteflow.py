@@ -6,6 +6,7 @@ the README, whose docstring is the README's line; then the examples and the READ
 """
 
 import ast
+import base64
 import collections
 import concurrent.futures
 import contextlib
@@ -25,6 +26,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ import time
 import tracemalloc
 import unittest
 import warnings
+import zlib
 from pathlib import Path
 
 import liteflow
@@ -3881,14 +3884,22 @@ class ReadingTest(Case):
 # --- Showing --------------------------------------------------------------------------------------
 
 MERMAID_LINES = re.compile(
-    r'flowchart (TD|LR)| +n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
+    r'gantt|    title ([A-Za-z0-9 _.-]|#\d+;)+|    dateFormat x|    axisFormat [%HMSLmd:. -]+'
+    r'|    #\d+;([A-Za-z0-9 _.-]|#\d+;)* :((done|crit|active), )?\d+, \d+'
+    r'|flowchart (TD|TB|LR|RL|BT)| +n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
     r'| +subgraph g\d+\["([A-Za-z0-9 _.-]|#\d+;)+"\]| +end'
     r"|    classDef \w+ [\w:#,]+"
 )
 
 
 def check_mermaid(case, text):
-    """Every line is of a form that the real grammar is known to take."""
+    """Every line is of a form that the real grammar is known to take.
+
+    Where LITEFLOW_DIAGRAMS names a folder, the diagram is left there, to be given to the grammar.
+    """
+    if os.environ.get("LITEFLOW_DIAGRAMS"):
+        name = f"{case.id().rpartition('.')[2]}-{next(_numbers)}.mmd"
+        (Path(os.environ["LITEFLOW_DIAGRAMS"]) / name).write_text(text)
     for line in text.splitlines():
         case.assertRegex(line, f"^(?:{MERMAID_LINES.pattern})$")
 
@@ -3949,7 +3960,8 @@ class ShowingTest(Case):
 
     def test_durations(self):
         for seconds, text in (
-            (0.04, "0.0 s"),
+            (0.04, "40 ms"),
+            (0.3, "0.3 s"),
             (9.94, "9.9 s"),
             (9.96, "10 s"),
             (59.9, "1 min 0 s"),
@@ -3962,6 +3974,70 @@ class ShowingTest(Case):
     def test_tables_line_up_and_are_safe(self):
         text = liteflow._table(("A", "B"), [("日本", "x"), ("\x1b[31m", "y\nz")])
         self.assertEqual(text, "A         B\n日本      x\n\\x1b[31m  y z")
+
+
+    def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
+        seed = random.randrange(2**32)
+        rng = random.Random(seed)
+        words = ["end", "click", "section", "title", "done", "a.b", "x-y", "é日", "default", "crit"]
+        start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        for _ in range(60 if not SOAK else 500):
+            instances, attempts = [], []
+            for i in range(rng.randrange(1, 40)):
+                task_id = f"{rng.choice(words)}{rng.choice(['', '_', '-', '.'])}{i}"
+                group = rng.choice([None, None, "g", "g.inner", "end"])
+                known = [ti.task_id for ti in instances]
+                upstream = rng.sample(known, min(len(known), rng.randrange(3)))
+                for index in range(-1, -1 + rng.choice([1, 1, 1, 3, 30])):
+                    state = rng.choice([*liteflow._TASK_STATES, None])
+                    ti = self.instance(task_id, state, index, upstream)
+                    ti.task_group_id, ti.try_number = group, rng.randrange(4)
+                    instances.append(ti)
+                    for n in range(ti.try_number):
+                        at = start + datetime.timedelta(seconds=rng.random() * 10 ** rng.randrange(6))
+                        end = rng.choice([None, at, at + datetime.timedelta(seconds=rng.random())])
+                        attempts.append((task_id, index, n + 1, rng.choice(["failed", state]), at, end))
+            with self.subTest(seed=seed):
+                check_mermaid(self, liteflow._draw_run(instances))
+                if attempts:
+                    check_mermaid(self, liteflow._draw_gantt(rng.choice(words), attempts))
+
+    def test_a_wide_run_is_drawn_from_left_to_right(self):
+        wide = [self.instance(f"t{i}") for i in range(9)]
+        self.assertTrue(liteflow._draw_run(wide).startswith("flowchart LR"))
+        self.assertTrue(liteflow._draw_run(wide[:8]).startswith("flowchart TD"))
+        long = [self.instance(f"t{i}", upstream=[f"t{i - 1}"]) for i in range(5000)]
+        self.assertTrue(liteflow._draw_run(long).startswith("flowchart TD"))
+        circle = [self.instance("a", upstream=["b"]), self.instance("b", upstream=["a"])]
+        check_mermaid(self, liteflow._draw_run(circle))
+
+    def test_the_status_fits_its_terminal(self):
+        running = [(f"日本_{i}" * 9, float(i)) for i in range(50)]
+        now = liteflow._Snapshot({"success": 5, "running": 50, "": 45, "failed": 2}, running, 75)
+        for width in (20, 40, 80, 200):
+            for rows in (5, 24):
+                lines = [
+                    liteflow._fit(x, width, False)
+                    for x in liteflow._status_lines(now, width, rows)
+                ]
+                self.assertLess(len(lines), rows)
+                self.assertLessEqual(max(map(liteflow._width, lines)), width)
+        self.assertIn("7/102 tasks, 1 min 15 s", lines[0])
+        self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
+        self.assertIn("and 43 more", lines[-1])
+
+    def test_a_diagram_is_a_link(self):
+        url = liteflow._live_url("flowchart TD\n")
+        packed = url.removeprefix("https://mermaid.live/view#pako:")
+        state = zlib.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
+        self.assertEqual(json.loads(state)["code"], "flowchart TD\n")
+
+    def test_any_text_stays_inside_its_place_on_a_page(self):
+        hostile = "``` <b> | *x* [a](b) #1; \n# head ~~~ \\ @you _it_ ````` \x1b[2J"
+        fenced = liteflow._fenced(liteflow._clean(hostile)).splitlines()
+        self.assertEqual((fenced[0], fenced[-1]), ("`" * 6, "`" * 6))
+        self.assertRegex(liteflow._markdown(hostile), r"^([\w\s.,:()=+/'-]|&#\d+;)+$")
+        self.assertNotIn("_", liteflow._markdown(hostile))
 
 
 # --- Command line ---------------------------------------------------------------------------------
@@ -4142,6 +4218,298 @@ class CommandLineTest(Case):
         self.assertIn("4 success", done.stderr)
         self.assertEqual(self.cli("logs", "my_etl", "report").stdout, "2 orders, 7 in total\n")
 
+
+
+class SeeingTest(Case):
+    """What people see of a run: while it runs, in another terminal, and afterwards."""
+
+    FLOW = """
+        import os, sys, time
+        from liteflow import DAG, task
+        with DAG("night") as dag:
+            @task
+            def good(): print("good says so"); return [1, 2, 3]
+            @task
+            def double(x): return 2 * x
+            @task(retries=1)
+            def bad(x):
+                print("about to\\x1b[2J fail")
+                raise ValueError("no luck\\nat all")
+            @task
+            def waits(ti=None):
+                print("waiting", flush=True)
+                while not os.path.exists("go"): time.sleep(0.01)
+            numbers = good()
+            bad(double.expand(x=numbers))
+            if os.path.exists("wait"): waits()
+        if __name__ == "__main__":
+            dag.cli()
+    """
+
+    def setUp(self):
+        super().setUp()
+        self.script(self.FLOW)
+        self.db = self.folder / "liteflow.db"
+
+    def on_terminal(self, *argv, columns=80, **environ):
+        """What a command writes to a terminal of this size."""
+        pty = importlib.import_module("pty")
+        fcntl, termios = map(importlib.import_module, ("fcntl", "termios"))
+        ours, theirs = pty.openpty()
+        size = struct.pack("HHHH", 24, columns, 0, 0)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+        known = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+        process = self.start(
+            *argv, stdout=theirs, stderr=theirs, env={**known, "TERM": "xterm", **environ}
+        )
+        os.close(theirs)
+        found = b""
+        with contextlib.suppress(OSError):  # EIO at its end
+            while data := os.read(ours, 65536):
+                found += data
+        os.close(ours)
+        process.wait(LIMIT)
+        return found.decode()
+
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_on_a_terminal_failures_scroll_above_a_status(self):
+        text = self.on_terminal("my_flow.py")
+        self.assertIn("\x1b[J", text)  # the status was drawn again
+        self.assertRegex(text, r"\[=*>? *\] \d/5 tasks, \d")
+        self.assertIn("\x1b[31m", text)
+        self.assertIn("    | about to\\x1b[2J fail", text)
+        self.assertNotIn("\x1b[2J", text)
+        self.assertIn("(ValueError: no luck)", text)
+        self.assertIn("in a debugger: python3 my_flow.py --task bad --run-id manual__", text)
+        self.assertIn("to go on once it is mended: python3 my_flow.py --resume", text)
+        self.assertNotIn("double[0]  success", text)
+
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_terminals_that_want_less(self):
+        self.assertNotIn("\x1b[31m", self.on_terminal("my_flow.py", NO_COLOR="1"))
+        dumb = self.on_terminal("my_flow.py", TERM="dumb")
+        self.assertNotIn("\x1b", dumb)
+        self.assertIn("double[0]  success", dumb)
+        for line in self.on_terminal("my_flow.py", columns=30, NO_COLOR="1").splitlines():
+            if line.startswith("["):
+                self.assertLess(len(line), 30)
+
+    def test_elsewhere_a_line_a_change_of_state(self):
+        done = self.python("my_flow.py")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertNotIn("\x1b", done.stderr)
+        changes = re.findall(r"^\d\d:\d\d:\d\d  (\S+)  (\w+)", done.stderr, re.M)
+        self.assertIn(("double[2]", "running"), changes)
+        self.assertEqual(
+            [state for name, state in changes if name == "bad"],
+            ["running", "up_for_retry", "running", "failed"],
+        )
+        self.assertIn("    | about to\\x1b[2J fail", done.stderr)
+        colored = self.python("my_flow.py", env={**os.environ, "FORCE_COLOR": "1"})
+        self.assertIn("\x1b[31m", colored.stderr)
+
+    def test_quiet_says_only_what_failed(self):
+        done = self.python("my_flow.py", "--quiet")
+        first, *others = done.stderr.splitlines()
+        self.assertRegex(first, "^run manual__.* of DAG 'night' failed")
+        self.assertEqual(others[0], "bad failed: ValueError: no luck")
+        self.assertIn("    | about to\\x1b[2J fail", others)
+        self.assertEqual(others[-1], "to go on once it is mended: python3 my_flow.py --resume")
+
+    def test_logs_are_streamed_with_their_task_before_them(self):
+        done = self.python("my_flow.py", "--logs")
+        self.assertIn("good | good says so\n", done.stdout)
+        self.assertEqual(done.stdout.count("bad | about to\\x1b[2J fail\n"), 2)
+
+    def test_following_a_live_run(self):
+        (self.folder / "wait").touch()
+        run = self.start("my_flow.py")
+        self.assertTrue(wait_until(self.db.exists))
+        printed = "SELECT count(*) FROM task_log WHERE text = 'waiting' || char(10)"
+        with contextlib.closing(sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)) as look:
+            def waits():
+                with contextlib.suppress(sqlite3.Error):
+                    return look.execute(printed).fetchone() == (1,)
+
+            self.assertTrue(wait_until(waits))
+        followers = [
+            self.start("-m", "liteflow", *words, "--follow")
+            for words in (["logs", "night"], ["logs", "night", "waits"], ["show", "night"])
+        ]
+        # Each has begun once it has said something.
+        first = [followers[0].stdout.readline(), followers[1].stdout.readline()]
+        first.append(followers[2].stderr.readline())
+        self.assertIn(" | ", first[0])
+        self.assertEqual(first[1], "waiting\n")
+        self.assertRegex(first[2], r"1 running")
+        (self.folder / "go").touch()
+        self.assertEqual(run.wait(LIMIT), 1)
+        outs = [process.communicate(timeout=LIMIT)[0] for process in followers]
+        self.assertIn("waits | waiting\n", first[0] + outs[0])
+        self.assertEqual([process.returncode for process in followers], [0, 0, 1])
+        self.assertIn("failed", outs[2])
+        self.assertFalse(list(self.folder.glob("*-wal")))
+
+    def seen(self, *argv, code=0):
+        done = self.cli(*argv)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done.stdout
+
+    def test_the_question_of_every_morning(self):
+        self.python("my_flow.py", "--run-id", "first")
+        text = self.seen("runs", "--since", "24h", "--state", "failed")
+        self.assertRegex(text, r"night/first +failed +\S+ +.*bad: ValueError: no luck")
+        self.assertNotIn("night", self.seen("runs", "--state", "success"))
+        self.assertIn("no success: failed", self.seen("list", "--check", code=1))
+        with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            other.execute("UPDATE dag_run SET state = 'running', owner_process = '{}', heartbeat = ''")
+        text = self.seen("runs", "--state", "failed")
+        self.assertIn("running (owner dead)", text)
+        self.assertNotIn("night", self.seen("runs", "--state", "running"))
+        self.assertIn("owner dead", self.seen("list", "--check", code=1))
+        with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            other.execute("UPDATE dag_run SET state = 'success'")
+        self.assertEqual(self.seen("list", "--check", "--max-age", "26h"), "")
+        with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            old = "2020-01-01T00:00:00.000000+00:00"
+            other.execute("UPDATE dag_run SET start_date = ?1, end_date = ?1", (old,))
+        self.assertEqual(self.seen("list", "--check"), "")
+        self.assertIn("too old", self.seen("list", "--check", "--max-age", "26h", code=1))
+        self.assertNotIn("night", self.seen("runs", "--since", "24h"))
+        self.assertRegex(self.seen("list"), r"\d+ d ago")
+        for words in (["runs", "--since", "x"], ["list", "--max-age", "1h"]):
+            self.assertEqual(self.cli(*words).returncode, 2)
+
+    def test_mapped_instances_are_folded_but_for_what_failed(self):
+        run = self.run_flow(
+            """
+            with DAG("folded") as dag:
+                @task
+                def f(i):
+                    if i in (3, 5): raise ValueError(f"not {i}")
+                f.expand(i=list(range(60)))
+            """
+        )
+        text = self.seen("show", "folded")
+        self.assertRegex(text, r"f x 60 +58 success, 2 failed")
+        self.assertRegex(text, r"f\[3\] +failed .*ValueError: not 3")
+        self.assertLess(len(text.splitlines()), 8)
+        self.assertEqual(len(self.seen("show", "folded", "--state", "success").splitlines()), 60)
+        self.assertIn("2 are shown", self.seen("show", "folded", "f"))
+        self.assertIn("not 5", self.seen("show", "folded", "f[5]"))
+        self.assertEqual(len(json.loads(self.seen("show", "folded", "--json"))["task_instances"]), 60)
+        self.assertEqual(run.state, "failed")
+
+    def test_show_of_a_task(self):
+        self.python("my_flow.py")
+        text = self.seen("show", "night", "bad")
+        self.assertEqual(text.count("ValueError: no luck"), 4)
+        self.assertIn("log of bad:\n    | about to\\x1b[2J fail\n", text)
+        self.assertIn("[1, 2, 3]", self.seen("show", "night", "good"))
+        self.assertIn("did you mean 'bad'", self.cli("show", "night", "bda").stderr)
+
+    def test_pictures_in_files(self):
+        self.python("my_flow.py")
+        gantt = self.seen("visualize", "night", "--gantt")
+        check_mermaid(self, gantt)
+        self.assertIn("ad try 2 failed :crit", gantt)
+        self.assertTrue(self.seen("visualize", "night", "--direction", "RL").startswith("flowchart RL"))
+        self.assertIn("mermaid.live", self.seen("visualize", "night", "--url"))
+        self.seen("visualize", "night", "--output", "run.mmd", "--gantt")
+        self.assertTrue((self.folder / "run.mmd").read_text().startswith("gantt"))
+        self.seen("visualize", "night", "--output", "run.md")
+        page = (self.folder / "run.md").read_text()
+        for block in re.findall(r"```mermaid\n(.*?)```", page, re.S):
+            check_mermaid(self, block)
+        self.assertEqual(page.count("```mermaid"), 2)
+        self.assertIn("about to\\x1b[2J fail", page)
+        self.assertIn("| bad | failed | 2 |", page)
+        for words in (["--output", "run.html"], ["--output", "none/run.md"]):
+            self.assertEqual(self.cli("visualize", "night", *words).returncode, 2)
+
+    def test_prune_gives_the_space_back(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("fat") as dag:
+                @task
+                def f(params): print("x" * 3000); return bytes(2_000_000)
+                f()
+            if __name__ == "__main__":
+                for i in range(5): dag.run(run_id=f"r{i}", max_workers=1)
+            """
+        )
+        self.python("my_flow.py")
+        size = self.db.stat().st_size
+        self.assertGreater(size, 10_000_000)
+        copy = self.folder / "copy.db"
+        self.seen("backup", copy)
+        self.assertEqual(self.cli("backup", copy).returncode, 2)
+        before = self.db.read_bytes()
+        self.assertIn("fat/r0", self.seen("prune", "--keep", "3", "--dry-run"))
+        self.seen("delete", "fat/r0", "--dry-run")
+        self.assertEqual(self.db.read_bytes(), before)
+        self.seen("prune", "--keep", "3")
+        self.assertEqual([run.run_id for run in Dag("fat").runs(self.db)], ["r4", "r3", "r2"])
+        self.assertLess(self.db.stat().st_size, 0.7 * size)
+        self.seen("prune", "--older-than", "1d")
+        self.assertEqual(len(Dag("fat").runs(self.db)), 3)
+        self.seen("prune", "--values")
+        self.assertLess(self.db.stat().st_size, 300_000)
+        [run, *_] = Dag("fat").runs(self.db)
+        self.assertEqual((run.xcom_pull("f"), run.log("f")), (None, "x" * 3000 + "\n"))
+        self.seen("prune", "fat", "--keep", "0")
+        self.assertEqual(Dag("fat").runs(self.db), [])
+        self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
+        self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
+        self.assertEqual(copy.stat().st_mode & 0o777, 0o600)
+        for words in (["prune"], ["prune", "--keep", "-1"], ["prune", "none", "--keep", "1"]):
+            self.assertEqual(self.cli(*words).returncode, 2)
+
+    def test_a_live_run_is_neither_pruned_nor_kept_from_a_backup(self):
+        (self.folder / "wait").touch()
+        run = self.start("my_flow.py")
+        ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
+
+        def waits():
+            with contextlib.suppress(sqlite3.Error):
+                return self.query(ready) == [(1,)]
+
+        self.assertTrue(wait_until(waits))
+        self.assertNotIn("night", self.seen("prune", "--keep", "0", "--dry-run"))
+        self.seen("prune", "--keep", "0")
+        copy = self.folder / "copy.db"
+        self.seen("backup", copy)
+        self.assertEqual(Dag("night").runs(copy)[0].state, "running")
+        (self.folder / "go").touch()
+        self.assertEqual(run.wait(LIMIT), 1)
+        self.assertEqual(len(Dag("night").runs(self.db)), 1)
+        with contextlib.closing(sqlite3.connect(copy)) as found:
+            self.assertEqual(found.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
+
+    def test_one_task_again(self):
+        self.python("my_flow.py", "--run-id", "night")
+        before = self.db.read_bytes()
+        done = self.python("my_flow.py", "--task", "double[1]", "--run-id", "night")
+        self.assertEqual((done.returncode, done.stdout), (0, "double[1] returned 4\n"))
+        done = self.python("my_flow.py", "--task", "good")
+        self.assertEqual(done.stdout, "good says so\ngood returned [1, 2, 3]\n")
+        done = self.cli("run", "my_flow.py", "--task", "bad")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("Traceback", done.stderr)
+        self.assertIn("ValueError: no luck\nat all", done.stderr)
+        self.assertEqual(self.db.read_bytes(), before)
+        for words in (["--task", "bda"], ["--task", "double[9]"], ["--task", "good", "--run-id", "x"]):
+            done = self.python("my_flow.py", *words)
+            self.assertEqual(done.returncode, 2)
+            self.assertNotIn("Traceback", done.stderr)
+
+    def test_every_command_has_help_with_examples_on_one_screen(self):
+        for command in liteflow._EXAMPLES:
+            done = self.cli(command, "--help")
+            self.assertEqual(done.returncode, 0)
+            self.assertIn("examples:\n  liteflow " + command, done.stdout.replace("__main__.py", "liteflow"))
+            self.assertLessEqual(len(done.stdout.splitlines()), 50, command)
 
 # --- The promises ---------------------------------------------------------------------------------
 
