@@ -8467,7 +8467,9 @@ _BEAT = 10.0  # seconds between heartbeats
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
 _FRESH = 256  # small values that the run loop remembers
-_active_runs: set[str] = set()  # owner tokens of this process's runs
+# Owner tokens of this process's runs: of all copies of this module in it, or one would take the
+# runs of another, whose owner has the same pid, for dead.
+_active_runs: set[str] = vars(sys).setdefault("_liteflow_runs", set())
 
 
 def _process_start(pid: object) -> str | None:
@@ -8574,6 +8576,29 @@ class _Stops(NamedTuple):
 
 
 # --- Run loop: the loop ---------------------------------------------------------------------------
+
+
+def _elements_of(
+    plan: _Plan,
+    node: _Node,
+    map_index: int,
+    call: _Call,
+    inlined: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
+    """The elements of a mapped instance, as plain data that says where they are; and the results
+    that its arguments take."""
+    takes = call.takes
+    if node.expansion is None or map_index < 0:
+        return {}, takes
+    elements: list[tuple[str | None, tuple[Any, ...]]] = []
+    for k, (name, element) in enumerate(node.expansion.mapping.elements(map_index, plan)):
+        if element[0] == "constant":
+            constant = call.constants[k][element[1]]
+            takes |= constant.takes
+            elements.append((name, ("value", constant.data)))
+        else:
+            elements.append((name, inlined(element)))
+    return {"elements": elements, "group": node.group is not None}, takes
 
 
 class _RunLoop:
@@ -8783,21 +8808,8 @@ class _RunLoop:
     ) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
         """What only some jobs have to know; and the results that its arguments take."""
         node = attempt.instance.node
-        extra: dict[str, Any] = {}
-        takes = call.takes
-        if node.expansion is not None and attempt.instance.map_index >= 0:
-            elements = []
-            mapping = node.expansion.mapping
-            for k, (name, element) in enumerate(
-                mapping.elements(attempt.instance.map_index, self._plan)
-            ):
-                if element[0] == "constant":
-                    constant = call.constants[k][element[1]]
-                    takes = takes | constant.takes
-                    elements.append((name, ("value", constant.data)))
-                else:
-                    elements.append((name, self._inlined(element)))
-            extra = {"elements": elements, "group": node.group is not None}
+        index = attempt.instance.map_index
+        extra, takes = _elements_of(self._plan, node, index, call, self._inlined)
         if node.expansion is None and node.feeds:
             extra["feeds"] = True
         if node.holds:
@@ -10998,8 +11010,8 @@ def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -
     info = _run_info(request, _Opened(run.run_id, run.logical_date, run.conf, None))
     info["run_row"] = row.id
     call = _dump_call(task)
-    extra, takes = _extra_of(plan, task, ti.map_index, call)
     node = plan._by_id[task.task_id]
+    extra, takes = _elements_of(plan, node, ti.map_index, call, lambda element: element)
     inputs: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
     for up, key in takes:
         own = plan._in_step(plan._by_id[up], node)
@@ -11012,24 +11024,6 @@ def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -
         _iso(_utcnow()), call.data, None, inputs, None, extra,
     )  # fmt: skip
     return _Job(_WorkerRun(info, dag), ("run", "", *message))
-
-
-def _extra_of(
-    plan: _Plan, task: BaseOperator, map_index: int, call: _Call
-) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
-    """Where a mapped instance finds its elements; and the results that its arguments take."""
-    expansion = plan._by_id[task.task_id].expansion
-    if expansion is None or map_index < 0:
-        return {}, call.takes
-    elements: list[tuple[str | None, tuple[Any, ...]]] = []
-    takes = call.takes
-    for k, (name, element) in enumerate(expansion.mapping.elements(map_index, plan)):
-        if element[0] == "constant":
-            constant = call.constants[k][element[1]]
-            takes |= constant.takes
-            element = ("value", constant.data)
-        elements.append((name, element))
-    return {"elements": elements, "group": task._mapped_group is not None}, takes
 
 
 def _run_again(job: _Job) -> Any:
@@ -11872,7 +11866,7 @@ def _cmd_backup(options: argparse.Namespace) -> int:
     coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
     try:
         _read(path, lambda db: _copy_database(db, coming))
-        os.link(coming, target)  # which refuses a file that has come meanwhile
+        coming.rename(target)
     except OSError as error:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
     finally:
@@ -12042,6 +12036,7 @@ if __name__ == "__main__":
     # Run under the module's own name: a workflow that imports liteflow gets this same module.
     import importlib
 
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    if __spec__ is None:  # started by its path
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     _own_name = __spec__.name if __spec__ is not None else Path(__file__).stem
     sys.exit(importlib.import_module(_own_name).main())

@@ -2145,6 +2145,189 @@ class FindingTest(Case):
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
 
+class SurroundingsTest(Case):
+    """Wherever Python code runs, a DAG runs, or one sentence says why not."""
+
+    FLOW = """
+        from liteflow import DAG, task
+        with DAG("anywhere") as dag:
+            @task
+            def f(): return 41
+            @task
+            def g(x): return x + 1
+            g(f())
+        if __name__ == "__main__":
+            print(dag.run(max_workers=1).xcom_pull("g"))
+    """
+
+    def assert_42(self, *argv, **options):
+        done = self.python(*argv, **options)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "42\n", ""))
+
+    def test_switches_of_the_interpreter(self):
+        self.script(self.FLOW)
+        for switches in (
+            ["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-I", "-c", "import sys; sys.path[:0]=['.']; import runpy; runpy.run_path('my_flow.py', run_name='x')['dag'].validate(); print(42)"],
+        ):  # fmt: skip
+            with self.subTest(switches):
+                self.assert_42(*switches, *([] if "-c" in switches else ["my_flow.py"]))
+        self.assert_42("my_flow.py", env={**os.environ, "PYTHONWARNINGS": "error"})
+
+    def test_paths_with_spaces_and_other_letters(self):
+        folder = self.folder / "with space é日"
+        folder.mkdir()
+        self.folder = folder
+        self.script(self.FLOW, "my flow.py")
+        self.assert_42("my flow.py")
+        self.assert_42("my flow.py", env={**os.environ, "LITEFLOW_DB": "a b?c#d%20.db"})
+        self.assertTrue((folder / "a b?c#d%20.db").exists())
+        self.assertIn("anywhere", self.cli("list", "--db", "a b?c#d%20.db").stdout)
+
+    @unittest.skipIf(not hasattr(os, "geteuid") or os.geteuid() == 0, "root may write anywhere")
+    def test_a_read_only_working_directory(self):
+        self.script(self.FLOW)
+        self.folder.chmod(0o500)
+        self.addCleanup(self.folder.chmod, 0o700)
+        done = self.python("my_flow.py")
+        self.assertIn("can't be", done.stderr)
+
+    def test_in_a_thread_of_an_event_loop(self):
+        self.script(
+            self.FLOW.replace(
+                'print(dag.run(max_workers=1).xcom_pull("g"))',
+                """import asyncio
+            async def main():
+                runs = await asyncio.gather(*(asyncio.to_thread(dag.run) for _ in range(3)))
+                return {run.xcom_pull("g") for run in runs}
+            print(*asyncio.run(main()))""",
+            )
+        )
+        self.assert_42("-X", "dev", "-W", "error", "my_flow.py")
+
+    def test_under_a_test_runner(self):
+        self.script(self.FLOW)
+        (self.folder / "test_it.py").write_text(
+            textwrap.dedent(
+                """
+                import unittest, my_flow
+                from liteflow import DAG, task
+                def make():
+                    with DAG("inside") as dag:
+                        @task
+                        def f(): return 1
+                        f()
+                    return dag
+                class T(unittest.TestCase):
+                    def test_run(self):
+                        self.assertEqual(my_flow.dag.run(max_workers=1).xcom_pull("g"), 42)
+                    def test_in_process(self):
+                        self.assertEqual(make().test().state, "success")
+                """
+            )
+        )
+        done = self.python("-m", "unittest", "-q", "test_it")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_a_host_that_forks_before_and_after_importing(self):
+        self.script(self.FLOW)
+        (self.folder / "server.py").write_text(
+            textwrap.dedent(
+                """
+                import os, sys
+                def serve():
+                    children = []
+                    for _ in range(2):
+                        pid = os.fork()
+                        if not pid:
+                            import my_flow
+                            ok = my_flow.dag.run(max_workers=1).xcom_pull("g") == 42
+                            os._exit(0 if ok else 1)
+                        children.append(pid)
+                    print([os.waitpid(pid, 0)[1] for pid in children])
+                if __name__ == "__main__":
+                    if sys.argv[1] == "after":
+                        import my_flow
+                        my_flow.dag.run(max_workers=1)
+                    serve()
+                """
+            )
+        )
+        if hasattr(os, "fork"):
+            for when in ("before", "after"):
+                done = self.python("-W", "ignore", "server.py", when)
+                self.assertEqual(done.stdout, "[0, 0]\n", done.stderr)
+
+
+class VendoredTest(Case):
+    """A copy inside a package, under the package's name; two of them in one process."""
+
+    def package(self, name):
+        vendor = self.folder / name / "_vendor"
+        vendor.mkdir(parents=True)
+        for folder in (vendor, vendor.parent):
+            (folder / "__init__.py").touch()
+        shutil.copy(HERE / "liteflow.py", vendor)
+        point = "class Point:\n    def __init__(self, x): self.x = x\n"
+        (vendor.parent / "points.py").write_text(point)
+        (vendor.parent / "flow.py").write_text(
+            textwrap.dedent(
+                f"""
+                from {name}._vendor.liteflow import DAG, AirflowException, task
+                from {name}.points import Point
+                with DAG("{name}") as dag:
+                    @task
+                    def make(): print("made by {name}"); return Point(20)
+                    @task
+                    def double(p, ti):
+                        assert type(ti).__module__ == "{name}._vendor.liteflow", type(ti)
+                        return 2 * p.x
+                    double(make())
+                if __name__ == "__main__":
+                    dag.cli()
+                """
+            )
+        )
+
+    def test_everything_works_under_the_packages_name(self):
+        self.package("yours")
+        done = self.python("-m", "yours.flow")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for words, expected in (
+            (["show", "yours"], "double"),
+            (["logs", "yours"], "made by yours"),
+            (["visualize", "yours"], "flowchart"),
+        ):
+            done = self.python("-m", "yours._vendor.liteflow", *words)
+            self.assertIn(expected, done.stdout, done.stderr)
+        done = self.python("-m", "yours._vendor.liteflow", "run", "yours/flow.py", "--quiet")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        code = "import yours.flow, sys; print(yours.flow.dag.runs()[0].xcom_pull('make').x); "
+        done = self.python("-c", code + "print('liteflow' in sys.modules)")
+        self.assertEqual(done.stdout, "20\nFalse\n", done.stderr)
+
+    def test_two_copies_do_not_disturb_each_other(self):
+        self.package("one")
+        self.package("two")
+        (self.folder / "host.py").write_text(
+            textwrap.dedent(
+                """
+                import threading, one.flow, two.flow
+                found = []
+                def run(module):
+                    for _ in range(3): found.append(module.dag.run().xcom_pull("double"))
+                if __name__ == "__main__":
+                    threads = [threading.Thread(target=run, args=(m,)) for m in (one.flow, two.flow)]
+                    for thread in threads: thread.start()
+                    for thread in threads: thread.join()
+                    print(found, len(one.flow.dag.runs()), len(two.flow.dag.runs()))
+                """
+            )
+        )
+        done = self.python("-X", "dev", "-W", "error", "host.py")
+        self.assertEqual(done.stdout, f"{[40] * 6} 3 3\n", done.stderr)
+        self.assertEqual(done.stderr, "")
+
+
 # --- Airflow's authoring API ----------------------------------------------------------------------
 
 
@@ -5853,6 +6036,23 @@ class ExamplesTest(Case):
         drawn = self.cli("visualize", "layered_dag_171", "--db", self.db)
         check_mermaid(self, drawn.stdout)
         self.assertEqual((drawn.stderr, drawn.stdout.count(" --> ")), ("", 250))
+
+    def test_embedded(self):
+        done = self.example("embedded", "--runs", "1000" if SOAK else "20")
+        self.assertIn("over HTTP: 13\nfrom asyncio: [5, 6, 7, 8]\n", done.stdout)
+        self.assertIn("left nothing behind", done.stdout)
+
+    def test_dask_cluster_is_a_dag_like_any(self):
+        """The cluster itself is not here; its DAG is, and another executor."""
+        with concurrent.futures.ThreadPoolExecutor(2) as executor:
+            module = self.load("dask_cluster")
+            numbers = module.dag.task_dict["numbers"]
+            self.assertEqual(numbers.python_callable(), list(range(10)))
+            with self.assertRaises(ImportError) if not importlib.util.find_spec("dask") else (
+                contextlib.nullcontext()
+            ):
+                module.main(db_path=str(self.db))
+            executor.shutdown()
 
     def test_benchmark(self):
         only = [x for name in ("again", "layered", "start") for x in ("--only", name)]
