@@ -8250,6 +8250,11 @@ class _ExecutorRunner:
             self.wait(0.5)
         _, missing, named = marshal.loads(asked.result())
         if missing:
+            if info["key"][0] == "__main__":
+                raise UnreachableTask(
+                    f"task {missing[0]!r} can't be found by the executor's workers, where "
+                    "`__main__` is another program: import the DAG from a module that they have"
+                )
             raise UnreachableTask(_unreachable(missing, info["key"][0]))
         return set(named)
 
@@ -10083,6 +10088,8 @@ def _seconds_text(seconds: float | None) -> str:
     """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
         return ""
+    if seconds < 0.001:
+        return "<1 ms"
     if seconds < 0.095:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:

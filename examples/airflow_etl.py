@@ -1,11 +1,20 @@
-"""A workflow that runs on liteflow and, with its import lines changed, on Airflow 3.
+r"""A workflow that runs on liteflow and, with its import lines changed, on Airflow 3.
 
     python3 examples/airflow_etl.py
 
-On Airflow, change `from liteflow import` to imports from `airflow.sdk` and
-`airflow.providers.standard.operators` (the README has the commands that do it, and compare).
 It has a group, a mapped task and its reduce, a branch, a classic operator, and a setup with a
-teardown that runs whatever the work between did.
+teardown that runs whatever the work between did. To run it on Airflow, too, and compare:
+
+    export AIRFLOW_HOME=/tmp/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False PYTHONPATH=/tmp/airflow/dags
+    python3 -m venv /tmp/airflow-venv && /tmp/airflow-venv/bin/pip install 'apache-airflow==3.3.*' \
+        apache-airflow-providers-standard && /tmp/airflow-venv/bin/airflow db migrate
+    mkdir -p $AIRFLOW_HOME/dags
+    sed -E 's/^from liteflow import (.*)  # (airflow[.a-z]*)$/from \2 import \1/' \
+        examples/airflow_etl.py > $AIRFLOW_HOME/dags/airflow_etl.py
+    /tmp/airflow-venv/bin/python - <<'END'     # states there; `show airflow_etl` has those here
+    from airflow_etl import dag
+    for ti in dag.test().get_task_instances(): print(ti.task_id, ti.map_index, ti.state)
+    END
 """
 
 import json
