@@ -3547,6 +3547,7 @@ class _Plan:
         self.running = 0
         self.unfinished = 0
         self.timed_out = False
+        self._gave_up = False
         self.notes: list[str] = []
         self._free = dict(pools or {})
         self._queues: dict[str, list[tuple[int, int, int, _Instance]]] = {}
@@ -3865,6 +3866,11 @@ class _Plan:
         self._leave(instance)
         instance.try_number = 0
         instance.move(None)
+        if self.timed_out or (self._gave_up and not instance.node.task._is_teardown):
+            self.changed.append(instance)
+            self._end(instance, _S.SKIPPED)
+            return
+        instance.max_tries = max(instance.max_tries, instance.node.task.retries)
         self._enqueue(instance)
 
     def interrupt(self, instance: _Instance) -> None:
@@ -4085,6 +4091,7 @@ class _Plan:
 
     def _give_up(self, state: TaskInstanceState) -> None:
         """What has not run is skipped, but teardowns under fail_fast; what runs is to be ended."""
+        self._gave_up = True
         for instance in list(self.instances()):
             if instance.state is _S.RUNNING:
                 instance.max_tries = 0  # no retry when it has been ended
@@ -6314,11 +6321,13 @@ class _Inbox:
 
     def fill(self) -> int:
         """Read what there is, waiting for something; how many bytes, 0 at the pipe's end."""
-        if _WINDOWS:
-            data = self._connection.recv_bytes()
-            data = len(data).to_bytes(4, "big") + data
-        else:
-            data = os.read(self._connection.fileno(), _MESSAGE_LIMIT)
+        try:
+            if _WINDOWS:
+                data = _framed(self._connection.recv_bytes())
+            else:
+                data = os.read(self._connection.fileno(), _MESSAGE_LIMIT)
+        except (EOFError, ConnectionError):  # the other side is gone
+            data = b""
         self._buffer += data
         return len(data)
 
@@ -6415,17 +6424,16 @@ class _Worker:
     def serve(self) -> None:
         """Answer messages until the scheduler closes the pipe."""
         self._send(("ready", os.getpid()))
-        with contextlib.suppress(EOFError, OSError):  # the scheduler is gone, and we soon are
-            while True:
-                message = self.inbox.take()
-                if message is None:
-                    if self.quick:
-                        _linger(self.inbox.is_there)
-                        self.quick = False
-                    if not self.inbox.fill():
-                        return
-                elif (answer := self._answer(message)) is not None:
-                    self._send(answer)
+        while True:
+            message = self.inbox.take()
+            if message is None:
+                if self.quick:
+                    _linger(self.inbox.is_there)
+                    self.quick = False
+                if not self.inbox.fill():
+                    return
+            elif (answer := self._answer(message)) is not None:
+                self._send(answer)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         size = sum(len(row[-1]) for row in message[3]) if message[0] == "done" else 0
@@ -7060,9 +7068,10 @@ class _SlotLog:
         """Whether the file should be cut."""
         return os.fstat(self._file).st_size > _LOG_FILE_LIMIT
 
-    def take(self, final: bool) -> list[tuple[int, str]]:
-        """(part, text) of new output; whole lines, unless it is the end of the attempt."""
-        size = os.fstat(self._file).st_size
+    def take(self, final: bool, end: int | None = None) -> list[tuple[int, str]]:
+        """(part, text) of new output; whole lines, unless it is the end of the attempt, which is
+        at `end`, where the next one's begins, or at that of the file."""
+        size = os.fstat(self._file).st_size if end is None else end
         if size < self._start + self._read:  # the task truncated the file
             if size < self._start:
                 self._start = 0
@@ -7122,7 +7131,8 @@ class _Slot:
     the job. Both can read that pipe, and a byte goes to one of them only: the tokens that we take
     back are those of the last jobs in the queue, which now never start. So at any moment, the
     worker's death included, it is certain which jobs have started. The worker drops what has no
-    token; so that it can't take another job's, none is sent ahead again until it has.
+    token; so that it can't take another job's, none is sent ahead again until it has: until the
+    outcome of a job that was sent in order after the withdrawal.
     """
 
     def __init__(
@@ -7135,7 +7145,8 @@ class _Slot:
         self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
         self.queue: collections.deque[tuple[_Attempt, int]] = collections.deque()  # with its bytes
         self.promised = 0  # places claimed behind the queue
-        self.barred = False  # nothing may be sent ahead until the queue is empty
+        self.barred = False  # nothing may be sent ahead, since some were withdrawn ...
+        self.clears = False  # ... until the job that runs, which was sent since then, has ended
         self.quick = False  # the last job was
         self.outbox: list[bytes] = []  # jobs on their way
         self._tokens_due = b""
@@ -7166,9 +7177,12 @@ class _Slot:
         self._inbox = _Inbox(ours)
         self._tokens: Connection | None = None  # where both read, and where we write
         self._give_token: Connection | None = None
+        their_tokens: Connection | None = None
         if not _WINDOWS:
             self._tokens, self._give_token = tokens, _ = context.Pipe(duplex=False)
             os.set_blocking(tokens.fileno(), False)
+            # An object of its own: a forked worker closes those of ours.
+            their_tokens = type(tokens)(os.dup(tokens.fileno()), writable=False)
         self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
@@ -7178,7 +7192,7 @@ class _Slot:
             1,
             made,
             initializer=_start_worker,
-            initargs=(theirs, self._tokens, initializer, initargs),
+            initargs=(theirs, their_tokens, initializer, initargs),
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
@@ -7189,6 +7203,8 @@ class _Slot:
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pipe
+            if their_tokens is not None:
+                their_tokens.close()
         served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
@@ -7256,7 +7272,7 @@ class _Slot:
     def withdraw(self) -> list[_Attempt]:
         """Take back the tokens of the jobs that have not started; those jobs' attempts."""
         self.flush()
-        self.barred = True
+        self.barred, self.clears = True, False
         taken = b""
         if self._tokens is not None:
             with contextlib.suppress(BlockingIOError):
@@ -7650,6 +7666,17 @@ def _close_all(slots: Iterable[_Slot]) -> None:
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
 
+class _Behind(NamedTuple):
+    """A place behind the job that runs in a slot."""
+
+    slot: _Slot
+
+    @property
+    def pid(self) -> int:
+        """The worker's."""
+        return self.slot.pid
+
+
 class _SlotRunner:
     """Runs jobs in the slots of a WorkerPool, and ends those that outlive their timeout."""
 
@@ -7773,6 +7800,7 @@ class _SlotRunner:
 
     def _let_go(self, slot: _Slot) -> None:
         self._held.remove(slot)
+        slot.promised = 0
         if self._selector is not None:
             self._selector.unregister(slot.connection.fileno())
             self._selector.unregister(slot.process.sentinel if slot.pidfd is None else slot.pidfd)
@@ -7786,9 +7814,9 @@ class _SlotRunner:
             if slot.state == "idle" and self.token not in slot.begun:
                 self._begin_slot(slot)
 
-    def claim(self, ahead: bool = False) -> _Slot | None:
+    def claim(self, ahead: bool = False) -> _Slot | _Behind | None:
         for slot in self._held:
-            if slot.state == "idle" and self.token in slot.begun:
+            if slot.state == "idle" and self.token in slot.begun and slot.spoilt is None:
                 slot.state = "claimed"
                 return slot
         if not ahead or self._pool._is_wanted(self):
@@ -7798,13 +7826,14 @@ class _SlotRunner:
             return None
         slot = min(able, key=lambda slot: len(slot.queue) + slot.promised)
         slot.promised += 1
-        return slot
+        return _Behind(slot)
 
-    def start(self, place: _Slot, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+    def start(self, place: _Slot | _Behind, attempt: _Attempt, message: tuple[Any, ...]) -> None:
         assert self._folder is not None
-        if place.promised:
-            place.promised -= 1
-            if not place.takes_more():  # something happened between the claim and now
+        if isinstance(place, _Behind):
+            place = place.slot
+            place.promised = max(0, place.promised - 1)
+            if place not in self._held or not place.takes_more():  # since the claim
                 self._ended.append((attempt, _WITHDRAWN))
                 return
         elif place.state == "dead":  # it died between the claim and now; `wait` tells
@@ -7812,7 +7841,7 @@ class _SlotRunner:
             return
         else:
             self._prepare_log(place, attempt)
-            place.state, place.reason, place.barred = "busy", None, False
+            place.state, place.reason, place.clears = "busy", None, True
             place.deadline = None  # its time begins when the worker says that its function starts
             place.news = time.monotonic()
         try:
@@ -7821,6 +7850,7 @@ class _SlotRunner:
             place.spoilt = f"the job could not be sent: {error}"
             place.queue.append((attempt, 0))
             self._end_job(place, _Outcome(_Status.FAILED, place.spoilt, []))
+            self._lose(place)
             return
         if not sent:
             place.barred = True
@@ -7987,7 +8017,8 @@ class _SlotRunner:
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
             # had ended before it was told counts.
-            slot.spoilt = slot.reason
+            if terminated or len(slot.queue) == 1:  # else the next runs, and is being ended
+                slot.spoilt = slot.reason
             if terminated or outcome.status is not _Status.SUCCESS:
                 text = f"{error}\n{slot.reason}" if error else slot.reason
                 kept = [] if outcome.status is _Status.SUCCESS else rows
@@ -8027,9 +8058,13 @@ class _SlotRunner:
     ) -> None:
         """`output`: all of the job's, which ends there in the log; None: it is to be read."""
         attempt = slot.queue.popleft()[0]
+        if slot.clears:
+            slot.barred = slot.clears = False
         if slot.log is not None:
             if output is None or attempt.log_parts or not slot.log.is_untouched():
-                self._last_output += [(attempt, *part) for part in slot.log.take(final=True)]
+                until = end if slot.queue else None
+                parts = slot.log.take(final=True, end=until)
+                self._last_output += [(attempt, *part) for part in parts]
                 attempt.log_parts = slot.log.parts
             elif output:
                 attempt.log_parts = 1
@@ -8079,7 +8114,8 @@ class _SlotRunner:
         self._ended += [(each, _WITHDRAWN) for each in slot.unstarted]
         self._pool._give_back(slot)
         if slot.queue:
-            self._ended.append((slot.queue.popleft()[0], self._lost(slot)))
+            self._ended += [(each, self._lost(slot)) for each, _ in slot.queue]
+            slot.queue.clear()
         elif never_began:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
 
@@ -8628,6 +8664,7 @@ class _RunLoop:
         self._stops = stops
         self._batch = _Batch()
         self._to_send: list[tuple[Any, _Attempt]] = []
+        self._ending: dict[_Attempt, str] = {}  # of these: those to be ended, and why
         self._attempts: dict[_Instance, _Attempt] = {}
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
@@ -8696,7 +8733,7 @@ class _RunLoop:
         while self._plan.doomed:
             attempt = self._attempts.get(self._plan.doomed.pop())
             if attempt is not None:
-                self._runner.end(attempt, why)
+                self._end(attempt, why)
         if self._stopping is None and not self._to_send:
             self._choose(self._plan.ready_count(time.monotonic()))
 
@@ -8781,7 +8818,11 @@ class _RunLoop:
         for place, attempt in self._to_send:
             self._report.changed(attempt.instance)
             self._runner.start(place, attempt, self._message(attempt))
-        self._to_send.clear()
+        sent, self._to_send = self._to_send, []
+        for _, attempt in sent if self._ending else ():
+            if attempt in self._ending:
+                self._runner.end(attempt, self._ending[attempt], self._forced)
+        self._ending.clear()
         if self._wrote_large:
             self._wrote_large = False
             self._runner.flush()
@@ -9067,7 +9108,13 @@ class _RunLoop:
             return
         self._forced = now
         for attempt in list(self._attempts.values()):
-            self._runner.end(attempt, self._stopping, now)
+            self._end(attempt, self._stopping, now)
+
+    def _end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        """End a job; one that waits for the database to be unlocked, once it is sent."""
+        if any(waiting is attempt for _, waiting in self._to_send):
+            self._ending[attempt] = reason
+        self._runner.end(attempt, reason, now)
 
 
 # --- Run loop: a run's beginning and end ----------------------------------------------------------

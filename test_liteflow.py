@@ -3098,6 +3098,135 @@ class AheadTest(Case):
             if ti.task_id.startswith("q") and ti.state is None:
                 self.assertEqual((ti.try_number, ti.start_date), (0, None))
 
+    @unittest.skipUnless(hasattr(signal, "SIGSTOP"), "no SIGSTOP")
+    def test_a_worker_that_stalls_does_not_take_another_jobs_token(self):
+        module = self.module(
+            """
+            def same(i):
+                with open(os.environ["CASE_DIR"] + "/ran", "a") as f: f.write(f"{i}\\n")
+                return i
+            with DAG("stalls") as dag:
+                for i in range(2500): task(task_id=f"q{i}")(same)(i)
+            """
+        )
+        done = threading.Event()
+
+        def stall(pids):
+            while not done.wait(0.01):
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                    done.wait(0.02)  # longer than jobs are left there
+                    os.kill(pid, signal.SIGCONT)
+
+        with liteflow.WorkerPool(2) as workers, concurrent.futures.ThreadPoolExecutor(1) as threads:
+            DAG("warm").run(db_path=self.db, executor=workers)
+            module.dag.run(db_path=self.folder / "warm.db", executor=workers)
+            (self.folder / "ran").unlink()
+            stalling = threads.submit(stall, [slot.pid for slot in workers._idle])
+            run = module.dag.run(db_path=self.db, executor=workers)
+            done.set()
+            stalling.result()
+        self.assertEqual(run.state, "success")
+        wrong = [x for x in run.xcoms() if x.task_id != f"q{x.value}"]
+        self.assertEqual(wrong, [])
+        ran = sorted(map(int, (self.folder / "ran").read_text().split()))
+        self.assertEqual(ran, list(range(2500)))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork")
+    def test_quick_jobs_in_forked_workers(self):
+        module = self.module(
+            """
+            with DAG("forked") as dag:
+                for i in range(100): task(task_id=f"q{i}")(abs)(-i)
+            """
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run = module.dag.run(db_path=self.db, max_workers=2, mp_context="fork")
+        self.assertEqual([x.value for x in run.xcoms()], list(range(100)))
+
+    def test_after_fail_fast_nothing_that_was_withdrawn_runs(self):
+        module = self.module(
+            """
+            def quick(): pass
+            def waits(ti=None):
+                if ti.task_id == "w0":
+                    time.sleep(0.3); raise ValueError("enough")
+                time.sleep(0.6)
+            with DAG("fails_fast", fail_fast=True) as dag:
+                for i in range(40): task(task_id=f"q{i}")(quick)()
+                for i in range(40): task(task_id=f"w{i}")(waits)()
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=2)
+        states = collections.Counter(
+            ti.state for ti in run.get_task_instances() if ti.task_id[0] == "w"
+        )
+        self.assertEqual(states["skipped"], 38, states)
+
+    def test_the_log_of_a_sensor_between_quick_jobs_is_its_own(self):
+        module = self.module(
+            """
+            def talks(i): print("I am", i); time.sleep(0.0005)
+            with DAG("sensors") as dag:
+                for i in range(400): task(task_id=f"q{i}")(talks)(i)
+                for i in range(4):
+                    @task.sensor(task_id=f"s{i}", poke_interval=0.05, timeout=30, mode="reschedule")
+                    def s(ti=None):
+                        print("sensor", ti.task_id)
+                        path = Path(os.environ["CASE_DIR"]) / ti.task_id
+                        with open(path, "a") as f: f.write("x")
+                        return path.stat().st_size >= 4
+                    s()
+                for i in range(400, 800): task(task_id=f"q{i}")(talks)(i)
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=2)
+        self.assertEqual(run.state, "success")
+        for i in range(4):
+            self.assertEqual(run.log(f"s{i}"), f"sensor s{i}\n" * 4)
+
+    def test_a_stop_reaches_what_waited_for_the_database(self):
+        module = self.module(
+            """
+            def first(): pass
+            def long(): time.sleep(60)
+            with DAG("locked") as dag:
+                task(first)() >> task(long)()
+            """
+        )
+        stop, locked = threading.Event(), threading.Event()
+        record = liteflow._Store.record
+
+        def busy(store, batch):
+            if any(a.instance.task_id == "long" for a in batch.started) and not stop.is_set():
+                locked.set()
+                raise liteflow._Busy
+            if not stopped.wait(1.0) and locked.is_set():  # the stop is noticed while it is locked
+                raise liteflow._Busy
+            record(store, batch)
+
+        stopped = threading.Event()
+        self.addCleanup(setattr, liteflow._Store, "record", record)
+        noticed = liteflow._RunLoop._stop
+
+        def stopping(loop, reason, now=False):
+            noticed(loop, reason, now)
+            stopped.set()
+
+        self.addCleanup(setattr, liteflow._RunLoop, "_stop", noticed)
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            started = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
+            liteflow._RunLoop._stop = stopping
+            stopped.set()
+            liteflow._Store.record = busy
+            self.assertTrue(locked.wait(LIMIT))
+            stopped.clear()
+            stop.set()
+            run = started.result(timeout=30)
+        self.assertEqual((run.state, run.reason), ("failed", "stopped"))
+        self.assertEqual(run.get_task_instance("long").state, None)
+
     def test_a_large_value_is_shown_without_making_its_whole_repr(self):
         for value in (bytes(50_000_000), bytearray(50_000_000), [bytes(50_000_000)]):
             tracemalloc.start()

@@ -1,8 +1,8 @@
 """Past one machine: the same DAG on a Dask cluster.
 
     python3 -m venv /tmp/dask && /tmp/dask/bin/pip install distributed
-    /tmp/dask/bin/python examples/dask_cluster.py                        a local cluster of processes
-    /tmp/dask/bin/python examples/dask_cluster.py tcp://scheduler:8786   one that is there
+    /tmp/dask/bin/python examples/dask_cluster.py                       one made for it
+    /tmp/dask/bin/python examples/dask_cluster.py tcp://scheduler:8786  one that is there
 
 Each task is one `submit` to the executor that Dask gives; results, states and retries are recorded
 here, in one file. What an engine can't do (end a task at its timeout, capture its output) stands in

@@ -68,9 +68,10 @@ class Reports:
     def resume_all(self) -> int:
         """At start-up: go on with what was cut off; how many runs that were."""
         try:
-            cut_off = [run for run in dag.runs(DB) if run.state != "success" and not run.owner_alive]
+            runs = dag.runs(DB)
         except AirflowException:  # there is no database yet
             return 0
+        cut_off = [run for run in runs if run.state != "success" and not run.owner_alive]
         for run in cut_off:
             self._submit(run_id=run.run_id, resume=True)
         return len(cut_off)
