@@ -3145,24 +3145,30 @@ class AheadTest(Case):
             run = module.dag.run(db_path=self.db, max_workers=2, mp_context="fork")
         self.assertEqual([x.value for x in run.xcoms()], list(range(100)))
 
-    def test_after_fail_fast_nothing_that_was_withdrawn_runs(self):
-        module = self.module(
-            """
-            def quick(): pass
-            def waits(ti=None):
-                if ti.task_id == "w0":
-                    time.sleep(0.3); raise ValueError("enough")
-                time.sleep(0.6)
-            with DAG("fails_fast", fail_fast=True) as dag:
-                for i in range(40): task(task_id=f"q{i}")(quick)()
-                for i in range(40): task(task_id=f"w{i}")(waits)()
-            """
-        )
-        run = module.dag.run(db_path=self.db, max_workers=2)
-        states = collections.Counter(
-            ti.state for ti in run.get_task_instances() if ti.task_id[0] == "w"
-        )
-        self.assertEqual(states["skipped"], 38, states)
+    def test_after_a_give_up_nothing_that_was_withdrawn_runs(self):
+        with DAG("gives_up", fail_fast=True) as d:
+            for i in range(3):
+                task(task_id=f"t{i}")(sample)(1)
+            task(task_id="end", retries=2)(sample)(1).as_teardown()
+        for ends in ("finish", "time_out"):
+            plan = liteflow._Plan(d)
+            plan.settle(0)
+            taken = [plan.take() for _ in range(4)]
+            for instance in taken:
+                plan.start(instance)
+            if ends == "finish":
+                plan.finish(taken[0], liteflow._Status.FAILED, 0)
+            else:
+                plan.time_out()
+            self.assertIn(taken[1], plan.doomed)
+            for instance in taken[1:]:
+                plan.withdraw(instance)
+            states = [i.state for i in taken[1:]]
+            if ends == "finish":  # a teardown runs all the same, with all its tries
+                self.assertEqual(states, ["skipped", "skipped", None])
+                self.assertEqual((plan.take(), taken[3].max_tries), (taken[3], 2))
+            else:
+                self.assertEqual(states, ["skipped"] * 3)
 
     def test_the_log_of_a_sensor_between_quick_jobs_is_its_own(self):
         module = self.module(
@@ -3189,40 +3195,43 @@ class AheadTest(Case):
     def test_a_stop_reaches_what_waited_for_the_database(self):
         module = self.module(
             """
-            def first(): pass
+            here = Path(os.environ["CASE_DIR"])
+            def first():
+                (here / "begun").touch()
+                while not (here / "go").exists(): time.sleep(0.01)
             def long(): time.sleep(60)
             with DAG("locked") as dag:
                 task(first)() >> task(long)()
             """
         )
-        stop, locked = threading.Event(), threading.Event()
-        record = liteflow._Store.record
+        stop, noticed = threading.Event(), threading.Event()
+        stopping = liteflow._RunLoop._stop
 
-        def busy(store, batch):
-            if any(a.instance.task_id == "long" for a in batch.started) and not stop.is_set():
-                locked.set()
-                raise liteflow._Busy
-            if not stopped.wait(1.0) and locked.is_set():  # the stop is noticed while it is locked
-                raise liteflow._Busy
-            record(store, batch)
+        def note(loop, reason, now=False):
+            stopping(loop, reason, now)
+            noticed.set()
 
-        stopped = threading.Event()
-        self.addCleanup(setattr, liteflow._Store, "record", record)
-        noticed = liteflow._RunLoop._stop
-
-        def stopping(loop, reason, now=False):
-            noticed(loop, reason, now)
-            stopped.set()
-
-        self.addCleanup(setattr, liteflow._RunLoop, "_stop", noticed)
+        self.addCleanup(setattr, liteflow._RunLoop, "_stop", stopping)
+        liteflow._RunLoop._stop = note
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             started = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
-            liteflow._RunLoop._stop = stopping
-            stopped.set()
-            liteflow._Store.record = busy
-            self.assertTrue(locked.wait(LIMIT))
-            stopped.clear()
-            stop.set()
+            self.assertTrue(wait_until((self.folder / "begun").exists))
+            with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                claimed = liteflow._RunLoop._start
+                waiting = threading.Event()
+
+                def start(loop, instance, now):
+                    waiting.set()
+                    return claimed(loop, instance, now)
+
+                self.addCleanup(setattr, liteflow._RunLoop, "_start", claimed)
+                liteflow._RunLoop._start = start
+                (self.folder / "go").touch()
+                self.assertTrue(waiting.wait(LIMIT))
+                stop.set()
+                self.assertTrue(noticed.wait(LIMIT))
+                other.execute("ROLLBACK")
             run = started.result(timeout=30)
         self.assertEqual((run.state, run.reason), ("failed", "stopped"))
         self.assertEqual(run.get_task_instance("long").state, None)
