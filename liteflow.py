@@ -4187,6 +4187,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     owner_process TEXT,          -- JSON: host, boot, pid namespace, pid, its start
     heartbeat TEXT,
     stop_requested TEXT,
+    values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
 ) {strict};
 CREATE INDEX IF NOT EXISTS dag_run_of_dag ON dag_run (dag_id);
@@ -4326,6 +4327,7 @@ class _RunRow(NamedTuple):
     owner_process: str | None
     heartbeat: str | None
     owner: str | None
+    values_deleted: str | None
 
 
 # Cast, so that a file made to harm gives texts where texts are expected.
@@ -5073,7 +5075,10 @@ class _Store:
         all the tries that the code gives, which a resume counts from there.
         """
         with self.transaction():
-            check(self._run_of(run_row))
+            row = self._run_of(run_row)
+            check(row)
+            if row is not None and row.state == "running":
+                self.close_run(run_row, "its scheduler died", lost=True)
             for task_id in task_ids:
                 rows = self._connection.execute(
                     "SELECT id, -1 FROM task_instance WHERE dag_run_id = ? AND task_id = ?",
@@ -5111,6 +5116,9 @@ class _Store:
                     "(SELECT id FROM task_instance WHERE dag_run_id = ?)",
                     (run_row,),
                 )
+            self._connection.execute(
+                "UPDATE dag_run SET values_deleted = ? WHERE id = ?", (_iso(_utcnow()), run_row)
+            )
 
     def give_back(self) -> None:
         """Give the disk space back that nothing uses any more, in steps: one large vacuum would
@@ -9160,6 +9168,7 @@ def _run_dag(
 ) -> DagRun:
     """What `Dag.run` and `Dag.test` do."""
     _refuse_reentry()
+    _fill_standard_descriptors()
     if stop is not None and not hasattr(stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
     sized = _checked_pools(dag, pools, in_process)
@@ -9627,6 +9636,7 @@ def _report_resume(
         ("gone from the code, now removed", gone),
     ):
         if names:
+            names = list(dict.fromkeys(names))
             few = ", ".join(names[:10]) + (
                 f", ... ({len(names)} in all)" if len(names) > 10 else ""
             )
@@ -9947,8 +9957,10 @@ class DagRun:
         `queued`, and a resume runs just these again. Work inside the scope of a setup clears
         that setup and its teardowns, too. Returns the ids of the tasks.
 
-        Raises TaskNotFound, AlreadyRunning.
+        Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
+        tasks would need.
         """
+        self._refuse_without_values()
         wanted = [task_ids] if isinstance(task_ids, str) else list(task_ids)
         instances = self.get_task_instances()
         known = {ti.task_id: ti for ti in instances}
@@ -9962,6 +9974,13 @@ class DagRun:
         self._write(lambda store: store.clear(self._row.id, chosen, self._refuse_live))
         self.refresh()
         return [task_id for task_id in known if task_id in chosen]
+
+    def _refuse_without_values(self) -> None:
+        if self._row.values_deleted is not None:
+            raise AirflowException(
+                f"the values of run {self.run_id!r} were deleted (prune --values), and its tasks "
+                "would get none: start a new run"
+            )
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         store = _Store(self.db_path)
@@ -10035,6 +10054,7 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
         None,
         None,
         None,
+        None,
     )
     return DagRun(row, Path(info["db_path"] or "."))
 
@@ -10072,6 +10092,9 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
     return made
 
 
+_SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
+
+
 def _chosen_run(path: Path, name: str) -> DagRun:
     """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id.
 
@@ -10088,8 +10111,9 @@ def _chosen_run(path: Path, name: str) -> DagRun:
     if not slash or dag_id not in dags:
         dag_id, part = "", name
     among = [row for row in rows if not dag_id or row[0] == dag_id]
-    fits = [row for row in among if row[1] == part] or [row for row in among if part in row[1]]
-    if len(fits) == 1:
+    exact = [row for row in among if row[1] == part]
+    fits = exact or [row for row in among if part and part in row[1]]
+    if len(fits) == 1 and (exact or len(part) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
         few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
@@ -10461,11 +10485,23 @@ def _local(moment: _datetime.datetime | None) -> str:
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def _seen_instances(run: DagRun) -> list[TaskInstance]:
+    """A run's task instances as they are shown: where nobody works on it, none is running."""
+    instances = run.get_task_instances()
+    if run.state is DagRunState.RUNNING and not run.owner_alive:
+        for ti in instances:
+            if ti.state is _S.RUNNING:
+                ti.state = ti.start_date = None
+    return instances
+
+
 def _run_state(run: DagRun) -> str:
     """A run's state for people: one that nobody works on is not running."""
-    if run.state is DagRunState.RUNNING and not run.owner_alive:
-        return "running (owner dead)"
-    return run.state.value
+    return _state_text(run.state.value, run.owner_alive)
+
+
+def _state_text(state: str, owner_alive: bool) -> str:
+    return "running (owner dead)" if state == "running" and not owner_alive else str(state)
 
 
 def _last_line(error: str | None) -> str:
@@ -10473,6 +10509,15 @@ def _last_line(error: str | None) -> str:
     lines = (error or "").strip().splitlines()
     reason = lines[-1] if lines else ""
     return reason if len(reason) <= 200 else f"{reason[:197]}..."
+
+
+def _tail(text: str, count: int = 10) -> list[str]:
+    """The last lines of a task's output, made safe for a terminal, none of them endless."""
+    lines = text[-100 * _LINE_SHOWN :].rstrip("\n").splitlines()[-count:]
+    return [_clean(x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]") for x in lines]
+
+
+_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
 
 
 def _say(line: str) -> None:
@@ -10484,7 +10529,6 @@ def _say(line: str) -> None:
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
 _REDRAW = 0.1  # seconds between two drawings of the status
-_TAIL_LINES = 10  # of a failed task's output that are shown at once
 _TAIL_KEPT = 4000  # characters of it
 _Segments = list[tuple[str, str | None]]  # a line's parts, each with the state that colours it
 
@@ -10607,7 +10651,9 @@ class _Bottom:
             self._drawn = 0
 
     def _put(self, text: str) -> None:
-        up = f"\x1b[{self._drawn}A\r\x1b[J" if self._drawn else ""
+        # Line by line: terminals that save what is cleared as a whole would fill with it.
+        up = f"\x1b[{self._drawn}A"
+        up = f"{up}\r" + "\x1b[2K\n" * self._drawn + up if self._drawn else ""
         with contextlib.suppress(OSError, ValueError):  # nobody looks any more
             self._stream.write(up + text)
             self._stream.flush()
@@ -10620,8 +10666,11 @@ class _Screen:
     def __init__(self, say: Callable[[str], object] | None = None, logs: bool = False) -> None:
         self._say = say
         self._color = say is None and _may_color(sys.stderr)
-        self.bottom = _Bottom(sys.stderr) if say is None and _may_redraw(sys.stderr) else None
         self.logs = _LogLines() if logs else None
+        # Logs that go through a pipe to the same terminal would be drawn over.
+        apart = not logs or _may_redraw(sys.stdout)
+        redraws = say is None and apart and _may_redraw(sys.stderr)
+        self.bottom = _Bottom(sys.stderr) if redraws else None
         self._next = 0.0
 
     def line(self, text: str, state: str | None = None) -> None:
@@ -10825,7 +10874,7 @@ class _Report:
         if self._screen is None:
             return
         if self._screen.logs is None:
-            for line in tail.rstrip("\n").splitlines()[-_TAIL_LINES:]:
+            for line in _tail(tail):
                 self._screen.line(f"    | {line}")
         if instance.state is _S.FAILED:
             self._screen.line(
@@ -10915,7 +10964,7 @@ def _write(text: str) -> None:
 
 
 def _fail(message: object) -> None:
-    print(f"liteflow: error: {_clean(message)}", file=sys.stderr)
+    _say(f"liteflow: error: {_clean(message)}")
 
 
 def _exit_code(act: Callable[[], int]) -> int:
@@ -10924,6 +10973,8 @@ def _exit_code(act: Callable[[], int]) -> int:
     0 success, 1 the run failed, 2 bad usage, 3 the database can't be used, 75 already running,
     129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
     try:
         code = act()
         if sys.stdout is not None:
@@ -10933,6 +10984,9 @@ def _exit_code(act: Callable[[], int]) -> int:
         # The reader of our output has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        _fail(f"the output can't be written: {error.strerror}")
+        return 1
     except KeyboardInterrupt:
         return 130
     except DatabaseError as error:
@@ -11009,6 +11063,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     """Run the DAG, or with --task one task; `command` is how the same is started again."""
+    _fill_standard_descriptors()
     if options.task is None:
         return _exit_code(lambda: _run_by_options(dag, options, command))
     prepared: list[_Job] = []
@@ -11020,13 +11075,25 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     code = _exit_code(prepare)
     if not prepared:
         return code
-    # Not within _exit_code: what the task raises is to be seen whole, by a debugger, too.
-    print(f"{options.task} returned {_run_again(prepared[0])!r}")
+    [job] = prepared
+    label = job.task_id if job.map_index < 0 else f"{job.task_id}[{job.map_index}]"
+    if job.task.execution_timeout is not None:
+        _say(f"note: the execution_timeout of {label!r} does not apply here")
+    try:
+        # Not within _exit_code: what the task raises is to be seen whole, by a debugger, too.
+        print(f"{label} returned {_run_again(job)!r}")
+    except AirflowSkipException as skip:
+        print(f"{label} skipped: {skip}")
     return 0
 
 
 def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
     """A task of a recorded run, ready to run here with its recorded inputs."""
+    others = "resume from_task conf graph logs max_workers pool wait logical_date quiet".split()
+    for name in others:
+        if getattr(options, name) not in (None, False, []):
+            option = "--" + name.removesuffix("_task").replace("_", "-")
+            raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
     path = _database_path(options.db, dag)
     dag.validate()
     run = _newest_run(path, dag.dag_id) if options.run_id is None else _read_run(
@@ -11038,9 +11105,8 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
         raise _UsageError(f"DAG {dag.dag_id!r} has no task {task_id!r} any more")
     found = {ti.map_index: ti for ti in run.get_task_instances() if ti.task_id == task_id}
     if index is None:
-        index = -1 if -1 in found else min(found)
-    if index not in found:
-        raise _UsageError(f"task {task_id!r} of run {run.run_id!r} has no index {index}")
+        failed = [i for i, ti in found.items() if ti.state is _S.FAILED]
+        index = min(failed or found)
     return _recorded_job(dag, run, found[index], task)
 
 
@@ -11065,6 +11131,7 @@ def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -
     info["run_row"] = row.id
     call = _dump_call(task)
     node = plan._by_id[task.task_id]
+    _check_inputs(run, recorded, node, call)
     extra, takes = _elements_of(plan, node, ti.map_index, call, lambda element: element)
     inputs: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
     for up, key in takes:
@@ -11080,8 +11147,27 @@ def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -
     return _Job(_WorkerRun(info, dag), ("run", "", *message))
 
 
+def _check_inputs(
+    run: DagRun, recorded: Mapping[tuple[str, int], _Recorded], node: _Node, call: _Call
+) -> None:
+    """Raises _UsageError if the results that a task takes are not there."""
+    sources = [up.task.task_id for up in node.expansion.sources] if node.expansion else []
+    for up in [*sources, *(task_id for task_id, _ in call.takes)]:
+        run._refuse_without_values()
+        states = {each.state for (task_id, _), each in recorded.items() if task_id == up}
+        if states.isdisjoint({_S.SUCCESS}) and states.isdisjoint({_S.SKIPPED}):
+            said = ", ".join(sorted(state.value if state else "not run" for state in states))
+            raise _UsageError(
+                f"task {up!r}, whose result {node.task.task_id!r} takes, is {said or 'not there'} "
+                f"in run {run.run_id!r}"
+            )
+
+
 def _run_again(job: _Job) -> Any:
-    """Run a job in this process; what it raises comes through, and nothing is recorded."""
+    """Run a job in this process; what it raises comes through, and nothing is recorded.
+
+    What it returns is looked at as a worker does, which may refuse it.
+    """
     token = _job.set(job)
     try:
         args, kwargs = job.arguments()
@@ -11091,6 +11177,7 @@ def _run_again(job: _Job) -> Any:
         result = task._run(args, kwargs, job)
         if task.post_execute is not None:
             task.post_execute(job.context, result)
+        _store_result(job, result)
         return result
     finally:
         _job.reset(token)
@@ -11105,8 +11192,10 @@ def _script_command() -> str:
 
 
 def _short_path(path: str | os.PathLike[str]) -> str:
-    """A path as one types it: relative, if that is shorter."""
+    """A path as one types it: relative, if that is shorter; whole, where it is read elsewhere."""
     whole = os.path.abspath(path)
+    if not _may_redraw(sys.stderr):
+        return whole
     try:
         return min(os.path.relpath(whole), whole, key=len)
     except (ValueError, OSError):  # another drive; a working directory that is gone
@@ -11153,7 +11242,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 
 def _db_option(options: argparse.Namespace) -> str:
-    return "" if options.db is None else f" --db {_quoted(options.db)}"
+    """The option that names the database again, unless it is what the DAG itself says."""
+    found = options.db or os.environ.get("LITEFLOW_DB")
+    return f" --db {_quoted(_short_path(found))}" if found else ""
 
 
 def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails: bool) -> None:
@@ -11163,7 +11254,7 @@ def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails
     for ti in failed[:10]:
         _say(f"{_label(ti)} failed: {_clean(_last_line(ti.error))}")
         text = run.log(ti.task_id, ti.map_index) if tails else ""
-        for line in _clean(text).rstrip("\n").splitlines()[-_TAIL_LINES:]:
+        for line in _tail(text):
             _say(f"    | {line}")
         name = _quoted(f"{run.dag_id}/{run.run_id}")
         _say(f"  its output: {_own_command()} logs {name} {_quoted(_label(ti))} {where}")
@@ -11292,17 +11383,25 @@ def _cmd_visualize(options: argparse.Namespace) -> int:
     _write(f"{_live_url(diagram)}\n" if options.url else diagram)
     warning = _too_large(diagram)
     if warning is not None:
-        print(f"liteflow: {warning}", file=sys.stderr)
+        _say(f"liteflow: {warning}")
     return 0
 
 
 def _flowchart_of(run: DagRun, direction: str | None) -> str:
-    return _draw_run(run.get_task_instances(), direction)
+    return _draw_run(_seen_instances(run), direction)
 
 
 def _gantt_of(run: DagRun) -> str:
     rows = _read(run.db_path, lambda db: _select_all_attempts(db, run._row.id))
     attempts = [(*row[:4], _moment(row[4]), _moment(row[5])) for row in rows]
+    if not run.owner_alive:  # what reads `running` ended with its scheduler, at some time after
+        beat = _moment(run._row.heartbeat)
+        attempts = [
+            (*a[:3], "interrupted", a[4], beat and a[4] and max(beat, a[4]))
+            if a[3] == "running"
+            else a
+            for a in attempts
+        ]
     if not any(attempt[4] for attempt in attempts):
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
@@ -11322,13 +11421,13 @@ def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _UsageError(f"{path} can't be written: {error.strerror}") from None
-    print(f"wrote {path}", file=sys.stderr)
+    _say(f"wrote {path}")
     return 0
 
 
 def _page_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
-    instances = run.get_task_instances()
+    instances = _seen_instances(run)
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
         f"Run {_markdown(run.run_id)}, {_local(run.start_date)}"
@@ -11349,7 +11448,7 @@ def _page_of(run: DagRun, direction: str | None) -> str:
         parts.append(f"## {_markdown(_label(ti))}\n")
         if ti.error:
             parts.append(_fenced(_clean(ti.error), "text"))
-        tail = _clean(run.log(ti.task_id, ti.map_index)).rstrip().splitlines()[-50:]
+        tail = _tail(run.log(ti.task_id, ti.map_index), 50)
         if tail:
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
     if len(failed) > _SHOWN:
@@ -11393,7 +11492,7 @@ def _dag_table(dags: Sequence[dict[str, Any]], trouble: bool) -> str:
             (
                 found["dag_id"],
                 found["runs"],
-                last.get("state", ""),
+                _state_text(last.get("state", ""), last.get("owner_alive", False)),
                 _when(_moment(last.get("start_date"))),
                 _ago(_moment(found["last_success"])) or "never",
                 found["trouble"] if trouble else found["description"] or "",
@@ -11439,7 +11538,8 @@ def _run_document(run: DagRun) -> dict[str, Any]:
     return {
         "dag_id": run.dag_id,
         "run_id": run.run_id,
-        "state": _run_state(run),
+        "state": run.state,
+        "owner_alive": run.owner_alive,
         "reason": run.reason,
         "logical_date": run._row.logical_date,
         "start_date": run._row.start_date,
@@ -11482,6 +11582,8 @@ def _cmd_runs(options: argparse.Namespace) -> int:
 
 
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
+    if options.limit < 1:
+        raise _UsageError(f"--limit must be 1 or more, found {options.limit}")
     since = None
     if options.since is not None:
         since = _iso(_utcnow() - _age_option("--since", options.since))
@@ -11517,11 +11619,15 @@ def _why_failed(run: DagRun, count: int, rows: Sequence[tuple[str, int, str]]) -
 
 def _cmd_show(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
+    if options.task is not None and options.state is not None:
+        raise _UsageError("--state is for the tasks of a run: leave TASK out")
     if options.follow:
         run = _follow_run(run)
+    code = int(options.follow and run.state is not DagRunState.SUCCESS)
     if options.task is not None:
-        return _show_task(run, options.task, options.json)
-    instances = run.get_task_instances()
+        _show_task(run, options.task, options.json)
+        return code
+    instances = _seen_instances(run)
     if options.state is not None:
         wanted = None if options.state == "none" else options.state
         instances = [ti for ti in instances if ti.state == wanted]
@@ -11530,7 +11636,7 @@ def _cmd_show(options: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2))
     else:
         _show_run(run, instances, everything=options.state is not None)
-    return int(options.follow and run.state is not DagRunState.SUCCESS)
+    return code
 
 
 def _show_run(run: DagRun, instances: Sequence[TaskInstance], everything: bool) -> None:
@@ -11654,13 +11760,16 @@ def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
     """`task` or `task[3]` of a run, as (task_id, map_index). Raises _UsageError."""
     match = re.fullmatch(r"(.*)\[(\d+)\]", name)
     task_id, index = (match[1], int(match[2])) if match else (name, None)
-    known = {ti.task_id for ti in run.get_task_instances()}
-    if task_id not in known:
-        raise _UsageError(f"run {run.run_id!r} has no task {name!r}{_near(task_id, known)}")
+    known = {(ti.task_id, ti.map_index) for ti in run.get_task_instances()}
+    ids = {known_id for known_id, _ in known}
+    if task_id not in ids:
+        raise _UsageError(f"run {run.run_id!r} has no task {name!r}{_near(task_id, ids)}")
+    if index is not None and (task_id, index) not in known:
+        raise _UsageError(f"task {task_id!r} of run {run.run_id!r} has no index {index}")
     return task_id, index
 
 
-def _show_task(run: DagRun, name: str, as_json: bool) -> int:
+def _show_task(run: DagRun, name: str, as_json: bool) -> None:
     task_id, index = _task_in(run, name)
     row = run._row.id
 
@@ -11672,7 +11781,7 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
     values = _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
     values = [x for x in values if of_index(x[1])]
     instances = [
-        ti for ti in run.get_task_instances() if ti.task_id == task_id and of_index(ti.map_index)
+        ti for ti in _seen_instances(run) if ti.task_id == task_id and of_index(ti.map_index)
     ]
     if as_json:
         names = ("map_index", "try_number", "state", "start_date", "end_date", "pid", "error")
@@ -11684,7 +11793,7 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
             ],
         }
         print(json.dumps(document, indent=2))
-        return 0
+        return
     print(_clean(f"{run.dag_id}/{run.run_id} {name}: {_counts_text(instances)}"))
     if len(instances) >= _FOLD:
         shown = {ti.map_index for ti in instances if ti.state is _S.FAILED}
@@ -11694,7 +11803,6 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> int:
         instances = [ti for ti in instances if ti.map_index in shown]
         print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
     _show_attempts(run, instances, attempts, values)
-    return 0
 
 
 def _show_attempts(
@@ -11726,11 +11834,12 @@ def _show_attempts(
         if ti.error:
             print(f"\n{_clean(_label(ti))}:\n{_clean(ti.error)}")
     for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
-        tail = _clean(run.log(ti.task_id, ti.map_index)).rstrip("\n").splitlines()
-        if tail:
-            more = f", the last {_TAIL_LINES} of {len(tail)} lines" if len(tail) > 10 else ""
+        text = run.log(ti.task_id, ti.map_index)
+        if text:
+            count = text.rstrip("\n").count("\n") + 1
+            more = f", the last 10 of {count} lines" if count > 10 else ""
             print(f"\nlog of {_clean(_label(ti))}{more}:")
-            print("\n".join(f"    | {line}" for line in tail[-_TAIL_LINES:]))
+            print("\n".join(f"    | {line}" for line in _tail(text)))
 
 
 def _attempt_duration(attempt: Sequence[Any]) -> str:
@@ -11744,7 +11853,13 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     row = run._row.id
     if options.follow:
         return _follow_logs(run, task_id, index, options.raw)
-    parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, options.try_number))
+    tries = options.try_number
+    if tries is not None and not 1 <= tries <= max(
+        (ti.try_number for ti in run.get_task_instances() if task_id in (None, ti.task_id)),
+        default=0,
+    ):
+        raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
+    parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, tries))
     many, ending = len({part[:3] for part in parts}) > 1, ""
     shown = None
     for part_task, map_index, tries, text in parts:
@@ -11841,10 +11956,12 @@ def _cmd_stop(options: argparse.Namespace) -> int:
         _until_unlocked(run.db_path, lambda: store.request_stop(run._row.id))
     finally:
         store.close()
-    print(f"asked run {run.run_id!r} to stop", file=sys.stderr)
+    _say(f"asked run {run.run_id!r} to stop")
     while run.refresh().owner_alive:
         time.sleep(0.2)
-    print(f"it has stopped: {run.state}", file=sys.stderr)
+    if run.state is DagRunState.RUNNING:
+        raise _UsageError(f"the scheduler of run {run.run_id!r} died meanwhile: resume the run")
+    _say(f"it has stopped: {run.state}")
     return 0
 
 
@@ -11860,10 +11977,10 @@ def _cmd_delete(options: argparse.Namespace) -> int:
     run = _chosen_run(_database_path(options.db, None), options.run)
     if options.dry_run:
         run._refuse_live(run._row)
-        print(f"would delete run {run.run_id!r} of DAG {run.dag_id!r}", file=sys.stderr)
+        _say(f"would delete run {run.run_id!r} of DAG {run.dag_id!r}")
         return 0
     run.delete()
-    print(f"deleted run {run.run_id!r} of DAG {run.dag_id!r}", file=sys.stderr)
+    _say(f"deleted run {run.run_id!r} of DAG {run.dag_id!r}")
     return 0
 
 
@@ -11887,13 +12004,13 @@ def _cmd_prune(options: argparse.Namespace) -> int:
     if options.dry_run:
         for run in runs:
             print(_clean(f"{run.dag_id}/{run.run_id}  {_run_state(run)}  {_when(run.start_date)}"))
-        print(f"would delete {what}", file=sys.stderr)
+        _say(f"would delete {what}")
         return 0
     size = path.stat().st_size
     if runs:
         _prune(path, runs, options.values)
     saved = max(0, size - path.stat().st_size)
-    print(f"deleted {what}: {saved:,} bytes given back", file=sys.stderr)
+    _say(f"deleted {what}: {saved:,} bytes given back")
     return 0
 
 
@@ -11925,7 +12042,7 @@ def _cmd_backup(options: argparse.Namespace) -> int:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
     finally:
         coming.unlink(missing_ok=True)
-    print(f"copied {path} to {target}: {target.stat().st_size:,} bytes", file=sys.stderr)
+    _say(f"copied {path} to {target}: {target.stat().st_size:,} bytes")
     return 0
 
 
@@ -12082,6 +12199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     See `--help`. argparse itself ends the process with code 2 on wrong usage.
     """
+    _fill_standard_descriptors()
     options = _main_parser().parse_args(argv)
     return _exit_code(lambda: options.act(options))
 

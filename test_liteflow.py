@@ -3974,7 +3974,7 @@ class RunTest(Case):
         )
         self.assertIn("1 tasks", lines[0])
         self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  running$")
-        self.assertRegex(lines[2], r"^\d\d:\d\d:\d\d  a  success  \d")
+        self.assertRegex(lines[2], r"^\d\d:\d\d:\d\d  a  success  \S*\d")
         self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
@@ -4596,7 +4596,7 @@ class SeeingTest(Case):
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_on_a_terminal_failures_scroll_above_a_status(self):
         text = self.on_terminal("my_flow.py")
-        self.assertIn("\x1b[J", text)  # the status was drawn again
+        self.assertIn("\x1b[2K", text)  # the status was drawn again
         self.assertRegex(text, r"\[=*>? *\] \d/5 tasks, \d")
         self.assertIn("\x1b[31m", text)
         self.assertIn("    | about to\\x1b[2J fail", text)
@@ -4636,7 +4636,11 @@ class SeeingTest(Case):
         self.assertRegex(first, "^run manual__.* of DAG 'night' failed")
         self.assertEqual(others[0], "bad failed: ValueError: no luck")
         self.assertIn("    | about to\\x1b[2J fail", others)
-        self.assertEqual(others[-1], "to go on once it is mended: python3 my_flow.py --resume")
+        # What is read elsewhere, in a mail say, names whole paths.
+        script = os.path.realpath(self.folder / "my_flow.py")
+        self.assertEqual(
+            others[-1], f"to go on once it is mended: python3 {script} --resume"
+        )
 
     def test_logs_are_streamed_with_their_task_before_them(self):
         done = self.python("my_flow.py", "--logs")
@@ -4809,6 +4813,96 @@ class SeeingTest(Case):
         with contextlib.closing(sqlite3.connect(copy)) as found:
             self.assertEqual(found.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
 
+    def test_a_run_without_its_values_is_not_run_again(self):
+        os.rename(self.folder / "my_flow.py", self.folder / "old.py")
+        source = (self.folder / "old.py").read_text().replace('raise ValueError', 'return; raise')
+        (self.folder / "my_flow.py").write_text(source)
+        self.assertEqual(self.python("my_flow.py").returncode, 0)
+        self.seen("prune", "--values")
+        for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
+            done = self.python("my_flow.py", *words)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn("were deleted", done.stderr)
+        self.assertEqual(self.cli("clear", "night", "good").returncode, 2)
+        self.assertEqual(Dag("night").runs(self.db)[0].state, "success")
+        self.assertEqual(self.python("my_flow.py", "--task", "good").returncode, 0)
+
+    def test_names_that_fit_by_chance_are_refused(self):
+        self.python("my_flow.py", "--run-id", "first-run")
+        for name in ("", "night/", "r", "irs", "x"):
+            for command in ("delete", "show", "stop"):
+                done = self.cli(command, name)
+                self.assertEqual(done.returncode, 2, (command, name))
+        for words in (
+            ["show", "night", "double[9]"],
+            ["logs", "night", "double[9]"],
+            ["logs", "night", "bad", "--try", "9"],
+            ["runs", "--limit", "-1"],
+            ["show", "night", "bad", "--state", "failed"],
+        ):
+            self.assertEqual(self.cli(*words).returncode, 2, words)
+        self.assertIn("first-run", self.seen("show", "irst-ru"))
+
+    def test_a_long_line_of_output_is_cut_where_the_last_are_shown(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("long") as dag:
+                @task
+                def f(): print("x" * 1_000_000); print("end"); raise ValueError
+                f()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assertLess(len(self.python("my_flow.py").stderr), 3_000)
+        self.assertLess(len(self.seen("show", "long", "f")), 3_000)
+        self.seen("visualize", "long", "--output", "run.md")
+        self.assertLess((self.folder / "run.md").stat().st_size, 5_000)
+
+    def test_a_dead_schedulers_tasks_are_not_shown_as_running(self):
+        (self.folder / "wait").touch()
+        process = self.start("my_flow.py")
+        ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
+
+        def waits():
+            with contextlib.suppress(sqlite3.Error):
+                return self.query(ready) == [(1,)]
+
+        self.assertTrue(wait_until(waits))
+        process.kill()
+        process.wait()
+        self.assertRegex(self.seen("show", "night"), r"waits +interrupted")
+        self.assertIn("aits interrupted :crit", self.seen("visualize", "night", "--gantt"))
+        self.assertNotIn("running", self.seen("visualize", "night"))
+        found = json.loads(self.seen("show", "night", "--json"))
+        self.assertEqual((found["state"], found["owner_alive"]), ("running", False))
+        self.assertEqual(self.cli("stop", "night").returncode, 2)
+        self.seen("clear", "night", "good")
+        self.assertEqual({ti.state for ti in Dag("night").runs(self.db)[0].get_task_instances()}, {None})
+
+    def test_descriptors_that_a_daemon_has_closed(self):
+        for closed in ("<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"):
+            done = subprocess.run(
+                f"{sys.executable} my_flow.py --task good {closed}; "
+                f"{sys.executable} my_flow.py --run-id r{len(closed)} {closed}",
+                shell=True, cwd=self.folder, check=False, timeout=LIMIT,
+            )  # fmt: skip
+            run = Dag("night").get_run(f"r{len(closed)}", self.db)
+            self.assertEqual((done.returncode, self.states(run)["good"]), (1, "success"))
+
+    def test_output_that_can_not_be_written_is_one_sentence(self):
+        self.python("my_flow.py")
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "w") as full:
+                done = self.cli("show", "night", stdout=full)
+            self.assertEqual(done.returncode, 1)
+            self.assertNotIn("Traceback", done.stderr)
+        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        self.script(self.FLOW.replace("good says so", "gut: schön"))
+        self.python("my_flow.py")
+        self.assertIn("sch\\xf6n", self.cli("logs", "night", env=env).stdout)
+
     def test_one_task_again(self):
         self.python("my_flow.py", "--run-id", "night")
         before = self.db.read_bytes()
@@ -4821,7 +4915,13 @@ class SeeingTest(Case):
         self.assertIn("Traceback", done.stderr)
         self.assertIn("ValueError: no luck\nat all", done.stderr)
         self.assertEqual(self.db.read_bytes(), before)
-        for words in (["--task", "bda"], ["--task", "double[9]"], ["--task", "good", "--run-id", "x"]):
+        for words in (
+            ["--task", "bda"],
+            ["--task", "double[9]"],
+            ["--task", "good", "--run-id", "x"],
+            ["--task", "good", "--graph"],
+            ["--task", "good", "--conf", "{}"],
+        ):
             done = self.python("my_flow.py", *words)
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
