@@ -11590,7 +11590,8 @@ def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
     state = options.state
     # A run that reads `running`, and nobody works on, has failed.
     asked = None if state in ("failed", "running") else state
-    rows = _read(path, lambda db: _select_runs(db, options.dag, asked, None, since))
+    limit = options.limit if asked == state else None  # else chosen from below
+    rows = _read(path, lambda db: _select_runs(db, options.dag, asked, limit, since))
     runs = [DagRun(row, path) for row in rows]
     if state == "running":
         runs = [run for run in runs if run.owner_alive]

@@ -5756,7 +5756,7 @@ class Promise5Test(Case):
             with DAG("graceless") as dag:
                 @task(execution_timeout=0.3)
                 def ignores(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=1)
                 def catches():
                     child = subprocess.Popen(["bash", "-c", "trap 'echo child-term; exit' TERM; sleep 60 & wait"])
                     try: time.sleep(60)
