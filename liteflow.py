@@ -7180,17 +7180,7 @@ class _Slot:
     ) -> None:
         from concurrent.futures import ProcessPoolExecutor
 
-        ours, theirs = context.Pipe()
-        self.connection: Connection = ours
-        self._inbox = _Inbox(ours)
-        self._tokens: Connection | None = None  # where both read, and where we write
-        self._give_token: Connection | None = None
-        their_tokens: Connection | None = None
-        if not _WINDOWS:
-            self._tokens, self._give_token = tokens, _ = context.Pipe(duplex=False)
-            os.set_blocking(tokens.fileno(), False)
-            # An object of its own: a forked worker closes those of ours.
-            their_tokens = type(tokens)(os.dup(tokens.fileno()), writable=False)
+        theirs = self._open_pipes(context)
         self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
@@ -7200,7 +7190,7 @@ class _Slot:
             1,
             made,
             initializer=_start_worker,
-            initargs=(theirs, their_tokens, initializer, initargs),
+            initargs=(*theirs, initializer, initargs),
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
@@ -7210,9 +7200,9 @@ class _Slot:
             self._executor.shutdown(wait=False)
             raise
         finally:
-            theirs.close()  # so that the worker's death is the end of the pipe
-            if their_tokens is not None:
-                their_tokens.close()
+            for end in theirs:
+                if end is not None:
+                    end.close()  # so that the worker's death is the end of the pipe
         served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
@@ -7221,6 +7211,20 @@ class _Slot:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self.pidfd = os.pidfd_open(self.pid)
+
+    def _open_pipes(self, context: Any) -> tuple[Connection, Connection | None]:
+        """The worker's ends: for messages, and for tokens."""
+        ours, theirs = context.Pipe()
+        self.connection: Connection = ours
+        self._inbox = _Inbox(ours)
+        self._tokens: Connection | None = None  # where both read, and where we write
+        self._give_token: Connection | None = None
+        if _WINDOWS:
+            return theirs, None
+        self._tokens, self._give_token = tokens, _ = context.Pipe(duplex=False)
+        os.set_blocking(tokens.fileno(), False)
+        # An object of its own: a forked worker closes those of ours.
+        return theirs, type(tokens)(os.dup(tokens.fileno()), writable=False)
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Send a message of at most _MESSAGE_LIMIT bytes; a dead worker is noticed elsewhere."""
@@ -9298,17 +9302,7 @@ def _execute(
     opened = _look_ahead(request)
     if opened.recorded is not None and opened.recorded.state == "success":
         return _nothing_to_resume(request, opened, report)
-    info = _run_info(request, opened)
-    calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
-    _check_before_run(path)
-    functions = _functions(dag)
-    # While the fork server starts; a resume's depends on what is recorded.
-    fresh = None if request.resume else _Plan(dag, opened.logical_date, pools=request.pools)
-    roots = sum(not task._upstream for task in dag.task_dict.values())
-    jobs = min(roots, dag.max_active_tasks)
-    named = runner.begin(info, functions, jobs, stops.check) if dag.task_dict else set()
-    complete = _complete_calls(dag, calls, functions, named)
-    del calls, functions, named
+    fresh, calls = _find_tasks(request, opened, runner, stops)
     store = _Store(path, stops.check)
     token = os.urandom(8).hex()
     _active_runs.add(token)
@@ -9325,7 +9319,7 @@ def _execute(
             with _recording_the_end(store, plan, report) as end:
                 report.began(dag, opened.run_id, path, plan)
                 runner.open_logs(folder, store.run_row)
-                loop = _RunLoop(plan, store, runner, complete, report, stops, folder)
+                loop = _RunLoop(plan, store, runner, calls, report, stops, folder)
                 end.reason = loop.drive()
             loop.call_dag(end, dead)
     except _NothingToResume:
@@ -9338,6 +9332,28 @@ def _execute(
         report.tell(note)
     report.ended(found)
     return found
+
+
+def _find_tasks(
+    request: _Request, opened: _Opened, runner: Any, stops: _Stops
+) -> tuple[_Plan | None, dict[str, tuple[_Call, str, bytes | None]]]:
+    """Let the first worker find every task; a new run's plan, and what the jobs of each task have
+    in common. Raises UnreachableTask, and has written nothing.
+
+    What takes time here is done while the fork server starts.
+    """
+    dag = request.dag
+    info = _run_info(request, opened)
+    calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
+    _check_before_run(request.path)
+    functions = _functions(dag)
+    # A resume's plan depends on what is recorded.
+    fresh = None if request.resume else _Plan(dag, opened.logical_date, pools=request.pools)
+    if not dag.task_dict:
+        return fresh, {}
+    roots = sum(not task._upstream for task in dag.task_dict.values())
+    named = runner.begin(info, functions, min(roots, dag.max_active_tasks), stops.check)
+    return fresh, _complete_calls(dag, calls, functions, named)
 
 
 def _complete_calls(
@@ -10612,8 +10628,8 @@ def _counted(counts: Mapping[str, int]) -> _Segments:
     """`3 running, 2 failed, 40 to come`."""
     order = [*_COLORS, *(state for state in counts if state not in _COLORS)]
     segments: _Segments = []
-    for state in sorted(set(order) & set(counts), key=order.index):
-        if counts[state]:
+    for state in order:
+        if counts.get(state):
             text = f"{counts[state]} {state.replace('_', ' ') or 'to come'}"
             segments += [(", " if segments else "", None), (text, state)]
     return segments
@@ -10891,10 +10907,8 @@ class _Report:
         now = time.monotonic()
         assert self._plan is not None
         counts = {state.value: n for state, n in self._counts.items() if state is not None}
-        ended = sum(n for state, n in self._counts.items() if state in _ENDED)
-        known = sum(n for state, n in self._counts.items() if state not in _ENDED)
-        counts[""] = max(0, self._plan.unfinished - known)
-        assert ended >= 0
+        begun = sum(n for state, n in self._counts.items() if state not in _ENDED)
+        counts[""] = max(0, self._plan.unfinished - begun)
         running = sorted(
             ((i.label, now - started) for i, started in self._started.items()), key=lambda x: -x[1]
         )

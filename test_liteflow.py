@@ -4680,6 +4680,15 @@ class SeeingTest(Case):
         self.assertIn("failed", outs[2])
         self.assertFalse(list(self.folder.glob("*-wal")))
 
+    def wait_for_it_to_wait(self):
+        ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
+
+        def waits():
+            with contextlib.suppress(sqlite3.Error):
+                return self.query(ready) == [(1,)]
+
+        self.assertTrue(wait_until(waits))
+
     def cli(self, *argv, **options):
         """In this process, where no stream of its own is asked for."""
         own = options or argv[0] in ("run", "backup", "prune", "delete")
@@ -4804,13 +4813,7 @@ class SeeingTest(Case):
     def test_a_live_run_is_neither_pruned_nor_kept_from_a_backup(self):
         (self.folder / "wait").touch()
         run = self.start("my_flow.py")
-        ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
-
-        def waits():
-            with contextlib.suppress(sqlite3.Error):
-                return self.query(ready) == [(1,)]
-
-        self.assertTrue(wait_until(waits))
+        self.wait_for_it_to_wait()
         self.assertNotIn("night", self.seen("prune", "--keep", "0", "--dry-run"))
         self.seen("prune", "--keep", "0")
         copy = self.folder / "copy.db"
@@ -4872,13 +4875,7 @@ class SeeingTest(Case):
     def test_a_dead_schedulers_tasks_are_not_shown_as_running(self):
         (self.folder / "wait").touch()
         process = self.start("my_flow.py")
-        ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
-
-        def waits():
-            with contextlib.suppress(sqlite3.Error):
-                return self.query(ready) == [(1,)]
-
-        self.assertTrue(wait_until(waits))
+        self.wait_for_it_to_wait()
         process.kill()
         process.wait()
         self.assertRegex(self.seen("show", "night"), r"waits +interrupted")
