@@ -8591,6 +8591,7 @@ class _Signals:
         self._wake = wake
         self._install = install
         self._before: dict[int, Any] = {}
+        self._pid = os.getpid()
         self.caught: list[int] = []
 
     def __enter__(self) -> _Signals:
@@ -8604,6 +8605,12 @@ class _Signals:
         return self
 
     def _note(self, number: int, frame: object) -> None:
+        if os.getpid() != self._pid:
+            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
+            # end) inherits the handler, not the meaning.
+            signal.signal(number, self._before[number])
+            os.kill(os.getpid(), number)
+            return
         self.caught.append(number)
         self._wake()
 

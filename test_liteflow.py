@@ -3859,6 +3859,28 @@ class RunnersTest(Case):
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
 
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork")
+    def test_a_forked_pool_that_breaks_does_not_hang_the_run(self):
+        self.script(
+            """
+            import multiprocessing, os, time
+            from concurrent.futures import ProcessPoolExecutor
+            from liteflow import DAG, task
+            with DAG("breaks") as dag:
+                @task(retries=1)
+                def dies(): time.sleep(0.2); os.kill(os.getpid(), 9)
+                @task
+                def other(): time.sleep(60)
+                dies(); other()
+            if __name__ == "__main__":
+                # Its workers are forked in the run, whose handlers of signals they inherit.
+                pool = ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
+                print(dag.run(executor=pool).state)
+            """
+        )
+        done = self.python("-W", "ignore", "my_flow.py", timeout=30)
+        self.assertEqual(done.stdout, "failed\n", done.stderr)
+
     def test_run_in_a_multiprocessing_child(self):
         self.script(
             """
