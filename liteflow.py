@@ -9182,6 +9182,8 @@ def _run_dag(
     _fill_standard_descriptors()
     if stop is not None and not hasattr(stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
+    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Screen)):
+        raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
     sized = _checked_pools(dag, pools, in_process)
     request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)._replace(
         pools=sized

@@ -4014,6 +4014,9 @@ class RunTest(Case):
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIn("success", logs.output[-1])
+        with self.assertRaises(TypeError) as caught:
+            DAG("empty").run(db_path=self.db, progress="yes")
+        self.assertIn("'yes'", str(caught.exception))
 
     def test_a_stop_event_ends_the_run(self):
         stop = threading.Event()
