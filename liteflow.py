@@ -2926,10 +2926,11 @@ def _importing_in_child() -> bool:
 
     There nobody else may hold the Dag that a worker will be asked for, so it has to be kept.
     """
-    process = sys.modules.get("multiprocessing.process")
-    if process is None:
+    # Another thread may be just importing it.
+    ask = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)
+    if ask is None:
         return False
-    current = process.current_process()
+    current = ask()
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 
@@ -6382,6 +6383,7 @@ class _Worker:
         self.inbox = _Inbox(connection)
         self.barred = False  # no job that came ahead may start before the next that did not
         self.quick = False  # the last job was
+        self.importing = False  # modules of the DAG, which must not start runs meanwhile
         self.pid = os.getpid()
         self.runs: dict[str, _WorkerRun] = {}
         self.folder: str | None = None
@@ -6462,10 +6464,14 @@ class _Worker:
 
     def _answer(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
         kind = message[0]
-        if kind == "begin":
-            return self._begin(*message[1:])
-        if kind == "find":
-            return _find_all(self.runs[message[1]], message[2])
+        if kind in ("begin", "find"):
+            self.importing = True
+            try:
+                if kind == "begin":
+                    return self._begin(*message[1:])
+                return _find_all(self.runs[message[1]], message[2])
+            finally:
+                self.importing = False
         if kind == "log":
             _, token, path, run_row = message
             self.runs[token].info["run_row"] = run_row
@@ -6868,8 +6874,12 @@ def _start_worker(
     global _worker
     _worker = _Worker(connection, tokens)
     _worker.prepare()
-    if initializer is not None:
-        initializer(*initargs)
+    try:
+        if initializer is not None:
+            initializer(*initargs)
+    except BaseException as error:  # the user's function may raise anything: told, and raised again
+        _worker._send(("failed", _traceback(error)))
+        raise
 
 
 def _serve() -> None:
@@ -7152,6 +7162,7 @@ class _Slot:
         self.state = "starting"
         self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
         self.queue: collections.deque[tuple[_Attempt, int]] = collections.deque()  # with its bytes
+        self.served = False  # it has begun for some run
         self.promised = 0  # places claimed behind the queue
         self.barred = False  # nothing may be sent ahead, since some were withdrawn ...
         self.clears = False  # ... until the job that runs, which was sent since then, has ended
@@ -7749,36 +7760,52 @@ class _SlotRunner:
         self._check = check
         named: set[str] = set()
         missing: list[str] = []
-        while not self._held and not self._lend():
-            check()
-            self.wait(0.5)
+        self._have_one()
         # Side by side, as each has to import the DAG's module.
         while len(self._held) < jobs and self._lend():
             pass
-        slot = self._held[0]
         for chunk in _chunks(references):
-            self._await(slot, "idle")
-            if self.token not in slot.begun:
-                self._begin_slot(slot)
-                self._await(slot, "idle")
-            slot.state = "asked"
-            slot.send(("find", self.token, chunk))
-            self._await(slot, "idle")
-            assert slot.answer is not None
-            missing += slot.answer[1]
-            named.update(slot.answer[2])
+            _, chunk_missing, chunk_named = self._ask(("find", self.token, chunk))
+            missing += chunk_missing
+            named.update(chunk_named)
         if missing:
             raise UnreachableTask(_unreachable(missing, self._info["key"][0]))
         self._found_all = True
         return named
 
-    def _await(self, slot: _Slot, state: str) -> None:
-        """Wait for the first worker to get there; what keeps it from it is raised."""
-        while slot.state != state:
+    def _have_one(self) -> None:
+        while not self._held and not self._lend():
+            self._check()
+            self.wait(0.5)
+
+    def _ask(self, question: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A worker's answer. One that was warm, and was killed while nobody looked, is replaced."""
+        while True:
+            self._have_one()
+            slot = self._held[0]
+            if not self._await(slot):
+                continue
+            if self.token not in slot.begun:
+                self._begin_slot(slot)
+                if not self._await(slot):
+                    continue
+            slot.state = "asked"
+            slot.send(question)
+            if self._await(slot):
+                assert slot.answer is not None
+                return slot.answer
+
+    def _await(self, slot: _Slot) -> bool:
+        """Wait until the worker is idle; False if a warm one is gone. What keeps a new one from
+        it is raised."""
+        while slot.state != "idle":
             if slot.state == "dead" or slot not in self._held:
+                if slot.served:
+                    return False
                 raise UnreachableTask("no worker process could be started")
             self._check()
             self.wait(0.5)
+        return slot in self._held
 
     def _begin_slot(self, slot: _Slot) -> None:
         slot.state = "asked"
@@ -7981,6 +8008,9 @@ class _SlotRunner:
                 slot.deadline = time.monotonic() + _timeout_of(slot.attempt)
             return
         slot.deadline = None
+        if kind == "failed":
+            self._fail_start(slot, f"the pool's initializer failed in a worker:\n{message[1]}")
+            return
         if kind == "called":
             if slot.held is not None and slot.log is not None:
                 self._last_output += [(slot.held, *part) for part in slot.log.take(final=True)]
@@ -8000,6 +8030,7 @@ class _SlotRunner:
 
     def _is_ready(self, slot: _Slot, message: tuple[Any, ...]) -> None:
         self._failed_starts = 0
+        slot.served = True
         slot.begun.add(self.token)
         slot.answer, slot.state = message, "idle"
 
@@ -8115,7 +8146,7 @@ class _SlotRunner:
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on."""
         starting = slot.state != "idle" and slot.attempt is None and slot.spoilt is None
-        never_began = starting and not slot.begun
+        never_began = starting and not slot.served
         self._let_go(slot)
         self._withdraw(slot)
         attempt = slot.attempt
@@ -8128,7 +8159,7 @@ class _SlotRunner:
         if slot.queue:
             self._ended += [(each, self._lost(slot)) for each, _ in slot.queue]
             slot.queue.clear()
-        elif never_began:
+        elif never_began or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
 
     def _lost(self, slot: _Slot) -> _Outcome:
@@ -8141,8 +8172,8 @@ class _SlotRunner:
         """A worker could not start. One may fail; a first one, or several in a row, end the run."""
         if slot.exitcode == _UNGUARDED:
             raise UnreachableTask(
-                "the script starts the run while a worker imports it: put the call of run() or "
-                'cli() below `if __name__ == "__main__":`'
+                "the script, or a module, starts a run while a worker imports it: put the call of "
+                'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
         if slot in self._held:
             slot.spoilt = why
@@ -8776,6 +8807,10 @@ class _RunLoop:
         if not task._needs_worker:
             self._pass_through(instance, now)
             return True
+        if self._awaits_callback(instance):
+            self._plan.park(instance)
+            self._parked = True
+            return True
         limit = task.max_active_tis_per_dag
         if limit is not None:
             elsewhere = self._store.running_elsewhere(task.dag_id, task.task_id)
@@ -8795,6 +8830,13 @@ class _RunLoop:
         self._batch.started.append(attempt)
         self._to_send.append((place, attempt))
         return True
+
+    def _awaits_callback(self, instance: _Instance) -> bool:
+        """Whether the instance's `on_retry_callback` comes first, as in Airflow."""
+        if instance.state is not _S.UP_FOR_RETRY or not instance.node.holds:
+            return False
+        wanted = getattr(instance.node.task, "on_retry_callback", None) is not None
+        return wanted and bool(self._held or self._calls_due or self._runner.is_calling())
 
     def _pass_through(self, instance: _Instance, now: str) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
@@ -9208,11 +9250,13 @@ def _run_dag(
 
 def _refuse_reentry() -> None:
     """A script without a main guard calls run() as its worker imports it: end that quietly."""
+    if _worker is not None and _worker.importing:
+        os._exit(_UNGUARDED)  # the scheduler explains it, once
     if not _importing_in_child() or _worker is not None:
         return
     process = sys.modules["multiprocessing.process"]
     if process.current_process().name.startswith(_WORKER_MARK):
-        os._exit(_UNGUARDED)  # the scheduler explains it, once
+        os._exit(_UNGUARDED)
     raise RuntimeError(
         "run() was called while a child process imports the script: put the call below "
         '`if __name__ == "__main__":`'
@@ -12024,7 +12068,8 @@ def _cmd_prune(options: argparse.Namespace) -> int:
     runs = [run for run in (DagRun(row, path) for row in rows) if not run.owner_alive]
     if options.values:
         runs = [run for run in runs if run.state is DagRunState.SUCCESS]
-    what = f"the values of {len(runs)} runs" if options.values else f"{len(runs)} runs"
+    what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    what = f"the values of {what}" if options.values else what
     if options.dry_run:
         for run in runs:
             print(_clean(f"{run.dag_id}/{run.run_id}  {_run_state(run)}  {_when(run.start_date)}"))
