@@ -4736,7 +4736,10 @@ class SeeingTest(Case):
         self.assertRegex(first[2], r"1 running")
         (self.folder / "go").touch()
         self.assertEqual(run.wait(LIMIT), 1)
-        outs = [process.communicate(timeout=LIMIT)[0] for process in followers]
+        # Not communicate(), which does not see what readline() has read ahead.
+        outs = [process.stdout.read() for process in followers]
+        for process in followers:
+            process.wait(LIMIT)
         self.assertIn("waits | waiting\n", first[0] + outs[0])
         self.assertEqual([process.returncode for process in followers], [0, 0, 1])
         self.assertIn("failed", outs[2])
