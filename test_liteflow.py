@@ -2179,11 +2179,8 @@ class SurroundingsTest(Case):
 
     def test_switches_of_the_interpreter(self):
         self.script(self.FLOW)
-        for switches in (
-            ["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-I", "-c", "import sys; sys.path[:0]=['.']; import runpy; runpy.run_path('my_flow.py', run_name='x')['dag'].validate(); print(42)"],
-        ):  # fmt: skip
-            with self.subTest(switches):
-                self.assert_42(*switches, *([] if "-c" in switches else ["my_flow.py"]))
+        self.assert_42("-O", "my_flow.py")
+        self.assert_42("-OO", "-W", "error", "-X", "dev", "my_flow.py")
         self.assert_42("my_flow.py", env={**os.environ, "PYTHONWARNINGS": "error"})
 
     def test_paths_with_spaces_and_other_letters(self):
@@ -2279,7 +2276,7 @@ class VendoredTest(Case):
         vendor.mkdir(parents=True)
         for folder in (vendor, vendor.parent):
             (folder / "__init__.py").touch()
-        shutil.copy(HERE / "liteflow.py", vendor)
+        copy_liteflow(vendor)
         point = "class Point:\n    def __init__(self, x): self.x = x\n"
         (vendor.parent / "points.py").write_text(point)
         (vendor.parent / "flow.py").write_text(
@@ -3119,7 +3116,7 @@ class AheadTest(Case):
                 with open(os.environ["CASE_DIR"] + "/ran", "a") as f: f.write(f"{i}\\n")
                 return i
             with DAG("stalls") as dag:
-                for i in range(2500): task(task_id=f"q{i}")(same)(i)
+                for i in range(1500): task(task_id=f"q{i}")(same)(i)
             """
         )
         done = threading.Event()
@@ -3143,7 +3140,7 @@ class AheadTest(Case):
         wrong = [x for x in run.xcoms() if x.task_id != f"q{x.value}"]
         self.assertEqual(wrong, [])
         ran = sorted(map(int, (self.folder / "ran").read_text().split()))
-        self.assertEqual(ran, list(range(2500)))
+        self.assertEqual(ran, list(range(1500)))
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork")
     def test_quick_jobs_in_forked_workers(self):
@@ -6365,10 +6362,10 @@ class ExamplesTest(Case):
             executor.shutdown()
 
     def test_benchmark(self):
-        only = [x for name in ("again", "layered", "start") for x in ("--only", name)]
+        only = [x for name in ("again", "layered", "import") for x in ("--only", name)]
         done = self.example("benchmark", "--rounds", "1", "--json", *only)
         rows = json.loads(done.stdout)["rows"]
-        self.assertEqual([row["name"] for row in rows], ["again", "layered", "start", "start"])
+        self.assertEqual([row["name"] for row in rows], ["again", "layered", "import"])
         self.assertTrue(all(row["liteflow"] > 0 for row in rows))
 
     def test_retries(self):
