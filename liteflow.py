@@ -7756,8 +7756,12 @@ class _SlotRunner:
         jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
-        self._info = info
         self._check = check
+        while any(slot.state == "asked" for slot in self._held):  # about a run of another id
+            self.wait(0.5)
+        for slot in self._held:
+            slot.begun.discard(self.token)
+        self._info = info
         named: set[str] = set()
         missing: list[str] = []
         self._have_one()
@@ -8320,6 +8324,7 @@ class _ExecutorRunner:
         jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
+        self._token = os.urandom(8).hex()  # what workers know by another is another run's
         self._info = marshal.dumps({**info, "db_path": None})
         message = marshal.dumps(("find", self._token, references))
         asked = self._executor.submit(_run_remotely, self._token, self._info, message)
@@ -9193,6 +9198,10 @@ class _Request(NamedTuple):
     pools: dict[str, int]
 
 
+class _IdTaken(Exception):
+    """A run has the id that was made for this one."""
+
+
 class _Opened(NamedTuple):
     """The run as it stands in the database before its first task starts."""
 
@@ -9349,12 +9358,27 @@ def _execute(
     stops: _Stops,
     wait: bool,
 ) -> DagRun:
-    dag, path = request.dag, request.path
-    if dag.task_dict:
+    if request.dag.task_dict:
         runner.launch()
     opened = _look_ahead(request)
     if opened.recorded is not None and opened.recorded.state == "success":
         return _nothing_to_resume(request, opened, report)
+    while True:
+        try:
+            return _execute_as(opened, request, runner, report, stops, wait)
+        except _IdTaken:  # another run began in the same microsecond
+            opened = _look_ahead(request)
+
+
+def _execute_as(
+    opened: _Opened,
+    request: _Request,
+    runner: Any,
+    report: _Report,
+    stops: _Stops,
+    wait: bool,
+) -> DagRun:
+    dag, path = request.dag, request.path
     fresh, calls = _find_tasks(request, opened, runner, stops)
     store = _Store(path, stops.check)
     token = os.urandom(8).hex()
@@ -9580,6 +9604,8 @@ def _open_run(
         dead = _make_way(store, dag, opened, report)
         if opened.recorded is None:
             if store.find_run(dag.dag_id, opened.run_id) is not None:
+                if request.run_id is None:
+                    raise _IdTaken
                 raise ValueError(
                     f"run_id {opened.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
                     "resume it, or give another"

@@ -3856,6 +3856,31 @@ class RunnersTest(Case):
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
 
+    def test_two_runs_that_begin_in_the_same_microsecond(self):
+        module = self.module(
+            """
+            with DAG("twins") as dag:
+                @task
+                def f(run_id=None): return run_id
+                f()
+            """
+        )
+        first = module.dag.run(db_path=self.db, executor=pool())
+        look_ahead = liteflow._look_ahead
+        self.addCleanup(setattr, liteflow, "_look_ahead", look_ahead)
+        for executor in (pool(), concurrent.futures.ThreadPoolExecutor(1)):
+            seen = []
+
+            def same_id(request, seen=seen):
+                seen.append(look_ahead(request))
+                return seen[0]._replace(run_id=first.run_id) if len(seen) == 1 else seen[-1]
+
+            liteflow._look_ahead = same_id
+            run = module.dag.run(db_path=self.db, executor=executor)
+            self.assertEqual((run.state, len(seen)), ("success", 2))
+            self.assertNotEqual(run.run_id, first.run_id)
+            self.assertEqual(run.xcom_pull("f"), run.run_id)
+
     def test_a_module_that_runs_a_dag_as_it_is_imported_is_told_so(self):
         self.script("")
         (self.folder / "eager.py").write_text(
