@@ -42,7 +42,8 @@ How a run works, and who may do what:
 States of a task instance (None: not decided yet), and what may follow:
 
     None -> running | skipped | upstream_failed | removed | success (an EmptyOperator)
-    running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
+    running -> success | failed | skipped | up_for_retry | up_for_reschedule
+               | None (interrupted; or sent ahead to a worker that had no time to start it)
     up_for_retry, up_for_reschedule -> running | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
@@ -5280,35 +5281,23 @@ def _select_instances(
     ).fetchall()
 
 
-def _select_attempts(connection: sqlite3.Connection, run_row: int, task_id: str) -> list[Any]:
-    """(map_index, try_number, state, start_date, end_date, pid, error) of a task's attempts."""
-    columns = (
-        "CAST(map_index AS INTEGER), CAST({0}.try_number AS INTEGER), CAST({0}.state AS TEXT), "
-        "CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT), CAST({0}.pid AS INTEGER), "
-        "CAST({0}.error AS TEXT)"
-    )
-    latest, earlier = columns.format("task_instance"), columns.format("task_instance_history")
-    return connection.execute(
-        f"SELECT {latest} FROM task_instance WHERE dag_run_id = ?1 AND task_id = ?2 AND "
-        f"start_date IS NOT NULL UNION ALL SELECT {earlier} FROM task_instance_history "
-        "JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ?1 AND task_id = ?2 ORDER BY 1, 2",
-        (run_row, task_id),
-    ).fetchall()
-
-
-def _select_all_attempts(connection: sqlite3.Connection, run_row: int) -> list[tuple[Any, ...]]:
-    """(task_id, map_index, try_number, state, start_date, end_date) of every attempt."""
+def _select_attempts(
+    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
+) -> list[tuple[Any, ...]]:
+    """(task_id, map_index, try_number, state, start_date, end_date, pid, error) of every attempt
+    of a run, or of one of its tasks."""
     columns = (
         "CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST({0}.try_number AS INTEGER), "
-        "CAST({0}.state AS TEXT), CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT)"
+        "CAST({0}.state AS TEXT), CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT), "
+        "CAST({0}.pid AS INTEGER), CAST({0}.error AS TEXT)"
     )
     latest, earlier = columns.format("task_instance"), columns.format("task_instance_history")
+    ours = "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id)"
     return connection.execute(
-        f"SELECT {latest} FROM task_instance WHERE dag_run_id = ?1 AND start_date IS NOT NULL "
+        f"SELECT {latest} FROM task_instance {ours} AND start_date IS NOT NULL "
         f"UNION ALL SELECT {earlier} FROM task_instance_history JOIN task_instance ON "
-        "task_instance.id = task_instance_id WHERE dag_run_id = ?1",
-        (run_row,),
+        f"task_instance.id = task_instance_id {ours} ORDER BY 1, 2, 3",
+        (run_row, task_id),
     ).fetchall()
 
 
@@ -11485,7 +11474,7 @@ def _flowchart_of(run: DagRun, direction: str | None) -> str:
 
 
 def _gantt_of(run: DagRun) -> str:
-    rows = _read(run.db_path, lambda db: _select_all_attempts(db, run._row.id))
+    rows = _read(run.db_path, lambda db: _select_attempts(db, run._row.id))
     attempts = [(*row[:4], _moment(row[4]), _moment(row[5])) for row in rows]
     if not run.owner_alive:  # what reads `running` ended with its scheduler, at some time after
         beat = _moment(run._row.heartbeat)
@@ -11870,8 +11859,8 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> None:
     def of_index(map_index: int) -> bool:
         return index is None or map_index == index
 
-    attempts = _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
-    attempts = [a for a in attempts if of_index(a[0])]
+    found = _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
+    attempts = [a[1:] for a in found if of_index(a[1])]
     values = _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
     values = [x for x in values if of_index(x[1])]
     instances = [

@@ -4462,7 +4462,18 @@ class ShowingTest(Case):
 # --- Command line ---------------------------------------------------------------------------------
 
 
-class CommandLineTest(Case):
+class ScriptCase(Case):
+    """Tests of a script, FLOW, beside a copy of the module and with the database it makes."""
+
+    FLOW = ""
+
+    def setUp(self):
+        super().setUp()
+        self.script(self.FLOW)
+        self.db = self.folder / "liteflow.db"
+
+
+class CommandLineTest(ScriptCase):
     FLOW = """
         from liteflow import DAG, task
         with DAG("flow", params={"n": 1}) as dag:
@@ -4475,11 +4486,6 @@ class CommandLineTest(Case):
         if __name__ == "__main__":
             dag.cli()
     """
-
-    def setUp(self):
-        super().setUp()
-        self.script(self.FLOW)
-        self.db = self.folder / "liteflow.db"
 
     def command(self, *argv):
         """A command: the script, or `python3 -m liteflow` (in this process, where it may be)."""
@@ -4630,7 +4636,7 @@ class CommandLineTest(Case):
 
 
 
-class SeeingTest(Case):
+class SeeingTest(ScriptCase):
     """What people see of a run: while it runs, in another terminal, and afterwards."""
 
     FLOW = """
@@ -4655,11 +4661,6 @@ class SeeingTest(Case):
         if __name__ == "__main__":
             dag.cli()
     """
-
-    def setUp(self):
-        super().setUp()
-        self.script(self.FLOW)
-        self.db = self.folder / "liteflow.db"
 
     def on_terminal(self, *argv, columns=80, **environ):
         """What a command writes to a terminal of this size."""
