@@ -10595,13 +10595,13 @@ def _last_line(error: str | None) -> str:
     return reason if len(reason) <= 200 else f"{reason[:197]}..."
 
 
+_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
+
+
 def _tail(text: str, count: int = 10) -> list[str]:
     """The last lines of a task's output, made safe for a terminal, none of them endless."""
     lines = text[-100 * _LINE_SHOWN :].rstrip("\n").splitlines()[-count:]
     return [_clean(x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]") for x in lines]
-
-
-_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
 
 
 def _say(line: str) -> None:
@@ -10613,7 +10613,7 @@ def _say(line: str) -> None:
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
 _REDRAW = 0.1  # seconds between two drawings of the status
-_TAIL_KEPT = 4000  # characters of it
+_TAIL_KEPT = 4000  # characters of a running task's output, to be shown if it fails
 _Segments = list[tuple[str, str | None]]  # a line's parts, each with the state that colours it
 
 _COLORS = {
@@ -10735,11 +10735,12 @@ class _Bottom:
             self._drawn = 0
 
     def _put(self, text: str) -> None:
-        # Line by line: terminals that save what is cleared as a whole would fill with it.
-        up = f"\x1b[{self._drawn}A"
-        up = f"{up}\r" + "\x1b[2K\n" * self._drawn + up if self._drawn else ""
+        if self._drawn:
+            # Line by line: terminals that save what is cleared as a whole would fill with it.
+            up = f"\x1b[{self._drawn}A"
+            text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
         with contextlib.suppress(OSError, ValueError):  # nobody looks any more
-            self._stream.write(up + text)
+            self._stream.write(text)
             self._stream.flush()
 
 
@@ -11178,9 +11179,7 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
             raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
     path = _database_path(options.db, dag)
     dag.validate()
-    run = _newest_run(path, dag.dag_id) if options.run_id is None else _read_run(
-        path, dag.dag_id, options.run_id
-    )  # fmt: skip
+    run = _newest_or_named(path, dag.dag_id, options.run_id)
     task_id, index = _task_in(run, options.task)
     task = dag.task_dict.get(task_id)
     if task is None:
@@ -11192,10 +11191,13 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
     return _recorded_job(dag, run, found[index], task)
 
 
-def _newest_run(path: Path, dag_id: str) -> DagRun:
+def _newest_or_named(path: Path, dag_id: str, run_id: str | None) -> DagRun:
+    """The run that `--run-id` names, else the newest. Raises RunNotFound."""
+    if run_id is not None:
+        return _read_run(path, dag_id, run_id)
     runs = _read_runs(path, dag_id, limit=1)
     if not runs:
-        raise RunNotFound(f"DAG {dag_id!r} has no run in {path}")
+        raise RunNotFound(f"DAG {dag_id!r} has no run in {path} to go on from")
     return runs[0]
 
 
@@ -11362,11 +11364,7 @@ def _quoted(text: str) -> str:
 
 def _clear_from(dag: Dag, options: argparse.Namespace) -> None:
     """`--from TASK`: clear it in the newest run, or in --run-id."""
-    path = _database_path(options.db, dag)
-    runs = _read_runs(path, dag.dag_id, limit=1)
-    if not runs:
-        raise RunNotFound(f"DAG {dag.dag_id!r} has no run in {path} to go on from")
-    run = runs[0] if options.run_id is None else _read_run(path, dag.dag_id, options.run_id)
+    run = _newest_or_named(_database_path(options.db, dag), dag.dag_id, options.run_id)
     cleared = run.clear(options.from_task)
     if not options.quiet:
         _say(f"again in run {run.run_id}: {', '.join(cleared)}")
