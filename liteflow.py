@@ -6644,11 +6644,11 @@ class _Worker:
         # A child that is gone has been waited for by now, and shows in what those have used; the
         # kernel does not count them where SIGCHLD was ignored.
         used = _used_by_children()
-        if used == self._children is not None:
+        if self._children is not None and used == self._children:
             return None if self._keep_output() else "the task closed its output"
         self._children = used
-        held = self._renew_output()
-        return None if held else "the task left a process that holds its output, or closed it"
+        is_ours_alone = self._renew_output()
+        return None if is_ours_alone else "the task left a process that holds its output, or closed it"
 
     def _keep_output(self) -> bool:
         """Let descriptors 1 and 2 be the log again, whatever the task has made of them."""
