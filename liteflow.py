@@ -6647,8 +6647,8 @@ class _Worker:
         if self._children is not None and used == self._children:
             return None if self._keep_output() else "the task closed its output"
         self._children = used
-        is_ours_alone = self._renew_output()
-        return None if is_ours_alone else "the task left a process that holds its output, or closed it"
+        alone = self._renew_output()
+        return None if alone else "the task left a process that holds its output, or closed it"
 
     def _keep_output(self) -> bool:
         """Let descriptors 1 and 2 be the log again, whatever the task has made of them."""
