@@ -70,6 +70,7 @@ import math
 import os
 import re
 import signal
+import stat
 import sys
 import threading
 import time
@@ -462,12 +463,15 @@ def _whole(least: int, none: int | None = None) -> Callable[[str, Any], Any]:
     return check
 
 
-def _duration(zero: bool) -> Callable[[str, Any], Any]:
-    """A check for a timedelta or seconds, finite and not negative (nor zero, unless `zero`)."""
+def _duration(
+    zero: bool, none: _datetime.timedelta | None = None, required: bool = False
+) -> Callable[[str, Any], Any]:
+    """A check for a timedelta or seconds, finite and not negative (nor zero, unless `zero`);
+    None stands for `none`, unless a duration is `required`."""
 
     def check(what: str, value: Any) -> _datetime.timedelta | None:
-        if value is None:
-            return None
+        if value is None and not required:
+            return none
         if isinstance(value, _datetime.timedelta):
             seconds = value.total_seconds()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -577,7 +581,7 @@ _ignored = _Setting(None, _anything)
 # attributes of its own costs five times one with 29.
 _TASK_SETTINGS: dict[str, _Setting] = {
     "retries": _Setting(0, _whole(0, none=0)),
-    "retry_delay": _Setting(_datetime.timedelta(0), _duration(zero=True)),
+    "retry_delay": _Setting(_datetime.timedelta(0), _duration(True, none=_datetime.timedelta(0))),
     "retry_exponential_backoff": _Setting(0.0, _backoff),
     "max_retry_delay": _Setting(None, _duration(zero=True)),
     "retry_policy": _Setting(None, _only(None, _LATER)),
@@ -990,6 +994,13 @@ class BaseOperator(_Dependency):
         """Whether this task is a teardown."""
         return self._is_teardown
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting is checked when it is assigned later, too."""
+        setting = _TASK_SETTINGS.get(name) or self._own_settings.get(name)
+        if setting is not None:
+            value = setting.check(f"task {self.task_id!r}: {name}", value)
+        object.__setattr__(self, name, value)
+
     def __enter__(self) -> BaseOperator:
         return _enter_scope(self)
 
@@ -1150,7 +1161,7 @@ def _keywords_of(init: Callable[..., None]) -> list[str]:
 
 def _set_and_join(self: BaseOperator, name: str, value: Any) -> None:
     """`__setattr__` of operators with template fields: a result in one makes an edge."""
-    object.__setattr__(self, name, value)
+    BaseOperator.__setattr__(self, name, value)
     if name in self.template_fields and "_downstream" in self.__dict__:
         for result in _results_in(value):
             for before in result._ends():
@@ -2251,8 +2262,8 @@ def _mode(what: str, value: Any) -> str:
 
 
 _SENSOR_SETTINGS: dict[str, _Setting] = {
-    "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(zero=True)),
-    "timeout": _Setting(_datetime.timedelta(days=7), _duration(zero=True)),
+    "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(True, required=True)),
+    "timeout": _Setting(_datetime.timedelta(days=7), _duration(True, required=True)),
     "mode": _Setting("poke", _mode),
     "soft_fail": _Setting(False, _flag),
     "exponential_backoff": _Setting(False, _flag),
@@ -4360,7 +4371,8 @@ def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> P
     text = os.fspath(given)
     if text in ("", ":memory:") or "\0" in text:
         raise DatabaseError(f"the database must be a file, found {text!r}: name one")
-    return Path(text).absolute()
+    # Links are followed once, here: SQLite keeps `-wal` beside the target, not beside the link.
+    return Path(os.path.realpath(text))
 
 
 def _explained(error: sqlite3.Error, path: Path) -> AirflowException | _Busy:
@@ -5126,9 +5138,16 @@ class _Store:
         """Give the disk space back that nothing uses any more, in steps: one large vacuum would
         write all the pages to the WAL at once, and keep others waiting."""
         with self._explaining():
-            while self._connection.execute("PRAGMA freelist_count").fetchone()[0]:
-                self._connection.execute("PRAGMA incremental_vacuum(1000)").fetchall()
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            before, free = math.inf, self._free_pages()
+            while 0 < free < before:  # it does not fall where the file was made without auto_vacuum
+                # By `execute` Python 3.11 steps once, which frees one page.
+                self._connection.executescript("PRAGMA incremental_vacuum(1000)")
+                # PASSIVE: waiting for a reader would keep others from the lock.
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                before, free = free, self._free_pages()
+
+    def _free_pages(self) -> int:
+        return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
 _IF_RESCHEDULED = (
@@ -8553,10 +8572,10 @@ _active_runs: set[str] = vars(sys).setdefault("_liteflow_runs", set())
 def _process_start(pid: object) -> str | None:
     """When a process started, so that a reused pid is not taken for it; None if it is not there."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()
+    fields = text.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else fields[19]
 
 
@@ -9747,24 +9766,36 @@ def _run_folder(path: Path, token: str) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the folders of runs whose owner is dead, and those half made or half removed."""
+    """Remove the folders of runs whose owner is dead, and those half made.
+
+    Only what bears our mark, the owner's file, whatever its name; and never through a link.
+    """
     pattern = re.compile(re.escape(path.name) + r"-(run|new)-(\w+)")
     with os.scandir(path.parent) as entries:
-        left = [(Path(entry.path), pattern.fullmatch(entry.name)) for entry in entries]
+        left = [
+            (Path(entry.path), match)
+            for entry in entries
+            if (match := pattern.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+        ]
     for folder, match in left:
-        if match is None:
-            continue
-        try:
-            owner = (folder / "owner").read_text() if match[1] == "run" else ""
-        except OSError:
-            owner = ""
-        try:
-            touched = ((folder / "owner") if owner else folder).stat().st_mtime
-        except OSError:
-            continue
-        beat = _datetime.datetime.fromtimestamp(touched, _datetime.UTC).isoformat()
-        if not _owner_lives(owner, match[2], beat):
+        found = _owner_mark(folder)
+        if found is not None and not _owner_lives(found[0], match[2], found[1]):
             _remove_folder(folder)
+
+
+def _owner_mark(folder: Path) -> tuple[str, str] | None:
+    """What the owner's file in a folder says, and when it was touched; None: it is none of ours."""
+    try:
+        # Neither a link that leads elsewhere, nor a FIFO that would be waited for.
+        file = os.open(folder / "owner", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with open(file, errors="replace") as opened:
+        facts = os.fstat(file)
+        text = opened.read(10_000) if stat.S_ISREG(facts.st_mode) else ""
+    if _plain(text, dict).keys() < {*_machine(), "pid", "start"}:
+        return None
+    return text, _datetime.datetime.fromtimestamp(facts.st_mtime, _datetime.UTC).isoformat()
 
 
 def _remove_folder(folder: Path) -> None:

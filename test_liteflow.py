@@ -323,6 +323,22 @@ class BuildingTest(Case):
         self.assertIs(d.get_task("sample"), d["sample"])
         self.assertTrue(d.has_task("sample"))
 
+    def test_a_setting_that_is_none_or_assigned_later_is_checked_like_one_that_is_given(self):
+        with self.build():
+            late = task(retry_delay=None)(sample)(1).operator
+            sensor = liteflow.PythonSensor(task_id="wait", python_callable=sample)
+        self.assertEqual(late.retry_delay, datetime.timedelta(0))
+        late.retry_delay = late.execution_timeout = 5
+        self.assertEqual(late.execution_timeout, datetime.timedelta(seconds=5))
+        late.retry_delay = None
+        self.assertEqual(late.retry_delay, datetime.timedelta(0))
+        self.assert_raises(TypeError, "task 'sample': retries", setattr, late, "retries", "3")
+        for name in ("timeout", "poke_interval"):
+            self.assert_raises(TypeError, f"'wait': {name}", setattr, sensor, name, None)
+            with self.build():
+                made = {name: None, "task_id": "wait", "python_callable": sample}
+                self.assert_raises(TypeError, name, liteflow.PythonSensor, **made)
+
     def test_suffixes_are_one_more_than_the_highest_in_use(self):
         with self.build() as d:
             n = task(sample)
@@ -1457,6 +1473,80 @@ class StoreTest(StoreCase):
 
 
 # --- Values ---------------------------------------------------------------------------------------
+
+
+class FileTest(StoreCase):
+    """What stands beside a database, and what is a database."""
+
+    def test_a_linked_database_is_read_with_its_wal(self):
+        run = self.run_flow("""
+            with DAG("linked") as dag:
+                @task
+                def amount(): return 500
+                amount()
+        """)
+        link = self.folder / "link.db"
+        link.symlink_to(self.db)
+        with contextlib.closing(sqlite3.connect(self.db)) as writer:  # its -wal stays
+            writer.execute("UPDATE dag_run SET reason = 'newer'")
+            writer.commit()
+            self.assertTrue(Path(f"{self.db}-wal").exists())
+            self.assertEqual(Dag("linked").runs(link)[0].reason, "newer")
+        self.assertEqual(run.db_path, Dag("linked").runs(link)[0].db_path)
+
+    def test_a_run_started_through_a_link_makes_the_target(self):
+        link = self.folder / "link.db"
+        link.symlink_to(self.db)
+        with DAG("empty") as d:
+            pass
+        d.run(db_path=link)
+        self.assertTrue(self.db.is_file())
+        self.assertTrue(link.is_symlink())
+
+    def test_a_sweep_removes_only_what_we_made_and_never_through_a_link(self):
+        kept = self.folder / "precious"
+        for name in ("precious", "flow.db-run-2024", "flow.db-run-odd", "flow.db-run-fifo"):
+            (self.folder / name).mkdir()
+            (self.folder / name / "file").write_text("keep me")
+        (kept / "owner").write_text("{}")
+        (self.folder / "flow.db-run-link").symlink_to(kept)
+        (self.folder / "flow.db-run-odd" / "owner").write_bytes(b"\xff\xfe")
+        os.mkfifo(self.folder / "flow.db-run-fifo" / "owner")
+        with DAG("empty") as d:
+            pass
+        self.assertEqual(d.run(db_path=self.db).state, "success")
+        self.assertTrue((kept / "file").exists())
+        for name in ("flow.db-run-2024", "flow.db-run-odd", "flow.db-run-fifo"):
+            self.assertTrue((self.folder / name / "file").exists(), name)
+
+    def grown(self):
+        """A file with many free pages once its run is deleted."""
+        run = self.run_flow("""
+            with DAG("grown") as dag:
+                @task
+                def value(): return os.urandom(4_000_000)
+                value()
+        """)
+        return run
+
+    def test_space_is_given_back_in_few_steps(self):
+        run, statements = self.grown(), []
+        store = liteflow._Store(self.db)
+        self.addCleanup(store.close)
+        store.delete_run(run._row.id, lambda row: None)
+        store._connection.set_trace_callback(statements.append)
+        store.give_back()
+        steps = [s for s in statements if "incremental_vacuum" in s]
+        self.assertLess(len(steps), 5)
+        self.assertEqual(store._connection.execute("PRAGMA freelist_count").fetchone(), (0,))
+
+    def test_giving_back_ends_where_the_file_has_no_auto_vacuum(self):
+        with contextlib.closing(sqlite3.connect(self.db)) as made:
+            made.execute("PRAGMA journal_mode=WAL")
+        run = self.grown()
+        self.assertEqual(self.query("PRAGMA auto_vacuum"), [(0,)])
+        run.delete()
+        self.assertEqual(self.query("SELECT count(*) FROM dag_run"), [(0,)])
 
 
 class ValuesTest(Case):
