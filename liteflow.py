@@ -32,7 +32,7 @@ How a run works, and who may do what:
         +-----+--------------------------------^------+
           job | (bytes)                        | outcome (state, values as bytes, error, log)
               v                                |
-        Runner: slots, each a ProcessPoolExecutor(max_workers=1) serving one pipe;
+        Runner: one queue that slots pull from, each a ProcessPoolExecutor(max_workers=1);
               |                    or any concurrent.futures.Executor; or this process
               v                                |
         worker process: find the function, load its arguments, run it, pickle the result
@@ -41,10 +41,10 @@ How a run works, and who may do what:
 
 States of a task instance (None: not decided yet), and what may follow:
 
-    None -> running | skipped | upstream_failed | removed | success (an EmptyOperator)
-    running -> success | failed | skipped | up_for_retry | up_for_reschedule
-               | None (interrupted; or sent ahead to a worker that had no time to start it)
-    up_for_retry, up_for_reschedule -> running | failed | skipped | None (interrupted)
+    None -> queued | skipped | upstream_failed | removed | success (an EmptyOperator)
+    queued -> running | what it was before (taken back: no worker had taken it)
+    running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
+    up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
 The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
@@ -69,7 +69,9 @@ import marshal
 import math
 import os
 import re
+import select
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -97,7 +99,6 @@ if TYPE_CHECKING:
     import multiprocessing.process
     import sqlite3
     from concurrent.futures import Executor, Future
-    from multiprocessing.connection import Connection
 
 __all__ = [
     "DAG",
@@ -165,10 +166,9 @@ __version__ = "0.1.0"
 _log = logging.getLogger("liteflow")
 _log.addHandler(logging.NullHandler())
 
-_WINDOWS = sys.platform == "win32"
-
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
@@ -304,6 +304,7 @@ class _Name(str, enum.Enum):
 class TaskInstanceState(_Name):
     """States of a task instance; one without a state yet has None (Airflow's names)."""
 
+    QUEUED = "queued"
     RUNNING = "running"
     SUCCESS = "success"
     FAILED = "failed"
@@ -360,19 +361,16 @@ _CALLBACK_OF = {
     _S.SKIPPED: "on_skipped_callback",
 }
 
-# What may follow a state inside a run; `None` is "no state". The store's CHECK has the same names.
+# What may follow a state inside a run; `None` is "no state".
 _NEXT: dict[TaskInstanceState | None, frozenset[TaskInstanceState | None]] = {
-    None: frozenset({_S.RUNNING, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
+    None: frozenset({_S.QUEUED, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
+    _S.QUEUED: frozenset({_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None}),
     _S.RUNNING: frozenset(
         {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None}
     ),
-    _S.UP_FOR_RESCHEDULE: frozenset({_S.RUNNING, _S.FAILED, _S.SKIPPED, None}),
-    _S.UP_FOR_RETRY: frozenset({_S.RUNNING, _S.FAILED, _S.SKIPPED, None}),
-    _S.SUCCESS: frozenset({None}),
-    _S.FAILED: frozenset({None}),
-    _S.SKIPPED: frozenset({None}),
-    _S.UPSTREAM_FAILED: frozenset({None}),
-    _S.REMOVED: frozenset({None}),
+    _S.UP_FOR_RESCHEDULE: frozenset({_S.QUEUED, _S.FAILED, _S.SKIPPED, None}),
+    _S.UP_FOR_RETRY: frozenset({_S.QUEUED, _S.FAILED, _S.SKIPPED, None}),
+    **{state: frozenset({None}) for state in _ENDED},
 }
 
 
@@ -385,6 +383,23 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=_datetime.UTC)
     return moment.astimezone(_datetime.UTC)
+
+
+def _plain(text: str | None, kind: type[T]) -> T:
+    """Stored JSON; an empty value of its kind for what is none of ours."""
+    try:
+        found = json.loads(text or "")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, kind) else kind()
+
+
+def _moment(text: str | None) -> _datetime.datetime | None:
+    """A stored time; None for what is not there or, in a file that was tampered with, no time."""
+    try:
+        return None if text is None else _aware(_datetime.datetime.fromisoformat(text))
+    except (ValueError, TypeError):
+        return None
 
 
 def _shown(value: object, limit: int = 200) -> str:
@@ -436,7 +451,7 @@ def _checked_id(kind: str, value: object) -> str:
     return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
 
-def _a(*types: type) -> Callable[[str, Any], Any]:
+def _of_type(*types: type) -> Callable[[str, Any], Any]:
     """A check that the value is of one of the types (a bool is no int here)."""
     names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
 
@@ -511,7 +526,7 @@ def _one_of(kind: type[enum.Enum]) -> Callable[[str, Any], Any]:
     return check
 
 
-def _only(default: object, why: str) -> Callable[[str, Any], Any]:
+def _refusing_all_but(default: object, why: str) -> Callable[[str, Any], Any]:
     """A check that refuses all but the default: a setting that would change what runs."""
 
     def check(what: str, value: Any) -> Any:
@@ -528,7 +543,7 @@ def _anything(what: str, value: Any) -> Any:
 
 def _weight(what: str, value: Any) -> int:
     """A priority_weight: an int, capped to 32 bits as in Airflow."""
-    return max(-(2**31), min(2**31 - 1, int(_a(int)(what, value))))
+    return max(-(2**31), min(2**31 - 1, int(_of_type(int)(what, value))))
 
 
 def _slots(what: str, value: Any) -> int:
@@ -562,7 +577,7 @@ class _Setting(NamedTuple):
 
 
 _LATER = "liteflow does not have it"
-_flag = _a(bool)
+_is_bool = _of_type(bool)
 
 
 def _callbacks(what: str, value: Any) -> Any:
@@ -584,21 +599,23 @@ _TASK_SETTINGS: dict[str, _Setting] = {
     "retry_delay": _Setting(_datetime.timedelta(0), _duration(True, none=_datetime.timedelta(0))),
     "retry_exponential_backoff": _Setting(0.0, _backoff),
     "max_retry_delay": _Setting(None, _duration(zero=True)),
-    "retry_policy": _Setting(None, _only(None, _LATER)),
+    "retry_policy": _Setting(None, _refusing_all_but(None, _LATER)),
     "execution_timeout": _Setting(None, _duration(zero=False)),
     "trigger_rule": _Setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule)),
-    "do_xcom_push": _Setting(True, _flag),
-    "multiple_outputs": _Setting(None, _a(bool, type(None))),
+    "do_xcom_push": _Setting(True, _is_bool),
+    "multiple_outputs": _Setting(None, _of_type(bool, type(None))),
     "params": _Setting({}, _params),
     "priority_weight": _Setting(1, _weight),
     "weight_rule": _Setting(WeightRule.DOWNSTREAM, _one_of(WeightRule)),
-    "pool": _Setting("default_pool", _a(str)),
+    "pool": _Setting("default_pool", _of_type(str)),
     "pool_slots": _Setting(1, _slots),
     "max_active_tis_per_dag": _Setting(None, _whole(1)),
     "max_active_tis_per_dagrun": _Setting(None, _whole(1)),
-    "depends_on_past": _Setting(False, _only(False, "a run here does not look at earlier ones")),
+    "depends_on_past": _Setting(
+        False, _refusing_all_but(False, "a run here does not look at earlier ones")
+    ),
     "wait_for_downstream": _Setting(
-        False, _only(False, "a run here does not look at earlier ones")
+        False, _refusing_all_but(False, "a run here does not look at earlier ones")
     ),
     "on_execute_callback": _callback,
     "on_success_callback": _callback,
@@ -607,9 +624,9 @@ _TASK_SETTINGS: dict[str, _Setting] = {
     "on_skipped_callback": _callback,
     "pre_execute": _callback,
     "post_execute": _callback,
-    "owner": _Setting("airflow", _a(str)),
-    "doc_md": _Setting(None, _a(str, type(None))),
-    "task_display_name": _Setting(None, _a(str, type(None))),
+    "owner": _Setting("airflow", _of_type(str)),
+    "doc_md": _Setting(None, _of_type(str, type(None))),
+    "task_display_name": _Setting(None, _of_type(str, type(None))),
     **dict.fromkeys(
         """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
@@ -820,16 +837,14 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        inside = {t.task_id for t in self.children}
-        ends = [t for t in self.children if not inside & t._downstream.keys()]
-        found: dict[BaseOperator, None] = {}
-        while ends:
-            last = ends.pop(0)
-            if last._is_teardown:  # the work before it is what has to be waited for
-                ends += [t for t in self.children if t.task_id in last._upstream]
-            else:
-                found[last] = None
-        return list(found)
+        """The last work: what nothing but teardowns comes after, and no setup."""
+        inside = {t.task_id: t for t in self.children}
+        return [
+            t
+            for t in self.children
+            if not (t._is_setup or t._is_teardown)
+            and all(inside[d]._is_teardown for d in t._downstream if d in inside)
+        ]
 
     def __repr__(self) -> str:
         return f"<TaskGroup: {self.group_id}>"
@@ -849,7 +864,29 @@ def _group_in(dag: Dag | None) -> TaskGroup | None:
 # --- Building: tasks ------------------------------------------------------------------------------
 
 
-class BaseOperator(_Dependency):
+class _OperatorType(type):
+    """Makes an operator: from keywords only, with default_args filled in, and joined to the tasks
+    whose results stand in its template fields."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        kind: Any = cls
+        if kind._made_by_us:
+            return super().__call__(*args, **kwargs)
+        if args:
+            raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
+        if "task_id" not in kwargs:
+            raise TypeError(f"{cls.__name__}: missing keyword argument 'task_id'")
+        dag = kwargs.get("dag") or _current_dag.get()
+        group = kwargs.get("task_group") or _group_in(dag)
+        defaults = _defaults_for(dag, group, kwargs.get("default_args"))
+        for name in _keywords_of(kind) & defaults.keys() if defaults else ():
+            kwargs.setdefault(name, defaults[name])
+        made = super().__call__(**kwargs)
+        made._join_fields()
+        return made
+
+
+class BaseOperator(_Dependency, metaclass=_OperatorType):
     """A task of a DAG. `@task` makes one from a function; a subclass defines `execute(context)`.
 
     All arguments are by keyword. `task_id` (str) is required; the settings are Airflow's, with
@@ -885,6 +922,7 @@ class BaseOperator(_Dependency):
 
     template_fields: Sequence[str] = ()
     _own_settings: ClassVar[dict[str, _Setting]] = {}
+    _made_by_us = False  # not by a user who names its class
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
     _expand: _ExpandInput | None = None
@@ -895,14 +933,9 @@ class BaseOperator(_Dependency):
     on_failure_fail_dagrun = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let default_args reach a subclass's arguments, and its template fields take results."""
         super().__init_subclass__(**kwargs)
         for name, setting in cls.__dict__.get("_own_settings", {}).items():
             setattr(cls, name, setting.default)
-        if "__init__" in cls.__dict__ and not cls.__name__.startswith("_"):
-            cls.__init__ = _with_defaults(cls.__init__)  # type: ignore[method-assign]
-        if cls.template_fields:
-            cls.__setattr__ = _set_and_join  # type: ignore[assignment, method-assign]
 
     def __init__(
         self,
@@ -916,7 +949,7 @@ class BaseOperator(_Dependency):
         known = {**_TASK_SETTINGS, **self._own_settings}
         unknown = settings.keys() - known.keys()
         if unknown:
-            kind = "@task" if type(self).__name__.startswith("_") else type(self).__name__
+            kind = "@task" if self._made_by_us else type(self).__name__
             raise TypeError(
                 f"{kind} {_shown(task_id)} got an unknown argument "
                 f"{min(unknown)!r}{_near(min(unknown), known)}"
@@ -951,13 +984,23 @@ class BaseOperator(_Dependency):
             dag._add(self)
 
     @classmethod
-    def partial(cls, *, task_id: str, **fixed: Any) -> _OperatorPartial:
+    def partial(cls, *, task_id: str, **fixed: Any) -> _Partial:
         """Fix arguments of an operator that `expand` or `expand_kwargs` maps over others.
 
         Raises TypeError for an argument that the operator does not have.
         """
-        _check_arguments_of(cls, task_id, fixed)
-        return _OperatorPartial(cls, task_id, fixed)
+
+        def check(names: Iterable[str], verb: str) -> None:
+            _check_arguments_of(cls, task_id, names)
+
+        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
+            dag = fixed.get("dag") or _current_dag.get()
+            group = fixed.get("task_group") or _group_in(dag)
+            _check_expand(task_id, expand, fixed, group)
+            return _MappedOperator(cls, task_id, fixed, expand)
+
+        check(fixed, "partial")
+        return _Partial(f"task {task_id!r}", check, make, fixed)
 
     def as_setup(self) -> BaseOperator:
         """Make this task a setup: what comes after it needs it to succeed."""
@@ -995,27 +1038,49 @@ class BaseOperator(_Dependency):
         return self._is_teardown
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A setting is checked when it is assigned later, too."""
+        """A setting is checked when it is assigned later, too; a result in a template field makes
+        an edge."""
         setting = _TASK_SETTINGS.get(name) or self._own_settings.get(name)
         if setting is not None:
             value = setting.check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
+        if name in self.template_fields and "_downstream" in self.__dict__:
+            self._join(value)
+
+    def _join(self, value: Any) -> None:
+        """Set this task after those whose results the value holds."""
+        for result in _results_in(value):
+            for before in result._ends():
+                _add_edge(before, self)
 
     def __enter__(self) -> BaseOperator:
-        return _enter_scope(self)
+        self._dag_or_error()._scopes.append(_Scope(self))
+        return self
 
     def __exit__(self, *exc: object) -> None:
-        _leave_scope(self)
+        scopes = self._dag_or_error()._scopes
+        scopes.pop().close(scopes[-1] if scopes else None)
+
+    def add_task(self, task: Any) -> None:
+        """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
+        scope = next((x for x in self._dag_or_error()._scopes[::-1] if x.task is self), None)
+        if scope is None:
+            raise RuntimeError(f"add_task() of {self.task_id!r} is for use in its `with` block")
+        for each in _operands(task):
+            scope.made += each._ends()
 
     @property
     def _mapped_group(self) -> TaskGroup | None:
         """The mapped group that this task stands in, if it does."""
-        path = self.task_group._path if self.task_group is not None else []
-        return next((group for group in path if group._expand is not None), None)
+        if self.task_group is None:
+            return None
+        return next((group for group in self.task_group._path if group._expand is not None), None)
 
     @property
     def _mapping(self) -> _ExpandInput | None:
         """What the task is expanded over, by itself or with its group."""
+        if self.task_group is None:
+            return self._expand
         group = self._mapped_group
         return self._expand if group is None else group._expand
 
@@ -1067,9 +1132,7 @@ class BaseOperator(_Dependency):
         """Make the edges of results that `__init__` put into template fields."""
         _refuse_templates(self)
         for name in self.template_fields:
-            for result in _results_in(getattr(self, name, None)):
-                for before in result._ends():
-                    _add_edge(before, self)
+            self._join(getattr(self, name, None))
 
     def _starts(self) -> list[BaseOperator]:
         return [self]
@@ -1103,6 +1166,10 @@ class BaseOperator(_Dependency):
         _render_templates(mine, kwargs, job.context)
         return mine.execute(job.context)
 
+    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+        """What a decorated function stands for in a task of this kind: by itself, its result."""
+        return call()
+
     def __repr__(self) -> str:
         return f"<Task({type(self).__name__}): {self.task_id}>"
 
@@ -1127,45 +1194,19 @@ def _defaults_for(
     return merged
 
 
-def _with_defaults(init: Callable[..., None]) -> Callable[..., None]:
-    """An operator's `__init__` that takes keywords only, with default_args filled in."""
-
-    @functools.wraps(init)
-    def filled(self: BaseOperator, *args: Any, **kwargs: Any) -> None:
-        name = type(self).__name__
-        if args:
-            raise TypeError(f"{name} takes keyword arguments only, found {_shown(args[0])}")
-        if "task_id" not in kwargs:
-            raise TypeError(f"{name}: missing keyword argument 'task_id'")
-        dag = kwargs.get("dag") or _current_dag.get()
-        group = kwargs.get("task_group") or _group_in(dag)
-        defaults = _defaults_for(dag, group, kwargs.get("default_args"))
-        for argument in _keywords_of(init) if defaults else ():
-            if argument in defaults:
-                kwargs.setdefault(argument, defaults[argument])
-        init(self, **kwargs)
-        if type(self).__init__ is filled:
-            self._join_fields()
-
-    return filled
-
-
 @functools.cache
-def _keywords_of(init: Callable[..., None]) -> list[str]:
+def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
+    """The arguments that the `__init__`s of an operator's class take by name."""
     import inspect
 
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(init).parameters.values()
-    return [p.name for p in parameters if p.name != "self" and p.kind in kinds]
-
-
-def _set_and_join(self: BaseOperator, name: str, value: Any) -> None:
-    """`__setattr__` of operators with template fields: a result in one makes an edge."""
-    BaseOperator.__setattr__(self, name, value)
-    if name in self.template_fields and "_downstream" in self.__dict__:
-        for result in _results_in(value):
-            for before in result._ends():
-                _add_edge(before, self)
+    makers = [
+        each.__init__ for each in kind.__mro__
+        if "__init__" in each.__dict__ and issubclass(each, BaseOperator)
+        and each is not BaseOperator
+    ]  # fmt: skip
+    parameters = [p for init in makers for p in inspect.signature(init).parameters.values()]
+    return frozenset(p.name for p in parameters if p.name != "self" and p.kind in kinds)
 
 
 def _holds_placeholder(value: Any) -> bool:
@@ -1179,14 +1220,19 @@ def _holds_placeholder(value: Any) -> bool:
     return False
 
 
+def _holds_argument(value: Any) -> bool:
+    """Whether an argument of the mapped group stands in a value's lists, tuples, sets and dicts."""
+    if isinstance(value, dict):
+        return any(_holds_argument(x) for pair in value.items() for x in pair)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_holds_argument, value))
+    return isinstance(value, _GroupArg)
+
+
 def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
     """Raises TypeError for a name that no `__init__` of the operator's class takes."""
-    import inspect
-
     known = {"dag", "task_group", "default_args", *_TASK_SETTINGS, *kind._own_settings}
-    for each in kind.__mro__:
-        if "__init__" in each.__dict__ and issubclass(each, BaseOperator):
-            known |= inspect.signature(each.__init__).parameters.keys()
+    known |= _keywords_of(kind)
     for name in given:
         if name not in known:
             raise TypeError(
@@ -1194,26 +1240,36 @@ def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[
             )
 
 
-def _enter_scope(task: BaseOperator) -> BaseOperator:
-    """`with setup_or_teardown:` the tasks made in the block stand between setup and teardown."""
-    dag = task._dag_or_error()
-    dag._scopes.append((task, set(dag.task_dict)))
-    return task
+class _Scope:
+    """The block of a `with setup_or_teardown:`, and the tasks that are made directly in it."""
 
+    def __init__(self, task: BaseOperator) -> None:
+        self.task = task
+        self.made: list[BaseOperator] = []
 
-def _leave_scope(task: BaseOperator) -> None:
-    dag = task._dag_or_error()
-    _, known = dag._scopes.pop()
-    made = [t for t in dag.tasks if t.task_id not in known and t is not task]
-    inside = {t.task_id for t in made}
-    setups = [task] if task._is_setup else [t for t in task.upstream_list if t._is_setup]
-    teardowns = [task] if task._is_teardown else [t for t in task.downstream_list if t._is_teardown]
-    for each in made:
-        if not inside & each._upstream.keys():
-            _join(setups, [each])
-        after = inside & each._downstream.keys()
-        if not each._is_teardown and all(dag.task_dict[t]._is_teardown for t in after):
-            _join([each], teardowns)
+    def setups(self) -> list[BaseOperator]:
+        """Those that the block is inside of."""
+        if self.task._is_setup:
+            return [self.task]
+        return [t for t in self.task.upstream_list if t._is_setup]
+
+    def teardowns(self) -> list[BaseOperator]:
+        """Those that come after it."""
+        if self.task._is_teardown:
+            return [self.task]
+        return [t for t in self.task.downstream_list if t._is_teardown]
+
+    def close(self, outer: _Scope | None) -> None:
+        """Set the work between setups and teardowns, and the inner scope inside the outer one
+        (Airflow's rule: by what has no upstream, or no downstream, at all)."""
+        work = [t for t in self.made if not (t._is_setup or t._is_teardown)]
+        first = [t for t in work if not t._upstream] or work[:1]
+        last = [t for t in work if not t._downstream] or work[-1:]
+        _join(self.setups(), first)
+        _join(last, self.teardowns())
+        if outer is not None:
+            _join(outer.setups(), self.setups())
+            _join(self.teardowns(), outer.teardowns())
 
 
 _LATE = "__settings__"  # no parameter can have this name
@@ -1222,6 +1278,8 @@ _LATE = "__settings__"  # no parameter can have this name
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
 
+    template_fields = ()
+    _made_by_us = True
     _late: ClassVar[Sequence[str]] = ()  # settings that may be results
 
     def __init__(
@@ -1234,7 +1292,7 @@ class _FunctionOperator(BaseOperator):
         expand: _ExpandInput | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        BaseOperator.__init__(self, **settings)
         self._python_callable = function
         self._signature = signature
         self._args = args
@@ -1249,8 +1307,7 @@ class _FunctionOperator(BaseOperator):
             "doc_rst",
         }:
             self.doc_md = function.__doc__
-        for result in _results_in((args, kwargs, [getattr(self, n) for n in self._late])):
-            _add_edge(result.operator, self)
+        self._join((args, kwargs, [getattr(self, n) for n in self._late]))
         if expand is not None:
             self._expand = expand
             expand.join(self)
@@ -1269,9 +1326,16 @@ class _FunctionOperator(BaseOperator):
         return self._python_callable
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
+        late = kwargs.pop(_LATE, None)
+        if late:
+            import copy
+
+            mine = copy.copy(self)
+            mine.__dict__.update(late)
+            return mine._run(args, kwargs, job)
         if self._wants_context:
             kwargs = _with_context(self._signature, args, kwargs, job.context)
-        return _finished(self._python_callable(*args, **kwargs))
+        return self._follow(lambda: _finished(self._python_callable(*args, **kwargs)), job)
 
     @functools.cached_property
     def _wants_context(self) -> bool:
@@ -1517,7 +1581,8 @@ class XComArg(_Mappable):
         seen = _seen_now(self)
         seen.results.append(self)
         if self.operator._mapping is not None and not seen.shares_group_with(self.operator):
-            return _sequence_of, (self.operator.task_id, self.key)
+            plain = self.operator._mapped_group is not None
+            return _sequence_of, (self.operator.task_id, self.key, plain)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _value_of, (self.operator.task_id, self.key, absent_is_none)
 
@@ -1532,6 +1597,10 @@ class XComArg(_Mappable):
         """Make the task a teardown; see `BaseOperator.as_teardown`."""
         self.operator.as_teardown(setups, on_failure_fail_dagrun)
         return self
+
+    def add_task(self, task: Any) -> None:
+        """See `BaseOperator.add_task`."""
+        self.operator.add_task(task)
 
     def __enter__(self) -> XComArg:
         self.operator.__enter__()
@@ -1665,9 +1734,7 @@ class _ExpandInput:
 
     def join(self, task: BaseOperator) -> None:
         """Set the task after all that it is expanded over."""
-        for _, source in self.sources:
-            for result in _results_in(source):
-                _add_edge(result.operator, task)
+        task._join([source for _, source in self.sources])
 
     def note_functions(self) -> None:
         """Number the functions of `map`: in a worker they have the same numbers."""
@@ -1777,10 +1844,16 @@ class _TaskFunction(Generic[P, R]):
         """Map the task over a list of dicts of arguments, or over a result that is one."""
         return self.partial().expand_kwargs(dicts)
 
-    def partial(self, **fixed: Any) -> _FunctionPartial:
+    def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
         self._check_names(fixed, "partial")
-        return _FunctionPartial(self, fixed)
+
+        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
+            mapped = {name for name, _ in expand.sources}
+            named = {k: v for k, v in self._named(fixed).items() if k not in mapped}
+            return self._make((), named, expand)
+
+        return _Partial(f"task {self._id!r}", self._check_names, make, fixed)
 
     def _check_names(self, names: Iterable[str], verb: str) -> None:
         task_id, parameters = self._id, self._signature.parameters
@@ -1871,35 +1944,39 @@ def _check_expand(
         )
 
 
-class _FunctionPartial:
-    """What `partial` of a task function gives: `expand` has to follow."""
+class _Partial:
+    """What `partial` of a task function, an operator's class or a group function gives: `expand`
+    has to follow."""
 
-    def __init__(self, function: _TaskFunction[Any, Any], fixed: dict[str, Any]) -> None:
-        self._of = function
-        self._fixed = fixed
+    def __init__(
+        self,
+        what: str,
+        check: Callable[[Iterable[str], str], None],
+        make: Callable[[_ExpandInput, dict[str, Any]], Any],
+        fixed: dict[str, Any],
+    ) -> None:
+        self._what, self._check, self._make, self._fixed = what, check, make, fixed
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError(f"task {self._of._id!r}: partial() must be followed by expand()")
+        raise TypeError(f"{self._what}: partial() must be followed by expand()")
 
-    def partial(self, **fixed: Any) -> _FunctionPartial:
+    def partial(self, **fixed: Any) -> _Partial:
         """Fix more arguments. Raises TypeError for one that is fixed already."""
         twice = self._fixed.keys() & fixed.keys()
         if twice:
-            raise TypeError(f"task {self._of._id!r}: {min(twice)!r} is in partial() twice")
-        self._of._check_names(fixed, "partial")
-        return _FunctionPartial(self._of, {**self._fixed, **fixed})
+            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() twice")
+        self._check(fixed, "partial")
+        return _Partial(self._what, self._check, self._make, {**self._fixed, **fixed})
 
     def expand(self, **mapped: Any) -> Any:
-        """See `expand` of the task function; an argument that is in both is the expanded one."""
-        self._of._check_names(mapped, "expand")
-        expand = _ExpandInput(f"task {self._of._id!r}", mapped)
-        fixed = {k: v for k, v in self._of._named(self._fixed).items() if k not in mapped}
-        return self._of._make((), fixed, expand)
+        """Map over the elements of the arguments; one that is fixed, too, is the expanded one."""
+        self._check(mapped, "expand")
+        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
+        return self._make(_ExpandInput(self._what, mapped), fixed)
 
     def expand_kwargs(self, dicts: Any) -> Any:
-        """See `expand_kwargs` of the task function."""
-        expand = _ExpandInput(f"task {self._of._id!r}", None, dicts)
-        return self._of._make((), self._of._named(self._fixed), expand)
+        """Map over dicts of arguments."""
+        return self._make(_ExpandInput(self._what, None, dicts), self._fixed)
 
 
 _signatures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -1968,22 +2045,22 @@ class _TaskDecorator:
     def branch(self) -> _TaskDecorator:
         """`@task.branch`: the function returns the ids of the tasks (or groups) to go on with; the
         other direct downstream tasks are skipped."""
-        return _TaskDecorator(self._dag, _BranchFunction)
+        return _TaskDecorator(self._dag, _decorated(BranchPythonOperator))
 
     @property
     def short_circuit(self) -> _TaskDecorator:
         """`@task.short_circuit`: a false result skips all that comes after."""
-        return _TaskDecorator(self._dag, _ShortCircuitFunction)
+        return _TaskDecorator(self._dag, _decorated(ShortCircuitOperator))
 
     @property
     def bash(self) -> _TaskDecorator:
         """`@task.bash`: the function returns a command for bash; see `BashOperator`."""
-        return _TaskDecorator(self._dag, _BashFunction)
+        return _TaskDecorator(self._dag, _decorated(BashOperator))
 
     @property
     def sensor(self) -> _TaskDecorator:
         """`@task.sensor`: called again until its result is true; see `BaseSensorOperator`."""
-        return _TaskDecorator(self._dag, _SensorFunction)
+        return _TaskDecorator(self._dag, _decorated(BaseSensorOperator))
 
     def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
         """Above `@task`: skip the task unless `condition(context)` is true."""
@@ -2060,17 +2137,26 @@ class _GroupFunction(Generic[P]):
         """Make the group; returns what the function returns, or else the group."""
         return self._make(None, args, kwargs)
 
-    def partial(self, **fixed: Any) -> _GroupPartial:
+    def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; `expand` has to follow."""
-        return _GroupPartial(self, fixed)
+        import inspect
+
+        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
+            names = {name for name, _ in expand.sources if name is not None}
+            if not expand.named:
+                names = set(inspect.signature(self._function).parameters) - fixed.keys()
+            return self._make(expand, (), {**fixed, **{n: _GroupArg(n) for n in names}})
+
+        what = f"group {self._settings['group_id']!r}"
+        return _Partial(what, lambda names, verb: None, make, fixed)
 
     def expand(self, **mapped: Any) -> Any:
         """Map the group: each task in it has one instance for each element."""
-        return _GroupPartial(self, {}).expand(**mapped)
+        return self.partial().expand(**mapped)
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map the group over dicts of arguments."""
-        return _GroupPartial(self, {}).expand_kwargs(dicts)
+        return self.partial().expand_kwargs(dicts)
 
     def _make(self, expand: _ExpandInput | None, args: Any, kwargs: Any) -> Any:
         settings = {"add_suffix_on_collision": True, **self._settings}
@@ -2083,25 +2169,15 @@ class _GroupFunction(Generic[P]):
                 group._expand = expand
             result = self._function(*args, **kwargs)
         if expand is not None:
-            for first in group._starts():
-                expand.join(first)
+            for member in group.children:
+                if not member._upstream or _holds_argument(member._call()):
+                    expand.join(member)
+                if member.trigger_rule is TriggerRule.ALWAYS and expand.results:
+                    raise ValueError(
+                        f"task {member.task_id!r}: trigger_rule 'always' does not wait for what "
+                        "its group expands over"
+                    )
         return group if result is None else result
-
-
-class _GroupPartial:
-    def __init__(self, of: _GroupFunction[Any], fixed: dict[str, Any]) -> None:
-        self._of, self._fixed = of, fixed
-
-    def expand(self, **mapped: Any) -> Any:
-        expand = _ExpandInput(f"group {self._of._settings['group_id']!r}", mapped)
-        return self._of._make(expand, (), {**self._fixed, **{n: _GroupArg(n) for n in mapped}})
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        import inspect
-
-        expand = _ExpandInput(f"group {self._of._settings['group_id']!r}", None, dicts)
-        names = set(inspect.signature(self._of._function).parameters) - self._fixed.keys()
-        return self._of._make(expand, (), {**self._fixed, **{n: _GroupArg(n) for n in names}})
 
 
 def task_group(*functions: Any, **settings: Any) -> Any:
@@ -2120,54 +2196,21 @@ def task_group(*functions: Any, **settings: Any) -> Any:
 # --- Building: operators --------------------------------------------------------------------------
 
 
-class _BranchFunction(_FunctionOperator):
-    _flow = "branch"
-
-
-_SHORT_CIRCUIT_SETTINGS = {"ignore_downstream_trigger_rules": _Setting(True, _flag)}
-
-
-class _ShortCircuitFunction(_FunctionOperator):
-    _flow = "short_circuit"
-    _own_settings: ClassVar[dict[str, _Setting]] = _SHORT_CIRCUIT_SETTINGS
+@functools.cache
+def _decorated(kind: type[BaseOperator]) -> Any:
+    """The class of the tasks that `@task.bash` and its kin make: of the operator's settings and
+    ways, around a function."""
+    late = [name for name in kind._own_settings if name in kind.template_fields]
+    names = {"_kind": kind, "_late": late, "__doc__": kind.__doc__}
+    return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
 
 
 def _codes(what: str, value: Any) -> Any:
     """Exit codes that mean skipped: an int, several, or None."""
     codes = () if value is None else (value,) if isinstance(value, int) else tuple(value)
     for code in codes:
-        _a(int)(what, code)
+        _of_type(int)(what, code)
     return codes
-
-
-_BASH_SETTINGS: dict[str, _Setting] = {
-    "env": _Setting(None, _anything),
-    "append_env": _Setting(False, _flag),
-    "cwd": _Setting(None, _anything),
-    "skip_on_exit_code": _Setting((99,), _codes),
-    "output_encoding": _Setting("utf-8", _a(str)),
-    "output_processor": _Setting(None, _anything),
-}
-
-
-class _BashFunction(_FunctionOperator):
-    _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
-    _late: ClassVar[Sequence[str]] = ("env", "cwd")
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
-        late = kwargs.pop(_LATE, None)
-        if late:
-            import copy
-
-            mine = copy.copy(self)
-            mine.__dict__.update(late)
-            return mine._run(args, kwargs, job)
-        command = super()._run(args, kwargs, job)
-        if not isinstance(command, str) or not command.strip():
-            raise TypeError(
-                f"the function of @task.bash must return a command, found {_shown(command)}"
-            )
-        return _run_bash(self, command, job.context)
 
 
 class BashOperator(BaseOperator):
@@ -2179,7 +2222,14 @@ class BashOperator(BaseOperator):
     """
 
     template_fields = ("bash_command", "env", "cwd")
-    _own_settings: ClassVar[dict[str, _Setting]] = _BASH_SETTINGS
+    _own_settings: ClassVar[dict[str, _Setting]] = {
+        "env": _Setting(None, _anything),
+        "append_env": _Setting(False, _is_bool),
+        "cwd": _Setting(None, _anything),
+        "skip_on_exit_code": _Setting((99,), _codes),
+        "output_encoding": _Setting("utf-8", _of_type(str)),
+        "output_processor": _Setting(None, _anything),
+    }
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -2190,6 +2240,14 @@ class BashOperator(BaseOperator):
         if not isinstance(self.bash_command, str):
             raise TypeError(f"bash_command must be a str, found {_shown(self.bash_command)}")
         return _run_bash(self, self.bash_command, context)
+
+    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+        command = call()
+        if not isinstance(command, str) or not command.strip():
+            raise TypeError(
+                f"the function of @task.bash must return a command, found {_shown(command)}"
+            )
+        return _run_bash(self, command, job.context)
 
 
 def _run_bash(task: Any, command: str, context: Context) -> Any:
@@ -2261,25 +2319,6 @@ def _mode(what: str, value: Any) -> str:
     return str(value)
 
 
-_SENSOR_SETTINGS: dict[str, _Setting] = {
-    "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(True, required=True)),
-    "timeout": _Setting(_datetime.timedelta(days=7), _duration(True, required=True)),
-    "mode": _Setting("poke", _mode),
-    "soft_fail": _Setting(False, _flag),
-    "exponential_backoff": _Setting(False, _flag),
-    "max_wait": _Setting(None, _duration(zero=True)),
-    "silent_fail": _Setting(False, _flag),
-    "never_fail": _Setting(False, _flag),
-}
-
-
-class _SensorFunction(_FunctionOperator):
-    _own_settings: ClassVar[dict[str, _Setting]] = _SENSOR_SETTINGS
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
-        return _poke_until_true(self, lambda: super(_SensorFunction, self)._run(args, kwargs, job))
-
-
 class BaseSensorOperator(BaseOperator):
     """A task that waits: a subclass defines `poke(context)`, called until its result is true.
 
@@ -2289,7 +2328,16 @@ class BaseSensorOperator(BaseOperator):
     (poke again) or `never_fail` (skip).
     """
 
-    _own_settings: ClassVar[dict[str, _Setting]] = _SENSOR_SETTINGS
+    _own_settings: ClassVar[dict[str, _Setting]] = {
+        "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(True, required=True)),
+        "timeout": _Setting(_datetime.timedelta(days=7), _duration(True, required=True)),
+        "mode": _Setting("poke", _mode),
+        "soft_fail": _Setting(False, _is_bool),
+        "exponential_backoff": _Setting(False, _is_bool),
+        "max_wait": _Setting(None, _duration(zero=True)),
+        "silent_fail": _Setting(False, _is_bool),
+        "never_fail": _Setting(False, _is_bool),
+    }
 
     def poke(self, context: Context) -> Any:
         """Whether the waiting is over; a `PokeReturnValue` carries a result, too."""
@@ -2299,11 +2347,14 @@ class BaseSensorOperator(BaseOperator):
         """Poke until it is true."""
         return _poke_until_true(self, lambda: self.poke(context))
 
+    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+        return _poke_until_true(self, call)
+
 
 def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
     """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
     job = _running_job()
-    timeout, number = task.timeout.total_seconds(), job.reschedules
+    timeout, number = task.timeout.total_seconds(), job.job.pokes
     while True:
         number += 1
         try:
@@ -2323,7 +2374,7 @@ def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
             found = False
         if found:
             return found.xcom_value if isinstance(found, PokeReturnValue) else None
-        if time.time() - job.first_start > timeout:
+        if time.monotonic() - job.waiting_since > timeout:
             if task.soft_fail:
                 raise AirflowSkipException(f"the sensor waited for more than {timeout:g} s")
             raise AirflowSensorTimeout(f"the sensor waited for more than {timeout:g} s")
@@ -2404,7 +2455,9 @@ class ShortCircuitOperator(PythonOperator):
     """As `@task.short_circuit`: a false result skips all that comes after."""
 
     _flow = "short_circuit"
-    _own_settings: ClassVar[dict[str, _Setting]] = _SHORT_CIRCUIT_SETTINGS
+    _own_settings: ClassVar[dict[str, _Setting]] = {
+        "ignore_downstream_trigger_rules": _Setting(True, _is_bool)
+    }
 
 
 class BaseBranchOperator(BaseOperator):
@@ -2485,6 +2538,8 @@ def _rendered(value: Any, context: Context) -> Any:
 class _MappedOperator(BaseOperator):
     """A mapped classic operator: each instance makes an operator of its arguments and runs it."""
 
+    _made_by_us = True
+
     def __init__(
         self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any], expand: _ExpandInput
     ) -> None:
@@ -2499,13 +2554,11 @@ class _MappedOperator(BaseOperator):
         self._flow = kind._flow
         self._fixed = fixed
         defaults = _defaults_for(self.dag, self.task_group, fixed.get("default_args"))
-        makers = [k for k in kind.__mro__ if "__init__" in k.__dict__ and k is not BaseOperator]
-        takes = {n for k in makers if issubclass(k, BaseOperator) for n in _keywords_of(k.__init__)}
+        takes = _keywords_of(kind)
         self._defaults = {name: value for name, value in defaults.items() if name in takes}
         self._expand = expand
         expand.join(self)
-        for result in _results_in(fixed):
-            _add_edge(result.operator, self)
+        self._join(fixed)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {name: v for name, v in self._fixed.items() if _holds_placeholder(v)}
@@ -2521,29 +2574,6 @@ class _MappedOperator(BaseOperator):
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
-
-
-class _OperatorPartial:
-    """What `partial` of an operator's class gives: `expand` has to follow."""
-
-    def __init__(self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any]) -> None:
-        self._kind, self._task_id, self._fixed = kind, task_id, fixed
-
-    def expand(self, **mapped: Any) -> BaseOperator:
-        """Map the operator over the elements of the arguments; `.output` has all results."""
-        _check_arguments_of(self._kind, self._task_id, mapped)
-        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
-        return self._make(_ExpandInput(f"task {self._task_id!r}", mapped), fixed)
-
-    def expand_kwargs(self, dicts: Any) -> BaseOperator:
-        """Map the operator over dicts of arguments."""
-        return self._make(_ExpandInput(f"task {self._task_id!r}", None, dicts), self._fixed)
-
-    def _make(self, expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
-        dag = fixed.get("dag") or _current_dag.get()
-        group = fixed.get("task_group") or _group_in(dag)
-        _check_expand(self._task_id, expand, fixed, group)
-        return _MappedOperator(self._kind, self._task_id, fixed, expand)
 
 
 # --- Building: DAGs -------------------------------------------------------------------------------
@@ -2565,24 +2595,24 @@ def _date(what: str, value: Any) -> _datetime.datetime | None:
 
 
 _DAG_SETTINGS: dict[str, _Setting] = {
-    "description": _Setting(None, _a(str, type(None))),
+    "description": _Setting(None, _of_type(str, type(None))),
     "default_args": _Setting({}, _string_keyed),
     "params": _Setting({}, _params),
     "max_active_tasks": _Setting(16, _whole(1, none=16)),
     "max_active_runs": _Setting(16, _whole(1, none=16)),
     "dagrun_timeout": _Setting(None, _duration(zero=False)),
-    "fail_fast": _Setting(False, _flag),
-    "doc_md": _Setting(None, _a(str, type(None))),
+    "fail_fast": _Setting(False, _is_bool),
+    "doc_md": _Setting(None, _of_type(str, type(None))),
     "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
-    "dag_display_name": _Setting(None, _a(str, type(None))),
+    "dag_display_name": _Setting(None, _of_type(str, type(None))),
     "on_success_callback": _callback,
     "on_failure_callback": _callback,
     "schedule": _Setting(None, _schedule),
     "start_date": _Setting(None, _date),
     "end_date": _Setting(None, _date),
-    "catchup": _Setting(False, _flag),
+    "catchup": _Setting(False, _is_bool),
     "max_consecutive_failed_dag_runs": _Setting(0, _whole(0, none=0)),
-    "render_template_as_native_obj": _Setting(False, _flag),
+    "render_template_as_native_obj": _Setting(False, _is_bool),
     **dict.fromkeys(
         """is_paused_upon_creation template_searchpath
         template_undefined user_defined_macros user_defined_filters jinja_environment_kwargs
@@ -2642,7 +2672,7 @@ class Dag:
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
         self._suffixes: dict[str, int] = {}
-        self._scopes: list[tuple[BaseOperator, set[str]]] = []
+        self._scopes: list[_Scope] = []
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
@@ -2737,6 +2767,8 @@ class Dag:
             )
         task.dag = self
         self.task_dict[task.task_id] = task
+        if self._scopes:
+            self._scopes[-1].made.append(task)
         self._note_suffix(task.task_id)
 
     def _note_suffix(self, node_id: str) -> None:
@@ -2773,6 +2805,8 @@ class Dag:
 
     def topological_sort(self) -> list[BaseOperator]:
         """The tasks in an order in which each comes after those it waits for."""
+        if not any(task._upstream for task in self.task_dict.values()):
+            return self.tasks
         import graphlib
 
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
@@ -2898,27 +2932,18 @@ class _RecordedDag(Dag):
         self._module = ""
         self.fileloc = None
 
-    def _refuse(self) -> NoReturn:
-        script = (
-            f"run the script which defines it: {self.fileloc}"
-            if self.fileloc
-            else ("run the script which defines it")
-        )
-        raise RuntimeError(
-            f"DAG {self.dag_id!r} was loaded from {os.fspath(self.db_path or '')}, which holds its "
-            f"history and not its tasks; {script}"
-        )
 
-
-def _refused(self: _RecordedDag, *args: object, **kwargs: object) -> NoReturn:
+def _refused(dag: _RecordedDag, *args: object, **kwargs: object) -> NoReturn:
     """A loaded DAG has metadata and history only."""
-    self._refuse()
+    script = f": {dag.fileloc}" if dag.fileloc else ""
+    raise RuntimeError(
+        f"DAG {dag.dag_id!r} was loaded from {os.fspath(dag.db_path or '')}, which holds its "
+        f"history and not its tasks; run the script which defines it{script}"
+    )
 
 
-for (
-    _name
-) in """run test cli to_mermaid has_task get_task check_cycle validate topological_sort __enter__
-    __getitem__ __contains__""".split():
+for _name in """run test cli to_mermaid has_task get_task check_cycle validate topological_sort
+    __enter__ __getitem__ __contains__""".split():
     setattr(_RecordedDag, _name, _refused)
 for _name in ("task", "tasks", "task_ids", "roots", "leaves"):
     setattr(_RecordedDag, _name, property(_refused))
@@ -3258,11 +3283,15 @@ def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mappin
 
 
 class _Recorded(NamedTuple):
-    """What a resumed run knows of a task instance."""
+    """What a resumed run keeps of a task instance; state None: it is decided anew."""
 
     state: TaskInstanceState | None
     try_number: int
     max_tries: int
+    lost: int = 0  # attempts in a row that went down with their scheduler
+    row_id: int = 0
+    flow: Mapping[str, Any] = {}  # what a branch chose, or whether a short circuit went on
+    died: bool = False  # its latest attempt went down with its scheduler
 
 
 class _Counts:
@@ -3274,27 +3303,33 @@ class _Counts:
         self.pending = pending
         self.success = self.failed = self.upstream_failed = self.skipped = 0
 
-    def add(self, state: TaskInstanceState) -> None:
-        """One more has ended so."""
+    def add(self, state: TaskInstanceState) -> bool:
+        """One more has ended so; whether it is the first."""
         if state is _S.SUCCESS:
             self.success += 1
-        elif state is _S.FAILED:
+            return self.success == 1
+        if state is _S.FAILED:
             self.failed += 1
-        elif state is _S.SKIPPED:
+            return self.failed == 1
+        if state is _S.SKIPPED:
             self.skipped += 1
-        else:
-            self.upstream_failed += 1
+            return self.skipped == 1
+        self.upstream_failed += 1
+        return self.upstream_failed == 1
 
 
 class _Instance:
-    """One task instance in the plan. `try_number` counts started attempts, from 1."""
+    """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
     __slots__ = (
+        "alone",
+        "before",
         "counts",
+        "lost",
         "map_index",
         "max_tries",
         "node",
-        "queued",
+        "ready",
         "row_id",
         "state",
         "try_number",
@@ -3306,8 +3341,11 @@ class _Instance:
         self.state = recorded.state
         self.try_number = recorded.try_number
         self.max_tries = recorded.max_tries
-        self.queued = False  # its rule has let it run
-        self.row_id = 0
+        self.lost = recorded.lost
+        self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
+        self.row_id = recorded.row_id
+        self.ready = False  # its rule has let it run
+        self.before: TaskInstanceState | None = None  # its state when it was sent
         self.counts: _Counts | None = None  # of its own index, within a mapped group
 
     @property
@@ -3317,12 +3355,16 @@ class _Instance:
     @property
     def label(self) -> str:
         """`task_id`, or `task_id[3]` for a mapped instance."""
-        return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
+        return _label_of(self.task_id, self.map_index)
 
     def move(self, state: TaskInstanceState | None) -> None:
         """Change the state, if the table of transitions allows it."""
         assert state in _NEXT[self.state], f"{self.label}: {self.state} -> {state}"
         self.state = state
+
+
+def _label_of(task_id: str, map_index: int) -> str:
+    return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
 
 class _Expansion:
@@ -3351,166 +3393,180 @@ class _Node:
 
     __slots__ = (
         "counts",
-        "depth",
         "downstream",
+        "expanded",
         "expansion",
         "feeds",
+        "gates",
         "group",
+        "guarded",
         "holds",
         "instances",
         "length",
         "limit",
         "open",
         "order",
-        "parked",
         "running",
         "setups",
+        "sheltered",
         "stored",
+        "tally",
         "task",
         "upstream",
+        "waiting",
         "weight",
     )
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
         self.order = order
-        self.weight = 0
+        self.weight = task.priority_weight
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
-        self.setups: tuple[_Node, ...] = ()  # further up, which it needs to succeed as well
-        self.depth = 0  # the longest way from a root
-        self.group = task._mapped_group
-        self.holds = any(task.__dict__.get(name) is not None for name in _CALLBACK_OF.values())
-        self.expansion: _Expansion | None = None
         # Most nodes have none of these: an empty tuple is shared by all.
+        self.setups: tuple[_Node, ...] = ()  # further up, which it needs to succeed as well
+        self.sheltered: tuple[_Node, ...] = ()  # those that need this setup
+        self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
+        self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
         self.feeds: tuple[_Expansion, ...] = ()  # the mappings that expand over its result
+        self.group = task._mapped_group
+        self.holds = _holds_worker(task)
+        self.expansion: _Expansion | None = None
+        self.expanded = True  # it has the instances that it will have
         self.counts = _NO_COUNTS
+        self.tally = _Counts(0) if task._is_setup else _NO_COUNTS  # of its own instances
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
-        self.running = 0
-        self.parked: tuple[_Instance, ...] = ()  # ready, and held back by the limit
+        self.running = 0  # sent, and not ended
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        self.limit: float = min((x for x in limits if x is not None), default=math.inf)
+        self.limit = min((x for x in limits if x is not None), default=None)
+        self.waiting: list[tuple[int, _Instance]] | None = None if self.limit is None else []
         self.length: int | None = None  # of its result, if it is not mapped
         # Indexes under which the instances of a mapped one stored a result.
         self.stored: list[int] = [] if task._mapping is not None else _NO_INDEXES
 
-    @property
-    def expanded(self) -> bool:
-        """Whether it has the instances that it will have."""
-        return self.expansion is None or self.instances[0].map_index >= 0
+    def is_in_step_with(self, other: _Node) -> bool:
+        """Whether both stand in one mapped group, so that index waits for index."""
+        return self.group is not None and self.group is other.group
 
     def decide(self, instance: _Instance | None) -> TaskInstanceState | None:
         """RUNNING if it may run, the state it ends in without running, or None: wait."""
-        for setup in self.setups:
-            states = self._states_of(setup, instance)
-            if _S.FAILED in states or _S.UPSTREAM_FAILED in states:
-                return _S.UPSTREAM_FAILED
-            if _S.SKIPPED in states:
-                return _S.SKIPPED
-            if any(state not in _ENDED for state in states):
+        needed = self.setups and self.task.trigger_rule is not TriggerRule.ALWAYS
+        decision = self._by_setups(instance) if needed else None
+        if decision is None or decision is _S.QUEUED:
+            pending, decision = decision, self._by_upstream(instance)
+            if pending and decision is not _S.UPSTREAM_FAILED:
                 return None
+        # What a branch or short circuit leaves out is skipped, whatever failed beside it.
+        if decision is _S.UPSTREAM_FAILED and self.is_gated(instance):
+            return None
+        return decision
+
+    def is_gated(self, instance: _Instance | None) -> bool:
+        """Whether a branch or short circuit that has not ended may still leave it out."""
+        for gate in self.gates:
+            if instance is None or not self.is_in_step_with(gate):
+                if gate.open:
+                    return True
+            elif (
+                gate.instances[min(instance.map_index, len(gate.instances) - 1)].state not in _ENDED
+            ):
+                return True
+        return False
+
+    def _by_upstream(self, instance: _Instance | None) -> TaskInstanceState | None:
         if not self.upstream:
             return _S.RUNNING
-        parts = [self.counts]
-        if instance is not None and instance.counts is not None:
-            parts.append(instance.counts)
+        c = self.counts
+        own = (
+            instance.counts if instance is not None and instance.counts is not None else _NO_COUNTS
+        )
+        done = not (c.pending or own.pending)
         if self.task._is_teardown:
-            return self._decide_teardown(instance, done=not any(c.pending for c in parts))
-        return _RULES[self.task.trigger_rule](
-            sum(c.success for c in parts),
-            sum(c.failed for c in parts),
-            sum(c.upstream_failed for c in parts),
-            sum(c.skipped for c in parts),
-            not any(c.pending for c in parts),
+            return self._by_own_setups(instance) if done else None
+        return _by_rule(
+            self.task.trigger_rule,
+            c.success + own.success,
+            c.failed + own.failed,
+            c.upstream_failed + own.upstream_failed,
+            c.skipped + own.skipped,
+            done,
         )
 
-    def _states_of(self, up: _Node, instance: _Instance | None) -> list[TaskInstanceState | None]:
-        """The states of an upstream's instances; in one mapped group, of the same index."""
-        if instance is not None and up.group is not None and up.group is self.group:
-            return [up.instances[instance.map_index].state]
-        return [each.state for each in up.instances]
+    def _by_setups(self, instance: _Instance | None) -> TaskInstanceState | None:
+        """What setups further up say: they are needed; QUEUED while one has not ended."""
+        pending = skipped = False
+        for setup in self.setups:
+            ends, open_ones = self._ends_of(setup, instance)
+            if ends.failed or ends.upstream_failed:
+                return _S.UPSTREAM_FAILED
+            pending, skipped = pending or open_ones, skipped or ends.skipped > 0
+        return _S.QUEUED if pending else _S.SKIPPED if skipped else None
 
-    def _decide_teardown(self, instance: _Instance | None, done: bool) -> TaskInstanceState | None:
-        """all_done_setup_success: once all is done, by how its setups ended."""
-        if not done:
-            return None
-        setups = [up for up in self.upstream if up.task._is_setup]
-        states = [state for up in setups for state in self._states_of(up, instance)]
-        if states and all(state is _S.SKIPPED for state in states):
-            return _S.SKIPPED
-        if states and _S.SUCCESS not in states:
-            return _S.UPSTREAM_FAILED
-        return _S.RUNNING
+    def _by_own_setups(self, instance: _Instance | None) -> TaskInstanceState:
+        """all_done_setup_success, once all is done: by how a teardown's setups ended."""
+        setups = [self._ends_of(up, instance)[0] for up in self.upstream if up.task._is_setup]
+        if not setups or any(ends.success for ends in setups):
+            return _S.RUNNING
+        failed = any(ends.failed or ends.upstream_failed for ends in setups)
+        return _S.UPSTREAM_FAILED if failed else _S.SKIPPED
+
+    def _ends_of(self, setup: _Node, instance: _Instance | None) -> tuple[_Counts, bool]:
+        """How a setup's instances ended (in one mapped group, that of the same index), and
+        whether some have not."""
+        if instance is None or not self.is_in_step_with(setup) or not setup.expanded:
+            return setup.tally, setup.open > 0
+        state = setup.instances[instance.map_index].state
+        ends = _Counts(0)
+        if state in _ENDED and state is not None:
+            ends.add(state)
+        return ends, state not in _ENDED
 
 
-def _all_success(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
-    if f or u:
-        return _S.UPSTREAM_FAILED
-    return _S.SKIPPED if k else _S.RUNNING if done else None
+def _holds_worker(task: BaseOperator) -> bool:
+    """Whether its worker, after an attempt, waits for word: its callbacks come once the outcome is
+    committed, and a signal that ends it must not meet the job after it."""
+    if task.execution_timeout is not None or (task.dag is not None and task.dag.fail_fast):
+        return True
+    return not task.__dict__.keys().isdisjoint(_CALLBACK_OF.values())  # what is set is kept there
 
 
-def _all_done_min_one_success(
-    s: int, f: int, u: int, k: int, done: bool
+def _by_rule(
+    rule: TriggerRule, s: int, f: int, u: int, k: int, done: bool
 ) -> TaskInstanceState | None:
-    if k:
-        return _S.SKIPPED
-    return None if not done else _S.RUNNING if s else _S.UPSTREAM_FAILED
+    """Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
 
-
-def _one_success(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
-    if s:
-        return _S.RUNNING
-    return None if not done else _S.UPSTREAM_FAILED if f or u else _S.SKIPPED
-
-
-def _none_failed(s: int, f: int, u: int, k: int, done: bool) -> TaskInstanceState | None:
-    return _S.UPSTREAM_FAILED if f or u else _S.RUNNING if done else None
-
-
-def _none_failed_min_one_success(
-    s: int, f: int, u: int, k: int, done: bool
-) -> TaskInstanceState | None:
-    if f or u:
-        return _S.UPSTREAM_FAILED
-    return None if not done else _S.RUNNING if s else _S.SKIPPED
-
-
-def _if_none(
-    spoils: Callable[[int, int, int, int], int],
-) -> Callable[[int, int, int, int, bool], TaskInstanceState | None]:
-    """Skipped as soon as one of the states that spoil it is there, else run when all are done."""
-    return lambda s, f, u, k, done: (
-        _S.SKIPPED if spoils(s, f, u, k) else _S.RUNNING if done else None
-    )
-
-
-def _if_one(
-    calls: Callable[[int, int, int, int], int],
-) -> Callable[[int, int, int, int, bool], TaskInstanceState | None]:
-    """Run as soon as one of the states that call for it is there; skipped if none will be."""
-    return lambda s, f, u, k, done: (
-        _S.RUNNING if calls(s, f, u, k) else _S.SKIPPED if done else None
-    )
-
-
-# Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
-_RULES: dict[TriggerRule, Callable[[int, int, int, int, bool], TaskInstanceState | None]] = {
-    TriggerRule.ALL_SUCCESS: _all_success,
-    TriggerRule.ALL_FAILED: _if_none(lambda s, f, u, k: s or k),
-    TriggerRule.ALL_DONE: lambda s, f, u, k, done: _S.RUNNING if done else None,
-    TriggerRule.ALL_DONE_MIN_ONE_SUCCESS: _all_done_min_one_success,
-    TriggerRule.ONE_SUCCESS: _one_success,
-    TriggerRule.ONE_FAILED: _if_one(lambda s, f, u, k: f or u),
-    TriggerRule.ONE_DONE: _if_one(lambda s, f, u, k: s or f),
-    TriggerRule.NONE_FAILED: _none_failed,
-    TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS: _none_failed_min_one_success,
-    TriggerRule.NONE_SKIPPED: _if_none(lambda s, f, u, k: k),
-    TriggerRule.ALL_SKIPPED: _if_none(lambda s, f, u, k: s or f or u),
-    TriggerRule.ALWAYS: lambda s, f, u, k, done: _S.RUNNING,
-    # A task that is no teardown (those look at their setups) and has been given the rule.
-    TriggerRule.ALL_DONE_SETUP_SUCCESS: lambda s, f, u, k, done: _S.RUNNING if done else None,
-}
+    RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
+    stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
+    """
+    bad, run = f or u, _S.RUNNING if done else None
+    match rule:
+        case TriggerRule.ALL_SUCCESS:
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and k else run
+        case TriggerRule.NONE_FAILED:
+            return _S.UPSTREAM_FAILED if bad else run
+        case TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS:
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and not s else run
+        case TriggerRule.ALL_DONE | TriggerRule.ALL_DONE_SETUP_SUCCESS:
+            return run
+        case TriggerRule.ALL_DONE_MIN_ONE_SUCCESS:
+            return _S.SKIPPED if k else _S.UPSTREAM_FAILED if done and not s else run
+        case TriggerRule.ONE_SUCCESS if done and not s:
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED
+        case TriggerRule.ONE_SUCCESS:
+            return _S.RUNNING if s else None
+        case TriggerRule.ONE_FAILED:
+            return _S.RUNNING if bad else _S.SKIPPED if done else None
+        case TriggerRule.ONE_DONE:
+            return _S.RUNNING if s or f else _S.SKIPPED if done else None
+        case TriggerRule.ALL_FAILED:
+            return _S.SKIPPED if s or k else run
+        case TriggerRule.ALL_SKIPPED:
+            return _S.SKIPPED if s or bad else run
+        case TriggerRule.NONE_SKIPPED:
+            return _S.SKIPPED if k else run
+        case TriggerRule.ALWAYS:
+            return _S.RUNNING
 
 
 class _Status(enum.Enum):
@@ -3526,9 +3582,132 @@ class _Status(enum.Enum):
 _STATUSES = {status.value: status for status in _Status}  # looked up faster than made
 
 
-# --- Plan: the machine ----------------------------------------------------------------------------
+# --- Plan: the graph ------------------------------------------------------------------------------
 
-_HESITATION = 1.0  # seconds; see _Plan._hesitates
+
+def _make_nodes(dag: Dag) -> list[_Node]:
+    """The tasks as nodes that know their neighbours, their weights, setups and gates."""
+    nodes = [_Node(task, i) for i, task in enumerate(dag.task_dict.values())]
+    by_id = {node.task.task_id: node for node in nodes}
+    for node in nodes:
+        node.upstream = tuple(by_id[t] for t in node.task._upstream)
+        node.downstream = tuple(by_id[t] for t in node.task._downstream)
+        outside = sum(not node.is_in_step_with(up) for up in node.upstream)
+        if outside:
+            node.counts = _Counts(outside)
+    order = [by_id[task.task_id] for task in dag.topological_sort()]
+    _weigh(order)
+    _find_setups_and_gates(order)
+    _make_expansions(order, by_id)
+    return nodes
+
+
+def _reach(order: Sequence[_Node], near: str, away: str) -> Iterator[tuple[_Node, int]]:
+    """Each node of an order with all that lies beyond it, as a bit set of places in that order.
+
+    A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
+    """
+    sets: dict[_Node, int] = {}
+    left: dict[_Node, int] = {}
+    for place, node in enumerate(order):
+        bits = 0
+        for other in getattr(node, near):
+            bits |= sets[other]
+            left[other] -= 1
+            if not left[other]:
+                del sets[other]
+        if getattr(node, away):
+            sets[node], left[node] = bits | 1 << place, len(getattr(node, away))
+        yield node, bits
+
+
+def _weigh(order: Sequence[_Node]) -> None:
+    """Priorities: a task's own weight, with those of all descendants or ancestors."""
+    for rule, ordered, near, away in (
+        (WeightRule.DOWNSTREAM, order[::-1], "downstream", "upstream"),
+        (WeightRule.UPSTREAM, order, "upstream", "downstream"),
+    ):
+        if not any(n.task.weight_rule is rule and getattr(n, near) for n in order):
+            continue
+        masks: dict[int, int] = {}
+        for weight in {n.task.priority_weight for n in order}:
+            chosen = ("1" if n.task.priority_weight == weight else "0" for n in reversed(ordered))
+            masks[weight] = int("".join(chosen), 2)
+        for node, bits in _reach(ordered, near, away):
+            if node.task.weight_rule is not rule:
+                continue
+            if len(masks) == 1:
+                node.weight += bits.bit_count() * node.task.priority_weight
+            else:
+                node.weight += sum(w * (bits & mask).bit_count() for w, mask in masks.items())
+
+
+def _find_setups_and_gates(order: Sequence[_Node]) -> None:
+    """Of each node the setups above it in whose scope it stands (not right above it: those are
+    upstream), and the branches and short circuits that may leave it out."""
+    marked = [n for n in order if n.task._is_setup or n.task._flow == "short_circuit"]
+    teardowns = {node: 1 << i for i, node in enumerate(n for n in order if n.task._is_teardown)}
+    for gate in (n for n in order if n.task._flow is not None):
+        near_only = gate.task._flow == "branch" or not _skips_far(gate)
+        for node in gate.downstream if near_only else ():
+            _note_gate(gate, node)
+    if not marked:
+        return
+    bit = {node: 1 << i for i, node in enumerate(marked)}
+    above: dict[_Node, int] = dict.fromkeys(order, 0)
+    for node in order:
+        for up in node.upstream:
+            above[node] |= above[up] | bit.get(up, 0)
+    below: dict[_Node, int] = dict.fromkeys(order, 0)
+    for node in reversed(order):
+        for down in node.downstream:
+            below[node] |= below[down] | teardowns.get(down, 0)
+    ends = {n: sum(teardowns.get(d, 0) for d in n.downstream) for n in marked}
+    for node in order:
+        bits = 0 if node.task._is_teardown else above[node]
+        while bits:
+            mark = marked[(bits & -bits).bit_length() - 1]
+            bits &= bits - 1
+            if mark.task._flow == "short_circuit" and _skips_far(mark):
+                _note_gate(mark, node)
+            inside = not ends[mark] or ends[mark] & below[node]
+            if mark.task._is_setup and inside and mark not in node.upstream:
+                node.setups = (*node.setups, mark)
+                mark.sheltered = (*mark.sheltered, node)
+
+
+def _note_gate(gate: _Node, node: _Node) -> None:
+    # A mapped one leaves out nothing outside of its group.
+    apart = gate.task._mapping is not None and not node.is_in_step_with(gate)
+    if not apart and (not node.task._is_teardown or gate.task._flow == "branch"):
+        node.gates = (*node.gates, gate)
+        gate.guarded = (*gate.guarded, node)
+
+
+def _skips_far(node: _Node) -> bool:
+    """Whether a false short circuit skips all below it, near and far."""
+    return bool(getattr(node.task, "ignore_downstream_trigger_rules", True))
+
+
+def _make_expansions(nodes: Sequence[_Node], by_id: Mapping[str, _Node]) -> None:
+    made: dict[int, _Expansion] = {}
+    for node in nodes:
+        mapping = node.task._mapping
+        if mapping is None:
+            continue
+        expansion = made.get(id(mapping))
+        if expansion is None:
+            expansion = made[id(mapping)] = _Expansion(mapping)
+            sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
+            expansion.sources = [by_id[t] for t in sources]
+            expansion.waiting = len(expansion.sources)
+            for source in expansion.sources:
+                source.feeds = (*source.feeds, expansion)
+        expansion.nodes.append(node)
+        node.expansion = expansion
+
+
+# --- Plan: the machine ----------------------------------------------------------------------------
 
 
 class _BadBranch(AirflowException):
@@ -3538,10 +3717,11 @@ class _BadBranch(AirflowException):
 class _Plan:
     """The state of a run: fed with what happened, it says what may start and what changed.
 
-    `take` gives the instances that may start, one by one; `start` says that one did, `finish` how
-    it ended. `settle`, after the events of a turn, draws the conclusions; `changed` collects the
-    instances whose state a rule decided, `expanded` the tasks that got their instances, for the
-    run loop to record. Times are seconds of whatever clock the caller passes in.
+    `take` gives the instances that may start, one by one; `start` says that one was sent to a
+    worker, `begin` that it runs there, `finish` how it ended. `settle`, after the events of a
+    turn, draws the conclusions; `changed` collects the instances whose state a rule decided,
+    `expanded` the tasks that got their instances, for the run to record. Times are seconds of
+    whatever clock the caller passes in.
     """
 
     def __init__(
@@ -3551,175 +3731,78 @@ class _Plan:
         recorded: Mapping[tuple[str, int], _Recorded] | None = None,
         lengths: Mapping[tuple[str, int], int | None] | None = None,
         pools: Mapping[str, int] | None = None,
+        unexpanded: Collection[str] = (),
     ) -> None:
         self.dag = dag
         self.logical_date = logical_date
         self.changed: list[_Instance] = []
         self.expanded: list[_Node] = []
-        self.doomed: list[_Instance] = []  # running, and to be ended by the run loop
-        self.running = 0
+        self.doomed: list[_Instance] = []  # sent, and to be ended by the run
+        self.running = 0  # sent, and not ended
         self.unfinished = 0
         self.timed_out = False
-        self._gave_up = False
-        self.notes: list[str] = []
+        self.gave_up = False
+        self._winding: dict[_Instance, None] | None = None  # teardowns to run before a stop
         self._free = dict(pools or {})
         self._queues: dict[str, list[tuple[int, int, int, _Instance]]] = {}
-        self._waiting: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
+        self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
         self._dirty: dict[tuple[_Node, _Instance | None], None] = {}
-        self._hesitant: dict[_Node, tuple[float, set[_Node]]] = {}
-        self._by_id: dict[str, _Node] = {}
+        self._held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
-        self._make_nodes(self._recorded, lengths or {})
+        self.nodes = _make_nodes(dag)
+        self._by_id = {node.task.task_id: node for node in self.nodes}
+        for (task_id, index), length in (lengths or {}).items():
+            if task_id in self._by_id:
+                self._note_result(self._by_id[task_id], index, length)
+        self._make_instances(unexpanded)
         self._begin()
 
     # Building.
 
-    def _make_nodes(
-        self,
-        recorded: Mapping[tuple[str, int], _Recorded],
-        lengths: Mapping[tuple[str, int], int | None],
-    ) -> None:
-        self.nodes = [_Node(task, i) for i, task in enumerate(self.dag.task_dict.values())]
-        nodes = self._by_id = {node.task.task_id: node for node in self.nodes}
+    def _make_instances(self, unexpanded: Collection[str]) -> None:
+        """The instances there are at first: recorded ones, those of constants, or one."""
+        indexes: dict[str, list[int]] = {}
+        for task_id, index in self._recorded:
+            indexes.setdefault(task_id, []).append(index)
         for node in self.nodes:
-            node.upstream = tuple(nodes[t] for t in node.task._upstream)
-            node.downstream = tuple(nodes[t] for t in node.task._downstream)
-            outside = [up for up in node.upstream if not self._in_step(up, node)]
-            if outside:
-                node.counts = _Counts(len(outside))
-        for task in self.dag.topological_sort():
-            node = nodes[task.task_id]
-            node.depth = max((up.depth + 1 for up in node.upstream), default=0)
-        if any(node.task._is_setup for node in self.nodes):
-            self._find_setups()
-        self._weigh()
-        self._make_expansions()
-        by_task: dict[str, list[int]] = {}
-        for task_id, index in recorded:
-            by_task.setdefault(task_id, []).append(index)
-        for (task_id, index), length in lengths.items():
-            if task_id in nodes:
-                self._note_result(nodes[task_id], index, length)
-        for node in self.nodes:
-            self._make_instances(node, recorded, by_task.get(node.task.task_id, []))
+            mapped = sorted(i for i in indexes.get(node.task.task_id, ()) if i >= 0)
+            count = 0
+            if node.expansion is not None and node.task.task_id not in unexpanded:
+                over_constants = not node.expansion.sources
+                count = node.expansion.mapping.count(self) if over_constants else len(mapped)
+                node.expanded = over_constants or count > 0
+            elif node.expansion is not None:
+                node.expanded = False
+            self._give_instances(node, range(count) if count else [-1])
 
-    @staticmethod
-    def _in_step(up: _Node, down: _Node) -> bool:
-        """Whether both stand in one mapped group, so that index waits for index."""
-        return up.group is not None and up.group is down.group
-
-    def _find_setups(self) -> None:
-        """Setups above a task that are not right above it, and whose teardown is not, either."""
-        below: dict[_Node, set[_Node]] = {}
-        for node in sorted(self.nodes, key=lambda n: -n.depth):
-            below[node] = set().union(*({d} | below[d] for d in node.downstream), ())
-        for setup in (node for node in self.nodes if node.task._is_setup):
-            teardowns = {d for d in setup.downstream if d.task._is_teardown}
-            for node in below[setup]:
-                scoped = not teardowns or teardowns & below[node]
-                if scoped and not node.task._is_teardown and setup not in node.upstream:
-                    node.setups = (*node.setups, setup)
-
-    def _weigh(self) -> None:
-        """Priorities: a task's own weight, with those of all descendants or ancestors."""
-        if all(n.task.priority_weight == 1 and n.task.weight_rule is WeightRule.DOWNSTREAM
-               for n in self.nodes):  # fmt: skip
-            return  # then the order in which the tasks were made does as well
-        related: dict[_Node, dict[WeightRule, set[_Node]]] = {n: {} for n in self.nodes}
-        by_depth = sorted(self.nodes, key=lambda n: n.depth)
-        for rule, order, near in (
-            (WeightRule.UPSTREAM, by_depth, "upstream"),
-            (WeightRule.DOWNSTREAM, by_depth[::-1], "downstream"),
-        ):
-            for node in order:
-                reach: set[_Node] = set()
-                for other in getattr(node, near):
-                    reach |= {other} | related[other][rule]
-                related[node][rule] = reach
-        for node in self.nodes:
-            others = related[node].get(node.task.weight_rule, ())
-            node.weight = node.task.priority_weight + sum(o.task.priority_weight for o in others)
-
-    def _make_expansions(self) -> None:
-        made: dict[int, _Expansion] = {}
-        for node in self.nodes:
-            mapping = node.task._mapping
-            if mapping is None:
-                continue
-            expansion = made.get(id(mapping))
-            if expansion is None:
-                expansion = made[id(mapping)] = _Expansion(mapping)
-                sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
-                expansion.sources = [self._by_id[t] for t in sources]
-                expansion.waiting = len(expansion.sources)
-                for source in expansion.sources:
-                    source.feeds = (*source.feeds, expansion)
-            expansion.nodes.append(node)
-            node.expansion = expansion
-
-    def _make_instances(
-        self,
-        node: _Node,
-        recorded: Mapping[tuple[str, int], _Recorded],
-        indexes: list[int],
-    ) -> None:
-        """The instances that a node has at first: recorded ones, those of constants, or one."""
-        task_id = node.task.task_id
-        new = _Recorded(None, 0, node.task.retries)
-        count = -1
-        if node.expansion is not None and not node.expansion.sources:
-            count = node.expansion.mapping.count(self)
-        mapped = sorted(i for i in indexes if i >= 0)
-        if node.expansion is not None and self._expands_anew(node.expansion, recorded):
-            mapped = []
-        if node.expansion is not None and mapped:
-            touched = any(recorded[task_id, i] != new for i in mapped)
-            if touched or count < 0:
-                if 0 <= count != len(mapped):
-                    self.notes.append(
-                        f"task {task_id!r} is expanded already: it keeps its {len(mapped)} "
-                        f"instances, though the code now has {count}"
-                    )
-                count = len(mapped)
-        elif count == 0 or node.expansion is None:
-            count = -1
-        self._give_instances(
-            node,
-            range(count) if count > 0 else [-1],
-            lambda i: recorded.get((task_id, i)) or recorded.get((task_id, max(i, 0)), new),
-        )
-
-    def _expands_anew(
-        self, expansion: _Expansion, recorded: Mapping[tuple[str, int], _Recorded]
-    ) -> bool:
-        """Whether a resume forgets the instances of a mapping: what it expands over runs again,
-        and none of them has succeeded."""
-        ours = {node.task.task_id for node in expansion.nodes}
-        kept = {task_id for (task_id, _), r in recorded.items() if r.state is _S.SUCCESS}
-        again = {task_id for (task_id, _), r in recorded.items() if r.state is not _S.SUCCESS}
-        return bool(again & {x.task.task_id for x in expansion.sources}) and not kept & ours
-
-    def _give_instances(
-        self, node: _Node, indexes: Iterable[int], recorded: Callable[[int], _Recorded]
-    ) -> None:
-        node.instances = [_Instance(node, i, recorded(i)) for i in indexes]
+    def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
+        task_id, new = node.task.task_id, _Recorded(None, 0, node.task.retries)
+        get = self._recorded.get
+        node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.open = len(node.instances)
-        in_step = sum(self._in_step(up, node) for up in node.upstream)
+        self.unfinished += node.open
         if node.group is not None:
+            in_step = sum(node.is_in_step_with(up) for up in node.upstream)
             for instance in node.instances:
                 instance.counts = _Counts(in_step)
 
     def _begin(self) -> None:
         """Count what a resumed run keeps; then every instance that is left has to be decided."""
-        self.unfinished = sum(len(node.instances) for node in self.nodes)
-        for node in self.nodes:
-            for instance in node.instances:
-                if instance.state is not None:
-                    self._ended(instance, instance.state)
+        kept = [i for i in self.instances() if i.state is not None]
+        for instance in kept:
+            assert instance.state is not None
+            self._ended(instance, instance.state)
+        for instance in kept:
+            self._follow_again(instance)
         self._dirty.clear()
         for node in self.nodes:
             if node.open:
                 self._touch(node)
+
+    def _follow_again(self, instance: _Instance) -> None:
+        """Leave out what a branch or short circuit that is kept has left out."""
+        recorded = self._recorded[instance.task_id, instance.map_index]
+        self.skip(instance, self.left_out(instance, recorded.flow, strict=False))
 
     def _touch(self, node: _Node) -> None:
         """The node has to be looked at: as a whole, or, in a mapped group, each instance."""
@@ -3758,73 +3841,102 @@ class _Plan:
 
     def ready_count(self, now: float) -> int:
         """How many instances may start now, at most."""
-        while self._waiting and self._waiting[0][0] <= now:
-            instance = heapq.heappop(self._waiting)[-1]
+        while self._delayed and self._delayed[0][0] <= now:
+            instance = heapq.heappop(self._delayed)[-1]
             if instance.state in (_S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
                 self._enqueue(instance)
         queued = sum(map(len, self._queues.values()))
         return min(queued, self.dag.max_active_tasks - self.running)
 
     def _enqueue(self, instance: _Instance) -> None:
+        """It may start once there is room; past its task's limit it waits in the task's line."""
+        node = instance.node
+        if node.waiting is not None:
+            heapq.heappush(node.waiting, (instance.map_index, instance))
+            self._advance(node)
+        else:
+            self._push(instance)
+
+    def _advance(self, node: _Node) -> None:
+        """Let those of the task's line go on that its limit allows."""
+        assert node.waiting is not None and node.limit is not None
+        while node.waiting and node.running < node.limit:
+            instance = heapq.heappop(node.waiting)[-1]
+            if self._waits(instance):
+                node.running += 1  # its place is taken from here on
+                self._push(instance)
+
+    def _push(self, instance: _Instance) -> None:
         node = instance.node
         entry = (-node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(node.task.pool, []), entry)
 
+    @staticmethod
+    def _waits(instance: _Instance) -> bool:
+        """Whether it still waits to be started: a branch may have skipped it meanwhile."""
+        return instance.state in (None, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE)
+
     def take(self) -> _Instance | None:
         """The next of the instances that may start: the caller must `start` it or `put_back`."""
         while True:
-            heads = [
-                (queue[0][:3], pool)
-                for pool, queue in self._queues.items()
-                if queue and self._has_room(queue[0][-1])
-            ]
-            if not heads:
+            open_ones = [q for q in self._queues.values() if q and self._has_room(q[0][-1])]
+            if not open_ones:
                 return None
-            instance = heapq.heappop(self._queues[min(heads)[1]])[-1]
-            if instance.state in _ENDED or instance.state is _S.RUNNING:
-                continue  # a branch has skipped it meanwhile
-            if instance.node.running >= instance.node.limit:
-                self.park(instance)
-                continue
-            return instance
-
-    def park(self, instance: _Instance) -> None:
-        """As many of its task run as may: it waits until one ends, or `unpark`."""
-        instance.node.parked = (*instance.node.parked, instance)
-
-    def unpark(self) -> None:
-        """Look at the parked ones again: in other runs of the DAG one may have ended."""
-        for node in self.nodes:
-            parked, node.parked = node.parked, ()
-            for instance in parked:
-                self._enqueue(instance)
+            first = min(open_ones, key=lambda q: q[0][:3]) if len(open_ones) > 1 else open_ones[0]
+            instance = heapq.heappop(first)[-1]
+            if self._waits(instance):
+                return instance
+            self._leave_line(instance.node)
 
     def _has_room(self, instance: _Instance) -> bool:
+        if not self._free:
+            return True
         task = instance.node.task
         return instance.state in _ENDED or self._free.get(task.pool, math.inf) >= task.pool_slots
 
     def put_back(self, instance: _Instance) -> None:
         """An instance that was taken and could not be started."""
-        self._enqueue(instance)
+        self._push(instance)
+
+    def hold(self, instance: _Instance) -> None:
+        """As many of its task run, in other runs too, as may: it waits until `release`."""
+        self._held.append(instance)
+        if instance.node.waiting is not None:
+            instance.node.running -= 1
+
+    def release(self) -> None:
+        """Look again at what was held: in other runs one may have ended."""
+        held, self._held = self._held, []
+        for instance in held:
+            self._enqueue(instance)
+
+    def _leave_line(self, node: _Node) -> None:
+        if node.waiting is not None:
+            node.running -= 1
+            self._advance(node)
 
     def next_time(self) -> float | None:
-        """When time alone changes something next: a wait for a retry ends, or a hesitation."""
-        times = [until for until, _ in self._hesitant.values()]
-        times += [entry[0] for entry in self._waiting[:1]]
-        return min(times, default=None)
+        """When time alone changes something next: a wait for a retry ends."""
+        return self._delayed[0][0] if self._delayed else None
 
     # What happens.
 
     def start(self, instance: _Instance) -> None:
-        """The instance's next attempt starts, or a sensor's goes on."""
+        """The instance's next attempt is sent to a worker, or a sensor's goes on."""
+        instance.before = instance.state
         if instance.state is not _S.UP_FOR_RESCHEDULE:
             instance.try_number += 1
-        instance.move(_S.RUNNING)
+        instance.move(_S.QUEUED)
         self.running += 1
-        instance.node.running += 1
+        if instance.node.waiting is None:
+            instance.node.running += 1
         pool = instance.node.task.pool
         if pool in self._free:
             self._free[pool] -= instance.node.task.pool_slots
+
+    def begin(self, instance: _Instance) -> None:
+        """A worker took it."""
+        instance.move(_S.RUNNING)
 
     def _leave(self, instance: _Instance) -> None:
         node = instance.node
@@ -3832,10 +3944,8 @@ class _Plan:
         node.running -= 1
         if node.task.pool in self._free:
             self._free[node.task.pool] += node.task.pool_slots
-        if node.parked:
-            first, *others = node.parked
-            node.parked = tuple(others)
-            self._enqueue(first)
+        if node.waiting is not None:
+            self._advance(node)
 
     def finish(
         self,
@@ -3847,86 +3957,101 @@ class _Plan:
         wait: float = 0.0,
     ) -> None:
         """The instance's attempt ended; whether it stored a result, of which length."""
+        if instance.state is _S.QUEUED:
+            self.begin(instance)
         self._leave(instance)
         if self.timed_out and status is not _Status.SUCCESS:
             status = _Status.SKIPPED
+        elif status is _Status.RESCHEDULE and self.gave_up:
+            status = _Status.FATAL
         elif status is _Status.FAILED and instance.try_number <= instance.max_tries:
             instance.move(_S.UP_FOR_RETRY)
-            self._wait_for(instance, now + _retry_wait(instance, self.logical_date))
+            self._delay(instance, now + _retry_wait(instance, self.logical_date))
             return
         elif status is _Status.RESCHEDULE:
             instance.move(_S.UP_FOR_RESCHEDULE)
-            self._wait_for(instance, now + wait)
+            self._delay(instance, now + wait)
             return
         if stored:
             self._note_result(instance.node, instance.map_index, length)
         ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
         self._end(instance, ended)
         if ended is _S.FAILED and self.dag.fail_fast:
-            self._give_up(_S.SKIPPED)
+            self._give_up()
 
-    def _wait_for(self, instance: _Instance, at: float) -> None:
+    def _delay(self, instance: _Instance, at: float) -> None:
         entry = (at, instance.node.order, instance.map_index, instance)
-        heapq.heappush(self._waiting, entry)
+        heapq.heappush(self._delayed, entry)
 
     def pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance, which needs no worker, succeeds."""
         instance.try_number += 1
+        self._leave_line(instance.node)
         self._end(instance, _S.SUCCESS)
 
     def withdraw(self, instance: _Instance) -> None:
-        """The instance's first attempt did not start after all: it may again."""
+        """The instance's attempt did not start after all: it may again."""
         self._leave(instance)
-        instance.try_number = 0
-        instance.move(None)
-        if self.timed_out or (self._gave_up and not instance.node.task._is_teardown):
-            self.changed.append(instance)
-            self._end(instance, _S.SKIPPED)
-            return
-        instance.max_tries = max(instance.max_tries, instance.node.task.retries)
-        self._enqueue(instance)
+        if instance.before is not _S.UP_FOR_RESCHEDULE:
+            instance.try_number -= 1
+        instance.move(instance.before)
+        if self.timed_out or (self.gave_up and not instance.node.task._is_teardown):
+            self._decide(instance, _S.SKIPPED)
+        elif self._winding is None or instance in self._winding:
+            self._enqueue(instance)
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
+        if instance.state is _S.QUEUED:
+            self.begin(instance)
         self._leave(instance)
+        instance.max_tries += 1
         instance.move(None)
 
     def _end(self, instance: _Instance, state: TaskInstanceState) -> None:
         instance.move(state)
         self._ended(instance, state)
 
+    def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
+        """It ends without running."""
+        self.changed.append(instance)
+        self._end(instance, state)
+
     def _ended(self, instance: _Instance, state: TaskInstanceState) -> None:
-        """Count it, and touch what hangs on it."""
+        """Count it, and touch those below of which it may decide something."""
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
+        if self._winding is not None:
+            self._winding.pop(instance, None)
+        if node.tally is not _NO_COUNTS and (node.tally.add(state) or not node.open):
+            for other in node.sheltered:
+                self._touch(other)
         if not node.open:
             node.stored.sort()
             for expansion in node.feeds:
                 expansion.waiting -= 1
                 for mapped in expansion.nodes:
                     self._touch(mapped)
+        for other in node.guarded:
+            if not node.open or other.is_in_step_with(node):
+                self._touch(other)
         for below in node.downstream:
-            if self._in_step(node, below):
+            if below.is_in_step_with(node):
                 self._tell_own(below, instance, state)
                 continue
-            below.counts.add(state)
+            news = below.counts.add(state)
             if not node.open:
                 below.counts.pending -= 1
-            self._touch(below)
-        if node.task._is_setup:
-            for other in self.nodes:
-                if node in other.setups:
-                    self._touch(other)
+            if news or not below.counts.pending:
+                self._touch(below)
 
     def _tell_own(self, below: _Node, instance: _Instance, state: TaskInstanceState) -> None:
-        if instance.map_index < 0 or not below.expanded:
-            # The group was not expanded when this one ended (by its source, or by a branch that
-            # skipped it): nor can those be that wait for it, index by index.
-            for each in [] if below.expanded else below.instances:
+        if instance.map_index < 0 or not below.expanded or below.instances[0].map_index < 0:
+            # Expanded over nothing; else what stands below is decided when its group expands.
+            for each in below.instances if instance.node.expanded else ():
                 if each.state is None:
-                    self.changed.append(each)
-                    self._end(each, state)
+                    self._decide(each, state)
             return
         other = below.instances[instance.map_index]
         assert other.counts is not None
@@ -3941,55 +4066,52 @@ class _Plan:
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
-        for node, (until, _) in self._hesitant.items():
-            if until <= now:
-                self._dirty[node, None] = None
+        if self._winding is not None:
+            self._wind_down()
+            return
         while self._dirty:
             round_of, self._dirty = self._dirty, {}
-            decided = [(*unit, self._decision(*unit, now)) for unit in round_of]
+            decided = [(*unit, self._decision(*unit)) for unit in round_of]
             for node, instance, decision in decided:
                 if decision is not None:
                     self._carry_out(node, instance, decision)
 
-    def _decision(
-        self, node: _Node, instance: _Instance | None, now: float
-    ) -> TaskInstanceState | None:
-        if not node.open or (instance is not None and (instance.queued or instance.state)):
+    def _decision(self, node: _Node, instance: _Instance | None) -> TaskInstanceState | None:
+        if not node.open or (instance is not None and (instance.ready or instance.state)):
             return None
-        if instance is None and node.expanded and node.instances[0].queued:
-            return None
+        if instance is None and node.expanded and (node.group or node.instances[0].ready):
+            return None  # a group was expanded meanwhile, and its instances are looked at each
         expansion = node.expansion
-        if expansion is not None and not node.expanded:
-            verdict = expansion.verdict()
-            if verdict is not None:
-                return verdict
-            if node.group is not None:  # it expands as soon as it can, whatever its rules
-                return None if expansion.waiting else _S.RUNNING
-        decision = node.decide(instance)
-        if decision is _S.RUNNING and not node.expanded and expansion and expansion.waiting:
-            return None
-        eager_skip = decision is _S.SKIPPED and node.counts.pending > 0
-        if eager_skip and node.task.trigger_rule is TriggerRule.ALL_SUCCESS and instance is None:
-            return None if self._hesitates(node, now) else decision
-        self._hesitant.pop(node, None)
-        return decision
+        if expansion is None or node.expanded:
+            return node.decide(instance)
+        verdict = expansion.verdict()
+        if verdict is _S.UPSTREAM_FAILED:
+            return None if node.is_gated(None) else verdict
+        if node.group is not None:  # it expands as soon as it can, whatever its rules
+            return None if expansion.waiting else verdict or _S.RUNNING
+        decision = node.decide(None)
+        if decision is None or decision is _S.UPSTREAM_FAILED:
+            return decision
+        return None if expansion.waiting else verdict or decision
 
     def _carry_out(
         self, node: _Node, instance: _Instance | None, decision: TaskInstanceState
     ) -> None:
-        if decision is _S.RUNNING and (not node.expanded or (node.group and instance is None)):
+        in_group = node.group is not None and instance is None and node.instances[0].map_index >= 0
+        if decision is _S.RUNNING and (not node.expanded or in_group):
             if not node.expanded:  # another task of its group may have expanded them all
                 self._expand(node)
             return
+        if decision is _S.RUNNING and node.instances[0].map_index < 0 and node.expansion:
+            decision = _S.SKIPPED  # expanded over nothing
         for each in [instance] if instance is not None else list(node.instances):
-            if each.state is not None or each.queued:
+            if each.state is not None or each.ready:
                 continue
             if decision is _S.RUNNING:
-                each.queued = True
+                each.ready = True
                 self._enqueue(each)
             else:
-                self.changed.append(each)
-                self._end(each, decision)
+                self._decide(each, decision)
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
@@ -3997,70 +4119,60 @@ class _Plan:
         try:
             count = node.expansion.mapping.count(self)
         except LookupError:  # an old result that is no list, in a resume of mended code
-            self._carry_out(node, None, _S.UPSTREAM_FAILED)
+            for instance in node.instances:
+                self._decide(instance, _S.UPSTREAM_FAILED)
             return
-        together = node.expansion.nodes if node.group is not None else [node]
-        for each in together:
+        for each in node.expansion.nodes if node.group is not None else [node]:
             if each.expanded or not each.open:
                 continue
+            if any(up.is_in_step_with(each) and not up.expanded for up in each.upstream):
+                # A branch skipped that one before the group was expanded.
+                self._decide(each.instances[0], _S.SKIPPED)
+                continue
+            each.expanded = True
             if count == 0:
                 self._carry_out(each, None, _S.SKIPPED)
                 continue
-            first = each.instances[0]
-            # In a resumed run, instances of these indexes may have had attempts before.
-            task_id = each.task.task_id
-            recorded = {i: r for (t, i), r in self._recorded.items() if t == task_id}
-            recorded[0] = _Recorded(None, first.try_number, first.max_tries)
-            new = _Recorded(None, 0, each.task.retries)
-            self._give_instances(each, range(count), functools.partial(_get_or, recorded, new))
-            each.instances[0].row_id = first.row_id
-            self.unfinished += count - 1
+            self.unfinished -= 1
+            self._give_instances(each, range(count))
             self.expanded.append(each)
             self._touch(each)
 
-    def _hesitates(self, node: _Node, now: float) -> bool:
-        """Whether an upstream may be about to fail beside the one that was skipped.
+    # Branches.
 
-        Airflow looks at the states once a second or so, and there failure wins over a skip that
-        it sees with it. So a skip waits, a second at most, for the upstreams that stand no deeper
-        in the DAG and are about to end; which of two workers is faster does not matter then.
+    def left_out(
+        self, instance: _Instance, note: Mapping[str, Any], strict: bool = True
+    ) -> list[_Node]:
+        """What a branch's choice, or a short circuit's, leaves to be skipped. Raises _BadBranch.
+
+        As in Airflow, one in a mapped group skips nothing outside of that group.
         """
-        if node not in self._hesitant:
-            skipped = [up.depth for up in node.upstream if up.instances[0].state is _S.SKIPPED] or [
-                node.depth
-            ]
-            awaited = {
-                up
-                for up in node.upstream
-                if up.open and up.instances[0].queued and up.depth <= max(skipped)
-            }
-            self._hesitant[node] = (now + _HESITATION, awaited)
-        until, awaited = self._hesitant[node]
-        awaited -= {up for up in awaited if not up.open}
-        if awaited and now < until:
-            return True
-        del self._hesitant[node]
-        return False
+        if "chosen" in note:
+            nodes = self.not_chosen(instance, note["chosen"], strict)
+        elif note.get("go_on") is False:
+            nodes = self.short_circuited(instance)
+        else:
+            return []
+        if instance.map_index < 0:
+            return nodes
+        return [n for n in nodes if n.is_in_step_with(instance.node)]
 
-    # Branches, and the end of the run.
-
-    def not_chosen(self, instance: _Instance, chosen: Any) -> list[_Node]:
-        """What a branch's choice leaves to be skipped. Raises _BadBranch.
-
-        Of the direct downstream tasks, those that are neither chosen nor below one that is.
-        """
+    def not_chosen(self, instance: _Instance, chosen: Any, strict: bool = True) -> list[_Node]:
+        """Of the direct downstream tasks, those that are neither chosen nor below one that is."""
         keep: set[_Node] = set()
         for name in [] if chosen is None else [chosen] if isinstance(chosen, str) else chosen:
-            keep.update(self._branch_targets(name))
+            keep.update(self._branch_targets(name, strict))
         for node in list(keep):
             keep |= self._below(node)
         return [node for node in instance.node.downstream if node not in keep]
 
-    def _branch_targets(self, name: object) -> list[_Node]:
+    def _branch_targets(self, name: object, strict: bool) -> list[_Node]:
         if isinstance(name, str) and name in self._by_id:
             return [self._by_id[name]]
         if isinstance(name, str) and name in self.dag.task_group_dict:
             return [self._by_id[t.task_id] for t in self.dag.task_group_dict[name]._starts()]
+        if not strict:  # it has gone from the code since
+            return []
         known = [*self._by_id, *self.dag.task_group_dict]
         raise _BadBranch(
             f"the branch chose {_shown(name)}, which is no task or group of DAG "
@@ -4070,10 +4182,7 @@ class _Plan:
     def short_circuited(self, instance: _Instance) -> list[_Node]:
         """What a false short_circuit leaves to be skipped: all below it, but teardowns."""
         node = instance.node
-        if not getattr(node.task, "ignore_downstream_trigger_rules", True):
-            found = set(node.downstream)
-        else:
-            found = self._below(node)
+        found = self._below(node) if _skips_far(node) else set(node.downstream)
         return [n for n in self.nodes if n in found and not n.task._is_teardown]
 
     def _below(self, node: _Node) -> set[_Node]:
@@ -4091,29 +4200,73 @@ class _Plan:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
         branch's own index."""
         for node in nodes:
-            own = self._in_step(instance.node, node) and instance.map_index >= 0
+            own = instance.map_index >= 0 and node.is_in_step_with(instance.node)
+            own = own and node.instances[0].map_index >= 0
             for each in [node.instances[instance.map_index]] if own else list(node.instances):
                 if each.state is None:
-                    self.changed.append(each)
-                    self._end(each, _S.SKIPPED)
+                    self._decide(each, _S.SKIPPED)
+
+    # The end of the run.
 
     def time_out(self) -> None:
         """The run has taken too long: what is left is skipped."""
         self.timed_out = True
-        self._give_up(_S.SKIPPED)
+        self._give_up()
 
-    def _give_up(self, state: TaskInstanceState) -> None:
-        """What has not run is skipped, but teardowns under fail_fast; what runs is to be ended."""
-        self._gave_up = True
+    def _give_up(self) -> None:
+        """What has not run is skipped, and what runs is to be ended; under fail_fast teardowns are
+        left alone."""
+        self.gave_up = True
         for instance in list(self.instances()):
-            if instance.state is _S.RUNNING:
+            if instance.node.task._is_teardown and not self.timed_out:
+                continue
+            if instance.state in (_S.QUEUED, _S.RUNNING):
                 instance.max_tries = 0  # no retry when it has been ended
                 self.doomed.append(instance)
-            elif instance.state not in _ENDED and (
-                self.timed_out or not instance.node.task._is_teardown
-            ):
-                self.changed.append(instance)
-                self._end(instance, state)
+            elif instance.state not in _ENDED:
+                self._decide(instance, _S.SKIPPED)
+
+    def stop(self) -> None:
+        """End what runs and start nothing more, but the teardowns of setups that succeeded."""
+        self._winding = {}
+        self._queues.clear()
+        self._delayed.clear()
+        self._held.clear()
+        for node in self.nodes:
+            if node.waiting is not None:
+                node.waiting.clear()
+                node.running = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in node.instances)
+        for instance in self.instances():
+            if instance.state in _ENDED:
+                continue
+            sent = instance.state in (_S.QUEUED, _S.RUNNING)
+            if self._has_to_tear_down(instance):
+                instance.ready = sent
+                self._winding[instance] = None
+            elif sent:
+                self.doomed.append(instance)
+
+    @staticmethod
+    def _has_to_tear_down(instance: _Instance) -> bool:
+        node = instance.node
+        setups = [up for up in node.upstream if up.task._is_setup] if node.task._is_teardown else []
+        return any(node._ends_of(setup, instance)[0].success for setup in setups)
+
+    def _wind_down(self) -> None:
+        """Once all else has ended, run the teardowns, inner ones first."""
+        assert self._winding is not None
+        sent = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
+        if self.running > sent:
+            return
+        left = {i.node for i in self._winding}
+        for instance in self._winding:
+            if not instance.ready and left.isdisjoint(instance.node.upstream):
+                instance.ready = True
+                self._enqueue(instance)
+
+    def is_wound_down(self) -> bool:
+        """Whether a stopped run has nothing left to do."""
+        return not self.running and not self._winding
 
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
@@ -4127,10 +4280,6 @@ class _Plan:
         bad = (_S.FAILED, _S.UPSTREAM_FAILED)
         failed = any(i.state in bad for node in leaves for i in node.instances)
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
-
-
-def _get_or(known: Mapping[int, _Recorded], default: _Recorded, i: int) -> _Recorded:
-    return known.get(i, default)
 
 
 def _is_leaf(node: _Node) -> bool:
@@ -4164,14 +4313,282 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     return min(base + int(digest, 16) % base, day, longest)
 
 
+# --- Plan: what a resume runs again ---------------------------------------------------------------
+
+
+class _Past(NamedTuple):
+    """A task instance as an earlier stretch of the run left it, with its latest attempt."""
+
+    row_id: int
+    task_id: str
+    map_index: int
+    state: str | None
+    try_number: int
+    max_tries: int
+    lost: int
+    cleared: int  # 1: by somebody, with what hangs on it; 2: it alone
+    element: str | None  # what it was mapped over, as a digest
+    takes: frozenset[str] | None  # the tasks whose results it took
+    flow: Mapping[str, Any]
+    attempt_state: str | None
+    began: str | None
+    ended: str | None
+    died: bool  # its scheduler did, while the attempt was sent or ran
+
+    def is_kept(self) -> bool:
+        """Whether it stays as it is, unless something that it waits for runs again: a success, and
+        what skipped itself."""
+        if self.cleared:
+            return False
+        return self.state == "success" or (self.state == self.attempt_state == "skipped")
+
+    def was_left_out(self) -> bool:
+        """Whether it did not run for what others did: decided anew, it may well end so again."""
+        left_out = self.state == "skipped" or self.state == "upstream_failed"
+        return left_out and not self.cleared and not self.is_kept()
+
+
+_CLEARED, _CLEARED_ALONE = 1, 2
+
+
+class _Lengths:
+    """The lengths of stored results, as mappings ask for them (see `_Known`)."""
+
+    def __init__(self, dag: Dag, lengths: Mapping[tuple[str, int], int | None]) -> None:
+        self._dag, self._lengths = dag, lengths
+
+    def length(self, task_id: str) -> int:
+        found = self._lengths.get((task_id, -1))
+        if found is None:
+            raise LookupError(task_id)
+        return found
+
+    def stored(self, task_id: str) -> Sequence[int] | None:
+        if self._dag.task_dict[task_id]._mapping is None:
+            return None
+        return sorted(i for t, i in self._lengths if t == task_id and i >= 0)
+
+
+class _Resumption:
+    """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
+
+    What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
+    so is all that hangs on a task that runs again. All else stays. For what takes results, one
+    that comes, goes or moves counts as one that runs again. Mapped instances are known by what
+    they were mapped over (`keys`), not by their index.
+    """
+
+    def __init__(
+        self,
+        dag: Dag,
+        rows: Iterable[_Past],
+        known: _Known,
+        takes: Mapping[str, frozenset[str]],
+        keys: Callable[[_ExpandInput, _Known], list[str]],
+        running: Collection[tuple[str, int]] = (),
+    ) -> None:
+        """`running`: of those that were left out, what runs now, as far as that is known."""
+        self.instances: dict[tuple[str, int], _Past | None] = {}  # of today's code; None: new
+        self.again: set[tuple[str, int]] = set()
+        self.unexpanded: set[str] = set()  # their instances are known once others have ended
+        self.removed: list[tuple[_Past, int]] = []  # with the index that they get
+        self._dag = dag
+        self._known = known
+        self._takes = takes
+        self._keys = keys
+        self._running = running
+        self.left_out: set[tuple[str, int]] = set()
+        self.along: set[tuple[str, int]] = set()  # setups that succeeded, and are only taken along
+        self._pulling: set[tuple[str, int]] = set()  # what hangs on these runs again
+        self._changed: set[str] = set()  # tasks of which an instance runs again, came or went
+        self._indexes: dict[str, list[int]] = {}
+        self._past: dict[str, list[_Past]] = {}
+        for row in rows:
+            self._past.setdefault(row.task_id, []).append(row)
+        for task_id in self._past.keys() - dag.task_dict.keys():
+            self._remove(self._past[task_id])
+        for task in dag.topological_sort():
+            self._match(task)
+            self._decide(task)
+        self._take_scopes_along()
+
+    def _remove(self, rows: Iterable[_Past], indexes: Iterable[int] = ()) -> None:
+        """Rows that no instance of today's code has; behind the indexes of those that it has."""
+        taken = set(indexes)
+        for row in sorted(rows, key=lambda row: row.map_index):
+            index = row.map_index
+            while index in taken:
+                index += 1
+            taken.add(index)
+            self.removed.append((row, index))
+            if row.state != "removed":
+                self._changed.add(row.task_id)
+
+    def _match(self, task: BaseOperator) -> None:
+        """Give the task's instances of today the rows that are theirs."""
+        rows = {row.map_index: row for row in self._past.get(task.task_id, ())}
+        mapping = task._mapping
+        found: dict[int, _Past | None]
+        if mapping is None:
+            found = {-1: rows.pop(-1, None)}
+        elif self._keys_of_today(mapping, rows) is None:
+            self.unexpanded.add(task.task_id)
+            found = self._matched([], rows)
+        else:
+            found = self._matched(self._keys_of_today(mapping, rows) or [], rows)
+        self._indexes[task.task_id] = list(found)
+        self._remove(rows.values(), found)
+        for index, row in found.items():
+            self.instances[task.task_id, index] = row
+            if row is None or row.map_index != index:
+                self._changed.add(task.task_id)
+
+    def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
+        """What the instances are mapped over; None if that is not known before others have run."""
+        sources = {result.operator.task_id for result in mapping.results}
+        if sources and (sources & self._changed or not any(i >= 0 for i in rows)):
+            return None
+        try:
+            return self._keys(mapping, self._known)
+        except LookupError:  # an old result that is no list
+            return None
+
+    @staticmethod
+    def _matched(keys: Sequence[str], rows: dict[int, _Past]) -> dict[int, _Past | None]:
+        if not keys:  # one that ran under this index was not mapped then
+            return {-1: rows.pop(-1, None) if -1 in rows and not rows[-1].try_number else None}
+        by_key = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
+        found = {}
+        for index, key in enumerate(keys):
+            at = by_key.get(key)
+            found[index] = None if at is None else rows.pop(at)
+        return found
+
+    def _decide(self, task: BaseOperator) -> None:
+        """Which of the task's instances run again, and which of those pull others along."""
+        task_id = task.task_id
+        for index in self._indexes[task_id]:
+            row = self.instances[task_id, index]
+            own = row is None or not row.is_kept()
+            if not (own or self._is_pulled(task, index, row)):
+                continue
+            self.again.add((task_id, index))
+            self._changed.add(task_id)
+            if row is not None and row.was_left_out() and not self._is_pulled(task, index, row):
+                self.left_out.add((task_id, index))
+                own = (task_id, index) in self._running
+            elif not own and not task._is_teardown:
+                own = True
+            # A teardown that is only taken along pulls nothing else.
+            if own and not (row is not None and row.cleared == _CLEARED_ALONE):
+                self._pulling.add((task_id, index))
+
+    def _is_pulled(self, task: BaseOperator, index: int, row: _Past | None) -> bool:
+        takes = self._takes[task.task_id]
+        if row is not None and row.takes is not None and row.takes != takes:
+            return True
+        for up in task._upstream:
+            in_step = task._mapped_group is not None and (
+                self._dag.task_dict[up]._mapped_group is task._mapped_group
+            )
+            if in_step and (up, index) in self.instances:
+                if (up, index) in self._pulling:
+                    return True
+                continue
+            if any((up, i) in self._pulling for i in self._indexes[up]):
+                return True
+            if up in takes and up in self._changed and not in_step and self._moved(up):
+                return True
+        return False
+
+    def _moved(self, task_id: str) -> bool:
+        """Whether an instance of the task came, went or has another index now."""
+        if any(row.task_id == task_id and row.state != "removed" for row, _ in self.removed):
+            return True
+        rows = ((i, self.instances[task_id, i]) for i in self._indexes[task_id])
+        return any(row is None or row.map_index != i for i, row in rows)
+
+    def _take_scopes_along(self) -> None:
+        """Work that runs again inside the scope of a setup takes the setup along if a teardown of
+        it has begun since, and its teardowns in any case (they hang on the work)."""
+        setups = [t.task_id for t in reversed(self._dag.topological_sort()) if t._is_setup]
+        nodes = {n.task.task_id: n for n in _make_nodes(self._dag)} if setups else {}
+        for node in map(nodes.__getitem__, setups):  # inner ones first: they are work of outer ones
+            teardowns = [d.task for d in node.downstream if d.task._is_teardown]
+            work = [d.task for d in (*node.downstream, *node.sheltered) if not d.task._is_teardown]
+            above = {up for t in teardowns for up in t._upstream}
+            inner = {d for t in work if t._is_setup for d in t._downstream if d in above}
+            work += [t for d in inner if (t := self._dag.task_dict[d])._is_teardown]
+            for index in self._indexes[node.task.task_id]:
+                row = self.instances[node.task.task_id, index]
+                if not any(self._runs_beside(node.task, index, t) for t in work):
+                    continue
+                for t in teardowns:
+                    self.again.update(self._beside(node.task, index, t))
+                if row is not None and any(
+                    self._has_begun(node.task, index, row, t) for t in teardowns
+                ):
+                    if (node.task.task_id, index) not in self.again:
+                        self.along.add((node.task.task_id, index))
+                    self.again.add((node.task.task_id, index))
+
+    def _beside(self, setup: BaseOperator, index: int, task: BaseOperator) -> list[tuple[str, int]]:
+        """The instances of a task that belong to a setup's instance."""
+        group = setup._mapped_group
+        if group is not None and task._mapped_group is group:
+            return [(task.task_id, index)] if (task.task_id, index) in self.instances else []
+        return [(task.task_id, i) for i in self._indexes[task.task_id]]
+
+    def _runs_beside(self, setup: BaseOperator, index: int, task: BaseOperator) -> bool:
+        return any(
+            key in self.again and (key not in self.left_out or key in self._running)
+            for key in self._beside(setup, index, task)
+        )
+
+    def _has_begun(
+        self, setup: BaseOperator, index: int, row: _Past, teardown: BaseOperator
+    ) -> bool:
+        """Whether an attempt of the teardown began after the setup's success."""
+        others = (self.instances[key] for key in self._beside(setup, index, teardown))
+        # One that was sent, and whose start nobody could record, may have begun.
+        return any(t and (t.began >= (row.ended or "~") if t.began else t.died) for t in others)
+
+    def recorded(self) -> dict[tuple[str, int], _Recorded]:
+        """What the plan has to know, of every instance that has a row."""
+        found = {key: self._recorded_of(*key, row) for key, row in self.instances.items() if row}
+        for row, index in self.removed:  # an expansion may come back to them
+            if row.task_id in self.unexpanded and index >= 0:
+                retries = self._dag.task_dict[row.task_id].retries
+                found[row.task_id, index] = _Recorded(
+                    None, row.try_number, row.try_number + retries, row_id=row.row_id
+                )
+        return found
+
+    def _recorded_of(self, task_id: str, index: int, row: _Past) -> _Recorded:
+        task = self._dag.task_dict[task_id]
+        if (task_id, index) not in self.again:
+            state = TaskInstanceState(row.state) if row.state else None
+            return _Recorded(state, row.try_number, row.max_tries, 0, row.row_id, row.flow)
+        if row.lost >= task.retries + 3 and row.state is None and not row.cleared:
+            return _Recorded(_S.FAILED, row.try_number, row.max_tries, row.lost, row.row_id)
+        fresh = self._fresh_max_tries(task, row)
+        return _Recorded(None, row.try_number, fresh, row.lost, row.row_id, died=row.died)
+
+    @staticmethod
+    def _fresh_max_tries(task: BaseOperator, row: _Past) -> int:
+        """The tries that an instance has in a resume, as the number of its last possible retry."""
+        if row.state is not None or row.cleared:
+            return row.try_number + task.retries  # fresh tries, as when Airflow clears it
+        # Never run: all its tries; else what an end that was not its fault left of them.
+        return task.retries if row.try_number == 0 else row.max_tries
+
+
 # --- Store: the only SQL; the schema and the file -------------------------------------------------
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
-_USER_VERSION = 1  # a major number: columns and tables may be added without raising it
+_USER_VERSION = 2  # a major number: columns and tables may be added without raising it
 _OLDEST_SQLITE = (3, 34, 0)
-_BUSY_SECONDS = (
-    0.25  # SQLite's own wait for a lock; longer waits are the run loop's, which lives on
-)
+_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 4096  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _LARGE = 1_000_000  # bytes of a value
@@ -4190,15 +4607,16 @@ CREATE TABLE IF NOT EXISTS dag_run (
     id INTEGER PRIMARY KEY,
     dag_id TEXT NOT NULL REFERENCES dag (dag_id),
     run_id TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'success', 'failed')),
+    state TEXT NOT NULL,         -- queued, running, success, failed
     reason TEXT,                 -- why it failed, where no task is to blame
     logical_date TEXT,           -- times are ISO 8601 in UTC
     start_date TEXT,
     end_date TEXT,
+    resumed_date TEXT,           -- when its latest stretch began, if it was resumed
+    seconds REAL NOT NULL DEFAULT 0, -- that its earlier stretches took
     conf TEXT NOT NULL,          -- JSON object
-    owner TEXT,                  -- random token of the run() that works on it
-    owner_process TEXT,          -- JSON: host, boot, pid namespace, pid, its start
-    heartbeat TEXT,
+    owner TEXT,                  -- of the run() that works on it: its folder's token, and a number
+    owner_process TEXT,          -- for people: pid and host
     stop_requested TEXT,
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
@@ -4209,32 +4627,31 @@ CREATE TABLE IF NOT EXISTS task_instance (
     id INTEGER PRIMARY KEY,
     dag_run_id INTEGER NOT NULL REFERENCES dag_run (id) ON DELETE CASCADE,
     task_id TEXT NOT NULL,
-    map_index INTEGER NOT NULL,  -- -1: not mapped
-    state TEXT CHECK (state IN ('running', 'success', 'failed', 'skipped', 'upstream_failed',
-                                'up_for_retry', 'up_for_reschedule', 'removed')),
-    try_number INTEGER NOT NULL, -- of the latest attempt, whose times these are; 0: none
+    map_index INTEGER NOT NULL,  -- -1: not mapped, or not expanded yet
+    state TEXT,                  -- Airflow's names; none: not decided
+    try_number INTEGER NOT NULL, -- of the latest attempt; 0: none
     max_tries INTEGER NOT NULL,
-    start_date TEXT,
-    end_date TEXT,
-    pid INTEGER,
-    error TEXT,                  -- traceback; its last line is the reason
-    lost INTEGER NOT NULL DEFAULT 0, -- attempts in a row that ended with their scheduler
+    lost INTEGER NOT NULL,       -- attempts in a row that went down with their scheduler
+    cleared INTEGER NOT NULL,    -- 1: to run again, with what hangs on it; 2: it alone
+    flow TEXT,                   -- JSON: what a branch chose, whether a short circuit went on
+    element TEXT,                -- what a mapped one was mapped over: a digest
+    element_preview TEXT,
     upstream_task_ids TEXT,      -- JSON list: what it waited for
+    takes TEXT,                  -- JSON list: those of which it took results
     task_group_id TEXT,          -- the group it stands in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
 ) {strict};
-CREATE TABLE IF NOT EXISTS task_instance_history ( -- attempts before the latest
-    id INTEGER PRIMARY KEY,
+CREATE TABLE IF NOT EXISTS task_attempt (
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     try_number INTEGER NOT NULL,
-    state TEXT NOT NULL,         -- as in task_instance, or 'interrupted'
+    state TEXT NOT NULL,         -- as of a task instance, or 'interrupted'
     start_date TEXT,
     end_date TEXT,
     pid INTEGER,
-    error TEXT,
-    UNIQUE (task_instance_id, try_number)
-) {strict};
+    error TEXT,                  -- traceback; its last line is the reason
+    PRIMARY KEY (task_instance_id, try_number)
+) {without_rowid};
 CREATE TABLE IF NOT EXISTS task_log (
     id INTEGER PRIMARY KEY,
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
@@ -4255,16 +4672,15 @@ CREATE TABLE IF NOT EXISTS xcom (
 CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others expand over
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     item INTEGER NOT NULL,
+    preview TEXT NOT NULL,
     value BLOB NOT NULL,
     PRIMARY KEY (task_instance_id, item)
 ) {strict};
-CREATE VIEW IF NOT EXISTS task_attempt AS -- every attempt of every task instance
-    SELECT id AS task_instance_id, try_number, state, start_date, end_date, pid, error
-    FROM task_instance WHERE start_date IS NOT NULL
-    UNION ALL
-    SELECT task_instance_id, try_number, state, start_date, end_date, pid, error
-    FROM task_instance_history;
 """
+_TABLES = tuple(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", _SCHEMA))
+# What later versions add to files of version 2, as (table, column, declaration): a new column is
+# declared here as well as above, with a default, and gets into older files when a run opens them.
+_ADDED_COLUMNS: list[tuple[str, str, str]] = []
 
 
 class _XComRow(NamedTuple):
@@ -4278,75 +4694,71 @@ class _XComRow(NamedTuple):
 
 
 class _Attempt:
-    """One attempt of a task instance: what the run loop, its runner and the store call it by."""
+    """One attempt of a task instance: what the run, its runner and the store call it by."""
 
-    __slots__ = ("first_start", "instance", "log_parts", "pid", "pokes", "started", "try_number")
+    __slots__ = (
+        "ended",
+        "error",
+        "first_start",
+        "instance",
+        "log_parts",
+        "number",
+        "pid",
+        "pokes",
+        "started",
+        "state",
+        "try_number",
+    )
 
-    def __init__(self, instance: _Instance, started: str, pid: int | None) -> None:
+    def __init__(self, instance: _Instance) -> None:
         self.instance = instance
         self.try_number = instance.try_number
-        self.started = started
-        self.pid = pid
+        self.state = "queued"
+        self.started: str | None = None
+        self.ended: str | None = None
+        self.pid: int | None = None
+        self.error: str | None = None
+        self.number = 0  # of its job
         self.log_parts = 0  # a rescheduled sensor's log goes on where it was
-        self.first_start = time.time()  # of a sensor, whose time counts from its first poke
+        self.first_start: float | None = None  # of a sensor, whose time counts from its first poke
         self.pokes = 0
 
-
-class _Finished(NamedTuple):
-    """The record of an attempt that ended; `state` is what its instance became."""
-
-    attempt: _Attempt
-    state: TaskInstanceState
-    ended: str
-    error: str | None
-    xcoms: Sequence[_XComRow]
-    items: Sequence[bytes] = ()
-    began: str | None = None  # where it had been recorded as started before it could start
+    def begin(self, now: str) -> str:
+        """It runs; when exactly is known at its end."""
+        self.started = now
+        return now
 
 
 class _Batch:
-    """What one turn of the run loop has to record, in one transaction."""
+    """What one turn of a run has to record, in one transaction: whole rows, each once."""
 
     def __init__(self) -> None:
-        self.finished: list[_Finished] = []
-        self.marked: list[_Instance] = []
-        self.started: list[_Attempt] = []
-        self.interrupted: list[tuple[_Attempt, str, str]] = []  # attempt, when, why
-        self.withdrawn: list[_Attempt] = []  # first attempts that did not start after all
-        self.logs: list[tuple[_Attempt, int, str]] = []
+        self.instances: dict[_Instance, None] = {}
+        self.flows: dict[_Instance, Mapping[str, Any]] = {}  # what branches chose
+        self.attempts: dict[_Attempt, None] = {}
+        self.withdrawn: list[_Attempt] = []
         self.expanded: list[_Node] = []
-        self.passed: list[tuple[_Instance, str]] = []  # needed no worker: when
+        self.xcoms: list[tuple[_Instance, Sequence[_XComRow]]] = []
+        self.items: list[tuple[_Instance, Sequence[tuple[str, bytes]]]] = []
+        self.renewed: list[_Instance] = []  # their values are those of an earlier try
+        self.logs: list[tuple[_Attempt, int, str]] = []
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
 
     def is_large(self) -> bool:
         """Whether a large value is in it."""
-        return any(len(xcom.value) > _LARGE for f in self.finished for xcom in f.xcoms)
+        return any(len(xcom.value) > _LARGE for _, rows in self.xcoms for xcom in rows)
 
 
-class _RunRow(NamedTuple):
-    """A row of dag_run."""
+class _Row:
+    """A row by the names of its columns."""
 
-    id: int
-    dag_id: str
-    run_id: str
-    state: str
-    reason: str | None
-    logical_date: str | None
-    start_date: str | None
-    end_date: str | None
-    conf: str
-    owner_process: str | None
-    heartbeat: str | None
-    owner: str | None
-    values_deleted: str | None
+    def __init__(self, names: Sequence[str], values: Sequence[Any]) -> None:
+        self.__dict__.update(zip(names, values, strict=True))
 
-
-# Cast, so that a file made to harm gives texts where texts are expected.
-_RUN_COLUMNS = "dag_run.id, " + ", ".join(
-    f"CAST(dag_run.{name} AS TEXT)" for name in _RunRow._fields[1:]
-)
+    def __getattr__(self, name: str) -> Any:  # for type checkers: every column is in __dict__
+        raise AttributeError(name)
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4354,8 +4766,18 @@ def _iso(moment: _datetime.datetime) -> str:
 
 
 def _iso_of(seconds: float) -> str:
-    """A time of time.time()."""
-    return _iso(_datetime.datetime.fromtimestamp(seconds, _datetime.UTC))
+    """A time of time.time(), as `_iso` writes it."""
+    whole, micro = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_iso_second(whole)}.{micro:06d}+00:00"
+
+
+@functools.lru_cache(16)
+def _iso_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _now() -> str:
+    return _iso_of(time.time())
 
 
 def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
@@ -4410,6 +4832,10 @@ def _check_ours(connection: sqlite3.Connection, path: Path) -> bool:
             raise DatabaseError(
                 f"{path} was made by a newer liteflow ({version} > {_USER_VERSION}): use that one"
             )
+        if version < _USER_VERSION:
+            raise DatabaseError(
+                f"{path} was made by liteflow 0.1.0, before its first release: choose another path"
+            )
         return True
     if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise DatabaseError(
@@ -4437,9 +4863,6 @@ def _check_before_run(path: Path) -> None:
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
 
-T = TypeVar("T")
-
-
 def _file_identity(path: Path) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
@@ -4448,15 +4871,7 @@ def _file_identity(path: Path) -> tuple[int, int, int]:
 def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
     """In a file made to harm, a table's name may stand for a view that never ends."""
     kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
-    for table in (
-        "dag",
-        "dag_run",
-        "task_instance",
-        "task_instance_history",
-        "task_log",
-        "xcom",
-        "xcom_item",
-    ):
+    for table in _TABLES:
         if kinds.get(table) != "table":
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
@@ -4530,13 +4945,14 @@ def _changed(path: Path, before: tuple[int, int, int]) -> bool:
 
 # --- Store: a run's writes ------------------------------------------------------------------------
 
+_DIED = "its scheduler died"
+
 
 class _Store:
-    """A run's connection to the database: the only writer of what the run does.
+    """A connection that writes: of what a run does, the only one.
 
-    Every write is one BEGIN IMMEDIATE transaction. Once `owner` is set, every update of the run
-    carries it and the attempt's number in its WHERE: what a lost attempt or an owner that was
-    taken over reports late changes nothing, and raises _Fenced.
+    Every write is one BEGIN IMMEDIATE transaction. A run's turns are written only while the run is
+    still its owner's: what an owner that was taken over reports late raises _Fenced.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -4547,6 +4963,7 @@ class _Store:
         self.path = path
         self.run_row = 0
         self.owner = ""
+        self._resumed = False
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
@@ -4599,9 +5016,21 @@ class _Store:
             execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
+        if ours and not self._missing_columns():
+            return
         with self.transaction():
             if not _check_ours(self._connection, self.path):
                 self._create()
+            for table, column, declaration in self._missing_columns():
+                execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
+
+    def _missing_columns(self) -> list[tuple[str, str, str]]:
+        """What later versions have, and this file has not yet."""
+        with self._explaining():
+            return [
+                added for added in _ADDED_COLUMNS
+                if added[1] not in _columns_of(self._connection, added[0])
+            ]  # fmt: skip
 
     def _create(self) -> None:
         """Make the tables, inside the caller's transaction (so not by executescript)."""
@@ -4662,28 +5091,19 @@ class _Store:
         with self._explaining():
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    # A run's beginning and end.
+    def look(self, look: Callable[..., T], *arguments: Any) -> T:
+        """What one of the looks below finds, in this connection."""
+        with self._explaining():
+            return look(self._connection, *arguments)
 
-    def find_run(self, dag_id: str, run_id: str) -> _RunRow | None:
-        """The run of this id."""
-        return _find_run(self._connection, dag_id, run_id)
-
-    def live_runs(self, dag_id: str) -> list[_RunRow]:
-        """The DAG's runs that read `running`."""
-        rows = self._connection.execute(
-            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE state = 'running' AND dag_id = ? "
-            "ORDER BY id",
-            (dag_id,),
-        )
-        return [_RunRow(*row) for row in rows]
+    # A run's beginning and end, each inside the caller's transaction.
 
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
     ) -> None:
-        """Insert the run, inside the caller's transaction."""
-        execute = self._connection.execute
+        """Insert the run, with its DAG's metadata."""
         schedule = getattr(dag, "schedule", None)
-        execute(
+        self._connection.execute(
             "INSERT INTO dag (dag_id, description, fileloc, doc_md, tags, schedule) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (dag_id) DO UPDATE SET "
             "description = excluded.description, fileloc = excluded.fileloc, "
@@ -4697,303 +5117,272 @@ class _Store:
                 None if schedule is None else _storable(schedule),
             ),
         )
-        self.run_row = (
-            execute(
-                "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
-                "VALUES (?, ?, 'queued', ?, ?, ?)",
-                (dag.dag_id, run_id, logical_date and _iso(logical_date), _iso(_utcnow()), conf),
-            ).lastrowid
-            or 0
+        made = self._connection.execute(
+            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
+            "VALUES (?, ?, 'queued', ?, ?, ?)",
+            (dag.dag_id, run_id, logical_date and _iso(logical_date), _now(), conf),
         )
+        self.run_row = made.lastrowid or 0
 
-    def claim_run(self, run_row: int, owner: str, owner_process: str) -> None:
-        """Make this the run's owner, inside the caller's transaction."""
-        self.run_row, self.owner = run_row, owner
+    def claim_run(self, run_row: int, owner: str, owner_process: str, resumed: bool) -> None:
+        """Make this the run's owner."""
+        self.run_row, self.owner, self._resumed = run_row, owner, resumed
         self._connection.execute(
-            "UPDATE dag_run SET state = 'running', owner = ?, owner_process = ?, heartbeat = ?, "
-            "reason = NULL, end_date = NULL, stop_requested = NULL WHERE id = ?",
-            (owner, owner_process, _iso(_utcnow()), run_row),
-        )
-
-    def recorded_instances(self) -> dict[tuple[str, int], tuple[int, str | None, int, int, int]]:
-        """The run's task instances: (id, state, try_number, max_tries, lost) by task and index."""
-        rows = self._connection.execute(
-            "SELECT task_id, map_index, id, state, try_number, max_tries, lost "
-            "FROM task_instance WHERE dag_run_id = ?",
-            (self.run_row,),
-        )
-        return {(row[0], row[1]): row[2:] for row in rows}
-
-    def reset_instances(self, ids: Collection[int], max_tries: Mapping[int, int]) -> None:
-        """Put ended or lost instances back to no state; their attempts go to the history."""
-        many = self._connection.executemany
-        keys = [(i,) for i in ids]
-        many(_TO_HISTORY, [(_iso(_utcnow()), "interrupted: its scheduler died", i) for i in ids])
-        many("DELETE FROM xcom WHERE task_instance_id = ?", keys)
-        many("DELETE FROM xcom_item WHERE task_instance_id = ?", keys)
-        many(
-            "UPDATE task_instance SET lost = CASE state WHEN 'running' THEN lost + 1 "
-            "WHEN 'failed' THEN 0 ELSE lost END, state = NULL, start_date = NULL, "
-            "end_date = NULL, pid = NULL, error = NULL, max_tries = ? WHERE id = ?",
-            [(max_tries[i], i) for i in ids],
-        )
-
-    def fail_poisoned(self, row_id: int, why: str) -> None:
-        """Fail an instance whose every attempt takes its scheduler with it."""
-        self._connection.execute(
-            "UPDATE task_instance SET state = 'failed', error = ? WHERE id = ?", (why, row_id)
-        )
-
-    def move_instance(self, row_id: int, map_index: int) -> None:
-        """Give the row of an instance another index."""
-        self._connection.execute(
-            "UPDATE task_instance SET map_index = ? WHERE id = ?", (map_index, row_id)
-        )
-
-    def remove_instances(self, ids: Iterable[int]) -> None:
-        """Mark instances whose task is gone from the code."""
-        self._connection.executemany(
-            "UPDATE task_instance SET state = 'removed' WHERE id = ?", [(i,) for i in ids]
-        )
-
-    def add_instances(self, instances: Iterable[_Instance]) -> None:
-        """Insert task instances and give each its row id, inside the caller's transaction."""
-        row_id = self._connection.execute("SELECT max(id) FROM task_instance").fetchone()[0] or 0
-        rows = map(self._new_row, instances, itertools.count(row_id + 1))
-        self._connection.executemany(
-            "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, try_number, max_tries, "
-            "upstream_task_ids, task_group_id, role) VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?)",
-            rows,
-        )
-
-    def _new_row(self, instance: _Instance, row_id: int) -> tuple[Any, ...]:
-        instance.row_id = row_id
-        task = instance.node.task
-        return (
-            row_id,
-            self.run_row,
-            instance.task_id,
-            instance.map_index,
-            instance.max_tries,
-            json.dumps(list(task._upstream)) if task._upstream else "[]",
-            task.task_group.group_id if task.task_group is not None else None,
-            "setup" if task._is_setup else "teardown" if task._is_teardown else None,
-        )
-
-    def refresh_edges(self, instances: Iterable[_Instance]) -> None:
-        """Record what today's code lets the instances wait for."""
-        self._connection.executemany(
-            "UPDATE task_instance SET upstream_task_ids = ? WHERE id = ?",
-            [(json.dumps(list(i.node.task._upstream)), i.row_id) for i in instances],
+            "UPDATE dag_run SET state = 'running', owner = ?, owner_process = ?, reason = NULL, "
+            "end_date = NULL, stop_requested = NULL, resumed_date = ? WHERE id = ?",
+            (owner, owner_process, _now() if resumed else None, run_row),
         )
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
-        """Record the run's end, inside the caller's transaction."""
-        done = self._connection.execute(
-            "UPDATE dag_run SET state = ?, reason = ?, end_date = ?, owner = NULL "
-            "WHERE id = ? AND owner = ?",
-            (state.value, reason, _iso(_utcnow()), self.run_row, self.owner),
+        """Record the run's end; what waited for a retry has no state again. Raises _Fenced."""
+        self._check_fence()
+        self._interrupt(self.run_row, None, "interrupted: its run ended")
+        self._connection.execute(
+            "UPDATE dag_run SET state = ?, reason = ?, end_date = ?, owner = NULL WHERE id = ?",
+            (state.value, reason, _now(), self.run_row),
         )
-        self._expect(1, done.rowcount)
 
     def close_run(self, run_row: int, reason: str, lost: bool) -> None:
         """Mark a run that was cut off as failed, and its attempts as interrupted.
 
         `lost`: its scheduler died, which may be the fault of a task that ran.
         """
-        execute = self._connection.execute
-        ids = [
-            row[0]
-            for row in execute(
-                "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
-                "('running', 'up_for_retry', 'up_for_reschedule')",
+        if lost:
+            self._connection.execute(
+                "UPDATE task_instance SET lost = lost + 1 WHERE dag_run_id = ? AND "
+                "state = 'running'",
                 (run_row,),
             )
-        ]
-        self._connection.executemany(
-            _TO_HISTORY, [(_iso(_utcnow()), f"interrupted: {reason}", i) for i in ids]
-        )
-        self._connection.executemany(
-            "UPDATE task_instance SET max_tries = max_tries + (state IS 'running'), "
-            "lost = lost + (? AND state IS 'running'), state = NULL, "
-            "start_date = NULL, end_date = NULL, pid = NULL, error = NULL WHERE id = ?",
-            [(lost, i) for i in ids],
-        )
-        execute(
+        ended = None if lost else _now()
+        self._interrupt(run_row, ended, f"interrupted: {reason}")
+        self._connection.execute(
             "UPDATE dag_run SET state = 'failed', reason = ?, end_date = ?, owner = NULL "
             "WHERE id = ?",
-            (reason, _iso(_utcnow()), run_row),
+            (reason, ended or self._last_sign(run_row), run_row),
+        )
+
+    def _last_sign(self, run_row: int) -> str:
+        """When a dead scheduler's run last wrote something, as far as that is known."""
+        row = self._connection.execute(
+            "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)), "
+            "coalesce(resumed_date, dag_run.start_date) FROM dag_run LEFT JOIN task_instance ON "
+            "dag_run_id = dag_run.id LEFT JOIN task_attempt ON task_instance_id = "
+            "task_instance.id WHERE dag_run.id = ?",
+            (run_row,),
+        ).fetchone()
+        return str(max(x for x in row if x is not None))
+
+    def _interrupt(self, run_row: int, ended: str | None, why: str) -> None:
+        """What was sent, ran or waited for a next attempt has no state again; one that was sent
+        may have run, which uses up no try."""
+        execute = self._connection.execute
+        execute(
+            "INSERT OR IGNORE INTO task_attempt (task_instance_id, try_number, state) "
+            "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = ? AND "
+            "state = 'queued'",
+            (run_row,),
+        )
+        execute(
+            "UPDATE task_attempt SET state = 'interrupted', end_date = coalesce(end_date, ?), "
+            "error = coalesce(error, ?) WHERE state IN ('queued', 'running', 'up_for_reschedule') "
+            "AND task_instance_id IN (SELECT id FROM task_instance WHERE dag_run_id = ? AND state "
+            "IN ('queued', 'running', 'up_for_reschedule'))",
+            (ended, why, run_row),
+        )
+        execute(
+            "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
+            "state = NULL WHERE dag_run_id = ? AND "
+            "state IN ('queued', 'running', 'up_for_retry', 'up_for_reschedule')",
+            (run_row,),
+        )
+
+    def resume_run(self, found: _Resumption) -> None:
+        """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
+        many = self._connection.executemany
+        self._connection.execute(
+            "UPDATE dag_run SET seconds = seconds + coalesce((julianday(end_date) - "
+            "julianday(coalesce(resumed_date, start_date))) * 86400, 0) WHERE id = ?",
+            (self.run_row,),
+        )
+        many(
+            "DELETE FROM task_instance WHERE id = ?",
+            [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
+        )
+        moves = [(index, row.row_id) for row, index in found.removed if index != row.map_index]
+        moves += [
+            (key[1], row.row_id)
+            for key, row in found.instances.items()
+            if row is not None and row.map_index != key[1]
+        ]
+        # In two steps: an index may be another's until that one has moved.
+        many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [(i,) for _, i in moves])
+        many("UPDATE task_instance SET map_index = ? WHERE id = ?", moves)
+        many(
+            "UPDATE task_instance SET state = 'removed' WHERE id = ?",
+            [(row.row_id,) for row, _ in found.removed],
+        )
+        again = [(row.row_id,) for key in found.again if (row := found.instances[key]) is not None]
+        again += [(row.row_id,) for row, _ in found.removed]
+        for table in ("xcom", "xcom_item"):
+            many(f"DELETE FROM {table} WHERE task_instance_id = ?", again)
+
+    def write_instances(
+        self,
+        instances: Iterable[_Instance],
+        facts: Mapping[str, tuple[Any, ...]],
+        elements: Callable[[_Instance], tuple[str | None, str | None]],
+    ) -> None:
+        """Write rows whole, by task and index: new ones, which get their id, and those that a
+        resume goes on with. `facts` of each task: see `_task_facts`."""
+        last = self._connection.execute("SELECT max(id) FROM task_instance").fetchone()[0] or 0
+        known = {}
+        if self._resumed:  # an expansion may come back to instances of an earlier stretch
+            known = {(row.task_id, row.map_index): row.id for row in self._rows_of_run()}
+        rows = []
+        for i in instances:
+            i.row_id = i.row_id or known.get((i.task_id, i.map_index), 0) or (last := last + 1)
+            state = i.state and i.state.value
+            rows.append(
+                (i.row_id, self.run_row, i.task_id, i.map_index, state, i.try_number, i.max_tries,
+                 i.lost, *elements(i), *facts[i.task_id])
+            )  # fmt: skip
+        self._connection.executemany(
+            "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, state, try_number, "
+            "max_tries, lost, cleared, element, element_preview, upstream_task_ids, takes, "
+            "task_group_id, role) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET state = excluded.state, max_tries = "
+            "excluded.max_tries, lost = excluded.lost, cleared = 0, element = excluded.element, "
+            "element_preview = coalesce(excluded.element_preview, element_preview), "
+            "upstream_task_ids = excluded.upstream_task_ids, takes = excluded.takes, "
+            "task_group_id = excluded.task_group_id, role = excluded.role",
+            rows,
+        )
+
+    def _rows_of_run(self) -> list[_Row]:
+        return _select(
+            self._connection, "task_instance", ("id", "task_id", "map_index"),
+            "WHERE dag_run_id = ?", (self.run_row,),
+        )  # fmt: skip
+
+    def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
+        """Mark task instances (index None: all of the task) to run again in a resume."""
+        self._connection.executemany(
+            "UPDATE task_instance SET cleared = ?1, state = NULL WHERE dag_run_id = ?2 AND "
+            "task_id = ?3 AND map_index = coalesce(?4, map_index) AND coalesce(state, '') "
+            "!= 'removed'",
+            [(how, run_row, *name) for name in names],
         )
 
     # A run's turns.
 
-    def record(self, batch: _Batch) -> None:
+    def record(self, batch: _Batch, expand: Callable[[_Node], None] = lambda node: None) -> None:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
         with self.transaction():
-            self._record_finished(batch.finished)
+            self._check_fence()
+            many = self._connection.executemany
+            for node in batch.expanded:
+                self._connection.execute(
+                    "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND "
+                    "map_index = -1",
+                    (self.run_row, node.task.task_id),
+                )
+                expand(node)
+            many(
+                "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
+                "WHERE id = ?",
+                [
+                    (i.state and i.state.value, i.try_number, i.max_tries, i.lost, i.row_id)
+                    for i in batch.instances
+                ],
+            )
+            for table in ("xcom", "xcom_item") if batch.renewed else ():
+                many(
+                    f"DELETE FROM {table} WHERE task_instance_id = ?",
+                    [(i.row_id,) for i in batch.renewed],
+                )
+            self._record_attempts(batch)
+            self._record_values(batch)
             if batch.logs:
                 self._record_logs(batch.logs)
-            self._record_interrupted(batch.interrupted)
-            self._record_withdrawn(batch.withdrawn)
-            for node in batch.expanded:
-                self._record_expanded(node)
-            self._record_passed(batch.passed)
-            self._record_marked(batch.marked)
-            # Last: a retry without a delay starts in the transaction that ends the try before.
-            self._record_started(batch.started)
 
-    def _record_finished(self, finished: Sequence[_Finished]) -> None:
-        if not finished:
-            return
+    def _check_fence(self) -> None:
+        """Whatever is written next is written under the same lock. Raises _Fenced."""
+        if not self._connection.execute(
+            "SELECT 1 FROM dag_run WHERE id = ? AND owner = ?", (self.run_row, self.owner)
+        ).fetchone():
+            raise _Fenced(
+                "another process has taken this run over, or it was deleted: nothing more of it "
+                "is written here"
+            )
+
+    def _record_attempts(self, batch: _Batch) -> None:
+        many, now = self._connection.executemany, _now()
+        if batch.attempts:
+            many(
+                "INSERT OR REPLACE INTO task_attempt (task_instance_id, try_number, state, "
+                "start_date, end_date, pid, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        a.instance.row_id,
+                        a.try_number,
+                        a.state,
+                        a.started or a.begin(now),
+                        a.ended,
+                        a.pid,
+                        a.error,
+                    )
+                    for a in batch.attempts
+                ],
+            )
+        if batch.withdrawn:
+            many(
+                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
+                "state IN ('queued', 'running')",
+                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
+            )
+        if batch.flows:
+            many(
+                "UPDATE task_instance SET flow = ? WHERE id = ?",
+                [(json.dumps(note), i.row_id) for i, note in batch.flows.items()],
+            )
+
+    def _record_values(self, batch: _Batch) -> None:
         many = self._connection.executemany
-        done = many(
-            "UPDATE task_instance SET state = ?, start_date = coalesce(?, start_date), "
-            f"end_date = ?, error = ?, lost = 0 {_IF_OURS}",
-            [
-                (
-                    f.state.value,
-                    f.began,
-                    f.ended,
-                    f.error,
-                    f.attempt.instance.row_id,
-                    f.attempt.try_number,
-                    self.owner,
-                )
-                for f in finished
-            ],
-        )
-        self._expect(len(finished), done.rowcount)
-        xcoms = [(f.attempt.instance.row_id, *xcom) for f in finished for xcom in f.xcoms]
-        items = [
-            (f.attempt.instance.row_id, i, value)
-            for f in finished
-            for i, value in enumerate(f.items)
-        ]
-        if items:
-            many("INSERT OR REPLACE INTO xcom_item VALUES (?, ?, ?)", items)
-        if xcoms:
+        if batch.xcoms:
             many(
                 "INSERT OR REPLACE INTO xcom (task_instance_id, key, type, preview, length, value) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
-                xcoms,
+                [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows],
             )
-
-    def _record_expanded(self, node: _Node) -> None:
-        """The row of the unexpanded instance becomes that of index 0; the others are new."""
-        done = self._connection.execute(
-            "UPDATE task_instance SET map_index = 0 WHERE id = ? AND map_index = -1 AND "
-            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
-            (node.instances[0].row_id, self.owner),
-        )
-        self._expect(1, done.rowcount)
-        # A resumed run may have had more of them before; their attempts stay in the history.
-        rows = self._connection.execute(
-            "SELECT map_index, id FROM task_instance WHERE dag_run_id = ? AND "
-            "task_id = ? AND map_index > 0",
-            (self.run_row, node.task.task_id),
-        )
-        earlier = dict(rows.fetchall())
-        for instance in node.instances[1:]:
-            instance.row_id = earlier.get(instance.map_index, 0)
-        self._connection.executemany(
-            "UPDATE task_instance SET state = NULL, max_tries = ? WHERE id = ?",
-            [(i.max_tries, i.row_id) for i in node.instances[1:] if i.row_id],
-        )
-        self.add_instances(i for i in node.instances[1:] if not i.row_id)
-
-    def _record_passed(self, passed: Sequence[tuple[_Instance, str]]) -> None:
-        if not passed:
-            return
-        done = self._connection.executemany(
-            "UPDATE task_instance SET state = 'success', try_number = ?1, start_date = ?2, "
-            "end_date = ?2 WHERE id = ?3 AND state IS NULL AND "
-            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?4",
-            [(i.try_number, when, i.row_id, self.owner) for i, when in passed],
-        )
-        self._expect(len(passed), done.rowcount)
-
-    def _record_interrupted(self, interrupted: Sequence[tuple[_Attempt, str, str]]) -> None:
-        for attempt, ended, why in interrupted:
-            row_id = attempt.instance.row_id
-            self._connection.execute(_TO_HISTORY, (ended, why, row_id))
-            done = self._connection.execute(
-                "UPDATE task_instance SET state = NULL, start_date = NULL, end_date = NULL, "
-                f"pid = NULL, error = NULL, max_tries = max_tries + 1 {_IF_OURS}",
-                (row_id, attempt.try_number, self.owner),
+        if batch.items:
+            many(
+                "INSERT OR REPLACE INTO xcom_item (task_instance_id, item, preview, value) "
+                "VALUES (?, ?, ?, ?)",
+                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
             )
-            self._expect(1, done.rowcount)
-
-    def _record_withdrawn(self, withdrawn: Sequence[_Attempt]) -> None:
-        if not withdrawn:
-            return
-        done = self._connection.executemany(
-            f"UPDATE task_instance SET state = NULL, try_number = 0, start_date = NULL, pid = NULL "
-            f"{_IF_OURS}",
-            [(a.instance.row_id, a.try_number, self.owner) for a in withdrawn],
-        )
-        self._expect(len(withdrawn), done.rowcount)
-
-    def _record_marked(self, marked: Sequence[_Instance]) -> None:
-        if not marked:
-            return
-        done = self._connection.executemany(
-            "UPDATE task_instance SET state = ? WHERE id = ? AND try_number = ? AND "
-            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?",
-            [(i.state and i.state.value, i.row_id, i.try_number, self.owner) for i in marked],
-        )
-        self._expect(len(marked), done.rowcount)
-
-    def _record_started(self, started: Sequence[_Attempt]) -> None:
-        if not started:
-            return
-        going_on = [a for a in started if a.pokes]
-        if going_on:
-            done = self._connection.executemany(
-                f"UPDATE task_instance SET state = 'running', pid = ? {_IF_RESCHEDULED}",
-                [(a.pid, a.instance.row_id, a.try_number, self.owner) for a in going_on],
-            )
-            self._expect(len(going_on), done.rowcount)
-            started = [a for a in started if not a.pokes]
-        again = [a.instance.row_id for a in started if a.try_number > 1]
-        if again:
-            self._connection.executemany(_TO_HISTORY, [(None, None, i) for i in again])
-            for table in ("xcom", "xcom_item"):
-                self._connection.executemany(
-                    f"DELETE FROM {table} WHERE task_instance_id = ?", [(i,) for i in again]
-                )
-        done = self._connection.executemany(
-            "UPDATE task_instance SET state = 'running', try_number = ?1, start_date = ?2, "
-            "end_date = NULL, pid = ?3, error = NULL WHERE id = ?4 AND try_number = ?1 - 1 AND "
-            "(state IS NULL OR state = 'up_for_retry') AND "
-            "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?5",
-            [(a.try_number, a.started, a.pid, a.instance.row_id, self.owner) for a in started],
-        )
-        self._expect(len(started), done.rowcount)
 
     def _record_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         self._connection.executemany(
             "INSERT OR REPLACE INTO task_log (task_instance_id, try_number, part, text) "
-            "SELECT id, ?1, ?2, ?3 FROM task_instance WHERE id = ?4 AND try_number >= ?1 AND "
-            # A DAG's callbacks print after the run's end, when it has no owner any more.
-            "coalesce((SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id), ?5) = ?5",
-            [(a.try_number, part, text, a.instance.row_id, self.owner) for a, part, text in logs],
+            "VALUES (?, ?, ?, ?)",
+            [(a.instance.row_id, a.try_number, part, text) for a, part, text in logs],
         )
 
-    def beat(self) -> None:
-        """Say that the owner lives. Raises _Fenced, _Busy."""
+    def record_late_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
+        """What a DAG's callbacks print comes after the run's end, when it has no owner."""
         with self.transaction():
-            done = self._connection.execute(
-                "UPDATE dag_run SET heartbeat = ? WHERE id = ? AND owner = ?",
-                (_iso(_utcnow()), self.run_row, self.owner),
-            )
-            self._expect(1, done.rowcount)
+            if self._connection.execute(
+                "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, ?2) = ?2",
+                (self.run_row, self.owner),
+            ).fetchone():
+                self._record_logs(logs)
 
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
         with self.transaction():
             self._connection.execute(
                 "UPDATE dag_run SET stop_requested = ? WHERE id = ? AND state = 'running'",
-                (_iso(_utcnow()), run_row),
+                (_now(), run_row),
             )
 
     def check_in_place(self) -> None:
@@ -5005,125 +5394,40 @@ class _Store:
         if found is None or (found.st_dev, found.st_ino) != self._place:
             raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
-    def stop_requested(self) -> bool:
-        """Whether another process asked this run to stop."""
-        with self._explaining():
-            row = self._connection.execute(
-                "SELECT stop_requested FROM dag_run WHERE id = ?", (self.run_row,)
-            ).fetchone()
-        return row is not None and row[0] is not None
-
-    def _expect(self, rows: int, found: int) -> None:
-        if found != rows:
-            raise _Fenced(
-                "another process has taken this run over, or its rows were deleted: nothing more "
-                "of it is written here"
-            )
-
-    def input(
-        self, task_id: str, key: str, map_index: int, most: int
-    ) -> list[tuple[int, bytes | None]]:
-        """(map_index, value) of an XCom, if there is one; value None if over `most` bytes."""
-        with self._explaining():
-            return self._connection.execute(
-                f"{_PULL} AND key = ? AND map_index = ?",
-                (most, self.run_row, task_id, key, map_index),
-            ).fetchall()
-
-    def inputs(self, task_id: str) -> list[tuple[str, int, bytes]]:
-        """(key, map_index, value) of all XComs of a task."""
-        with self._explaining():
-            return self._connection.execute(
-                "SELECT key, map_index, value FROM xcom JOIN task_instance ON "
-                "task_instance.id = task_instance_id WHERE dag_run_id = ? AND task_id = ? "
-                "ORDER BY map_index",
-                (self.run_row, task_id),
-            ).fetchall()
-
-    def item(self, task_id: str, item: int, most: int) -> bytes | None:
-        """An element of a result that others expand over, if it is stored and no larger."""
-        with self._explaining():
-            row = self._connection.execute(
-                "SELECT value FROM xcom_item JOIN task_instance ON task_instance.id = "
-                "task_instance_id WHERE dag_run_id = ? AND task_id = ? AND map_index = -1 AND "
-                "item = ? AND length(value) <= ?",
-                (self.run_row, task_id, item, most),
-            ).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def recorded_lengths(self) -> dict[tuple[str, int], int | None]:
-        """The length of every result that is stored, by task and index."""
-        return _select_lengths(self._connection, self.run_row)
-
-    def running_elsewhere(self, dag_id: str, task_id: str) -> int:
-        """How many instances of a task run now, in other runs of its DAG."""
-        with self._explaining():
-            row = self._connection.execute(
-                "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
-                "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND dag_run.id != ? AND "
-                "task_instance.state = 'running'",
-                (dag_id, task_id, self.run_row),
-            ).fetchone()
-        return int(row[0])
-
-    def release_waiting(self) -> None:
-        """What waited for a retry has no state again: its run ends. Inside a transaction."""
-        waiting = self._connection.execute(
-            "SELECT id FROM task_instance WHERE dag_run_id = ? AND state IN "
-            "('up_for_retry', 'up_for_reschedule')",
-            (self.run_row,),
-        ).fetchall()
-        self._connection.executemany(_TO_HISTORY, [(None, None, *row) for row in waiting])
-        self._connection.executemany(
-            "UPDATE task_instance SET state = NULL, start_date = NULL, end_date = NULL, "
-            "pid = NULL, error = NULL WHERE id = ?",
-            waiting,
-        )
+    # What people do to runs that have ended.
 
     def clear(
-        self, run_row: int, task_ids: Iterable[str], check: Callable[[_RunRow | None], None]
+        self,
+        run_row: int,
+        names: Iterable[tuple[str, int | None]],
+        how: int,
+        check: Callable[[_Row | None], None],
     ) -> None:
-        """Put tasks of a run back to no state, and the run to `queued`.
-
-        `check` sees the run under the write lock, and may raise. A max_tries of -1 stands for
-        all the tries that the code gives, which a resume counts from there.
-        """
-        with self.transaction():
-            row = self._run_of(run_row)
-            check(row)
-            if row is not None and row.state == "running":
-                self.close_run(run_row, "its scheduler died", lost=True)
-            for task_id in task_ids:
-                rows = self._connection.execute(
-                    "SELECT id, -1 FROM task_instance WHERE dag_run_id = ? AND task_id = ?",
-                    (run_row, task_id),
-                ).fetchall()
-                self.reset_instances([row[0] for row in rows], dict(rows))
-            self._connection.execute(
-                "UPDATE dag_run SET state = 'queued', reason = NULL, end_date = NULL, "
-                "owner = NULL WHERE id = ?",
-                (run_row,),
-            )
-
-    def _run_of(self, run_row: int) -> _RunRow | None:
-        row = self._connection.execute(
-            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE id = ?", (run_row,)
-        ).fetchone()
-        return _RunRow(*row) if row else None
-
-    def delete_run(self, run_row: int, check: Callable[[_RunRow | None], None]) -> None:
-        """Delete a run with all that belongs to it.
+        """Mark task instances to run again, and put the run to `queued`.
 
         `check` sees the run under the write lock, and may raise.
         """
         with self.transaction():
-            check(self._run_of(run_row))
+            row = _find_run(self._connection, run_row)
+            check(row)
+            if row is not None and row.state == "running":
+                self.close_run(run_row, _DIED, lost=True)
+            self.mark(run_row, names, how)
+            self._connection.execute(
+                "UPDATE dag_run SET state = 'queued', reason = NULL, owner = NULL WHERE id = ?",
+                (run_row,),
+            )
+
+    def delete_run(self, run_row: int, check: Callable[[_Row | None], None]) -> None:
+        """Delete a run with all that belongs to it; `check` as above."""
+        with self.transaction():
+            check(_find_run(self._connection, run_row))
             self._connection.execute("DELETE FROM dag_run WHERE id = ?", (run_row,))
 
-    def drop_values(self, run_row: int, check: Callable[[_RunRow | None], None]) -> None:
+    def drop_values(self, run_row: int, check: Callable[[_Row | None], None]) -> None:
         """Delete a run's XComs; `check` as above."""
         with self.transaction():
-            check(self._run_of(run_row))
+            check(_find_run(self._connection, run_row))
             for table in ("xcom", "xcom_item"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE task_instance_id IN "
@@ -5131,7 +5435,7 @@ class _Store:
                     (run_row,),
                 )
             self._connection.execute(
-                "UPDATE dag_run SET values_deleted = ? WHERE id = ?", (_iso(_utcnow()), run_row)
+                "UPDATE dag_run SET values_deleted = ? WHERE id = ?", (_now(), run_row)
             )
 
     def give_back(self) -> None:
@@ -5150,30 +5454,14 @@ class _Store:
         return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
-_IF_RESCHEDULED = (
-    "WHERE id = ? AND try_number = ? AND state = 'up_for_reschedule' AND "
-    "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?"
-)
-_IF_OURS = (
-    "WHERE id = ? AND try_number = ? AND state = 'running' AND "
-    "(SELECT owner FROM dag_run WHERE dag_run.id = dag_run_id) = ?"
-)
-# The latest attempt becomes an earlier one; with its own end where it has one.
-_TO_HISTORY = (
-    "INSERT INTO task_instance_history (task_instance_id, try_number, state, start_date, end_date, "
-    "pid, error) SELECT id, try_number, "
-    "CASE state WHEN 'up_for_retry' THEN 'failed' WHEN 'running' THEN 'interrupted' "
-    "WHEN 'up_for_reschedule' THEN 'interrupted' "
-    "ELSE state END, "
-    "start_date, coalesce(end_date, ?), pid, "
-    "CASE state WHEN 'running' THEN coalesce(error, ?) ELSE error END "
-    "FROM task_instance WHERE id = ? AND start_date IS NOT NULL"
-)
-_PULL = (
-    "SELECT map_index, CASE WHEN length(value) <= ? THEN value END "
-    "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
-    "WHERE dag_run_id = ? AND task_id = ?"
-)
+def _task_facts(task: BaseOperator, takes: Collection[str]) -> tuple[Any, ...]:
+    """What a row says of its task: what it waits for and takes, its group and role."""
+    return (
+        json.dumps(list(task._upstream)) if task._upstream else "[]",
+        json.dumps(sorted(takes)) if takes else None,
+        task.task_group.group_id if task.task_group is not None else None,
+        "setup" if task._is_setup else "teardown" if task._is_teardown else None,
+    )
 
 
 def _until_unlocked(
@@ -5201,35 +5489,107 @@ def _locked_out(path: Path) -> DatabaseError:
 # --- Store: looks ---------------------------------------------------------------------------------
 
 
-# Each is handed to `_read`.
+# Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
+# made to harm gives texts where texts are expected.
+
+_INTEGERS = frozenset(
+    """id dag_run_id task_instance_id map_index try_number max_tries lost cleared pid length part
+    item runs newest""".split()
+)
 
 
-def _find_run(
-    connection: sqlite3.Connection, dag_id: str, run_id: str | None = None
-) -> _RunRow | None:
-    chosen = "AND run_id = ?" if run_id is not None else ""
-    row = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE dag_id = ? {chosen} ORDER BY id DESC LIMIT 1",
-        (dag_id,) if run_id is None else (dag_id, run_id),
-    ).fetchone()
-    return _RunRow(*row) if row else None
+def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+def _cast(table: str, column: str) -> str:
+    kind = "INTEGER" if column in _INTEGERS else "REAL" if column == "seconds" else "TEXT"
+    return f"CAST({table}.{column} AS {kind})"
+
+
+def _select(
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    rest: str,
+    values: Sequence[Any] | Mapping[str, Any] = (),
+    **others: Sequence[str],
+) -> list[_Row]:
+    """Rows by name, of a table and of others that `rest` joins, whose columns come by name, too.
+
+    A column that only later versions have reads as none in a file that has not got it yet.
+    """
+    missing = {(t, c) for t, c, _ in _ADDED_COLUMNS if c not in _columns_of(connection, t)}
+    names, terms = [], []
+    for each, wanted in ((table, columns), *others.items()):
+        for column in wanted:
+            names.append(column if each == table else f"{each}_{column}")
+            terms.append("NULL" if (each, column) in missing else _cast(each, column))
+    query = f"SELECT {', '.join(terms)} FROM {table} {rest}"
+    return [_Row(names, row) for row in connection.execute(query, values)]
+
+
+_RUN_COLUMNS = tuple(
+    """id dag_id run_id state reason logical_date start_date end_date resumed_date seconds conf
+    owner owner_process stop_requested values_deleted""".split()
+)
+_INSTANCE_COLUMNS = tuple(
+    """task_id map_index state try_number max_tries element_preview upstream_task_ids
+    task_group_id role cleared""".split()
+)
+_ATTEMPT_COLUMNS = ("try_number", "state", "start_date", "end_date", "pid", "error")
+_LATEST = (
+    "LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
+    "task_attempt.try_number = task_instance.try_number"
+)
 
 
 def _select_runs(
     connection: sqlite3.Connection,
-    dag_id: str | None = None,
-    state: str | None = None,
+    where: str = "1",
+    values: Mapping[str, Any] | None = None,
     limit: int | None = None,
-    since: str | None = None,
-) -> list[_RunRow]:
-    """Runs, newest first; those that began at `since` or later."""
-    rows = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE dag_id = coalesce(?1, dag_id) AND "
-        "state = coalesce(?2, state) AND coalesce(start_date, '') >= coalesce(?4, '') "
-        "ORDER BY id DESC LIMIT ?3",
-        (dag_id, state, -1 if limit is None else limit, since),
+) -> list[_Row]:
+    """Runs, newest first, by a condition on dag_run."""
+    rest = f"WHERE {where} ORDER BY dag_run.id DESC LIMIT :most"
+    values = {**(values or {}), "most": -1 if limit is None else limit}
+    return _select(connection, "dag_run", _RUN_COLUMNS, rest, values)
+
+
+def _find_run(connection: sqlite3.Connection, run_row: int) -> _Row | None:
+    found = _select_runs(connection, "dag_run.id = :id", {"id": run_row})
+    return found[0] if found else None
+
+
+def _find_named_run(
+    connection: sqlite3.Connection, dag_id: str, run_id: str | None = None
+) -> _Row | None:
+    """A DAG's run of this id, or its newest one."""
+    found = _select_runs(
+        connection,
+        "dag_id = :dag AND run_id = coalesce(:run, run_id)",
+        {"dag": dag_id, "run": run_id},
+        1,
     )
-    return [_RunRow(*row) for row in rows]
+    return found[0] if found else None
+
+
+def _select_live_runs(connection: sqlite3.Connection, dag_id: str) -> list[_Row]:
+    """A DAG's runs that read `running`, oldest first."""
+    where = "state = 'running' AND dag_id = :dag"
+    return _select_runs(connection, where, {"dag": dag_id})[::-1]
+
+
+def _select_old_runs(
+    connection: sqlite3.Connection, dag_id: str | None, keep: int | None, before: str | None
+) -> list[_Row]:
+    """The runs behind the `keep` newest ones of their DAG that began before a time."""
+    where = (
+        "dag_id = coalesce(:dag, dag_id) AND coalesce(start_date, '') < coalesce(:before, '~') AND "
+        "(SELECT count(*) FROM dag_run AS newer WHERE newer.dag_id = dag_run.dag_id AND "
+        "newer.id > dag_run.id) >= coalesce(:keep, 0)"
+    )
+    return _select_runs(connection, where, {"dag": dag_id, "keep": keep, "before": before})[::-1]
 
 
 def _select_run_ids(connection: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -5249,144 +5609,109 @@ def _select_run_counts(connection: sqlite3.Connection, run_row: int) -> dict[str
 
 
 def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-    """Every DAG's metadata, with the number of its runs and its newest one."""
-    rows = connection.execute(
-        "SELECT CAST(dag.dag_id AS TEXT), CAST(description AS TEXT), CAST(fileloc AS TEXT), "
-        "CAST(doc_md AS TEXT), CAST(tags AS TEXT), CAST(schedule AS TEXT), count(dag_run.id), "
-        "max(dag_run.id) FROM dag LEFT JOIN dag_run USING (dag_id) GROUP BY dag.dag_id "
-        "ORDER BY dag.dag_id"
-    ).fetchall()
-    names = ("dag_id", "description", "fileloc", "doc_md", "tags", "schedule", "runs")
+    """Every DAG's metadata, with the number of its runs, its newest one, and when its last
+    successful one ended."""
+    names = ("dag_id", "description", "fileloc", "doc_md", "tags", "schedule")
     dags = []
-    for *values, newest in rows:
-        run = connection.execute(
-            f"SELECT {_RUN_COLUMNS} FROM dag_run WHERE id = ?", (newest,)
+    for row in _select(connection, "dag", names, "ORDER BY dag_id"):
+        [runs, success] = connection.execute(
+            "SELECT count(*), max(CASE state WHEN 'success' THEN CAST(end_date AS TEXT) END) "
+            "FROM dag_run WHERE dag_id = ?",
+            (row.dag_id,),
         ).fetchone()
-        dags.append({**dict(zip(names, values, strict=True)), "newest": run and _RunRow(*run)})
+        newest = _find_named_run(connection, row.dag_id)
+        dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
     return dags
-
-
-_INSTANCE_COLUMNS = ", ".join(
-    f"CAST({name} AS {kind})"
-    for kind, names in (
-        (
-            "TEXT",
-            (
-                "task_id",
-                "state",
-                "start_date",
-                "end_date",
-                "error",
-                "upstream_task_ids",
-                "task_group_id",
-                "role",
-            ),
-        ),
-        ("INTEGER", ("map_index", "try_number", "max_tries", "pid")),
-    )
-    for name in names
-)
 
 
 def _select_instances(
     connection: sqlite3.Connection, run_row: int, task_id: str | None = None
-) -> list[tuple[Any, ...]]:
-    """A run's task instances, in the order in which the DAG has them."""
-    return connection.execute(
-        f"SELECT {_INSTANCE_COLUMNS}, min(id) OVER (PARTITION BY task_id) AS first FROM "
-        "task_instance WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
-        "ORDER BY first, map_index",
-        (run_row, task_id),
-    ).fetchall()
+) -> list[_Row]:
+    """A run's task instances with their latest attempts, in the order in which the DAG has them."""
+    rest = (
+        f"{_LATEST} JOIN (SELECT task_id AS of_task, min(id) AS first FROM task_instance WHERE "
+        "dag_run_id = ?1 GROUP BY task_id) ON of_task = task_instance.task_id WHERE "
+        "dag_run_id = ?1 AND task_id = coalesce(?2, task_id) ORDER BY first, map_index"
+    )
+    return _select(
+        connection, "task_instance", _INSTANCE_COLUMNS, rest, (run_row, task_id),
+        task_attempt=_ATTEMPT_COLUMNS,
+    )  # fmt: skip
 
 
 def _select_attempts(
     connection: sqlite3.Connection, run_row: int, task_id: str | None = None
-) -> list[tuple[Any, ...]]:
-    """(task_id, map_index, try_number, state, start_date, end_date, pid, error) of every attempt
-    of a run, or of one of its tasks."""
-    columns = (
-        "CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST({0}.try_number AS INTEGER), "
-        "CAST({0}.state AS TEXT), CAST({0}.start_date AS TEXT), CAST({0}.end_date AS TEXT), "
-        "CAST({0}.pid AS INTEGER), CAST({0}.error AS TEXT)"
+) -> list[_Row]:
+    """Every attempt of a run, or of one of its tasks, in order."""
+    rest = (
+        "JOIN task_attempt ON task_instance_id = task_instance.id WHERE dag_run_id = ?1 AND "
+        "task_id = coalesce(?2, task_id) ORDER BY task_id, map_index, task_attempt.try_number"
     )
-    latest, earlier = columns.format("task_instance"), columns.format("task_instance_history")
-    ours = "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id)"
-    return connection.execute(
-        f"SELECT {latest} FROM task_instance {ours} AND start_date IS NOT NULL "
-        f"UNION ALL SELECT {earlier} FROM task_instance_history JOIN task_instance ON "
-        f"task_instance.id = task_instance_id {ours} ORDER BY 1, 2, 3",
-        (run_row, task_id),
-    ).fetchall()
+    return _select(
+        connection, "task_instance", ("task_id", "map_index"), rest, (run_row, task_id),
+        task_attempt=_ATTEMPT_COLUMNS,
+    )  # fmt: skip
+
+
+def _select_past(connection: sqlite3.Connection, run_row: int) -> list[_Past]:
+    """A run's task instances as a resume sees them."""
+    columns = """id task_id map_index state try_number max_tries lost cleared element takes
+        flow""".split()
+    rows = _select(
+        connection, "task_instance", columns, f"{_LATEST} WHERE dag_run_id = ?", (run_row,),
+        task_attempt=_ATTEMPT_COLUMNS,
+    )  # fmt: skip
+    return [
+        _Past(
+            row.id,
+            *(getattr(row, name) for name in columns[1:9]),  # type: ignore[misc]
+            takes=frozenset(_plain(row.takes, list)),
+            flow=_plain(row.flow, dict),
+            attempt_state=row.task_attempt_state,
+            began=row.task_attempt_start_date,
+            ended=row.task_attempt_end_date,
+            died=row.state is None and row.task_attempt_error == f"interrupted: {_DIED}",
+        )
+        for row in rows
+    ]
 
 
 def _select_failures(
     connection: sqlite3.Connection, run_row: int, most: int
-) -> tuple[int, list[tuple[str, int, str]]]:
-    """How many task instances of a run failed, and the first (task_id, map_index, error)."""
-    rows = connection.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(error AS TEXT) "
-        "FROM task_instance WHERE dag_run_id = ? AND state = 'failed' ORDER BY id LIMIT ?",
-        (run_row, most),
-    ).fetchall()
+) -> tuple[int, list[_Row]]:
+    """How many task instances of a run failed, and the first of them."""
+    where = "dag_run_id = ? AND task_instance.state = 'failed'"
+    rows = _select(
+        connection, "task_instance", ("task_id", "map_index"),
+        f"{_LATEST} WHERE {where} ORDER BY task_instance.id LIMIT ?", (run_row, most),
+        task_attempt=("error",),
+    )  # fmt: skip
     if len(rows) < most:
         return len(rows), rows
-    [count] = connection.execute(
-        "SELECT count(*) FROM task_instance WHERE dag_run_id = ? AND state = 'failed'", (run_row,)
-    ).fetchone()
-    return count, rows
+    count = f"SELECT count(*) FROM task_instance WHERE {where}"
+    return connection.execute(count, (run_row,)).fetchone()[0], rows
 
 
-def _select_successes(connection: sqlite3.Connection) -> dict[str, str]:
-    """When each DAG's last successful run ended."""
-    return dict(
-        connection.execute(
-            "SELECT CAST(dag_id AS TEXT), max(CAST(end_date AS TEXT)) FROM dag_run "
-            "WHERE state = 'success' GROUP BY dag_id"
-        )
-    )
+def _select_running(connection: sqlite3.Connection, run_row: int) -> list[_Row]:
+    """The attempts that run, the longest first."""
+    rest = f"{_LATEST} WHERE dag_run_id = ? AND task_instance.state = 'running' ORDER BY start_date"
+    return _select(
+        connection, "task_instance", ("task_id", "map_index"), rest, (run_row,),
+        task_attempt=("start_date",),
+    )  # fmt: skip
 
 
-def _select_running(
-    connection: sqlite3.Connection, run_row: int
-) -> list[tuple[str, int, str | None]]:
-    """(task_id, map_index, start_date) of the task instances that run, the longest first."""
-    return connection.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(start_date AS TEXT) "
-        "FROM task_instance WHERE dag_run_id = ? AND state = 'running' ORDER BY start_date",
-        (run_row,),
-    ).fetchall()
+_JOINED = "JOIN task_instance ON task_instance.id = task_instance_id WHERE"
 
 
-def _select_new_log(
-    connection: sqlite3.Connection,
-    run_row: int,
-    task_id: str | None,
-    map_index: int | None,
-    after: int,
-) -> list[tuple[int, str, int, int, int, str]]:
-    """(id, task_id, map_index, try_number, part, text) of output stored after that of an id."""
-    return connection.execute(
-        "SELECT CAST(task_log.id AS INTEGER), CAST(task_id AS TEXT), CAST(map_index AS INTEGER), "
-        "CAST(task_log.try_number AS INTEGER), CAST(part AS INTEGER), CAST(text AS TEXT) "
-        "FROM task_log JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE task_log.id > ?5 AND dag_run_id = ?1 AND task_id = coalesce(?2, task_id) AND "
-        "map_index = coalesce(?3, map_index) ORDER BY task_log.id LIMIT ?4",
-        (run_row, task_id, map_index, 10_000, after),
-    ).fetchall()
-
-
-def _select_old_runs(
-    connection: sqlite3.Connection, dag_id: str | None, keep: int | None, before: str | None
-) -> list[_RunRow]:
-    """The runs behind the `keep` newest ones of their DAG that began before a time."""
-    rows = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM (SELECT *, row_number() OVER (PARTITION BY dag_id ORDER BY "
-        "id DESC) AS age FROM dag_run) AS dag_run WHERE dag_id = coalesce(?1, dag_id) AND "
-        "age > coalesce(?2, 0) AND coalesce(start_date, '') < coalesce(?3, '~') ORDER BY id",
-        (dag_id, keep, before),
-    ).fetchall()
-    return [_RunRow(*row) for row in rows]
+def _of_run(run_row: int, **equal: Any) -> tuple[str, tuple[Any, ...]]:
+    """A condition on a run's rows, and on columns that are to be equal to what is not None."""
+    terms, values = ["dag_run_id = ?"], [run_row]
+    for column, value in equal.items():
+        if value is not None:
+            terms.append(f"{column} = ?")
+            values.append(value)
+    return " AND ".join(terms), tuple(values)
 
 
 def _select_log(
@@ -5395,68 +5720,119 @@ def _select_log(
     task_id: str | None,
     map_index: int | None,
     try_number: int | None,
-) -> list[tuple[str, int, int, str]]:
-    """(task_id, map_index, try_number, text) of the stored output, in order."""
-    return connection.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), "
-        "CAST(task_log.try_number AS INTEGER), CAST(text AS TEXT) FROM task_log "
-        "JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) AND "
-        "map_index = coalesce(?3, map_index) AND task_log.try_number = "
-        "coalesce(?4, task_log.try_number) ORDER BY task_instance.id, task_log.try_number, part",
-        (run_row, task_id, map_index, try_number),
-    ).fetchall()
+) -> list[_Row]:
+    """The stored output, in order."""
+    where, values = _of_run(run_row, task_id=task_id, map_index=map_index)
+    rest = f"{_JOINED} {where} AND task_log.try_number = coalesce(?, task_log.try_number)"
+    return _select(
+        connection, "task_log", ("try_number", "text"),
+        f"{rest} ORDER BY task_instance.id, task_log.try_number, part", (*values, try_number),
+        task_instance=("task_id", "map_index"),
+    )  # fmt: skip
+
+
+def _select_new_log(
+    connection: sqlite3.Connection,
+    run_row: int,
+    task_id: str | None,
+    map_index: int | None,
+    after: int,
+) -> list[_Row]:
+    """Output stored after that of an id."""
+    where, values = _of_run(run_row, task_id=task_id, map_index=map_index)
+    return _select(
+        connection, "task_log", ("id", "try_number", "part", "text"),
+        f"{_JOINED} {where} AND task_log.id > ? ORDER BY task_log.id LIMIT 10000", (*values, after),
+        task_instance=("task_id", "map_index"),
+    )  # fmt: skip
 
 
 def _select_lengths(
     connection: sqlite3.Connection, run_row: int
 ) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    rows = connection.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(length AS INTEGER) "
-        "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ? AND key = 'return_value'",
-        (run_row,),
-    )
-    return {(task_id, map_index): length for task_id, map_index, length in rows}
+    where, values = _of_run(run_row, key="return_value")
+    rows = _select(
+        connection, "xcom", ("length",), f"{_JOINED} {where}", values,
+        task_instance=("task_id", "map_index"),
+    )  # fmt: skip
+    return {(x.task_instance_task_id, x.task_instance_map_index): x.length for x in rows}
 
 
 def _select_xcoms(
-    connection: sqlite3.Connection, run_row: int, task_id: str | None = None, values: bool = True
-) -> list[tuple[str, int, str, str, str, bytes | None]]:
-    """(task_id, map_index, key, type, preview, value) of a run's XComs, in order."""
+    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
+) -> list[_Row]:
+    """A run's XComs without their values, in order."""
+    where, values = _of_run(run_row, task_id=task_id)
+    return _select(
+        connection, "xcom", ("key", "type", "preview"),
+        f"{_JOINED} {where} ORDER BY task_instance.id, key", values,
+        task_instance=("task_id", "map_index"),
+    )  # fmt: skip
+
+
+def _select_values(
+    connection: sqlite3.Connection,
+    run_row: int,
+    task_id: str | None = None,
+    key: str | None = None,
+    map_index: int | None = None,
+    most: int = _ROW_LIMIT,
+) -> list[tuple[str, int, str, bytes | None]]:
+    """(task_id, map_index, key, value) of XComs, by index; value None if over `most` bytes."""
+    where, values = _of_run(run_row, task_id=task_id, key=key, map_index=map_index)
+    order = "task_instance.id, key" if task_id is None else "map_index"
     return connection.execute(
         "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), "
-        f"CAST(type AS TEXT), CAST(preview AS TEXT), {'value' if values else 'NULL'} "
-        "FROM xcom JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ?1 AND task_id = coalesce(?2, task_id) "
-        "ORDER BY task_instance.id, key",
-        (run_row, task_id),
+        f"CASE WHEN length(value) <= ? THEN value END FROM xcom {_JOINED} {where} ORDER BY {order}",
+        (most, *values),
     ).fetchall()
 
 
 def _select_item(
-    connection: sqlite3.Connection, run_row: int, task_id: str, item: int
+    connection: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
 ) -> bytes | None:
-    """An element of a result that others expand over, if it is stored on its own."""
+    """An element of a result that others expand over, if it is stored on its own, and no larger."""
+    where, values = _of_run(run_row, task_id=task_id, map_index=-1, item=item)
     row = connection.execute(
-        "SELECT value FROM xcom_item JOIN task_instance ON task_instance.id = task_instance_id "
-        "WHERE dag_run_id = ? AND task_id = ? AND map_index = -1 AND item = ?",
-        (run_row, task_id, item),
+        f"SELECT value FROM xcom_item {_JOINED} {where} AND length(value) <= ?", (*values, most)
     ).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def _select_values(
-    connection: sqlite3.Connection, run_row: int, task_id: str, key: str
-) -> list[tuple[int, bytes]]:
-    """(map_index, value) of a task's XComs of one key, by index."""
-    return connection.execute(
-        "SELECT map_index, value FROM xcom JOIN task_instance ON "
-        "task_instance.id = task_instance_id WHERE dag_run_id = ? AND task_id = ? AND key = ? "
-        "ORDER BY map_index",
-        (run_row, task_id, key),
+def _select_item_previews(
+    connection: sqlite3.Connection, run_row: int, task_id: str
+) -> dict[int, str]:
+    """What people may know of the elements of a result that others expand over."""
+    where, values = _of_run(run_row, task_id=task_id)
+    found = connection.execute(
+        f"SELECT item, xcom_item.preview FROM xcom_item {_JOINED} {where}", values
     ).fetchall()
+    if not found:
+        where, values = _of_run(run_row, task_id=task_id, key="return_value")
+        found = connection.execute(
+            f"SELECT map_index, xcom.preview FROM xcom {_JOINED} {where} AND map_index >= 0", values
+        ).fetchall()
+    return dict(found)
+
+
+def _count_elsewhere(
+    connection: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
+) -> int:
+    """How many instances of a task run now, in other runs of its DAG."""
+    row = connection.execute(
+        "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
+        "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND dag_run.id != ? AND "
+        "task_instance.state IN ('queued', 'running')",
+        (dag_id, task_id, run_row),
+    ).fetchone()
+    return int(row[0])
+
+
+def _stop_was_requested(connection: sqlite3.Connection, run_row: int) -> bool:
+    """Whether another process asked the run to stop."""
+    row = _find_run(connection, run_row)
+    return row is not None and row.stop_requested is not None
 
 
 # --- Values: the only pickle ----------------------------------------------------------------------
@@ -5514,6 +5890,11 @@ class _Call(NamedTuple):
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
     constants: Sequence[Sequence[_Call]] = ()
+
+    def taken(self) -> frozenset[str]:
+        """The tasks whose results are taken."""
+        own = frozenset(task_id for task_id, _ in self.takes)
+        return own.union(*(one.taken() for each in self.constants for one in each))
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
@@ -5573,7 +5954,8 @@ def _dump_settings(task: BaseOperator) -> bytes:
     known = {**_TASK_SETTINGS, **task._own_settings}
     own = {name: value for name, value in task.__dict__.items() if name in known}
     try:
-        return _dump((type(task), own, list(task._upstream), list(task._downstream)))
+        kind = getattr(task, "_kind", None)
+        return _dump((kind, own, list(task._upstream), list(task._downstream)))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
         raise UnreachableTask(
             f"task {task.task_id!r}: one of its settings can't be sent to a worker "
@@ -5581,14 +5963,89 @@ def _dump_settings(task: BaseOperator) -> bytes:
         ) from None
 
 
+def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
+    """What each instance of a mapping is mapped over, as digests: of constants by their value, of
+    results by their index, of equal ones by their occurrence."""
+    import hashlib
+
+    seen: collections.Counter[str] = collections.Counter()
+    keys = []
+    constants = [_constant_keys(source) for _, source in mapping.sources]
+    for i in range(mapping.count(known)):
+        parts = [
+            constants[k][element[1]] if element[0] == "constant" else repr(element).encode()
+            for k, (_, element) in enumerate(mapping.elements(i, known))
+        ]
+        key = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
+        keys.append(f"{key}.{seen[key]}" if seen[key] else key)
+        seen[key] += 1
+    return keys
+
+
+def _constant_keys(source: Any) -> list[bytes]:
+    keys: list[bytes] = []
+    for value in () if isinstance(source, _Mappable) else source:
+        try:
+            keys.append(_canonical(value))
+        except Exception:  # pickling runs the value's own code; then its index has to do
+            keys.append(f"index {len(keys)}".encode())
+    return keys
+
+
+def _canonical(value: Any) -> bytes:
+    """Bytes that are the same for equal plain data in every process. Raises what pickling does."""
+    kind = type(value)
+    if kind in (str, bytes, bool, int, float, complex, type(None)) or isinstance(
+        value, (_datetime.date, _datetime.time, _datetime.timedelta)
+    ):
+        return f"{kind.__name__} {value!r}".encode(errors="surrogatepass")
+    if kind in (list, tuple):
+        return b"%s(%s)" % (kind.__name__.encode(), b",".join(map(_canonical, value)))
+    if kind in (set, frozenset):
+        return b"%s(%s)" % (kind.__name__.encode(), b",".join(sorted(map(_canonical, value))))
+    if kind is dict:
+        return b"{%s}" % b",".join(
+            sorted(_canonical(k) + b":" + _canonical(v) for k, v in value.items())
+        )
+    if isinstance(value, XComArg):
+        return f"result {value.operator.task_id} {value.key}".encode()
+    if isinstance(value, os.PathLike):
+        return b"path " + os.fsencode(value)
+    if isinstance(value, enum.Enum):
+        return f"enum {kind.__qualname__}.{value.name}".encode()
+    if hasattr(kind, "__dataclass_fields__"):
+        fields = {name: getattr(value, name) for name in kind.__dataclass_fields__}
+        return kind.__qualname__.encode() + _canonical(fields)
+    import pickle
+
+    # Protocol 2 has names in plain, and the script goes by two: see _module_name.
+    return pickle.dumps(value, 2).replace(b"c__mp_main__\n", b"c__main__\n")
+
+
+def _element_previews(mapping: _ExpandInput, elements: Iterable[tuple[str | None, Any]]) -> str:
+    """What people may know of an instance: the constants that it is mapped over."""
+    sources = dict(mapping.sources)
+    shown = [
+        (name, _preview(sources[name][element[1]]))
+        for name, element in elements if element[0] == "constant"
+    ]  # fmt: skip
+    if len(shown) == 1:
+        return shown[0][1]
+    return _preview_cut(", ".join(f"{name}={text}" for name, text in shown))
+
+
 def _value_of(task_id: str, key: str, absent_is_none: bool) -> Any:
     """Called by unpickling a task's arguments: the value that stands for a result."""
     return _running_job().value(task_id, key, absent_is_none)
 
 
-def _sequence_of(task_id: str, key: str) -> Any:
-    """Called by unpickling a task's arguments: the results of a mapped task's instances."""
-    return _running_job().sequence(task_id, key)
+def _sequence_of(task_id: str, key: str, plain: bool) -> Any:
+    """Called by unpickling a task's arguments: the results of a mapped task's instances; of a
+    mapped group's task, as Airflow has it: none, the bare one, or a list."""
+    found = _running_job().sequence(task_id, key)
+    if not plain:
+        return found
+    return None if not found else found[0] if len(found) == 1 else list(found)
 
 
 def _group_value(name: str) -> Any:
@@ -5627,7 +6084,10 @@ def _preview(value: Any) -> str:
             text = _short_repr().repr(value)
         except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
             text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    text = _storable(text)
+    return _preview_cut(_storable(text))
+
+
+def _preview_cut(text: str) -> str:
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
 
 
@@ -5648,8 +6108,7 @@ def _short_repr() -> Any:
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
-_MESSAGE_LIMIT = 64 * 1024  # bytes; a pipe takes that much at once, more goes through a file
-_INLINE = 16 * 1024  # bytes of a value that travel with a job, of output with its outcome
+_INLINE = 16 * 1024  # bytes of a value that travel with a job
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
@@ -5731,15 +6190,14 @@ class _WorkerRun:
         self, task_id: str, function: Callable[..., Any], settings: bytes | None
     ) -> BaseOperator:
         """A task like the scheduler's, around a function found by its name."""
-        kind, own, upstream, downstream = (
-            _load(settings) if settings else (_FunctionOperator, {}, [], [])
-        )
+        kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
         if self._shell is None:
             self._shell = Dag(self.info["dag_id"])
         signature = _build_signature(function)
         token = _current_dag.set(None)
         try:
-            task: BaseOperator = kind(function, signature, (), {}, task_id=task_id, **own)
+            maker: Any = _FunctionOperator if kind is None else _decorated(kind)
+            task: BaseOperator = maker(function, signature, (), {}, task_id=task_id, **own)
         finally:
             _current_dag.reset(token)
         task.dag = self._shell
@@ -5807,46 +6265,77 @@ def _resolve(function: str) -> Callable[..., Any] | None:
 # --- Worker: one attempt --------------------------------------------------------------------------
 
 
-class _Job:
+class _Job(NamedTuple):
+    """An attempt on its way to whoever runs it."""
+
+    number: int
+    task_id: str
+    function: str
+    map_index: int
+    try_number: int
+    max_tries: int
+    call: bytes
+    settings: bytes | None  # of a task that is found by its function's name alone
+    inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
+    timeout: float | None  # seconds
+    holds: bool = False  # its worker waits for word after it
+    feeds: bool = False  # others expand over its result
+    elements: Sequence[tuple[str | None, tuple[Any, ...]]] = ()  # what it is mapped over
+    in_group: bool = False  # those are its group's
+    pokes: int = 0  # of a sensor, before this one
+    waited: float = 0.0  # seconds since its first one
+
+
+class _Outcome(NamedTuple):
+    """How an attempt ended, on its way back.
+
+    `terminated`: it was told to end. `spoilt`: why its worker must not get another job. `held`:
+    its worker waits for word. `start` by time.time(), `took` in seconds. `output`: what it
+    printed, unless that is long or may have been looked at: then it is in its worker's log, up to
+    `log_end`.
+    """
+
+    status: str  # a _Status
+    error: str | None
+    xcoms: Sequence[tuple[str, str, str, int | None, bytes]] = ()  # as in _XComRow
+    items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
+    note: Mapping[str, Any] = {}  # what the plan must know of the result
+    terminated: bool = False
+    spoilt: str | None = None
+    held: bool = False
+    start: float | None = None
+    took: float = 0.0
+    log_end: int = 0
+    output: bytes | None = None
+    unasked: bool = False  # it was told by somebody else than its runner
+
+
+class _Execution:
     """The attempt that runs here now."""
 
-    def __init__(self, run: _WorkerRun, message: tuple[Any, ...]) -> None:
-        (
-            _,
-            _,
-            self.task_id,
-            function,
-            self.map_index,
-            self.try_number,
-            self.max_tries,
-            self.started,
-            self._call,
-            settings,
-            self._inputs,
-            self.timeout,
-            self._extra,
-        ) = message
+    def __init__(self, run: _WorkerRun, job: _Job) -> None:
         self.run = run
-        self.task = run.find(self.task_id, function, settings is not None, settings)
+        self.job = job
+        self.task_id, self.map_index = job.task_id, job.map_index
+        self.task = run.find(job.task_id, job.function, job.settings is not None, job.settings)
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
-        self.feeds = bool(self._extra.get("feeds"))
-        self.reschedules: int = self._extra.get("pokes", 0)
-        self.first_start: float = self._extra.get("first_start", time.time())
+        self.started = time.time()
+        self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
         self._group_values: dict[str, Any] = {}
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
-        elements = self._extra.get("elements", ())
-        if self._extra.get("group"):
+        elements = self.job.elements
+        if self.job.in_group:
             for name, element in elements:
                 self._group_values.update(self._named(name, element))
             elements = ()
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
-        if self._call != _NO_CALL.data:
-            args, kwargs = self._loaded(self._call)
+        if self.job.call != _NO_CALL.data:
+            args, kwargs = self._loaded(self.job.call)
         for name, element in elements:
             found = self._named(name, element)
             twice = found.keys() & kwargs.keys()
@@ -5876,7 +6365,7 @@ class _Job:
             inner = self.element(plan[2])
             return mapping.functions[plan[1]](inner)
         if kind == "xcom":
-            return self._loaded(dict(self._read(plan[1], "return_value"))[plan[2]])
+            return self._loaded(self._read(plan[1], "return_value", plan[2])[0][1])
         _, task_id, i = plan
         row = self.run.info["run_row"]
         data = self._look(lambda db: _select_item(db, row, task_id, i), task_id)
@@ -5896,7 +6385,7 @@ class _Job:
     def value(self, task_id: str, key: str, absent_is_none: bool) -> Any:
         """The value of an upstream's XCom, the same object each time within one attempt."""
         if (task_id, key) not in self._values:
-            found = self._inputs.get((task_id, key))
+            found = self.job.inputs.get((task_id, key))
             if not found and not absent_is_none:
                 raise XComNotFound(
                     f"task {task_id!r} stored no XCom {key!r}; is it a key of a dict that it "
@@ -5905,22 +6394,25 @@ class _Job:
             self._values[task_id, key] = self._first(task_id, key, found) if found else None
         return self._values[task_id, key]
 
-    def _first(self, task_id: str, key: str, found: list[tuple[int, bytes | None]]) -> Any:
+    def _first(self, task_id: str, key: str, found: Sequence[tuple[int, bytes | None]]) -> Any:
         map_index, data = found[0]
         if data is None:  # too large to travel with the job
-            data = dict(self._read(task_id, key))[map_index]
+            data = self._read(task_id, key, map_index)[0][1]
         return self._loaded(data)
 
     def sequence(self, task_id: str, key: str) -> _Results:
         """The values of a mapped task's instances, without those that stored none."""
-        found = self._inputs.get((task_id, key))
+        found = self.job.inputs.get((task_id, key))
         rows = found if found is not None else self._read(task_id, key)
-        return _Results([data for _, data in rows], self.run.info["fileloc"])
+        return _Results([data or b"" for _, data in rows], self.run.info["fileloc"])
 
-    def _read(self, task_id: str, key: str) -> list[tuple[int, bytes]]:
+    def _read(
+        self, task_id: str, key: str, map_index: int | None = None
+    ) -> list[tuple[int, bytes]]:
         """Values read from the database, where this worker is on its machine."""
         row = self.run.info["run_row"]
-        return self._look(lambda db: _select_values(db, row, task_id, key), task_id)
+        found = self._look(lambda db: _select_values(db, row, task_id, key, map_index), task_id)
+        return [(index, data or b"") for _, index, _, data in found]
 
     def _look(self, look: Callable[[sqlite3.Connection], T], task_id: str) -> T:
         path = self.run.info["db_path"]
@@ -5933,17 +6425,17 @@ class _Job:
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
-        found: Sequence[tuple[int, bytes]]
+        found: Sequence[tuple[int, bytes | None]]
         if task_id == self.task_id and self.map_index < 0:
             row = self.pushed.get(key)
             found = [] if row is None else [(self.map_index, row.value)]
         elif self.run.info["db_path"] is None and task_id in self.task._upstream:
-            found = self._inputs.get((task_id, key), [])
+            found = self.job.inputs.get((task_id, key), [])
         else:
             found = self._read(task_id, key)
         if task_id == self.task_id and self.map_index >= 0 and key in self.pushed:
             found = [(self.map_index, self.pushed[key].value)]
-        return [(i, self._loaded(data)) for i, data in found]
+        return [(i, self._loaded(data or b"")) for i, data in found]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5986,12 +6478,12 @@ class _Results(Sequence[Any]):
         return list, (list(self),)
 
 
-_job: contextvars.ContextVar[_Job] = contextvars.ContextVar("liteflow_job")
+_running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
 
 
-def _running_job() -> _Job:
+def _running_job() -> _Execution:
     try:
-        return _job.get()
+        return _running.get()
     except LookupError:
         raise RuntimeError("there is no running task: this is for use inside one") from None
 
@@ -6051,7 +6543,7 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 }
 
 
-def _make_context(job: _Job) -> Context:
+def _make_context(job: _Execution) -> Context:
     info, task = job.run.info, job.task
     run = _dag_run_of(info)
     ti = _running_instance(job)
@@ -6079,7 +6571,7 @@ def _make_context(job: _Job) -> Context:
         "task_instance": ti,
         "task_instance_key_str": f"{task.dag_id}__{task.task_id}__"
         + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
-        "task_reschedule_count": job.reschedules,
+        "task_reschedule_count": job.job.pokes,
         "templates_dict": None,
         "ti": ti,
         "triggering_asset_events": {},
@@ -6096,58 +6588,51 @@ def _make_context(job: _Job) -> Context:
     return context
 
 
-def _run_job(
-    job: _Job,
-    guard: Callable[[], contextlib.AbstractContextManager[None]],
-    begin_time: Callable[[], None] = lambda: None,
-) -> Any:
-    """Run one attempt; (status, error, xcoms) as plain data, whatever the task does.
+def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
+    """Run one attempt; how it ended as plain data, whatever the task does.
 
     `guard` is entered around the task's own code: within it the process may be told to end.
-    `begin_time` is called when its arguments are there and its function starts.
     """
-    token = _job.set(job)
+    token = _running.set(job)
     note: dict[str, Any] = {}
+    items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
         try:
-            with guard():
+            with guard:
                 _check_conditions(job)
                 args, kwargs = job.arguments()
-                worker = job.task._made(kwargs)
-                run = functools.partial(worker._run, args, kwargs, job)
-                result = _run_hooked(job, worker, run, begin_time)
+                result = _run_hooked(job, job.task._made(kwargs), args, kwargs)
             note = _store_result(job, result)
-            status = _Status.SUCCESS
+            items = note.pop("items", ())
+            status = "success"
         except AirflowSkipException as skip:
-            status, error, job.exception = _Status.SKIPPED, _one_line(skip), skip
+            status, error, job.exception = "skipped", _one_line(skip), skip
         except _Reschedule as pause:
-            status, note = _Status.RESCHEDULE, {"wait": pause.seconds}
+            status, note = "reschedule", {"wait": pause.seconds}
         except (AirflowFailException, AirflowSensorTimeout) as failure:
-            status, error, job.exception = _Status.FATAL, _traceback(failure), failure
+            status, error, job.exception = "fatal", _traceback(failure), failure
         except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
-            status, error, job.exception = _Status.FAILED, _traceback(failure), failure
+            status, error, job.exception = "failed", _traceback(failure), failure
     finally:
-        _job.reset(token)
-    return status.value, error, [tuple(row) for row in job.pushed.values()], note
+        _running.reset(token)
+    xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
+    return _Outcome(status, error, xcoms, items, note)
 
 
-def _run_hooked(
-    job: _Job, task: Any, run: Callable[[], Any], begin_time: Callable[[], None]
-) -> Any:
+def _run_hooked(job: _Execution, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Between `pre_execute` and `post_execute`, which an operator's class may define."""
     if task.pre_execute is not None:
         task.pre_execute(job.context)
-    if not job.reschedules:
+    if not job.job.pokes:
         _call_back(job, job.task, "on_execute_callback")
-    begin_time()
-    result = run()
+    result = task._run(args, kwargs, job)
     if task.post_execute is not None:
         task.post_execute(job.context, result)
     return result
 
 
-def _check_conditions(job: _Job) -> None:
+def _check_conditions(job: _Execution) -> None:
     """`run_if` and `skip_if`. Raises AirflowSkipException."""
     for condition, wanted, message in job.task._conditions:
         found = condition(job.context)
@@ -6157,22 +6642,22 @@ def _check_conditions(job: _Job) -> None:
             raise AirflowSkipException(message or "skipped by its condition")
 
 
-def _call_back(job: _Job, owner: Any, name: str) -> None:
+def _call_back(job: _Execution, owner: Any, name: str) -> None:
     """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
     callbacks = getattr(owner, name, None)
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback is None:
             continue
-        token = _job.set(job)
+        token = _running.set(job)
         try:
             callback(job.context)
         except (Exception, SystemExit) as error:  # a user's callback may raise anything
             print(f"liteflow: {name} failed:\n{_traceback(error)}", file=sys.stderr)
         finally:
-            _job.reset(token)
+            _running.reset(token)
 
 
-def _call_back_at_end(job: _Job, name: str, reason: str | None) -> None:
+def _call_back_at_end(job: _Execution, name: str, reason: str | None) -> None:
     """Run the callbacks that follow an outcome: `reason` where the exception is not at hand, or
     why the DAG's run ended."""
     context = job.context
@@ -6193,14 +6678,18 @@ def _call_back_at_end(job: _Job, name: str, reason: str | None) -> None:
         _call_back(job, job.task, each)
 
 
-def _store_result(job: _Job, result: Any) -> dict[str, Any]:
+def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     """Turn the result into XComs; what the plan must know of it, as plain data.
 
     Raises a TypeError that says what can't be stored.
     """
     note = _flow_note(job, result)
-    if job.feeds:
+    if job.job.feeds:
         note["items"] = _items_of(job, result)
+        if not job.task.do_xcom_push:
+            raise XComForMappingNotPushed(
+                f"task {job.task_id!r} has do_xcom_push=False, and others expand over its result"
+            )
     if result is None or not job.task.do_xcom_push:
         return note
     if job.task.multiple_outputs:
@@ -6215,7 +6704,7 @@ def _store_result(job: _Job, result: Any) -> dict[str, Any]:
     return {**note, "stored": True, "length": job.pushed["return_value"].length}
 
 
-def _flow_note(job: _Job, result: Any) -> dict[str, Any]:
+def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
     """What a branch chose, or whether a short_circuit goes on."""
     if job.task._flow == "short_circuit":
         return {"go_on": bool(result)}
@@ -6234,8 +6723,8 @@ def _flow_note(job: _Job, result: Any) -> dict[str, Any]:
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 
 
-def _items_of(job: _Job, result: Any) -> list[bytes]:
-    """The elements of a result that others expand over, each pickled on its own."""
+def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
+    """The elements of a result that others expand over: each one's preview, and it pickled."""
     if result is None:
         raise XComForMappingNotPushed(
             f"task {job.task_id!r} returned None, and others expand over its result"
@@ -6250,10 +6739,11 @@ def _items_of(job: _Job, result: Any) -> list[bytes]:
             f"task {job.task_id!r} returned {len(result)} elements, and others expand over its "
             f"result: at most {_MAP_LIMIT} are allowed"
         )
-    return [_dump(x) for x in (result.items() if isinstance(result, Mapping) else result)]
+    elements = result.items() if isinstance(result, Mapping) else result
+    return [(_preview(x), _dump(x)) for x in elements]
 
 
-def _push(job: _Job, key: str, value: Any, said: str) -> None:
+def _push(job: _Execution, key: str, value: Any, said: str) -> None:
     try:
         key = str(key.encode().decode())
     except UnicodeError:
@@ -6310,59 +6800,160 @@ def _traceback(error: BaseException) -> str:
     return text
 
 
-# --- Worker: the process --------------------------------------------------------------------------
+# --- Worker: messages -----------------------------------------------------------------------------
+
+_MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as an open file
+_SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
+# Where whole messages go to one receiver each, and bytes can be shared, workers pull their jobs.
+_PULLS = sys.platform == "linux"
 
 
-_LINGER = 150e-6  # seconds; see _linger
-_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that are connected; of whole messages, where the system has that."""
+    ends = socket.socketpair(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM
+    )
+    for end in ends:
+        for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, size, _SOCKET_BUFFER)
+    return ends
 
 
-class _Inbox:
-    """Messages from a pipe: four bytes of length, as multiprocessing frames them, then marshal."""
+class _Wire:
+    """One end of a socket pair: plain data in whole messages, each with at most one open file.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    A message is data and a list of bytes (values, which may be huge). On a stream each message has
+    its length before it. The scheduler's ends never block.
+    """
+
+    def __init__(self, end: socket.socket, folder: str | None = None) -> None:
+        self.socket = end
+        self.folder = folder  # for messages that go as files
+        self._whole = end.type != socket.SOCK_STREAM
+        self._space = socket.CMSG_SPACE(4)
+        self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         self._buffer = bytearray()
-        self._poll: Any = None  # select.poll, where it exists; connection.poll() makes a new one
+        self._files: collections.deque[int] = collections.deque()
 
-    def is_there(self) -> bool:
-        """Whether `fill` would find something at once."""
-        if self._poll is None:
-            import select
+    def fileno(self) -> int:
+        return self.socket.fileno()
 
-            if not hasattr(select, "poll"):
-                return self._connection.poll(0)
-            self._poll = select.poll()
-            self._poll.register(self._connection.fileno(), select.POLLIN)
-        return bool(self._poll.poll(0))
+    def send(
+        self, data: tuple[Any, ...], values: Sequence[bytes] = (), file: int | None = None
+    ) -> None:
+        """Send a message. Raises BlockingIOError if there is no room, OSError."""
+        size = sum(map(len, values))
+        packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
+        if max(size, len(packed)) > _MESSAGE_LIMIT:
+            file = self._put_aside(data, values)
+            try:
+                self._send(marshal.dumps(None), file)
+            finally:
+                os.close(file)
+        else:
+            self._send(packed, file)
 
-    def fill(self) -> int:
-        """Read what there is, waiting for something; how many bytes, 0 at the pipe's end."""
-        try:
-            if _WINDOWS:
-                data = _framed(self._connection.recv_bytes())
-            else:
-                data = os.read(self._connection.fileno(), _MESSAGE_LIMIT)
-        except (EOFError, ConnectionError):  # the other side is gone
-            data = b""
-        self._buffer += data
-        return len(data)
+    def _send(self, packed: bytes, file: int | None) -> None:
+        if not self._whole:
+            packed = len(packed).to_bytes(4, "big") + packed
+        if file is not None:
+            socket.send_fds(self.socket, [packed], [file])
+        elif self._whole:
+            self.socket.send(packed)
+        else:
+            self.socket.sendall(packed)
 
-    def take(self) -> tuple[Any, ...] | None:
-        """The next message that is there as a whole."""
-        if len(self._buffer) < 4:
-            return None
+    def _put_aside(self, data: tuple[Any, ...], values: Sequence[bytes]) -> int:
+        """An open file with the message; it has no name, so nothing is ever left of it."""
+        import tempfile
+
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            marshal.dump((data, [len(value) for value in values]), file)
+            for value in values:
+                file.write(value)
+            file.flush()
+            return os.dup(file.fileno())
+
+    def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
+        """The next message, or None if there is none now. Raises EOFError at the end."""
+        while True:
+            packed = self._next()
+            if packed is None:
+                return None
+            try:
+                message: tuple[tuple[Any, ...], list[bytes]] | None = marshal.loads(packed)
+            except (ValueError, EOFError, TypeError):
+                raise EOFError("no message of ours") from None
+            return self._take_aside() if message is None else message
+
+    def _next(self) -> bytes | None:
+        while True:
+            if not self._whole and (packed := self._framed()) is not None:
+                return packed
+            try:
+                data, extra, _, _ = self.socket.recvmsg(_RECEIVED, self._space, self._flags)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                continue  # it left something unread; this comes *before* its last messages
+            except OSError:
+                raise EOFError from None
+            for _, _, descriptors in extra:
+                self._files.append(int.from_bytes(descriptors[:4], sys.byteorder))
+            if not data:
+                raise EOFError
+            if self._whole:
+                return data
+            self._buffer += data
+
+    def _framed(self) -> bytes | None:
+        """The first message of the buffer, if it is there as a whole."""
         end = 4 + int.from_bytes(self._buffer[:4], "big")
-        if len(self._buffer) < end:
+        if len(self._buffer) < max(end, 5):
             return None
-        message: tuple[Any, ...] = marshal.loads(self._buffer[4:end])
+        packed = bytes(self._buffer[4:end])
         del self._buffer[:end]
-        return _take_message(message[1]) if message[0] == "file" else message
+        return packed
+
+    def _take_aside(self) -> tuple[tuple[Any, ...], list[bytes]]:
+        with open(self.take_file(), "rb") as file:
+            file.seek(0)  # the offset is the sender's, too
+            data, sizes = marshal.load(file)
+            return data, [file.read(size) for size in sizes]
+
+    def take_file(self) -> int:
+        """The open file that came with the message: its descriptor, which is the caller's now."""
+        found = self._files.popleft()
+        os.set_inheritable(found, False)
+        return found
+
+    def close(self) -> None:
+        """Let the end go."""
+        while self._files:
+            os.close(self._files.popleft())
+        self.socket.close()
 
 
-def _framed(data: bytes) -> bytes:
-    """A message as `_Inbox` reads it."""
-    return len(data).to_bytes(4, "big") + data
+_RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
+
+
+def _unpacked(outcome: Sequence[Any]) -> tuple[_Outcome, list[bytes]]:
+    """An outcome apart from its values, which may be huge."""
+    whole = _Outcome(*outcome)
+    if not whole.xcoms and not whole.items:
+        return whole, []
+    values = [row[-1] for row in whole.xcoms] + [value for _, value in whole.items]
+    xcoms = [(*row[:-1], b"") for row in whole.xcoms]
+    return whole._replace(xcoms=xcoms, items=[(preview, b"") for preview, _ in whole.items]), values
+
+
+def _packed(outcome: Sequence[Any], values: Sequence[bytes]) -> _Outcome:
+    """The outcome, with its values put back."""
+    whole, rest = _Outcome(*outcome), iter(values)
+    if not values:
+        return whole
+    xcoms = [(*row[:-1], next(rest)) for row in whole.xcoms]
+    return whole._replace(xcoms=xcoms, items=[(preview, next(rest)) for preview, _ in whole.items])
 
 
 def _linger(is_there: Callable[[], object]) -> None:
@@ -6370,31 +6961,48 @@ def _linger(is_there: Callable[[], object]) -> None:
 
     To be woken takes some 20 µs, which is longer than a quick job's message is on its way.
     """
-    pause = getattr(os, "sched_yield", None)
-    if pause is None:
-        return
     until = time.perf_counter() + _LINGER
     while not is_there() and time.perf_counter() < until:
-        pause()
+        os.sched_yield()
+
+
+_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
+_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+
+
+# --- Worker: the process --------------------------------------------------------------------------
+
+_LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
+_UNSEEN = 0.2  # seconds after which a job's output may have been looked at
+_TAKING = 0  # bytes that a worker shares with the scheduler: see _Worker
+_LOOK = 1
 
 
 class _Worker:
-    """A worker process: serves the jobs that come over its pipe, one at a time.
+    """A worker process: pulls jobs from its run's queue, one at a time, and tells of them.
 
-    Some come ahead, while another runs. Each of those may start if there is a token for it in
-    the pipe `tokens`: the scheduler, which can read it too, may have taken it away.
+    Between jobs it takes the next one first, and tells both in one message: what is done, and
+    what it took. Two bytes are shared with the scheduler. TAKING is 1 from before it receives a
+    job until it has told of it: who dies at 0 took nothing along. LOOK is set before it is written
+    to: then it looks at its control pair before it takes another job, though it had no reason to
+    wait. After a job that `holds` it takes nothing before it has had word. Where there is no
+    queue, jobs come over the control pair.
     """
 
-    def __init__(self, connection: Connection, tokens: Connection | None = None) -> None:
-        self.connection = connection
-        self.tokens = tokens
-        self.inbox = _Inbox(connection)
-        self.barred = False  # no job that came ahead may start before the next that did not
-        self.quick = False  # the last job was
-        self.importing = False  # modules of the DAG, which must not start runs meanwhile
+    def __init__(self, control: _Wire) -> None:
+        self.control = control
+        self.jobs: _Wire | None = None
+        self._epoll: Any = None
+        self.shared: Any = bytearray(2)  # until the scheduler's are there
         self.pid = os.getpid()
-        self.runs: dict[str, _WorkerRun] = {}
-        self.folder: str | None = None
+        self.run: _WorkerRun | None = None
+        self.importing = False  # modules of the DAG, which must not start runs meanwhile
+        self.paused = False  # after a job, until there is word, or for good
+        self.held = False  # there will be word
+        self.spent = False  # the last job was told to end, or spoilt it: it is to be replaced
+        self.leaving = False
+        self.idle = False  # waiting for whatever comes
+        self.quick = False  # the last job was
         self.log: str | None = None
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -6402,20 +7010,17 @@ class _Worker:
         self.timeout: float | None = None
         self.in_task = False
         self.terminated = False
-        self.files = 0
-        self.last: _Job | None = None
+        self.last: _Execution | None = None
         self._threads = 0
         self._stdio: tuple[Any, ...] = (None, None)
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
-        if hasattr(os, "setsid"):
-            with contextlib.suppress(PermissionError):  # already a leader
-                os.setsid()
+        with contextlib.suppress(PermissionError):  # already a leader
+            os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
         signal.signal(signal.SIGTERM, self._on_term)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         _die_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -6433,180 +7038,249 @@ class _Worker:
         """What the process is like between tasks, once the DAG's module is imported."""
         self._threads = threading.active_count()
         self._limits = _resource_limits()
-        if hasattr(signal, "pthread_sigmask"):
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self._handlers = {number: _getsignal(number) for number in _WATCHED_SIGNALS}
         self._logging = (list(logging.root.handlers), logging.root.level)
         self._children = _used_by_children()
 
+    # Jobs, one after another.
+
     def serve(self) -> None:
-        """Answer messages until the scheduler closes the pipe."""
-        self._send(("ready", os.getpid()))
-        while True:
-            message = self.inbox.take()
-            if message is None:
-                if self.quick:
-                    _linger(self.inbox.is_there)
-                    self.quick = False
-                if not self.inbox.fill():
-                    return
-            elif (answer := self._answer(message)) is not None:
-                self._send(answer)
+        """Run jobs and answer messages until the scheduler closes the control pair."""
+        self.control.send(("ready", os.getpid()))
+        done: _Outcome | None = None
+        with contextlib.suppress(EOFError):
+            while True:
+                job = self._next(done)
+                done = None if job is None else self._run(job)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
-        size = sum(len(row[-1]) for row in message[3]) if message[0] == "done" else 0
-        data = b"" if size > _MESSAGE_LIMIT else marshal.dumps(message)
-        if max(size, len(data)) > _MESSAGE_LIMIT and self.folder is not None:
-            self.files += 1
-            path = os.path.join(self.folder, f"value-{os.getpid()}-{self.files}")
-            try:
-                _put_message(path, message)
-                data = marshal.dumps(("file", path))
-            except OSError as error:  # a full disk, or a limit that the task has set
-                why = f"the task's outcome could not be handed over: {error}"
-                self.last, self.barred = None, True
-                data = marshal.dumps(
-                    ("done", "failed", why, [], {}, False, why, False, *message[-4:])
-                )
-        self.connection.send_bytes(data)
+    def _next(self, done: _Outcome | None) -> _Job | None:
+        """Tell what was done, and take the next job; if there is none, wait for what comes."""
+        if done is not None and (done.held or done.spoilt is not None or done.terminated):
+            self.paused, self.held = True, done.held
+            self.spent = done.terminated or done.spoilt is not None
+        self.shared[_TAKING] = 1
+        job = self._take()
+        if job is not None or done is not None:
+            self._tell(done, job)
+        self.shared[_TAKING] = 0
+        return self._heed() if job is None else job
 
-    def _answer(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        kind = message[0]
-        if kind in ("begin", "find"):
-            self.importing = True
-            try:
-                if kind == "begin":
-                    return self._begin(*message[1:])
-                return _find_all(self.runs[message[1]], message[2])
-            finally:
-                self.importing = False
-        if kind == "log":
-            _, token, path, run_row = message
-            self.runs[token].info["run_row"] = run_row
-            self.folder, self.log = os.path.dirname(path), path
-            self._renew_output()
+    def _take(self) -> _Job | None:
+        """A job from the queue, unless there is something else to be heeded first."""
+        if self.paused or self.jobs is None or self.shared[_LOOK]:
             return None
-        if kind == "end":
-            self.runs.pop(message[1], None)
-            return None
-        if kind == "callback":
-            return self._call_back(message[1], message[2])
-        if kind == "call":
-            return self._call(*message[1:])
-        if kind == "ahead":
-            return self._run(message) if self._may_start() else None
-        self.barred = False
-        self.log_start = os.lseek(self.log_file, 0, os.SEEK_END)
-        return self._run(message)
+        message = self.jobs.receive()
+        return None if message is None else _Job(*message[0])
 
-    def _may_start(self) -> bool:
-        """Whether the job that came ahead still has its token."""
-        if self.barred or self.tokens is None:
-            return False
+    def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
+        number = 0 if job is None else job.number
+        if done is None:
+            self.control.send(("took", number))
+            return
+        outcome, values = _unpacked(done)
         try:
-            return bool(os.read(self.tokens.fileno(), 1))
-        except BlockingIOError:
-            self.barred = True
-            return False
+            self.control.send(("done", tuple[Any, ...](outcome), number), values)
+        except OSError as error:  # a full disk, or a limit that the task has set
+            why = f"the task's outcome could not be handed over: {error}"
+            self.last = None
+            lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
+            lost = lost._replace(spoilt=why, held=False)
+            self.control.send(("done", tuple[Any, ...](lost), number))
+            self.paused = True
 
-    def _call_back(self, name: str | None, reason: str | None) -> tuple[Any, ...]:
-        """The outcome of the last job is committed: its callbacks, if there are any."""
-        assert self.last is not None
-        job, self.last = self.last, None
-        if name is not None:
-            _call_back_at_end(job, name, reason)
-        self._flush()
-        self.terminated = False
-        return ("called", self._restore(job.run))
+    def _heed(self) -> _Job | None:
+        """Answer the scheduler; if it says nothing, wait for it or for a job. A job, if it comes
+        this way."""
+        self.shared[_LOOK] = 0  # before looking: what comes later sets it again
+        message = self.control.receive()
+        if message is None:
+            self._wait()
+        while message is not None:
+            kind, *fields = message[0]
+            if kind == "job":
+                self.control.send(("took", fields[0]))
+                return _Job(*fields)
+            if kind == "leave" and self.held:
+                self.leaving = True  # once there was word of its last job
+            elif (answer := getattr(self, f"_on_{kind}")(*fields)) is not None:
+                self.control.send(answer)
+            if self.leaving and not self.held:
+                self.control.send(self._on_leave())
+            message = self.control.receive()
+        return None
 
-    def _call(
-        self, token: str, message: tuple[Any, ...], name: str, reason: str | None, of: Any
-    ) -> tuple[Any, ...]:
-        """Callbacks of an attempt that ran elsewhere, or of the DAG."""
-        run = self.runs[token]
-        run.restore()
-        _call_elsewhere(run, message, name, reason, of)
-        self._flush()
-        self.terminated = False
-        return ("called", self._restore(run))
+    def _wait(self) -> None:
+        """Sleep until a message or a job is there."""
+        if self.paused or self.jobs is None:
+            self._sleep(lambda: select.select([self.control], [], []))
+            return
+        if self.quick:
+            self.quick = False
+            _linger(lambda: self._epoll.poll(0))
+            if self._epoll.poll(0):
+                return
+        self._sleep(self._epoll.poll)
 
-    def _begin(self, token: str, info: dict[str, Any]) -> tuple[Any, ...]:
-        run = self.runs[token] = _WorkerRun(info)
-        # After run()'s own entries, what the pool's initializer may have added.
-        sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
-        run.restore()
+    def _sleep(self, wait: Callable[[], object]) -> None:
+        self.idle = not self.paused
         try:
-            run.import_dag()
-        except BaseException as error:  # importing runs the user's module: it may even sys.exit
-            return ("begun", _traceback(error), None)
-        self._flush()
-        _log_to_stderr()
-        self._note_state()
-        run.sys_path = list(sys.path)
-        return ("begun", None, run.edited)
+            if self.terminated and self.idle:
+                os._exit(128 + signal.SIGTERM)
+            wait()
+        finally:
+            self.idle = False
 
-    def _run(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _run(self, job: _Job) -> _Outcome:
         start, clock = time.time(), time.perf_counter()
-        run = self.runs[message[1]]
-        run.restore()
+        assert self.run is not None
+        self.timeout = job.timeout
+        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self.run.restore()
         os.umask(self._umask)
         _log_to_stderr()
-        if run.edited is not None:
-            print(f"liteflow: {run.edited}", file=sys.stderr)
-        job = _Job(run, message)
-        self.timeout, self.deadline = job.timeout, None
-        outcome = _run_job(job, self._guard, self._begin_time)
+        if self.run.edited is not None:
+            print(f"liteflow: {self.run.edited}", file=sys.stderr)
+        execution = _Execution(self.run, job)
+        outcome = _run_job(execution, self)
         if os.getpid() != self.pid:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
-        terminated, self.terminated = self.terminated, False
+        terminated, self.terminated, self.deadline = self.terminated, False, None
         took = time.perf_counter() - clock
-        end, output = self._own_output()
-        self.barred = terminated or output is None
         self.quick = took < _QUICK
-        if message[-1].get("holds") and outcome[0] != "reschedule":
-            self.last = job  # for its callbacks, once the outcome is committed
-            return ("done", *outcome, terminated, None, True, start, took, end, None)
-        spoilt = self._restore(run)
-        self.barred = self.barred or spoilt is not None
-        self.log_start = end
-        return ("done", *outcome, terminated, spoilt, False, start, took, end, output)
+        log_end, output = self._own_output(took)
+        held = job.holds or output is None or log_end > _LOG_LIMIT
+        spoilt = None
+        if job.holds and outcome.status != "reschedule":
+            self.last = execution  # for its callbacks, once the outcome is committed
+        else:
+            spoilt = self._restore()
+        self.log_start = log_end
+        return _Outcome(*outcome[:5], terminated, spoilt, held, start, took, log_end, output)
 
-    def _own_output(self) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log, and the output, unless it is long."""
+    def _own_output(self, took: float) -> tuple[int, bytes | None]:
+        """Where the job's output ends in the log; and the output, if nobody has looked at it yet
+        and it is short: the next job may cut the file before the scheduler has read it."""
+        end = self._log_size()
+        start = self.log_start if self.log_start <= end else 0  # the task cut the file
+        if took > _UNSEEN or end - start > _INLINE:
+            return end, None
         try:
-            end = os.lseek(self.log_file, 0, os.SEEK_END)
-            start = self.log_start if self.log_start <= end else 0  # the task cut the file
-            if end == start:
-                return end, b""
-            if end - start > _INLINE or not hasattr(os, "pread"):
-                return end, None
-            return end, os.pread(self.log_file, end - start, start)
+            return end, os.pread(self.log_file, end - start, start) if end > start else b""
         except OSError:  # the task has closed it
-            return 0, None
+            return end, None
 
-    def _begin_time(self) -> None:
-        """The task's own code starts: its time runs, here first, then for the scheduler."""
-        if self.timeout is not None:
-            self.deadline = time.monotonic() + self.timeout
-            self._send(("started",))
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Within this, SIGTERM raises in the task; at once if it came on the way here."""
-        self.in_task = True
+    def _log_size(self) -> int:
         try:
-            if self.terminated:
-                self._raise_end()
-            yield
+            return os.lseek(self.log_file, 0, os.SEEK_END)
+        except OSError:  # the task has closed it
+            return 0
+
+    # What the scheduler says.
+
+    def _on_share(self, place: int) -> None:
+        """Here are the two bytes."""
+        import mmap
+
+        descriptor = self.control.take_file()
+        self.shared = memoryview(mmap.mmap(descriptor, 0))[place : place + 2]
+        os.close(descriptor)
+
+    def _on_join(self, info: dict[str, Any]) -> tuple[Any, ...]:
+        """Serve a run: import its DAG."""
+        self.run = _WorkerRun(info)
+        # After run()'s own entries, what the pool's initializer may have added.
+        sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
+        self.run.restore()
+        self.importing = True
+        try:
+            self.run.import_dag()
+        except BaseException as error:  # importing runs the user's module: it may even sys.exit
+            return ("joined", _traceback(error), None)
         finally:
+            self.importing = False
+        self._flush()
+        _log_to_stderr()
+        self._note_state()
+        self.run.sys_path = list(sys.path)
+        return ("joined", None, self.run.edited)
+
+    def _on_find(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
+        assert self.run is not None
+        self.importing = True
+        try:
+            return _find_all(self.run, references)
+        finally:
+            self.importing = False
+
+    def _on_work(self, path: str, run_row: int, queue: bool) -> None:
+        """The run is recorded: here is the log, and its queue of jobs."""
+        assert self.run is not None
+        self.run.info["run_row"] = run_row
+        self.log, self.log_start, self.control.folder = path, 0, os.path.dirname(path)
+        self._renew_output()
+        if queue:
+            self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
+            self._epoll = select.epoll()
+            self._epoll.register(self.control.fileno(), select.EPOLLIN)
+            # Of several sleepers a job wakes one.
+            self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _on_go(self, name: str | None, reason: str | None) -> tuple[Any, ...]:
+        """The outcome of the last job is committed: its callbacks, if there are any."""
+        job, self.last = self.last, None
+        if name is not None and job is not None:
+            _call_back_at_end(job, name, reason)
+        return self._go_on()
+
+    def _on_call(self, job: Sequence[Any], name: str, reason: str | None, of: Any) -> Any:
+        """Callbacks of an attempt that ran elsewhere, or of the DAG."""
+        assert self.run is not None
+        self.run.restore()
+        _call_elsewhere(self.run, job, name, reason, of)
+        return self._go_on()
+
+    def _go_on(self) -> tuple[Any, ...]:
+        self._flush()
+        self.paused = self.held = self.terminated = False
+        end = self.log_start = self._log_size()
+        if end > _LOG_LIMIT:
+            self.log_start = 0
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.log_file, 0)
+        spoilt = self._restore()
+        self.paused = self.spent or spoilt is not None
+        return ("called", spoilt, end)
+
+    def _on_leave(self) -> tuple[Any, ...]:
+        """The slot is wanted elsewhere, or the run is over."""
+        if self.jobs is not None:
+            self._epoll.close()
+            self.jobs.close()
+        self.jobs = self.run = self.last = None
+        self.paused = self.leaving = False
+        return ("left",)
+
+    # Its end.
+
+    def __enter__(self) -> None:
+        """Around a task's own code: SIGTERM raises in it; at once if it came on the way here."""
+        self.in_task = True
+        if self.terminated:
             self.in_task = False
+            self._raise_end()
+
+    def __exit__(self, *exc: object) -> None:
+        self.in_task = False
 
     def _on_term(self, signum: int, frame: object) -> None:
         if os.getpid() != self.pid:  # a child of the task inherits the handler, not the meaning
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
             return
+        if self.idle:
+            os._exit(128 + signal.SIGTERM)  # no later task is to be ended by this
         self.terminated = True
         if self.in_task:
             self._raise_end()
@@ -6615,6 +7289,8 @@ class _Worker:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise AirflowTaskTimeout(f"timeout after {self.timeout:g} s")
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
+
+    # What a task may have changed.
 
     def _flush(self) -> None:
         streams = self._stdio
@@ -6633,22 +7309,21 @@ class _Worker:
         sys.stdout, sys.stderr = streams
         self._stdio = (sys.stdout, sys.stderr)
 
-    def _restore(self, run: _WorkerRun) -> str | None:
+    def _restore(self) -> str | None:
         """Undo what a task changed in the process; what can't be undone, and needs a new one."""
         sys.stdout, sys.stderr = self._stdio
         if any(stream.closed for stream in self._stdio):  # a wrapper that is dropped closes ours
             self._open_streams()
-        if sys.path != run.sys_path:
-            sys.path[:] = run.sys_path
+        if self.run is not None and sys.path != self.run.sys_path:
+            sys.path[:] = self.run.sys_path
         if sys.getrecursionlimit() != self._recursion:
             sys.setrecursionlimit(self._recursion)
         for number, handler in self._handlers.items():
             if _getsignal(number) is not handler:
                 signal.signal(number, handler)
                 self._children = None
-        if hasattr(signal, "setitimer") and hasattr(signal, "pthread_sigmask"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         logging.root.handlers[:], logging.root.level = self._logging[0], self._logging[1]
         return self._damage()
 
@@ -6686,9 +7361,10 @@ class _Worker:
         holds the old one, which its lock tells (a child that the task left, even if orphaned)."""
         if self.log is None:
             return True
+        file, self.log_file = self.log_file, -1  # its number may soon be another's
         try:
-            if self.log_file >= 0:
-                os.close(self.log_file)
+            if file >= 0:
+                os.close(file)
             self.log_file = _redirect_output(self.log)
             return _locked(self.log_file)
         except OSError:
@@ -6703,8 +7379,6 @@ def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
 
 
 def _has_living_child() -> bool:
-    if not hasattr(os, "waitpid") or _WINDOWS:
-        return False
     try:
         while True:
             # Zombies are reaped: the task that could have waited for them has ended.
@@ -6727,31 +7401,6 @@ def _find_all(run: _WorkerRun, references: Sequence[tuple[str, str, bool]]) -> t
     return ("found", missing, named)
 
 
-def _put_message(path: str, message: tuple[Any, ...]) -> None:
-    """Write a message that is too large for the pipe; an outcome's values, which may be huge, as
-    they are behind it."""
-    values = []
-    if message[0] == "done":
-        values = [row[-1] for row in message[3]]
-        rows = [(*row[:-1], len(row[-1])) for row in message[3]]
-        message = (*message[:3], rows, *message[4:])
-    with open(path, "wb") as file:
-        marshal.dump(message, file)
-        for value in values:
-            file.write(value)
-
-
-def _take_message(path: str) -> tuple[Any, ...]:
-    """Read such a message, and delete its file."""
-    with open(path, "rb") as file:
-        message: tuple[Any, ...] = marshal.load(file)
-        if message[0] == "done":
-            rows = [(*row[:-1], file.read(row[-1])) for row in message[3]]
-            message = (*message[:3], rows, *message[4:])
-    os.unlink(path)
-    return message
-
-
 def _redirect_output(path: str) -> int:
     """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included.
 
@@ -6768,12 +7417,10 @@ def _redirect_output(path: str) -> int:
 def _locked(descriptor: int) -> bool:
     """Lock the open file; False if another description of it is locked still: each is, by its
     worker, and the lock goes when the last copy of its descriptor is closed."""
-    try:
-        import fcntl
+    import fcntl
 
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        return True
     except BlockingIOError:
         return False
     return True
@@ -6791,18 +7438,14 @@ _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 
 def _used_by_children() -> Any:
     """What the children that were waited for have used: no two counts of it are the same."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+    import resource
+
     return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def _resource_limits() -> list[tuple[int, int]]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return []
+    import resource
+
     return [
         resource.getrlimit(limit)
         for limit in (
@@ -6831,16 +7474,14 @@ def _die_with_parent() -> None:
     run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
     Elsewhere than on Linux a thread has to do.
     """
+    import fcntl
     import multiprocessing
 
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    try:
-        import fcntl
-
-        set_signal = fcntl.F_SETSIG  # type: ignore[attr-defined, unused-ignore]
-    except (ImportError, AttributeError):
+    set_signal = getattr(fcntl, "F_SETSIG", None)
+    if set_signal is None:
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         return
     sentinel = parent.sentinel
@@ -6853,40 +7494,38 @@ def _die_with_parent() -> None:
 
 def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
-    if hasattr(os, "killpg"):
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 
 def _call_elsewhere(
-    run: _WorkerRun, message: tuple[Any, ...], name: str, reason: str | None, of: Any
+    run: _WorkerRun, job: Sequence[Any], name: str, reason: str | None, of: Any
 ) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     if of is not None:
         other = _WorkerRun({**run.info, **of}, run._found)
         other._shell = run._shell
         run = other
-    _call_back_at_end(_Job(run, ("call", "", *message)), name, reason)
+    _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
 
 
 _worker: _Worker | None = None
 
 
 def _start_worker(
-    connection: Connection,
-    tokens: Connection | None,
+    control: socket.socket,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
 ) -> None:
     """Runs in the worker process first of all (the executor's initializer)."""
     global _worker
-    _worker = _Worker(connection, tokens)
+    _worker = _Worker(_Wire(control))
     _worker.prepare()
     try:
         if initializer is not None:
             initializer(*initargs)
     except BaseException as error:  # the user's function may raise anything: told, and raised again
-        _worker._send(("failed", _traceback(error)))
+        _worker.control.send(("refused", _traceback(error)))
         raise
 
 
@@ -6895,7 +7534,7 @@ def _serve() -> None:
     assert _worker is not None
     try:
         _worker.serve()
-    except BaseException as error:  # anything: the executor would keep it, and the pipe open
+    except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(70)
@@ -6912,14 +7551,17 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
         while len(_remote_runs) > 50:
             del _remote_runs[next(iter(_remote_runs))]
     run.import_dag()
-    job = marshal.loads(message)
-    if job[0] == "find":
-        return marshal.dumps(_find_all(run, job[2]))
-    if job[0] == "call":
-        _call_elsewhere(run, *job[2:])
-        return marshal.dumps(("called", None))
-    outcome = _run_job(_Job(run, job), contextlib.nullcontext)
-    return marshal.dumps(("done", *outcome, False))
+    kind, *fields = marshal.loads(message)
+    if kind == "find":
+        return marshal.dumps(_find_all(run, *fields))
+    if kind == "call":
+        _call_elsewhere(run, *fields)
+        return marshal.dumps(None)
+    start, clock = time.time(), time.perf_counter()
+    outcome = _run_job(_Execution(run, _Job(*fields)), contextlib.nullcontext())
+    took = time.perf_counter() - clock
+    ended: tuple[Any, ...] = outcome._replace(start=start, took=took)
+    return marshal.dumps(tuple(ended))
 
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
@@ -6928,44 +7570,23 @@ _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's modul
 _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
-_AHEAD = 8  # quick jobs that are sent to a worker while another runs there
-_PATIENCE = 0.01  # seconds that they wait there; then another worker may have them
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
+_SLOT_FILES = 13  # descriptors that a slot takes: the pair, the pidfd, the executor's
+_FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
-class _Outcome(NamedTuple):
-    """How an attempt ended, as its runner reports it.
+class _Runner:
+    """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
 
-    `terminated`: it was told to end; `unasked`: by somebody else than its runner. `began` (if it
-    had been sent ahead) and `ended`: when, by the worker, in seconds of time.time().
+    Most can't do all of it: what is not overridden does nothing.
     """
 
-    status: _Status
-    error: str | None
-    xcoms: Sequence[_XComRow]
-    terminated: bool = False
-    unasked: bool = False
-    note: Mapping[str, Any] = {}  # what the plan must know of the result
-    began: float | None = None
-    ended: float | None = None
+    remote = False  # jobs carry all their inputs: there is no database where they run
+    interrupted = False  # by a Ctrl-C that a task in this process did not outlive
 
-
-# Of an attempt that was sent ahead and has not started: by identity.
-_WITHDRAWN = _Outcome(_Status.SKIPPED, "withdrawn", ())
-
-
-class _Place(Protocol):
-    """Where one job can be started."""
-
-    @property
-    def pid(self) -> int | None: ...
-
-
-class _Runner(Protocol):
-    """What the run loop knows of where tasks run: start a job, wait for outcomes, end a job."""
-
-    remote: bool  # jobs carry all their inputs: there is no database where they run
+    def __init__(self) -> None:
+        self.notes: list[str] = []  # what people should be told at the end
 
     def launch(self) -> None:
         """Begin to start what workers are started by, without waiting for it."""
@@ -6979,52 +7600,58 @@ class _Runner(Protocol):
     ) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
 
-        Begins to start workers for so many jobs.
-
-        Calls `check`, which may raise, while it waits. Raises UnreachableTask for what can't be
-        found.
+        Begins to start workers for so many jobs. Calls `check`, which may raise, while it waits.
+        Raises UnreachableTask for what can't be found.
         """
+        return set()
 
     def open_logs(self, folder: Path, run_row: int) -> None:
-        """The run's private folder, for output and large values, is there."""
+        """The run is recorded, and its private folder is there: jobs may be started."""
 
-    def want(self, jobs: int) -> None:
-        """So many jobs could be started now."""
+    def room(self, jobs: int) -> int:
+        """How many of so many jobs may be started now; begins to start workers for the others."""
+        return jobs
 
-    def claim(self, ahead: bool = False) -> _Place | None:
-        """A place to start a job at, if there is one now; with `ahead` perhaps one where another
-        runs, which is quick: `wait` tells if it is withdrawn, since it could not start soon."""
+    def is_free(self) -> bool:
+        """Whether a worker is idle, and no job is on its way to any."""
+        return True
 
-    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+    def start(self, attempt: _Attempt, job: _Job) -> None:
         """Send the job, by the next `wait` at the latest."""
 
-    def flush(self) -> None:
-        """Let the jobs go that were started."""
+    def withdraw(self) -> list[_Attempt]:
+        """Take back what was sent and is not taken: it does not start."""
+        return []
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
-        """Wait until something happens or `wake` is called; the attempts that ended."""
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
+        """Wait until something happens or `wake` is called; the attempts that were taken by a
+        worker (None), and those that ended."""
+        return []
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        """End a running job: ask it to, and kill it after the grace (at once if `now`)."""
+        """End a job: ask it to, and kill it after the grace (at once if `now`)."""
 
-    def output(self) -> list[tuple[_Attempt, int, str]]:
-        """New output of attempts: (attempt, part, text)."""
+    def output(self, final: bool = False) -> list[tuple[_Attempt, int, str]]:
+        """New output of attempts: (attempt, part, text); only of ended ones if `final`."""
+        return []
 
-    def final_output(self) -> list[tuple[_Attempt, int, str]]:
-        """What attempts that ended printed last."""
+    def is_talkative(self) -> bool:
+        """Whether an attempt prints so much that its log should be cut now."""
+        return False
 
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         """The outcome is committed: let the worker that still holds the attempt run the callbacks
         of this name, if any. False if there is none that does."""
+        return name is None
 
-    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
-        """Run callbacks where no attempt of theirs is held: (message, name, reason, of)."""
+    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
+        """Run callbacks where no attempt of theirs is held: (job, name, reason, of). False if no
+        worker is free for it now."""
+        return True
 
     def is_calling(self) -> bool:
         """Whether callbacks are running."""
-
-    def is_talkative(self) -> bool:
-        """Whether an attempt prints so much that its log should be cut now."""
+        return False
 
     def wake(self) -> None:
         """Let `wait` return; may be called from a signal handler or another thread."""
@@ -7054,41 +7681,26 @@ class _SlotLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._file = os.open(path, flags, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._start = 0  # of the attempt's slice in the file
         self._read = 0  # bytes of the slice that are stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
         self._head = 0
-        self._parts = 0
+        self.parts = 0  # of the attempt's output that were taken
 
-    @property
-    def parts(self) -> int:
-        """How many parts of the attempt's output were taken."""
-        return self._parts
+    def begin(self, parts: int = 0) -> None:
+        """An attempt's slice begins where the one before ended."""
+        self._read = self._dropped = self._head = 0
+        self.parts = parts
 
-    @property
-    def is_long(self) -> bool:
-        """Whether the file is to be cut before the next attempt."""
-        return self._start > _LOG_HEAD
-
-    def pass_over(self, end: int) -> None:
-        """The attempt's slice ended there, and the next begins."""
+    def finish(self, end: int) -> None:
+        """The slice ended there."""
         self._start = end
-        self._read = self._dropped = self._head = self._parts = 0
+        self.begin()
 
     def is_untouched(self) -> bool:
         """Whether nothing of the attempt's output was taken."""
-        return not (self._read or self._dropped or self._parts)
-
-    def begin(self, parts: int = 0) -> None:
-        """A new attempt starts: its slice begins where the file ends."""
-        self._start = os.fstat(self._file).st_size
-        if self._start > _LOG_HEAD:
-            self._cut()
-            self._start = 0
-        self._read = self._dropped = self._head = 0
-        self._parts = parts
+        return not (self._read or self._dropped or self.parts)
 
     def is_large(self) -> bool:
         """Whether the file should be cut."""
@@ -7106,8 +7718,8 @@ class _SlotLog:
             return []
         parts = []
         while self._head < _LOG_HEAD and (text := self._next_of_head(size, final)):
-            self._parts += 1
-            parts.append((self._parts, text))
+            self.parts += 1
+            parts.append((self.parts, text))
         if self._head >= _LOG_HEAD and size > self._start + self._read:
             parts.append((_TAIL_PART, self._tail(size)))
         return parts
@@ -7115,7 +7727,7 @@ class _SlotLog:
     def _next_of_head(self, size: int, final: bool) -> str:
         at = self._start + self._read
         room = min(size - at, _LOG_HEAD - self._head)
-        data = self._bytes(at, room)
+        data = os.pread(self._file, room, at)
         if not final and len(data) == room and room < _LOG_HEAD - self._head:
             data = data[: data.rfind(b"\n") + 1]
         self._read += len(data)
@@ -7125,40 +7737,28 @@ class _SlotLog:
     def _tail(self, size: int) -> str:
         at = max(self._start + self._read, size - _LOG_TAIL)
         cut = at - self._start - self._read + self._dropped
-        text = self._bytes(at, size - at).decode(errors="replace")
+        text = os.pread(self._file, size - at, at).decode(errors="replace")
         if size - self._start > _LOG_FILE_LIMIT:
-            self._cut()
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)
             self._dropped += size - self._start - self._read
             self._start = self._read = 0
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
-    def _bytes(self, at: int, count: int) -> bytes:
-        os.lseek(self._file, at, os.SEEK_SET)
-        return os.read(self._file, count)
-
-    def _cut(self) -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, 0)
-
     def close(self) -> None:
-        """Let the file go."""
+        """Let the file go; where its worker is gone, it is of no use."""
         os.close(self._file)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 class _Slot:
-    """One worker process, which serves one pipe and runs one job at a time.
+    """One worker process, lent to one run at a time.
 
-    It is `starting` until its worker reports, `idle` or `busy` afterwards, `claimed` for a job
-    that is being recorded, `asked` while it answers something else than a job, `held` after one
-    whose callbacks wait for its commit, `calling` while they run, `dead` at the end.
-
-    While its jobs are quick, some more are sent ahead, so that it need not wait for us between
-    two. Each comes with a token, a byte in a second pipe, which the worker takes when it starts
-    the job. Both can read that pipe, and a byte goes to one of them only: the tokens that we take
-    back are those of the last jobs in the queue, which now never start. So at any moment, the
-    worker's death included, it is certain which jobs have started. The worker drops what has no
-    token; so that it can't take another job's, none is sent ahead again until it has: until the
-    outcome of a job that was sent in order after the withdrawal.
+    `starting` until its worker reports, `asked` while it joins a run or finds tasks, `joined` to a
+    run that is not recorded yet, `serving` while it takes jobs, `held` after one until there is
+    word, `calling` while callbacks run, `leaving` until it has let go of the run, `free` in the
+    pool, `dead` at the end. While it serves, `attempt` says what it runs.
     """
 
     def __init__(
@@ -7166,30 +7766,25 @@ class _Slot:
         context: Any,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
+        shared: _Shared | None,
     ) -> None:
         self.state = "starting"
-        self.begun: set[str] = set()  # tokens of the runs whose DAG it has imported
-        self.queue: collections.deque[tuple[_Attempt, int]] = collections.deque()  # with its bytes
-        self.served = False  # it has begun for some run
-        self.promised = 0  # places claimed behind the queue
-        self.barred = False  # nothing may be sent ahead, since some were withdrawn ...
-        self.clears = False  # ... until the job that runs, which was sent since then, has ended
-        self.quick = False  # the last job was
-        self.outbox: list[bytes] = []  # jobs on their way
-        self._tokens_due = b""
-        self.news = 0.0  # when the last job began or ended
-        self.follows = False  # the job that runs was sent ahead of the end of another
-        self.held: _Attempt | None = None  # ended, and its callbacks have not run
+        self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: _SlotLog | None = None
-        self.logs_for = ""  # token of the run that it writes its output for
         self.deadline: float | None = time.monotonic() + _START_LIMIT
+        self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job
         self.answer: tuple[Any, ...] | None = None
         self.exitcode: int | None = None
-        self.unstarted: list[_Attempt] = []  # at its death
-        self.born = time.monotonic()
+        self.born = self.lent = time.monotonic()
+        self.deaf = False  # it looks idle, and left a job lying
+        self.stuck: float | None = None  # since when it has been about to take a job
+        self.bytes: Any = bytearray(2)
         self._start(context, initializer, initargs)
+        if shared is not None:
+            place, self.bytes = shared.place()
+            self.send("share", place, file=shared.file)
 
     def _start(
         self,
@@ -7199,29 +7794,26 @@ class _Slot:
     ) -> None:
         from concurrent.futures import ProcessPoolExecutor
 
-        theirs = self._open_pipes(context)
+        ours, theirs = _socket_pair()
+        self.wire = _Wire(ours)
+        self.wire.socket.setblocking(not self.wire._whole)
         self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
         remembering = _Context(context)
         made: Any = remembering  # a context to all who use it, but not to a type checker
         self._executor = ProcessPoolExecutor(
-            1,
-            made,
-            initializer=_start_worker,
-            initargs=(*theirs, initializer, initargs),
+            1, made, initializer=_start_worker, initargs=(theirs, initializer, initargs)
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
                 served: Future[None] = self._executor.submit(_serve)
         except BaseException:  # whatever it is: cleaned up after, and raised again
-            self._close_pipes()
+            self.wire.close()
             self._executor.shutdown(wait=False)
             raise
         finally:
-            for end in theirs:
-                if end is not None:
-                    end.close()  # so that the worker's death is the end of the pipe
+            theirs.close()  # so that the worker's death is the end of the pair
         served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
@@ -7231,152 +7823,92 @@ class _Slot:
             with contextlib.suppress(OSError):
                 self.pidfd = os.pidfd_open(self.pid)
 
-    def _open_pipes(self, context: Any) -> tuple[Connection, Connection | None]:
-        """The worker's ends: for messages, and for tokens."""
-        ours, theirs = context.Pipe()
-        self.connection: Connection = ours
-        self._inbox = _Inbox(ours)
-        self._tokens: Connection | None = None  # where both read, and where we write
-        self._give_token: Connection | None = None
-        if _WINDOWS:
-            return theirs, None
-        self._tokens, self._give_token = tokens, _ = context.Pipe(duplex=False)
-        os.set_blocking(tokens.fileno(), False)
-        # An object of its own: a forked worker closes those of ours.
-        return theirs, type(tokens)(os.dup(tokens.fileno()), writable=False)
+    def send(self, *data: Any, file: int | None = None) -> None:
+        """Send a message; a worker that is dead, or does not listen, is noticed elsewhere."""
+        self.bytes[_LOOK] = 1
+        try:
+            self.wire.send(data, file=file)
+        except BlockingIOError:
+            self.signal_group(signal.SIGKILL)
+        except OSError:
+            pass
+        self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
-    def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message of at most _MESSAGE_LIMIT bytes; a dead worker is noticed elsewhere."""
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(marshal.dumps(message))
-
-    @property
-    def attempt(self) -> _Attempt | None:
-        """The attempt that runs, the first of the queue."""
-        return self.queue[0][0] if self.queue else None
-
-    def takes_more(self) -> bool:
-        """Whether one more job may be sent ahead."""
-        if self.state != "busy" or not self.quick or self.barred or self._tokens is None:
-            return False
-        if self.reason is not None or self.spoilt is not None:
-            return False
-        if time.monotonic() > self.news + _PATIENCE:
-            return False
-        if len(self.queue) + self.promised > _AHEAD or self.log is None or self.log.is_long:
-            return False
-        # Its end must not come when the next runs: neither callbacks, nor a timeout's signal.
-        last = self.queue[-1][0].instance.node
-        return not last.holds and last.task.execution_timeout is None
-
-    def send_job(self, folder: Path, attempt: _Attempt, message: tuple[Any, ...]) -> bool:
-        """Send a job, through a file if it is too large for the pipe. False if it can't go ahead
-        of the end of the one that runs."""
-        ahead = bool(self.queue)
-        data = marshal.dumps(("ahead" if ahead else "run", *message))
-        if ahead and sum(size for _, size in self.queue) + len(data) > _MESSAGE_LIMIT:
-            return False
-        if len(data) > _MESSAGE_LIMIT:
-            path = str(folder / f"job-{self.pid}")
-            _put_message(path, ("run", *message))
-            data = marshal.dumps(("file", path))
-        self.outbox.append(data)
-        self._tokens_due += b"!" * ahead
-        self.queue.append((attempt, len(data)))
-        return True
-
-    def flush(self) -> None:
-        """Let the jobs go: each one's token first, without which the worker would drop it."""
-        jobs, self.outbox = self.outbox, []
-        tokens, self._tokens_due = self._tokens_due, b""
-        with contextlib.suppress(OSError):
-            if tokens and self._give_token is not None:
-                os.write(self._give_token.fileno(), tokens)
-            if _WINDOWS or len(jobs) == 1:
-                for data in jobs:
-                    self.connection.send_bytes(data)
-                return
-            left = memoryview(b"".join(map(_framed, jobs)))
-            while left:
-                left = left[os.write(self.connection.fileno(), left) :]
-
-    def withdraw(self) -> list[_Attempt]:
-        """Take back the tokens of the jobs that have not started; those jobs' attempts."""
-        self.flush()
-        self.barred, self.clears = True, False
-        taken = b""
-        if self._tokens is not None:
-            with contextlib.suppress(BlockingIOError):
-                taken = os.read(self._tokens.fileno(), 2 * _AHEAD)
-        return [self.queue.pop()[0] for _ in taken][::-1]
-
-    def receive(self, ready: bool = False) -> list[tuple[Any, ...]]:
-        """The messages that are there; state `dead` once there can't be more. `ready`: the pipe
-        is known to be readable.
+    def receive(self) -> Iterator[tuple[tuple[Any, ...], list[bytes]]]:
+        """The messages that are there; state `dead` once there can't be more.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
-        keeps the pipe open.
+        keeps the pair open.
         """
-        messages: list[tuple[Any, ...]] = []
         try:
-            while ready or self._inbox.is_there():
-                ready = False
-                found = self._inbox.fill()
-                if not found:
-                    self.state = "dead"
-                    break
-                if found < _MESSAGE_LIMIT and not _WINDOWS:
-                    break
-            while (message := self._inbox.take()) is not None:
-                messages.append(message)
-        except (OSError, ValueError, EOFError, TypeError):  # broken, or no message of ours
+            while self.state != "dead" and (message := self.wire.receive()) is not None:
+                yield message
+        except EOFError:
             self.state = "dead"
-        return messages
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can take a job at once."""
+        return self.state == "serving" and self.attempt is None and self.spoilt is None
 
     def signal_group(self, number: int, session: bool = True) -> None:
         """Signal the worker and its children (it leads their group, once it has started); also
         those of its `session` that have left the group, which takes a look at all processes."""
-        if hasattr(os, "killpg"):
-            log = None if self.log is None else os.path.realpath(self.log.path)
-            for pid in _others_in_session(self.pid, log) if session else ():
-                with contextlib.suppress(OSError):
-                    os.kill(pid, number)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
-                return
+        log = None if self.log is None else os.path.realpath(self.log.path)
+        for pid in _others_in_session(self.pid, log) if session else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+            return
         with contextlib.suppress(OSError, AttributeError, ValueError):
-            self.process.kill() if number != signal.SIGTERM else self.process.terminate()
+            self.process.kill() if number == signal.SIGKILL else self.process.terminate()
 
     def ask_to_end(self, reason: str) -> None:
         """TERM to the group now, KILL after the grace."""
         if self.reason is None:
             self.reason = reason
             self.deadline = time.monotonic() + _GRACE
+            self.bytes[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
+
+    @property
+    def end(self) -> int:
+        """A descriptor that is readable once the worker process is gone."""
+        return int(self.process.sentinel) if self.pidfd is None else self.pidfd
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
         from multiprocessing.connection import wait
 
-        return bool(wait([self.process.sentinel if self.pidfd is None else self.pidfd], timeout))
+        return bool(wait([self.end], timeout))
 
     def bury(self, session: bool = True) -> None:
         """Kill what is left of the group, and free all that the slot holds."""
         self.state = "dead"
-        self.signal_group(_SIGKILL, session)
-        self.connection.close()
+        self.signal_group(signal.SIGKILL, session)
+        self.wire.close()
         self._executor.shutdown(wait=False)
         if self._executor_thread is not None:
             self._executor_thread.join()
         # Only now is the exit code to be relied on: the executor's thread reads it as well.
         self.exitcode = self.process.exitcode
-        self.unstarted = self.withdraw()
-        self._free()
+        _live_slots.discard(self)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+        self.close_log()
+
+    def close_log(self) -> None:
+        """Its output is another run's from here, or nobody's."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `close` waits for its end."""
         self.state = "dead"
-        self.connection.close()
+        self.wire.close()
         self._executor.shutdown(wait=False)
 
     def close(self) -> None:
@@ -7385,25 +7917,10 @@ class _Slot:
         # An idle one has been looked at after its last task: that has left nothing behind.
         self.bury(session=not self.has_ended(timeout=2.0))
 
-    def _close_pipes(self) -> None:
-        for end in (self.connection, self._tokens, self._give_token):
-            if end is not None:
-                end.close()
-
-    def _free(self) -> None:
-        self._close_pipes()
-        _live_slots.discard(self)
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
-        if self.log is not None:
-            self.log.close()
-            self.log = None
-
     def close_in_child(self) -> None:
         """In a process that the host forked: let go of what tells the worker that we live."""
         self.state = "dead"
-        self._close_pipes()
+        self.wire.close()
         if self.process is None:
             return
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
@@ -7415,6 +7932,35 @@ class _Slot:
             with contextlib.suppress(OSError):
                 if descriptor != self.process.sentinel:
                     os.close(descriptor)
+
+
+class _Shared:
+    """Bytes that each worker of a pool shares with the scheduler, two of them: see `_Worker`."""
+
+    def __init__(self, slots: int) -> None:
+        import mmap
+
+        self.file = os.memfd_create("liteflow")
+        os.ftruncate(self.file, 2 * slots)
+        self._bytes = memoryview(mmap.mmap(self.file, 0))
+        self._free = list(range(0, 2 * slots, 2))
+        self._used: dict[int, weakref.ref[Any]] = {}
+        self._lock = threading.Lock()  # several runs may make slots at once
+
+    def place(self) -> tuple[int, Any]:
+        """Two bytes that no slot has, as their place and themselves."""
+        with self._lock:
+            if not self._free:  # of those that are gone
+                self._free = [place for place, taken in self._used.items() if taken() is None]
+            place = self._free.pop(0)
+            found = self._bytes[place : place + 2]
+            found[:] = b"\0\0"
+            self._used[place] = weakref.ref(found)
+        return place, found
+
+    def close(self) -> None:
+        """Let the file go; what is mapped goes with the slots."""
+        os.close(self.file)
 
 
 def _others_in_session(leader: int, log: str | None) -> list[int]:
@@ -7440,12 +7986,11 @@ def _writes_to(pid: int, log: str) -> bool:
     return False
 
 
-_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
 
 
 def _fill_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed (a daemon's may be), a pipe to a worker would get its number."""
+    """Where 0, 1 or 2 is closed (a daemon's may be), a pair to a worker would get its number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -7454,8 +7999,7 @@ def _fill_standard_descriptors() -> None:
 @functools.cache
 def _set_up_slots() -> None:
     """Once, when the first slot is made: see to forks of the host and to the interpreter's end."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_let_go_of_slots)
+    os.register_at_fork(after_in_child=_let_go_of_slots)
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     register = getattr(threading, "_register_atexit", None)
     if register is not None:
@@ -7542,6 +8086,8 @@ def _cpus() -> int:
 
 # --- Runners: the pool ----------------------------------------------------------------------------
 
+_TURN = 0.05  # seconds that a run may keep a slot when others have less than it
+
 
 class WorkerPool:
     """Worker processes that stay warm between runs, and may serve several runs at once.
@@ -7563,7 +8109,7 @@ class WorkerPool:
         initargs: tuple[Any, ...] = (),
     ) -> None:
         checked = _whole(1)("max_workers", max_workers)
-        self.max_workers: int = min(checked or _cpus(), 61 if _WINDOWS else 1000)
+        self.max_workers: int = min(checked or _cpus(), 1000)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
         self._initializer = initializer
@@ -7579,8 +8125,10 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._idle: list[_Slot] = []
         self._count = 0
+        self._most: int | None = None  # workers, as far as the limit of open files allows
+        self._shared: _Shared | None = None
         self._runners: list[_SlotRunner] = []
-        self._waiting: collections.deque[_SlotRunner] = collections.deque()
+        self._line: collections.deque[_SlotRunner] = collections.deque()  # those that want a slot
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -7598,32 +8146,33 @@ class WorkerPool:
         for runner in runners:
             runner.wake()
         _close_all(idle)
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot for the runner, or None: it stands in line, and the others are told."""
+        """A slot for the runner, or None: then it stands in line, and whoever has more than its
+        share, or does not need what it has, has been asked for one."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
-            first = not self._waiting or self._waiting[0] is runner
             for slot in [slot for slot in self._idle if slot.has_ended()]:
                 self._idle.remove(slot)  # killed while nobody looked: another takes its place
                 self._count -= 1
                 slot.bury()
-            if first and self._idle:
-                self._leave_line(runner)
-                return self._idle.pop()
-            if not first or self._count >= self.max_workers:
-                if runner not in self._waiting:
-                    self._waiting.append(runner)
-                holders = [other for other in self._runners if other is not runner]
-            else:
-                self._leave_line(runner)
-                self._count += 1
-                holders = None
-        if holders is not None:
-            for holder in holders:
-                holder.wake()
-            return None
+            first = not self._line or self._line[0] is runner
+            room = self._count < self._limit(runner)
+            if not first or not (self._idle or room):
+                if runner not in self._line:
+                    self._line.append(runner)
+                self._ask_back(runner)  # again, too: what it had to spare may be new
+                return None
+            self._leave_line(runner)
+            found = self._idle.pop() if self._idle else None
+            self._count += found is None
+            self._wake_next()
+            if found is not None:
+                return found
         try:
             return self._make(context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
@@ -7631,33 +8180,60 @@ class WorkerPool:
                 self._count -= 1
             raise
 
+    def _ask_back(self, runner: _SlotRunner) -> None:
+        """Ask those that can spare a slot for one each: whose jobs are short gives it first."""
+        share = self.max_workers / len(self._runners)
+        for holder in self._runners:
+            if holder is not runner and not holder.asked and holder.spare(share) > 0:
+                holder.asked = 1
+                holder.wake()
+
+    def _limit(self, runner: _SlotRunner) -> int:
+        """How many workers there may be: each takes descriptors, of which there is a limit."""
+        if self._most is None:
+            free = _free_descriptors() - _FREE_FILES
+            self._most = max(1, min(self.max_workers, free // _SLOT_FILES))
+            if self._most < self.max_workers:
+                runner.notes.append(
+                    f"{self._most} of {self.max_workers} workers fit into the limit of open files "
+                    "(ulimit -n)"
+                )
+        return self._most
+
     def _make(self, context: Any) -> _Slot:
         _set_up_slots()
         _open_pools.add(self)
-        return _Slot(context, self._initializer, self._initargs)
+        with self._lock:
+            if _PULLS and self._shared is None:
+                self._shared = _Shared(2 * self.max_workers + 16)
+        return _Slot(context, self._initializer, self._initargs, self._shared)
 
     def _leave_line(self, runner: _SlotRunner) -> None:
         with contextlib.suppress(ValueError):
-            self._waiting.remove(runner)
+            self._line.remove(runner)
 
-    def _is_wanted(self, runner: _SlotRunner) -> bool:
-        """Whether another run waits for a slot that this one holds."""
-        return any(other is not runner for other in self._waiting)
+    def _wake_next(self) -> None:
+        """Wake the first in line, and nobody else, if there is something for it."""
+        if self._line and (self._idle or self._count < (self._most or self.max_workers)):
+            self._line[0].wake()
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: _Slot, runner: _SlotRunner | None = None) -> None:
         """A slot that is free for any run, or dead."""
-        keep = slot.state == "idle"
+        keep = slot.state == "free"
         with self._lock:
             keep = keep and not self._closed
+            if (
+                runner is not None and runner in self._line
+            ):  # who gives one stands behind those that wait for it
+                self._leave_line(runner)
+                self._line.append(runner)
             if keep:
                 self._idle.append(slot)
             else:
                 self._count -= 1
-            first = self._waiting[0] if self._waiting else None
+            self._wake_next()
         if not keep and slot.state != "dead":
             slot.close()
-        if first is not None:
-            first.wake()
 
     def _join(self, runner: _SlotRunner) -> None:
         with self._lock:
@@ -7668,9 +8244,20 @@ class WorkerPool:
             self._leave_line(runner)
             with contextlib.suppress(ValueError):
                 self._runners.remove(runner)
-            first = self._waiting[0] if self._waiting else None
-        if first is not None:
-            first.wake()
+            self._wake_next()
+
+
+def _free_descriptors() -> int:
+    """How many more files this process may open."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1_000_000
+    try:
+        return soft - len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return soft
 
 
 _open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
@@ -7696,52 +8283,61 @@ def _close_all(slots: Iterable[_Slot]) -> None:
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
-
-class _Behind(NamedTuple):
-    """A place behind the job that runs in a slot."""
-
-    slot: _Slot
-
-    @property
-    def pid(self) -> int:
-        """The worker's."""
-        return self.slot.pid
+_AHEAD = 8  # quick jobs for each worker that may wait in the queue
+_STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
 
 
-class _SlotRunner:
-    """Runs jobs in the slots of a WorkerPool, and ends those that outlive their timeout."""
+class _SlotRunner(_Runner):
+    """Lets the slots of a WorkerPool pull jobs from one queue, and ends those that outlive their
+    timeout.
 
-    remote = False
+    The kernel decides who takes a job, exactly, and a worker says which it took before it runs
+    it: so at any moment it is known who runs what, but for a worker that dies while its TAKING
+    byte is set. Then the queue is emptied; once each living worker has been seen at 0, what is
+    still untold went down with the dead one, and is sent again.
+    """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, interactive: bool) -> None:
-        import multiprocessing
-        import selectors
-
-        self.token = os.urandom(8).hex()
+        super().__init__()
         self.thread = threading.current_thread()
+        self.asked = 0  # slots that the pool wants back
         self._pool = pool
         self._own_pool = own_pool
         self._interactive = interactive
         self._born = time.monotonic()
-        self._held: list[_Slot] = []
-        self._ended: list[tuple[_Attempt, _Outcome]] = []
-        self._last_output: list[tuple[_Attempt, int, str]] = []
-        self._failed_starts = 0
+        self._slots: list[_Slot] = []
+        self._wanted = 1  # slots that there are jobs for
         self._found_all = False  # `begin` is over: idle slots may go to other runs
-        self.notes: list[str] = []  # what people should be told at the end
+        self._failed_starts = 0
+        self._events: list[tuple[_Attempt, _Outcome | None]] = []
+        self._last_output: list[tuple[_Attempt, int, str]] = []
         self._info: dict[str, Any] = {}
         self._folder: Path | None = None
         self._run_row = 0
-        self._selector = None if _WINDOWS else selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        # The queue: what is not in it yet, and what is and nobody told to have taken.
+        self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
+        self._ours.socket.setblocking(False)
+        self._number = 0
+        self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
+        self._out: dict[int, tuple[_Attempt, _Job]] = {}
+        self._heard = 0.0  # when a worker last said something
+        self._streak = -1  # quick jobs in a row
+        self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
+        self._unclear: list[_Slot] = []  # ... unless one of these did
+        self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
+        self._poll = select.poll()
+        self._watched: dict[int, tuple[_Slot, bool]] = {}
+        self._wake_reader, self._wake_writer = os.pipe()
+        for end in (self._wake_reader, self._wake_writer):
+            os.set_blocking(end, False)
+        self._poll.register(self._wake_reader, select.POLLIN)
         self._awake = False
         self._cpus = _cpus()
-        if self._selector is not None:
-            self._selector.register(self._wake_reader.fileno(), 1, None)
         pool._join(self)
 
+    # Its beginning.
+
     def launch(self) -> None:
-        """Begin to start the fork server, or whatever else starts workers."""
         _fill_standard_descriptors()
         self._context = self._choose_context()
 
@@ -7765,420 +8361,550 @@ class _SlotRunner:
         check: Callable[[], None],
     ) -> set[str]:
         self._check = check
-        while any(slot.state == "asked" for slot in self._held):  # about a run of another id
+        while any(slot.state == "asked" for slot in self._slots):  # about a run of another id
             self.wait(0.5)
-        for slot in self._held:
-            slot.begun.discard(self.token)
+        for slot in self._slots:
+            slot.state = "free" if slot.state == "joined" else slot.state
         self._info = info
-        named: set[str] = set()
-        missing: list[str] = []
         self._have_one()
         # Side by side, as each has to import the DAG's module.
-        while len(self._held) < jobs and self._lend():
+        while len(self._slots) < jobs and self._lend():
             pass
-        for chunk in _chunks(references):
-            _, chunk_missing, chunk_named = self._ask(("find", self.token, chunk))
-            missing += chunk_missing
-            named.update(chunk_named)
+        self._leave_line()  # it takes none before its run is recorded
+        _, missing, named = self._ask("find", references)
         if missing:
             raise UnreachableTask(_unreachable(missing, self._info["key"][0]))
         self._found_all = True
-        return named
+        return set(named)
 
     def _have_one(self) -> None:
-        while not self._held and not self._lend():
+        while not self._slots and not self._lend():
             self._check()
             self.wait(0.5)
 
-    def _ask(self, question: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _ask(self, *question: Any) -> tuple[Any, ...]:
         """A worker's answer. One that was warm, and was killed while nobody looked, is replaced."""
         while True:
             self._have_one()
-            slot = self._held[0]
+            slot = self._slots[0]
+            self._join_if_free(slot)
             if not self._await(slot):
                 continue
-            if self.token not in slot.begun:
-                self._begin_slot(slot)
-                if not self._await(slot):
-                    continue
             slot.state = "asked"
-            slot.send(question)
+            slot.send(*question)
             if self._await(slot):
                 assert slot.answer is not None
                 return slot.answer
 
     def _await(self, slot: _Slot) -> bool:
-        """Wait until the worker is idle; False if a warm one is gone. What keeps a new one from
+        """Wait until the worker has joined; False if a warm one is gone. What keeps a new one from
         it is raised."""
-        while slot.state != "idle":
-            if slot.state == "dead" or slot not in self._held:
+        while slot.state != "joined":
+            if slot.state == "dead" or slot not in self._slots:
                 if slot.served:
                     return False
                 raise UnreachableTask("no worker process could be started")
             self._check()
             self.wait(0.5)
-        return slot in self._held
+        return slot in self._slots
 
-    def _begin_slot(self, slot: _Slot) -> None:
-        slot.state = "asked"
-        slot.deadline = time.monotonic() + _START_LIMIT
-        slot.send(("begin", self.token, self._info))
+    def _join_if_free(self, slot: _Slot) -> None:
+        if slot.state == "free":
+            slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
+            slot.send("join", self._info)
 
     def open_logs(self, folder: Path, run_row: int) -> None:
         self._folder, self._run_row = folder, run_row
+        self._ours.folder = str(folder)
+        for slot in self._slots:
+            self._let_work(slot)
+
+    def _let_work(self, slot: _Slot) -> None:
+        """Once the run is recorded: the slot's log, and the queue."""
+        if slot.state != "joined" or self._folder is None:
+            return
+        try:
+            slot.log = _SlotLog(self._folder / f"log-{slot.pid}")
+        except OSError as error:
+            raise DatabaseError(f"{self._folder} can't be used: {error}") from None
+        queue = self._theirs.fileno() if _PULLS else None
+        slot.send("work", str(slot.log.path), self._run_row, _PULLS, file=queue)
+        slot.state, slot.lent = "serving", time.monotonic()
+
+    # Slots that come and go.
+
+    def spare(self, share: float) -> float:
+        """How many slots it could give away; asked by other threads, under the pool's lock."""
+        slots = self._slots
+        held = len(slots) - self.asked
+        needless = sum(slot.is_idle for slot in slots) if not (self._out or self._unsent) else 0
+        return max(held - share, min(held, needless - self.asked))
 
     def _lend(self) -> bool:
-        if len(self._held) == self._pool.max_workers:
+        if len(self._slots) >= self._pool.max_workers:
             return False
         try:
             slot = self._pool._lend(self, self._context)
+            if slot is not None and self._interactive and slot.born < self._born:
+                slot.close()  # forked before the cell that defines the DAG was run
+                self._pool._give_back(slot)
+                slot = self._pool._lend(self, self._context)
         except OSError as error:
-            if not self._held:
+            if not self._slots:
                 raise UnreachableTask(f"no worker process could be started: {error}") from None
             return False  # those that there are go on
-        if slot is not None and self._interactive and slot.born < self._born:
-            slot.close()  # forked before the cell that defines the DAG was run
-            self._pool._give_back(slot)
-            slot = self._pool._lend(self, self._context)
         if slot is None:
             return False
-        self._held.append(slot)
-        if self._selector is not None:
-            self._selector.register(slot.connection.fileno(), 1, (slot, True))
-            ends = slot.process.sentinel if slot.pidfd is None else slot.pidfd
-            self._selector.register(ends, 1, (slot, False))
+        slot.lent = time.monotonic()
+        self._slots.append(slot)
+        for descriptor, at_end in ((slot.wire.fileno(), False), (slot.end, True)):
+            self._watched[descriptor] = (slot, at_end)
+            self._poll.register(descriptor, select.POLLIN)
+        self._join_if_free(slot)
         return True
 
     def _let_go(self, slot: _Slot) -> None:
-        self._held.remove(slot)
-        slot.promised = 0
-        if self._selector is not None:
-            self._selector.unregister(slot.connection.fileno())
-            self._selector.unregister(slot.process.sentinel if slot.pidfd is None else slot.pidfd)
+        self._slots.remove(slot)
+        for descriptor in (slot.wire.fileno(), slot.end):
+            if self._watched.pop(descriptor, None) is not None:
+                self._poll.unregister(descriptor)
 
-    def want(self, jobs: int) -> None:
-        """Have as many slots as there are jobs, as far as the pool has them."""
-        coming = sum(slot.state in ("idle", "starting", "asked") for slot in self._held)
-        while coming < jobs and self._lend():
-            coming += 1
-        for slot in self._held:
-            if slot.state == "idle" and self.token not in slot.begun:
-                self._begin_slot(slot)
-
-    def claim(self, ahead: bool = False) -> _Slot | _Behind | None:
-        for slot in self._held:
-            if slot.state == "idle" and self.token in slot.begun and slot.spoilt is None:
-                slot.state = "claimed"
-                return slot
-        if not ahead or self._pool._is_wanted(self):
-            return None
-        able = [slot for slot in self._held if slot.takes_more()]
-        if not able:
-            return None
-        slot = min(able, key=lambda slot: len(slot.queue) + slot.promised)
-        slot.promised += 1
-        return _Behind(slot)
-
-    def start(self, place: _Slot | _Behind, attempt: _Attempt, message: tuple[Any, ...]) -> None:
-        assert self._folder is not None
-        if isinstance(place, _Behind):
-            place = place.slot
-            place.promised = max(0, place.promised - 1)
-            if place not in self._held or not place.takes_more():  # since the claim
-                self._ended.append((attempt, _WITHDRAWN))
-                return
-        elif place.state == "dead":  # it died between the claim and now; `wait` tells
-            self._ended.append((attempt, self._lost(place)))
+    def _hand_over(self, now: float) -> None:
+        """Other runs wait: let slots go that are not needed here, or were asked for."""
+        if not self._pool._line:
+            self.asked = 0
             return
-        else:
-            self._prepare_log(place, attempt)
-            place.state, place.reason, place.clears = "busy", None, True
-            place.deadline = None  # its time begins when the worker says that its function starts
-            place.news = time.monotonic()
-        try:
-            sent = place.send_job(self._folder, attempt, (self.token, *message))
-        except OSError as error:
-            place.spoilt = f"the job could not be sent: {error}"
-            place.queue.append((attempt, 0))
-            self._end_job(place, _Outcome(_Status.FAILED, place.spoilt, []))
-            self._lose(place)
-            return
-        if not sent:
-            place.barred = True
-            self._ended.append((attempt, _WITHDRAWN))
+        for slot in sorted(self._slots, key=lambda slot: not slot.is_idle):
+            if not self.asked and not self._is_needless(slot):
+                continue
+            if slot.state in ("serving", "joined") and slot.lent + _TURN <= now:
+                self.asked = max(0, self.asked - 1)
+                if slot.state == "joined":
+                    slot.state = "leaving"
+                    self._has_left(slot)
+                else:
+                    self._send_away(slot)
 
-    def _prepare_log(self, slot: _Slot, attempt: _Attempt) -> None:
-        """Let the slot's output from here be the attempt's."""
-        assert self._folder is not None
-        if slot.logs_for != self.token:
-            try:
-                self._open_log(slot, self._folder)
-            except OSError as error:
-                raise DatabaseError(f"{self._folder} can't be used: {error}") from None
-        assert slot.log is not None
-        slot.log.begin(attempt.log_parts)
+    def _is_needless(self, slot: _Slot) -> bool:
+        if not self._pool._line or self in self._pool._line:
+            return False
+        return slot.is_idle and not (self._out or self._unsent) and len(self._slots) > self._wanted
 
-    def _open_log(self, slot: _Slot, folder: Path) -> None:
-        if slot.log is not None:
-            slot.log.close()
-        slot.log = _SlotLog(folder / f"log-{slot.pid}")
-        slot.logs_for = self.token
-        slot.send(("log", self.token, str(slot.log.path), self._run_row))
-
-    def flush(self) -> None:
-        for slot in self._held:
-            if slot.outbox:
-                slot.flush()
-
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
-        self.flush()
-        if not self._ended:
-            for slot, at_pipe, at_end in self._select(self._until_deadline(timeout)):
-                self._look_at(slot, at_pipe, at_end)
-        now = time.monotonic()
-        for slot in list(self._held):
-            if slot.deadline is not None and slot.deadline <= now:
-                self._overdue(slot)
-            elif len(slot.queue) > 1 and slot.news + _PATIENCE < now:
-                self._withdraw(slot)
-        if self._pool._closed:
-            raise RuntimeError("the WorkerPool was shut down during the run")
-        # Not while `begin` is asking the first slot for its references.
-        if self._found_all and self._pool._is_wanted(self):
-            self._hand_over()
-        ended, self._ended = self._ended, []
-        return ended
-
-    def _until_deadline(self, timeout: float | None) -> float | None:
-        deadlines = []
-        for slot in self._held:
-            if slot.deadline is not None:
-                deadlines.append(slot.deadline)
-            if len(slot.queue) > 1:
-                deadlines.append(slot.news + _PATIENCE)
-            if slot.pidfd is None:
-                timeout = min(1.0, timeout if timeout is not None else 1.0)
-        if not deadlines:
-            return timeout
-        left = max(0.0, min(deadlines) - time.monotonic())
-        return left if timeout is None else min(left, timeout)
-
-    def _select(self, timeout: float | None) -> Iterable[tuple[_Slot, bool, bool]]:
-        """The held slots at which something happened: at the pipe, at the worker's end."""
-        found: dict[_Slot, list[bool]] = {}
-        if self._may_linger():
-            _linger(lambda: self._ready(0))
-        for key in self._ready(timeout):
-            if key is None:
-                # In this order: a wake-up that comes between is either drained, and we look
-                # around anyway, or sends a byte of its own.
-                self._wake_reader.recv_bytes()
-                self._awake = False
-            else:
-                slot, at_pipe = key
-                found.setdefault(slot, [False, False])[not at_pipe] = True
-        return [(slot, at_pipe, at_end) for slot, (at_pipe, at_end) in found.items()]
-
-    def _may_linger(self) -> bool:
-        """Whether an outcome will be here at once, and a CPU has nothing else to do meanwhile."""
-        busy = [slot for slot in self._held if slot.state == "busy"]
-        return 0 < len(busy) < self._cpus and any(slot.quick for slot in busy)
-
-    def _ready(self, timeout: float | None) -> list[Any]:
-        if self._selector is not None:
-            return [key.data for key, _ in self._selector.select(timeout)]
-        from multiprocessing.connection import wait
-
-        owners: dict[Any, Any] = {self._wake_reader: None}
-        for slot in self._held:
-            owners[slot.connection] = (slot, True)
-            owners[slot.process.sentinel] = (slot, False)
-        return [owners[ready] for ready in wait(list(owners), timeout)]
-
-    def _look_at(self, slot: _Slot, at_pipe: bool, at_end: bool) -> None:
-        for message in slot.receive(ready=at_pipe):
-            self._take(slot, message)
-        if slot in self._held and at_end and slot.state != "dead":
-            # The last words may have come between the two looks.
-            for message in slot.receive():
-                self._take(slot, message)
-            slot.state = "dead"
-        if slot in self._held and (slot.state == "dead" or self._is_spoilt(slot)):
-            self._lose(slot)
-
-    @staticmethod
-    def _is_spoilt(slot: _Slot) -> bool:
-        return slot.spoilt is not None and slot.state not in ("held", "calling")
-
-    def _take(self, slot: _Slot, message: tuple[Any, ...]) -> None:
-        kind = message[0]
-        if kind == "done":
-            self._take_outcome(slot, *message[1:])
-            return
-        if kind == "started":
-            if slot.attempt is not None and slot.reason is None:
-                slot.deadline = time.monotonic() + _timeout_of(slot.attempt)
-            return
-        slot.deadline = None
-        if kind == "failed":
-            self._fail_start(slot, f"the pool's initializer failed in a worker:\n{message[1]}")
-            return
-        if kind == "called":
-            if slot.held is not None and slot.log is not None:
-                self._last_output += [(slot.held, *part) for part in slot.log.take(final=True)]
-                slot.held.log_parts = slot.log.parts
-            slot.held, slot.state = None, "idle"
-            slot.spoilt = slot.spoilt or message[1]
-            return
-        if kind == "ready":
-            self._begin_slot(slot)
-        elif kind == "begun" and message[1] is not None:
-            self._fail_start(slot, f"importing the DAG in a worker failed:\n{message[1]}")
-        elif kind == "begun" and message[2] is not None and message[2] not in self.notes:
-            self.notes.append(message[2])
-            self._is_ready(slot, message)
-        else:
-            self._is_ready(slot, message)
-
-    def _is_ready(self, slot: _Slot, message: tuple[Any, ...]) -> None:
-        self._failed_starts = 0
-        slot.served = True
-        slot.begun.add(self.token)
-        slot.answer, slot.state = message, "idle"
-
-    def _take_outcome(
-        self,
-        slot: _Slot,
-        status: str,
-        error: str | None,
-        xcoms: Sequence[tuple[Any, ...]],
-        note: dict[str, Any],
-        terminated: bool,
-        spoilt: str | None,
-        held: bool,
-        start: float,
-        took: float,
-        end: int,
-        output: bytes | None,
-    ) -> None:
+    def _send_away(self, slot: _Slot) -> None:
         if slot.attempt is None:
-            return
-        slot.quick, slot.news = took < _QUICK, time.monotonic()
-        rows = [_XComRow(*row) for row in xcoms]
-        began = start if slot.follows else None
-        outcome = _Outcome(
-            _STATUSES[status], error, rows, terminated, note=note, began=began, ended=start + took
-        )
-        if slot.reason is not None:
-            # Told to end, it may catch that and return: it has failed all the same. Only what
-            # had ended before it was told counts.
-            if terminated or len(slot.queue) == 1:  # else the next runs, and is being ended
-                slot.spoilt = slot.reason
-            if terminated or outcome.status is not _Status.SUCCESS:
-                text = f"{error}\n{slot.reason}" if error else slot.reason
-                kept = [] if outcome.status is _Status.SUCCESS else rows
-                outcome = _Outcome(_Status.FAILED, text, kept, True)
-        elif spoilt is not None or terminated:
-            slot.spoilt = spoilt or "it was told to end"
-            outcome = outcome._replace(unasked=terminated and status != "success")
-        attempt = slot.attempt
-        self._end_job(slot, outcome, end, output)
-        if slot.queue and (slot.spoilt is not None or output is None):
-            self._withdraw(slot)  # the worker starts none of them
-        if held:
-            slot.held, slot.state = attempt, "held"
+            slot.state = "leaving"
+        slot.spoilt = slot.spoilt or ""  # "": it leaves after its job
+        slot.send("leave")
 
-    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        for slot in self._held:
-            if slot.held is attempt and slot.state == "held":
-                self._calling(slot, ("callback", name, reason))
+    def _has_left(self, slot: _Slot) -> None:
+        slot.close_log()
+        slot.state, slot.spoilt, slot.deadline = "free", None, None
+        self._let_go(slot)
+        self._pool._give_back(slot, self)
+
+    # Jobs.
+
+    def room(self, jobs: int) -> int:
+        idle = sum(slot.is_idle and not slot.deaf for slot in self._slots)
+        waiting = len(self._out) + len(self._unsent)
+        coming = sum(slot.state in ("starting", "asked", "joined", "free") for slot in self._slots)
+        busy = len(self._slots) - idle - coming
+        self._wanted = busy + jobs + waiting
+        lacking = jobs + waiting - idle - coming
+        while lacking > 0 and self._lend():
+            lacking -= 1
+        if lacking <= 0:
+            self._leave_line()
+        working = sum(slot.state == "serving" for slot in self._slots)
+        ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
+        return max(0, min(jobs, idle + ahead - waiting))
+
+    def _leave_line(self) -> None:
+        if self in self._pool._line:
+            with self._pool._lock:
+                self._pool._leave_line(self)
+                self._pool._wake_next()
+
+    def is_free(self) -> bool:
+        return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
+
+    def start(self, attempt: _Attempt, job: _Job) -> None:
+        self._number += 1
+        attempt.number = self._number
+        self._unsent.append((attempt, job._replace(number=self._number)))
+
+    def _flush(self) -> None:
+        """Put jobs into the queue, as long as there is room."""
+        while self._unsent:
+            attempt, job = self._unsent[0]
+            try:
+                if not self._send(job):
+                    return
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                return  # its worker is dead, which is noticed elsewhere
+            except OSError as error:
+                self._unsent.popleft()
+                why = f"the job could not be sent: {error}"
+                self._events.append((attempt, _Outcome("failed", why)))
+                continue
+            self._out[job.number] = self._unsent.popleft()
+            self._heard = time.monotonic()
+
+    def _send(self, job: _Job) -> bool:
+        if _PULLS:
+            self._ours.send(tuple(job))
+            return True
+        for slot in self._slots:
+            if slot.is_idle and not any(s is slot for s in self._given.values()):
+                slot.wire.folder = self._ours.folder
+                slot.wire.send(("job", *job))
+                self._given[job.number] = slot
                 return True
         return False
 
-    def start_call(self, place: _Slot, attempt: _Attempt, call: tuple[Any, ...]) -> None:
-        self._prepare_log(place, attempt)
-        place.held = attempt
-        self._calling(place, ("call", self.token, *call))
+    @functools.cached_property
+    def _given(self) -> dict[int, _Slot]:
+        """Where there is no queue: the slots that jobs were given to, until they say so."""
+        return {}
 
-    def _calling(self, slot: _Slot, message: tuple[Any, ...]) -> None:
-        slot.state = "calling"
-        slot.deadline = time.monotonic() + _CALLBACK_LIMIT
-        slot.send(message)
+    def _recall(self) -> list[tuple[_Attempt, _Job]]:
+        """Take back what lies in the queue: what is received here can never start."""
+        taken = []
+        while _PULLS and (message := self._theirs.receive()) is not None:
+            taken.append(self._out.pop(message[0][0]))
+        return taken
 
-    def is_calling(self) -> bool:
-        return any(slot.state in ("held", "calling") for slot in self._held)
+    def withdraw(self) -> list[_Attempt]:
+        taken = [*self._recall(), *self._unsent]
+        self._unsent.clear()
+        return [attempt for attempt, _ in taken]
 
-    def _end_job(
-        self, slot: _Slot, outcome: _Outcome, end: int = 0, output: bytes | None = None
-    ) -> None:
-        """`output`: all of the job's, which ends there in the log; None: it is to be read."""
-        attempt = slot.queue.popleft()[0]
-        if slot.clears:
-            slot.barred = slot.clears = False
+    def _send_again(self, jobs: Sequence[tuple[_Attempt, _Job]]) -> None:
+        for attempt, _ in jobs:
+            if attempt in self._ending:  # it has not begun, and is not to begin any more
+                reason, _ = self._ending.pop(attempt)
+                self._events.append((attempt, _Outcome("failed", reason, terminated=True)))
+        ended = {id(attempt) for attempt, outcome in self._events if outcome is not None}
+        self._unsent.extendleft(j for j in reversed(jobs) if id(j[0]) not in ended)
+
+    # What happens.
+
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
+        self._flush()
+        if not self._events:
+            self._look(self._until_deadline(timeout))
+        now = time.monotonic()
+        for slot in list(self._slots):
+            if slot.deadline is not None and slot.deadline <= now:
+                self._overdue(slot)
+        if self._suspects:
+            self._settle()
+        if self._out:
+            self._look_for_stalled(now)
+        if self._pool._closed:
+            raise RuntimeError("the WorkerPool was shut down during the run")
+        # Not while `begin` is asking the first slot for its references.
+        if self._found_all and (self.asked or self._pool._line):
+            self._hand_over(now)
+        self._flush()
+        events, self._events = self._events, []
+        return events
+
+    def _until_deadline(self, timeout: float | None) -> float | None:
+        times = [slot.deadline for slot in self._slots if slot.deadline is not None]
+        now = time.monotonic()
+        if self._suspects:
+            times.append(now + 0.001)
+        elif self._out and any(slot.is_idle for slot in self._slots):
+            times.append(self._heard + _STALL)
+        if self.asked:
+            times += [slot.lent + _TURN for slot in self._slots if slot.lent + _TURN > now]
+        if timeout is not None:
+            times.append(now + timeout)
+        if any(slot.pidfd is None for slot in self._slots):
+            times.append(now + 1.0)
+        return max(0.0, min(times) - now) if times else None
+
+    def _look(self, timeout: float | None) -> None:
+        if self._may_linger():
+            _linger(lambda: self._poll.poll(0))
+        ended = []
+        milliseconds = None if timeout is None else math.ceil(timeout * 1000)
+        for descriptor, _ in self._poll.poll(milliseconds):
+            if descriptor == self._wake_reader:
+                # In this order: a wake-up that comes between is either drained, and we look
+                # around anyway, or sends a byte of its own.
+                os.read(self._wake_reader, 100)
+                self._awake = False
+                continue
+            slot, at_end = self._watched.get(descriptor, (None, False))
+            if at_end and slot is not None:
+                ended.append(slot)
+            elif slot is not None:
+                self._hear(slot)
+        for slot in ended:  # words before deaths
+            if slot in self._slots:
+                self._hear(slot)
+                slot.state = "dead"
+                self._lose(slot)
+
+    def _may_linger(self) -> bool:
+        """Whether an outcome will be here at once, and a CPU has nothing else to do meanwhile."""
+        busy = sum(slot.attempt is not None for slot in self._slots)
+        return self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus
+
+    def _hear(self, slot: _Slot) -> None:
+        for message, values in slot.receive():
+            self._heard = time.monotonic()
+            slot.deaf = False
+            kind, *fields = message
+            getattr(self, f"_on_{kind}")(slot, *fields, *([values] if kind == "done" else []))
+            if slot not in self._slots:
+                return
+        if slot in self._slots and slot.state == "dead":
+            if slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
+                self._lose(slot)
+            else:
+                slot.signal_group(signal.SIGKILL)
+        elif slot.spoilt and slot.state not in ("held", "calling") and slot.attempt is None:
+            self._lose(slot)
+
+    def _hear_out(self, slot: _Slot) -> None:
+        """The last words of one that is not to go on: it may have taken a job all the same."""
+        for message, _ in slot.receive():
+            if message[0] == "took" or (message[0] == "done" and message[-1]):
+                self._on_took(slot, message[-1])
+
+    # What workers say.
+
+    def _on_ready(self, slot: _Slot, pid: int) -> None:
+        slot.state = "free"
+        self._join_if_free(slot)
+
+    def _on_refused(self, slot: _Slot, error: str) -> None:
+        self._fail_start(slot, f"the pool's initializer failed in a worker:\n{error}")
+
+    def _on_joined(self, slot: _Slot, error: str | None, edited: str | None) -> None:
+        if error is not None:
+            self._fail_start(slot, f"importing the DAG in a worker failed:\n{error}")
+            return
+        if edited is not None and edited not in self.notes:
+            self.notes.append(edited)
+        self._failed_starts = 0
+        slot.served, slot.state, slot.deadline = True, "joined", None
+        self._let_work(slot)
+
+    def _on_found(self, slot: _Slot, *found: Any) -> None:
+        slot.answer, slot.state, slot.deadline = ("found", *found), "joined", None
+
+    def _on_left(self, slot: _Slot) -> None:
+        if slot.state == "leaving":
+            self._has_left(slot)
+
+    def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
+        if slot.attempt is not None:
+            self._take_output(slot, slot.attempt, end)
         if slot.log is not None:
-            if output is None or attempt.log_parts or not slot.log.is_untouched():
-                until = end if slot.queue else None
-                parts = slot.log.take(final=True, end=until)
-                self._last_output += [(attempt, *part) for part in parts]
-                attempt.log_parts = slot.log.parts
-            elif output:
+            slot.log.finish(0 if end > _LOG_LIMIT else end)
+        slot.attempt, slot.deadline = None, None
+        slot.state = "leaving" if slot.spoilt == "" else "serving"
+        slot.spoilt = slot.spoilt or spoilt
+
+    def _on_took(self, slot: _Slot, number: int) -> None:
+        if number not in self._out:
+            raise AssertionError(f"job {number} was taken, and not sent [a bug in liteflow]")
+        attempt, job = self._out.pop(number)
+        if not _PULLS:
+            self._given.pop(number, None)
+        slot.attempt, slot.stuck = attempt, None
+        attempt.pid = slot.pid
+        slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        if slot.log is not None:
+            slot.log.begin(attempt.log_parts)
+        self._events.append((attempt, None))
+        if attempt in self._ending:
+            reason, now = self._ending.pop(attempt)
+            self.end(attempt, reason, now)
+
+    def _on_done(self, slot: _Slot, fields: Sequence[Any], took: int, values: list[bytes]) -> None:
+        outcome, attempt = _packed(fields, values), slot.attempt
+        if attempt is None:
+            return
+        self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
+        if slot.reason is not None:
+            # Told to end, it may catch that and return: it has failed all the same. Only what
+            # had ended before it was told counts.
+            slot.spoilt = slot.reason
+            if outcome.terminated or outcome.status != "success":
+                text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
+                kept = () if outcome.status == "success" else outcome.xcoms
+                outcome = _Outcome(
+                    "failed", text, kept, terminated=True, start=outcome.start, took=outcome.took,
+                    held=outcome.held, log_end=outcome.log_end, output=outcome.output,
+                )  # fmt: skip
+        elif outcome.spoilt is not None or outcome.terminated:
+            slot.spoilt = outcome.spoilt or "it was told to end"
+            outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
+        self._end_job(slot, outcome, outcome.output)
+        if outcome.held:
+            slot.state, slot.attempt = "held", attempt
+            if slot.log is not None:
+                slot.log.begin(attempt.log_parts)
+            if not attempt.instance.node.holds or outcome.status == "reschedule":
+                self._calling(slot, "go", None, None)
+        elif slot.spoilt == "":
+            slot.state = "leaving"
+        if took:
+            self._on_took(slot, took)
+
+    def _end_job(self, slot: _Slot, outcome: _Outcome, output: bytes | None) -> None:
+        attempt = slot.attempt
+        assert attempt is not None
+        if slot.log is not None and output is not None and slot.log.is_untouched():
+            if output:
                 attempt.log_parts = 1
                 self._last_output.append((attempt, 1, output.decode(errors="replace")))
-            if slot.queue:
-                slot.log.pass_over(end)
-        self._ended.append((attempt, outcome))
-        slot.follows = bool(slot.queue)
-        if slot.queue and slot.reason is not None:
-            return  # the next is being ended, too
-        slot.deadline = slot.reason = None
-        if slot.state != "dead" and not slot.queue:
-            slot.state = "idle"
+        elif slot.log is not None:
+            self._take_output(slot, attempt, outcome.log_end)
+        if slot.log is not None:
+            slot.log.finish(outcome.log_end)
+        self._events.append((attempt, outcome))
+        slot.attempt = slot.deadline = slot.reason = None
 
-    def _withdraw(self, slot: _Slot) -> None:
-        self._ended += [(attempt, _WITHDRAWN) for attempt in slot.withdraw()]
-        if not slot.queue and slot.state == "busy":
-            slot.state = "idle"
+    def _take_output(self, slot: _Slot, attempt: _Attempt, end: int | None = None) -> None:
+        """What an attempt has printed until now, which is its last."""
+        if slot.log is not None:
+            parts = slot.log.take(final=True, end=end)
+            self._last_output += [(attempt, *part) for part in parts]
+            attempt.log_parts = slot.log.parts
+
+    # Callbacks.
+
+    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
+        for slot in self._slots:
+            if slot.attempt is attempt and slot.state == "held":
+                self._calling(slot, "go", name, reason)
+                return True
+        return False
+
+    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
+        if self._out or self._unsent:
+            return False
+        slot = next((slot for slot in self._slots if slot.is_idle), None)
+        if slot is None:
+            self.room(1)
+            return False
+        slot.attempt = attempt
+        if slot.log is not None:
+            slot.log.begin(attempt.log_parts)
+        self._calling(slot, "call", *call)
+        return True
+
+    def _calling(self, slot: _Slot, *message: Any) -> None:
+        slot.state = "calling"
+        slot.deadline = time.monotonic() + _CALLBACK_LIMIT
+        slot.send(*message)
+
+    def is_calling(self) -> bool:
+        return any(slot.state in ("held", "calling") for slot in self._slots)
+
+    # Ends.
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        for slot in self._slots:
+            if slot.attempt is attempt and slot.state not in ("held", "calling"):
+                slot.ask_to_end(reason)
+                if now:
+                    slot.signal_group(signal.SIGKILL)
+                return
+        if any(attempt is each for each, _ in (*self._out.values(), *self._unsent)):
+            self._ending[attempt] = (reason, now)
 
     def _overdue(self, slot: _Slot) -> None:
+        slot.deadline = None
         if slot.state in ("starting", "asked"):
-            slot.signal_group(_SIGKILL)
-            slot.deadline = None
+            slot.signal_group(signal.SIGKILL)
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
         elif slot.state == "calling":
-            slot.deadline = None
             self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
-            slot.signal_group(_SIGKILL)
-        elif slot.reason is None:
-            assert slot.attempt is not None
+            slot.signal_group(signal.SIGKILL)
+        elif slot.reason is None and slot.attempt is not None:
             slot.ask_to_end(f"timeout after {_timeout_of(slot.attempt):g} s")
         else:
-            slot.deadline = None
-            slot.signal_group(_SIGKILL)
+            slot.signal_group(signal.SIGKILL)
 
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on."""
-        starting = slot.state != "idle" and slot.attempt is None and slot.spoilt is None
-        never_began = starting and not slot.served
+        never_served = not slot.served and slot.spoilt is None
+        slot.signal_group(signal.SIGKILL)  # nothing more is written to its log
+        if slot.state != "dead" and slot.has_ended(timeout=1.0):
+            self._hear_out(slot)
+        attempt, calls = slot.attempt, slot.state in ("held", "calling")
         self._let_go(slot)
-        self._withdraw(slot)
-        attempt = slot.attempt
-        if attempt is not None and slot.log is not None:
-            slot.signal_group(_SIGKILL)  # so that nothing more is written to the log
-            self._last_output += [(attempt, *part) for part in slot.log.take(final=True)]
+        if attempt is not None:
+            self._take_output(slot, attempt)
         slot.bury()
-        self._ended += [(each, _WITHDRAWN) for each in slot.unstarted]
         self._pool._give_back(slot)
-        if slot.queue:
-            self._ended += [(each, self._lost(slot)) for each, _ in slot.queue]
-            slot.queue.clear()
-        elif never_began or slot.exitcode == _UNGUARDED:
+        if attempt is not None and not calls:
+            self._events.append((attempt, self._lost(slot)))
+        elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
+        self._doubt(slot)
 
     def _lost(self, slot: _Slot) -> _Outcome:
         if slot.reason is not None:
-            return _Outcome(_Status.FAILED, slot.reason, [], True)
+            return _Outcome("failed", slot.reason, terminated=True)
         told = slot.exitcode == -signal.SIGTERM
-        return _Outcome(_Status.FAILED, _end_of(slot.exitcode), [], told, told)
+        return _Outcome("failed", _end_of(slot.exitcode), terminated=told, unasked=told)
+
+    def _doubt(self, dead: _Slot) -> None:
+        """If the dead one may have taken a job without a word, find out which."""
+        if not _PULLS:
+            lost = [n for n, slot in self._given.items() if slot is dead]
+            self._send_again([self._out.pop(n) for n in lost if n in self._out])
+            for number in lost:
+                del self._given[number]
+        elif self._out and dead.bytes[_TAKING]:
+            self._send_again(self._recall())
+            self._suspects = set(self._out)
+            self._unclear = list(self._slots)
+
+    def _settle(self) -> None:
+        """Once each living worker has been seen to have told what it took, the rest is lost."""
+        self._unclear = [s for s in self._unclear if s in self._slots and s.bytes[_TAKING]]
+        if self._unclear:
+            return
+        for slot in list(self._slots):
+            self._hear(slot)
+        if self._unclear:
+            return  # another death was heard of, and is in doubt: its suspects are all that is out
+        lost = sorted(self._suspects & self._out.keys())
+        self._suspects = set()
+        self._send_again([self._out.pop(number) for number in lost])
+
+    def _look_for_stalled(self, now: float) -> None:
+        """A worker that was woken and died, was stopped or left leaves its job lying, and nobody
+        else is woken: send it again. One that is stopped with a job in its hand has until the
+        job's timeout."""
+        idle = any(slot.is_idle for slot in self._slots)
+        if _PULLS and idle and now > self._heard + _STALL and not self._suspects:
+            self._heard = now
+            self._send_again(self._recall())
+            for slot in self._slots:
+                slot.deaf = slot.is_idle
+        limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
+        limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
+        if any(now_ for attempt, (_, now_) in self._ending.items()):
+            limits = [0.5]
+        for slot in self._slots if limits else ():
+            if not slot.bytes[_TAKING] and slot not in self._given.values():
+                slot.stuck = None
+            elif slot.stuck is None:
+                slot.stuck = now
+            elif now > slot.stuck + max(limits):
+                slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
         """A worker could not start. One may fail; a first one, or several in a row, end the run."""
@@ -8187,78 +8913,61 @@ class _SlotRunner:
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        if slot in self._held:
-            slot.spoilt = why
-            slot.state = "dead"
+        if slot in self._slots:
+            slot.spoilt, slot.served = why, True
             self._lose(slot)
+            if slot.exitcode == _UNGUARDED:
+                return
         self._failed_starts += 1
-        if self._folder is None or self._failed_starts >= 3 or not self._held:
+        if self._folder is None or self._failed_starts >= 3 or not self._slots:
             raise UnreachableTask(why)
 
-    def _hand_over(self) -> None:
-        """Another run waits: give back what is idle here."""
-        for slot in list(self._held):
-            if slot.state == "idle":
-                self._let_go(slot)
-                self._pool._give_back(slot)
+    # Output, and its own end.
 
-    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        for slot in self._held:
-            if any(each is attempt for each, _ in slot.queue):
-                self._withdraw(slot)
-                if slot.queue:
-                    slot.ask_to_end(reason)
-                    if now:
-                        slot.signal_group(_SIGKILL)
-
-    def output(self) -> list[tuple[_Attempt, int, str]]:
+    def output(self, final: bool = False) -> list[tuple[_Attempt, int, str]]:
         fresh, self._last_output = self._last_output, []
-        for slot in self._held:
-            attempt = slot.attempt or slot.held
+        for slot in () if final else self._slots:
             # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
-            if attempt is not None and slot.log is not None and len(slot.queue) < 2:
-                fresh += [(attempt, *part) for part in slot.log.take(final=False)]
-        return fresh
-
-    def final_output(self) -> list[tuple[_Attempt, int, str]]:
-        fresh, self._last_output = self._last_output, []
+            if slot.attempt is not None and slot.log is not None and not self._out:
+                fresh += [(slot.attempt, *part) for part in slot.log.take(final=False)]
+                slot.attempt.log_parts = slot.log.parts
         return fresh
 
     def is_talkative(self) -> bool:
         return any(
-            (slot.attempt or slot.held) and slot.log is not None and slot.log.is_large()
-            for slot in self._held
+            slot.attempt is not None and slot.log is not None and slot.log.is_large()
+            for slot in self._slots
         )
 
     def wake(self) -> None:
         if not self._awake:
             self._awake = True
             with contextlib.suppress(OSError):
-                self._wake_writer.send_bytes(b"!")
+                os.write(self._wake_writer, b"!")
 
     def close(self) -> None:
-        held = list(self._held)
-        for slot in held:
+        slots, idle = list(self._slots), []
+        for slot in slots:
             self._let_go(slot)
-        idle = [slot for slot in held if slot.state == "idle"]
-        for slot in held:
-            if slot.state != "idle":
+            if slot.state in ("joined", "free") or (slot.is_idle and not self._out):
+                idle.append(slot)
+        for slot in slots:
+            if slot not in idle:
                 slot.bury()
                 self._pool._give_back(slot)
+        for slot in idle:
+            slot.close_log()
+            if not self._own_pool:  # its own pool's end is theirs
+                slot.send("leave")
+            slot.state = "free"
+            self._pool._give_back(slot)
         if self._own_pool:
-            for slot in idle:
-                self._pool._idle.append(slot)
             self._pool.shutdown()
-        else:
-            for slot in idle:
-                slot.send(("end", self.token))
-                slot.begun.discard(self.token)
-                self._pool._give_back(slot)
         self._pool._leave(self)
-        if self._selector is not None:
-            self._selector.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._ours.close()
+        self._theirs.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
 
 
 def _timeout_of(attempt: _Attempt) -> float:
@@ -8279,11 +8988,6 @@ def _end_of(exitcode: int | None) -> str:
         return f"killed by signal {-exitcode}"
 
 
-def _chunks(items: list[Any], size: int = 300) -> Iterator[list[Any]]:
-    for i in range(0, max(1, len(items)), size):
-        yield items[i : i + size]
-
-
 def _unreachable(missing: Sequence[str], module: str) -> str:
     few = ", ".join(repr(task_id) for task_id in missing[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -8298,7 +9002,7 @@ def _unreachable(missing: Sequence[str], module: str) -> str:
 # --- Runners: foreign executors, and this process -------------------------------------------------
 
 
-class _ExecutorRunner:
+class _ExecutorRunner(_Runner):
     """Runs each job as one `submit` to a concurrent.futures.Executor that somebody else made.
 
     It can't end a task nor capture its output, and so applies no execution_timeout.
@@ -8309,21 +9013,14 @@ class _ExecutorRunner:
     def __init__(self, executor: Executor) -> None:
         import queue
 
+        super().__init__()
         self._executor = executor
         self._token = os.urandom(8).hex()
         self._done: queue.SimpleQueue[tuple[_Attempt, Future[bytes]] | None] = queue.SimpleQueue()
         self._info = b""
         self._futures: dict[_Attempt, Future[bytes]] = {}
         self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
-        self.notes: list[str] = []
-        self._given_up: list[tuple[_Attempt, _Outcome]] = []
-
-    @property
-    def pid(self) -> int | None:
-        return None
-
-    def launch(self) -> None:
-        pass
+        self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
     def begin(
         self,
@@ -8334,8 +9031,7 @@ class _ExecutorRunner:
     ) -> set[str]:
         self._token = os.urandom(8).hex()  # what workers know by another is another run's
         self._info = marshal.dumps({**info, "db_path": None})
-        message = marshal.dumps(("find", self._token, references))
-        asked = self._executor.submit(_run_remotely, self._token, self._info, message)
+        asked = self._submit("find", references)
         asked.add_done_callback(lambda future: self.wake())
         while not asked.done():
             check()
@@ -8350,66 +9046,53 @@ class _ExecutorRunner:
             raise UnreachableTask(_unreachable(missing, info["key"][0]))
         return set(named)
 
-    def open_logs(self, folder: Path, run_row: int) -> None:
-        pass
+    def _submit(self, *message: Any) -> Future[bytes]:
+        return self._executor.submit(_run_remotely, self._token, self._info, marshal.dumps(message))
 
-    def want(self, jobs: int) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def claim(self, ahead: bool = False) -> _ExecutorRunner:
-        return self
-
-    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
-        job = marshal.dumps(("run", self._token, *message))
+    def start(self, attempt: _Attempt, job: _Job) -> None:
+        self._given_up.append((attempt, None))
         try:
-            future = self._executor.submit(_run_remotely, self._token, self._info, job)
+            future = self._submit("run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
             why = f"the executor took no task: {_one_line(error)}"
-            self._given_up.append((attempt, _Outcome(_Status.FAILED, why, [])))
+            self._given_up.append((attempt, _Outcome("failed", why)))
             return
         self._futures[attempt] = future
         future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
+    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
         import queue
 
-        ended, self._given_up = self._given_up, []
+        events, self._given_up = self._given_up, []
         try:
-            item = self._done.get(timeout=0 if ended else timeout)
+            item = self._done.get(timeout=0 if events else timeout)
             while True:
                 if item is not None and self._futures.pop(item[0], None) is not None:
-                    ended.append((item[0], _outcome_of(item[1])))
+                    events.append((item[0], self._outcome_of(item[1])))
                 item = self._done.get_nowait()
         except queue.Empty:
-            return ended
+            return events
+
+    @staticmethod
+    def _outcome_of(future: Future[bytes]) -> _Outcome:
+        try:
+            return _Outcome(*marshal.loads(future.result()))
+        except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
+            return _Outcome("failed", f"the executor lost the task: {_one_line(lost)}")
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         future = self._futures.pop(attempt, None)
         if future is not None:
             future.cancel()
-            self._given_up.append((attempt, _Outcome(_Status.FAILED, reason, [], True)))
+            self._given_up.append((attempt, _Outcome("failed", reason, terminated=True)))
             self.wake()
 
-    def output(self) -> list[tuple[_Attempt, int, str]]:
-        return []
-
-    final_output = output
-
-    def is_talkative(self) -> bool:
-        return False
-
-    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        return name is None
-
-    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
-        job = marshal.dumps(("call", self._token, *call))
+    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
-            future = self._executor.submit(_run_remotely, self._token, self._info, job)
+            future = self._submit("call", *call)
             self._calls[future] = time.monotonic() + _CALLBACK_LIMIT
             future.add_done_callback(self._called)
+        return True
 
     def _called(self, future: Future[bytes]) -> None:
         self._calls.pop(future, None)
@@ -8430,34 +9113,18 @@ class _ExecutorRunner:
         _remote_runs.pop(self._token, None)
 
 
-def _outcome_of(future: Future[bytes]) -> _Outcome:
-    try:
-        _, status, error, xcoms, note, terminated = marshal.loads(future.result())
-    except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
-        return _Outcome(_Status.FAILED, f"the executor lost the task: {_one_line(lost)}", [])
-    rows = [_XComRow(*row) for row in xcoms]
-    return _Outcome(_Status(status), error, rows, terminated, note=note)
-
-
-class _InProcessRunner:
-    """Runs each job at once in this process: for `dag.test()` and a debugger."""
+class _InProcessRunner(_ExecutorRunner):
+    """The same over this process, where each job runs at once: for `dag.test()` and a debugger."""
 
     remote = False
 
     def __init__(self, dag: Dag) -> None:
+        from concurrent.futures import Executor
+
+        super().__init__(Executor())
         self._dag = dag
         self._run: _WorkerRun | None = None
-        self._ended: list[tuple[_Attempt, _Outcome]] = []
-        self._woken = threading.Event()
-        self.interrupted = False
-        self._last: tuple[Any, Any] = (None, None)
-
-    @property
-    def pid(self) -> int | None:
-        return os.getpid()
-
-    def launch(self) -> None:
-        pass
+        self._last: tuple[_Attempt | None, _Execution | None] = (None, None)
 
     def begin(
         self,
@@ -8473,25 +9140,20 @@ class _InProcessRunner:
         if self._run is not None:  # a DAG without tasks never began
             self._run.info["run_row"] = run_row
 
-    def want(self, jobs: int) -> None:
-        pass
+    def room(self, jobs: int) -> int:
+        return 0 if self._given_up else min(jobs, 1)
 
-    def flush(self) -> None:
-        pass
-
-    def claim(self, ahead: bool = False) -> _InProcessRunner | None:
-        return None if self._ended else self
-
-    def start(self, place: Any, attempt: _Attempt, message: tuple[Any, ...]) -> None:
+    def start(self, attempt: _Attempt, job: _Job) -> None:
         assert self._run is not None
-        job = _Job(self._run, ("run", "", *message))
-        status, error, xcoms, note = _run_job(job, lambda: self._guard(job.timeout))
-        rows = [_XComRow(*row) for row in xcoms]
-        outcome = _Outcome(_Status(status), error, rows, self.interrupted, note=note)
-        if error is not None:
-            print(f"{job.task_id}: {error}", file=sys.stderr)
-        self._last = (attempt, job)
-        self._ended.append((attempt, outcome))
+        attempt.pid = os.getpid()
+        execution = _Execution(self._run, job)
+        outcome = _run_job(execution, self._guard(job.timeout))
+        if outcome.error is not None:
+            print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
+        self._last = (attempt, execution)
+        started = outcome._replace(terminated=self.interrupted, start=execution.started)
+        took = time.time() - execution.started
+        self._given_up += [(attempt, None), (attempt, started._replace(took=max(0.0, took)))]
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
@@ -8500,11 +9162,8 @@ class _InProcessRunner:
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
 
-        watched = (
-            timeout is not None
-            and hasattr(signal, "setitimer")
-            and threading.current_thread() is threading.main_thread()
-        )
+        watched = timeout is not None and hasattr(signal, "setitimer")
+        watched = watched and threading.current_thread() is threading.main_thread()
         if watched:
             before = signal.signal(signal.SIGALRM, on_alarm)
             signal.setitimer(signal.ITIMER_REAL, timeout or 0)
@@ -8518,111 +9177,197 @@ class _InProcessRunner:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome]]:
-        if not self._ended:
-            self._woken.wait(timeout)
-            self._woken.clear()
-        ended, self._ended = self._ended, []
-        return ended
-
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         pass
 
-    def output(self) -> list[tuple[_Attempt, int, str]]:
-        return []
-
-    final_output = output
-
-    def is_talkative(self) -> bool:
-        return False
-
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         held, job = self._last
-        if name is not None and held is attempt:
+        if name is not None and held is attempt and job is not None:
             _call_back_at_end(job, name, reason)
         return name is None or held is attempt
 
-    def start_call(self, place: Any, attempt: _Attempt, call: tuple[Any, ...]) -> None:
+    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
         assert self._run is not None
         _call_elsewhere(self._run, *call)
+        return True
 
-    def is_calling(self) -> bool:
-        return False
 
-    def wake(self) -> None:
-        self._woken.set()
+# --- Run: owners and signals ----------------------------------------------------------------------
+
+# Owners of this process's runs, and its folders' tokens: of all copies of this module in it, or
+# one would ask the kernel about another's, and be told that somebody lives.
+_active_runs: set[str] = vars(sys).setdefault("_liteflow_runs", set())
+_homes: dict[Path, _Home] = {}
+_homes_lock = threading.Lock()
+
+
+class _Home:
+    """This process's private folder beside a database, for its workers' logs (not in /tmp, which
+    is often memory), with a file that the kernel keeps locked for as long as the process lives.
+
+    The runs' rows bear the folder's token: locked means that their owner lives, free that it is
+    dead, at once, in containers that share the folder too, and whatever the clock says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 0
+        self._numbers = itertools.count(1)
+        _sweep(path)
+        while True:
+            self.token = os.urandom(8).hex()
+            self.folder = _home_folder(path, self.token)
+            try:
+                # Others may look whether the owner lives, and see nothing else.
+                self.folder.mkdir(mode=0o711)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                self._file = os.open(self.folder / "owner", flags, 0o644)
+                os.write(self._file, json.dumps({"liteflow": __version__}).encode())
+                _lock(self._file, shared=False)
+                if os.stat(self.folder / "owner").st_ino == os.fstat(self._file).st_ino:
+                    break
+                os.close(self._file)  # swept before it was locked
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DatabaseError(f"{self.folder} can't be made: {error.strerror}") from None
+        _active_runs.add(self.token)
+
+    def new_owner(self) -> str:
+        """The owner of one more run."""
+        owner = f"{self.token}/{next(self._numbers)}"
+        _active_runs.add(owner)
+        return owner
 
     def close(self) -> None:
-        pass
+        """Remove the folder, and let the lock go."""
+        _remove_folder(self.folder)
+        _active_runs.discard(self.token)
+        os.close(self._file)
+
+    def let_go_in_child(self) -> None:
+        """In a process that was forked: the lock is the parent's."""
+        os.close(self._file)
 
 
-# --- Run loop: owners and signals -----------------------------------------------------------------
-
-_TICK = 1.0  # seconds between looks at new output and at a request to stop
-_GLANCE = 0.2  # seconds between looks at the stop event, and for a log that grows without end
-_BEAT = 10.0  # seconds between heartbeats
-_TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
-_STALE = 60.0  # seconds after which the heartbeat of an owner elsewhere means that it is dead
-_FRESH = 256  # small values that the run loop remembers
-# Owner tokens of this process's runs: of all copies of this module in it, or one would take the
-# runs of another, whose owner has the same pid, for dead.
-_active_runs: set[str] = vars(sys).setdefault("_liteflow_runs", set())
-
-
-def _process_start(pid: object) -> str | None:
-    """When a process started, so that a reused pid is not taken for it; None if it is not there."""
+@contextlib.contextmanager
+def _home_of(path: Path) -> Iterator[_Home]:
+    """This process's folder beside the database, for as long as one of its runs needs it."""
+    _see_to_forks()
+    with _homes_lock:
+        home = _homes.get(path)
+        if home is None:
+            home = _homes[path] = _Home(path)
+        home.users += 1
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
+        yield home
+    finally:
+        with _homes_lock:
+            home.users -= 1
+            if not home.users:
+                _homes.pop(path, None)
+                home.close()
 
 
 @functools.cache
-def _machine() -> dict[str, Any]:
-    """What says that another process's id means something here: host, boot and pid namespace."""
-    import platform
+def _see_to_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_let_go_of_homes)
 
-    found: dict[str, Any] = {"host": platform.node(), "boot": None, "namespace": None}
+
+def _let_go_of_homes() -> None:
+    global _homes_lock
+    _homes_lock = threading.Lock()
+    for home in _homes.values():
+        home.let_go_in_child()
+    _homes.clear()
+    _active_runs.clear()
+
+
+def _home_folder(path: Path, token: str) -> Path:
+    return path.with_name(f"{path.name}-run-{token}")
+
+
+def _lock(file: int, shared: bool) -> bool:
+    """Lock an open file; False if somebody else has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where no worker runs
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open_mark(folder: Path) -> int | None:
+    """The owner's file, open; None if it is not there. Raises OSError."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        return os.open(folder / "owner", flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _owner_lives(path: Path, owner: str | None) -> bool:
+    """Whether a run's owner is alive."""
+    token = (owner or "").partition("/")[0]
+    if token in _active_runs:
+        return owner in _active_runs
+    if not re.fullmatch(r"[0-9a-f]{16}", token):
+        return False
+    try:
+        file = _open_mark(_home_folder(path, token))
+    except OSError:  # another user's, which can't be looked at: never run twice
+        return True
+    if file is None:
+        return False
+    try:
+        return not _lock(file, shared=True)
+    finally:
+        os.close(file)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the folders of dead owners: only what bears our mark, and never through a link."""
+    start = f"{path.name}-run-"
+    with os.scandir(path.parent) as entries:
+        found = [Path(e.path) for e in entries if e.name.startswith(start) and not e.is_symlink()]
+    for folder in found:
+        file = None
+        with contextlib.suppress(OSError):
+            file = _open_mark(folder)
+        if file is None:
+            continue
+        try:
+            regular = stat.S_ISREG(os.fstat(file).st_mode)
+            marked = regular and b'"liteflow"' in os.read(file, 1000)
+            if marked and _lock(file, shared=False):
+                _remove_folder(folder)
+        finally:
+            os.close(file)
+
+
+def _remove_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        found["namespace"] = os.readlink("/proc/self/ns/pid")
-    return found
+        # The owner's file last: it says whose the rest is.
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        folder.rmdir()
 
 
 def _this_process() -> str:
-    pid = os.getpid()
-    return json.dumps({**_machine(), "pid": pid, "start": _process_start(pid)})
+    """Who runs it, for people."""
+    import platform
+
+    return f"pid {os.getpid()} on {platform.node()}"
 
 
-def _owner_lives(process: str | None, owner: str | None, heartbeat: str | None) -> bool:
-    """Whether a run's owner is alive: by the process table if it is this machine's, else by its
-    heartbeat."""
-    found = _plain(process, dict)
-    if _is_of_this_machine(found):
-        if found.get("pid") == os.getpid():
-            return owner in _active_runs
-        return _process_start(found.get("pid")) == found.get("start")
-    beat = _moment(heartbeat)
-    return beat is not None and (_utcnow() - beat).total_seconds() < _STALE
-
-
-def _whose(row: _RunRow) -> str:
+def _whose(row: _Row) -> str:
     """A live run's owner, for a refusal."""
-    found = _plain(row.owner_process, dict)
-    said = f"pid {found.get('pid')} on {found.get('host')}, since {row.start_date}"
-    beat = _moment(row.heartbeat)
-    if beat is None or _is_of_this_machine(found):
-        return said
-    stale = beat + _datetime.timedelta(seconds=_STALE)
-    return f"{said}; it counts as dead if it gives no sign of life until {_local(stale)}"
-
-
-def _is_of_this_machine(process: Mapping[str, Any]) -> bool:
-    """Whether a process's id and start mean something here."""
-    here = {name: process.get(name) for name in _machine()} == _machine()
-    return here and process.get("start") is not None
+    return f"{row.owner_process}, since {row.resumed_date or row.start_date}"
 
 
 class _Signals:
@@ -8663,606 +9408,317 @@ class _Signals:
             signal.signal(number, handler)
 
 
-class _Stops(NamedTuple):
-    """The ways in which a run may be told to stop from inside its process."""
-
-    event: threading.Event | None
-    signals: _Signals
-
-    def told(self) -> bool:
-        """Whether it was."""
-        return bool(self.signals.caught) or (self.event is not None and self.event.is_set())
-
-    def check(self) -> None:
-        """Raises AirflowException if it was, before the run has begun."""
-        if self.told():
-            raise AirflowException("stopped before the run began")
-
-
-# --- Run loop: the loop ---------------------------------------------------------------------------
-
-
-def _elements_of(
-    plan: _Plan,
-    node: _Node,
-    map_index: int,
-    call: _Call,
-    inlined: Callable[[tuple[Any, ...]], tuple[Any, ...]],
-) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
-    """The elements of a mapped instance, as plain data that says where they are; and the results
-    that its arguments take."""
-    takes = call.takes
-    if node.expansion is None or map_index < 0:
-        return {}, takes
-    elements: list[tuple[str | None, tuple[Any, ...]]] = []
-    for k, (name, element) in enumerate(node.expansion.mapping.elements(map_index, plan)):
-        if element[0] == "constant":
-            constant = call.constants[k][element[1]]
-            takes |= constant.takes
-            elements.append((name, ("value", constant.data)))
-        else:
-            elements.append((name, inlined(element)))
-    return {"elements": elements, "group": node.group is not None}, takes
-
-
-class _RunLoop:
-    """Drives a plan: starts what may run, records what happened, until everything has ended."""
-
-    def __init__(
-        self,
-        plan: _Plan,
-        store: _Store,
-        runner: _Runner,
-        calls: dict[str, tuple[_Call, str, bytes | None]],
-        report: _Report,
-        stops: _Stops,
-        folder: Path,
-    ) -> None:
-        self._folder = folder
-        self._plan = plan
-        self._store = store
-        self._runner = runner
-        self._calls = calls
-        self._report = report
-        self._stops = stops
-        self._batch = _Batch()
-        self._to_send: list[tuple[Any, _Attempt]] = []
-        self._ending: dict[_Attempt, str] = {}  # of these: those to be ended, and why
-        self._attempts: dict[_Instance, _Attempt] = {}
-        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
-        self._held: list[tuple[_Attempt, str | None, str | None]] = []  # callbacks after the commit
-        self._calls_due: list[tuple[_Attempt, tuple[Any, ...]]] = []  # those that any may run
-        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
-        self._wrote_large = False
-        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
-        self._parked = False  # by what runs in other runs of the DAG
-        self._timeout_at = math.inf
-        limit: _datetime.timedelta | None = getattr(plan.dag, "dagrun_timeout", None)
-        if limit is not None:
-            self._timeout_at = time.monotonic() + limit.total_seconds()
-        self._stopping: str | None = None
-        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
-        self._forced = False
-        self._locked_since: float | None = None
-        self._next_tick = time.monotonic() + _TICK
-        self._next_glance = time.monotonic() + _GLANCE
-        self._next_beat = time.monotonic() + _BEAT
-
-    def drive(self) -> str | None:
-        """Run until all has ended; the reason if it was stopped before.
-
-        First, what changed and what may start is recorded, in one transaction; then the jobs are
-        sent, so that no start goes unrecorded and no task starts before the success of those it
-        waits for is committed. Then it waits for outcomes. Raises _Fenced, DatabaseError.
-        """
-        while True:
-            self._collect()
-            if self._record():
-                self._send()
-            if self._is_over():
-                return self._stopping
-            ended = self._runner.wait(self._timeout())
-            self._heed_signals()
-            for attempt, outcome in ended:
-                if outcome.unasked and self._stopping is None:
-                    self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
-                else:
-                    self._take(attempt, outcome)
-            self._look_around()
-            self._take_unasked()
-
-    def _is_over(self) -> bool:
-        if self._batch or self._to_send:
-            return False
-        if self._stopping is not None:
-            return not self._attempts
-        if self._calls_due or self._held or self._runner.is_calling():
-            return False
-        idle = not self._attempts and not self._parked and self._plan.next_time() is None
-        if self._plan.unfinished and idle:
-            assert self._plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
-        return not self._plan.unfinished
-
-    def _collect(self) -> None:
-        """Put into the batch what rules decided, and what can start now."""
-        self._plan.settle(time.monotonic())
-        self._batch.marked += self._plan.changed
-        for instance in self._plan.changed:
-            self._report.changed(instance)
-        self._plan.changed.clear()
-        self._batch.expanded += self._plan.expanded
-        self._plan.expanded.clear()
-        why = "ended by dagrun_timeout" if self._plan.timed_out else "ended by fail_fast"
-        while self._plan.doomed:
-            attempt = self._attempts.get(self._plan.doomed.pop())
-            if attempt is not None:
-                self._end(attempt, why)
-        if self._stopping is None and not self._to_send:
-            self._choose(self._plan.ready_count(time.monotonic()))
-
-    def _choose(self, ready: int) -> None:
-        jobs = ready + len(self._calls_due)
-        if not jobs:
-            return
-        self._runner.want(jobs)
-        while self._calls_due and (place := self._runner.claim()) is not None:
-            self._runner.start_call(place, *self._calls_due.pop(0))
-        now = _iso(_utcnow())
-        while ready and (instance := self._plan.take()) is not None:
-            ready -= 1
-            if not self._start(instance, now):
-                self._plan.put_back(instance)
-                return
-
-    def _start(self, instance: _Instance, now: str) -> bool:
-        """Start the instance, if there is a place for it."""
-        task = instance.node.task
-        if not task._needs_worker:
-            self._pass_through(instance, now)
-            return True
-        if self._awaits_callback(instance):
-            self._plan.park(instance)
-            self._parked = True
-            return True
-        limit = task.max_active_tis_per_dag
-        if limit is not None:
-            elsewhere = self._store.running_elsewhere(task.dag_id, task.task_id)
-            if elsewhere + instance.node.running >= limit:
-                self._plan.park(instance)
-                self._parked = True
-                return True
-        # What is withdrawn is put back as it was, which a first attempt's row allows.
-        place = self._runner.claim(ahead=not instance.try_number)
-        if place is None:
-            return False
-        self._plan.start(instance)
-        attempt = self._paused.pop(instance, None)
-        if attempt is None:
-            attempt = _Attempt(instance, now, place.pid)
-        self._attempts[instance] = attempt
-        self._batch.started.append(attempt)
-        self._to_send.append((place, attempt))
-        return True
-
-    def _awaits_callback(self, instance: _Instance) -> bool:
-        """Whether the instance's `on_retry_callback` comes first, as in Airflow."""
-        if instance.state is not _S.UP_FOR_RETRY or not instance.node.holds:
-            return False
-        wanted = getattr(instance.node.task, "on_retry_callback", None) is not None
-        return wanted and bool(self._held or self._calls_due or self._runner.is_calling())
-
-    def _pass_through(self, instance: _Instance, now: str) -> None:
-        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
-        self._plan.pass_through(instance)
-        self._plan.settle(time.monotonic())
-        self._batch.passed.append((instance, now))
-        self._report.changed(instance)
-        attempt = _Attempt(instance, now, None)
-        self._last[_S.SUCCESS] = attempt
-        names = ("on_execute_callback", "on_success_callback")
-        wanted = [name for name in names if getattr(instance.node.task, name) is not None]
-        if wanted:
-            self._due(attempt, "+".join(wanted), None)
-
-    def _record(self) -> bool:
-        """Commit the batch; False if the database is locked, and everything has to wait."""
-        self._batch.logs += self._runner.final_output()
-        if not self._batch:
-            self._report.committed(())
-            return True
-        try:
-            self._store.record(self._batch)
-        except _Busy:
-            now = time.monotonic()
-            self._locked_since = self._locked_since or now
-            if now - self._locked_since > _LOCKED_LIMIT:
-                raise _locked_out(self._store.path) from None
-            return False
-        self._locked_since = None
-        self._report.committed(self._batch.logs)
-        self._wrote_large = self._batch.is_large()
-        self._batch = _Batch()
-        for attempt, name, reason in self._held:
-            if not self._runner.call_back(attempt, name, reason) and name is not None:
-                self._due(attempt, name, reason)
-        self._held.clear()
-        return True
-
-    def _send(self) -> None:
-        for place, attempt in self._to_send:
-            self._report.changed(attempt.instance)
-            self._runner.start(place, attempt, self._message(attempt))
-        sent, self._to_send = self._to_send, []
-        for _, attempt in sent if self._ending else ():
-            if attempt in self._ending:
-                self._runner.end(attempt, self._ending[attempt], self._forced)
-        self._ending.clear()
-        if self._wrote_large:
-            self._wrote_large = False
-            self._runner.flush()
-            with contextlib.suppress(_Busy):  # the next one does it
-                self._store.checkpoint()  # while the tasks run that waited for the value
-
-    def _message(self, attempt: _Attempt) -> tuple[Any, ...]:
-        instance = attempt.instance
-        task = instance.node.task
-        call, function, settings = self._calls[task.task_id]
-        timeout = task.execution_timeout
-        extra, takes = self._extra(attempt, call)
-        return (
-            task.task_id,
-            function,
-            instance.map_index,
-            attempt.try_number,
-            instance.max_tries,
-            attempt.started,
-            call.data,
-            settings,
-            self._inputs(instance, takes),
-            None if timeout is None else timeout.total_seconds(),
-            extra,
-        )
-
-    def _extra(
-        self, attempt: _Attempt, call: _Call
-    ) -> tuple[dict[str, Any], frozenset[tuple[str, str]]]:
-        """What only some jobs have to know; and the results that its arguments take."""
-        node = attempt.instance.node
-        index = attempt.instance.map_index
-        extra, takes = _elements_of(self._plan, node, index, call, self._inlined)
-        if node.expansion is None and node.feeds:
-            extra["feeds"] = True
-        if node.holds:
-            extra["holds"] = True
-        if attempt.pokes:
-            extra |= {"pokes": attempt.pokes, "first_start": attempt.first_start}
-        return extra, takes
-
-    def _inlined(self, element: tuple[Any, ...]) -> tuple[Any, ...]:
-        """An element's plain data, with small values of results in it."""
-        most = _VALUE_LIMIT if self._runner.remote else _INLINE
-        if element[0] == "map":
-            return ("map", element[1], self._inlined(element[2]))
-        if element[0] == "tuple":
-            return ("tuple", [self._inlined(part) for part in element[1]])
-        data = None
-        if element[0] == "item":
-            data = self._store.item(element[1], element[2], most)
-        elif element[0] == "xcom":
-            found = self._store.input(element[1], "return_value", element[2], most)
-            data = found[0][1] if found else None
-        return element if data is None else ("value", data)
-
-    def _inputs(
-        self, instance: _Instance, takes: frozenset[tuple[str, str]]
-    ) -> dict[tuple[str, str], list[tuple[int, bytes | None]]]:
-        """The values that travel with a job: of its arguments; where it runs elsewhere, of all
-        its direct upstreams."""
-        found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
-        if self._runner.remote:
-            for up in instance.node.upstream:
-                own = self._plan._in_step(up, instance.node)
-                for key, map_index, value in self._store.inputs(up.task.task_id):
-                    if not own or map_index == instance.map_index:
-                        rows = found.setdefault((up.task.task_id, key), [])
-                        rows.append((map_index, value))
-            return found
-        for task_id, key in takes:
-            up = self._plan._by_id[task_id]
-            own = self._plan._in_step(up, instance.node)
-            if up.expansion is None or own:
-                index = instance.map_index if own else -1
-                fresh = self._fresh.get((task_id, key, index))
-                found[task_id, key] = (
-                    [(index, fresh)]
-                    if fresh is not None
-                    else self._store.input(task_id, key, index, _INLINE)
-                )
-        return found
-
-    def _timeout(self) -> float | None:
-        now = time.monotonic()
-        if self._locked_since is not None:
-            return 0.05
-        times = [self._next_glance, *(until for until, _, _ in self._unasked)]
-        due = self._plan.next_time()
-        if due is not None and self._stopping is None:
-            times.append(due)
-        return max(0.0, min(times) - now)
-
-    def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
-        """An attempt ended: let the plan decide what its instance becomes."""
-        instance = attempt.instance
-        del self._attempts[instance]
-        if outcome is _WITHDRAWN:
-            self._plan.withdraw(instance)
-            self._report.withdrawn(instance)
-            self._batch.withdrawn.append(attempt)
-            return
-        ended = _iso(_utcnow()) if outcome.ended is None else _iso_of(outcome.ended)
-        if outcome.terminated and self._stopping is not None:
-            self._plan.interrupt(instance)
-            self._batch.interrupted.append((attempt, ended, f"interrupted: {self._stopping}"))
-            self._held.append((attempt, None, None))
-        else:
-            self._finish(attempt, outcome, ended)
-        self._report.changed(instance, outcome.error)
-
-    def _finish(self, attempt: _Attempt, outcome: _Outcome, ended: str) -> None:
-        instance, note = attempt.instance, outcome.note
-        outcome = self._follow_flow(instance, outcome)
-        self._plan.finish(
-            instance,
-            outcome.status,
-            time.monotonic(),
-            stored=bool(note.get("stored")) and outcome.status is _Status.SUCCESS,
-            length=note.get("length"),
-            wait=note.get("wait", 0.0),
-        )
-        state = instance.state
-        assert state is not None
-        items = note.get("items", ()) if outcome.status is _Status.SUCCESS else ()
-        self._batch.finished.append(
-            _Finished(
-                attempt,
-                state,
-                ended,
-                outcome.error,
-                outcome.xcoms,
-                items,
-                None if outcome.began is None else _iso_of(outcome.began),
-            )
-        )
-        if state is _S.UP_FOR_RESCHEDULE:
-            attempt.pokes += 1
-            self._paused[instance] = attempt
-            return
-        if state is _S.SUCCESS and instance.node.downstream:
-            self._remember(instance, outcome.xcoms)
-        self._last[state] = attempt
-        name = _CALLBACK_OF.get(state)
-        if instance.node.holds:
-            callback = name if name and getattr(instance.node.task, name) is not None else None
-            reason = _last_line(outcome.error) or None
-            self._held.append((attempt, callback, reason))
-
-    def _remember(self, instance: _Instance, xcoms: Sequence[_XComRow]) -> None:
-        """Keep small values for a moment: those that take them often start in this very turn."""
-        for xcom in xcoms:
-            if len(xcom.value) <= _INLINE:
-                self._fresh[instance.task_id, xcom.key, instance.map_index] = xcom.value
-        while len(self._fresh) > _FRESH:
-            del self._fresh[next(iter(self._fresh))]
-
-    def _follow_flow(self, instance: _Instance, outcome: _Outcome) -> _Outcome:
-        """Skip what a branch or short_circuit leaves out; it then stores no return value."""
-        if outcome.status is not _Status.SUCCESS:
-            return outcome
-        note = outcome.note
-        try:
-            if "chosen" in note:
-                left_out = self._plan.not_chosen(instance, note["chosen"])
-            elif "go_on" in note and not note["go_on"]:
-                left_out = self._plan.short_circuited(instance)
-            else:
-                return outcome
-        except _BadBranch as error:
-            kept = [row for row in outcome.xcoms if row.key != "return_value"]
-            return _Outcome(_Status.FAILED, str(error), kept)
-        if instance.map_index >= 0:
-            # As in Airflow, a mapped branch skips nothing outside of its mapped group.
-            left_out = [n for n in left_out if self._plan._in_step(instance.node, n)]
-        if not left_out:
-            return outcome
-        self._plan.skip(instance, left_out)
-        kept = [row for row in outcome.xcoms if row.key != "return_value"]
-        return outcome._replace(xcoms=kept)
-
-    def call_dag(self, end: _End, dead: Sequence[_RunRow]) -> None:
-        """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
-        scheduler died. A second signal ends them."""
-        dag = self._plan.dag
-        for row in dead:
-            self._call_dag_of(row, dag)
-        success = end.state is DagRunState.SUCCESS
-        name = f"on_{'success' if success else 'failure'}_callback"
-        if getattr(dag, name, None) is not None and self._plan.nodes:
-            last = self._last.get(_S.SUCCESS if success else _S.FAILED)
-            last = last or next(iter(self._last.values()), None)
-            last = last or _Attempt(self._plan.nodes[0].instances[0], "", None)
-            reason = "success" if success else end.reason or "task_failure"
-            if self._plan.timed_out:
-                reason = "timed_out"  # Airflow's word
-            self._due(last, f"dag_{name}", reason)
-        told = len(self._stops.signals.caught)
-        while self._calls_due or self._runner.is_calling():
-            self._choose(0)
-            self._runner.wait(0.5)
-            if len(self._stops.signals.caught) > max(told, 1):
-                break
-        self._batch.logs += self._runner.final_output()
-        with contextlib.suppress(_Busy):  # what callbacks printed is no result
-            self._store.record(self._batch)
-            self._report.committed(self._batch.logs)
-
-    def _due(self, attempt: _Attempt, name: str, reason: str | None, of: Any = None) -> None:
-        """Callbacks that any worker may run."""
-        self._calls_due.append((attempt, (self._message(attempt), name, reason, of)))
-
-    def _call_dag_of(self, row: _RunRow, dag: Dag) -> None:
-        if getattr(dag, "on_failure_callback", None) is None or not self._plan.nodes:
-            return
-        of = {
-            "run_id": row.run_id,
-            "run_row": row.id,
-            "logical_date": row.logical_date,
-            "start_date": row.start_date,
-            "conf": _plain(row.conf, dict),
-        }
-        instance = self._plan.nodes[0].instances[0]
-        attempt = _Attempt(instance, row.start_date or "", None)
-        self._due(attempt, "dag_on_failure_callback", "its scheduler died", of)
-
-    def _take_unasked(self) -> None:
-        """Attempts that somebody told to end: if the run is being stopped too, they count as
-        interrupted (systemd tells the whole group at once), else, a second later, as failed."""
-        now = time.monotonic()
-        for item in list(self._unasked):
-            until, attempt, outcome = item
-            if self._stopping is not None or until <= now:
-                self._unasked.remove(item)
-                self._take(attempt, outcome)
-
-    def _heed_signals(self) -> None:
-        """Before the outcomes are looked at: an end that belongs to the run's is no failure."""
-        caught = self._stops.signals.caught
-        if caught:
-            names = [signal.Signals(number).name for number in caught]
-            self._stop(f"stopped by {names[0]}", now=len(names) > 1)
-        if getattr(self._runner, "interrupted", False):
-            caught.append(signal.SIGINT)
-            self._stop("stopped by SIGINT", now=True)
-
-    def _look_around(self) -> None:
-        """What is due by time, and what was asked for from outside."""
-        now = time.monotonic()
-        if now < self._next_glance:
-            return
-        self._next_glance = now + _GLANCE
-        self._report.tick()
-        if self._parked:
-            self._parked = False
-            self._plan.unpark()
-        if self._stops.event is not None and self._stops.event.is_set():
-            self._stop("stopped")
-        if now < self._next_tick and not self._runner.is_talkative():
-            return
-        self._batch.logs += self._runner.output()
-        if now < self._next_tick:
-            return
-        self._next_tick = now + _TICK
-        if now >= self._timeout_at and not self._plan.timed_out:
-            self._plan.time_out()
-        if self._store.stop_requested():
-            self._stop("stopped on request")
-        self._store.check_in_place()
-        if now >= self._next_beat:
-            with contextlib.suppress(_Busy):
-                self._store.beat()
-                self._next_beat = now + _BEAT
-            with contextlib.suppress(OSError):
-                os.utime(self._folder / "owner")  # for those who look from another machine
-
-    def _stop(self, reason: str, now: bool = False) -> None:
-        """Start nothing more, and end what runs: asked to first, at once the second time."""
-        if self._stopping is None:
-            self._stopping = reason
-            self._report.tell(f"{reason}: ending {len(self._attempts)} running tasks")
-        elif not now or self._forced:
-            return
-        self._forced = now
-        for attempt in list(self._attempts.values()):
-            self._end(attempt, self._stopping, now)
-
-    def _end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        """End a job; one that waits for the database to be unlocked, once it is sent."""
-        if any(waiting is attempt for _, waiting in self._to_send):
-            self._ending[attempt] = reason
-        self._runner.end(attempt, reason, now)
-
-
-# --- Run loop: a run's beginning and end ----------------------------------------------------------
-
-
-class _Request(NamedTuple):
-    """What run() was asked for, checked."""
-
-    dag: Dag
-    path: Path
-    run_id: str | None
-    logical_date: _datetime.datetime | None
-    conf: dict[str, Any] | None
-    resume: bool
-    pools: dict[str, int]
+# --- Run: from the request to its first task ------------------------------------------------------
 
 
 class _IdTaken(Exception):
     """A run has the id that was made for this one."""
 
 
-class _Opened(NamedTuple):
-    """The run as it stands in the database before its first task starts."""
+class _Start:
+    """A run until its first task may start: what was asked for, checked, and what is recorded."""
 
-    run_id: str
-    logical_date: _datetime.datetime | None
-    conf: dict[str, Any]
-    recorded: _RunRow | None
+    def __init__(
+        self,
+        dag: Dag,
+        *,
+        db_path: str | os.PathLike[str] | None = None,
+        run_id: str | None = None,
+        logical_date: _datetime.datetime | None = None,
+        conf: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        max_workers: int | None = None,
+        executor: Any = None,
+        mp_context: Any = None,
+        pools: Mapping[str, int] | None = None,
+        wait: bool = False,
+        progress: bool | Callable[[str], object] | _Screen = False,
+        stop: threading.Event | None = None,
+        in_process: bool = False,
+        again: Sequence[str] = (),
+    ) -> None:
+        """Refuse wrong arguments and a wrong graph before anything is started or written.
 
+        `again`: tasks, or TASK[INDEX], of the run to resume that run again.
+        """
+        _refuse_reentry()
+        _fill_standard_descriptors()
+        _check_request(run_id, logical_date, resume, conf, progress, stop)
+        dag.validate()
+        self.dag = dag
+        self.path = _database_path(db_path, dag)
+        self.resume = bool(resume)
+        self.asked_id = run_id
+        self.asked_date = None if logical_date is None else _aware(logical_date)
+        named = _string_keyed("conf", conf)
+        self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
+        self.pools = _checked_pools(dag, pools, in_process)
+        self.waits = wait
+        self.again = again
+        self.stop_event = stop
+        self.report = _Report(progress)
+        self.runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
+        self.signals = _Signals(self.runner.wake, install=not in_process)
+        self.run_id = ""
+        self.logical_date: _datetime.datetime | None = None
+        self.recorded: _Row | None = None  # the run to resume
+        self.state = DagRunState.FAILED
+        self.reason: str | None = None  # why it was stopped, if it was
+        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}
+        self._keys: dict[int, list[str]] = {}  # of mappings: what each instance is mapped over
+        self._store: Any = None
+        self._owner = ""
+        self._batch = _Batch()
+        self._to_send: list[_Attempt] = []
+        self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
+        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
+        self._callbacks: collections.deque[_Callback] = collections.deque()
+        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
+        self._wrote_large = False
+        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
+        self._forced = False
+        self._locked_since: float | None = None
+        self._next_tick = self._next_glance = 0.0
+        self._timeout_at = math.inf
 
-def _run_dag(
-    dag: Dag,
-    *,
-    db_path: str | os.PathLike[str] | None = None,
-    run_id: str | None = None,
-    logical_date: _datetime.datetime | None = None,
-    conf: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    max_workers: int | None = None,
-    executor: Any = None,
-    mp_context: Any = None,
-    pools: Mapping[str, int] | None = None,
-    wait: bool = False,
-    progress: bool | Callable[[str], object] | _Screen = False,
-    stop: threading.Event | None = None,
-    in_process: bool = False,
-) -> DagRun:
-    """What `Dag.run` and `Dag.test` do."""
-    _refuse_reentry()
-    _fill_standard_descriptors()
-    if stop is not None and not hasattr(stop, "is_set"):
-        raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
-    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Screen)):
-        raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
-    sized = _checked_pools(dag, pools, in_process)
-    request = _checked_request(dag, db_path, run_id, logical_date, conf, resume)._replace(
-        pools=sized
-    )
-    report = _Report(progress)
-    runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
-    try:
-        with _Signals(runner.wake, install=not in_process) as signals:
+    def _told_to_stop(self) -> bool:
+        event = self.stop_event
+        return bool(self.signals.caught) or (event is not None and event.is_set())
+
+    def _check(self) -> None:
+        """Raises AirflowException if it was told to stop before it has begun."""
+        if self._told_to_stop():
+            raise AirflowException("stopped before the run began")
+
+    def _look_ahead(self) -> None:
+        """Which run it will be: a new one's id and date, or those of the recorded one."""
+        now = _utcnow()
+        if not self.resume:
+            self.run_id = self.asked_id or f"manual__{now.isoformat(timespec='microseconds')}"
+            self.logical_date = self.asked_date or now
+            return
+        dag_id = self.dag.dag_id
+        row = _read(self.path, lambda db: _find_named_run(db, dag_id, self.asked_id))
+        if row is None:
+            wanted = f"run {self.asked_id!r}" if self.asked_id else "run yet: nothing to resume"
+            raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
+        if row.values_deleted is not None and self.again:
+            _refuse_without_values(row)
+        self.recorded, self.run_id = row, row.run_id
+        self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
+
+    def _nothing_to_resume(self) -> DagRun:
+        self.report.tell(
+            f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
+        )
+        return _read_run(self.path, self.dag.dag_id, self.run_id)
+
+    def _find_tasks(self) -> None:
+        """Let the first worker find every task, having written nothing.
+
+        What takes time here is done while the fork server starts. Raises UnreachableTask.
+        """
+        dag = self.dag
+        info = self._info()
+        calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
+        _check_before_run(self.path)
+        functions = _functions(dag)
+        self._takes = {
+            task_id: call.taken() | {r.operator.task_id for r in _mapped_over(dag, task_id)}
+            for task_id, call in calls.items()
+        }
+        self._facts = {
+            task_id: _task_facts(task, self._takes[task_id])
+            for task_id, task in dag.task_dict.items()
+        }
+        for name in self.again:
+            _task_named(name, dag.task_dict)
+        if self.recorded is None:  # a resume's plan depends on what is recorded
+            self.plan = _Plan(dag, self.logical_date, pools=self.pools)
+        if not dag.task_dict:
+            return
+        roots = sum(not task._upstream for task in dag.task_dict.values())
+        jobs = min(roots, dag.max_active_tasks)
+        named = self.runner.begin(info, functions, jobs, self._check)
+        known: dict[Any, Any] = {}
+        for task_id, function, _ in functions:  # equal ones are kept once
+            settings = _dump_settings(dag.task_dict[task_id]) if task_id in named else None
+            job = (calls[task_id], function, known.setdefault(settings, settings))
+            self._calls[task_id] = known.setdefault(job, job) if job[0] is _NO_CALL else job
+
+    def _info(self) -> dict[str, Any]:
+        """What every job of the run has in common, as plain data. Raises ParamValidationError."""
+        dag = self.dag
+        params = _resolve_params(dag, self.conf)
+        for task in dag.task_dict.values():
+            _task_params(task, params, self.conf)
+        main = sys.modules.get(dag._module)
+        return {
+            "dag_id": dag.dag_id,
+            "key": dag._key,
+            "module_path": getattr(main, "__file__", None),
+            "fileloc": dag.fileloc,
+            "run_id": self.run_id,
+            "logical_date": self.logical_date and _iso(self.logical_date),
+            "start_date": _now(),
+            "conf": self.conf,
+            "params": json.loads(_json_text("params", params, ParamValidationError)),
+            "db_path": os.fspath(self.path),
+            "run_row": 0,
+            "files": _file_states({getattr(main, "__file__", None), dag.fileloc}),
+            "environ": dict(vars(os.environ)["_data"]),
+            "cwd": _working_directory(),
+            "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
+        }
+
+    def _open_in_turn(self) -> list[_Row] | None:
+        """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
+        said = False
+        while True:
             try:
-                found = _execute(request, runner, report, _Stops(stop, signals), wait)
-            except BaseException:  # a worker's start cut off by the same Ctrl-C, say
-                if not signals.caught:
+                return _until_unlocked(self.path, self._open, self._check)
+            except AlreadyRunning as busy:
+                if not self.waits or self._told_to_stop():
                     raise
-                # Whatever went wrong, it was being ended: a worker's start cut off by the same
-                # Ctrl-C, say.
-    finally:
-        runner.close()
-    if signals.caught:
-        _raise_for(signals.caught[0])
-    return found
+                if not said:
+                    self.report.tell(f"waiting: {busy}")
+                    said = True
+            self.runner.wait(1.0)
+
+    def _open(self) -> list[_Row] | None:
+        """Create or take over the run, in one transaction with all that a resume decides; the
+        DAG's runs that were found dead. None: it has succeeded meanwhile."""
+        store, resumed = self._store, self.recorded
+        with store.transaction():
+            row = None
+            if resumed is not None:
+                row = store.look(_find_run, resumed.id)
+                if row is None or row.run_id != self.run_id:
+                    raise RunNotFound(f"run {self.run_id!r} of DAG {self.dag.dag_id!r} was deleted")
+                if row.state == "success" and not self.again:
+                    return None
+            dead = self._make_way(row)
+            if row is None:
+                self._create()
+            else:
+                self._take_over(row)
+            store.claim_run(store.run_row, self._owner, _this_process(), row is not None)
+        return dead
+
+    def _make_way(self, ours: _Row | None) -> list[_Row]:
+        """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
+        alive, dead = [], []
+        for row in self._store.look(_select_live_runs, self.dag.dag_id):
+            if _owner_lives(self.path, row.owner):
+                alive.append(row)
+            elif ours is None or row.id != ours.id:
+                self._store.close_run(row.id, _DIED, lost=True)
+                dead.append(row)
+                self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
+        for row in alive:
+            if ours is not None and row.id == ours.id:
+                raise AlreadyRunning(
+                    f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running: {_whose(row)}"
+                )
+        most = self.dag.max_active_runs
+        if len(alive) >= most:
+            raise AlreadyRunning(
+                f"DAG {self.dag.dag_id!r} has max_active_runs={most}, and run "
+                f"{alive[0].run_id!r} is running: {_whose(alive[0])}"
+            )
+        return dead
+
+    def _create(self) -> None:
+        store, dag = self._store, self.dag
+        if store.look(_find_named_run, dag.dag_id, self.run_id) is not None:
+            if self.asked_id is None:
+                raise _IdTaken
+            raise ValueError(
+                f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
+                "resume it, or give another"
+            )
+        store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
+        store.write_instances(self.plan.instances(), self._facts, self._element_of)
+
+    def _take_over(self, row: _Row) -> None:
+        """Keep what succeeded, put all else back to be decided anew, by today's code."""
+        store = self._store
+        store.run_row = row.id
+        if row.state == "running":
+            store.close_run(row.id, _DIED, lost=True)
+        store.mark(row.id, [_task_named(name, self.dag.task_dict) for name in self.again], _CLEARED)
+        found = self._resumption(row.id)
+        store.resume_run(found)
+        store.write_instances(self.plan.instances(), self._facts, self._element_of)
+        for instance in self.plan.instances():
+            past = found.instances.get((instance.task_id, instance.map_index))
+            if instance.state is _S.FAILED and past is not None and past.state is None:
+                self._give_up_on(instance, past)
+        _report_resume(self.report, found)
+
+    def _resumption(self, run_row: int) -> _Resumption:
+        """What the resume decides, and the plan that it makes of it."""
+        rows = self._store.look(_select_past, run_row)
+        lengths = self._store.look(_select_lengths, run_row)
+        running: set[tuple[str, int]] = set()
+        while True:
+            known = _Lengths(self.dag, lengths)
+            found = _Resumption(self.dag, rows, known, self._takes, _element_keys, running)
+            kept = {
+                key: lengths[row.task_id, row.map_index]
+                for key, row in found.instances.items()
+                if row and key not in found.again and (row.task_id, row.map_index) in lengths
+            }
+            recorded = found.recorded()
+            # First as if the setups that are taken along had succeeded again: what runs then?
+            as_before = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
+            now: set[tuple[str, int]] | None = None
+            for states in ({**recorded, **as_before}, recorded) if as_before else (recorded,):
+                self.plan = _Plan(
+                    self.dag, self.logical_date, states, kept, self.pools, found.unexpanded
+                )
+                self.plan.settle(0)
+                if now is None:
+                    now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
+            assert now is not None
+            if (now & found.left_out) <= running:
+                return found
+            running |= now & found.left_out
+
+    def _give_up_on(self, instance: _Instance, past: _Past) -> None:
+        """It has been lost with its scheduler so often that it may be what kills it."""
+        why = f"lost with its scheduler {past.lost} times in a row"
+        attempt = _Attempt(instance)
+        attempt.state, attempt.started, attempt.error = "failed", past.began, why
+        self._batch.attempts[attempt] = None
+        self.report.tell(f"task {instance.label!r} was {why}: failed")
+
+    def _element_of(self, instance: _Instance) -> tuple[str | None, str | None]:
+        """What a mapped instance is mapped over: a digest, and what people may know of it."""
+        expansion, index = instance.node.expansion, instance.map_index
+        if expansion is None or index < 0:
+            return None, None
+        mapping = expansion.mapping
+        if id(mapping) not in self._keys:
+            self._keys[id(mapping)] = _element_keys(mapping, self.plan)
+            sources = [source.task.task_id for source in expansion.sources]
+            self._previews = {
+                task_id: self._store.look(_select_item_previews, self._store.run_row, task_id)
+                for task_id in sources
+            }
+        elements = mapping.elements(index, self.plan)
+        shown = _element_previews(mapping, elements)
+        for _, element in elements:
+            if element[0] in ("item", "xcom"):
+                more = self._previews.get(element[1], {}).get(element[2], "")
+                shown = ", ".join(x for x in (shown, more) if x)
+        return self._keys[id(mapping)][index], _preview_cut(shown) or None
+
+
+def _mapped_over(dag: Dag, task_id: str) -> list[XComArg]:
+    mapping = dag.task_dict[task_id]._mapping
+    return [] if mapping is None else mapping.results
 
 
 def _refuse_reentry() -> None:
@@ -9280,25 +9736,24 @@ def _refuse_reentry() -> None:
     )
 
 
-def _checked_request(
-    dag: Dag, db_path: Any, run_id: Any, logical_date: Any, conf: Any, resume: Any
-) -> _Request:
-    """Refuse wrong arguments and a wrong graph before anything is started or written."""
+def _check_request(
+    run_id: Any, logical_date: Any, resume: Any, conf: Any, progress: Any, stop: Any
+) -> None:
+    """Raises TypeError or ValueError for a wrong argument."""
+    if stop is not None and not hasattr(stop, "is_set"):
+        raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
+    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Screen)):
+        raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
     if run_id is not None and (not isinstance(run_id, str) or not run_id or len(run_id) > 250):
         raise ValueError(f"run_id must be a str of 1 to 250 characters, found {_shown(run_id)}")
     if run_id is not None and not run_id.isprintable():
         raise ValueError(f"run_id must be printable, found {_shown(run_id)}")
     if logical_date is not None and not isinstance(logical_date, _datetime.datetime):
         raise TypeError(f"logical_date must be a datetime, found {_shown(logical_date)}")
-    if conf is not None:
-        conf = json.loads(_json_text("conf", _string_keyed("conf", conf), TypeError))
     if resume and (conf is not None or logical_date is not None):
         raise ValueError(
             "run(resume=True) takes conf and logical_date from the recorded run: leave them out"
         )
-    dag.validate()
-    when = None if logical_date is None else _aware(logical_date)
-    return _Request(dag, _database_path(db_path, dag), run_id, when, conf, bool(resume), {})
 
 
 def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
@@ -9326,22 +9781,26 @@ def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
 
 def _make_runner(
     dag: Dag, max_workers: Any, executor: Any, mp_context: Any, in_process: bool
-) -> Any:
+) -> _Runner:
     if in_process:
         return _InProcessRunner(dag)
-    if executor is None:
-        interactive = _is_interactive(dag)
-        return _SlotRunner(WorkerPool(max_workers, mp_context), True, interactive)
-    if max_workers is not None or mp_context is not None:
+    if executor is not None and (max_workers is not None or mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
-    if isinstance(executor, WorkerPool):
-        return _SlotRunner(executor, False, _is_interactive(dag))
-    if not callable(getattr(executor, "submit", None)):
-        raise TypeError(
-            "executor must be a WorkerPool or a concurrent.futures.Executor, found "
-            f"{_shown(executor)}"
+    if executor is not None and not isinstance(executor, WorkerPool):
+        if not callable(getattr(executor, "submit", None)):
+            raise TypeError(
+                "executor must be a WorkerPool or a concurrent.futures.Executor, found "
+                f"{_shown(executor)}"
+            )
+        return _ExecutorRunner(executor)
+    if not hasattr(os, "fork"):
+        raise RuntimeError(
+            "liteflow's workers need POSIX process groups and signals, which Windows has not: run "
+            "it in WSL, or use dag.test() or executor="
         )
-    return _ExecutorRunner(executor)
+    if executor is None:
+        return _SlotRunner(WorkerPool(max_workers, mp_context), True, _is_interactive(dag))
+    return _SlotRunner(executor, False, _is_interactive(dag))
 
 
 def _is_interactive(dag: Dag) -> bool:
@@ -9357,163 +9816,6 @@ def _raise_for(number: int) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
-
-
-def _execute(
-    request: _Request,
-    runner: Any,
-    report: _Report,
-    stops: _Stops,
-    wait: bool,
-) -> DagRun:
-    if request.dag.task_dict:
-        runner.launch()
-    opened = _look_ahead(request)
-    if opened.recorded is not None and opened.recorded.state == "success":
-        return _nothing_to_resume(request, opened, report)
-    while True:
-        try:
-            return _execute_as(opened, request, runner, report, stops, wait)
-        except _IdTaken:  # another run began in the same microsecond
-            opened = _look_ahead(request)
-
-
-def _execute_as(
-    opened: _Opened,
-    request: _Request,
-    runner: Any,
-    report: _Report,
-    stops: _Stops,
-    wait: bool,
-) -> DagRun:
-    dag, path = request.dag, request.path
-    fresh, calls = _find_tasks(request, opened, runner, stops)
-    store = _Store(path, stops.check)
-    token = os.urandom(8).hex()
-    _active_runs.add(token)
-    try:
-        plan, dead = _open_in_turn(
-            lambda: _until_unlocked(
-                path, lambda: _open_run(store, request, opened, fresh, token, report), stops.check
-            ),
-            runner,
-            report,
-            stops if wait else None,
-        )
-        with _run_folder(path, token) as folder:
-            with _recording_the_end(store, plan, report) as end:
-                report.began(dag, opened.run_id, path, plan)
-                runner.open_logs(folder, store.run_row)
-                loop = _RunLoop(plan, store, runner, calls, report, stops, folder)
-                end.reason = loop.drive()
-            loop.call_dag(end, dead)
-    except _NothingToResume:
-        return _nothing_to_resume(request, opened, report)
-    finally:
-        _active_runs.discard(token)
-        store.close()
-    found = _read_run(path, dag.dag_id, opened.run_id)
-    for note in getattr(runner, "notes", ()):
-        report.tell(note)
-    report.ended(found)
-    return found
-
-
-def _find_tasks(
-    request: _Request, opened: _Opened, runner: Any, stops: _Stops
-) -> tuple[_Plan | None, dict[str, tuple[_Call, str, bytes | None]]]:
-    """Let the first worker find every task; a new run's plan, and what the jobs of each task have
-    in common. Raises UnreachableTask, and has written nothing.
-
-    What takes time here is done while the fork server starts.
-    """
-    dag = request.dag
-    info = _run_info(request, opened)
-    calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
-    _check_before_run(request.path)
-    functions = _functions(dag)
-    # A resume's plan depends on what is recorded.
-    fresh = None if request.resume else _Plan(dag, opened.logical_date, pools=request.pools)
-    if not dag.task_dict:
-        return fresh, {}
-    roots = sum(not task._upstream for task in dag.task_dict.values())
-    named = runner.begin(info, functions, min(roots, dag.max_active_tasks), stops.check)
-    return fresh, _complete_calls(dag, calls, functions, named)
-
-
-def _complete_calls(
-    dag: Dag,
-    calls: Mapping[str, _Call],
-    functions: Iterable[tuple[str, str, bool]],
-    named: Collection[str],
-) -> dict[str, tuple[_Call, str, bytes | None]]:
-    """What the jobs of each task have in common; equal ones are kept once."""
-    known: dict[Any, Any] = {}
-    complete = {}
-    for task_id, function, _ in functions:
-        call = calls[task_id]
-        settings = _dump_settings(dag.task_dict[task_id]) if task_id in named else None
-        job = (call, function, known.setdefault(settings, settings))
-        complete[task_id] = known.setdefault(job, job) if call is _NO_CALL else job
-    return complete
-
-
-def _nothing_to_resume(request: _Request, opened: _Opened, report: _Report) -> DagRun:
-    dag_id = request.dag.dag_id
-    report.tell(f"run {opened.run_id} of DAG {dag_id!r} is a success: nothing to resume")
-    return _read_run(request.path, dag_id, opened.run_id)
-
-
-class _End:
-    """Why a run was stopped, if it was."""
-
-    reason: str | None = None
-    state = DagRunState.FAILED
-
-
-@contextlib.contextmanager
-def _recording_the_end(store: _Store, plan: _Plan, report: _Report) -> Iterator[_End]:
-    """Record the run's end, whatever ends it."""
-    end = _End()
-    try:
-        yield end
-    except _Fenced:
-        raise  # the run is another's now
-    except BaseException as error:  # a full disk, a bug, a progress= that raises: said, and raised
-        why = f"{type(error).__name__}: {_text_of(error)}"
-        with contextlib.suppress(_Busy, AirflowException), store.transaction():
-            store.close_run(store.run_row, why, lost=False)
-        raise
-    end.state = plan.run_state() if end.reason is None else DagRunState.FAILED
-    if plan.timed_out:
-        end.reason = end.reason or "dagrun_timeout"
-    _until_unlocked(store.path, lambda: _end_run(store, end.state, end.reason))
-
-
-def _end_run(store: _Store, state: DagRunState, reason: str | None) -> None:
-    with store.transaction():
-        store.release_waiting()
-        store.end_run(state, reason)
-
-
-def _open_in_turn(
-    open_run: Callable[[], tuple[_Plan, list[_RunRow]]],
-    runner: Any,
-    report: _Report,
-    stops: _Stops | None,
-) -> tuple[_Plan, list[_RunRow]]:
-    """Open the run; with `stops`, wait while another rules it out. Raises AlreadyRunning."""
-    said = False
-    while True:
-        try:
-            return open_run()
-        except AlreadyRunning as busy:
-            if stops is None or stops.told():
-                raise
-            if not said:
-                report.tell(f"waiting: {busy}")
-                said = True
-        runner.wait(1.0)
 
 
 def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
@@ -9533,47 +9835,6 @@ def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
     return references
 
 
-def _look_ahead(request: _Request) -> _Opened:
-    """Which run it will be: a new one's id and date, or what is recorded of the one to resume."""
-    dag, path = request.dag, request.path
-    if not request.resume:
-        now = _utcnow()
-        run_id = request.run_id or f"manual__{now.isoformat(timespec='microseconds')}"
-        return _Opened(run_id, request.logical_date or now, request.conf or {}, None)
-    row = _read(path, lambda db: _find_run(db, dag.dag_id, request.run_id))
-    if row is None:
-        wanted = f"run {request.run_id!r}" if request.run_id else "run yet: nothing to resume"
-        raise RunNotFound(f"DAG {dag.dag_id!r} has no {wanted} in {path}")
-    when = row.logical_date and _datetime.datetime.fromisoformat(row.logical_date)
-    return _Opened(row.run_id, when or None, _plain(row.conf, dict), row)
-
-
-def _run_info(request: _Request, opened: _Opened) -> dict[str, Any]:
-    """What every job of the run has in common, as plain data. Raises ParamValidationError."""
-    dag = request.dag
-    params = _resolve_params(dag, opened.conf)
-    for task in dag.task_dict.values():
-        _task_params(task, params, opened.conf)
-    main = sys.modules.get(dag._module)
-    return {
-        "dag_id": dag.dag_id,
-        "key": dag._key,
-        "module_path": getattr(main, "__file__", None),
-        "fileloc": dag.fileloc,
-        "run_id": opened.run_id,
-        "logical_date": opened.logical_date and _iso(opened.logical_date),
-        "start_date": _iso(_utcnow()),
-        "conf": opened.conf,
-        "params": json.loads(_json_text("params", params, ParamValidationError)),
-        "db_path": os.fspath(request.path),
-        "run_row": 0,
-        "files": _file_states({getattr(main, "__file__", None), dag.fileloc}),
-        "environ": dict(vars(os.environ)["_data"]),
-        "cwd": _working_directory(),
-        "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
-    }
-
-
 def _file_states(paths: Iterable[str | None]) -> list[tuple[str, int, int]]:
     """(path, size, mtime) of the files: a worker that starts later compares."""
     states = []
@@ -9591,220 +9852,688 @@ def _working_directory() -> str:
         return os.sep
 
 
-def _open_run(
-    store: _Store,
-    request: _Request,
-    opened: _Opened,
-    fresh: _Plan | None,
-    token: str,
-    report: _Report,
-) -> tuple[_Plan, list[_RunRow]]:
-    """Create or take over the run in one transaction; the plan of what is left to do (`fresh`, if
-    it is a new run), and the DAG's runs that were found dead."""
-    dag = request.dag
-    with store.transaction():
-        if opened.recorded is not None:
-            row = store.find_run(dag.dag_id, opened.run_id)
-            if row is None or row.id != opened.recorded.id:
-                raise RunNotFound(f"run {opened.run_id!r} of DAG {dag.dag_id!r} was deleted")
-            if row.state == "success":
-                raise _NothingToResume
-        dead = _make_way(store, dag, opened, report)
-        if opened.recorded is None:
-            if store.find_run(dag.dag_id, opened.run_id) is not None:
-                if request.run_id is None:
-                    raise _IdTaken
-                raise ValueError(
-                    f"run_id {opened.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
-                    "resume it, or give another"
-                )
-            store.create_run(dag, opened.run_id, opened.logical_date, json.dumps(opened.conf))
-            assert fresh is not None
-            plan = fresh
-            store.add_instances(plan.instances())
-        else:
-            store.run_row = opened.recorded.id
-            plan = _resumed_plan(store, request, opened, report)
-        store.claim_run(store.run_row, token, _this_process())
-    return plan, dead
+def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
+    """`task` or `task[3]` as (task_id, map_index). Raises TaskNotFound."""
+    match = re.fullmatch(r"(.*)\[(\d+)\]", name)
+    task_id, index = (match[1], int(match[2])) if match else (name, None)
+    if task_id not in known:
+        raise TaskNotFound(f"there is no task {name!r}{_near(task_id, known)}")
+    return task_id, index
 
 
-def _make_way(store: _Store, dag: Dag, opened: _Opened, report: _Report) -> list[_RunRow]:
-    """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
-    alive, dead = [], []
-    for row in store.live_runs(dag.dag_id):
-        if _owner_lives(row.owner_process, row.owner, row.heartbeat):
-            alive.append(row)
-        elif opened.recorded is None or row.id != opened.recorded.id:
-            store.close_run(row.id, "its scheduler died", lost=True)
-            dead.append(row)
-            report.tell(f"run {row.run_id}: its scheduler died; recorded as failed")
-    for row in alive:
-        if opened.recorded is not None and row.id == opened.recorded.id:
-            raise AlreadyRunning(
-                f"run {row.run_id!r} of DAG {dag.dag_id!r} is running: {_whose(row)}"
-            )
-    if len(alive) >= dag.max_active_runs:
-        row = alive[0]
-        raise AlreadyRunning(
-            f"DAG {dag.dag_id!r} has max_active_runs={dag.max_active_runs}, and run {row.run_id!r} "
-            f"is running: {_whose(row)}"
-        )
-    return dead
-
-
-def _resumed_plan(store: _Store, request: _Request, opened: _Opened, report: _Report) -> _Plan:
-    """Keep what succeeded, put all else back to be decided anew, by today's code."""
-    dag = request.dag
-    rows = store.recorded_instances()
-    resets: dict[int, int] = {}
-    known: dict[tuple[str, int], _Recorded] = {}
-    gone = []
-    poisoned = []
-    for (task_id, map_index), (row_id, state, tries, max_tries, lost) in rows.items():
-        task = dag.task_dict.get(task_id)
-        if task is None:
-            if state != "removed":
-                gone.append((row_id, task_id))
-            continue
-        if state == "success":
-            known[task_id, map_index] = _Recorded(_S.SUCCESS, tries, max_tries)
-            continue
-        fresh = _fresh_max_tries(task, state, tries, max_tries)
-        resets[row_id] = fresh
-        known[task_id, map_index] = _Recorded(None, tries, fresh)
-        losses = lost + (state == "running")
-        if state in ("running", None) and losses >= task.retries + 3:
-            poisoned.append((row_id, task_id, map_index, losses))
-            known[task_id, map_index] = _Recorded(_S.FAILED, tries, fresh)
-    store.reset_instances(resets, resets)
-    store.remove_instances(row_id for row_id, _ in gone)
-    for row_id, task_id, _, lost in poisoned:
-        store.fail_poisoned(row_id, f"lost with its scheduler {lost} times in a row")
-        report.tell(f"task {task_id!r} was lost with its scheduler {lost} times in a row: failed")
-    lengths = store.recorded_lengths()
-    plan = _Plan(dag, opened.logical_date, known, lengths, request.pools)
-    for note in plan.notes:
-        report.tell(note)
-    _fit_rows(store, plan, rows)
-    new = [i for i in plan.instances() if (i.task_id, i.map_index) not in rows]
-    for instance in plan.instances():
-        if (instance.task_id, instance.map_index) in rows:
-            instance.row_id = rows[instance.task_id, instance.map_index][0]
-    store.add_instances(new)
-    store.refresh_edges(i for i in plan.instances() if i.row_id)
-    _report_resume(report, known, [i.task_id for i in new], [task_id for _, task_id in gone])
-    return plan
-
-
-def _fit_rows(
-    store: _Store, plan: _Plan, rows: dict[tuple[str, int], tuple[int, str | None, int, int, int]]
-) -> None:
-    """Where a mapping has another number of instances now than recorded: the surplus is removed,
-    and a task that was recorded unexpanded gives its row to index 0."""
-    here = {(i.task_id, i.map_index) for i in plan.instances()}
-    ids = {node.task.task_id for node in plan.nodes}
-    for key in [key for key in rows if key not in here and key[0] in ids]:
-        row = rows.pop(key)
-        if key[1] < 0 and (key[0], 0) in here and (key[0], 0) not in rows:
-            rows[key[0], 0] = row
-            store.move_instance(row[0], 0)
-        elif key[1] == 0 and (key[0], -1) in here and (key[0], -1) not in rows:
-            rows[key[0], -1] = row
-            store.move_instance(row[0], -1)
-        else:
-            store.remove_instances([row[0]])
-
-
-def _fresh_max_tries(task: BaseOperator, state: str | None, tries: int, max_tries: int) -> int:
-    """The tries that an instance has in a resume, as the number of its last possible retry."""
-    if state == "failed" or max_tries < 0:
-        return tries + task.retries  # fresh tries, as when Airflow clears it
-    if state == "running":
-        return max_tries + 1  # its scheduler died: that used up none
-    # Never run: all its tries; else what an orderly end left of them.
-    return max(max_tries, task.retries) if tries == 0 else max_tries
-
-
-def _report_resume(
-    report: _Report,
-    known: Mapping[tuple[str, int], _Recorded],
-    new: Sequence[str],
-    gone: Sequence[str],
-) -> None:
-    kept = [task_id for (task_id, _), r in known.items() if r.state is _S.SUCCESS]
-    for what, names in (
-        ("kept, as they succeeded", kept),
-        ("new in the code, will run", new),
-        ("gone from the code, now removed", gone),
-    ):
-        if names:
-            names = list(dict.fromkeys(names))
-            few = ", ".join(names[:10]) + (
-                f", ... ({len(names)} in all)" if len(names) > 10 else ""
-            )
-            report.tell(f"{what}: {few}")
-
-
-@contextlib.contextmanager
-def _run_folder(path: Path, token: str) -> Iterator[Path]:
-    """A private folder beside the database (not in /tmp, which is often memory), for the slots'
-    logs and for large values on their way; what dead owners left of theirs is swept."""
-    folder = path.with_name(f"{path.name}-run-{token}")
-    coming = path.with_name(f"{path.name}-new-{token}")  # by this name no sweep finds it half made
-    try:
-        _sweep(path)
-        coming.mkdir(mode=0o700)
-        (coming / "owner").write_text(_this_process())
-        coming.rename(folder)
-    except OSError as error:
-        raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
-    try:
-        yield folder
-    finally:
-        _remove_folder(folder)
-
-
-def _sweep(path: Path) -> None:
-    """Remove the folders of runs whose owner is dead, and those half made.
-
-    Only what bears our mark, the owner's file, whatever its name; and never through a link.
-    """
-    pattern = re.compile(re.escape(path.name) + r"-(run|new)-(\w+)")
-    with os.scandir(path.parent) as entries:
-        left = [
-            (Path(entry.path), match)
-            for entry in entries
-            if (match := pattern.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+def _report_resume(report: _Report, found: _Resumption) -> None:
+    """Say what is kept, new and gone, by instance where it is not the whole task."""
+    totals = collections.Counter(task_id for task_id, _ in found.instances)
+    kept = collections.Counter(task_id for task_id, _ in found.instances.keys() - found.again)
+    new = collections.Counter(key[0] for key, row in found.instances.items() if row is None)
+    gone = dict.fromkeys(
+        row.task_id if row.map_index < 0 else _label_of(row.task_id, row.map_index)
+        for row, _ in found.removed
+        if row.state != "removed" and (row.try_number or row.task_id not in totals)
+    )
+    for what, counted in (("kept, as they succeeded", kept), ("new in the code, will run", new)):
+        names = [
+            task_id if counted[task_id] == total else f"{task_id} ({counted[task_id]} of {total})"
+            for task_id, total in totals.items()
+            if counted[task_id]
         ]
-    for folder, match in left:
-        found = _owner_mark(folder)
-        if found is not None and not _owner_lives(found[0], match[2], found[1]):
-            _remove_folder(folder)
+        _tell_few(report, what, names)
+    _tell_few(report, "gone from the code, now removed", list(gone))
 
 
-def _owner_mark(folder: Path) -> tuple[str, str] | None:
-    """What the owner's file in a folder says, and when it was touched; None: it is none of ours."""
-    try:
-        # Neither a link that leads elsewhere, nor a FIFO that would be waited for.
-        file = os.open(folder / "owner", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with open(file, errors="replace") as opened:
-        facts = os.fstat(file)
-        text = opened.read(10_000) if stat.S_ISREG(facts.st_mode) else ""
-    if _plain(text, dict).keys() < {*_machine(), "pid", "start"}:
-        return None
-    return text, _datetime.datetime.fromtimestamp(facts.st_mtime, _datetime.UTC).isoformat()
+def _tell_few(report: _Report, what: str, names: Sequence[str]) -> None:
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
+        report.tell(f"{what}: {', '.join(names[:10])}{more}")
 
 
-def _remove_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        # The owner's file last: it says whose the rest is.
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
-            with contextlib.suppress(OSError):
-                file.unlink()
-        folder.rmdir()
+# --- Run: its turns -------------------------------------------------------------------------------
+
+_TICK = 1.0  # seconds between looks at new output and at a request to stop
+_GLANCE = 0.2  # seconds between looks at the stop event, and for a log that grows without end
+_TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
+_FRESH = 256  # small values that a run remembers
+
+
+class _Run(_Start):
+    """A run under way, to its end.
+
+    Each turn, what changed and what may start is recorded, in one transaction; then the jobs are
+    sent, so that no task starts before the success of those it waits for is committed; then it
+    waits for what workers say.
+    """
+
+    def execute(self) -> DagRun:
+        """Run it to its end. Raises what Dag.run does."""
+        try:
+            with self.signals:
+                try:
+                    found = self._execute()
+                except BaseException as error:
+                    if not self.signals.caught:
+                        raise
+                    # It was being ended: a worker's start cut off by the same Ctrl-C, say.
+                    if isinstance(error, DatabaseError):
+                        self.report.tell(str(error))
+        finally:
+            self.runner.close()
+        if self.signals.caught:
+            _raise_for(self.signals.caught[0])
+        return found
+
+    def _execute(self) -> DagRun:
+        if self.dag.task_dict:
+            self.runner.launch()
+        while True:
+            self._look_ahead()
+            if self.recorded is not None and self.recorded.state == "success" and not self.again:
+                return self._nothing_to_resume()
+            try:
+                return self._execute_as()
+            except _IdTaken:  # another run began in the same microsecond
+                continue
+
+    def _execute_as(self) -> DagRun:
+        self._find_tasks()
+        self._store = _Store(self.path, self._check)
+        try:
+            with _home_of(self.path) as home:
+                self._owner = home.new_owner()
+                try:
+                    dead = self._open_in_turn()
+                    if dead is None:
+                        return self._nothing_to_resume()
+                    self._drive_to_the_end(home.folder, dead)
+                finally:
+                    _active_runs.discard(self._owner)
+        finally:
+            self._store.close()
+        found = _read_run(self.path, self.dag.dag_id, self.run_id)
+        for note in self.runner.notes:
+            self.report.tell(note)
+        self.report.ended(found)
+        return found
+
+    def prepare_again(self, ti: TaskInstance) -> _Execution:
+        """A task instance of the recorded run, ready to run here with the inputs that it had."""
+        self._look_ahead()
+        assert self.recorded is not None
+        self._store = _Looking(self.path, self.recorded.id)
+        rows = self._store.look(_select_past, self.recorded.id)
+        ended = {state.value: state for state in _ENDED}
+        recorded = {
+            (row.task_id, row.map_index): _Recorded(
+                ended.get(row.state or ""), row.try_number, row.max_tries
+            )
+            for row in rows
+        }
+        lengths = self._store.look(_select_lengths, self.recorded.id)
+        self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
+        task = self.dag.task_dict[ti.task_id]
+        self._calls[ti.task_id] = _dump_call(task), _function_name(task), None
+        for up in self._calls[ti.task_id][0].taken() | {
+            r.operator.task_id for r in _mapped_over(self.dag, ti.task_id)
+        }:
+            self._check_input(up, ti.task_id, [key for key in recorded if key[0] == up], recorded)
+        node = self.plan._by_id[ti.task_id]
+        instance = next((i for i in node.instances if i.map_index == ti.map_index), None)
+        if instance is None:
+            raise TaskNotFound(f"the code has no instance {ti.map_index} of task {ti.task_id!r}")
+        instance.try_number = max(1, instance.try_number)
+        info = {**self._info(), "run_row": self.recorded.id}
+        return _Execution(_WorkerRun(info, self.dag), self._job(_Attempt(instance)))
+
+    def _check_input(
+        self,
+        up: str,
+        taker: str,
+        keys: Sequence[tuple[str, int]],
+        recorded: Mapping[tuple[str, int], _Recorded],
+    ) -> None:
+        """Raises _UsageError if a result that a task takes is not there."""
+        assert self.recorded is not None
+        _refuse_without_values(self.recorded)
+        states = {recorded[key].state for key in keys}
+        if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
+            said = ", ".join(sorted(state.value if state else "not run" for state in states))
+            raise _UsageError(
+                f"task {up!r}, whose result {taker!r} takes, is {said or 'not there'} in run "
+                f"{self.run_id!r}"
+            )
+
+    # Its turns.
+
+    def _drive_to_the_end(self, folder: Path, dead: Sequence[_Row]) -> None:
+        try:
+            self.report.began(self.dag, self.run_id, self.path, self.plan)
+            self.runner.open_logs(folder, self._store.run_row)
+            self._drive()
+        except _Fenced:
+            raise  # the run is another's now
+        except BaseException as error:  # a full disk, a bug, a progress= that raises: said, raised
+            why = f"{type(error).__name__}: {_text_of(error)}"
+            store = self._store
+            with contextlib.suppress(_Busy, AirflowException), store.transaction():
+                store._check_fence()
+                store.close_run(store.run_row, why, lost=False)
+            raise
+        if self.reason is None:
+            self.state = self.plan.run_state()
+            self.reason = "dagrun_timeout" if self.plan.timed_out else None
+        _until_unlocked(self.path, self._record_end)
+        self._call_dag(dead)
+
+    def _record_end(self) -> None:
+        with self._store.transaction():
+            self._store.end_run(self.state, self.reason)
+
+    def _drive(self) -> None:
+        limit = getattr(self.dag, "dagrun_timeout", None)
+        if limit is not None:
+            self._timeout_at = time.monotonic() + limit.total_seconds()
+        self._next_tick = time.monotonic() + _TICK
+        self._next_glance = time.monotonic() + _GLANCE
+        while True:
+            self._collect()
+            if self._record():
+                self._send()
+            if self._is_over():
+                return
+            events = self.runner.wait(self._timeout())
+            self._heed_signals()
+            for attempt, outcome in events:
+                if outcome is None:
+                    self._begin(attempt)
+                elif outcome.unasked and self.reason is None:
+                    self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
+                else:
+                    self._take(attempt, outcome)
+            self._look_around()
+            self._take_unasked()
+
+    def _is_over(self) -> bool:
+        if self._batch or self._to_send:
+            return False
+        if self.reason is not None and self._forced:
+            return not self._attempts
+        if self._callbacks or self.runner.is_calling():
+            return False
+        if self.reason is not None:
+            return not self._attempts and self.plan.is_wound_down()
+        idle = not self._attempts and not self.plan._held and self.plan.next_time() is None
+        if self.plan.unfinished and idle:
+            ready = self.plan.ready_count(time.monotonic())
+            assert ready, "the plan is stuck [a bug in liteflow]"
+        return not self.plan.unfinished
+
+    def _collect(self) -> None:
+        """Put into the batch what rules decided, and what can start now."""
+        plan = self.plan
+        plan.settle(time.monotonic())
+        for instance in plan.changed:
+            self._batch.instances[instance] = None
+            self.report.changed(instance)
+        plan.changed.clear()
+        self._batch.expanded += plan.expanded
+        plan.expanded.clear()
+        if plan.doomed:
+            self._end_doomed()
+        if not self._to_send and not (self.reason is not None and self._forced):
+            self._choose(plan.ready_count(time.monotonic()))
+
+    def _end_doomed(self) -> None:
+        """What was given up: what no worker has taken does not start at all."""
+        why = self.reason or (
+            "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
+        )
+        doomed, self.plan.doomed = self.plan.doomed, []
+        self._withdraw()
+        for instance in doomed:
+            attempt = self._attempts.get(instance)
+            if attempt is not None:
+                self.runner.end(attempt, why, self._forced)
+
+    def _withdraw(self) -> None:
+        waiting, self._to_send = self._to_send, []
+        for attempt in [*self.runner.withdraw(), *waiting]:
+            instance = attempt.instance
+            del self._attempts[instance]
+            self._batch.attempts.pop(attempt, None)
+            if attempt.pokes:
+                self._paused[instance] = attempt
+                attempt.state = "up_for_reschedule"
+                self._batch.attempts[attempt] = None
+            else:
+                self._batch.withdrawn.append(attempt)
+            self._batch.instances[instance] = None
+            self.plan.withdraw(instance)
+            self.report.withdrawn(instance)
+
+    def _choose(self, ready: int) -> None:
+        """Start what may start, as far as there is room for it; callbacks come first."""
+        while self._callbacks and self._callbacks[0].is_due(self):
+            if not self._callbacks[0].start(self):
+                return
+            self._callbacks.popleft()
+        room = self.runner.room(ready)
+        while ready > 0 and (instance := self.plan.take()) is not None:
+            ready -= 1
+            if not instance.node.task._needs_worker:
+                self._pass_through(instance)
+            elif self._has_to_wait(instance):
+                self.plan.hold(instance)
+            elif room <= 0 or (
+                instance.alone and not (self.runner.is_free() and not self._to_send)
+            ):
+                self.plan.put_back(instance)
+                return
+            else:
+                room -= 1
+                self._start(instance)
+                if instance.alone:
+                    return
+
+    def _has_to_wait(self, instance: _Instance) -> bool:
+        """For a place among those of its task in other runs, or for its `on_retry_callback`."""
+        task = instance.node.task
+        retried = instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__
+        if retried and (self._callbacks or self.runner.is_calling()):
+            return True
+        limit = task.max_active_tis_per_dag
+        if limit is None:
+            return False
+        row = self._store.run_row
+        elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
+        return bool(elsewhere + instance.node.running > limit)
+
+    def _start(self, instance: _Instance) -> None:
+        first = instance.state is not _S.UP_FOR_RESCHEDULE
+        self.plan.start(instance)
+        attempt = self._paused.pop(instance, None) or _Attempt(instance)
+        self._attempts[instance] = attempt
+        self._batch.instances[instance] = None
+        if first and instance.try_number > 1:
+            self._batch.renewed.append(instance)
+        if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
+            self._begin(attempt)
+        self._to_send.append(attempt)
+
+    def _begin(self, attempt: _Attempt) -> None:
+        """A worker took it."""
+        if attempt.state == "running" or attempt.instance not in self._attempts:
+            return
+        self.plan.begin(attempt.instance)
+        attempt.state = "running"
+        attempt.first_start = attempt.first_start or time.monotonic()
+        self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
+        self.report.changed(attempt.instance)
+
+    def _pass_through(self, instance: _Instance) -> None:
+        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
+        self.plan.pass_through(instance)
+        self.plan.settle(time.monotonic())
+        attempt = _Attempt(instance)
+        attempt.state, attempt.started = "success", _now()
+        attempt.ended = attempt.started
+        self._batch.instances[instance] = self._batch.attempts[attempt] = None
+        self.report.changed(instance)
+        self._last[_S.SUCCESS] = attempt
+        names = ("on_execute_callback", "on_success_callback")
+        wanted = [name for name in names if getattr(instance.node.task, name) is not None]
+        if wanted:
+            self._callbacks.append(_Callback(attempt, "+".join(wanted), None, held=False))
+
+    def _record(self) -> bool:
+        """Commit the batch; False if the database is locked, and everything has to wait."""
+        self._batch.logs += self.runner.output(final=True)
+        if not self._batch:
+            self.report.committed(())
+            return True
+        try:
+            self._store.record(self._batch, self._write_expanded)
+        except _Busy:
+            now = time.monotonic()
+            self._locked_since = self._locked_since or now
+            if now - self._locked_since > _LOCKED_LIMIT:
+                raise _locked_out(self.path) from None
+            return False
+        self._locked_since = None
+        self.report.committed(self._batch.logs)
+        self._wrote_large = self._batch.is_large()
+        self._batch = _Batch()
+        for callback in [each for each in self._callbacks if each.held]:
+            if callback.hand_over(self):
+                self._callbacks.remove(callback)
+        return True
+
+    def _write_expanded(self, node: _Node) -> None:
+        self._store.write_instances(node.instances, self._facts, self._element_of)
+
+    def _send(self) -> None:
+        waiting, self._to_send = self._to_send, []
+        for attempt in waiting:
+            self.runner.start(attempt, self._job(attempt))
+        if self._wrote_large:
+            self._wrote_large = False
+            with contextlib.suppress(_Busy):  # the next one does it
+                self._store.checkpoint()  # while the tasks run that waited for the value
+
+    def _job(self, attempt: _Attempt) -> _Job:
+        instance, node = attempt.instance, attempt.instance.node
+        call, function, settings = self._calls[instance.task_id]
+        timeout = node.task.execution_timeout
+        elements, takes = _elements_of(self.plan, instance, call)
+        waited = 0.0 if attempt.first_start is None else time.monotonic() - attempt.first_start
+        return _Job(
+            0,
+            instance.task_id,
+            function,
+            instance.map_index,
+            attempt.try_number,
+            instance.max_tries,
+            call.data,
+            settings,
+            self._inputs(instance, takes),
+            None if timeout is None else timeout.total_seconds(),
+            holds=node.holds,
+            feeds=node.expansion is None and bool(node.feeds),
+            elements=[(name, self._inlined(element)) for name, element in elements],
+            in_group=node.group is not None,
+            pokes=attempt.pokes,
+            waited=waited if attempt.pokes else 0.0,
+        )
+
+    def _inlined(self, element: tuple[Any, ...]) -> tuple[Any, ...]:
+        """An element's plain data, with small values of results in it."""
+        most = _VALUE_LIMIT if self.runner.remote else _INLINE
+        row, data = self._store.run_row, None
+        if element[0] == "map":
+            return ("map", element[1], self._inlined(element[2]))
+        if element[0] == "tuple":
+            return ("tuple", [self._inlined(part) for part in element[1]])
+        if element[0] == "item":
+            data = self._store.look(_select_item, row, element[1], element[2], most)
+        elif element[0] == "xcom":
+            key = (element[1], "return_value", element[2])
+            found = self._store.look(_select_values, row, *key, most)
+            data = found[0][3] if found else None
+        return element if data is None else ("value", data)
+
+    def _inputs(
+        self, instance: _Instance, takes: frozenset[tuple[str, str]]
+    ) -> dict[tuple[str, str], list[tuple[int, bytes | None]]]:
+        """The values that travel with a job: of its arguments; where it runs elsewhere, of all
+        its direct upstreams."""
+        found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
+        row = self._store.run_row
+        for up in instance.node.upstream if self.runner.remote else ():
+            own = up.is_in_step_with(instance.node)
+            for _, index, key, value in self._store.look(_select_values, row, up.task.task_id):
+                if not own or index == instance.map_index:
+                    found.setdefault((up.task.task_id, key), []).append((index, value))
+        for task_id, key in () if self.runner.remote else takes:
+            up = self.plan._by_id[task_id]
+            own = up.is_in_step_with(instance.node)
+            if up.expansion is None or own:
+                index = instance.map_index if own else -1
+                fresh = self._fresh.get((task_id, key, index))
+                if fresh is not None:
+                    found[task_id, key] = [(index, fresh)]
+                    continue
+                rows = self._store.look(_select_values, row, task_id, key, index, _INLINE)
+                found[task_id, key] = [(i, value) for _, i, _, value in rows]
+        return found
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        if self._locked_since is not None:
+            return 0.05
+        times = [self._next_glance, *(until for until, _, _ in self._unasked)]
+        due = self.plan.next_time()
+        if due is not None:
+            times.append(due)
+        return max(0.0, min(times) - now)
+
+    # What workers say.
+
+    def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
+        """An attempt ended: let the plan decide what its instance becomes."""
+        instance = attempt.instance
+        self._begin(attempt)
+        del self._attempts[instance]
+        if outcome.start is not None:
+            attempt.ended = _iso_of(outcome.start + outcome.took)
+            if not attempt.pokes:
+                attempt.started = _iso_of(outcome.start)
+        else:
+            attempt.ended = _now()
+        if outcome.terminated and self.reason is not None:
+            self.plan.interrupt(instance)
+            attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
+            if instance.node.holds:
+                self._callbacks.append(_Callback(attempt, None, None))
+        else:
+            self._finish(attempt, outcome)
+        self._batch.instances[instance] = self._batch.attempts[attempt] = None
+        self.report.changed(instance, outcome.error)
+
+    def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
+        instance, note = attempt.instance, outcome.note
+        outcome, left_out = self._follow_flow(instance, outcome)
+        success = outcome.status == "success"
+        self.plan.finish(
+            instance,
+            _STATUSES[outcome.status],
+            time.monotonic(),
+            stored=bool(note.get("stored")) and success,
+            length=note.get("length"),
+            wait=note.get("wait", 0.0),
+        )
+        self.plan.skip(instance, left_out)
+        state = instance.state
+        assert state is not None
+        # What was ended with its run, or will be tried again, did not skip itself.
+        failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
+        attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
+        if success:
+            instance.lost, instance.alone = 0, False
+        self._batch.xcoms.append((instance, [_XComRow(*row) for row in outcome.xcoms]))
+        if outcome.items and success:
+            self._batch.items.append((instance, outcome.items))
+        if state is _S.UP_FOR_RESCHEDULE:
+            attempt.pokes += 1
+            self._paused[instance] = attempt
+            return
+        if state is _S.SUCCESS and instance.node.downstream:
+            self._remember(instance, outcome.xcoms)
+        self._last[state] = attempt
+        name = _CALLBACK_OF.get(state)
+        if instance.node.holds:
+            wanted = name if name and getattr(instance.node.task, name) is not None else None
+            reason = _last_line(outcome.error) or None
+            self._callbacks.append(_Callback(attempt, wanted, reason))
+
+    def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
+        """Keep small values for a moment: those that take them often start in this very turn."""
+        for row in xcoms:
+            if len(row[-1]) <= _INLINE:
+                self._fresh[instance.task_id, row[0], instance.map_index] = row[-1]
+        while len(self._fresh) > _FRESH:
+            del self._fresh[next(iter(self._fresh))]
+
+    def _follow_flow(
+        self, instance: _Instance, outcome: _Outcome
+    ) -> tuple[_Outcome, Sequence[_Node]]:
+        """What a branch or short_circuit leaves out; it then stores no return value."""
+        note = outcome.note
+        if outcome.status != "success" or instance.node.task._flow is None:
+            return outcome, ()
+        kept = [row for row in outcome.xcoms if row[0] != "return_value"]
+        try:
+            left_out = self.plan.left_out(instance, note)
+        except _BadBranch as error:
+            return outcome._replace(status="failed", error=str(error), xcoms=kept), ()
+        self._batch.flows[instance] = {k: note[k] for k in ("chosen", "go_on") if k in note}
+        return outcome._replace(xcoms=kept) if left_out else outcome, left_out
+
+    def _take_unasked(self) -> None:
+        """Attempts that somebody told to end: if the run is being stopped too, they count as
+        interrupted (systemd tells the whole group at once), else, a second later, as failed."""
+        now = time.monotonic()
+        for item in list(self._unasked):
+            until, attempt, outcome = item
+            if self.reason is not None or until <= now:
+                self._unasked.remove(item)
+                self._take(attempt, outcome)
+
+    # What comes from outside.
+
+    def _heed_signals(self) -> None:
+        """Before the outcomes are looked at: an end that belongs to the run's is no failure."""
+        caught = self.signals.caught
+        if self.runner.interrupted:
+            self.runner.interrupted = False
+            caught.append(signal.SIGINT)
+        if caught:
+            name = signal.Signals(caught[0]).name
+            self._stop(f"stopped by {name}", now=len(caught) > 1)
+
+    def _look_around(self) -> None:
+        """What is due by time, and what was asked for from outside."""
+        now = time.monotonic()
+        if now < self._next_glance:
+            return
+        self._next_glance = now + _GLANCE
+        self.report.tick()
+        self.plan.release()
+        if self.stop_event is not None and self.stop_event.is_set():
+            self._stop("stopped")
+        if now < self._next_tick and not self.runner.is_talkative():
+            return
+        self._batch.logs += self.runner.output()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK
+        if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
+            self.plan.time_out()
+        if self._store.look(_stop_was_requested, self._store.run_row):
+            self._stop("stopped on request")
+        self._store.check_in_place()
+
+    def _stop(self, reason: str, now: bool = False) -> None:
+        """Start nothing more but teardowns, and end what runs; the second time, all at once."""
+        if self.reason is None:
+            self.reason = reason
+            self.report.tell(f"{reason}: ending {len(self._attempts)} running tasks")
+            self.plan.stop()
+            self._end_doomed()
+        if now and not self._forced:
+            self._forced = True
+            self._withdraw()
+            for attempt in list(self._attempts.values()):
+                self.runner.end(attempt, self.reason, now)
+
+    # Callbacks.
+
+    def _call_dag(self, dead: Sequence[_Row]) -> None:
+        """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
+        scheduler died. A second signal ends them."""
+        dag = self.dag
+        for row in dead if getattr(dag, "on_failure_callback", None) and self.plan.nodes else ():
+            of = {
+                "run_id": row.run_id,
+                "run_row": row.id,
+                "logical_date": row.logical_date,
+                "start_date": row.start_date,
+                "conf": _plain(row.conf, dict),
+            }
+            attempt = _Attempt(self.plan.nodes[0].instances[0])
+            name = "dag_on_failure_callback"
+            self._callbacks.append(_Callback(attempt, name, _DIED, held=False, of=of))
+        success = self.state is DagRunState.SUCCESS
+        name = f"on_{'success' if success else 'failure'}_callback"
+        if getattr(dag, name, None) is not None and self.plan.nodes:
+            last = self._last.get(_S.SUCCESS if success else _S.FAILED)
+            last = last or next(iter(self._last.values()), None)
+            last = last or _Attempt(self.plan.nodes[0].instances[0])
+            reason = "success" if success else self.reason or "task_failure"
+            reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
+            self._callbacks.append(_Callback(last, f"dag_{name}", reason, held=False))
+        told = len(self.signals.caught)
+        while self._callbacks or self.runner.is_calling():
+            self._choose(0)
+            self.runner.wait(0.5)
+            if len(self.signals.caught) > max(told, 1):
+                break
+        logs = self.runner.output(final=True)
+        if logs:
+            with contextlib.suppress(_Busy):  # what callbacks printed is no result
+                self._store.record_late_logs(logs)
+                self.report.committed(logs)
+
+
+class _Looking:
+    """In a store's place where nothing is written."""
+
+    def __init__(self, path: Path, run_row: int) -> None:
+        self.path, self.run_row = path, run_row
+
+    def look(self, look: Callable[..., T], *arguments: Any) -> T:
+        """What a look finds."""
+        return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
+
+
+class _Callback:
+    """Callbacks that are due once what they follow is committed: in the worker that holds the
+    attempt, or in any."""
+
+    def __init__(
+        self,
+        attempt: _Attempt,
+        name: str | None,
+        reason: str | None,
+        held: bool = True,
+        of: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.attempt, self.name, self.reason, self.held, self.of = attempt, name, reason, held, of
+
+    def hand_over(self, run: _Run) -> bool:
+        """To the worker that holds it; False if it is gone, and any has to do."""
+        self.held = False
+        return run.runner.call_back(self.attempt, self.name, self.reason) or self.name is None
+
+    def is_due(self, run: _Run) -> bool:
+        """Whether what it follows is recorded."""
+        return not self.held
+
+    def start(self, run: _Run) -> bool:
+        """In any worker, if one is free."""
+        job = tuple(run._job(self.attempt))
+        return run.runner.start_call(self.attempt, (job, self.name, self.reason, self.of))
+
+
+def _elements_of(
+    plan: _Plan, instance: _Instance, call: _Call
+) -> tuple[list[tuple[str | None, tuple[Any, ...]]], frozenset[tuple[str, str]]]:
+    """The elements of a mapped instance, as plain data that says where they are; and the results
+    that its arguments take."""
+    takes = call.takes
+    expansion = instance.node.expansion
+    elements: list[tuple[str | None, tuple[Any, ...]]] = []
+    if expansion is None or instance.map_index < 0:
+        return elements, takes
+    for k, (name, element) in enumerate(expansion.mapping.elements(instance.map_index, plan)):
+        if element[0] == "constant":
+            constant = call.constants[k][element[1]]
+            takes |= constant.takes
+            element = ("value", constant.data)
+        elements.append((name, element))
+    return elements, takes
+
+
+def _run_dag(dag: Dag, **options: Any) -> DagRun:
+    """What `Dag.run` and `Dag.test` do."""
+    return _Run(dag, **options).execute()
 
 
 # --- Reading back ---------------------------------------------------------------------------------
@@ -9843,6 +10572,8 @@ class TaskInstance:
         self.hostname = ""
         self.task_group_id: str | None = None
         self.role: str | None = None  # "setup" or "teardown"
+        self.element: str | None = None  # what a mapped one was mapped over, for people
+        self.interrupted = False  # its latest attempt was cut off
         self.task: Any = None
 
     @property
@@ -9910,62 +10641,35 @@ def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any
     return [values.get(i, default) for i in map_indexes]
 
 
-def _running_instance(job: _Job) -> TaskInstance:
+def _running_instance(job: _Execution) -> TaskInstance:
     """The `ti` of a running task."""
     info = job.run.info
     ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
     ti.state = _S.RUNNING
-    ti.try_number = job.try_number
-    ti.max_tries = job.max_tries
-    ti.start_date = _moment(job.started)
+    ti.try_number, ti.max_tries = job.job.try_number, job.job.max_tries
+    ti.start_date = _moment(_iso_of(job.started))
     ti.pid = os.getpid()
     ti.upstream_task_ids = set(job.task._upstream)
-    ti.hostname = _machine()["host"]
+    ti.hostname = socket.gethostname()
     return ti
 
 
 _TASK_STATES = frozenset(state.value for state in TaskInstanceState)
 
 
-def _plain(text: str | None, kind: type[T]) -> T:
-    """Stored JSON; an empty value of its kind for what is none of ours."""
-    try:
-        found = json.loads(text or "")
-    except (ValueError, RecursionError):
-        found = None
-    return found if isinstance(found, kind) else kind()
-
-
-def _moment(text: str | None) -> _datetime.datetime | None:
-    """A stored time; None for what is not there or, in a file that was tampered with, no time."""
-    try:
-        return None if text is None else _aware(_datetime.datetime.fromisoformat(text))
-    except (ValueError, TypeError):
-        return None
-
-
-def _instance_of(row: Sequence[Any], dag_id: str, run_id: str) -> TaskInstance:
-    (
-        task_id,
-        state,
-        start,
-        end,
-        error,
-        upstream,
-        group,
-        role,
-        map_index,
-        tries,
-        max_tries,
-        pid,
-        _,
-    ) = row
-    ti = TaskInstance(dag_id, run_id, task_id, map_index)
-    ti.state = TaskInstanceState(state) if state in _TASK_STATES else None
-    ti.try_number, ti.max_tries, ti.pid, ti.error = tries, max_tries, pid, error
-    ti.start_date, ti.end_date = _moment(start), _moment(end)
-    ti.upstream_task_ids = {str(name) for name in _plain(upstream, list)}
-    ti.task_group_id, ti.role = group, role
+def _instance_of(row: _Row, dag_id: str, run_id: str) -> TaskInstance:
+    ti = TaskInstance(dag_id, run_id, row.task_id, row.map_index)
+    ti.state = TaskInstanceState(row.state) if row.state in _TASK_STATES else None
+    ti.try_number, ti.max_tries = row.try_number, row.max_tries
+    ti.pid, ti.error = row.task_attempt_pid, row.task_attempt_error
+    ti.start_date = _moment(row.task_attempt_start_date)
+    ti.end_date = _moment(row.task_attempt_end_date)
+    if ti.state is None or row.task_attempt_state == "interrupted":  # what was, is no more
+        ti.start_date = ti.end_date = ti.pid = ti.error = None
+    ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
+    ti.element = row.element_preview
+    ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
+    ti.task_group_id, ti.role = row.task_group_id, row.role
     return ti
 
 
@@ -9978,11 +10682,11 @@ class DagRun:
 
     run_type = "manual"
 
-    def __init__(self, row: _RunRow, path: Path) -> None:
+    def __init__(self, row: _Row, path: Path) -> None:
         self.db_path = path
         self._set(row)
 
-    def _set(self, row: _RunRow) -> None:
+    def _set(self, row: _Row) -> None:
         self._row = row
         self.dag_id = row.dag_id
         self.run_id = row.run_id
@@ -10008,16 +10712,16 @@ class DagRun:
 
     @property
     def duration(self) -> float | None:
-        """Seconds from the run's start to its end."""
-        if self.start_date is None or self.end_date is None:
+        """Seconds that the run took, without the pauses before it was resumed."""
+        began = _moment(self._row.resumed_date) or self.start_date
+        if began is None or self.end_date is None:
             return None
-        return (self.end_date - self.start_date).total_seconds()
+        return float(self._row.seconds or 0) + (self.end_date - began).total_seconds()
 
     @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run is alive; False once the run has ended."""
-        row = self._row
-        return row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat)
+        return self._row.state == "running" and _owner_lives(self.db_path, self._row.owner)
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
@@ -10042,17 +10746,18 @@ class DagRun:
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
         rows = _read(
-            self.db_path, lambda db: _select_values(db, self._row.id, task_id, key), _ROW_LIMIT
+            self.db_path,
+            lambda db: _select_values(db, self._row.id, task_id, key, map_index),
+            _ROW_LIMIT,
         )
-        data = dict(rows).get(map_index)
-        return None if data is None else _load(data, self._script())
+        return _load(rows[0][3] or b"", self._script()) if rows else None
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
-        rows = _read(self.db_path, lambda db: _select_xcoms(db, self._row.id), _ROW_LIMIT)
+        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id), _ROW_LIMIT)
         return [
             XCom(task_id, map_index, key, _load(data or b"", self._script()))
-            for task_id, map_index, key, _, _, data in rows
+            for task_id, map_index, key, data in rows
         ]
 
     def _script(self) -> str | None:
@@ -10064,38 +10769,25 @@ class DagRun:
         rows = _read(
             self.db_path, lambda db: _select_log(db, self._row.id, task_id, map_index, try_number)
         )
-        last = max((row[2] for row in rows), default=0)
-        return "".join(row[3] for row in rows if row[2] == last)
+        last = max((row.try_number for row in rows), default=0)
+        return "".join(row.text for row in rows if row.try_number == last)
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
-        """Put tasks of a finished run back to be run, with all that hangs on them; the run is
-        `queued`, and a resume runs just these again. Work inside the scope of a setup clears
-        that setup and its teardowns, too. Returns the ids of the tasks.
+        """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a
+        resume runs them again, with all that then hangs on them in the code (unless `downstream`
+        is False) and with the setups and teardowns of their scopes. Returns what was marked.
 
         Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
         tasks would need.
         """
-        self._refuse_without_values()
+        _refuse_without_values(self._row)
         wanted = [task_ids] if isinstance(task_ids, str) else list(task_ids)
-        instances = self.get_task_instances()
-        known = {ti.task_id: ti for ti in instances}
-        for task_id in wanted:
-            if task_id not in known:
-                raise TaskNotFound(
-                    f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
-                )
-        chosen = _with_downstream(known, wanted) if downstream else set(wanted)
-        chosen |= _scopes_of(known, chosen)
-        self._write(lambda store: store.clear(self._row.id, chosen, self._refuse_live))
+        known = {ti.task_id for ti in self.get_task_instances()}
+        names = [_task_named(name, known) for name in wanted]
+        how = _CLEARED if downstream else _CLEARED_ALONE
+        self._write(lambda store: store.clear(self._row.id, names, how, self._refuse_live))
         self.refresh()
-        return [task_id for task_id in known if task_id in chosen]
-
-    def _refuse_without_values(self) -> None:
-        if self._row.values_deleted is not None:
-            raise AirflowException(
-                f"the values of run {self.run_id!r} were deleted (prune --values), and its tasks "
-                "would get none: start a new run"
-            )
+        return wanted
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         store = _Store(self.db_path)
@@ -10104,11 +10796,11 @@ class DagRun:
         finally:
             store.close()
 
-    def _refuse_live(self, row: _RunRow | None) -> None:
+    def _refuse_live(self, row: _Row | None) -> None:
         """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
         if row is None or row.run_id != self.run_id:
             raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
-        if row.state == "running" and _owner_lives(row.owner_process, row.owner, row.heartbeat):
+        if row.state == "running" and _owner_lives(self.db_path, row.owner):
             raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
 
     def delete(self) -> None:
@@ -10123,67 +10815,34 @@ class DagRun:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
 
 
-def _with_downstream(known: Mapping[str, TaskInstance], task_ids: Iterable[str]) -> set[str]:
-    """The tasks and all that waited for them, near and far."""
-    below: dict[str, list[str]] = {}
-    for task_id, ti in known.items():
-        for up in ti.upstream_task_ids:
-            below.setdefault(up, []).append(task_id)
-    found, following = set(task_ids), list(task_ids)
-    while following:
-        for task_id in below.get(following.pop(), ()):
-            if task_id not in found:
-                found.add(task_id)
-                following.append(task_id)
-    return found
-
-
-def _scopes_of(known: Mapping[str, TaskInstance], task_ids: Iterable[str]) -> set[str]:
-    """The setups whose scope the tasks stand in, and the teardowns of those."""
-    found: set[str] = set()
-    for setup, ti in known.items():
-        if ti.role != "setup":
-            continue
-        teardowns = {
-            task_id for task_id, other in known.items()
-            if other.role == "teardown" and setup in other.upstream_task_ids
-        }  # fmt: skip
-        inside = _with_downstream(known, [setup]) - {setup}
-        if inside & set(task_ids):
-            found |= {setup, *teardowns}
-    return found
+def _refuse_without_values(row: _Row) -> None:
+    if row.values_deleted is not None:
+        raise AirflowException(
+            f"the values of run {row.run_id!r} were deleted (prune --values), and its tasks would "
+            "get none: start a new run"
+        )
 
 
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
-    row = _RunRow(
-        info["run_row"],
-        info["dag_id"],
-        info["run_id"],
-        "running",
-        None,
-        info["logical_date"],
-        info["start_date"],
-        None,
-        json.dumps(info["conf"]),
-        None,
-        None,
-        None,
-        None,
-    )
+    known = {
+        **info, "id": info["run_row"], "state": "running", "conf": json.dumps(info["conf"])
+    }  # fmt: skip
+    row = _Row(_RUN_COLUMNS, [known.get(name) for name in _RUN_COLUMNS])
     return DagRun(row, Path(info["db_path"] or "."))
 
 
 def _read_runs(
     path: Path, dag_id: str | None, *, state: str | None = None, limit: int | None = None
 ) -> list[DagRun]:
-    return [
-        DagRun(row, path) for row in _read(path, lambda db: _select_runs(db, dag_id, state, limit))
-    ]
+    where = "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state)"
+    values = {"dag": dag_id, "state": state}
+    rows = _read(path, lambda db: _select_runs(db, where, values, limit))
+    return [DagRun(row, path) for row in rows]
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
-    row = _read(path, lambda db: _find_run(db, dag_id, run_id))
+    row = _read(path, lambda db: _find_named_run(db, dag_id, run_id))
     if row is None:
         known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
@@ -10403,7 +11062,7 @@ def _draw_run(instances: Sequence[TaskInstance], direction: str | None = None) -
 
 def _box_of_one(ti: TaskInstance) -> _Box:
     state = ti.state.value if ti.state is not None else "none"
-    said = [state.replace("_", " ") if state != "none" else "no state"]
+    said = [_state_of(ti).replace("_", " ") or "no state"]
     if ti.duration is not None:
         said.append(_seconds_text(ti.duration))
     if ti.try_number > 1:
@@ -10427,6 +11086,7 @@ def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
             "failed",
             "upstream_failed",
             "running",
+            "queued",
             "up_for_retry",
             "up_for_reschedule",
             "none",
@@ -10605,8 +11265,9 @@ def _seen_instances(run: DagRun) -> list[TaskInstance]:
     instances = run.get_task_instances()
     if run.state is DagRunState.RUNNING and not run.owner_alive:
         for ti in instances:
-            if ti.state is _S.RUNNING:
+            if ti.state in (_S.RUNNING, _S.QUEUED):
                 ti.state = ti.start_date = None
+                ti.interrupted = True
     return instances
 
 
@@ -11180,7 +11841,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     _fill_standard_descriptors()
     if options.task is None:
         return _exit_code(lambda: _run_by_options(dag, options, command))
-    prepared: list[_Job] = []
+    prepared: list[_Execution] = []
 
     def prepare() -> int:
         prepared.append(_job_again(dag, options))
@@ -11201,7 +11862,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
+def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     """A task of a recorded run, ready to run here with its recorded inputs."""
     others = "resume from_task conf graph logs max_workers pool wait logical_date quiet".split()
     for name in others:
@@ -11219,7 +11880,8 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Job:
     if index is None:
         failed = [i for i, ti in found.items() if ti.state is _S.FAILED]
         index = min(failed or found)
-    return _recorded_job(dag, run, found[index], task)
+    again = _Run(dag, db_path=path, run_id=run.run_id, resume=True, in_process=True)
+    return again.prepare_again(found[index])
 
 
 def _newest_or_named(path: Path, dag_id: str, run_id: str | None) -> DagRun:
@@ -11232,70 +11894,19 @@ def _newest_or_named(path: Path, dag_id: str, run_id: str | None) -> DagRun:
     return runs[0]
 
 
-def _recorded_job(dag: Dag, run: DagRun, ti: TaskInstance, task: BaseOperator) -> _Job:
-    row = run._row
-    recorded = {
-        (each.task_id, each.map_index): _Recorded(each.state, each.try_number, each.max_tries)
-        for each in run.get_task_instances()
-    }
-    stored = _read(run.db_path, lambda db: _select_xcoms(db, row.id, values=False))
-    lengths = _read(run.db_path, lambda db: _select_lengths(db, row.id))
-    plan = _Plan(dag, run.logical_date, recorded, lengths)
-    request = _Request(dag, run.db_path, run.run_id, run.logical_date, run.conf, False, {})
-    info = _run_info(request, _Opened(run.run_id, run.logical_date, run.conf, None))
-    info["run_row"] = row.id
-    call = _dump_call(task)
-    node = plan._by_id[task.task_id]
-    _check_inputs(run, recorded, node, call)
-    extra, takes = _elements_of(plan, node, ti.map_index, call, lambda element: element)
-    inputs: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
-    for up, key in takes:
-        own = plan._in_step(plan._by_id[up], node)
-        index = ti.map_index if own else -1
-        if dag.task_dict[up]._mapping is None or own:
-            there = any(x[:3] == (up, index, key) for x in stored)
-            inputs[up, key] = [(index, None)] if there else []
-    message = (
-        task.task_id, _function_name(task), ti.map_index, max(1, ti.try_number), ti.max_tries,
-        _iso(_utcnow()), call.data, None, inputs, None, extra,
-    )  # fmt: skip
-    return _Job(_WorkerRun(info, dag), ("run", "", *message))
-
-
-def _check_inputs(
-    run: DagRun, recorded: Mapping[tuple[str, int], _Recorded], node: _Node, call: _Call
-) -> None:
-    """Raises _UsageError if the results that a task takes are not there."""
-    sources = [up.task.task_id for up in node.expansion.sources] if node.expansion else []
-    for up in [*sources, *(task_id for task_id, _ in call.takes)]:
-        run._refuse_without_values()
-        states = {each.state for (task_id, _), each in recorded.items() if task_id == up}
-        if states.isdisjoint({_S.SUCCESS}) and states.isdisjoint({_S.SKIPPED}):
-            said = ", ".join(sorted(state.value if state else "not run" for state in states))
-            raise _UsageError(
-                f"task {up!r}, whose result {node.task.task_id!r} takes, is {said or 'not there'} "
-                f"in run {run.run_id!r}"
-            )
-
-
-def _run_again(job: _Job) -> Any:
+def _run_again(job: _Execution) -> Any:
     """Run a job in this process; what it raises comes through, and nothing is recorded.
 
     What it returns is looked at as a worker does, which may refuse it.
     """
-    token = _job.set(job)
+    token = _running.set(job)
     try:
         args, kwargs = job.arguments()
-        task: Any = job.task._made(kwargs)
-        if task.pre_execute is not None:
-            task.pre_execute(job.context)
-        result = task._run(args, kwargs, job)
-        if task.post_execute is not None:
-            task.post_execute(job.context, result)
+        result = _run_hooked(job, job.task._made(kwargs), args, kwargs)
         _store_result(job, result)
         return result
     finally:
-        _job.reset(token)
+        _running.reset(token)
 
 
 def _script_command() -> str:
@@ -11322,8 +11933,6 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
-    if options.from_task:
-        _clear_from(dag, options)
     screen = None if options.quiet else _Screen(logs=options.logs)
     try:
         run = _run_dag(
@@ -11333,6 +11942,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             logical_date=_date_option(options.logical_date),
             conf=_conf_option(options.conf),
             resume=options.resume or bool(options.from_task),
+            again=options.from_task,
             pools=_pool_options(options.pool) or None,
             max_workers=options.max_workers,
             wait=options.wait,
@@ -11391,14 +12001,6 @@ def _quoted(text: str) -> str:
     import shlex
 
     return shlex.quote(text)
-
-
-def _clear_from(dag: Dag, options: argparse.Namespace) -> None:
-    """`--from TASK`: clear it in the newest run, or in --run-id."""
-    run = _newest_or_named(_database_path(options.db, dag), dag.dag_id, options.run_id)
-    cleared = run.clear(options.from_task)
-    if not options.quiet:
-        _say(f"again in run {run.run_id}: {', '.join(cleared)}")
 
 
 def _pool_options(texts: Iterable[str]) -> dict[str, int]:
@@ -11504,15 +12106,17 @@ def _flowchart_of(run: DagRun, direction: str | None) -> str:
 
 def _gantt_of(run: DagRun) -> str:
     rows = _read(run.db_path, lambda db: _select_attempts(db, run._row.id))
-    attempts = [(*row[:4], _moment(row[4]), _moment(row[5])) for row in rows]
-    if not run.owner_alive:  # what reads `running` ended with its scheduler, at some time after
-        beat = _moment(run._row.heartbeat)
-        attempts = [
-            (*a[:3], "interrupted", a[4], beat and a[4] and max(beat, a[4]))
-            if a[3] == "running"
-            else a
-            for a in attempts
-        ]
+    attempts = []
+    for row in rows:
+        state, start = row.task_attempt_state, _moment(row.task_attempt_start_date)
+        end = _moment(row.task_attempt_end_date)
+        if state == "running" and not run.owner_alive:  # it ended with its scheduler
+            state = "interrupted"
+        if state == "interrupted":
+            end = end or start
+        attempts.append(
+            (row.task_id, row.map_index, row.task_attempt_try_number, state, start, end)
+        )
     if not any(attempt[4] for attempt in attempts):
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
@@ -11577,13 +12181,11 @@ def _cmd_list(options: argparse.Namespace) -> int:
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
     most = None if options.max_age is None else _age_option("--max-age", options.max_age)
-    successes = _read(path, _select_successes)
     dags = []
     for found in _read(path, _select_dags):
         newest = found.pop("newest")
         found["tags"] = _plain(found["tags"], list)
         found["last_run"] = None if newest is None else _run_document(DagRun(newest, path))
-        found["last_success"] = successes.get(found["dag_id"])
         dags.append(found)
     if options.check:
         dags = _in_trouble(path, dags, most)
@@ -11629,9 +12231,7 @@ def _in_trouble(
     return found
 
 
-def _trouble_of(
-    path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | None
-) -> str | None:
+def _trouble_of(path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | None) -> str | None:
     runs = (run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive)
     ended = next(runs, None)
     if ended is None:
@@ -11649,7 +12249,7 @@ def _run_document(run: DagRun) -> dict[str, Any]:
     return {
         "dag_id": run.dag_id,
         "run_id": run.run_id,
-        "state": run.state,
+        "state": _run_state(run),
         "owner_alive": run.owner_alive,
         "reason": run.reason,
         "logical_date": run._row.logical_date,
@@ -11671,7 +12271,12 @@ def _cmd_runs(options: argparse.Namespace) -> int:
                 **_run_document(run),
                 "failed": count,
                 "errors": [
-                    {"task_id": t, "map_index": i, "error": _last_line(e)} for t, i, e in rows
+                    {
+                        "task_id": row.task_id,
+                        "map_index": row.map_index,
+                        "error": _last_line(row.task_attempt_error),
+                    }
+                    for row in rows
                 ],
             }
             for run, (count, rows) in zip(runs, errors, strict=True)
@@ -11702,7 +12307,12 @@ def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
     # A run that reads `running`, and nobody works on, has failed.
     asked = None if state in ("failed", "running") else state
     limit = options.limit if asked == state else None  # else chosen from below
-    rows = _read(path, lambda db: _select_runs(db, options.dag, asked, limit, since))
+    where = (
+        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
+        "coalesce(start_date, '') >= coalesce(:since, '')"
+    )
+    values = {"dag": options.dag, "state": asked, "since": since}
+    rows = _read(path, lambda db: _select_runs(db, where, values, limit))
     runs = [DagRun(row, path) for row in rows]
     if state == "running":
         runs = [run for run in runs if run.owner_alive]
@@ -11716,12 +12326,12 @@ def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
     return runs[: options.limit]
 
 
-def _why_failed(run: DagRun, count: int, rows: Sequence[tuple[str, int, str]]) -> str:
+def _why_failed(run: DagRun, count: int, rows: Sequence[_Row]) -> str:
     """A run's own reason, and the first errors of its tasks."""
     said = [run.reason] if run.reason else []
-    for task_id, index, error in rows:
-        label = task_id if index < 0 else f"{task_id}[{index}]"
-        said.append(f"{label}: {_last_line(error)}")
+    for row in rows:
+        label = _label_of(row.task_id, row.map_index)
+        said.append(f"{label}: {_last_line(row.task_attempt_error)}")
     if run.state is DagRunState.SUCCESS:
         return ""
     if count > len(rows):
@@ -11762,9 +12372,7 @@ def _show_run(run: DagRun, instances: Sequence[TaskInstance], everything: bool) 
     print(_table(heads, rows, _may_color(sys.stdout)))
 
 
-def _instance_rows(
-    instances: Sequence[TaskInstance], everything: bool
-) -> list[tuple[object, ...]]:
+def _instance_rows(instances: Sequence[TaskInstance], everything: bool) -> list[tuple[object, ...]]:
     """A line for each task instance; those of a mapped task in one, but for what failed."""
     tasks: dict[str, list[TaskInstance]] = {}
     for ti in instances:
@@ -11824,8 +12432,11 @@ def _follow_run(run: DagRun) -> DagRun:
             now = _Snapshot(
                 {state or "": n for state, n in counts.items()},
                 [
-                    (t if i < 0 else f"{t}[{i}]", _since(_moment(start)) or 0.0)
-                    for t, i, start in running
+                    (
+                        _label_of(x.task_id, x.map_index),
+                        _since(_moment(x.task_attempt_start_date)) or 0.0,
+                    )
+                    for x in running
                 ],
                 _since(run.start_date) or 0.0,
             )
@@ -11846,7 +12457,7 @@ def _follow_run(run: DagRun) -> DagRun:
 def _state_of(ti: TaskInstance) -> str:
     """A state for people: one that was cut off has none, but it did start."""
     if ti.state is None:
-        return "interrupted" if ti.try_number and ti.start_date is None else ""
+        return "interrupted" if ti.interrupted else ""
     return ti.state.value
 
 
@@ -11889,9 +12500,18 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> None:
         return index is None or map_index == index
 
     found = _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
-    attempts = [a[1:] for a in found if of_index(a[1])]
-    values = _read(run.db_path, lambda db: _select_xcoms(db, row, task_id, values=False))
-    values = [x for x in values if of_index(x[1])]
+    attempts = [
+        (a.map_index, *(getattr(a, f"task_attempt_{name}") for name in _ATTEMPT_COLUMNS))
+        for a in found
+        if of_index(a.map_index)
+    ]
+    if run.state is DagRunState.RUNNING and not run.owner_alive:
+        attempts = [(*a[:2], "interrupted", *a[3:]) if a[2] == "running" else a for a in attempts]
+    values = [
+        (task_id, x.task_instance_map_index, x.key, x.type, x.preview)
+        for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id))
+        if of_index(x.task_instance_map_index)
+    ]
     instances = [
         ti for ti in _seen_instances(run) if ti.task_id == task_id and of_index(ti.map_index)
     ]
@@ -11972,15 +12592,16 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     ):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
     parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, tries))
-    many, ending = len({part[:3] for part in parts}) > 1, ""
-    shown = None
-    for part_task, map_index, tries, text in parts:
-        if shown != (part_task, map_index, tries):
-            shown = (part_task, map_index, tries)
+    names = [
+        (_label_of(x.task_instance_task_id, x.task_instance_map_index), x.try_number) for x in parts
+    ]
+    many, ending, shown = len(set(names)) > 1, "", None
+    for name, part in zip(names, parts, strict=True):
+        if shown != name:
+            shown = name
             if many:
-                name = part_task if map_index < 0 else f"{part_task}[{map_index}]"
-                _write(f"{ending}--- {_clean(name)}, try {tries}\n")
-        text = text if options.raw else _clean(text)
+                _write(f"{ending}--- {_clean(name[0])}, try {name[1]}\n")
+        text = part.text if options.raw else _clean(part.text)
         ending = "" if text.endswith("\n") else "\n"
         _write(text)
     _write(ending if parts else "")
@@ -11991,7 +12612,7 @@ def _follow_logs(run: DagRun, task_id: str | None, index: int | None, raw: bool)
     """Show what is stored of the output, and what comes, until the run ends."""
     row, after = run._row.id, 0
     lines = _LogLines(prefixed=task_id is None, raw=raw)
-    ends: dict[tuple[str, int, int], str] = {}  # of long logs, which are written anew
+    ends: dict[tuple[str, int], str] = {}  # of long logs, which are written anew
     while True:
         # In this order: what comes before the end is seen after it was looked for.
         live = run.refresh().owner_alive
@@ -12000,17 +12621,17 @@ def _follow_logs(run: DagRun, task_id: str | None, index: int | None, raw: bool)
                 run.db_path,
                 lambda db: _select_new_log(db, row, task_id, index, after),  # noqa: B023
             )
-            after = parts[-1][0] if parts else after
-            for _, part_task, map_index, tries, part, text in parts:
-                label = part_task if map_index < 0 else f"{part_task}[{map_index}]"
-                if part == _TAIL_PART:
-                    ends[label, map_index, tries] = text
+            after = parts[-1].id if parts else after
+            for row_ in parts:
+                label = _label_of(row_.task_instance_task_id, row_.task_instance_map_index)
+                if row_.part == _TAIL_PART:
+                    ends[label, row_.try_number] = row_.text
                 else:
-                    lines.add(label, text)
+                    lines.add(label, row_.text)
             if not parts:
                 break
         if not live:
-            for (label, _, _), text in ends.items():
+            for (label, _), text in ends.items():
                 lines.add(label, text)
             lines.end()
             return 0
@@ -12056,7 +12677,13 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 
 def _cmd_stop(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
+    path = _database_path(options.db, None)
+    live = [DagRun(row, path) for row in _read(path, lambda db: _select_live_runs(db, options.run))]
+    live = [run for run in live if run.owner_alive]
+    if len(live) > 1:
+        names = ", ".join(f"{run.dag_id}/{run.run_id}" for run in live)
+        raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
+    run = live[0] if live else _chosen_run(path, options.run)
     if run.state is not DagRunState.RUNNING:
         raise _UsageError(f"run {run.run_id!r} is not running: it is {run.state.value}")
     if not run.owner_alive:

@@ -462,9 +462,7 @@ def run_log(bench: Bench) -> list[Row]:
     def plain() -> float:
         return bench.script("log_limit") - bench.program("-c", "pass")
 
-    limit, ours = bench.medians(
-        plain, lambda: bench.run(talkative), max(3, bench.rounds // 2)
-    )
+    limit, ours = bench.medians(plain, lambda: bench.run(talkative), max(3, bench.rounds // 2))
     return [("log", "100,000 printed lines, against /dev/null", limit, ours, 2.0)]
 
 
