@@ -2787,7 +2787,11 @@ class Dag:
     def validate(self) -> None:
         """Raises AirflowDagCycleException for a circle, ValueError for a task right below a setup
         with another trigger rule than all_success."""
-        self.check_cycle()
+        self._validated()
+
+    def _validated(self) -> list[BaseOperator]:
+        """The tasks in an order in which each comes after those it waits for, if all is right."""
+        order = self.topological_sort()
         for task in self.task_dict.values():
             if task._is_setup:
                 for below in task.downstream_list:
@@ -2798,6 +2802,7 @@ class Dag:
                             f"{task.task_id!r}, so its trigger_rule must be 'all_success', found "
                             f"{below.trigger_rule.value!r}"
                         )
+        return order
 
     def check_cycle(self) -> None:
         """Raises AirflowDagCycleException, which shows the circle, if tasks wait for each other."""
@@ -3585,7 +3590,7 @@ _STATUSES = {status.value: status for status in _Status}  # looked up faster tha
 # --- Plan: the graph ------------------------------------------------------------------------------
 
 
-def _make_nodes(dag: Dag) -> list[_Node]:
+def _make_nodes(dag: Dag, order: Sequence[BaseOperator] | None = None) -> list[_Node]:
     """The tasks as nodes that know their neighbours, their weights, setups and gates."""
     nodes = [_Node(task, i) for i, task in enumerate(dag.task_dict.values())]
     by_id = {node.task.task_id: node for node in nodes}
@@ -3595,10 +3600,10 @@ def _make_nodes(dag: Dag) -> list[_Node]:
         outside = sum(not node.is_in_step_with(up) for up in node.upstream)
         if outside:
             node.counts = _Counts(outside)
-    order = [by_id[task.task_id] for task in dag.topological_sort()]
-    _weigh(order)
-    _find_setups_and_gates(order)
-    _make_expansions(order, by_id)
+    ordered = [by_id[task.task_id] for task in order or dag.topological_sort()]
+    _weigh(ordered)
+    _find_setups_and_gates(ordered)
+    _make_expansions(ordered, by_id)
     return nodes
 
 
@@ -3732,7 +3737,9 @@ class _Plan:
         lengths: Mapping[tuple[str, int], int | None] | None = None,
         pools: Mapping[str, int] | None = None,
         unexpanded: Collection[str] = (),
+        order: Sequence[BaseOperator] | None = None,
     ) -> None:
+        """`order`: the tasks, each after those it waits for, where that is known."""
         self.dag = dag
         self.logical_date = logical_date
         self.changed: list[_Instance] = []
@@ -3749,7 +3756,7 @@ class _Plan:
         self._dirty: dict[tuple[_Node, _Instance | None], None] = {}
         self._held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
-        self.nodes = _make_nodes(dag)
+        self.nodes = _make_nodes(dag, order)
         self._by_id = {node.task.task_id: node for node in self.nodes}
         for (task_id, index), length in (lengths or {}).items():
             if task_id in self._by_id:
@@ -4948,6 +4955,41 @@ def _changed(path: Path, before: tuple[int, int, int]) -> bool:
 _DIED = "its scheduler died"
 
 
+class _Explaining:
+    """What goes wrong with SQLite within this is told in a sentence; `begin` a transaction, it is
+    all or nothing, too. A class, since one is made each turn: a generator takes twice as long."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, begin: str = "") -> None:
+        self._connection, self._path, self._begin = connection, path, begin
+
+    def __enter__(self) -> None:
+        if self._begin:
+            self._execute(self._begin)
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: object) -> None:
+        if self._begin and error is None:
+            self._execute("COMMIT")
+        elif error is not None:
+            self._fail(error)
+
+    def _execute(self, statement: str) -> None:
+        try:
+            self._connection.execute(statement)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        import sqlite3
+
+        # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
+        # hide the reason.
+        if self._begin and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            raise _explained(error, self._path) from None
+
+
 class _Store:
     """A connection that writes: of what a run does, the only one.
 
@@ -5046,29 +5088,12 @@ class _Store:
         self._connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
         self._connection.execute(f"PRAGMA user_version={_USER_VERSION}")
 
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        import sqlite3
+    def _explaining(self) -> _Explaining:
+        return _Explaining(self._connection, self.path)
 
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise _explained(error, self.path) from None
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> _Explaining:
         """All or nothing, under the write lock. Raises _Busy, DatabaseError."""
-        with self._explaining():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:  # whatever it is: cleaned up after, and raised again
-                # A full disk or an I/O error has rolled back already; a second ROLLBACK would
-                # fail and hide the reason.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        return _Explaining(self._connection, self.path, "BEGIN IMMEDIATE")
 
     def close(self) -> None:
         """Checkpoint and close; the last one out leaves no -wal and no -shm.
@@ -9444,7 +9469,7 @@ class _Start:
         _refuse_reentry()
         _fill_standard_descriptors()
         _check_request(run_id, logical_date, resume, conf, progress, stop)
-        dag.validate()
+        self._order = dag._validated()
         self.dag = dag
         self.path = _database_path(db_path, dag)
         self.resume = bool(resume)
@@ -9535,7 +9560,7 @@ class _Start:
         for name in self.again:
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
-            self.plan = _Plan(dag, self.logical_date, pools=self.pools)
+            self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
