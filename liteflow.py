@@ -7803,6 +7803,7 @@ class _Slot:
         self.answer: tuple[Any, ...] | None = None
         self.exitcode: int | None = None
         self.born = self.lent = time.monotonic()
+        self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, and left a job lying
         self.stuck: float | None = None  # since when it has been about to take a job
         self.bytes: Any = bytearray(2)
@@ -7860,21 +7861,22 @@ class _Slot:
         self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[tuple[Any, ...], list[bytes]]]:
-        """The messages that are there; state `dead` once there can't be more.
+        """The messages that are there; `gone` once there can't be more.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pair open.
         """
         try:
-            while self.state != "dead" and (message := self.wire.receive()) is not None:
+            while not self.gone and (message := self.wire.receive()) is not None:
                 yield message
         except EOFError:
-            self.state = "dead"
+            self.gone = True
 
     @property
     def is_idle(self) -> bool:
         """Whether it can take a job at once."""
-        return self.state == "serving" and self.attempt is None and self.spoilt is None
+        free = self.attempt is None and self.spoilt is None and not self.gone
+        return free and self.state == "serving"
 
     def signal_group(self, number: int, session: bool = True) -> None:
         """Signal the worker and its children (it leads their group, once it has started); also
@@ -8247,9 +8249,8 @@ class WorkerPool:
         keep = slot.state == "free"
         with self._lock:
             keep = keep and not self._closed
-            if (
-                runner is not None and runner in self._line
-            ):  # who gives one stands behind those that wait for it
+            # Who gives one stands behind those that wait for it.
+            if runner is not None and runner in self._line:
                 self._leave_line(runner)
                 self._line.append(runner)
             if keep:
@@ -8425,7 +8426,7 @@ class _SlotRunner(_Runner):
         """Wait until the worker has joined; False if a warm one is gone. What keeps a new one from
         it is raised."""
         while slot.state != "joined":
-            if slot.state == "dead" or slot not in self._slots:
+            if slot not in self._slots:
                 if slot.served:
                     return False
                 raise UnreachableTask("no worker process could be started")
@@ -8460,7 +8461,7 @@ class _SlotRunner(_Runner):
 
     def spare(self, share: float) -> float:
         """How many slots it could give away; asked by other threads, under the pool's lock."""
-        slots = self._slots
+        slots = [slot for slot in self._slots if slot.spoilt is None and slot.state != "leaving"]
         held = len(slots) - self.asked
         needless = sum(slot.is_idle for slot in slots) if not (self._out or self._unsent) else 0
         return max(held - share, min(held, needless - self.asked))
@@ -8500,7 +8501,7 @@ class _SlotRunner(_Runner):
             self.asked = 0
             return
         for slot in sorted(self._slots, key=lambda slot: not slot.is_idle):
-            if not self.asked and not self._is_needless(slot):
+            if slot.spoilt is not None or not (self.asked or self._is_needless(slot)):
                 continue
             if slot.state in ("serving", "joined") and slot.lent + _TURN <= now:
                 self.asked = max(0, self.asked - 1)
@@ -8672,7 +8673,7 @@ class _SlotRunner(_Runner):
         for slot in ended:  # words before deaths
             if slot in self._slots:
                 self._hear(slot)
-                slot.state = "dead"
+            if slot in self._slots:
                 self._lose(slot)
 
     def _may_linger(self) -> bool:
@@ -8688,7 +8689,7 @@ class _SlotRunner(_Runner):
             getattr(self, f"_on_{kind}")(slot, *fields, *([values] if kind == "done" else []))
             if slot not in self._slots:
                 return
-        if slot in self._slots and slot.state == "dead":
+        if slot in self._slots and slot.gone:
             if slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
                 self._lose(slot)
             else:
@@ -8864,7 +8865,7 @@ class _SlotRunner(_Runner):
         """A slot's worker is dead, or must not go on."""
         never_served = not slot.served and slot.spoilt is None
         slot.signal_group(signal.SIGKILL)  # nothing more is written to its log
-        if slot.state != "dead" and slot.has_ended(timeout=1.0):
+        if slot.has_ended(timeout=1.0):
             self._hear_out(slot)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
         self._let_go(slot)

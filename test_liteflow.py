@@ -4091,6 +4091,54 @@ class QueueTest(QueueCase):
         time.sleep(0.05)
         return used() != before
 
+    def test_a_worker_that_dies_after_it_told_its_outcome_takes_nothing_back(self):
+        # Held, in a callback, and where its callback takes too long.
+        module = self.module(
+            """
+            F = os.environ["CASE_DIR"]
+            def dies(context): os.kill(os.getpid(), signal.SIGKILL)
+            def hangs(context): time.sleep(60)
+            with DAG("held") as dag:
+                @task(on_success_callback=dies)
+                def one(): return 1
+                @task(on_failure_callback=dies, retries=1, retry_delay=0, on_retry_callback=dies)
+                def two(x): raise ValueError("mine")
+                @task(on_success_callback=hangs, trigger_rule="all_done")
+                def three(x): return 3
+                @task
+                def long(x): Path(F, "pid").write_text(str(os.getpid())); time.sleep(0.25); return 4
+                @task
+                def last(x): return x + 1
+                last(long(three(two(one()))))
+            """
+        )
+        held = liteflow._SlotRunner._calling
+
+        def late_word(runner, slot, *message):
+            if slot.attempt.instance.task_id == "long":
+                os.kill(slot.pid, signal.SIGKILL)
+            held(runner, slot, *message)
+
+        with (
+            mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.5),
+            mock.patch.object(liteflow._SlotRunner, "_calling", late_word),
+        ):
+            run = module.dag.run(db_path=self.db, max_workers=1)
+        attempts = {
+            task_id: [state for state, _ in rows] for task_id, rows in self.attempts("held").items()
+        }
+        self.assertEqual(
+            attempts,
+            {
+                "one": ["success"],
+                "two": ["failed", "failed"],
+                "three": ["success"],
+                "long": ["success"],
+                "last": ["success"],
+            },
+        )
+        self.assertEqual(run.xcom_pull("last"), 5)
+
     def test_places_of_dead_workers_are_used_again(self):
         dag = self.module(
             """
@@ -4354,6 +4402,22 @@ class PoolTest(QueueCase):
             self.run_all(
                 pool, (a, bool_true), (slow, self.has("a-began")), (c, self.has("importing"))
             )
+
+    def test_a_busy_worker_is_asked_to_leave_once(self):
+        a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.3)", "make('c', 0.3)")
+        sent, send = collections.Counter(), liteflow._Slot.send
+
+        def counting_send(slot, *data, **options):
+            if data[0] == "leave" and slot.attempt is not None:
+                sent[slot.attempt] += 1
+            send(slot, *data, **options)
+            if data[0] == "leave" and len(sent) == 1 and not (self.folder / "b-began").exists():
+                threading.Timer(1.0, (self.folder / "b-began").touch).start()
+
+        with mock.patch.object(liteflow._Slot, "send", counting_send), WorkerPool(1) as pool:
+            began = self.has("a-began")
+            self.run_all(pool, (a, bool_true), (b, began), (c, began))
+        self.assertEqual(set(sent.values()), {1})
 
     def test_runs_in_line_sleep(self):
         dags = self.naps(*[f"make('d{i}', {0 if i else 1.5})" for i in range(3)])
