@@ -4599,7 +4599,7 @@ _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's,
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 4096  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _LARGE = 1_000_000  # bytes of a value
-_PAGE_SIZE = 8192  # 4096 is slow with large values, 16384 with small commits; it can't be changed
+_PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dag (
@@ -7027,7 +7027,8 @@ class _Worker:
         self.spent = False  # the last job was told to end, or spoilt it: it is to be replaced
         self.leaving = False
         self.idle = False  # waiting for whatever comes
-        self.quick = False  # the last job was
+        self.fed = False  # the last job was there before it was wanted
+        self.quick = False  # the last job was, and not fed: so will the next one be
         self.log: str | None = None
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -7087,6 +7088,7 @@ class _Worker:
         self.shared[_TAKING] = 1
         job = self._take()
         if job is not None or done is not None:
+            self.fed = done is not None and job is not None
             self._tell(done, job)
         self.shared[_TAKING] = 0
         return self._heed() if job is None else job
@@ -7173,7 +7175,7 @@ class _Worker:
         self._flush()
         terminated, self.terminated, self.deadline = self.terminated, False, None
         took = time.perf_counter() - clock
-        self.quick = took < _QUICK
+        self.quick = took < _QUICK and not self.fed
         log_end, output = self._own_output(took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         spoilt = None
@@ -8335,7 +8337,8 @@ class _SlotRunner(_Runner):
         self._wanted = 1  # slots that there are jobs for
         self._found_all = False  # `begin` is over: idle slots may go to other runs
         self._failed_starts = 0
-        self._events: list[tuple[_Attempt, _Outcome | None]] = []
+        self._events: list[tuple[_Attempt, _Outcome]] = []
+        self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._info: dict[str, Any] = {}
         self._folder: Path | None = None
@@ -8557,7 +8560,9 @@ class _SlotRunner(_Runner):
     def start(self, attempt: _Attempt, job: _Job) -> None:
         self._number += 1
         attempt.number = self._number
-        self._unsent.append((attempt, job._replace(number=self._number)))
+        self._unsent.append((attempt, _Job(self._number, *job[1:])))
+        if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
+            self._flush()
 
     def _flush(self) -> None:
         """Put jobs into the queue, as long as there is room."""
@@ -8612,7 +8617,7 @@ class _SlotRunner(_Runner):
             if attempt in self._ending:  # it has not begun, and is not to begin any more
                 reason, _ = self._ending.pop(attempt)
                 self._events.append((attempt, _Outcome("failed", reason, terminated=True)))
-        ended = {id(attempt) for attempt, outcome in self._events if outcome is not None}
+        ended = {id(attempt) for attempt, _ in self._events}
         self._unsent.extendleft(j for j in reversed(jobs) if id(j[0]) not in ended)
 
     # What happens.
@@ -8621,6 +8626,8 @@ class _SlotRunner(_Runner):
         self._flush()
         if not self._events:
             self._look(self._until_deadline(timeout))
+            if self._begun and not self._events:
+                self._look(self._until_deadline(timeout))
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline is not None and slot.deadline <= now:
@@ -8635,12 +8642,22 @@ class _SlotRunner(_Runner):
         if self._found_all and (self.asked or self._pool._line):
             self._hand_over(now)
         self._flush()
-        events, self._events = self._events, []
-        return events
+        return self._news(now)
+
+    def _news(self, now: float) -> list[tuple[_Attempt, _Outcome | None]]:
+        """What has begun, and what has ended, since the last time."""
+        for attempt, _ in self._events:
+            self._begun.pop(attempt, None)
+        begun = [attempt for attempt, due in self._begun.items() if due <= now]
+        for attempt in begun:
+            del self._begun[attempt]
+        ended, self._events = self._events, []
+        return [*((attempt, None) for attempt in begun), *ended]
 
     def _until_deadline(self, timeout: float | None) -> float | None:
         times = [slot.deadline for slot in self._slots if slot.deadline is not None]
         now = time.monotonic()
+        times += self._begun.values()
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
@@ -8749,7 +8766,8 @@ class _SlotRunner(_Runner):
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         if slot.log is not None:
             slot.log.begin(attempt.log_parts)
-        self._events.append((attempt, None))
+        # The outcome of a quick job is here at once: both are told, and recorded, together.
+        self._begun[attempt] = time.monotonic() + (_QUICK if self._streak > 0 else 0.0)
         if attempt in self._ending:
             reason, now = self._ending.pop(attempt)
             self.end(attempt, reason, now)
