@@ -5263,14 +5263,15 @@ class _Store:
         known = {}
         if self._resumed:  # an expansion may come back to instances of an earlier stretch
             known = {(row.task_id, row.map_index): row.id for row in self._rows_of_run()}
-        rows = []
-        for i in instances:
+
+        def row(i: _Instance) -> tuple[Any, ...]:
+            nonlocal last
             i.row_id = i.row_id or known.get((i.task_id, i.map_index), 0) or (last := last + 1)
-            state = i.state and i.state.value
-            rows.append(
-                (i.row_id, self.run_row, i.task_id, i.map_index, state, i.try_number, i.max_tries,
-                 i.lost, *elements(i), *facts[i.task_id])
+            return (
+                i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
+                i.try_number, i.max_tries, i.lost, *elements(i), *facts[i.task_id],
             )  # fmt: skip
+
         self._connection.executemany(
             "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, state, try_number, "
             "max_tries, lost, cleared, element, element_preview, upstream_task_ids, takes, "
@@ -5280,7 +5281,7 @@ class _Store:
             "element_preview = coalesce(excluded.element_preview, element_preview), "
             "upstream_task_ids = excluded.upstream_task_ids, takes = excluded.takes, "
             "task_group_id = excluded.task_group_id, role = excluded.role",
-            rows,
+            map(row, instances),  # not a list: of 100,000 it would be the run's largest
         )
 
     def _rows_of_run(self) -> list[_Row]:
@@ -7285,7 +7286,7 @@ class _Worker:
         if self.jobs is not None:
             self._epoll.close()
             self.jobs.close()
-        self.jobs = self.run = self.last = None
+        self.jobs = self.run = self.last = self.control.folder = None
         self.paused = self.leaving = False
         return ("left",)
 
@@ -8527,7 +8528,7 @@ class _SlotRunner(_Runner):
 
     def _has_left(self, slot: _Slot) -> None:
         slot.close_log()
-        slot.state, slot.spoilt, slot.deadline = "free", None, None
+        slot.state, slot.spoilt, slot.deadline, slot.wire.folder = "free", None, None, None
         self._let_go(slot)
         self._pool._give_back(slot, self)
 
@@ -9568,14 +9569,14 @@ class _Start:
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         _check_before_run(self.path)
         functions = _functions(dag)
-        self._takes = {
-            task_id: call.taken() | {r.operator.task_id for r in _mapped_over(dag, task_id)}
-            for task_id, call in calls.items()
-        }
-        self._facts = {
-            task_id: _task_facts(task, self._takes[task_id])
-            for task_id, task in dag.task_dict.items()
-        }
+        known: dict[Any, Any] = {}  # equal ones are kept once
+        self._takes, self._facts = {}, {}
+        for task_id, task in dag.task_dict.items():
+            mapped = (result.operator.task_id for result in _mapped_over(dag, task_id))
+            takes = frozenset([*calls[task_id].taken(), *mapped])
+            facts = _task_facts(task, takes)
+            self._takes[task_id] = known.setdefault(takes, takes)
+            self._facts[task_id] = known.setdefault(facts, facts)
         for name in self.again:
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
@@ -9585,8 +9586,7 @@ class _Start:
         roots = sum(not task._upstream for task in dag.task_dict.values())
         jobs = min(roots, dag.max_active_tasks)
         named = self.runner.begin(info, functions, jobs, self._check)
-        known: dict[Any, Any] = {}
-        for task_id, function, _ in functions:  # equal ones are kept once
+        for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in named else None
             job = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(job, job) if job[0] is _NO_CALL else job

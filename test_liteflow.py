@@ -4507,6 +4507,25 @@ class PoolTest(QueueCase):
         counts = {x.value for d in module.dags for run in d.runs(self.db) for x in run.xcoms()}
         self.assertEqual(counts, {1})
 
+    def test_a_warm_worker_survives_a_large_answer_before_its_next_run_is_recorded(self):
+        # 100 kB of task ids go as a file; the folder of the run before is gone.
+        module = self.module(
+            """
+            @task
+            def nothing(): pass
+            def make(name, ids):
+                with DAG(name) as dag:
+                    for task_id in ids: nothing.override(task_id=task_id)()
+                return dag
+            """
+        )
+        with WorkerPool(1) as pool:
+            module.make("small", ["a"]).run(db_path=self.db, executor=pool)
+            first = [slot.pid for slot in pool._idle]
+            ids = [f"{i:03}_{'x' * 240}" for i in range(400)]
+            module.make("large", ids).run(db_path=self.db, executor=pool)
+            self.assertEqual([slot.pid for slot in pool._idle], first)
+
     def test_a_job_wakes_one_of_many_idle_workers(self):
         module = self.module(
             """

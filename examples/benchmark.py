@@ -425,14 +425,20 @@ def with_history(bench: Bench) -> str:
             f"SELECT {copied} FROM dag_run WHERE id = 1",
             [(f"{i}",) for i in range(5000)],
         )
-        names = (
-            "task_id, map_index, state, try_number, max_tries, start_date, end_date, pid, "
-            "upstream_task_ids"
-        )
+        names = "task_id, map_index, state, try_number, max_tries, lost, cleared, upstream_task_ids"
         of_one = ", ".join(f"task_instance.{name}" for name in names.split(", "))
         connection.execute(
             f"INSERT INTO task_instance (dag_run_id, {names}) SELECT dag_run.id, {of_one} "
             "FROM dag_run, task_instance WHERE dag_run.id > 1 AND dag_run_id = 1"
+        )
+        names = "try_number, state, start_date, end_date, pid, error"
+        of_one = ", ".join(f"task_attempt.{name}" for name in names.split(", "))
+        connection.execute(
+            f"INSERT INTO task_attempt (task_instance_id, {names}) SELECT copy.id, {of_one} "
+            "FROM task_attempt JOIN task_instance ON task_instance.id = task_instance_id "
+            "JOIN dag_run JOIN task_instance copy ON copy.dag_run_id = dag_run.id "
+            "AND copy.task_id = task_instance.task_id "
+            "WHERE task_instance.dag_run_id = 1 AND dag_run.id > 1"
         )
     connection.close()
     return path
