@@ -4597,7 +4597,7 @@ _USER_VERSION = 2  # a major number: columns and tables may be added without rai
 _OLDEST_SQLITE = (3, 34, 0)
 _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
-_WAL_PAGES = 4096  # after which a commit copies the WAL into the file; see _Store.checkpoint
+_WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _LARGE = 1_000_000  # bytes of a value
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 
@@ -8313,6 +8313,7 @@ def _close_all(slots: Iterable[_Slot]) -> None:
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
+_SOON = 0.1  # seconds within which a job's end is told, and recorded, together with its begin
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
 
 
@@ -8767,8 +8768,7 @@ class _SlotRunner(_Runner):
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         if slot.log is not None:
             slot.log.begin(attempt.log_parts)
-        # The outcome of a quick job is here at once: both are told, and recorded, together.
-        self._begun[attempt] = time.monotonic() + (_QUICK if self._streak > 0 else 0.0)
+        self._begun[attempt] = time.monotonic() + _SOON
         if attempt in self._ending:
             reason, now = self._ending.pop(attempt)
             self.end(attempt, reason, now)
