@@ -2968,11 +2968,11 @@ def _importing_in_child() -> bool:
 
     There nobody else may hold the Dag that a worker will be asked for, so it has to be kept.
     """
-    # Another thread may be just importing it.
-    ask = getattr(sys.modules.get("multiprocessing.process"), "current_process", None)
-    if ask is None:
+    process: Any = sys.modules.get("multiprocessing.process")
+    try:
+        current = process.current_process()
+    except (AttributeError, NameError):  # not imported, or another thread is in the midst of it
         return False
-    current = ask()
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 

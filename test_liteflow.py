@@ -5441,9 +5441,12 @@ class RunnersTest(Case):
 
     def test_multiprocessing_may_be_half_imported_by_another_thread(self):
         half = type(sys)("multiprocessing.process")
-        whole = sys.modules["multiprocessing.process"]
+        whole = importlib.import_module("multiprocessing.process")
         self.addCleanup(sys.modules.__setitem__, "multiprocessing.process", whole)
         sys.modules["multiprocessing.process"] = half
+        self.assertFalse(liteflow._importing_in_child())
+        # Its function is there, and the variable that it reads is not.
+        exec("def current_process(): return _current_process", vars(half))
         self.assertFalse(liteflow._importing_in_child())
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork")
