@@ -7096,7 +7096,7 @@ class _Worker:
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
-        if self.paused or self.jobs is None or self.shared[_LOOK]:
+        if self.paused or self.jobs is None or self.shared[_LOOK] or self.terminated:
             return None
         message = self.jobs.receive()
         return None if message is None else _Job(*message[0])

@@ -4139,6 +4139,20 @@ class QueueTest(QueueCase):
         )
         self.assertEqual(run.xcom_pull("last"), 5)
 
+    def test_a_worker_that_is_told_to_end_between_two_jobs_takes_no_other(self):
+        # The TERM was meant for the job that has just ended.
+        ends = [liteflow._Wire(end) for pair in range(2) for end in liteflow._socket_pair()]
+        for end in ends:
+            self.addCleanup(end.close)
+        worker = liteflow._Worker(ends[0])
+        worker.jobs = ends[2]
+        job = liteflow._Job(1, "a", "f", -1, 1, 0, (), None, {}, None)
+        ends[3].send(tuple(job))
+        worker._on_term(signal.SIGTERM, None)
+        self.assertIsNone(worker._take())
+        worker.terminated = False
+        self.assertEqual(worker._take().number, 1)
+
     def test_places_of_dead_workers_are_used_again(self):
         dag = self.module(
             """
