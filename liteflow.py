@@ -8717,10 +8717,12 @@ class _SlotRunner(_Runner):
             self._lose(slot)
 
     def _hear_out(self, slot: _Slot) -> None:
-        """The last words of one that is not to go on: it may have taken a job all the same."""
-        for message, _ in slot.receive():
-            if message[0] == "took" or (message[0] == "done" and message[-1]):
-                self._on_took(slot, message[-1])
+        """The last words of one that is not to go on: it may have run a job all the same."""
+        for message, values in slot.receive():
+            if message[0] == "took":
+                self._on_took(slot, message[1])
+            elif message[0] == "done":
+                self._on_done(slot, message[1], message[2], values)
 
     # What workers say.
 
@@ -8871,7 +8873,8 @@ class _SlotRunner(_Runner):
         slot.deadline = None
         if slot.state in ("starting", "asked"):
             slot.signal_group(signal.SIGKILL)
-            self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
+            if not slot.served:  # a warm one that does not stir is replaced
+                self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
         elif slot.state == "calling":
             self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
             slot.signal_group(signal.SIGKILL)

@@ -4139,6 +4139,27 @@ class QueueTest(QueueCase):
         )
         self.assertEqual(run.xcom_pull("last"), 5)
 
+    def test_the_last_words_of_a_worker_that_is_replaced_are_heard(self):
+        # It did not know that it was to be: it ran one job more, and took another.
+        runner = liteflow._SlotRunner(WorkerPool(1), False, False)
+        self.addCleanup(runner.close)
+        attempts = {number: mock.Mock() for number in (1, 2)}
+        for number, attempt in attempts.items():
+            job = liteflow._Job(number, "t", "", -1, 1, 1, b"", None, {}, None)
+            runner._out[number] = (attempt, job)
+        done = tuple(liteflow._Outcome("success", None, took=0.001))
+        said = [(("took", 1), []), (("done", done, 2), [])]
+        slot = mock.Mock(
+            attempt=None, log=None, spoilt="told to end", reason=None, state="serving",
+            served=True, exitcode=-9, bytes=bytearray(2), receive=lambda: iter(said),
+        )  # fmt: skip
+        runner._slots = [slot]
+        slot.bury = lambda: setattr(slot, "state", "dead")
+        with mock.patch.object(runner, "_let_go", runner._slots.remove):
+            runner._lose(slot)
+        outcomes = [(attempt, outcome.status) for attempt, outcome in runner._events]
+        self.assertEqual(outcomes, [(attempts[1], "success"), (attempts[2], "failed")])
+
     def test_a_worker_that_is_told_to_end_between_two_jobs_takes_no_other(self):
         # The TERM was meant for the job that has just ended.
         ends = [liteflow._Wire(end) for pair in range(2) for end in liteflow._socket_pair()]
@@ -5311,6 +5332,7 @@ class RunnersTest(Case):
                     @task
                     def f():
                         (Path(os.environ["CASE_DIR"]) / f"{name}-{time.monotonic_ns()}").touch()
+                        time.sleep(0.004)
                     for i in range(tasks): f()
                 return d
             long, short = make("long", 300), make("short", 3)
@@ -5452,6 +5474,15 @@ class RunnersTest(Case):
             for _ in range(4):
                 self.assertEqual(module.dag.run(db_path=self.db, executor=workers).state, "success")
                 os.kill(workers._idle[0].pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    @unittest.skipUnless(hasattr(signal, "SIGSTOP"), "no SIGSTOP")
+    def test_a_warm_worker_that_was_stopped_is_replaced(self):
+        module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
+        with liteflow.WorkerPool(1) as workers:
+            module.dag.run(db_path=self.db, executor=workers)
+            os.kill(workers._idle[0].pid, signal.SIGSTOP)
+            with mock.patch.object(liteflow, "_START_LIMIT", 3):
+                self.assertEqual(module.dag.run(db_path=self.db, executor=workers).state, "success")
 
     def test_multiprocessing_may_be_half_imported_by_another_thread(self):
         half = type(sys)("multiprocessing.process")
