@@ -1681,6 +1681,20 @@ class StoreTest(StoreCase):
             },
         )
 
+    def test_a_run_starts_without_going_through_the_earlier_ones(self):
+        self.small()
+        with contextlib.closing(sqlite3.connect(self.db)) as connection:
+            connection.executemany(
+                "INSERT INTO dag_run (dag_id, run_id, state, conf) VALUES ('small', ?, ?, '{}')",
+                [(f"earlier {i}", "success") for i in range(5000)],
+            )
+            steps = []
+            connection.set_progress_handler(lambda: steps.append(100), 100)
+            self.assertEqual(liteflow._select_live_runs(connection, "small"), [])
+            self.assertIsNone(liteflow._find_named_run(connection, "small", "new"))
+            self.assertEqual(liteflow._find_named_run(connection, "small").run_id, "earlier 4999")
+            self.assertLess(sum(steps), 5000)
+
     def test_what_is_recorded_can_be_read_with_plain_sql(self):
         run = self.small(conf={"k": 1})
         self.assertEqual(
