@@ -8168,14 +8168,13 @@ class WorkerPool:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            runners = list(self._runners)
+            shared, self._shared = self._shared, None
+            for runner in self._runners:
+                runner.wake()
         _open_pools.discard(self)
-        for runner in runners:
-            runner.wake()
         _close_all(idle)
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
+        if shared is not None:
+            shared.close()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
         """A slot for the runner, or None: then it stands in line, and whoever has more than its
@@ -8229,11 +8228,14 @@ class WorkerPool:
 
     def _make(self, context: Any) -> _Slot:
         _set_up_slots()
-        _open_pools.add(self)
         with self._lock:
+            if self._closed:  # meanwhile
+                raise RuntimeError("the WorkerPool is shut down")
+            _open_pools.add(self)
             if _PULLS and self._shared is None:
                 self._shared = _Shared(2 * self.max_workers + 16)
-        return _Slot(context, self._initializer, self._initargs, self._shared)
+            shared = self._shared
+        return _Slot(context, self._initializer, self._initargs, shared)
 
     def _leave_line(self, runner: _SlotRunner) -> None:
         with contextlib.suppress(ValueError):
@@ -8439,6 +8441,7 @@ class _SlotRunner(_Runner):
     def _join_if_free(self, slot: _Slot) -> None:
         if slot.state == "free":
             slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
+            slot.wire.folder = None  # it was that of an earlier run
             slot.send("join", self._info)
 
     def open_logs(self, folder: Path, run_row: int) -> None:
@@ -8526,7 +8529,7 @@ class _SlotRunner(_Runner):
 
     def _has_left(self, slot: _Slot) -> None:
         slot.close_log()
-        slot.state, slot.spoilt, slot.deadline, slot.wire.folder = "free", None, None, None
+        slot.state, slot.spoilt, slot.deadline = "free", None, None
         self._let_go(slot)
         self._pool._give_back(slot, self)
 

@@ -4325,6 +4325,15 @@ class OneAtATimeTest(QueueCase):
             dag.run(db_path=self.db, executor=pool)
         self.assertEqual(Path(path).read_text(), "None False\n")
 
+    def test_a_warm_worker_gets_a_large_conf(self):
+        # It goes as a file; the folder of the run before is gone.
+        dag = self.module("with DAG('d') as dag:\n    task(print)('x')\n").dag
+        with WorkerPool(1) as pool:
+            dag.run(db_path=self.db, executor=pool)
+            first = [slot.pid for slot in pool._idle]
+            dag.run(db_path=self.db, executor=pool, conf={"text": "x" * 100_000})
+            self.assertEqual([slot.pid for slot in pool._idle], first)
+
     def test_a_job_is_not_blamed_for_a_worker_that_died_before_it_came(self):
         dag = self.module(
             """
