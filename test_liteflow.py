@@ -6946,7 +6946,49 @@ class LockTest(FlowCase):
         self.assertEqual((ti.state, ti.try_number), ("success", 2))
 
 
-class KilledScopeTest(Case):
+class KilledAtCommitsCase(Case):
+    """A DAG whose scheduler is killed before or after one of its COMMITs, and then resumed.
+
+    A subclass gives the SCRIPT of the DAG, its FINAL states, and how to `look` at what is recorded.
+    """
+
+    RUN = """
+        class Crash(sqlite3.Connection):
+            def execute(self, sql, *args):
+                if sql != "COMMIT": return super().execute(sql, *args)
+                global count
+                count += 1
+                if crash == count and when == "before": os.kill(os.getpid(), signal.SIGKILL)
+                done = super().execute(sql, *args)
+                if crash == count: os.kill(os.getpid(), signal.SIGKILL)
+                return done
+        if __name__ == "__main__":
+            db, crash, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+            resume = sys.argv[4] == "resume"
+            count, connect = 0, sqlite3.connect
+            sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Crash})
+            os.chdir(os.path.dirname(db))
+            dag.run(db_path=db, run_id="r", resume=resume, max_workers=1)
+            print(count)
+    """
+
+    def crash(self, name, crash, when, resume=False):
+        """Run the script, killed at that commit; (exit code, number of commits)."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        argv = ("my_flow.py", folder / "m.db", crash, when, "resume" if resume else "new")
+        done = self.python(*argv, stderr=subprocess.DEVNULL)
+        return done.returncode, int(done.stdout or 0)
+
+    def points(self):
+        """Where it can be killed, as (commit, before or after), after a run without that."""
+        self.script(self.SCRIPT + self.RUN)
+        code, commits = self.crash("whole", 0, "after")
+        self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
+        return [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+
+
+class KilledScopeTest(KilledAtCommitsCase):
     """Killed before and after every COMMIT, with mapped tasks, retries, a branch and a scope."""
 
     SCRIPT = """
@@ -6981,23 +7023,6 @@ class KilledScopeTest(Case):
             choose(t) >> [yes(), no()]
             m = mount(); w = work.partial().expand(x=[7, 8])
             m >> w >> umount().as_teardown(setups=m)
-        class Crash(sqlite3.Connection):
-            def execute(self, sql, *args):
-                if sql != "COMMIT": return super().execute(sql, *args)
-                global count
-                count += 1
-                if crash == count and when == "before": os.kill(os.getpid(), signal.SIGKILL)
-                done = super().execute(sql, *args)
-                if crash == count: os.kill(os.getpid(), signal.SIGKILL)
-                return done
-        if __name__ == "__main__":
-            db, crash, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-            resume = sys.argv[4] == "resume"
-            count, connect = 0, sqlite3.connect
-            sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Crash})
-            os.chdir(os.path.dirname(db))
-            dag.run(db_path=db, run_id="r", resume=resume, max_workers=1)
-            print(count)
     """
     FINAL = {  # noqa: RUF012
         **dict.fromkeys(
@@ -7007,13 +7032,6 @@ class KilledScopeTest(Case):
         ),
         "no[-1]": "skipped",
     }
-
-    def crash(self, name, crash, when, resume=False):
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        argv = ("my_flow.py", folder / "m.db", crash, when, "resume" if resume else "new")
-        done = self.python(*argv, stderr=subprocess.DEVNULL)
-        return done.returncode, int(done.stdout or 0)
 
     def look(self, name):
         """(states, starts in order) as they stand; the file must be whole."""
@@ -7053,10 +7071,7 @@ class KilledScopeTest(Case):
         return -signal.SIGKILL
 
     def test_killed_before_and_after_every_commit(self):
-        self.script(self.SCRIPT)
-        code, commits = self.crash("whole", 0, "after")
-        self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
-        points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+        points = self.points()
         if not os.environ.get("LITEFLOW_SOAK"):
             points = points[::2] if random.random() < 0.5 else points[1::2]
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
@@ -7888,7 +7903,7 @@ class TheListOfPromisesTest(unittest.TestCase):
         self.assertEqual([line for _, line in classes], readme_promises())
 
 
-class Promise1Test(Case):
+class Promise1Test(KilledAtCommitsCase):
     """A task recorded as succeeded never runs again in that run, unless a task that it waits for
     does, or somebody clears it. Its state, result, XComs and log are one transaction, and a task
     starts only after those it waits for are committed."""
@@ -7928,22 +7943,6 @@ class Promise1Test(Case):
             t = top()
             join(left(t), right(t)); below(fails())
             last([skips(), *(fan(i) for i in range(3))])
-        class Crash(sqlite3.Connection):
-            def execute(self, sql, *args):
-                if sql != "COMMIT": return super().execute(sql, *args)
-                global count
-                count += 1
-                if crash == count and when == "before": os.kill(os.getpid(), signal.SIGKILL)
-                done = super().execute(sql, *args)
-                if crash == count: os.kill(os.getpid(), signal.SIGKILL)
-                return done
-        if __name__ == "__main__":
-            db, crash, when, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "resume"
-            count, connect = 0, sqlite3.connect
-            sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Crash})
-            os.chdir(os.path.dirname(db))
-            dag.run(db_path=db, run_id="r", resume=resume, max_workers=1)
-            print(count)
     """
     FINAL = {  # noqa: RUF012
         "top": "success",
@@ -7958,14 +7957,6 @@ class Promise1Test(Case):
         "fan__1": "success",
         "fan__2": "success",
     }
-
-    def crash(self, name, crash, when, resume=False):
-        """Run the script, killed at that commit; (exit code, number of commits)."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        argv = ("my_flow.py", folder / "m.db", crash, when, "resume" if resume else "new")
-        done = self.python(*argv, stderr=subprocess.DEVNULL)
-        return done.returncode, int(done.stdout or 0)
 
     def look(self, name):
         """(recorded states, starts) as they stand; the file must be whole."""
@@ -8012,18 +8003,14 @@ class Promise1Test(Case):
         return code
 
     def test_killed_before_and_after_every_commit(self):
-        self.script(self.SCRIPT)
-        code, commits = self.crash("whole", 0, "after")
-        self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
-        points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+        points = self.points()
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             codes = list(threads.map(self.sweep, points))
         # A turn that comes later records more at once: not every run has as many commits.
-        self.assertGreater(codes.count(-signal.SIGKILL), commits // 2)
+        self.assertGreater(codes.count(-signal.SIGKILL), len(points) // 4)
 
     def test_killed_again_during_the_resume(self):
-        self.script(self.SCRIPT)
-        _, commits = self.crash("whole", 0, "after")
+        commits = len(self.points()) // 2
         firsts = range(2, commits + 1) if SOAK else [commits // 2]
         for first in firsts:
             for second in range(1, commits if SOAK else 6):
