@@ -8628,8 +8628,6 @@ class _SlotRunner(_Runner):
         self._flush()
         if not self._events:
             self._look(self._until_deadline(timeout))
-            if self._begun and not self._events:
-                self._look(self._until_deadline(timeout))
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline is not None and slot.deadline <= now:
