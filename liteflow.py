@@ -9515,18 +9515,6 @@ class _Start:
         self._store: Any = None
         self._owner = ""
         self._batch = _Batch()
-        self._to_send: list[_Attempt] = []
-        self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
-        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
-        self._callbacks: collections.deque[_Callback] = collections.deque()
-        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
-        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
-        self._wrote_large = False
-        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
-        self._forced = False
-        self._locked_since: float | None = None
-        self._next_tick = self._next_glance = 0.0
-        self._timeout_at = math.inf
 
     def _told_to_stop(self) -> bool:
         event = self.stop_event
@@ -9947,6 +9935,21 @@ class _Run(_Start):
     sent, so that no task starts before the success of those it waits for is committed; then it
     waits for what workers say.
     """
+
+    def __init__(self, dag: Dag, **options: Any) -> None:
+        super().__init__(dag, **options)
+        self._to_send: list[_Attempt] = []
+        self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
+        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
+        self._callbacks: collections.deque[_Callback] = collections.deque()
+        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
+        self._wrote_large = False
+        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
+        self._forced = False
+        self._locked_since: float | None = None
+        self._next_tick = self._next_glance = 0.0
+        self._timeout_at = math.inf
 
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
