@@ -5541,7 +5541,8 @@ def _select(
     values: Sequence[Any] | Mapping[str, Any] = (),
     **others: Sequence[str],
 ) -> list[_Row]:
-    """Rows by name, of a table and of others that `rest` joins, whose columns come by name, too.
+    """Rows by name, of a table and of others that `rest` joins; of two columns of one name the
+    second bears its table's before it.
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
@@ -5549,7 +5550,7 @@ def _select(
     names, terms = [], []
     for each, wanted in ((table, columns), *others.items()):
         for column in wanted:
-            names.append(column if each == table else f"{each}_{column}")
+            names.append(f"{each}_{column}" if column in names else column)
             terms.append("NULL" if (each, column) in missing else _cast(each, column))
     query = f"SELECT {', '.join(terms)} FROM {table} {rest}"
     return [_Row(names, row) for row in connection.execute(query, values)]
@@ -5648,30 +5649,24 @@ def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _select_instances(
-    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
+    connection: sqlite3.Connection,
+    run_row: int,
+    attempts: bool = False,
+    state: str | None = None,
+    limit: int = -1,
+    **equal: Any,
 ) -> list[_Row]:
-    """A run's task instances with their latest attempts, in the order in which the DAG has them."""
+    """A run's task instances in the order in which the DAG has them, each with its latest attempt,
+    or with `attempts` once with each of its attempts."""
+    where, values = _of_run(run_row, **{"task_instance.state": state}, **equal)
+    join = "JOIN task_attempt ON task_instance_id = task_instance.id" if attempts else _LATEST
     rest = (
-        f"{_LATEST} JOIN (SELECT task_id AS of_task, min(id) AS first FROM task_instance WHERE "
-        "dag_run_id = ?1 GROUP BY task_id) ON of_task = task_instance.task_id WHERE "
-        "dag_run_id = ?1 AND task_id = coalesce(?2, task_id) ORDER BY first, map_index"
+        f"{join} JOIN (SELECT task_id AS of_task, min(id) AS first FROM task_instance WHERE "
+        "dag_run_id = ? GROUP BY task_id) ON of_task = task_instance.task_id WHERE "
+        f"{where} ORDER BY first, map_index, task_attempt.try_number LIMIT ?"
     )
     return _select(
-        connection, "task_instance", _INSTANCE_COLUMNS, rest, (run_row, task_id),
-        task_attempt=_ATTEMPT_COLUMNS,
-    )  # fmt: skip
-
-
-def _select_attempts(
-    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
-) -> list[_Row]:
-    """Every attempt of a run, or of one of its tasks, in order."""
-    rest = (
-        "JOIN task_attempt ON task_instance_id = task_instance.id WHERE dag_run_id = ?1 AND "
-        "task_id = coalesce(?2, task_id) ORDER BY task_id, map_index, task_attempt.try_number"
-    )
-    return _select(
-        connection, "task_instance", ("task_id", "map_index"), rest, (run_row, task_id),
+        connection, "task_instance", _INSTANCE_COLUMNS, rest, (run_row, *values, limit),
         task_attempt=_ATTEMPT_COLUMNS,
     )  # fmt: skip
 
@@ -5691,37 +5686,12 @@ def _select_past(connection: sqlite3.Connection, run_row: int) -> list[_Past]:
             takes=frozenset(_plain(row.takes, list)),
             flow=_plain(row.flow, dict),
             attempt_state=row.task_attempt_state,
-            began=row.task_attempt_start_date,
-            ended=row.task_attempt_end_date,
-            died=row.state is None and row.task_attempt_error == f"interrupted: {_DIED}",
+            began=row.start_date,
+            ended=row.end_date,
+            died=row.state is None and row.error == f"interrupted: {_DIED}",
         )
         for row in rows
     ]
-
-
-def _select_failures(
-    connection: sqlite3.Connection, run_row: int, most: int
-) -> tuple[int, list[_Row]]:
-    """How many task instances of a run failed, and the first of them."""
-    where = "dag_run_id = ? AND task_instance.state = 'failed'"
-    rows = _select(
-        connection, "task_instance", ("task_id", "map_index"),
-        f"{_LATEST} WHERE {where} ORDER BY task_instance.id LIMIT ?", (run_row, most),
-        task_attempt=("error",),
-    )  # fmt: skip
-    if len(rows) < most:
-        return len(rows), rows
-    count = f"SELECT count(*) FROM task_instance WHERE {where}"
-    return connection.execute(count, (run_row,)).fetchone()[0], rows
-
-
-def _select_running(connection: sqlite3.Connection, run_row: int) -> list[_Row]:
-    """The attempts that run, the longest first."""
-    rest = f"{_LATEST} WHERE dag_run_id = ? AND task_instance.state = 'running' ORDER BY start_date"
-    return _select(
-        connection, "task_instance", ("task_id", "map_index"), rest, (run_row,),
-        task_attempt=("start_date",),
-    )  # fmt: skip
 
 
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id WHERE"
@@ -5740,32 +5710,20 @@ def _of_run(run_row: int, **equal: Any) -> tuple[str, tuple[Any, ...]]:
 def _select_log(
     connection: sqlite3.Connection,
     run_row: int,
-    task_id: str | None,
-    map_index: int | None,
-    try_number: int | None,
+    try_number: int | None = None,
+    after: int = 0,
+    **equal: Any,
 ) -> list[_Row]:
-    """The stored output, in order."""
-    where, values = _of_run(run_row, task_id=task_id, map_index=map_index)
-    rest = f"{_JOINED} {where} AND task_log.try_number = coalesce(?, task_log.try_number)"
+    """The stored output, in order, without what was stored before that of the id `after`; the
+    ends of long logs, which are written anew, are always there."""
+    where, values = _of_run(run_row, **{"task_log.try_number": try_number}, **equal)
+    rest = (
+        f"{_JOINED} {where} AND (task_log.id > ? OR part = ?) "
+        "ORDER BY task_instance.id, task_log.try_number, part"
+    )
     return _select(
-        connection, "task_log", ("try_number", "text"),
-        f"{rest} ORDER BY task_instance.id, task_log.try_number, part", (*values, try_number),
-        task_instance=("task_id", "map_index"),
-    )  # fmt: skip
-
-
-def _select_new_log(
-    connection: sqlite3.Connection,
-    run_row: int,
-    task_id: str | None,
-    map_index: int | None,
-    after: int,
-) -> list[_Row]:
-    """Output stored after that of an id."""
-    where, values = _of_run(run_row, task_id=task_id, map_index=map_index)
-    return _select(
-        connection, "task_log", ("id", "try_number", "part", "text"),
-        f"{_JOINED} {where} AND task_log.id > ? ORDER BY task_log.id LIMIT 10000", (*values, after),
+        connection, "task_log", ("id", "try_number", "part", "text"), rest,
+        (*values, after, _TAIL_PART),
         task_instance=("task_id", "map_index"),
     )  # fmt: skip
 
@@ -5779,14 +5737,12 @@ def _select_lengths(
         connection, "xcom", ("length",), f"{_JOINED} {where}", values,
         task_instance=("task_id", "map_index"),
     )  # fmt: skip
-    return {(x.task_instance_task_id, x.task_instance_map_index): x.length for x in rows}
+    return {(x.task_id, x.map_index): x.length for x in rows}
 
 
-def _select_xcoms(
-    connection: sqlite3.Connection, run_row: int, task_id: str | None = None
-) -> list[_Row]:
+def _select_xcoms(connection: sqlite3.Connection, run_row: int, **equal: Any) -> list[_Row]:
     """A run's XComs without their values, in order."""
-    where, values = _of_run(run_row, task_id=task_id)
+    where, values = _of_run(run_row, **equal)
     return _select(
         connection, "xcom", ("key", "type", "preview"),
         f"{_JOINED} {where} ORDER BY task_instance.id, key", values,
@@ -10665,18 +10621,27 @@ class TaskInstance:
         values: list[Any] = []
         for task_id in task_ids:
             rows = job.pull(task_id, key)
-            each = _pulled(rows, map_indexes, default)
-            if isinstance(map_indexes, Sequence):
-                values += each
-            elif map_indexes is ... and any(i >= 0 for i, _ in rows):
+            if map_indexes is ... and any(i >= 0 for i, _ in rows):
                 values += [value for _, value in rows]
+            elif isinstance(map_indexes, Sequence):
+                values += _pulled(rows, map_indexes, default)
             else:
-                values.append(each)
+                values.append(_pulled(rows, map_indexes, default))
         return values
 
+    @property
+    def _label(self) -> str:
+        return _label_of(self.task_id, self.map_index)
+
+    @property
+    def _word(self) -> str:
+        """The state for people: what was cut off has none, but it did start."""
+        if self.state is None:
+            return "interrupted" if self.interrupted else ""
+        return self.state.value
+
     def __repr__(self) -> str:
-        index = f"[{self.map_index}]" if self.map_index >= 0 else ""
-        return f"<TaskInstance: {self.dag_id}.{self.task_id}{index} {self.run_id} [{self.state}]>"
+        return f"<TaskInstance: {self.dag_id}.{self._label} {self.run_id} [{self.state}]>"
 
 
 def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
@@ -10705,16 +10670,18 @@ def _running_instance(job: _Execution) -> TaskInstance:
 _TASK_STATES = frozenset(state.value for state in TaskInstanceState)
 
 
-def _instance_of(row: _Row, dag_id: str, run_id: str) -> TaskInstance:
-    ti = TaskInstance(dag_id, run_id, row.task_id, row.map_index)
-    ti.state = TaskInstanceState(row.state) if row.state in _TASK_STATES else None
-    ti.try_number, ti.max_tries = row.try_number, row.max_tries
-    ti.pid, ti.error = row.task_attempt_pid, row.task_attempt_error
-    ti.start_date = _moment(row.task_attempt_start_date)
-    ti.end_date = _moment(row.task_attempt_end_date)
-    if ti.state is None or row.task_attempt_state == "interrupted":  # what was, is no more
-        ti.start_date = ti.end_date = ti.pid = ti.error = None
+def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
+    """A task instance as it is stored, or as it stood at the attempt of the row."""
+    ti = TaskInstance(run.dag_id, run.run_id, row.task_id, row.map_index)
+    state = row.task_attempt_state if attempt else row.state
+    ti.state = TaskInstanceState(state) if state in _TASK_STATES else None
+    ti.try_number = row.task_attempt_try_number if attempt else row.try_number
+    ti.max_tries = row.max_tries
     ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
+    if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
+        ti.pid, ti.error = row.pid, row.error
+        ti.start_date = _moment(row.start_date)
+        ti.end_date = _moment(row.end_date)
     ti.element = row.element_preview
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
     ti.task_group_id, ti.role = row.task_group_id, row.role
@@ -10778,8 +10745,7 @@ class DagRun:
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
         """The run's task instances, in the order of the DAG's tasks; `state`: only of these."""
-        rows = _read(self.db_path, lambda db: _select_instances(db, self._row.id))
-        found = [_instance_of(row, self.dag_id, self.run_id) for row in rows]
+        found = self._instances()
         if state is None:
             return found
         wanted = {state} if isinstance(state, str) else set(state)
@@ -10787,36 +10753,35 @@ class DagRun:
 
     def get_task_instance(self, task_id: str, map_index: int = -1) -> TaskInstance | None:
         """The task instance of this id and index, or None."""
-        rows = _read(self.db_path, lambda db: _select_instances(db, self._row.id, task_id))
-        found = (_instance_of(row, self.dag_id, self.run_id) for row in rows)
-        return next((ti for ti in found if ti.map_index == map_index), None)
+        return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
+
+    def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
+        """Those of a task, an index or a state; with `attempts` one for each of their attempts."""
+        rows = self._look(_select_instances, attempts=attempts, **which)
+        return [_instance_of(row, self, attempts) for row in rows]
+
+    def _look(self, look: Callable[..., T], most: int = _LOOK_LIMIT, **which: Any) -> T:
+        """What a look finds of this run."""
+        return _read(self.db_path, lambda db: look(db, self._row.id, **which), most)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
-        rows = _read(
-            self.db_path,
-            lambda db: _select_values(db, self._row.id, task_id, key, map_index),
-            _ROW_LIMIT,
-        )
-        return _load(rows[0][3] or b"", self._script()) if rows else None
+        values = self._values(task_id=task_id, key=key, map_index=map_index)
+        return values[0].value if values else None
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
-        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id), _ROW_LIMIT)
-        return [
-            XCom(task_id, map_index, key, _load(data or b"", self._script()))
-            for task_id, map_index, key, data in rows
-        ]
+        return self._values()
 
-    def _script(self) -> str | None:
+    def _values(self, **which: Any) -> list[XCom]:
         dags = _read(self.db_path, _select_dags)
-        return next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
+        script = next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
+        rows = self._look(_select_values, _ROW_LIMIT, **which)
+        return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed: of its latest attempt, or of that of the given number."""
-        rows = _read(
-            self.db_path, lambda db: _select_log(db, self._row.id, task_id, map_index, try_number)
-        )
+        rows = self._look(_select_log, task_id=task_id, map_index=map_index, try_number=try_number)
         last = max((row.try_number for row in rows), default=0)
         return "".join(row.text for row in rows if row.try_number == last)
 
@@ -10833,16 +10798,10 @@ class DagRun:
         known = {ti.task_id for ti in self.get_task_instances()}
         names = [_task_named(name, known) for name in wanted]
         how = _CLEARED if downstream else _CLEARED_ALONE
-        self._write(lambda store: store.clear(self._row.id, names, how, self._refuse_live))
+        with _writing(self.db_path) as write:
+            write(lambda store: store.clear(self._row.id, names, how, self._refuse_live))
         self.refresh()
         return wanted
-
-    def _write(self, act: Callable[[_Store], None]) -> None:
-        store = _Store(self.db_path)
-        try:
-            _until_unlocked(self.db_path, lambda: act(store))
-        finally:
-            store.close()
 
     def _refuse_live(self, row: _Row | None) -> None:
         """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
@@ -10856,11 +10815,22 @@ class DagRun:
 
         Raises AlreadyRunning.
         """
-        self._write(lambda store: store.delete_run(self._row.id, self._refuse_live))
-        self._write(lambda store: store.give_back())
+        with _writing(self.db_path) as write:
+            write(lambda store: store.delete_run(self._row.id, self._refuse_live))
+            write(_Store.give_back)
 
     def __repr__(self) -> str:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Callable[[Callable[[_Store], None]], None]]:
+    """For what is not done by a run: gives what acts on the store once it is not locked."""
+    store = _Store(path)
+    try:
+        yield lambda act: _until_unlocked(path, lambda: act(store))
+    finally:
+        store.close()
 
 
 def _refuse_without_values(row: _Row) -> None:
@@ -10873,18 +10843,25 @@ def _refuse_without_values(row: _Row) -> None:
 
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
-    known = {
-        **info, "id": info["run_row"], "state": "running", "conf": json.dumps(info["conf"])
-    }  # fmt: skip
+    conf = json.dumps(info["conf"])
+    known = {**info, "id": info["run_row"], "state": "running", "conf": conf}
     row = _Row(_RUN_COLUMNS, [known.get(name) for name in _RUN_COLUMNS])
     return DagRun(row, Path(info["db_path"] or "."))
 
 
 def _read_runs(
-    path: Path, dag_id: str | None, *, state: str | None = None, limit: int | None = None
+    path: Path,
+    dag_id: str | None,
+    *,
+    state: str | None = None,
+    since: str | None = None,
+    limit: int | None = None,
 ) -> list[DagRun]:
-    where = "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state)"
-    values = {"dag": dag_id, "state": state}
+    where = (
+        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
+        "coalesce(start_date, '') >= coalesce(:since, '')"
+    )
+    values = {"dag": dag_id, "state": state, "since": since}
     rows = _read(path, lambda db: _select_runs(db, where, values, limit))
     return [DagRun(row, path) for row in rows]
 
@@ -10902,14 +10879,8 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
     if dag_id not in dags:
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
     found = dags[dag_id]
-    made = _RecordedDag(
-        dag_id,
-        db_path=path,
-        description=found["description"],
-        doc_md=found["doc_md"],
-        tags=_plain(found["tags"], list),
-        schedule=found["schedule"],
-    )
+    same = {name: found[name] for name in ("description", "doc_md", "schedule")}
+    made = _RecordedDag(dag_id, db_path=path, tags=_plain(found["tags"], list), **same)
     made.fileloc = found["fileloc"]
     return made
 
@@ -10944,10 +10915,119 @@ def _chosen_run(path: Path, name: str) -> DagRun:
     raise RunNotFound(f"there is no DAG or run {name!r} in {path}{_near(name, known)}")
 
 
+# --- Showing: the one view of a run ---------------------------------------------------------------
+
+
+class _Line(NamedTuple):
+    """What people see of a task instance, of an attempt, or of all instances of a mapped task."""
+
+    label: str
+    state: str  # in words; of several, how many are in each
+    style: str  # the state that colours it; of several, the worst
+    tries: int
+    start: _datetime.datetime | None
+    end: _datetime.datetime | None  # of what runs: now
+    error: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """From the start to the end."""
+        return (
+            max(0.0, (self.end - self.start).total_seconds()) if self.start and self.end else None
+        )
+
+    def cells(self) -> tuple[object, ...]:
+        """The line in a table."""
+        took = _seconds_text(self.seconds)
+        return self.label, self.state, self.tries or "", _when(self.start), took, self.error
+
+
+_HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
+_WORST = """failed upstream_failed interrupted running queued up_for_retry up_for_reschedule none
+    skipped removed success""".split()  # first
+
+
+def _line_of(members: Sequence[TaskInstance]) -> _Line:
+    """A task instance or attempt as a line, or several of one task as one."""
+    first, now = members[0], _utcnow()
+    words = collections.Counter(ti._word or "none" for ti in members)
+    starts = [ti.start_date for ti in members if ti.start_date]
+    ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
+    label, state, error = first._label, first._word, _last_line(first.error)
+    if len(members) > 1:
+        label, error = f"{first.task_id} x {len({ti.map_index for ti in members})}", ""
+        state = _counts_text(words)
+    return _Line(
+        label,
+        state,
+        next(word for word in _WORST if word in words),
+        max(ti.try_number for ti in members),
+        min(starts, default=None),
+        max(ends, default=None),
+        error,
+    )
+
+
+def _counts_text(words: Mapping[str, int]) -> str:
+    """`58 success, 2 failed`, the most first."""
+    counts = sorted(words.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n} {'no state' if w == 'none' else _spaced(w)}" for w, n in counts)
+
+
+def _spaced(state: str) -> str:
+    return state.replace("_", " ")
+
+
+def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
+    tasks: dict[str, list[TaskInstance]] = {}
+    for ti in instances:
+        tasks.setdefault(ti.task_id, []).append(ti)
+    return list(tasks.values())
+
+
+_FOLD = 10  # mapped instances from which on a task is one line of a table
+_SHOWN = 20  # of its failed ones that are shown all the same
+
+
+def _lines_of(instances: Iterable[TaskInstance], whole: bool = False) -> list[_Line]:
+    """A line for each task instance; those of a mapped task in one, but for what failed."""
+    lines = []
+    for members in _by_task(instances):
+        if whole or len(members) < _FOLD:
+            lines += [_line_of([ti]) for ti in members]
+            continue
+        lines.append(_line_of(members))
+        failed = [ti for ti in members if ti.state is _S.FAILED]
+        lines += [_line_of([ti]) for ti in failed[:_SHOWN]]
+        if more := len(failed[_SHOWN:]):
+            label = f"... {more} more of {members[0].task_id}"
+            lines.append(_Line(label, "failed", "failed", 0, None, None))
+    return lines
+
+
+def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
+    """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
+    none is running."""
+    instances = run._instances(attempts, **which)
+    if run.state is DagRunState.RUNNING and not run.owner_alive:
+        for ti in instances:
+            if ti.state in (_S.RUNNING, _S.QUEUED):
+                ti.state, ti.interrupted = None, True
+                ti.start_date = ti.end_date = ti.start_date if attempts else None
+    return instances
+
+
+def _run_state(run: DagRun) -> str:
+    """A run's state for people: one that nobody works on is not running."""
+    dead = run.state is DagRunState.RUNNING and not run.owner_alive
+    return "running (owner dead)" if dead else run.state.value
+
+
 # --- Showing: Mermaid -----------------------------------------------------------------------------
 
 _MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
 _MAX_TEXT = 50_000
+_DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 # Fill and text colour both, so that they can be read on dark pages, too.
 _STYLES = {
@@ -10963,36 +11043,10 @@ _STYLES = {
 }
 
 
-def _clean(text: object) -> str:
-    """Text for a terminal: control characters, which could steer it, as visible escapes."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
-        for c in str(text)
-    )
-
-
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
     text = text if len(text) <= 80 else text[:77] + "..."
     return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
-
-
-def _seconds_text(seconds: float | None) -> str:
-    """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None:
-        return ""
-    if seconds < 0.001:
-        return "<1 ms"
-    if seconds < 0.095:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class _Box(NamedTuple):
@@ -11022,25 +11076,18 @@ _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
 
 def _direction_of(boxes: Sequence[_Box]) -> str:
     """TD, or LR for what would be so wide that renderers shrink it beyond reading."""
-    layers = _layers({box.task_id: box.upstream for box in boxes})
-    return "LR" if max(layers, default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
-
-
-def _layers(upstream: Mapping[str, Sequence[str]]) -> list[int]:
-    """How many stand in each layer of a graph; nothing for one with a circle, which only a file
-    that was tampered with has."""
     import graphlib
 
-    known = {task_id: [up for up in ups if up in upstream] for task_id, ups in upstream.items()}
-    sorter = graphlib.TopologicalSorter(known)
+    known = {box.task_id for box in boxes}
+    sorter = graphlib.TopologicalSorter({box.task_id: known & {*box.upstream} for box in boxes})
     layers = []
-    with contextlib.suppress(graphlib.CycleError):
+    with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
         sorter.prepare()
         while sorter.is_active():
             ready = sorter.get_ready()
             layers.append(len(ready))
             sorter.done(*ready)
-    return layers
+    return "LR" if max(layers, default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
 
 
 def _group_tree(boxes: Sequence[_Box]) -> dict[str | None, list[_Box | str]]:
@@ -11081,9 +11128,6 @@ def _draw_group(
     return lines
 
 
-_DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
-
-
 def _draw_dag(dag: Dag, direction: str | None) -> str:
     if direction not in (*_DIRECTIONS, None):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
@@ -11094,149 +11138,70 @@ def _draw_dag(dag: Dag, direction: str | None) -> str:
     return _draw(boxes, direction)
 
 
-def _draw_run(instances: Sequence[TaskInstance], direction: str | None = None) -> str:
+def _draw_run(instances: Iterable[TaskInstance], direction: str | None = None) -> str:
     """A run's task instances; those of a mapped task in one box."""
-    tasks: dict[str, list[TaskInstance]] = {}
-    for ti in instances:
-        tasks.setdefault(ti.task_id, []).append(ti)
-    boxes = []
-    for task_id, members in tasks.items():
-        if len(members) == 1:
-            boxes.append(_box_of_one(members[0]))
-        else:
-            boxes.append(_box_of_many(task_id, members))
-    return _draw(boxes, direction)
+    return _draw([_box_of(members) for members in _by_task(instances)], direction)
 
 
-def _box_of_one(ti: TaskInstance) -> _Box:
-    state = ti.state.value if ti.state is not None else "none"
-    said = [_state_of(ti).replace("_", " ") or "no state"]
-    if ti.duration is not None:
-        said.append(_seconds_text(ti.duration))
-    if ti.try_number > 1:
-        said.append(f"try {ti.try_number}")
-    lines = [_short_id(ti), " - ".join(said)]
-    return _Box(ti.task_id, lines, state, sorted(ti.upstream_task_ids), ti.task_group_id)
-
-
-def _short_id(ti: TaskInstance) -> str:
-    """A task's id without the prefix that its group's frame shows."""
-    return ti.task_id.removeprefix(f"{ti.task_group_id}.")
-
-
-def _box_of_many(task_id: str, members: Sequence[TaskInstance]) -> _Box:
-    counts = collections.Counter(
-        ti.state.value if ti.state is not None else "none" for ti in members
-    )
-    worst = next(
-        s
-        for s in (
-            "failed",
-            "upstream_failed",
-            "running",
-            "queued",
-            "up_for_retry",
-            "up_for_reschedule",
-            "none",
-            "skipped",
-            "removed",
-            "success",
-        )
-        if s in counts
-    )
-    said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
+def _box_of(members: Sequence[TaskInstance]) -> _Box:
+    """A task's box; its id stands without the prefix that its group's frame shows."""
+    first, line = members[0], _line_of(members)
+    said = [_spaced(line.state) or "no state"]
+    if len(members) == 1:
+        said += [_seconds_text(line.seconds)] if line.seconds is not None else []
+        said += [f"try {line.tries}"] if line.tries > 1 else []
+    group = first.task_group_id
+    text = [line.label.removeprefix(f"{group}."), " - ".join(said)]
+    style = line.style if line.style in _STYLES else "none"
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
-    lines = [f"{_short_id(members[0])} x {len(members)}", said]
-    return _Box(task_id, lines, worst, upstream, members[0].task_group_id)
-
-
-class _Span(NamedTuple):
-    """A bar of a gantt: from and to in milliseconds of Unix time."""
-
-    label: str
-    tag: str  # Mermaid's: done, crit, active, or none
-    start: int
-    end: int
+    return _Box(first.task_id, text, style, upstream, group)
 
 
 _GANTT_TAGS = {"success": "done", "failed": "crit", "interrupted": "crit", "running": "active"}
 _GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
 
 
-def _draw_gantt(title: str, attempts: Sequence[Sequence[Any]]) -> str:
-    """A Mermaid gantt of when each attempt ran, and of the waits for a retry.
-
-    `attempts`: (task_id, map_index, try_number, state, start_date, end_date).
-    """
-    spans = _spans(attempts)
-    length = max((x.end for x in spans), default=0) - min((x.start for x in spans), default=0)
+def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
+    """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
+    lines = sorted(_bars_of(attempts), key=_span)
+    spans = [_span(line) for line in lines] or [(0, 0)]
+    length = max(end for _, end in spans) - spans[0][0]
     axis = "%S.%L" if length < 10_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
-    lines = ["gantt", f"    title {_mermaid_text(title)}", "    dateFormat x"]
-    lines.append(f"    axisFormat {axis}")
-    for span in spans:
-        tag = f"{span.tag}, " if span.tag else ""
-        # A word like `section` at its beginning would be read as one of Mermaid's.
-        lines.append(f"    {_gantt_text(span.label)} :{tag}{span.start}, {span.end}")
-    return "\n".join(lines) + "\n"
+    text = f"gantt\n    title {_mermaid_text(title)}\n    dateFormat x\n    axisFormat {axis}\n"
+    for line, (start, end) in zip(lines, spans, strict=False):
+        tag = _GANTT_TAGS.get(line.style)
+        text += f"    {_bar_text(line)} :{f'{tag}, ' if tag else ''}{start}, {end}\n"
+    return text
 
 
-def _gantt_text(text: str) -> str:
-    """A bar's name: its first letter as a code, so that it is no word of Mermaid's."""
+def _span(line: _Line) -> tuple[int, int]:
+    """From and to in milliseconds of Unix time."""
+    assert line.start is not None
+    start = round(line.start.timestamp() * 1000)
+    return start, max(start + 1, round((line.end or line.start).timestamp() * 1000))
+
+
+def _bar_text(line: _Line) -> str:
+    """A bar's name: its first letter as a code, so that it is no word of Mermaid's, as `section`
+    would be."""
+    text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
+    if line.state != "success":
+        text += f" {_spaced(line.state)}"
     return f"#{ord(text[0])};{_mermaid_text(text[1:])}" if text[1:] else f"#{ord(text)};"
 
 
-def _spans(attempts: Sequence[Sequence[Any]]) -> list[_Span]:
-    tasks: dict[str, list[Sequence[Any]]] = {}
-    for attempt in attempts:
-        tasks.setdefault(attempt[0], []).append(attempt)
-    spans = []
-    for task_id, rows in tasks.items():
-        if len({row[1] for row in rows}) >= _GANTT_FOLD:
-            spans.append(_span_of_many(task_id, rows))
-        else:
-            spans += _spans_of_few(rows)
-    return sorted((x for x in spans if x is not None), key=lambda x: (x.start, x.end))
-
-
-def _spans_of_few(rows: Sequence[Sequence[Any]]) -> list[_Span]:
-    spans = []
-    before: Sequence[Any] | None = None
-    for row in sorted(rows, key=lambda row: (row[1], row[2])):
-        task_id, map_index, tries, state, start, end = row
-        label = task_id if map_index < 0 else f"{task_id}[{map_index}]"
-        if before is not None and before[1] == map_index and before[5] and start:
-            waited = _milliseconds(start) - _milliseconds(before[5])
-            if waited > 50 and before[3] == "failed":
-                spans.append(
-                    _Span(f"{label} waits", "", _milliseconds(before[5]), _milliseconds(start))
-                )
-        before = row
-        if start is None:
+def _bars_of(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
+    for members in _by_task(ti for ti in attempts if ti.start_date):
+        if len({ti.map_index for ti in members}) >= _GANTT_FOLD:
+            yield _line_of(members)
             continue
-        name = label if tries == 1 else f"{label} try {tries}"
-        if state != "success":
-            name += f" {state.replace('_', ' ')}" if state else " no state"
-        first = _milliseconds(start)
-        last = _milliseconds(end) if end is not None else _milliseconds(_utcnow())
-        spans.append(_Span(name, _GANTT_TAGS.get(state, ""), first, max(last, first + 1)))
-    return spans
-
-
-def _span_of_many(task_id: str, rows: Sequence[Sequence[Any]]) -> _Span | None:
-    started = [row for row in rows if row[4] is not None]
-    if not started:
-        return None
-    first = min(_milliseconds(row[4]) for row in started)
-    last = max(_milliseconds(row[5] or _utcnow()) for row in started)
-    states = collections.Counter(row[3] or "no state" for row in started)
-    said = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in states.most_common())
-    tag = "crit" if "failed" in states else "active" if "running" in states else "done"
-    label = f"{task_id} x {len({row[1] for row in rows})} {said}"
-    return _Span(label, tag, first, max(last, first + 1))
-
-
-def _milliseconds(moment: _datetime.datetime) -> int:
-    return round(moment.timestamp() * 1000)
+        for before, ti in zip([None, *members], members, strict=False):
+            line = _line_of([ti])
+            if before is not None and before.map_index == ti.map_index and before.end_date:
+                wait = _Line(f"{line.label} waits", "success", "", 0, before.end_date, line.start)
+                if before.state is _S.FAILED and (wait.seconds or 0) > 0.05:
+                    yield wait
+            yield line
 
 
 def _live_url(diagram: str) -> str:
@@ -11250,20 +11215,6 @@ def _live_url(diagram: str) -> str:
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
 
 
-def _fenced(text: str, kind: str = "") -> str:
-    """A Markdown code block around any text."""
-    ticks = max([2, *(len(run) for run in re.findall("`+", text))]) + 1
-    return f"{'`' * ticks}{kind}\n{text.rstrip()}\n{'`' * ticks}\n"
-
-
-def _markdown(text: object) -> str:
-    """Any text as plain text of a Markdown table's cell."""
-    text = " ".join(_clean(text).split())
-    return re.sub(r"[^\w\s.,:()=+/'-]", lambda match: f"&#{ord(match[0])};", text).replace(
-        "_", "&#95;"
-    )
-
-
 def _too_large(diagram: str) -> str | None:
     """Why renderers at their defaults will refuse the diagram, if they will."""
     edges = diagram.count(" --> ")
@@ -11275,11 +11226,32 @@ def _too_large(diagram: str) -> str | None:
     return None
 
 
-# --- Showing: tables ------------------------------------------------------------------------------
+# --- Showing: text --------------------------------------------------------------------------------
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], color: bool = False) -> str:
+def _clean(text: object) -> str:
+    """Text for a terminal: control characters, which could steer it, as visible escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def _fenced(text: str, kind: str = "") -> str:
+    """A Markdown code block around any text."""
+    ticks = max([2, *(len(run) for run in re.findall("`+", text))]) + 1
+    return f"{'`' * ticks}{kind}\n{text.rstrip()}\n{'`' * ticks}\n"
+
+
+def _markdown(text: object) -> str:
+    """Any text as plain text of a Markdown table's cell."""
+    text = " ".join(_clean(text).split())
+    return re.sub(r"[^\w\s.,:()=+/'-]|_", lambda match: f"&#{ord(match[0])};", text)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns that line up, made safe for a terminal; with colours for states."""
+    color = _may_color(sys.stdout)
     cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     lines = []
@@ -11296,36 +11268,47 @@ def _width(text: str) -> int:
     """The columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
-    import unicodedata
+    from unicodedata import combining, east_asian_width
 
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _local(moment: _datetime.datetime | None) -> str:
-    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _seconds_text(seconds: float | None) -> str:
+    """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return ""
+    if seconds < 0.001:
+        return "<1 ms"
+    if seconds < 0.095:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _seen_instances(run: DagRun) -> list[TaskInstance]:
-    """A run's task instances as they are shown: where nobody works on it, none is running."""
-    instances = run.get_task_instances()
-    if run.state is DagRunState.RUNNING and not run.owner_alive:
-        for ti in instances:
-            if ti.state in (_S.RUNNING, _S.QUEUED):
-                ti.state = ti.start_date = None
-                ti.interrupted = True
-    return instances
+def _when(moment: _datetime.datetime | None) -> str:
+    """A time for people: the day only if it is not today."""
+    if moment is None:
+        return ""
+    here = moment.astimezone()
+    today = here.date() == _datetime.datetime.now().date()
+    return f"{here:%H:%M:%S}" if today else f"{here:%Y-%m-%d %H:%M}"
 
 
-def _run_state(run: DagRun) -> str:
-    """A run's state for people: one that nobody works on is not running."""
-    return _state_text(run.state.value, run.owner_alive)
-
-
-def _state_text(state: str, owner_alive: bool) -> str:
-    return "running (owner dead)" if state == "running" and not owner_alive else str(state)
+def _ago(moment: _datetime.datetime | None) -> str:
+    """How long ago: 40 s, 5 min, 3 h, 2 d."""
+    if moment is None:
+        return "never"
+    seconds = max(0.0, (_utcnow() - moment).total_seconds())
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds // unit)} {name} ago"
+    return f"{int(seconds // 86400)} d ago"
 
 
 def _last_line(error: str | None) -> str:
@@ -11350,9 +11333,22 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _write(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+
+
+def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
+    """What is said of a failed task besides its error: the end of its output, and the command
+    that shows the rest."""
+    lines = [f"    | {line}" for line in _tail(output)]
+    words = f"logs {_quoted(run)} {_quoted(label)} --db {_quoted(_short_path(path))}"
+    return [*lines, f"    its output: {_own_command()} {words}"]
+
+
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
-_REDRAW = 0.1  # seconds between two drawings of the status
+_REDRAW = 0.1  # seconds between two drawings of the status, at least
 _TAIL_KEPT = 4000  # characters of a running task's output, to be shown if it fails
 _Segments = list[tuple[str, str | None]]  # a line's parts, each with the state that colours it
 
@@ -11392,15 +11388,10 @@ def _fit(segments: _Segments, width: int, color: bool) -> str:
     """A line cut to a width in columns, and coloured."""
     found = ""
     for text, state in segments:
-        cut = ""
-        for c in text:
-            width -= _width(c)
-            if width < 0:
-                break
-            cut += c
+        ends = itertools.accumulate(map(_width, text))
+        cut = "".join(c for c, end in zip(text, ends, strict=True) if end <= width)
         found += _paint(cut, state) if color else cut
-        if width < 0:
-            break
+        width = width - _width(text) if cut == text else 0
     return found
 
 
@@ -11438,50 +11429,9 @@ def _counted(counts: Mapping[str, int]) -> _Segments:
     segments: _Segments = []
     for state in order:
         if counts.get(state):
-            text = f"{counts[state]} {state.replace('_', ' ') or 'to come'}"
+            text = f"{counts[state]} {_spaced(state) or 'to come'}"
             segments += [(", " if segments else "", None), (text, state)]
     return segments
-
-
-class _Bottom:
-    """The last lines of a terminal, which are drawn again and again."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._color = _may_color(stream)
-        self._drawn = 0
-
-    def size(self) -> tuple[int, int]:
-        """Columns and rows, now."""
-        import shutil
-
-        try:
-            found = os.get_terminal_size(self._stream.fileno())
-        except (OSError, ValueError, AttributeError):
-            found = shutil.get_terminal_size()
-        return max(found.columns, 20), max(found.lines, 5)
-
-    def draw(self, now: _Snapshot) -> None:
-        """Show the run as it is now, in place of what was drawn before."""
-        width, rows = self.size()
-        lines = [_fit(x, width - 1, self._color) for x in _status_lines(now, width, rows)]
-        self._put("".join(f"{line}\n" for line in lines))
-        self._drawn = len(lines)
-
-    def clear(self) -> None:
-        """Take the drawing away, so that lines can be written where it was."""
-        if self._drawn:
-            self._put("")
-            self._drawn = 0
-
-    def _put(self, text: str) -> None:
-        if self._drawn:
-            # Line by line: terminals that save what is cleared as a whole would fill with it.
-            up = f"\x1b[{self._drawn}A"
-            text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
-        with contextlib.suppress(OSError, ValueError):  # nobody looks any more
-            self._stream.write(text)
-            self._stream.flush()
 
 
 class _Screen:
@@ -11494,9 +11444,8 @@ class _Screen:
         self.logs = _LogLines() if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
         apart = not logs or _may_redraw(sys.stdout)
-        redraws = say is None and apart and _may_redraw(sys.stderr)
-        self.bottom = _Bottom(sys.stderr) if redraws else None
-        self._next = 0.0
+        self.redraws = say is None and apart and _may_redraw(sys.stderr)
+        self._drawn, self._next = 0, 0.0
 
     def line(self, text: str, state: str | None = None) -> None:
         """One line."""
@@ -11514,236 +11463,190 @@ class _Screen:
             self.logs.add(label, text)
 
     def status(self, snapshot: Callable[[], _Snapshot]) -> None:
-        """Draw the status, if there is one and it is time."""
+        """Draw the run as it is now in place of what was drawn before, if it is time."""
+        began = time.monotonic()
+        if not self.redraws or began < self._next:
+            return
+        width, rows = self._size()
+        lines = [_fit(x, width - 1, self._color) for x in _status_lines(snapshot(), width, rows)]
+        self._put("".join(f"{line}\n" for line in lines))
+        self._drawn = len(lines)
         now = time.monotonic()
-        if self.bottom is not None and now >= self._next:
-            self._next = now + _REDRAW
-            self.bottom.draw(snapshot())
+        self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and rows, now."""
+        import shutil
+
+        try:
+            found = os.get_terminal_size(sys.stderr.fileno())
+        except (OSError, ValueError, AttributeError):
+            found = shutil.get_terminal_size()
+        return max(found.columns, 20), max(found.lines, 5)
 
     def clear(self) -> None:
-        """Take the status away."""
-        if self.bottom is not None:
-            self.bottom.clear()
-            self._next = 0.0
+        """Take the status away, so that lines can be written where it was."""
+        if self._drawn:
+            self._put("")
+            self._drawn, self._next = 0, 0.0
+
+    def _put(self, text: str) -> None:
+        if self._drawn:
+            # Line by line: terminals that save what is cleared as a whole would fill with it.
+            up = f"\x1b[{self._drawn}A"
+            text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
+        with contextlib.suppress(OSError, ValueError):  # nobody looks any more
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 class _LogLines:
-    """Output of several tasks, on standard output, each line behind its task's name."""
+    """Output of several tasks on standard output: each line behind its task's name, or, with
+    `heads`, each task's below a line that names it."""
 
-    def __init__(self, prefixed: bool = True, raw: bool = False) -> None:
-        self._prefixed = prefixed
-        self._raw = raw
-        self._open: str | None = None  # whose line has no end yet
+    def __init__(self, heads: bool = False, bare: bool = False, raw: bool = False) -> None:
+        self._heads, self._bare, self._raw = heads, bare, raw
+        self._of: str | None = None  # whose was the last
+        self._ended = True  # whether its line was
 
     def add(self, label: str, text: str) -> None:
         """Show some more of a task's output."""
         text = text if self._raw else _clean(text)
-        if not self._prefixed:
-            self._write(text)
-            return
-        if self._open not in (None, label):
+        if label != self._of and not self._bare:
             self.end()
-        shown = []
-        for line in text.splitlines(keepends=True):
-            shown.append(line if self._open == label else f"{_clean(label)} | {line}")
-            self._open = None if line.endswith("\n") else label
-        self._write("".join(shown))
+            self._put(f"--- {_clean(label)}\n" if self._heads else "")
+        if text and not (self._heads or self._bare):
+            prefix = f"{_clean(label)} | "
+            text = (prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True))
+        self._of = label
+        self._ended = text.endswith("\n") if text else self._ended
+        self._put(text)
 
     def end(self) -> None:
         """End a line that has no end."""
-        if self._open is not None:
-            self._open = None
-            self._write("\n")
+        if not self._ended:
+            self._ended = True
+            self._put("\n")
 
     @staticmethod
-    def _write(text: str) -> None:
+    def _put(text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # nobody reads any more
             _write(text)
             if sys.stdout is not None:
                 sys.stdout.flush()
 
 
-class _Change(NamedTuple):
-    """A change of an instance's state that is to be told once it is committed."""
-
-    instance: _Instance
-    state: TaskInstanceState | None
-    try_number: int
-    when: str
-    seconds: float | None
-    error: str | None
-
-
 class _Report:
     """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
 
     def __init__(self, progress: bool | Callable[[str], object] | _Screen) -> None:
-        self._screen: _Screen | None = None
         if isinstance(progress, _Screen):
             self._screen = progress
-        elif callable(progress):
-            self._screen = _Screen(progress)
-        elif progress:
-            self._screen = _Screen()
-        self._listens = self._screen is not None or _log.isEnabledFor(logging.INFO)
+        else:  # `str` is where nobody looks
+            self._screen = _Screen(None if progress is True else progress or str)
+        self._listens = bool(progress) or _log.isEnabledFor(logging.INFO)
         self._began = time.monotonic()
-        self._run = ""
         self._started: dict[_Instance, float] = {}
-        self._states: dict[_Instance, TaskInstanceState | None] = {}
-        self._counts: collections.Counter[TaskInstanceState | None] = collections.Counter()
-        self._changes: list[_Change] = []
+        self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._tails: dict[_Instance, str] = {}
-        self._ends: dict[_Attempt, str] = {}  # of long logs, which are written anew
+        self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
         self._slowest: list[tuple[float, str]] = []
-        self._plan: _Plan | None = None
 
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
         _log.info("%s", line)
-        if self._screen is not None:
-            self._screen.line(line, state)
+        self._screen.line(line, state)
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
-        self._plan, self._run = plan, f"{dag.dag_id}/{run_id}"
-        self._where = f"--db {_quoted(_short_path(path))}"
+        self._plan, self._run, self._path = plan, f"{dag.dag_id}/{run_id}", path
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         if not plan.nodes:
             self.tell("the DAG has no tasks: a @task function makes one when it is called")
-        if self._listens:
-            for instance in plan.instances():
-                if instance.state is not None:
-                    self._note(instance)
-
-    def _note(self, instance: _Instance) -> None:
-        """Count an instance's state."""
-        before = self._states.get(instance)
-        if before is not None:
-            self._counts[before] -= 1
-        self._states[instance] = instance.state
-        if instance.state is not None:
-            self._counts[instance.state] += 1
 
     def changed(self, instance: _Instance, error: str | None = None) -> None:
         """An instance's state changed; told with the turn's `committed`."""
         if not self._listens:
             return
-        self._note(instance)
-        now, seconds = time.monotonic(), None
-        if instance.state is _S.RUNNING:
-            self._started[instance] = now
+        state = instance.state
+        said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label]
+        said.append(state.value if state is not None else "interrupted")
+        if instance.try_number > 1:
+            said.append(f"try {instance.try_number}")
+        if state is _S.RUNNING:
+            self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
-            seconds = now - started
+            seconds = time.monotonic() - started
             self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
-        when = _datetime.datetime.now().strftime("%H:%M:%S")
-        self._changes.append(
-            _Change(instance, instance.state, instance.try_number, when, seconds, error)
-        )
+            said.append(_seconds_text(seconds))
+        if state is not _S.SUCCESS and error:
+            said.append(f"({_last_line(error)})")
+        self._changes.append((instance, state, "  ".join(said)))
 
     def withdrawn(self, instance: _Instance) -> None:
         """An instance that was said to run did not start after all."""
-        if self._listens:
-            self._note(instance)
-            self._started.pop(instance, None)
+        self._started.pop(instance, None)
 
     def committed(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         """What happened in a turn is recorded: tell it, with what tasks printed."""
         if not self._listens:
             return
         for attempt, part, text in logs:
-            self._take_output(attempt, part, text)
+            instance = attempt.instance
+            self._tails[instance] = (self._tails.get(instance, "") + text)[-_TAIL_KEPT:]
+            if part == _TAIL_PART:
+                self._ends[instance] = text
+            else:
+                self._screen.output(instance.label, text)
         changes, self._changes = self._changes, []
         for change in changes:
-            self._tell_change(change)
+            self._tell_change(*change)
         if changes:
             self.tick()
 
-    def _take_output(self, attempt: _Attempt, part: int, text: str) -> None:
-        if self._screen is None:
-            return
-        instance = attempt.instance
-        self._tails[instance] = (self._tails.get(instance, "") + text)[-_TAIL_KEPT:]
-        if part == _TAIL_PART:
-            self._ends[attempt] = text
-        else:
-            self._screen.output(instance.label, text)
-
-    def _tell_change(self, change: _Change) -> None:
-        instance, state = change.instance, change.state
-        said = [change.when, instance.label, state.value if state is not None else "interrupted"]
-        if change.try_number > 1:
-            said.append(f"try {change.try_number}")
-        if change.seconds is not None:
-            said.append(_seconds_text(change.seconds))
-        if state is not _S.SUCCESS and change.error:
-            said.append(f"({_last_line(change.error)})")
-        ended = state is not _S.RUNNING
-        for attempt in [a for a in self._ends if ended and a.instance is instance]:
-            text = self._ends.pop(attempt)
-            if self._screen is not None:
-                self._screen.output(instance.label, text)
+    def _tell_change(self, instance: _Instance, state: TaskInstanceState | None, said: str) -> None:
+        if state is not _S.RUNNING and (end := self._ends.pop(instance, None)) is not None:
+            self._screen.output(instance.label, end)
         # On a terminal the status tells what runs; elsewhere every change is a line.
-        if self._screen is None or self._screen.bottom is None or self._is_bad(state):
-            self.tell("  ".join(said), state and state.value)
-        if ended:
-            tail = self._tails.pop(instance, "")
-            if self._screen is not None and self._screen.bottom is not None and self._is_bad(state):
-                self._tell_failure(instance, tail)
-
-    @staticmethod
-    def _is_bad(state: TaskInstanceState | None) -> bool:
-        return state in (_S.FAILED, _S.UP_FOR_RETRY, None)
-
-    def _tell_failure(self, instance: _Instance, tail: str) -> None:
-        """On a terminal, at once: the last lines of the output, and how to see the rest."""
-        if self._screen is None:
-            return
-        if self._screen.logs is None:
-            for line in _tail(tail):
-                self._screen.line(f"    | {line}")
-        if instance.state is _S.FAILED:
-            self._screen.line(
-                f"    its output: {_own_command()} logs {_quoted(self._run)} "
-                f"{_quoted(instance.label)} {self._where}"
-            )
+        bad = state in (_S.FAILED, _S.UP_FOR_RETRY, None)
+        if bad or not self._screen.redraws:
+            self.tell(said, state and state.value)
+        tail = "" if state is _S.RUNNING else self._tails.pop(instance, "")
+        if bad and self._screen.redraws:
+            tail = tail if self._screen.logs is None else ""
+            lines = _failure_of(self._run, instance.label, tail, self._path)
+            for line in lines if state is _S.FAILED else lines[:-1]:
+                self._screen.line(line)
 
     def tick(self) -> None:
         """Time has passed: the status is drawn anew, if there is one."""
-        if self._screen is not None and self._screen.bottom is not None:
-            self._screen.status(self._snapshot)
+        self._screen.status(self._snapshot)
 
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()
-        assert self._plan is not None
-        counts = {state.value: n for state, n in self._counts.items() if state is not None}
-        begun = sum(n for state, n in self._counts.items() if state not in _ENDED)
-        counts[""] = max(0, self._plan.unfinished - begun)
-        running = sorted(
-            ((i.label, now - started) for i, started in self._started.items()), key=lambda x: -x[1]
-        )
-        return _Snapshot(counts, running, now - self._began)
+        states = collections.Counter(instance.state for instance in self._plan.instances())
+        counts = {state.value if state else "": n for state, n in states.items()}
+        running = [(i.label, now - started) for i, started in self._started.items()]
+        return _Snapshot(counts, sorted(running, key=lambda x: -x[1]), now - self._began)
 
     def ended(self, run: DagRun) -> None:
         """The run ended: a summary."""
         if not self._listens:
             return
-        if self._screen is not None:
-            self._screen.clear()
-            if self._screen.logs is not None:
-                self._screen.logs.end()
-        counts = _read(run.db_path, lambda db: _select_run_counts(db, run._row.id))
-        each = ", ".join(
-            f"{n} {state or 'not run'}" for state, n in sorted(counts.items(), key=str)
-        )
+        self._screen.clear()
+        if self._screen.logs is not None:
+            self._screen.logs.end()
+        counts = {state or "none": n for state, n in run._look(_select_run_counts).items()}
         why = f" ({run.reason})" if run.reason else ""
-        text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each or 'no tasks'}"
+        each = _counts_text(counts) or "no tasks"
+        text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
         self.tell(text, run.state.value)
         slowest = [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]
         if slowest:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 
-# --- Command line ---------------------------------------------------------------------------------
+# --- Command line: running ------------------------------------------------------------------------
 
 _SCAFFOLD = '''\
 """A small ETL: run it with `python3 FILE`, see `python3 FILE --help`."""
@@ -11779,11 +11682,6 @@ with DAG("my_etl", description="Orders to a report") as dag:
 if __name__ == "__main__":
     dag.cli()
 '''
-
-
-def _write(text: str) -> None:
-    if sys.stdout is not None:
-        sys.stdout.write(text)
 
 
 def _fail(message: object) -> None:
@@ -11823,65 +11721,13 @@ def _exit_code(act: Callable[[], int]) -> int:
         return 2
 
 
-def _parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    import argparse
-
-    return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
-    parser.add_argument("--run-id", metavar="ID", help="the new run's id, or the one to resume")
-    parser.add_argument("--logical-date", metavar="ISO", help="the date that the run is for")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest run, or --run-id"
-    )
-    parser.add_argument("--conf", metavar="JSON", help="a JSON object for the run")
-    parser.add_argument("--max-workers", type=int, metavar="N", help="processes (default: CPUs)")
-    parser.add_argument(
-        "--pool", metavar="NAME=N", action="append", default=[], help="the size of a pool"
-    )
-    parser.add_argument(
-        "--from", dest="from_task", metavar="TASK", action="append", default=[],
-        help="run TASK of the newest run again, and what hangs on it",
-    )  # fmt: skip
-    parser.add_argument("--wait", action="store_true", help="wait while another run rules it out")
-    parser.add_argument("--quiet", action="store_true", help="say nothing unless the run fails")
-    parser.add_argument("--logs", action="store_true", help="show what the tasks print, prefixed")
-    parser.add_argument(
-        "--task", metavar="TASK",
-        help="run TASK (or TASK[INDEX]) of the newest run, or of --run-id, here and now, with its "
-        "recorded inputs; nothing is recorded, and breakpoint() works",
-    )  # fmt: skip
-    parser.add_argument(
-        "--graph", action="store_true", help="print the DAG as Mermaid; run nothing"
-    )
-
-
-_RUN_EPILOG = """examples:
-  %(prog)s                              run it
-  %(prog)s --conf '{"limit": 3}'        with parameters
-  %(prog)s --resume                     go on with a run that failed or was cut off
-  %(prog)s --from load                  run `load` again, and what hangs on it
-  %(prog)s --task load                  run `load` alone, in a debugger, recording nothing
-  %(prog)s --graph                      draw it, without running
-
-exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
-75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
-
-
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     prog = os.path.basename(sys.argv[0]) or "workflow"
-    parser = _parser(prog, f"Run the DAG {dag.dag_id!r}. {dag.description or ''}", _RUN_EPILOG)
-    _add_run_options(parser)
-    options = parser.parse_args(argv)
-    return _run_or_debug(dag, options, _script_command())
+    text = f"Run the DAG {dag.dag_id!r}. {dag.description or ''}"
+    parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}")
+    for line in _RUN_OPTIONS.strip().splitlines():
+        _add_argument(parser, line)
+    return _run_or_debug(dag, parser.parse_args(argv), _script_command())
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
@@ -11899,7 +11745,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if not prepared:
         return code
     [job] = prepared
-    label = job.task_id if job.map_index < 0 else f"{job.task_id}[{job.map_index}]"
+    label = _label_of(job.task_id, job.map_index)
     if job.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     try:
@@ -11912,19 +11758,18 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     """A task of a recorded run, ready to run here with its recorded inputs."""
-    others = "resume from_task conf graph logs max_workers pool wait logical_date quiet".split()
-    for name in others:
-        if getattr(options, name) not in (None, False, []):
-            option = "--" + name.removesuffix("_task").replace("_", "-")
+    own = ("db", "run_id", "task", "file", "dag", "command")
+    for name, value in vars(options).items():
+        if name not in own and value not in (None, False, []):
+            option = f"--{name.rstrip('_').replace('_', '-')}"
             raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
     path = _database_path(options.db, dag)
     dag.validate()
     run = _newest_or_named(path, dag.dag_id, options.run_id)
     task_id, index = _task_in(run, options.task)
-    task = dag.task_dict.get(task_id)
-    if task is None:
+    if task_id not in dag.task_dict:
         raise _UsageError(f"DAG {dag.dag_id!r} has no task {task_id!r} any more")
-    found = {ti.map_index: ti for ti in run.get_task_instances() if ti.task_id == task_id}
+    found = {ti.map_index: ti for ti in run._instances(task_id=task_id)}
     if index is None:
         failed = [i for i, ti in found.items() if ti.state is _S.FAILED]
         index = min(failed or found)
@@ -11965,6 +11810,14 @@ def _script_command() -> str:
     return f"python3 {_quoted(_short_path(sys.argv[0]))}"
 
 
+def _own_command() -> str:
+    """How this module is started as a command from here."""
+    here = Path(__file__).absolute()
+    if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
+        return f"python3 -m {__name__}"
+    return f"python3 {_quoted(_short_path(here))}"
+
+
 def _short_path(path: str | os.PathLike[str]) -> str:
     """A path as one types it: relative, if that is shorter; whole, where it is read elsewhere."""
     whole = os.path.abspath(path)
@@ -11976,25 +11829,28 @@ def _short_path(path: str | os.PathLike[str]) -> str:
         return whole
 
 
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
     screen = None if options.quiet else _Screen(logs=options.logs)
+    same = "run_id logical_date conf max_workers wait".split()
     try:
         run = _run_dag(
             dag,
             db_path=options.db,
-            run_id=options.run_id,
-            logical_date=_date_option(options.logical_date),
-            conf=_conf_option(options.conf),
-            resume=options.resume or bool(options.from_task),
-            again=options.from_task,
-            pools=_pool_options(options.pool) or None,
-            max_workers=options.max_workers,
-            wait=options.wait,
+            resume=options.resume or bool(options.from_),
+            again=options.from_,
+            pools=dict(options.pool) or None,
             progress=screen or False,
+            **{name: getattr(options, name) for name in same},
         )
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
@@ -12003,15 +11859,15 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             screen.clear()
         _say(f"to go on: {command} --resume{_db_option(options)}")
         raise
-    if run.state is DagRunState.SUCCESS:
-        if not options.quiet:
-            _name_failures(run, command, options, tails=False)
-        return 0
-    if options.quiet:
+    failed = run.state is not DagRunState.SUCCESS
+    if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
-    _name_failures(run, command, options, tails=screen is None or screen.bottom is None)
-    _say(f"to go on once it is mended: {command} --resume{_db_option(options)}")
-    return 1
+    if failed or not options.quiet:  # tasks may have failed in a run that is a success
+        tails = failed and (screen is None or not screen.redraws)
+        _name_failures(run, command, options, tails)
+    if failed:
+        _say(f"to go on once it is mended: {command} --resume{_db_option(options)}")
+    return int(failed)
 
 
 def _db_option(options: argparse.Namespace) -> str:
@@ -12020,66 +11876,21 @@ def _db_option(options: argparse.Namespace) -> str:
     return f" --db {_quoted(_short_path(found))}" if found else ""
 
 
+_NAMED = 10  # failed tasks that are told one by one
+
+
 def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails: bool) -> None:
     """What failed, why, the last lines of its output, and the commands that show more."""
-    failed = run.get_task_instances(state="failed")
-    where = f"--db {_quoted(_short_path(run.db_path))}"
-    for ti in failed[:10]:
-        _say(f"{_label(ti)} failed: {_clean(_last_line(ti.error))}")
-        text = run.log(ti.task_id, ti.map_index) if tails else ""
-        for line in _tail(text):
-            _say(f"    | {line}")
-        name = _quoted(f"{run.dag_id}/{run.run_id}")
-        _say(f"  its output: {_own_command()} logs {name} {_quoted(_label(ti))} {where}")
-        again = f"--task {_quoted(_label(ti))} --run-id {_quoted(run.run_id)}"
-        _say(f"  in a debugger: {command} {again}{_db_option(options)}")
-    if len(failed) > 10:
-        _say(f"... and {len(failed) - 10} more")
-
-
-def _own_command() -> str:
-    """How this module is started as a command from here."""
-    here = Path(__file__).absolute()
-    if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
-        return f"python3 -m {__name__}"
-    return f"python3 {_quoted(_short_path(here))}"
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
-
-
-def _pool_options(texts: Iterable[str]) -> dict[str, int]:
-    sizes = {}
-    for text in texts:
-        name, _, size = text.rpartition("=")
-        if not name or not size.isdecimal():
-            raise _UsageError(f"--pool must be NAME=N, found {text!r}")
-        sizes[name] = int(size)
-    return sizes
-
-
-def _date_option(text: str | None) -> _datetime.datetime | None:
-    if text is None:
-        return None
-    try:
-        return _datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise _UsageError(f"--logical-date must be an ISO date or time, found {text!r}") from None
-
-
-def _conf_option(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        conf = json.loads(text)
-    except ValueError as error:
-        raise _UsageError(f"--conf must be JSON: {error}; found {_shown(text)}") from None
-    if not isinstance(conf, dict):
-        raise _UsageError(f"--conf must be a JSON object, found {_shown(text)}")
-    return conf
+    failed = run._instances(state="failed")
+    for ti in failed[:_NAMED]:
+        _say(f"{_clean(ti._label)} failed: {_clean(_last_line(ti.error))}")
+        output = run.log(ti.task_id, ti.map_index) if tails else ""
+        for line in _failure_of(f"{run.dag_id}/{run.run_id}", ti._label, output, run.db_path):
+            _say(line)
+        again = f"--task {_quoted(ti._label)} --run-id {_quoted(run.run_id)}"
+        _say(f"    in a debugger: {command} {again}{_db_option(options)}")
+    if len(failed) > _NAMED:
+        _say(f"... and {len(failed) - _NAMED} more")
 
 
 def _cmd_run(options: argparse.Namespace) -> int:
@@ -12119,8 +11930,9 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
             'not below `if __name__ == "__main__":`'
         )
     if len(found) != 1:
-        names = ", ".join(sorted(found)) or "none"
-        raise _UsageError(f"{path} defines {len(found)} DAGs ({names}): name one")
+        raise _UsageError(
+            f"{path} defines {len(found)} DAGs ({', '.join(sorted(found))}): name one"
+        )
     return next(iter(found.values()))
 
 
@@ -12131,16 +11943,43 @@ def _cmd_scaffold(options: argparse.Namespace) -> int:
 
 # --- Command line: looking ------------------------------------------------------------------------
 
-_FOLD = 10  # mapped instances from which on a task is one line
-_SHOWN = 20  # of its failed ones that are shown all the same
 _POLL = 0.5  # seconds between two looks at a live run
+_RUNS = 50  # that are listed unless another number is asked for
+
+
+def _run_of(options: argparse.Namespace) -> DagRun:
+    """The run that a command is about."""
+    return _chosen_run(_database_path(options.db, None), options.run)
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, default=_json_of))
+
+
+def _json_of(value: Any) -> Any:
+    return _iso(value) if isinstance(value, _datetime.datetime) else sorted(value)
+
+
+def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
+    """What `--json` prints of a run, a task instance or a row: its attributes of these names."""
+    return {**{name: getattr(of, name) for name in names.split()}, **more}
+
+
+_INSTANCE_NAMES = """task_id map_index state try_number max_tries start_date end_date error
+    upstream_task_ids"""
+_ATTEMPT_NAMES = "map_index try_number state start_date end_date pid error"
+
+
+def _run_document(run: DagRun) -> dict[str, Any]:
+    names = "dag_id run_id state owner_alive reason logical_date start_date end_date conf"
+    return _document(run, names, state=_run_state(run))
 
 
 def _cmd_visualize(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
+    run = _run_of(options)
     if options.output is not None:
         return _draw_to_file(run, options)
-    diagram = _gantt_of(run) if options.gantt else _flowchart_of(run, options.direction)
+    diagram = _diagram_of(run, options)
     _write(f"{_live_url(diagram)}\n" if options.url else diagram)
     warning = _too_large(diagram)
     if warning is not None:
@@ -12148,24 +11987,13 @@ def _cmd_visualize(options: argparse.Namespace) -> int:
     return 0
 
 
-def _flowchart_of(run: DagRun, direction: str | None) -> str:
-    return _draw_run(_seen_instances(run), direction)
+def _diagram_of(run: DagRun, options: argparse.Namespace) -> str:
+    return _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
 
 
 def _gantt_of(run: DagRun) -> str:
-    rows = _read(run.db_path, lambda db: _select_attempts(db, run._row.id))
-    attempts = []
-    for row in rows:
-        state, start = row.task_attempt_state, _moment(row.task_attempt_start_date)
-        end = _moment(row.task_attempt_end_date)
-        if state == "running" and not run.owner_alive:  # it ended with its scheduler
-            state = "interrupted"
-        if state == "interrupted":
-            end = end or start
-        attempts.append(
-            (row.task_id, row.map_index, row.task_attempt_try_number, state, start, end)
-        )
-    if not any(attempt[4] for attempt in attempts):
+    attempts = _seen(run, attempts=True)
+    if not any(ti.start_date for ti in attempts):
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
 
@@ -12174,12 +12002,10 @@ def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
     path = Path(options.output)
     if options.url:
         raise _UsageError("--url prints a link: leave --output out")
-    if path.suffix == ".md":
-        text = _page_of(run, options.direction)
-    elif path.suffix == ".mmd":
-        text = _gantt_of(run) if options.gantt else _flowchart_of(run, options.direction)
-    else:
+    if path.suffix not in (".md", ".mmd"):
         raise _UsageError(f"--output must end in .mmd (the diagram) or .md (a page), found {path}")
+    page = path.suffix == ".md"
+    text = _page_of(run, options.direction) if page else _diagram_of(run, options)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -12190,25 +12016,22 @@ def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
 
 def _page_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
-    instances = _seen_instances(run)
+    instances = _seen(run)
+    when = f"{run.start_date.astimezone():%Y-%m-%d %H:%M:%S}" if run.start_date else ""
+    said = [f"Run {run.run_id}", when, _seconds_text(run.duration), run.reason or ""]
+    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
-        f"Run {_markdown(run.run_id)}, {_local(run.start_date)}"
-        + (f", {_seconds_text(run.duration)}" if run.duration is not None else "")
-        + f": {_markdown(_counts_text(instances))}."
-        + (f" {_markdown(run.reason)}." if run.reason else "")
-        + "\n",
+        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(counts)}.\n",
         _fenced(_draw_run(instances, direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
         parts.append(_fenced(_gantt_of(run), "mermaid"))
-    parts.append("| task | state | try | start | duration | error |\n| - | - | - | - | - | - |")
-    for row in _instance_rows(instances, everything=False):
-        parts[-1] += f"\n| {' | '.join(map(_markdown, row))} |"
-    parts[-1] += "\n"
+    rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
+    parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
     failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
     for ti in failed[:_SHOWN]:
-        parts.append(f"## {_markdown(_label(ti))}\n")
+        parts.append(f"## {_markdown(ti._label)}\n")
         if ti.error:
             parts.append(_fenced(_clean(ti.error), "text"))
         tail = _tail(run.log(ti.task_id, ti.map_index), 50)
@@ -12219,67 +12042,37 @@ def _page_of(run: DagRun, direction: str | None) -> str:
     return "\n".join(parts)
 
 
-def _counts_text(instances: Iterable[TaskInstance]) -> str:
-    counts = collections.Counter(_state_of(ti) or "not run" for ti in instances)
-    return ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.most_common())
-
-
 def _cmd_list(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
-    most = None if options.max_age is None else _age_option("--max-age", options.max_age)
-    dags = []
+    dags, rows = [], []
     for found in _read(path, _select_dags):
         newest = found.pop("newest")
-        found["tags"] = _plain(found["tags"], list)
-        found["last_run"] = None if newest is None else _run_document(DagRun(newest, path))
-        dags.append(found)
-    if options.check:
-        dags = _in_trouble(path, dags, most)
+        run = None if newest is None else DagRun(newest, path)
+        last = None if run is None else _run_document(run)
+        dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
+        if options.check:
+            dag["trouble"] = _trouble_of(path, dag, options.max_age)
+            if dag["trouble"] is None:
+                continue
+        dags.append(dag)
+        state, start = (_run_state(run), _when(run.start_date)) if run else ("", "")
+        success, text = _ago(_moment(dag["last_success"])), dag.get("trouble", dag["description"])
+        rows.append((dag["dag_id"], dag["runs"], state, start, success, text or ""))
     if options.json:
-        print(json.dumps(dags, indent=2))
+        _print_json(dags)
     elif dags or not options.check:
-        print(_dag_table(dags, options.check))
-    return 1 if options.check and dags else 0
-
-
-def _dag_table(dags: Sequence[dict[str, Any]], trouble: bool) -> str:
-    heads = ["DAG", "RUNS", "LAST STATE", "LAST RUN", "LAST SUCCESS", "DESCRIPTION"]
-    rows: list[Sequence[object]] = []
-    for found in dags:
-        last: dict[str, Any] = found["last_run"] or {}
-        rows.append(
-            (
-                found["dag_id"],
-                found["runs"],
-                _state_text(last.get("state", ""), last.get("owner_alive", False)),
-                _when(_moment(last.get("start_date"))),
-                _ago(_moment(found["last_success"])) or "never",
-                found["trouble"] if trouble else found["description"] or "",
-            )
-        )
-    if trouble:
-        heads[-1] = "TROUBLE"
-    return _table(heads, rows, color=_may_color(sys.stdout))
-
-
-def _in_trouble(
-    path: Path, dags: Iterable[dict[str, Any]], most: _datetime.timedelta | None
-) -> list[dict[str, Any]]:
-    """The DAGs whose newest run is no success, or whose last success is too old.
-
-    Of a run that is under way nothing is known yet: the one before it counts.
-    """
-    found = []
-    for each in dags:
-        trouble = _trouble_of(path, each, most)
-        if trouble is not None:
-            found.append({**each, "trouble": trouble})
-    return found
+        heads = ["DAG", "RUNS", "LAST STATE", "LAST RUN", "LAST SUCCESS"]
+        print(_table([*heads, "TROUBLE" if options.check else "DESCRIPTION"], rows))
+    return int(options.check and bool(dags))
 
 
 def _trouble_of(path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | None) -> str | None:
+    """Why a DAG is in trouble: its newest run is no success, or its last success is too old.
+
+    Of a run that is under way nothing is known yet: the one before it counts.
+    """
     runs = (run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive)
     ended = next(runs, None)
     if ended is None:
@@ -12292,239 +12085,104 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | 
     return None
 
 
-def _run_document(run: DagRun) -> dict[str, Any]:
-    """A run as `--json` prints it."""
-    return {
-        "dag_id": run.dag_id,
-        "run_id": run.run_id,
-        "state": _run_state(run),
-        "owner_alive": run.owner_alive,
-        "reason": run.reason,
-        "logical_date": run._row.logical_date,
-        "start_date": run._row.start_date,
-        "end_date": run._row.end_date,
-        "conf": run.conf,
-    }
-
-
 def _cmd_runs(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    runs = _runs_asked_for(path, options)
-    errors = _read(path, lambda db: [_select_failures(db, run._row.id, 3) for run in runs])
+    found = [(run, *_failures_of(run, 3)) for run in _runs_asked_for(path, options)]
     if options.json:
-        documents = [
-            {
-                **_run_document(run),
-                "failed": count,
-                "errors": [
-                    {
-                        "task_id": row.task_id,
-                        "map_index": row.map_index,
-                        "error": _last_line(row.task_attempt_error),
-                    }
-                    for row in rows
-                ],
-            }
-            for run, (count, rows) in zip(runs, errors, strict=True)
-        ]
-        print(json.dumps(documents, indent=2))
+        documents = []
+        for run, count, failed in found:
+            errors = [_document(x, "task_id map_index", error=_last_line(x.error)) for x in failed]
+            documents.append({**_run_document(run), "failed": count, "errors": errors})
+        _print_json(documents)
         return 0
-    rows = [
-        (
-            f"{run.dag_id}/{run.run_id}",
-            _run_state(run),
-            _when(run.start_date),
-            _seconds_text(run.duration),
-            _why_failed(run, *failures),
-        )
-        for run, failures in zip(runs, errors, strict=True)
-    ]
-    print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows, _may_color(sys.stdout)))
+    rows = []
+    for run, count, failed in found:
+        said = [run.reason] if run.reason else []
+        said += [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
+        said += [f"and {count - len(failed)} more"] if count > len(failed) else []
+        why = "" if run.state is DagRunState.SUCCESS else "; ".join(said)
+        name, took = f"{run.dag_id}/{run.run_id}", _seconds_text(run.duration)
+        rows.append((name, _run_state(run), _when(run.start_date), took, why))
+    print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows))
     return 0
 
 
+def _failures_of(run: DagRun, most: int) -> tuple[int, list[TaskInstance]]:
+    """How many task instances of a run failed, and the first of them."""
+    failed = run._instances(state="failed", limit=most)
+    count = len(failed) if len(failed) < most else run._look(_select_run_counts)["failed"]
+    return count, failed
+
+
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
-    if options.limit < 1:
-        raise _UsageError(f"--limit must be 1 or more, found {options.limit}")
-    since = None
-    if options.since is not None:
-        since = _iso(_utcnow() - _age_option("--since", options.since))
-    state = options.state
-    # A run that reads `running`, and nobody works on, has failed.
+    most = _RUNS if options.limit is None else options.limit
+    since, state = options.since and _iso(_utcnow() - options.since), options.state
+    # A run that reads `running`, and nobody works on, has failed: these are chosen from below.
     asked = None if state in ("failed", "running") else state
-    limit = options.limit if asked == state else None  # else chosen from below
-    where = (
-        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
-        "coalesce(start_date, '') >= coalesce(:since, '')"
-    )
-    values = {"dag": options.dag, "state": asked, "since": since}
-    rows = _read(path, lambda db: _select_runs(db, where, values, limit))
-    runs = [DagRun(row, path) for row in rows]
-    if state == "running":
-        runs = [run for run in runs if run.owner_alive]
-    elif state == "failed":
-        runs = [
-            run
-            for run in runs
-            if run.state is DagRunState.FAILED
-            or (run.state is DagRunState.RUNNING and not run.owner_alive)
-        ]
-    return runs[: options.limit]
-
-
-def _why_failed(run: DagRun, count: int, rows: Sequence[_Row]) -> str:
-    """A run's own reason, and the first errors of its tasks."""
-    said = [run.reason] if run.reason else []
-    for row in rows:
-        label = _label_of(row.task_id, row.map_index)
-        said.append(f"{label}: {_last_line(row.task_attempt_error)}")
-    if run.state is DagRunState.SUCCESS:
-        return ""
-    if count > len(rows):
-        said.append(f"and {count - len(rows)} more")
-    return "; ".join(said)
+    limit = most if asked == state else None
+    runs = _read_runs(path, options.dag, state=asked, since=since, limit=limit)
+    if asked != state:
+        states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
+        runs = [run for run in runs if _run_state(run) in states]
+    return runs[:most]
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
+    run = _run_of(options)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
     if options.follow:
-        run = _follow_run(run)
-    code = int(options.follow and run.state is not DagRunState.SUCCESS)
+        _follow(run)
     if options.task is not None:
         _show_task(run, options.task, options.json)
-        return code
-    instances = _seen_instances(run)
+    else:
+        _show_run(run, options)
+    return int(options.follow and run.state is not DagRunState.SUCCESS)
+
+
+def _follow(run: DagRun) -> None:
+    """Show a live run until it ends: its status on a terminal, else a line for what changes."""
+    screen, said = _Screen(), ""
+    try:
+        while run.owner_alive:
+            now = _snapshot_of(run)
+            line = "".join(text for text, _ in _counted(now.counts))
+            if not screen.redraws and line != said:
+                screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
+            screen.status(lambda: now)  # noqa: B023 - it is called at once
+            said = line
+            time.sleep(_POLL)
+            run.refresh()
+    finally:
+        screen.clear()
+
+
+def _snapshot_of(run: DagRun) -> _Snapshot:
+    counts = {state or "": n for state, n in run._look(_select_run_counts).items()}
+    lines = [_line_of([ti]) for ti in run._instances(state="running")]
+    running = sorted(((line.label, line.seconds or 0.0) for line in lines), key=lambda x: -x[1])
+    began = run.start_date or _utcnow()
+    return _Snapshot(counts, running, (_utcnow() - began).total_seconds())
+
+
+def _show_run(run: DagRun, options: argparse.Namespace) -> None:
+    instances = _seen(run)
     if options.state is not None:
         wanted = None if options.state == "none" else options.state
         instances = [ti for ti in instances if ti.state == wanted]
     if options.json:
-        document = {**_run_document(run), "task_instances": [_document(ti) for ti in instances]}
-        print(json.dumps(document, indent=2))
-    else:
-        _show_run(run, instances, everything=options.state is not None)
-    return code
-
-
-def _show_run(run: DagRun, instances: Sequence[TaskInstance], everything: bool) -> None:
+        found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
+        _print_json({**_run_document(run), "task_instances": found})
+        return
     said = [f"{run.dag_id}/{run.run_id}: {_run_state(run)}", _when(run.start_date)]
     said.append(_seconds_text(run.duration))
-    print(_clean(", ".join(x for x in said if x)))
+    print(_clean(", ".join(filter(None, said))))
     if run.reason:
         print(_clean(run.reason))
-    rows = _instance_rows(instances, everything)
-    heads = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-    print(_table(heads, rows, _may_color(sys.stdout)))
-
-
-def _instance_rows(instances: Sequence[TaskInstance], everything: bool) -> list[tuple[object, ...]]:
-    """A line for each task instance; those of a mapped task in one, but for what failed."""
-    tasks: dict[str, list[TaskInstance]] = {}
-    for ti in instances:
-        tasks.setdefault(ti.task_id, []).append(ti)
-    rows = []
-    for members in tasks.values():
-        if everything or len(members) < _FOLD:
-            rows += [_instance_row(ti) for ti in members]
-            continue
-        rows.append(_folded_row(members))
-        failed = [ti for ti in members if ti.state is _S.FAILED]
-        rows += [_instance_row(ti) for ti in failed[:_SHOWN]]
-        if len(failed) > _SHOWN:
-            more = len(failed) - _SHOWN
-            rows.append((f"... {more} more of {members[0].task_id}", "failed", "", "", "", ""))
-    return rows
-
-
-def _instance_row(ti: TaskInstance) -> tuple[object, ...]:
-    return (
-        _label(ti),
-        _state_of(ti),
-        ti.try_number or "",
-        _when(ti.start_date),
-        _seconds_text(ti.duration if ti.state is not _S.RUNNING else _since(ti.start_date)),
-        _last_line(ti.error),
-    )
-
-
-def _folded_row(members: Sequence[TaskInstance]) -> tuple[object, ...]:
-    starts = [ti.start_date for ti in members if ti.start_date is not None]
-    ends = [ti.end_date for ti in members if ti.end_date is not None]
-    took = (max(ends) - min(starts)).total_seconds() if starts and ends else None
-    return (
-        f"{members[0].task_id} x {len(members)}",
-        _counts_text(members),
-        max(ti.try_number for ti in members) or "",
-        _when(min(starts, default=None)),
-        _seconds_text(took),
-        "",
-    )
-
-
-def _since(start: _datetime.datetime | None) -> float | None:
-    return None if start is None else max(0.0, (_utcnow() - start).total_seconds())
-
-
-def _follow_run(run: DagRun) -> DagRun:
-    """Show a live run until it ends: its status on a terminal, else a line for what changes."""
-    bottom = _Bottom(sys.stderr) if _may_redraw(sys.stderr) else None
-    row, said = run._row.id, ""
-    try:
-        while run.state is DagRunState.RUNNING and run.owner_alive:
-            counts, running = _read(
-                run.db_path, lambda db: (_select_run_counts(db, row), _select_running(db, row))
-            )
-            now = _Snapshot(
-                {state or "": n for state, n in counts.items()},
-                [
-                    (
-                        _label_of(x.task_id, x.map_index),
-                        _since(_moment(x.task_attempt_start_date)) or 0.0,
-                    )
-                    for x in running
-                ],
-                _since(run.start_date) or 0.0,
-            )
-            line = "".join(text for text, _ in _counted(now.counts))
-            if bottom is not None:
-                bottom.draw(now)
-            elif line != said:
-                _say(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
-                said = line
-            time.sleep(_POLL)
-            run.refresh()
-    finally:
-        if bottom is not None:
-            bottom.clear()
-    return run
-
-
-def _state_of(ti: TaskInstance) -> str:
-    """A state for people: one that was cut off has none, but it did start."""
-    if ti.state is None:
-        return "interrupted" if ti.interrupted else ""
-    return ti.state.value
-
-
-def _label(ti: TaskInstance) -> str:
-    return ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
-
-
-def _document(ti: TaskInstance) -> dict[str, Any]:
-    return {
-        "task_id": ti.task_id,
-        "map_index": ti.map_index,
-        "state": ti.state,
-        "try_number": ti.try_number,
-        "max_tries": ti.max_tries,
-        "start_date": ti.start_date and _iso(ti.start_date),
-        "end_date": ti.end_date and _iso(ti.end_date),
-        "error": ti.error,
-        "upstream_task_ids": sorted(ti.upstream_task_ids),
-    }
+    lines = _lines_of(instances, whole=options.state is not None)
+    print(_table(_HEADS, [line.cells() for line in lines]))
 
 
 def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
@@ -12541,184 +12199,86 @@ def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
 
 
 def _show_task(run: DagRun, name: str, as_json: bool) -> None:
-    task_id, index = _task_in(run, name)
-    row = run._row.id
-
-    def of_index(map_index: int) -> bool:
-        return index is None or map_index == index
-
-    found = _read(run.db_path, lambda db: _select_attempts(db, row, task_id))
-    attempts = [
-        (a.map_index, *(getattr(a, f"task_attempt_{name}") for name in _ATTEMPT_COLUMNS))
-        for a in found
-        if of_index(a.map_index)
-    ]
-    if run.state is DagRunState.RUNNING and not run.owner_alive:
-        attempts = [(*a[:2], "interrupted", *a[3:]) if a[2] == "running" else a for a in attempts]
-    values = [
-        (task_id, x.task_instance_map_index, x.key, x.type, x.preview)
-        for x in _read(run.db_path, lambda db: _select_xcoms(db, row, task_id))
-        if of_index(x.task_instance_map_index)
-    ]
-    instances = [
-        ti for ti in _seen_instances(run) if ti.task_id == task_id and of_index(ti.map_index)
-    ]
-    if as_json:
-        names = ("map_index", "try_number", "state", "start_date", "end_date", "pid", "error")
-        document = {
-            "task_instances": [_document(ti) for ti in instances],
-            "attempts": [dict(zip(names, a, strict=True)) for a in attempts],
-            "xcoms": [
-                {"map_index": x[1], "key": x[2], "type": x[3], "preview": x[4]} for x in values
-            ],
-        }
-        print(json.dumps(document, indent=2))
-        return
-    print(_clean(f"{run.dag_id}/{run.run_id} {name}: {_counts_text(instances)}"))
-    if len(instances) >= _FOLD:
-        shown = {ti.map_index for ti in instances if ti.state is _S.FAILED}
-        shown = set(sorted(shown)[:_SHOWN]) or {ti.map_index for ti in instances[:_SHOWN]}
-        attempts = [a for a in attempts if a[0] in shown]
-        values = [x for x in values if x[1] in shown]
-        instances = [ti for ti in instances if ti.map_index in shown]
-        print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
-    _show_attempts(run, instances, attempts, values)
-
-
-def _show_attempts(
-    run: DagRun,
-    instances: Sequence[TaskInstance],
-    attempts: Iterable[Sequence[Any]],
-    values: Sequence[Sequence[Any]],
-) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
-    rows = [
-        (
-            a[1] if a[0] < 0 else f"[{a[0]}] {a[1]}",
-            a[2] or "",
-            _when(_moment(a[3])),
-            _attempt_duration(a),
-            a[5] or "",
-            _last_line(a[6]),
-        )
-        for a in attempts
-    ]
-    heads = ("TRY", "STATE", "START", "DURATION", "PID", "ERROR")
-    print(_table(heads, rows, _may_color(sys.stdout)))
+    task_id, index = _task_in(run, name)
+    which: dict[str, Any] = {"task_id": task_id, "map_index": index}
+    instances = _seen(run, **which)
+    attempts = _seen(run, attempts=True, **which)
+    values = run._look(_select_xcoms, **which)
+    if as_json:
+        document = {
+            "task_instances": [_document(ti, _INSTANCE_NAMES) for ti in instances],
+            "attempts": [_document(ti, _ATTEMPT_NAMES, state=ti._word) for ti in attempts],
+            "xcoms": [_document(x, "map_index key type preview") for x in values],
+        }
+        return _print_json(document)
+    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+    print(_clean(f"{run.dag_id}/{run.run_id} {name}: {counts}"))
+    if len(instances) >= _FOLD:
+        failed = [ti for ti in instances if ti.state is _S.FAILED]
+        instances = (failed or instances)[:_SHOWN]
+        shown = {ti.map_index for ti in instances}
+        attempts = [ti for ti in attempts if ti.map_index in shown]
+        values = [x for x in values if x.map_index in shown]
+        print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
+    _show_attempts(attempts, values)
+    _show_errors(run, instances)
+
+
+def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:
+    def at(map_index: int, text: object) -> str:
+        return f"{text}" if map_index < 0 else f"[{map_index}] {text}"
+
+    rows = []
+    for ti in attempts:
+        _, state, tries, *when, error = _line_of([ti]).cells()
+        rows.append((at(ti.map_index, tries), state, *when, ti.pid or "", error))
+    print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
     if values:
-        print()
-        keys = (x[2] if x[1] < 0 else f"[{x[1]}] {x[2]}" for x in values)
-        cells = [(key, x[3], x[4]) for key, x in zip(keys, values, strict=True)]
-        print(_table(("XCOM", "TYPE", "VALUE"), cells))
+        cells = [(at(x.map_index, x.key), x.type, x.preview) for x in values]
+        print("\n" + _table(("XCOM", "TYPE", "VALUE"), cells))
+
+
+def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
     for ti in instances:
         if ti.error:
-            print(f"\n{_clean(_label(ti))}:\n{_clean(ti.error)}")
+            print(f"\n{_clean(ti._label)}:\n{_clean(ti.error)}")
     for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
         text = run.log(ti.task_id, ti.map_index)
         if text:
             count = text.rstrip("\n").count("\n") + 1
             more = f", the last 10 of {count} lines" if count > 10 else ""
-            print(f"\nlog of {_clean(_label(ti))}{more}:")
+            print(f"\nlog of {_clean(ti._label)}{more}:")
             print("\n".join(f"    | {line}" for line in _tail(text)))
 
 
-def _attempt_duration(attempt: Sequence[Any]) -> str:
-    start, end = _moment(attempt[3]), _moment(attempt[4])
-    return _seconds_text((end - start).total_seconds()) if start and end else ""
-
-
 def _cmd_logs(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
-    task_id, index = _task_in(run, options.task) if options.task is not None else (None, None)
-    row = run._row.id
-    if options.follow:
-        return _follow_logs(run, task_id, index, options.raw)
-    tries = options.try_number
-    if tries is not None and not 1 <= tries <= max(
-        (ti.try_number for ti in run.get_task_instances() if task_id in (None, ti.task_id)),
-        default=0,
-    ):
+    """What is stored of the output, and with --follow also what comes, until the run ends."""
+    run, tries = _run_of(options), options.try_
+    task_id, index = (None, None) if options.task is None else _task_in(run, options.task)
+    which: dict[str, Any] = {"task_id": task_id, "map_index": index}
+    if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
-    parts = _read(run.db_path, lambda db: _select_log(db, row, task_id, index, tries))
-    names = [
-        (_label_of(x.task_instance_task_id, x.task_instance_map_index), x.try_number) for x in parts
-    ]
-    many, ending, shown = len(set(names)) > 1, "", None
-    for name, part in zip(names, parts, strict=True):
-        if shown != name:
-            shown = name
-            if many:
-                _write(f"{ending}--- {_clean(name[0])}, try {name[1]}\n")
-        text = part.text if options.raw else _clean(part.text)
-        ending = "" if text.endswith("\n") else "\n"
-        _write(text)
-    _write(ending if parts else "")
-    return 0
-
-
-def _follow_logs(run: DagRun, task_id: str | None, index: int | None, raw: bool) -> int:
-    """Show what is stored of the output, and what comes, until the run ends."""
-    row, after = run._row.id, 0
-    lines = _LogLines(prefixed=task_id is None, raw=raw)
-    ends: dict[tuple[str, int], str] = {}  # of long logs, which are written anew
-    while True:
+    lines, after, live = None, 0, True
+    while live:
         # In this order: what comes before the end is seen after it was looked for.
-        live = run.refresh().owner_alive
-        while True:
-            parts = _read(
-                run.db_path,
-                lambda db: _select_new_log(db, row, task_id, index, after),  # noqa: B023
-            )
-            after = parts[-1].id if parts else after
-            for row_ in parts:
-                label = _label_of(row_.task_instance_task_id, row_.task_instance_map_index)
-                if row_.part == _TAIL_PART:
-                    ends[label, row_.try_number] = row_.text
-                else:
-                    lines.add(label, row_.text)
-            if not parts:
-                break
-        if not live:
-            for (label, _), text in ends.items():
-                lines.add(label, text)
-            lines.end()
-            return 0
-        time.sleep(_POLL)
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _age_option(name: str, text: str) -> _datetime.timedelta:
-    """`90m`, `24h`, `30d`. Raises _UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    if match is None:
-        raise _UsageError(f"{name} must be a number and one of s, m, h, d, w, found {text!r}")
-    try:
-        return _datetime.timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    except OverflowError:
-        raise _UsageError(f"{name} is too long: {text!r}") from None
-
-
-def _when(moment: _datetime.datetime | None) -> str:
-    """A time for people: the day only if it is not today."""
-    if moment is None:
-        return ""
-    here = moment.astimezone()
-    if here.date() == _datetime.datetime.now().date():
-        return f"{here:%H:%M:%S}"
-    return f"{here:%Y-%m-%d %H:%M}"
-
-
-def _ago(moment: _datetime.datetime | None) -> str:
-    """How long ago: 40 s, 5 min, 3 h, 2 d."""
-    if moment is None:
-        return ""
-    seconds = max(0.0, (_utcnow() - moment).total_seconds())
-    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
-        if seconds < limit:
-            return f"{int(seconds // unit)} {name} ago"
-    return f"{int(seconds // 86400)} d ago"
+        live = options.follow and run.refresh().owner_alive
+        parts = run._look(_select_log, **which, try_number=tries, after=after)
+        heads = (
+            not options.follow and len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1
+        )
+        lines = lines or _LogLines(
+            heads, bool(task_id or not (heads or options.follow)), options.raw
+        )
+        for x in parts:
+            after = max(after, x.id)
+            label = _label_of(x.task_id, x.map_index) + (f", try {x.try_number}" if heads else "")
+            if not (live and x.part == _TAIL_PART):  # which is written anew
+                lines.add(label, x.text)
+        time.sleep(_POLL if live else 0)
+    assert lines is not None
+    lines.end()
+    return 0
 
 
 # --- Command line: keeping ------------------------------------------------------------------------
@@ -12731,18 +12291,11 @@ def _cmd_stop(options: argparse.Namespace) -> int:
     if len(live) > 1:
         names = ", ".join(f"{run.dag_id}/{run.run_id}" for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
-    run = live[0] if live else _chosen_run(path, options.run)
-    if run.state is not DagRunState.RUNNING:
-        raise _UsageError(f"run {run.run_id!r} is not running: it is {run.state.value}")
+    run = live[0] if live else _run_of(options)
     if not run.owner_alive:
-        raise _UsageError(
-            f"run {run.run_id!r} is not running: its scheduler died; resume it, or start another"
-        )
-    store = _Store(run.db_path)
-    try:
-        _until_unlocked(run.db_path, lambda: store.request_stop(run._row.id))
-    finally:
-        store.close()
+        raise _UsageError(f"run {run.run_id!r} is not running: it is {_run_state(run)}")
+    with _writing(path) as write:
+        write(lambda store: store.request_stop(run._row.id))
     _say(f"asked run {run.run_id!r} to stop")
     while run.refresh().owner_alive:
         time.sleep(0.2)
@@ -12753,21 +12306,20 @@ def _cmd_stop(options: argparse.Namespace) -> int:
 
 
 def _cmd_clear(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
-    cleared = run.clear(options.task, downstream=not options.only)
-    print(f"cleared in run {run.run_id!r}: {', '.join(cleared)}; resume it to run them again",
-          file=sys.stderr)  # fmt: skip
+    run = _run_of(options)
+    cleared = ", ".join(run.clear(options.task, downstream=not options.only))
+    _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again"))
     return 0
 
 
 def _cmd_delete(options: argparse.Namespace) -> int:
-    run = _chosen_run(_database_path(options.db, None), options.run)
+    run = _run_of(options)
     if options.dry_run:
         run._refuse_live(run._row)
-        _say(f"would delete run {run.run_id!r} of DAG {run.dag_id!r}")
-        return 0
-    run.delete()
-    _say(f"deleted run {run.run_id!r} of DAG {run.dag_id!r}")
+    else:
+        run.delete()
+    would = "would delete" if options.dry_run else "deleted"
+    _say(f"{would} run {run.run_id!r} of DAG {run.dag_id!r}")
     return 0
 
 
@@ -12775,14 +12327,10 @@ def _cmd_prune(options: argparse.Namespace) -> int:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
-    if options.keep is not None and options.keep < 0:
-        raise _UsageError(f"--keep must be 0 or more, found {options.keep}")
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    before = None
-    if options.older_than is not None:
-        before = _iso(_utcnow() - _age_option("--older-than", options.older_than))
+    before = options.older_than and _iso(_utcnow() - options.older_than)
     rows = _read(path, lambda db: _select_old_runs(db, options.dag, options.keep, before))
     runs = [run for run in (DagRun(row, path) for row in rows) if not run.owner_alive]
     if options.values:
@@ -12796,23 +12344,19 @@ def _cmd_prune(options: argparse.Namespace) -> int:
         return 0
     size = path.stat().st_size
     if runs:
-        _prune(path, runs, options.values)
+        _prune(path, runs, _Store.drop_values if options.values else _Store.delete_run)
     saved = max(0, size - path.stat().st_size)
     _say(f"deleted {what}: {saved:,} bytes given back")
     return 0
 
 
-def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
-    """Delete the runs one by one, so that others are never kept waiting for long."""
-    store = _Store(path)
-    try:
+def _prune(path: Path, runs: Iterable[DagRun], act: Callable[..., None]) -> None:
+    """Delete from the runs one by one, so that others are never kept waiting for long."""
+    with _writing(path) as write:
         for run in runs:
-            act = store.drop_values if values else store.delete_run
             with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
-                _until_unlocked(path, lambda: act(run._row.id, run._refuse_live))  # noqa: B023
-        _until_unlocked(path, store.give_back)
-    finally:
-        store.close()
+                write(lambda store: act(store, run._row.id, run._refuse_live))  # noqa: B023
+        write(_Store.give_back)
 
 
 def _cmd_backup(options: argparse.Namespace) -> int:
@@ -12834,7 +12378,12 @@ def _cmd_backup(options: argparse.Namespace) -> int:
     return 0
 
 
-_EPILOG = """examples:
+# --- Command line: its words ----------------------------------------------------------------------
+
+_EXIT_CODES = """exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
+75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
+
+_EXAMPLES = """examples:
   python3 -m liteflow scaffold > my_workflow.py      a workflow to start from
   python3 my_workflow.py                             run it
   python3 -m liteflow runs --since 24h --state failed   what went wrong since yesterday
@@ -12842,144 +12391,249 @@ _EPILOG = """examples:
   python3 -m liteflow logs my_etl report             what a task printed
   python3 -m liteflow visualize my_etl --output page.md   draw it, with its errors
 
-RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id.
-exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
-75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
+RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id."""
 
-_EXAMPLES = {
-    "run": """
-  %(prog)s flow.py                   the one DAG of the file
-  %(prog)s flow.py etl --resume      one of several; go on with its newest run
-  %(prog)s flow.py --quiet           for cron: no word unless it fails""",
-    "scaffold": """
-  %(prog)s > my_workflow.py""",
-    "visualize": """
-  %(prog)s etl > run.mmd             the newest run of `etl`, as a flowchart
-  %(prog)s etl --gantt               when each attempt ran
-  %(prog)s etl --output run.md       a page: both diagrams, tasks, errors, logs
-  %(prog)s etl --url                 a link that holds the diagram""",
-    "list": """
-  %(prog)s                           with the age of each DAG's last success
-  %(prog)s --check --max-age 26h     exits 1, and says why, if one is in trouble""",
-    "runs": """
-  %(prog)s etl                       the runs of a DAG
-  %(prog)s --since 24h --state failed   what failed since yesterday, and why""",
-    "show": """
-  %(prog)s etl                       the tasks of the newest run of `etl`
-  %(prog)s etl load                  a task's attempts, values, error, end of its log
-  %(prog)s etl --state failed        only what failed, every mapped instance
-  %(prog)s etl --follow              a live run, until it ends; exits 1 if it failed""",
-    "logs": """
-  %(prog)s etl                       all that the newest run printed
-  %(prog)s etl load[3] --try 1       one attempt
-  %(prog)s etl --follow              of a live run, until it ends""",
-    "clear": """
-  %(prog)s etl load                  then: python3 flow.py --resume""",
-    "stop": """
-  %(prog)s etl""",
-    "prune": """
-  %(prog)s --older-than 30d --dry-run   what would go
-  %(prog)s etl --keep 10             all but the ten newest runs of `etl`
-  %(prog)s --values                  keep history and logs, drop values of successes""",
-    "delete": """
-  %(prog)s etl/manual__2026-01-31""",
-    "backup": """
-  %(prog)s copy.db                   also while a run writes""",
+_RUN_EXAMPLES = """examples:
+  %(prog)s                              run it
+  %(prog)s --conf '{"limit": 3}'        with parameters
+  %(prog)s --resume                     go on with a run that failed or was cut off
+  %(prog)s --from load                  run `load` again, and what hangs on it
+  %(prog)s --task load                  run `load` alone, in a debugger, recording nothing
+  %(prog)s --graph                      draw it, without running"""
+
+# Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `--flag`,
+# `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`.
+_RUN_OPTIONS = """
+--db PATH  the database (default: liteflow.db)
+--run-id ID  the new run's id, or the one to resume
+--logical-date ISO  the date that the run is for
+--resume  go on with the newest run, or --run-id
+--conf JSON  a JSON object for the run
+--max-workers N  processes (default: CPUs)
+--pool NAME=N...  the size of a pool
+--from TASK...  run TASK of the newest run again, and what hangs on it
+--wait  wait while another run rules it out
+--quiet  say nothing unless the run fails
+--logs  show what the tasks print, prefixed
+--task TASK  run TASK (or TASK[INDEX]) of the newest run, or of --run-id, here and now, with its \
+recorded inputs; nothing is recorded, and breakpoint() works
+--graph  print the DAG as Mermaid; run nothing"""
+
+# The commands: what each does, its arguments, and behind `$` examples of what follows its name.
+_COMMANDS = f"""\
+run: run a DAG of a file
+FILE
+[DAG]  which, if the file defines several{_RUN_OPTIONS}
+$ flow.py                   the one DAG of the file
+$ flow.py etl --resume      one of several; go on with its newest run
+$ flow.py --quiet           for cron: no word unless it fails
+
+scaffold: print a small workflow to start from
+$ > my_workflow.py
+
+visualize: draw a run as a Mermaid flowchart
+RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
+--db PATH  the database (default: liteflow.db)
+--gantt  when each attempt ran, instead
+--direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
+--output FILE  write FILE: .mmd, or .md for a page
+--url  print a mermaid.live link instead
+$ etl > run.mmd             the newest run of `etl`, as a flowchart
+$ etl --gantt               when each attempt ran
+$ etl --output run.md       a page: both diagrams, tasks, errors, logs
+$ etl --url                 a link that holds the diagram
+
+list: the DAGs that ran
+--db PATH  the database (default: liteflow.db)
+--json  print one JSON document
+--check  only those in trouble; 1 if any
+--max-age AGE  how old a last success may be: 26h, 2d
+$                           with the age of each DAG's last success
+$ --check --max-age 26h     exits 1, and says why, if one is in trouble
+
+runs: the runs, newest first
+[DAG]
+--db PATH  the database (default: liteflow.db)
+--since AGE  those that began in the last 24h, 7d, ...
+--state queued|running|success|failed  only those
+--limit N  at most N (default: 50)
+--json  print one JSON document
+$ etl                       the runs of a DAG
+$ --since 24h --state failed   what failed since yesterday, and why
+
+show: the tasks of a run, or one task's attempts and values
+RUN
+[TASK]
+--db PATH  the database (default: liteflow.db)
+--state {"|".join(sorted(_TASK_STATES))}|none  only those
+--follow  until a live run ends
+--json  print one JSON document
+$ etl                       the tasks of the newest run of `etl`
+$ etl load                  a task's attempts, values, error, end of its log
+$ etl --state failed        only what failed, every mapped instance
+$ etl --follow              a live run, until it ends; exits 1 if it failed
+
+logs: what a run's tasks printed
+RUN
+[TASK]
+--db PATH  the database (default: liteflow.db)
+--try N  only attempt N
+--follow  also what comes, until the run ends
+--raw  leave escape sequences as they are
+$ etl                       all that the newest run printed
+$ etl load[3] --try 1       one attempt
+$ etl --follow              of a live run, until it ends
+
+clear: put tasks of a finished run back, for a resume to run again
+RUN
+TASK...
+--db PATH  the database (default: liteflow.db)
+--only  not what hangs on them
+$ etl load                  then: python3 flow.py --resume
+
+stop: end a run that another process works on
+RUN
+--db PATH  the database (default: liteflow.db)
+$ etl
+
+prune: delete old runs, and give the space back
+[DAG]
+--db PATH  the database (default: liteflow.db)
+--keep N  keep the N newest of each DAG
+--older-than AGE  only those that began before: 30d, 12w
+--values  only the values of successful runs; keep the rest
+--dry-run  say what would go
+$ --older-than 30d --dry-run   what would go
+$ etl --keep 10             all but the ten newest runs of `etl`
+$ --values                  keep history and logs, drop values of successes
+
+delete: delete a run with its values and logs
+RUN
+--db PATH  the database (default: liteflow.db)
+--dry-run  say what would go
+$ etl/manual__2026-01-31
+
+backup: copy the database, also while a run writes
+FILE  the new file
+--db PATH  the database (default: liteflow.db)
+$ copy.db                   also while a run writes
+"""
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is none")
+    return found
+
+
+def _age(text: str) -> _datetime.timedelta:
+    """`90m`, `24h`, `30d`, as a time span."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}.get(text[-1:], 0)
+    if not unit or not re.fullmatch(r"\d+(\.\d+)?", text[:-1]):
+        raise ValueError("as in 90m")
+    return _datetime.timedelta(seconds=float(text[:-1]) * unit)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("as in 3")
+    return int(text)
+
+
+def _pool_size(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name:
+        raise ValueError("the name is missing")
+    return name, _count(size)
+
+
+# How a value of each kind is read, and what it must be.
+_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "JSON": (_json_object, "a JSON object"),
+    "AGE": (_age, "a number and one of s, m, h, d, w"),
+    "ISO": (_datetime.datetime.fromisoformat, "an ISO date or time"),
+    "N": (_count, "a number"),
+    "NAME=N": (_pool_size, "NAME=N"),
 }
 
 
+def _argument_of(kind: str) -> Callable[[str], Any]:
+    """What argparse calls to read an argument's value."""
+    import argparse
+
+    read, what = _KINDS.get(kind, (str, "a text"))
+
+    def value(text: str) -> Any:
+        try:
+            return read(text)
+        except (ValueError, OverflowError, RecursionError) as error:
+            found = f"must be {what}, found {_shown(text)}: {error}"
+            raise argparse.ArgumentTypeError(_clean(found)) from None
+
+    return value
+
+
+def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
+    words, _, text = line.partition("  ")
+    name, _, value = words.partition(" ")
+    settings: dict[str, Any] = {"help": text}
+    if not name.startswith("--"):
+        settings["nargs"] = "?" if name[0] == "[" else "+" if name[-1] == "." else None
+        name, value = name.strip("[].").lower(), name
+    elif not value:
+        settings["action"] = "store_true"
+    elif value.endswith("..."):
+        settings |= {"action": "append", "default": []}
+    if name in ("--from", "--try"):  # which are Python's words
+        settings["dest"] = f"{name[2:]}_"
+    if "|" in value:
+        settings["choices"] = value.split("|")
+    elif value:
+        metavar = value.strip("[].")
+        settings |= {"metavar": metavar, "type": _argument_of(metavar)}
+    parser.add_argument(name, **settings)
+
+
+def _parser(prog: str, text: str, epilog: str) -> argparse.ArgumentParser:
+    import argparse
+
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+    )
+
+
 def _main_parser() -> argparse.ArgumentParser:
-    parser = _parser("liteflow", "Run DAGs of tasks, and see what ran.", _EPILOG)
+    parser = _parser(
+        "liteflow", "Run DAGs of tasks, and see what ran.", f"{_EXAMPLES}\n{_EXIT_CODES}"
+    )
     parser.add_argument("--version", action="version", version=_version_text())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, act: Callable[[Any], int], text: str, db: bool = True) -> Any:
+    for block in _COMMANDS.strip().split("\n\n"):
+        head, *lines = block.splitlines()
+        name, _, text = head.partition(": ")
+        examples = "".join(f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$"))
         command = commands.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"examples:{_EXAMPLES[name]}",
+            epilog=f"examples:{examples}",
             formatter_class=parser.formatter_class,
             allow_abbrev=False,
         )
-        command.set_defaults(act=act)
-        if db:
-            command.add_argument("--db", metavar="PATH", help="the database (default: liteflow.db)")
-        return command
-
-    run = add("run", _cmd_run, "run a DAG of a file", db=False)
-    run.add_argument("file", metavar="FILE")
-    run.add_argument("dag", metavar="DAG", nargs="?", help="which, if the file defines several")
-    _add_run_options(run)
-    add("scaffold", _cmd_scaffold, "print a small workflow to start from", db=False)
-    _add_looking(add)
-    clear = add("clear", _cmd_clear, "put tasks of a finished run back, for a resume to run again")
-    clear.add_argument("run", metavar="RUN")
-    clear.add_argument("task", metavar="TASK", nargs="+")
-    clear.add_argument("--only", action="store_true", help="not what hangs on them")
-    stop = add("stop", _cmd_stop, "end a run that another process works on")
-    stop.add_argument("run", metavar="RUN")
-    _add_keeping(add)
+        for line in lines:
+            if not line.startswith("$"):
+                _add_argument(command, line)
     return parser
-
-
-def _add_looking(add: Callable[..., Any]) -> None:
-    visualize = add("visualize", _cmd_visualize, "draw a run as a Mermaid flowchart")
-    visualize.add_argument("run", metavar="DAG_OR_RUN")
-    visualize.add_argument("--gantt", action="store_true", help="when each attempt ran, instead")
-    visualize.add_argument(
-        "--direction", choices=_DIRECTIONS, help="of the flowchart (default: TD, LR if wide)"
-    )
-    visualize.add_argument("--output", metavar="FILE", help="write FILE: .mmd, or .md for a page")
-    visualize.add_argument("--url", action="store_true", help="print a mermaid.live link instead")
-    listing = add("list", _cmd_list, "the DAGs that ran")
-    listing.add_argument("--json", action="store_true", help="print one JSON document")
-    listing.add_argument("--check", action="store_true", help="only those in trouble; 1 if any")
-    listing.add_argument("--max-age", metavar="AGE", help="how old a last success may be: 26h, 2d")
-    runs = add("runs", _cmd_runs, "the runs, newest first")
-    runs.add_argument("dag", metavar="DAG", nargs="?")
-    runs.add_argument("--since", metavar="AGE", help="those that began in the last 24h, 7d, ...")
-    runs.add_argument("--state", choices=("queued", "running", "success", "failed"))
-    runs.add_argument("--limit", type=int, metavar="N", default=50, help="at most N (default: 50)")
-    runs.add_argument("--json", action="store_true", help="print one JSON document")
-    show = add("show", _cmd_show, "the tasks of a run, or one task's attempts and values")
-    show.add_argument("run", metavar="RUN")
-    show.add_argument("task", metavar="TASK", nargs="?")
-    show.add_argument("--state", choices=(*sorted(_TASK_STATES), "none"), help="only those")
-    show.add_argument("--follow", action="store_true", help="until a live run ends")
-    show.add_argument("--json", action="store_true", help="print one JSON document")
-    logs = add("logs", _cmd_logs, "what a run's tasks printed")
-    logs.add_argument("run", metavar="RUN")
-    logs.add_argument("task", metavar="TASK", nargs="?")
-    logs.add_argument("--try", dest="try_number", type=int, metavar="N", help="only attempt N")
-    logs.add_argument("--follow", action="store_true", help="also what comes, until the run ends")
-    logs.add_argument("--raw", action="store_true", help="leave escape sequences as they are")
-
-
-def _add_keeping(add: Callable[..., Any]) -> None:
-    prune = add("prune", _cmd_prune, "delete old runs, and give the space back")
-    prune.add_argument("dag", metavar="DAG", nargs="?")
-    prune.add_argument("--keep", type=int, metavar="N", help="keep the N newest of each DAG")
-    prune.add_argument("--older-than", metavar="AGE", help="only those that began before: 30d, 12w")
-    prune.add_argument(
-        "--values", action="store_true", help="only the values of successful runs; keep the rest"
-    )
-    prune.add_argument("--dry-run", action="store_true", help="say what would go")
-    delete = add("delete", _cmd_delete, "delete a run with its values and logs")
-    delete.add_argument("run", metavar="RUN")
-    delete.add_argument("--dry-run", action="store_true", help="say what would go")
-    backup = add("backup", _cmd_backup, "copy the database, also while a run writes")
-    backup.add_argument("file", metavar="FILE", help="the new file")
 
 
 def _version_text() -> str:
     import platform
     import sqlite3
 
-    return (
-        f"liteflow {__version__} (Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version})"
-    )
+    python, sqlite = platform.python_version(), sqlite3.sqlite_version
+    return f"liteflow {__version__} (Python {python}, SQLite {sqlite})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12989,7 +12643,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _fill_standard_descriptors()
     options = _main_parser().parse_args(argv)
-    return _exit_code(lambda: options.act(options))
+    act = globals()[f"_cmd_{options.command}"]
+    return _exit_code(lambda: act(options))
 
 
 if __name__ == "__main__":

@@ -7260,9 +7260,10 @@ class ShowingTest(Case):
                             seconds=rng.random() * 10 ** rng.randrange(6)
                         )
                         end = rng.choice([None, at, at + datetime.timedelta(seconds=rng.random())])
-                        attempts.append(
-                            (task_id, index, n + 1, rng.choice(["failed", state]), at, end)
-                        )
+                        attempt = self.instance(task_id, rng.choice(["failed", state]), index)
+                        attempt.try_number = n + 1
+                        attempt.start_date, attempt.end_date = at, end
+                        attempts.append(attempt)
             with self.subTest(seed=seed):
                 check_mermaid(self, liteflow._draw_run(instances))
                 if attempts:
@@ -7873,7 +7874,9 @@ class SeeingTest(ScriptCase):
             self.assertNotIn("Traceback", done.stderr)
 
     def test_every_command_has_help_with_examples_on_one_screen(self):
-        for command in liteflow._EXAMPLES:
+        commands = re.findall(r"^(\w+): ", liteflow._COMMANDS, re.M)
+        self.assertEqual(len(commands), 12)
+        for command in commands:
             done = self.cli(command, "--help")
             self.assertEqual(done.returncode, 0)
             self.assertIn(
