@@ -76,6 +76,7 @@ import stat
 import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -4684,10 +4685,27 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) {strict};
 """
-_TABLES = tuple(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", _SCHEMA))
+
+
+def _declared_columns() -> dict[str, dict[str, str]]:
+    """Each table's columns with their types, as the schema declares them."""
+    tables: dict[str, dict[str, str]] = {}
+    for line in _SCHEMA.splitlines():
+        first, second, *rest = [*line.split(), "", ""]
+        if second == "TABLE":
+            columns = tables[rest[3]] = {}
+        elif first.islower():
+            columns[first] = second.rstrip(",")
+    return tables
+
+
+_COLUMNS = _declared_columns()
 # What later versions add to files of version 2, as (table, column, declaration): a new column is
 # declared here as well as above, with a default, and gets into older files when a run opens them.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = []
+
+
+_Row = types.SimpleNamespace  # a row by the names of its columns
 
 
 class _XComRow(NamedTuple):
@@ -4756,16 +4774,6 @@ class _Batch:
     def is_large(self) -> bool:
         """Whether a large value is in it."""
         return any(len(xcom.value) > _LARGE for _, rows in self.xcoms for xcom in rows)
-
-
-class _Row:
-    """A row by the names of its columns."""
-
-    def __init__(self, names: Sequence[str], values: Sequence[Any]) -> None:
-        self.__dict__.update(zip(names, values, strict=True))
-
-    def __getattr__(self, name: str) -> Any:  # for type checkers: every column is in __dict__
-        raise AttributeError(name)
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4878,7 +4886,7 @@ def _file_identity(path: Path) -> tuple[int, int, int]:
 def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
     """In a file made to harm, a table's name may stand for a view that never ends."""
     kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
-    for table in _TABLES:
+    for table in _COLUMNS:
         if kinds.get(table) != "table":
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
@@ -5285,10 +5293,7 @@ class _Store:
         )
 
     def _rows_of_run(self) -> list[_Row]:
-        return _select(
-            self._connection, "task_instance", ("id", "task_id", "map_index"),
-            "WHERE dag_run_id = ?", (self.run_row,),
-        )  # fmt: skip
+        return _select_of_run(_LATEST, "id task_id map_index", "", self._connection, self.run_row)
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -5514,175 +5519,180 @@ def _locked_out(path: Path) -> DatabaseError:
 
 # --- Store: looks ---------------------------------------------------------------------------------
 
-
 # Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
 # made to harm gives texts where texts are expected.
 
-_INTEGERS = frozenset(
-    """id dag_run_id task_instance_id map_index try_number max_tries lost cleared pid length part
-    item runs newest""".split()
+_ATTEMPT_COLUMNS = ("try_number", "state", "start_date", "end_date", "pid", "error")
+_ATTEMPT = " ".join(f"task_attempt.{name}" for name in _ATTEMPT_COLUMNS)
+_LATEST = (
+    "task_instance LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
+    "task_attempt.try_number = task_instance.try_number"
 )
+_JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
+_WHOSE = "task_instance.task_id task_instance.map_index"
+_TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
 
-def _columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-
-
-def _cast(table: str, column: str) -> str:
-    kind = "INTEGER" if column in _INTEGERS else "REAL" if column == "seconds" else "TEXT"
-    return f"CAST({table}.{column} AS {kind})"
+def _columns_of(db: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
 
 
 def _select(
-    connection: sqlite3.Connection,
-    table: str,
-    columns: Sequence[str],
-    rest: str,
-    values: Sequence[Any] | Mapping[str, Any] = (),
-    **others: Sequence[str],
+    db: sqlite3.Connection, source: str, columns: Iterable[str], rest: str, values: Any = ()
 ) -> list[_Row]:
-    """Rows by name, of a table and of others that `rest` joins; of two columns of one name the
+    """Rows by name, of a table and of others that `source` joins; of two columns of one name the
     second bears its table's before it.
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    missing = {(t, c) for t, c, _ in _ADDED_COLUMNS if c not in _columns_of(connection, t)}
-    names, terms = [], []
-    for each, wanted in ((table, columns), *others.items()):
-        for column in wanted:
-            names.append(f"{each}_{column}" if column in names else column)
-            terms.append("NULL" if (each, column) in missing else _cast(each, column))
-    query = f"SELECT {', '.join(terms)} FROM {table} {rest}"
-    return [_Row(names, row) for row in connection.execute(query, values)]
+    missing = {(t, c) for t, c, _ in _ADDED_COLUMNS if c not in _columns_of(db, t)}
+    terms = {}
+    for name in columns:
+        table, column = name.split(".") if "." in name else (source.split()[0], name)
+        term = f"CAST({table}.{column} AS {_COLUMNS[table][column]})"
+        key = f"{table}_{column}" if column in terms else column
+        terms[key] = "NULL" if (table, column) in missing else term
+    found = db.execute(f"SELECT {', '.join(terms.values())} FROM {source} {rest}", values)
+    return [_Row(**dict(zip(terms, row, strict=True))) for row in found]
 
 
-_RUN_COLUMNS = tuple(
-    """id dag_id run_id state reason logical_date start_date end_date resumed_date seconds conf
-    owner owner_process stop_requested values_deleted""".split()
-)
-_INSTANCE_COLUMNS = tuple(
-    """task_id map_index state try_number max_tries element_preview upstream_task_ids
-    task_group_id role cleared""".split()
-)
-_ATTEMPT_COLUMNS = ("try_number", "state", "start_date", "end_date", "pid", "error")
-_LATEST = (
-    "LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
-    "task_attempt.try_number = task_instance.try_number"
-)
-
-
-def _select_runs(
-    connection: sqlite3.Connection,
-    where: str = "1",
-    values: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-) -> list[_Row]:
+def _select_runs(db: sqlite3.Connection, where: str, limit: int = -1, **values: Any) -> list[_Row]:
     """Runs, newest first, by a condition on dag_run."""
-    rest = f"WHERE {where} ORDER BY dag_run.id DESC LIMIT :most"
-    values = {**(values or {}), "most": -1 if limit is None else limit}
-    return _select(connection, "dag_run", _RUN_COLUMNS, rest, values)
+    rest = f"WHERE {where} ORDER BY dag_run.id DESC LIMIT {limit}"
+    return _select(db, "dag_run", _COLUMNS["dag_run"], rest, values)
 
 
-def _find_run(connection: sqlite3.Connection, run_row: int) -> _Row | None:
-    found = _select_runs(connection, "dag_run.id = :id", {"id": run_row})
-    return found[0] if found else None
+def _find_run(db: sqlite3.Connection, run_row: int) -> _Row | None:
+    return next(iter(_select_runs(db, "id = :id", id=run_row)), None)
 
 
-def _find_named_run(
-    connection: sqlite3.Connection, dag_id: str, run_id: str | None = None
-) -> _Row | None:
+def _find_named_run(db: sqlite3.Connection, dag_id: str, run_id: str | None = None) -> _Row | None:
     """A DAG's run of this id, or its newest one."""
     where = "dag_id = :dag" if run_id is None else "dag_id = :dag AND run_id = :run"
-    found = _select_runs(connection, where, {"dag": dag_id, "run": run_id}, 1)
-    return found[0] if found else None
+    return next(iter(_select_runs(db, where, 1, dag=dag_id, run=run_id)), None)
 
 
-def _select_live_runs(connection: sqlite3.Connection, dag_id: str) -> list[_Row]:
+def _select_live_runs(db: sqlite3.Connection, dag_id: str) -> list[_Row]:
     """A DAG's runs that read `running`, oldest first."""
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
-    where = "state = 'running' AND +dag_id = :dag"
-    return _select_runs(connection, where, {"dag": dag_id})[::-1]
+    return _select_runs(db, "state = 'running' AND +dag_id = :dag", dag=dag_id)[::-1]
 
 
-def _select_old_runs(
-    connection: sqlite3.Connection, dag_id: str | None, keep: int | None, before: str | None
+def _select_some_runs(
+    db: sqlite3.Connection, dag_id: str | None, limit: int | None = None, **asked: Any
 ) -> list[_Row]:
-    """The runs behind the `keep` newest ones of their DAG that began before a time."""
+    """The runs of a DAG, or of all, of a `state`, begun `since` or `before` a time, behind the
+    `keep` newest ones of their DAG."""
     where = (
-        "dag_id = coalesce(:dag, dag_id) AND coalesce(start_date, '') < coalesce(:before, '~') AND "
+        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
+        "coalesce(start_date, '') >= coalesce(:since, '') AND "
+        "coalesce(start_date, '') < coalesce(:before, '~') AND (:keep IS NULL OR :keep <= "
         "(SELECT count(*) FROM dag_run AS newer WHERE newer.dag_id = dag_run.dag_id AND "
-        "newer.id > dag_run.id) >= coalesce(:keep, 0)"
+        "newer.id > dag_run.id))"
     )
-    return _select_runs(connection, where, {"dag": dag_id, "keep": keep, "before": before})[::-1]
+    values = {**dict.fromkeys(("state", "since", "before", "keep")), **asked}
+    return _select_runs(db, where, -1 if limit is None else limit, dag=dag_id, **values)
 
 
-def _select_run_ids(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    return connection.execute(
+def _select_run_ids(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    return db.execute(
         "SELECT CAST(dag_id AS TEXT), CAST(run_id AS TEXT) FROM dag_run ORDER BY id DESC"
     ).fetchall()
 
 
-def _select_run_counts(connection: sqlite3.Connection, run_row: int) -> dict[str | None, int]:
+def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str | None, int]:
     """How many task instances of a run are in each state."""
-    return dict(
-        connection.execute(
-            "SELECT state, count(*) FROM task_instance WHERE dag_run_id = ? GROUP BY state",
-            (run_row,),
-        )
-    )
+    query = "SELECT state, count(*) FROM task_instance WHERE dag_run_id = ? GROUP BY state"
+    return dict(db.execute(query, (run_row,)))
 
 
-def _select_dags(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+def _select_dags(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """Every DAG's metadata, with the number of its runs, its newest one, and when its last
     successful one ended."""
-    names = ("dag_id", "description", "fileloc", "doc_md", "tags", "schedule")
     dags = []
-    for row in _select(connection, "dag", names, "ORDER BY dag_id"):
-        [runs, success] = connection.execute(
+    for row in _select(db, "dag", _COLUMNS["dag"], "ORDER BY dag_id"):
+        [[runs, success]] = db.execute(
             "SELECT count(*), max(CASE state WHEN 'success' THEN CAST(end_date AS TEXT) END) "
             "FROM dag_run WHERE dag_id = ?",
             (row.dag_id,),
-        ).fetchone()
-        newest = _find_named_run(connection, row.dag_id)
+        )
+        newest = _find_named_run(db, row.dag_id)
         dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
     return dags
 
 
-def _select_instances(
-    connection: sqlite3.Connection,
+def _of_run(run_row: int, **equal: Any) -> tuple[str, tuple[Any, ...]]:
+    """A condition on a run's rows, and on columns of its instances, or of what is joined to them,
+    that are to be equal to what is not None."""
+    known = _COLUMNS["task_instance"]
+    wanted = {
+        f"task_instance.{name} = ?" if name in known else f"{name} = ?": value
+        for name, value in equal.items()
+        if value is not None
+    }
+    return " AND ".join(["dag_run_id = ?", *wanted]), (run_row, *wanted.values())
+
+
+def _select_of_run(
+    source: str,
+    columns: str,
+    rest: str,
+    db: sqlite3.Connection,
     run_row: int,
-    attempts: bool = False,
-    state: str | None = None,
-    limit: int = -1,
+    *more: Any,
     **equal: Any,
 ) -> list[_Row]:
-    """A run's task instances in the order in which the DAG has them, each with its latest attempt,
-    or with `attempts` once with each of its attempts."""
-    where, values = _of_run(run_row, **{"task_instance.state": state}, **equal)
-    join = "JOIN task_attempt ON task_instance_id = task_instance.id" if attempts else _LATEST
-    rest = (
-        f"{join} JOIN (SELECT task_id AS of_task, min(id) AS first FROM task_instance WHERE "
-        "dag_run_id = ? GROUP BY task_id) ON of_task = task_instance.task_id WHERE "
-        f"{where} ORDER BY first, map_index, task_attempt.try_number LIMIT ?"
-    )
-    return _select(
-        connection, "task_instance", _INSTANCE_COLUMNS, rest, (run_row, *values, limit),
-        task_attempt=_ATTEMPT_COLUMNS,
-    )  # fmt: skip
+    """Rows of a run; `more` is for what `rest` has a `?` for, `equal` as above."""
+    where, values = _of_run(run_row, **equal)
+    return _select(db, source, columns.split(), f"WHERE {where} {rest}", (*values, *more))
 
 
-def _select_past(connection: sqlite3.Connection, run_row: int) -> list[_Past]:
+_INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
+    task_group_id role cleared {_ATTEMPT}"""
+_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
+
+# A run's task instances, in the order in which the DAG has them, with their latest attempts; the
+# first that failed; and all with each of their attempts.
+_select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER)
+_select_failed = functools.partial(
+    _select_of_run,
+    _LATEST,
+    _INSTANCE,
+    "AND task_instance.state = 'failed' ORDER BY task_instance.id LIMIT ?",
+)
+_select_attempts = functools.partial(
+    _select_of_run,
+    "task_instance JOIN task_attempt ON task_instance_id = task_instance.id",
+    _INSTANCE,
+    f"{_ORDER}, task_attempt.try_number",
+)
+# The stored output, in order: of a try (None: any), and what came behind an id; the ends of long
+# logs, which are written anew, are always there.
+_select_log = functools.partial(
+    _select_of_run,
+    f"task_log {_JOINED}",
+    f"id try_number part text {_WHOSE}",
+    "AND task_log.try_number = coalesce(?, task_log.try_number) AND "
+    f"(task_log.id > ? OR part = {_TAIL_PART}) "
+    "ORDER BY task_instance.id, task_log.try_number, part",
+)
+# A run's XComs without their values, in order.
+_select_xcoms = functools.partial(
+    _select_of_run,
+    f"xcom {_JOINED}",
+    f"key type preview {_WHOSE}",
+    "ORDER BY task_instance.id, key",
+)
+
+
+def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     """A run's task instances as a resume sees them."""
-    columns = """id task_id map_index state try_number max_tries lost cleared element takes
-        flow""".split()
-    rows = _select(
-        connection, "task_instance", columns, f"{_LATEST} WHERE dag_run_id = ?", (run_row,),
-        task_attempt=_ATTEMPT_COLUMNS,
-    )  # fmt: skip
+    own = _Past._fields[1:9]
+    rows = _select_of_run(_LATEST, f"id {' '.join(own)} takes flow {_ATTEMPT}", "", db, run_row)
     return [
         _Past(
             row.id,
-            *(getattr(row, name) for name in columns[1:9]),  # type: ignore[misc]
+            *(getattr(row, name) for name in own),  # type: ignore[misc]
             takes=frozenset(_plain(row.takes, list)),
             flow=_plain(row.flow, dict),
             attempt_state=row.task_attempt_state,
@@ -5694,64 +5704,15 @@ def _select_past(connection: sqlite3.Connection, run_row: int) -> list[_Past]:
     ]
 
 
-_JOINED = "JOIN task_instance ON task_instance.id = task_instance_id WHERE"
-
-
-def _of_run(run_row: int, **equal: Any) -> tuple[str, tuple[Any, ...]]:
-    """A condition on a run's rows, and on columns that are to be equal to what is not None."""
-    terms, values = ["dag_run_id = ?"], [run_row]
-    for column, value in equal.items():
-        if value is not None:
-            terms.append(f"{column} = ?")
-            values.append(value)
-    return " AND ".join(terms), tuple(values)
-
-
-def _select_log(
-    connection: sqlite3.Connection,
-    run_row: int,
-    try_number: int | None = None,
-    after: int = 0,
-    **equal: Any,
-) -> list[_Row]:
-    """The stored output, in order, without what was stored before that of the id `after`; the
-    ends of long logs, which are written anew, are always there."""
-    where, values = _of_run(run_row, **{"task_log.try_number": try_number}, **equal)
-    rest = (
-        f"{_JOINED} {where} AND (task_log.id > ? OR part = ?) "
-        "ORDER BY task_instance.id, task_log.try_number, part"
-    )
-    return _select(
-        connection, "task_log", ("id", "try_number", "part", "text"), rest,
-        (*values, after, _TAIL_PART),
-        task_instance=("task_id", "map_index"),
-    )  # fmt: skip
-
-
-def _select_lengths(
-    connection: sqlite3.Connection, run_row: int
-) -> dict[tuple[str, int], int | None]:
+def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    where, values = _of_run(run_row, key="return_value")
-    rows = _select(
-        connection, "xcom", ("length",), f"{_JOINED} {where}", values,
-        task_instance=("task_id", "map_index"),
-    )  # fmt: skip
+    columns, rest = f"length {_WHOSE}", "AND key = 'return_value'"
+    rows = _select_of_run(f"xcom {_JOINED}", columns, rest, db, run_row)
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
-def _select_xcoms(connection: sqlite3.Connection, run_row: int, **equal: Any) -> list[_Row]:
-    """A run's XComs without their values, in order."""
-    where, values = _of_run(run_row, **equal)
-    return _select(
-        connection, "xcom", ("key", "type", "preview"),
-        f"{_JOINED} {where} ORDER BY task_instance.id, key", values,
-        task_instance=("task_id", "map_index"),
-    )  # fmt: skip
-
-
 def _select_values(
-    connection: sqlite3.Connection,
+    db: sqlite3.Connection,
     run_row: int,
     task_id: str | None = None,
     key: str | None = None,
@@ -5761,56 +5722,48 @@ def _select_values(
     """(task_id, map_index, key, value) of XComs, by index; value None if over `most` bytes."""
     where, values = _of_run(run_row, task_id=task_id, key=key, map_index=map_index)
     order = "task_instance.id, key" if task_id is None else "map_index"
-    return connection.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), "
-        f"CASE WHEN length(value) <= ? THEN value END FROM xcom {_JOINED} {where} ORDER BY {order}",
+    return db.execute(
+        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
+        f"length(value) <= ? THEN value END FROM xcom {_JOINED} WHERE {where} ORDER BY {order}",
         (most, *values),
     ).fetchall()
 
 
 def _select_item(
-    connection: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
+    db: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
 ) -> bytes | None:
     """An element of a result that others expand over, if it is stored on its own, and no larger."""
     where, values = _of_run(run_row, task_id=task_id, map_index=-1, item=item)
-    row = connection.execute(
-        f"SELECT value FROM xcom_item {_JOINED} {where} AND length(value) <= ?", (*values, most)
-    ).fetchone()
+    query = f"SELECT value FROM xcom_item {_JOINED} WHERE {where} AND length(value) <= ?"
+    row = db.execute(query, (*values, most)).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def _select_item_previews(
-    connection: sqlite3.Connection, run_row: int, task_id: str
-) -> dict[int, str]:
+def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
     """What people may know of the elements of a result that others expand over."""
     where, values = _of_run(run_row, task_id=task_id)
-    found = connection.execute(
-        f"SELECT item, xcom_item.preview FROM xcom_item {_JOINED} {where}", values
-    ).fetchall()
-    if not found:
-        where, values = _of_run(run_row, task_id=task_id, key="return_value")
-        found = connection.execute(
-            f"SELECT map_index, xcom.preview FROM xcom {_JOINED} {where} AND map_index >= 0", values
-        ).fetchall()
-    return dict(found)
+    query = f"SELECT item, xcom_item.preview FROM xcom_item {_JOINED} WHERE {where}"
+    return dict(db.execute(query, values)) or {
+        row.map_index: row.preview
+        for row in _select_xcoms(db, run_row, task_id=task_id, key="return_value")
+        if row.map_index >= 0
+    }
 
 
-def _count_elsewhere(
-    connection: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
-) -> int:
+def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str) -> int:
     """How many instances of a task run now, in other runs of its DAG."""
-    row = connection.execute(
+    [[count]] = db.execute(
         "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
         "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND dag_run.id != ? AND "
         "task_instance.state IN ('queued', 'running')",
         (dag_id, task_id, run_row),
-    ).fetchone()
-    return int(row[0])
+    )
+    return int(count)
 
 
-def _stop_was_requested(connection: sqlite3.Connection, run_row: int) -> bool:
+def _stop_was_requested(db: sqlite3.Connection, run_row: int) -> bool:
     """Whether another process asked the run to stop."""
-    row = _find_run(connection, run_row)
+    row = _find_run(db, run_row)
     return row is not None and row.stop_requested is not None
 
 
@@ -7552,7 +7505,6 @@ _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
-_TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 _SLOT_FILES = 13  # descriptors that a slot takes: the pair, the pidfd, the executor's
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
@@ -10757,12 +10709,12 @@ class DagRun:
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
         """Those of a task, an index or a state; with `attempts` one for each of their attempts."""
-        rows = self._look(_select_instances, attempts=attempts, **which)
+        rows = self._look(_select_attempts if attempts else _select_instances, **which)
         return [_instance_of(row, self, attempts) for row in rows]
 
-    def _look(self, look: Callable[..., T], most: int = _LOOK_LIMIT, **which: Any) -> T:
+    def _look(self, look: Callable[..., T], *more: Any, **which: Any) -> T:
         """What a look finds of this run."""
-        return _read(self.db_path, lambda db: look(db, self._row.id, **which), most)
+        return _read(self.db_path, lambda db: look(db, self._row.id, *more, **which))
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
@@ -10776,12 +10728,12 @@ class DagRun:
     def _values(self, **which: Any) -> list[XCom]:
         dags = _read(self.db_path, _select_dags)
         script = next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
-        rows = self._look(_select_values, _ROW_LIMIT, **which)
+        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id, **which), _ROW_LIMIT)
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed: of its latest attempt, or of that of the given number."""
-        rows = self._look(_select_log, task_id=task_id, map_index=map_index, try_number=try_number)
+        rows = self._look(_select_log, try_number, 0, task_id=task_id, map_index=map_index)
         last = max((row.try_number for row in rows), default=0)
         return "".join(row.text for row in rows if row.try_number == last)
 
@@ -10845,24 +10797,13 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
     conf = json.dumps(info["conf"])
     known = {**info, "id": info["run_row"], "state": "running", "conf": conf}
-    row = _Row(_RUN_COLUMNS, [known.get(name) for name in _RUN_COLUMNS])
+    row = _Row(**{name: known.get(name) for name in _COLUMNS["dag_run"]})
     return DagRun(row, Path(info["db_path"] or "."))
 
 
-def _read_runs(
-    path: Path,
-    dag_id: str | None,
-    *,
-    state: str | None = None,
-    since: str | None = None,
-    limit: int | None = None,
-) -> list[DagRun]:
-    where = (
-        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
-        "coalesce(start_date, '') >= coalesce(:since, '')"
-    )
-    values = {"dag": dag_id, "state": state, "since": since}
-    rows = _read(path, lambda db: _select_runs(db, where, values, limit))
+def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
+    """Runs, newest first; `asked` as for the look."""
+    rows = _read(path, lambda db: _select_some_runs(db, dag_id, **asked))
     return [DagRun(row, path) for row in rows]
 
 
@@ -12111,7 +12052,7 @@ def _cmd_runs(options: argparse.Namespace) -> int:
 
 def _failures_of(run: DagRun, most: int) -> tuple[int, list[TaskInstance]]:
     """How many task instances of a run failed, and the first of them."""
-    failed = run._instances(state="failed", limit=most)
+    failed = [_instance_of(row, run, False) for row in run._look(_select_failed, most)]
     count = len(failed) if len(failed) < most else run._look(_select_run_counts)["failed"]
     return count, failed
 
@@ -12263,7 +12204,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     while live:
         # In this order: what comes before the end is seen after it was looked for.
         live = options.follow and run.refresh().owner_alive
-        parts = run._look(_select_log, **which, try_number=tries, after=after)
+        parts = run._look(_select_log, tries, after, **which)
         heads = (
             not options.follow and len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1
         )
@@ -12331,10 +12272,9 @@ def _cmd_prune(options: argparse.Namespace) -> int:
     if options.dag is not None:
         _load_dag(options.dag, path)
     before = options.older_than and _iso(_utcnow() - options.older_than)
-    rows = _read(path, lambda db: _select_old_runs(db, options.dag, options.keep, before))
-    runs = [run for run in (DagRun(row, path) for row in rows) if not run.owner_alive]
-    if options.values:
-        runs = [run for run in runs if run.state is DagRunState.SUCCESS]
+    state = "success" if options.values else None
+    runs = _read_runs(path, options.dag, state=state, keep=options.keep, before=before)[::-1]
+    runs = [run for run in runs if not run.owner_alive]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     what = f"the values of {what}" if options.values else what
     if options.dry_run:

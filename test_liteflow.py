@@ -6858,10 +6858,9 @@ class LockTest(FlowCase):
             ("task_instance", "colour", "TEXT"),
             ("dag_run", "priority", "INTEGER NOT NULL DEFAULT 7"),
         ]
-        columns = (*liteflow._RUN_COLUMNS, "priority")
         with (
             mock.patch.object(liteflow, "_ADDED_COLUMNS", added),
-            mock.patch.object(liteflow, "_RUN_COLUMNS", columns),
+            mock.patch.dict(liteflow._COLUMNS["dag_run"], priority="INTEGER"),
         ):
             before = self.db.read_bytes()
             [run] = self.small().runs(self.db)
@@ -6869,7 +6868,7 @@ class LockTest(FlowCase):
             self.assertEqual(self.db.read_bytes(), before)
             self.assertEqual(self.cli_here("show", "d", "--db", self.db).returncode, 0)
             self.go(self.small())
-            self.assertEqual([r._row.priority for r in self.small().runs(self.db)], ["7", "7"])
+            self.assertEqual([r._row.priority for r in self.small().runs(self.db)], [7, 7])
             self.go(self.small())
         names = {row[1] for row in self.query("PRAGMA table_info(task_instance)")}
         self.assertIn("colour", names)
