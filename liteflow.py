@@ -1210,24 +1210,29 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.name != "self" and p.kind in kinds)
 
 
+def _leaves(value: Any, keys: bool = True) -> list[Any]:
+    """What stands in a value's lists, tuples, sets and dicts, however deep."""
+    if isinstance(value, dict):
+        value = itertools.chain.from_iterable(value.items()) if keys else value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return [value]
+    return [leaf for item in value for leaf in _leaves(item, keys)]
+
+
+def _results_in(value: Any) -> Iterator[XComArg]:
+    """The results anywhere in a value."""
+    return (r for leaf in _leaves(value) if isinstance(leaf, _Mappable) for r in leaf._results())
+
+
 def _holds_placeholder(value: Any) -> bool:
-    """Whether anything in a value's lists, tuples, sets and dicts is known only at run time."""
-    if isinstance(value, (_Mappable, _DagParam, _GroupArg)):
-        return True
-    if isinstance(value, dict):
-        return any(_holds_placeholder(x) for pair in value.items() for x in pair)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(map(_holds_placeholder, value))
-    return False
+    """Whether anything in a value is known only at run time."""
+    return any(isinstance(leaf, (_Mappable, _DagParam, _GroupArg)) for leaf in _leaves(value))
 
 
-def _holds_argument(value: Any) -> bool:
-    """Whether an argument of the mapped group stands in a value's lists, tuples, sets and dicts."""
-    if isinstance(value, dict):
-        return any(_holds_argument(x) for pair in value.items() for x in pair)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(map(_holds_argument, value))
-    return isinstance(value, _GroupArg)
+def _template_in(value: Any) -> str | None:
+    """A text in a value that Jinja would change."""
+    texts = (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
+    return next((text for text in texts if "{{" in text or "{%" in text), None)
 
 
 def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
@@ -1312,7 +1317,15 @@ class _FunctionOperator(BaseOperator):
         if expand is not None:
             self._expand = expand
             expand.join(self)
-        _warn_of_templates(self, (args, kwargs))
+        text = _template_in((args, kwargs))
+        if text is not None:  # Airflow renders it; here a string is what it is
+            import warnings
+
+            warnings.warn(
+                f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is: liteflow renders "
+                "no Jinja in arguments of @task",
+                stacklevel=5,
+            )
 
     @property
     def python_callable(self) -> Callable[..., Any]:
@@ -1367,30 +1380,6 @@ def _finished(result: Any) -> Any:
 
 async def _awaited(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _warn_of_templates(task: BaseOperator, value: Any) -> None:
-    """Airflow renders Jinja in arguments; here a string is what it is, as is said once a task."""
-    text = next((t for t in _strings_in(value) if "{{" in t or "{%" in t), None)
-    if text is not None:
-        import warnings
-
-        warnings.warn(
-            f"task {task.task_id!r}: {_shown(text, 60)} is passed as it is: liteflow renders no "
-            "Jinja in arguments of @task",
-            stacklevel=5,
-        )
-
-
-def _strings_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings_in(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _strings_in(item)
 
 
 def _with_context(
@@ -1769,19 +1758,6 @@ class _ExpandInput:
             else:
                 found.append((name, ("constant", j)))
         return found[::-1]
-
-
-def _results_in(value: Any) -> Iterator[XComArg]:
-    """The results anywhere in a value's lists, tuples, sets and dicts."""
-    if isinstance(value, _Mappable):
-        yield from value._results()
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _results_in(key)
-            yield from _results_in(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _results_in(item)
 
 
 # --- Building: decorators -------------------------------------------------------------------------
@@ -2171,7 +2147,8 @@ class _GroupFunction(Generic[P]):
             result = self._function(*args, **kwargs)
         if expand is not None:
             for member in group.children:
-                if not member._upstream or _holds_argument(member._call()):
+                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
+                if taken or not member._upstream:
                     expand.join(member)
                 if member.trigger_rule is TriggerRule.ALWAYS and expand.results:
                     raise ValueError(
@@ -2503,13 +2480,13 @@ def _refuse_templates(task: BaseOperator) -> None:
     import importlib.util
 
     for name in task.template_fields:
-        for text in _strings_in(getattr(task, name, None)):
-            if ("{{" in text or "{%" in text) and importlib.util.find_spec("jinja2") is None:
-                raise ValueError(
-                    f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
-                    "install jinja2 to have it rendered, or use @task.bash or @task, where a "
-                    "string is passed as it is"
-                )
+        text = _template_in(getattr(task, name, None))
+        if text is not None and importlib.util.find_spec("jinja2") is None:
+            raise ValueError(
+                f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
+                "install jinja2 to have it rendered, or use @task.bash or @task, where a "
+                "string is passed as it is"
+            )
 
 
 def _render_templates(task: BaseOperator, values: Mapping[str, Any], context: Context) -> None:
@@ -2517,7 +2494,7 @@ def _render_templates(task: BaseOperator, values: Mapping[str, Any], context: Co
     not rendered."""
     for name in task.template_fields:
         value = getattr(task, name, None)
-        if name not in values and any("{{" in t or "{%" in t for t in _strings_in(value)):
+        if name not in values and _template_in(value) is not None:
             object.__setattr__(task, name, _rendered(value, context))
 
 
