@@ -1226,7 +1226,7 @@ def _results_in(value: Any) -> Iterator[XComArg]:
 
 def _holds_placeholder(value: Any) -> bool:
     """Whether anything in a value is known only at run time."""
-    return any(isinstance(leaf, (_Mappable, _DagParam, _GroupArg)) for leaf in _leaves(value))
+    return any(isinstance(leaf, (_Mappable, _DagParam)) for leaf in _leaves(value))
 
 
 def _template_in(value: Any) -> str | None:
@@ -1433,15 +1433,19 @@ class _Mappable(_Dependency):
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _ZipResult:
         """For `expand`: tuples of elements side by side, as many as the shortest has, or, with a
         fillvalue, the longest."""
-        return _ZipResult([self, *others], fillvalue)
+        return _ZipResult(self, *others, fillvalue=fillvalue)
 
-    def concat(self, *others: _Mappable) -> _ConcatResult:
+    def concat(self, *others: _Mappable) -> _Derived:
         """For `expand`: the elements of one after those of another."""
-        return _ConcatResult([self, *others])
+        return _Derived(self, *others)
 
     def _results(self) -> list[XComArg]:
         """The results that this is made of."""
         raise NotImplementedError
+
+    def _functions(self) -> list[Callable[[Any], Any]]:
+        """The functions of `map` in it."""
+        return []
 
     def _count(self, known: _Known) -> int:
         """How many elements there are, once the results are stored."""
@@ -1466,31 +1470,57 @@ class _Known(Protocol):
         """The map indexes under which a mapped task stored something; None: it is not mapped."""
 
 
-class _MapResult(_Mappable):
-    __slots__ = ("_function", "_source")
+class _Derived(_Mappable):
+    """The elements of one source after those of another; the base of what is made of several."""
 
-    def __init__(self, source: _Mappable, function: Callable[[Any], Any]) -> None:
-        self._source, self._function = source, function
+    __slots__ = ("_sources",)
 
-    def _results(self) -> list[XComArg]:
-        return self._source._results()
-
-    def _count(self, known: _Known) -> int:
-        return self._source._count(known)
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        inner = self._source._element(i, known, functions)
-        return ("map", functions.index(self._function), inner)
-
-
-class _ZipResult(_Mappable):
-    __slots__ = ("_fill", "_sources")
-
-    def __init__(self, sources: list[_Mappable], fillvalue: Any) -> None:
-        self._sources, self._fill = sources, fillvalue
+    def __init__(self, *sources: _Mappable) -> None:
+        self._sources = sources
 
     def _results(self) -> list[XComArg]:
         return [result for source in self._sources for result in source._results()]
+
+    def _functions(self) -> list[Callable[[Any], Any]]:
+        return [function for source in self._sources for function in source._functions()]
+
+    def _count(self, known: _Known) -> int:
+        return sum(source._count(known) for source in self._sources)
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        for source in self._sources:
+            count = source._count(known)
+            if i < count:
+                return source._element(i, known, functions)
+            i -= count
+        raise IndexError(i)
+
+
+class _MapResult(_Derived):
+    """Each element of a source, with a function applied."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, source: _Mappable, function: Callable[[Any], Any]) -> None:
+        super().__init__(source)
+        self._function = function
+
+    def _functions(self) -> list[Callable[[Any], Any]]:
+        return [*super()._functions(), self._function]
+
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        inner = super()._element(i, known, functions)
+        return ("map", functions.index(self._function), inner)
+
+
+class _ZipResult(_Derived):
+    """Elements of the sources side by side."""
+
+    __slots__ = ("_fill",)
+
+    def __init__(self, *sources: _Mappable, fillvalue: Any) -> None:
+        super().__init__(*sources)
+        self._fill = fillvalue
 
     def _count(self, known: _Known) -> int:
         counts = [source._count(known) for source in self._sources]
@@ -1503,27 +1533,6 @@ class _ZipResult(_Mappable):
             for source in self._sources
         ]  # fmt: skip
         return ("tuple", parts)
-
-
-class _ConcatResult(_Mappable):
-    __slots__ = ("_sources",)
-
-    def __init__(self, sources: list[_Mappable]) -> None:
-        self._sources = sources
-
-    def _results(self) -> list[XComArg]:
-        return [result for source in self._sources for result in source._results()]
-
-    def _count(self, known: _Known) -> int:
-        return sum(source._count(known) for source in self._sources)
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        for source in self._sources:
-            count = source._count(known)
-            if i < count:
-                return source._element(i, known, functions)
-            i -= count
-        raise IndexError(i)
 
 
 class XComArg(_Mappable):
@@ -1570,9 +1579,11 @@ class XComArg(_Mappable):
         """Pickled, as part of a task's arguments, a result is the look-up of its value."""
         seen = _seen_now(self)
         seen.results.append(self)
-        if self.operator._mapping is not None and not seen.shares_group_with(self.operator):
-            plain = self.operator._mapped_group is not None
-            return _sequence_of, (self.operator.task_id, self.key, plain)
+        group = self.operator._mapped_group
+        # Inside one mapped group an instance sees that of its own index.
+        in_step = group is not None and group is seen.task._mapped_group
+        if self.operator._mapping is not None and not in_step:
+            return _sequence_of, (self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _value_of, (self.operator.task_id, self.key, absent_is_none)
 
@@ -1612,20 +1623,14 @@ class XComArg(_Mappable):
         return ("item", task_id, i) if stored is None else ("xcom", task_id, stored[i])
 
 
-class _Seen:
-    """The results met while a task's arguments are pickled."""
+class _Seen(NamedTuple):
+    """The task whose arguments are pickled, and the results met so far."""
 
-    def __init__(self, task: BaseOperator) -> None:
-        self.task = task
-        self.results: list[XComArg] = []
-
-    def shares_group_with(self, other: BaseOperator) -> bool:
-        """Whether both stand in one mapped group, where an instance sees that of its own index."""
-        group = self.task._mapped_group
-        return group is not None and other._mapped_group is group
+    task: BaseOperator
+    results: list[XComArg]
 
 
-# The results met while a task's arguments are pickled; there is no other use in pickling one.
+# There is no other use in pickling a placeholder.
 _pickled_results: contextvars.ContextVar[_Seen] = contextvars.ContextVar("liteflow_pickled_results")
 
 
@@ -1636,109 +1641,49 @@ def _seen_now(placeholder: object) -> _Seen:
         raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store") from None
 
 
-class _DagParam(Generic[R]):
+class _DagParam:
     """An argument of a `@dag` function while the DAG is built: `conf[name]`, else the default."""
 
-    __slots__ = ("default", "name")
-
-    def __init__(self, name: str, default: Any) -> None:
-        self.name = name
-        self.default = default
+    def __init__(self, name: str, default: Any = None) -> None:
+        self.name, self.default = name, default
 
     def __reduce__(self) -> tuple[Any, ...]:
         _seen_now(self)
         return _param_of, (self.name, self.default)
 
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(f"argument {self.name!r} is a placeholder until the DAG runs")
+
     def __repr__(self) -> str:
-        return f"DagParam({self.name!r})"
+        return f"{type(self).__name__.strip('_')}({self.name!r})"
 
 
-class _GroupArg:
+class _GroupArg(_DagParam):
     """An argument of a mapped group while the DAG is built: each instance has its element."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
         _seen_now(self)
         return _group_value, (self.name,)
-
-    def __iter__(self) -> Iterator[Any]:
-        raise TypeError(f"argument {self.name!r} of the group is a placeholder until the DAG runs")
-
-    def __repr__(self) -> str:
-        return f"GroupArg({self.name!r})"
 
 
 class _ExpandInput:
     """What a task or a group is mapped over: the cross product of named arguments, or dicts."""
 
     def __init__(self, what: str, named: Mapping[str, Any] | None, dicts: Any = None) -> None:
-        self.functions: list[Callable[..., Any]] = []
-        self.named = named is not None
-        sources = named.items() if named is not None else [(None, dicts)]
-        self.sources = [(name, self._checked(what, name, source)) for name, source in sources]
-        self.note_functions()
         if named is not None and not named:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
-
-    def _checked(self, what: str, name: str | None, source: Any) -> Any:
-        if isinstance(source, XComArg) and source.key != "return_value":
-            raise ValueError(
-                f"{what}: can't expand over {source!r}: only over a task's return value"
-            )
-        for result in _results_in(source):
-            if result.key != "return_value":
-                raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
-        if isinstance(source, _Mappable):
-            return source
-        if name is None:
-            return self._checked_dicts(what, source)
-        if isinstance(source, dict):
-            return list(source.items())
-        if isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray)):
-            return list(source)
-        raise ValueError(
-            f"{what}: can't expand {name!r} over {_shown(source)}: a list, tuple, dict or a "
-            "task's result is needed"
-        )
-
-    def _checked_dicts(self, what: str, source: Any) -> list[Any]:
-        if not isinstance(source, (list, tuple)):
-            raise TypeError(
-                f"{what}: expand_kwargs() takes a list of dicts or a result, found {_shown(source)}"
-            )
-        for item in source:
-            if not isinstance(item, (Mapping, _Mappable)):
-                raise TypeError(
-                    f"{what}: expand_kwargs() takes dicts or results, found {_shown(item)}"
-                )
-        return list(source)
-
-    @property
-    def results(self) -> list[XComArg]:
-        """The results whose elements have to be known before there are instances."""
-        return [r for _, x in self.sources if isinstance(x, _Mappable) for r in x._results()]
+        self.named = named is not None
+        sources = named.items() if named is not None else [(None, dicts)]
+        self.sources = [(name, _checked_source(what, name, source)) for name, source in sources]
+        mappables = [source for _, source in self.sources if isinstance(source, _Mappable)]
+        # The results whose elements have to be known before there are instances.
+        self.results = [result for source in mappables for result in source._results()]
+        # The functions of `map`: in a worker they have the same numbers.
+        self.functions = [function for source in mappables for function in source._functions()]
 
     def join(self, task: BaseOperator) -> None:
         """Set the task after all that it is expanded over."""
         task._join([source for _, source in self.sources])
-
-    def note_functions(self) -> None:
-        """Number the functions of `map`: in a worker they have the same numbers."""
-
-        def walk(source: Any) -> None:
-            for inner in getattr(source, "_sources", []) or [getattr(source, "_source", None)]:
-                if inner is not None:
-                    walk(inner)
-            function = getattr(source, "_function", None)
-            if function is not None and function not in self.functions:
-                self.functions.append(function)
-
-        for _, source in self.sources:
-            walk(source)
 
     def count(self, known: _Known) -> int:
         """How many instances there are."""
@@ -1750,14 +1695,37 @@ class _ExpandInput:
         constant, ("constant", its index). The last argument varies fastest."""
         found: list[tuple[str | None, Any]] = []
         for name, source in reversed(self.sources):
-            mappable = isinstance(source, _Mappable)
-            count = source._count(known) if mappable else len(source)
+            constant = not isinstance(source, _Mappable)
+            count = len(source) if constant else source._count(known)
             i, j = divmod(i, count) if self.named else (0, i)
-            if mappable:
-                found.append((name, source._element(j, known, self.functions)))
-            else:
-                found.append((name, ("constant", j)))
+            element = ("constant", j) if constant else source._element(j, known, self.functions)
+            found.append((name, element))
         return found[::-1]
+
+
+def _checked_source(what: str, name: str | None, source: Any) -> Any:
+    """What an argument (None: `expand_kwargs`) is mapped over: a result, or a list of constants."""
+    for result in _results_in(source):
+        if result.key != "return_value":
+            raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
+    if isinstance(source, _Mappable):
+        return source
+    if name is None:
+        listed = isinstance(source, (list, tuple))
+        for item in source if listed else [None]:
+            if not isinstance(item, (Mapping, _Mappable)):
+                found = _shown(item if listed else source)
+                raise TypeError(
+                    f"{what}: expand_kwargs() takes a list of dicts or a result, found {found}"
+                )
+    elif isinstance(source, dict):
+        return list(source.items())
+    elif not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
+        raise ValueError(
+            f"{what}: can't expand {name!r} over {_shown(source)}: a list, tuple, dict or a "
+            "task's result is needed"
+        )
+    return list(source)
 
 
 # --- Building: decorators -------------------------------------------------------------------------
@@ -5827,7 +5795,7 @@ def _dump_call(task: BaseOperator) -> _Call:
 def _dump_taking(
     task: BaseOperator, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> _Call:
-    seen = _Seen(task)
+    seen = _Seen(task, [])
     token = _pickled_results.set(seen)
     try:
         data = _dump(value)
