@@ -452,88 +452,63 @@ def _checked_id(kind: str, value: object) -> str:
     return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
 
-def _of_type(*types: type) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types (a bool is no int here)."""
-    names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+_NONE = type(None)
+
+
+def _of_type(*types: type, least: int | None = None, none: Any = None) -> Callable[..., Any]:
+    """A check that the value is of one of the types (a bool is no int here), and a finite number
+    of `least` or more; None stands for `none`."""
+    names = " or ".join("None" if t is _NONE else t.__name__ for t in types)
 
     def check(what: str, value: Any) -> Any:
-        if isinstance(value, bool) and bool not in types or not isinstance(value, types):
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if not fits:
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
-        return value
-
-    return check
-
-
-def _whole(least: int, none: int | None = None) -> Callable[[str, Any], Any]:
-    """A check for an int of at least `least`; None stands for `none`."""
-
-    def check(what: str, value: Any) -> Any:
         if value is None:
             return none
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{what} must be an int, found {_shown(value)}")
-        if value < least:
-            raise ValueError(f"{what} must be {least} or more, found {value}")
+        if least is not None and not least <= value < math.inf:
+            raise ValueError(f"{what} must be {least} or more and finite, found {_shown(value)}")
         return value
 
     return check
 
 
-def _duration(
-    zero: bool, none: _datetime.timedelta | None = None, required: bool = False
-) -> Callable[[str, Any], Any]:
-    """A check for a timedelta or seconds, finite and not negative (nor zero, unless `zero`);
-    None stands for `none`, unless a duration is `required`."""
+def _duration(zero: bool = True, none: Any = None, required: bool = False) -> Callable[..., Any]:
+    """A check for a timedelta or seconds, not negative (nor zero, unless `zero`); None stands for
+    `none`, unless a duration is `required`."""
+    of_type = _of_type(_datetime.timedelta, int, float, *([] if required else [_NONE]))
+    least = "0 or more" if zero else "more than 0"
 
-    def check(what: str, value: Any) -> _datetime.timedelta | None:
-        if value is None and not required:
+    def check(what: str, value: Any) -> Any:
+        if of_type(what, value) is None:
             return none
-        if isinstance(value, _datetime.timedelta):
-            seconds = value.total_seconds()
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            seconds = float(value)
-        else:
-            raise TypeError(f"{what} must be a timedelta or seconds, found {_shown(value)}")
-        if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
-            least = "0 or more" if zero else "more than 0"
-            raise ValueError(f"{what} must be {least} and finite, found {_shown(value)}")
         try:
-            return _datetime.timedelta(seconds=seconds)
-        except OverflowError:
-            raise ValueError(f"{what} is longer than a timedelta can be: {value!r}") from None
+            seconds = value.total_seconds() if isinstance(value, _datetime.timedelta) else value
+            found = _datetime.timedelta(seconds=seconds)
+        except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
+            found = _datetime.timedelta.min
+        if found < _datetime.timedelta(0) or not (found or zero):
+            raise ValueError(f"{what} must be {least} and finite, found {_shown(value)}")
+        return found
 
     return check
 
 
 def _backoff(what: str, value: Any) -> float:
     """Airflow's retry_exponential_backoff: a multiplier; True is 2, False and None are off."""
-    if value is None or isinstance(value, bool):
-        return 2.0 if value else 0.0
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number or a bool, found {_shown(value)}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} must be 0 or more and finite, found {value!r}")
-    return float(value)
+    check = _of_type(int, float, bool, _NONE, least=0, none=0)
+    return float(check(what, 2 if value is True else value))
 
 
-def _one_of(kind: type[enum.Enum]) -> Callable[[str, Any], Any]:
-    def check(what: str, value: Any) -> Any:
-        try:
-            return kind(value)
-        except ValueError:
-            known = ", ".join(str(member.value) for member in kind)
-            raise ValueError(f"{what} must be one of {known}; found {_shown(value)}") from None
-
-    return check
-
-
-def _refusing_all_but(default: object, why: str) -> Callable[[str, Any], Any]:
-    """A check that refuses all but the default: a setting that would change what runs."""
+def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
+    """A check that gives the choice which equals the value; `why`: others are not supported."""
 
     def check(what: str, value: Any) -> Any:
-        if value != default:
-            raise ValueError(f"{what}={_shown(value)} is not supported: {why}")
-        return value
+        for choice in choices:
+            if value == choice:
+                return choice
+        known = ", ".join(map(str, choices))
+        raise ValueError(f"{what} must be one of {known}; found {_shown(value)}{why}")
 
     return check
 
@@ -545,12 +520,6 @@ def _anything(what: str, value: Any) -> Any:
 def _weight(what: str, value: Any) -> int:
     """A priority_weight: an int, capped to 32 bits as in Airflow."""
     return max(-(2**31), min(2**31 - 1, int(_of_type(int)(what, value))))
-
-
-def _slots(what: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{what} must be an int of 1 or more, found {_shown(value)}")
-    return value
 
 
 def _params(what: str, value: Any) -> dict[str, Any]:
@@ -570,6 +539,14 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def _callbacks(what: str, value: Any) -> Any:
+    """A callable or a list of them."""
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if value is not None and not callable(one):
+            raise TypeError(f"{what} must be a callable or a list of them, found {_shown(one)}")
+    return list(value) if isinstance(value, tuple) else value
+
+
 class _Setting(NamedTuple):
     """A task's or DAG's argument: its default, and the check that turns it into what is kept."""
 
@@ -577,65 +554,11 @@ class _Setting(NamedTuple):
     check: Callable[[str, Any], Any]
 
 
-_LATER = "liteflow does not have it"
+_setting: Any = _Setting  # in a class it stands for a value of the setting's type
 _is_bool = _of_type(bool)
-
-
-def _callbacks(what: str, value: Any) -> Any:
-    """A callable or a list of them."""
-    each = value if isinstance(value, (list, tuple)) else [value]
-    for one in each:
-        if value is not None and not callable(one):
-            raise TypeError(f"{what} must be a callable or a list of them, found {_shown(one)}")
-    return list(value) if isinstance(value, tuple) else value
-
-
-_callback = _Setting(None, _callbacks)
+_callback: Any = _Setting(None, _callbacks)
 _ignored = _Setting(None, _anything)
-
-# Airflow's task settings. Those kept at their default live on the class: an object with 30
-# attributes of its own costs five times one with 29.
-_TASK_SETTINGS: dict[str, _Setting] = {
-    "retries": _Setting(0, _whole(0, none=0)),
-    "retry_delay": _Setting(_datetime.timedelta(0), _duration(True, none=_datetime.timedelta(0))),
-    "retry_exponential_backoff": _Setting(0.0, _backoff),
-    "max_retry_delay": _Setting(None, _duration(zero=True)),
-    "retry_policy": _Setting(None, _refusing_all_but(None, _LATER)),
-    "execution_timeout": _Setting(None, _duration(zero=False)),
-    "trigger_rule": _Setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule)),
-    "do_xcom_push": _Setting(True, _is_bool),
-    "multiple_outputs": _Setting(None, _of_type(bool, type(None))),
-    "params": _Setting({}, _params),
-    "priority_weight": _Setting(1, _weight),
-    "weight_rule": _Setting(WeightRule.DOWNSTREAM, _one_of(WeightRule)),
-    "pool": _Setting("default_pool", _of_type(str)),
-    "pool_slots": _Setting(1, _slots),
-    "max_active_tis_per_dag": _Setting(None, _whole(1)),
-    "max_active_tis_per_dagrun": _Setting(None, _whole(1)),
-    "depends_on_past": _Setting(
-        False, _refusing_all_but(False, "a run here does not look at earlier ones")
-    ),
-    "wait_for_downstream": _Setting(
-        False, _refusing_all_but(False, "a run here does not look at earlier ones")
-    ),
-    "on_execute_callback": _callback,
-    "on_success_callback": _callback,
-    "on_failure_callback": _callback,
-    "on_retry_callback": _callback,
-    "on_skipped_callback": _callback,
-    "pre_execute": _callback,
-    "post_execute": _callback,
-    "owner": _Setting("airflow", _of_type(str)),
-    "doc_md": _Setting(None, _of_type(str, type(None))),
-    "task_display_name": _Setting(None, _of_type(str, type(None))),
-    **dict.fromkeys(
-        """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
-        run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
-        map_index_template logger_name inlets outlets email email_on_failure email_on_retry
-        """.split(),
-        _ignored,
-    ),
-}
+_none_earlier = _setting(False, _one_of([False], ": a run here does not look at earlier ones"))
 
 
 # --- Building: order and groups -------------------------------------------------------------------
@@ -867,7 +790,25 @@ def _group_in(dag: Dag | None) -> TaskGroup | None:
 
 class _OperatorType(type):
     """Makes an operator: from keywords only, with default_args filled in, and joined to the tasks
-    whose results stand in its template fields."""
+    whose results stand in its template fields.
+
+    The settings in a class's body become their defaults, and those of its bases are its own, too.
+    What is left at its default takes no room in an operator: one with 30 attributes of its own
+    costs five times one with 29.
+    """
+
+    _known_settings: dict[str, _Setting]
+
+    def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
+        super().__init__(name, bases, body)
+        named = {**body.get("_known_settings", {}), **body}
+        own = {name: x for name, x in named.items() if isinstance(x, _Setting)}
+        for name, setting in own.items():
+            setattr(cls, name, setting.default)
+        cls._known_settings = {}
+        for base in bases[::-1]:
+            cls._known_settings |= getattr(base, "_known_settings", {})
+        cls._known_settings |= own
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         kind: Any = cls
@@ -903,26 +844,40 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
 
     task_id: str
     dag: Dag | None
-    retries: int
-    retry_delay: _datetime.timedelta
-    retry_exponential_backoff: float
-    max_retry_delay: _datetime.timedelta | None
-    execution_timeout: _datetime.timedelta | None
-    trigger_rule: TriggerRule
-    do_xcom_push: bool
-    multiple_outputs: bool | None
-    params: dict[str, Any]
-    owner: str
-    doc_md: str | None
-    pool: str
-    pool_slots: int
-    priority_weight: int
-    weight_rule: WeightRule
-    max_active_tis_per_dag: int | None
-    max_active_tis_per_dagrun: int | None
+    retries: int = _setting(0, _of_type(int, _NONE, least=0, none=0))
+    retry_delay: _datetime.timedelta = _setting(
+        _datetime.timedelta(0), _duration(none=_datetime.timedelta(0))
+    )
+    retry_exponential_backoff: float = _setting(0.0, _backoff)
+    max_retry_delay: _datetime.timedelta | None = _setting(None, _duration())
+    retry_policy: None = _setting(None, _one_of([None], ": liteflow does not have it"))
+    execution_timeout: _datetime.timedelta | None = _setting(None, _duration(zero=False))
+    trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
+    do_xcom_push: bool = _setting(True, _is_bool)
+    multiple_outputs: bool | None = _setting(None, _of_type(bool, _NONE))
+    params: dict[str, Any] = _setting({}, _params)
+    priority_weight: int = _setting(1, _weight)
+    weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
+    pool: str = _setting("default_pool", _of_type(str))
+    pool_slots: int = _setting(1, _of_type(int, least=1))
+    max_active_tis_per_dag: int | None = _setting(None, _of_type(int, _NONE, least=1))
+    max_active_tis_per_dagrun: int | None = _setting(None, _of_type(int, _NONE, least=1))
+    depends_on_past: bool = _none_earlier
+    wait_for_downstream: bool = _none_earlier
+    owner: str = _setting("airflow", _of_type(str))
+    doc_md: str | None = _setting(None, _of_type(str, _NONE))
+    task_display_name: str | None = _setting(None, _of_type(str, _NONE))
+    on_execute_callback = on_success_callback = on_failure_callback = _callback
+    on_retry_callback = on_skipped_callback = pre_execute = post_execute = _callback
+    _known_settings: ClassVar[dict[str, _Setting]] = dict.fromkeys(
+        """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
+        run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
+        map_index_template logger_name inlets outlets email email_on_failure email_on_retry
+        """.split(),
+        _ignored,
+    )
 
     template_fields: Sequence[str] = ()
-    _own_settings: ClassVar[dict[str, _Setting]] = {}
     _made_by_us = False  # not by a user who names its class
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
@@ -933,11 +888,6 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
     task_group: TaskGroup | None = None
     on_failure_fail_dagrun = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for name, setting in cls.__dict__.get("_own_settings", {}).items():
-            setattr(cls, name, setting.default)
-
     def __init__(
         self,
         *,
@@ -947,7 +897,7 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
         default_args: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        known = {**_TASK_SETTINGS, **self._own_settings}
+        known = self._known_settings
         unknown = settings.keys() - known.keys()
         if unknown:
             kind = "@task" if self._made_by_us else type(self).__name__
@@ -1041,7 +991,7 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
         an edge."""
-        setting = _TASK_SETTINGS.get(name) or self._own_settings.get(name)
+        setting = self._known_settings.get(name)
         if setting is not None:
             value = setting.check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
@@ -1175,11 +1125,6 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
         return f"<Task({type(self).__name__}): {self.task_id}>"
 
 
-for _name, _setting in _TASK_SETTINGS.items():
-    setattr(BaseOperator, _name, _setting.default)
-del _name, _setting
-
-
 def _defaults_for(
     dag: Dag | None, group: TaskGroup | None, own: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -1237,7 +1182,7 @@ def _template_in(value: Any) -> str | None:
 
 def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
     """Raises TypeError for a name that no `__init__` of the operator's class takes."""
-    known = {"dag", "task_group", "default_args", *_TASK_SETTINGS, *kind._own_settings}
+    known = {"dag", "task_group", "default_args", *kind._known_settings}
     known |= _keywords_of(kind)
     for name in given:
         if name not in known:
@@ -2146,7 +2091,7 @@ def task_group(*functions: Any, **settings: Any) -> Any:
 def _decorated(kind: type[BaseOperator]) -> Any:
     """The class of the tasks that `@task.bash` and its kin make: of the operator's settings and
     ways, around a function."""
-    late = [name for name in kind._own_settings if name in kind.template_fields]
+    late = [name for name in kind._known_settings if name in kind.template_fields]
     names = {"_kind": kind, "_late": late, "__doc__": kind.__doc__}
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
 
@@ -2168,14 +2113,10 @@ class BashOperator(BaseOperator):
     """
 
     template_fields = ("bash_command", "env", "cwd")
-    _own_settings: ClassVar[dict[str, _Setting]] = {
-        "env": _Setting(None, _anything),
-        "append_env": _Setting(False, _is_bool),
-        "cwd": _Setting(None, _anything),
-        "skip_on_exit_code": _Setting((99,), _codes),
-        "output_encoding": _Setting("utf-8", _of_type(str)),
-        "output_processor": _Setting(None, _anything),
-    }
+    env = cwd = output_processor = _setting(None, _anything)
+    append_env: bool = _setting(False, _is_bool)
+    skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
+    output_encoding: str = _setting("utf-8", _of_type(str))
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -2259,12 +2200,6 @@ class PokeReturnValue:
         return self.is_done
 
 
-def _mode(what: str, value: Any) -> str:
-    if value not in ("poke", "reschedule"):
-        raise ValueError(f"{what} must be 'poke' or 'reschedule', found {_shown(value)}")
-    return str(value)
-
-
 class BaseSensorOperator(BaseOperator):
     """A task that waits: a subclass defines `poke(context)`, called until its result is true.
 
@@ -2274,16 +2209,11 @@ class BaseSensorOperator(BaseOperator):
     (poke again) or `never_fail` (skip).
     """
 
-    _own_settings: ClassVar[dict[str, _Setting]] = {
-        "poke_interval": _Setting(_datetime.timedelta(seconds=60), _duration(True, required=True)),
-        "timeout": _Setting(_datetime.timedelta(days=7), _duration(True, required=True)),
-        "mode": _Setting("poke", _mode),
-        "soft_fail": _Setting(False, _is_bool),
-        "exponential_backoff": _Setting(False, _is_bool),
-        "max_wait": _Setting(None, _duration(zero=True)),
-        "silent_fail": _Setting(False, _is_bool),
-        "never_fail": _Setting(False, _is_bool),
-    }
+    poke_interval = _setting(_datetime.timedelta(seconds=60), _duration(required=True))
+    timeout = _setting(_datetime.timedelta(days=7), _duration(required=True))
+    mode: str = _setting("poke", _one_of(["poke", "reschedule"]))
+    max_wait = _setting(None, _duration())
+    soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _is_bool)
 
     def poke(self, context: Context) -> Any:
         """Whether the waiting is over; a `PokeReturnValue` carries a result, too."""
@@ -2401,9 +2331,7 @@ class ShortCircuitOperator(PythonOperator):
     """As `@task.short_circuit`: a false result skips all that comes after."""
 
     _flow = "short_circuit"
-    _own_settings: ClassVar[dict[str, _Setting]] = {
-        "ignore_downstream_trigger_rules": _Setting(True, _is_bool)
-    }
+    ignore_downstream_trigger_rules: bool = _setting(True, _is_bool)
 
 
 class BaseBranchOperator(BaseOperator):
@@ -2489,13 +2417,12 @@ class _MappedOperator(BaseOperator):
     def __init__(
         self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any], expand: _ExpandInput
     ) -> None:
-        known = {**_TASK_SETTINGS, "dag": None, "task_group": None, "default_args": None}
+        self._known_settings = kind._known_settings  # type: ignore[misc]
+        known = {"dag", "task_group", "default_args", *kind._known_settings}
         settings = {name: value for name, value in fixed.items() if name in known}
-        self._own_settings = kind._own_settings  # type: ignore[misc]
-        own = {name: value for name, value in fixed.items() if name in kind._own_settings}
-        super().__init__(task_id=task_id, **settings, **own)
-        for name, setting in kind._own_settings.items():
-            self.__dict__.setdefault(name, setting.default)
+        super().__init__(task_id=task_id, **settings)
+        for name in kind._known_settings.keys() - BaseOperator._known_settings.keys():
+            self.__dict__.setdefault(name, kind._known_settings[name].default)
         self._kind = kind
         self._flow = kind._flow
         self._fixed = fixed
@@ -2541,23 +2468,23 @@ def _date(what: str, value: Any) -> _datetime.datetime | None:
 
 
 _DAG_SETTINGS: dict[str, _Setting] = {
-    "description": _Setting(None, _of_type(str, type(None))),
+    "description": _Setting(None, _of_type(str, _NONE)),
     "default_args": _Setting({}, _string_keyed),
     "params": _Setting({}, _params),
-    "max_active_tasks": _Setting(16, _whole(1, none=16)),
-    "max_active_runs": _Setting(16, _whole(1, none=16)),
+    "max_active_tasks": _Setting(16, _of_type(int, _NONE, least=1, none=16)),
+    "max_active_runs": _Setting(16, _of_type(int, _NONE, least=1, none=16)),
     "dagrun_timeout": _Setting(None, _duration(zero=False)),
     "fail_fast": _Setting(False, _is_bool),
-    "doc_md": _Setting(None, _of_type(str, type(None))),
+    "doc_md": _Setting(None, _of_type(str, _NONE)),
     "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
-    "dag_display_name": _Setting(None, _of_type(str, type(None))),
+    "dag_display_name": _Setting(None, _of_type(str, _NONE)),
     "on_success_callback": _callback,
     "on_failure_callback": _callback,
     "schedule": _Setting(None, _schedule),
     "start_date": _Setting(None, _date),
     "end_date": _Setting(None, _date),
     "catchup": _Setting(False, _is_bool),
-    "max_consecutive_failed_dag_runs": _Setting(0, _whole(0, none=0)),
+    "max_consecutive_failed_dag_runs": _Setting(0, _of_type(int, _NONE, least=0, none=0)),
     "render_template_as_native_obj": _Setting(False, _is_bool),
     **dict.fromkeys(
         """is_paused_upon_creation template_searchpath
@@ -5828,8 +5755,7 @@ def _blamed(task: BaseOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone."""
-    known = {**_TASK_SETTINGS, **task._own_settings}
-    own = {name: value for name, value in task.__dict__.items() if name in known}
+    own = {name: value for name, value in task.__dict__.items() if name in task._known_settings}
     try:
         kind = getattr(task, "_kind", None)
         return _dump((kind, own, list(task._upstream), list(task._downstream)))
@@ -7988,7 +7914,7 @@ class WorkerPool:
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        checked = _whole(1)("max_workers", max_workers)
+        checked = _of_type(int, _NONE, least=1)("max_workers", max_workers)
         self.max_workers: int = min(checked or _cpus(), 1000)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
@@ -9646,8 +9572,7 @@ def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
     """Sizes of pools by name; each pool that a task names must have one, and room for it."""
     sizes = _string_keyed("pools", pools)
     for name, size in sizes.items():
-        if _whole(1)(f"pools[{name!r}]", size) is None:
-            raise TypeError(f"pools[{name!r}] must be an int, found None")
+        _of_type(int, least=1)(f"pools[{name!r}]", size)
     if in_process:
         return {}
     for task in dag.task_dict.values():

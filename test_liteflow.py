@@ -9471,7 +9471,7 @@ class ReadmeTest(Case):
         self.assertEqual(set(liteflow.__all__) - errors - own - set(names["built"]), set())
         ignored = {
             n
-            for table in (liteflow._TASK_SETTINGS, liteflow._DAG_SETTINGS)
+            for table in (liteflow.BaseOperator._known_settings, liteflow._DAG_SETTINGS)
             for n, setting in table.items()
             if setting is liteflow._ignored
         }
