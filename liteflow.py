@@ -426,7 +426,6 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
-_ID = re.compile(r"[\w.-]+")
 _SUFFIX = re.compile(r"__(\d+)$")
 
 # Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
@@ -442,12 +441,13 @@ _CONTEXT_KEYS = frozenset(
 )
 
 
-def _checked_id(kind: str, value: object) -> str:
+def _checked_id(kind: str, value: object, more: str = ".", limit: int = 250) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{kind} must be a str, found {_shown(value)}")
-    if not _ID.fullmatch(value) or len(value) > 250:
+    if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", value):
+        allowed = " or ".join(repr(sign) for sign in f"_-{more}")
         raise ValueError(
-            f"{kind} must be 1 to 250 letters, digits, '_', '-' or '.', found {_shown(value)}"
+            f"{kind} must be 1 to {limit} letters, digits, {allowed}, found {_shown(value)}"
         )
     return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
@@ -577,23 +577,18 @@ class _Dependency:
         """The tasks to be waited for when something comes after this."""
         raise NotImplementedError
 
-    def _link(self, others: Iterable[BaseOperator], before: bool) -> None:
-        """Set the tasks before or after this."""
-        if before:
-            _join(others, self._starts())
-        else:
-            _join(self._ends(), others)
-
     def set_downstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) after this.
 
         Raises RuntimeError for tasks of two DAGs, ValueError if neither has a DAG.
         """
         for after in _operands(other):
+            ends, starts = self._ends(), after._starts()
             if isinstance(self, EdgeModifier):
-                self._link(after._starts(), before=False)
-            else:
-                after._link(self._ends(), before=True)
+                self._after += starts
+            if isinstance(after, EdgeModifier):
+                after._before += ends
+            _join(ends, starts)
 
     def set_upstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) before this."""
@@ -622,44 +617,33 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     many = value if isinstance(value, (list, tuple)) else (value,)
     for one in many:
         if not isinstance(one, _Dependency):
-            remedy = ": call it" if isinstance(one, _TaskFunction) else ""
-            remedy = (
-                ": decorate it with @task and call it" if not remedy and callable(one) else remedy
-            )
+            decorate = "" if isinstance(one, _TaskFunction) else "decorate it with @task and "
             raise TypeError(
-                f"the order can be set between tasks, their results, and lists of these, "
-                f"found {_shown(one)}{remedy}"
+                "the order can be set between tasks, their results, and lists of these, found "
+                f"{_shown(one)}" + (f": {decorate}call it" if callable(one) else "")
             )
     return many
 
 
 def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None:
-    after = list(after)
-    for first in before:
-        for then in after:
-            _add_edge(first, then)
-
-
-def _add_edge(before: BaseOperator, after: BaseOperator) -> None:
-    if before.dag is not after.dag:
-        if before.dag is None:
-            assert after.dag is not None
-            after.dag._add(before)
-        elif after.dag is None:
-            before.dag._add(after)
-        else:
-            raise RuntimeError(
-                f"task {before.task_id!r} is in DAG {before.dag.dag_id!r} and task "
-                f"{after.task_id!r} in DAG {after.dag.dag_id!r}: tasks of two DAGs can't wait "
-                "for each other"
+    """Make an edge from each task to each; one that is in no DAG joins the other's."""
+    for first, then in itertools.product(before, after):
+        if first.dag is None and then.dag is not None:
+            then.dag._add(first)
+        elif then.dag is None and first.dag is not None:
+            first.dag._add(then)
+        if first.dag is None:
+            raise ValueError(
+                f"tasks {first.task_id!r} and {then.task_id!r} are in no DAG: make them inside "
+                "`with DAG(...)`"
             )
-    elif before.dag is None:
-        raise ValueError(
-            f"tasks {before.task_id!r} and {after.task_id!r} are in no DAG: make them inside "
-            "`with DAG(...)`"
-        )
-    before._downstream[after.task_id] = None
-    after._upstream[before.task_id] = None
+        if first.dag is not then.dag:
+            raise RuntimeError(
+                f"task {first.task_id!r} is in DAG {first.dag_id!r} and task {then.task_id!r} in "
+                f"DAG {then.dag_id!r}: tasks of two DAGs can't wait for each other"
+            )
+        first._downstream[then.task_id] = None
+        then._upstream[first.task_id] = None
 
 
 class EdgeModifier(_Dependency):
@@ -675,15 +659,6 @@ class EdgeModifier(_Dependency):
 
     def _ends(self) -> list[BaseOperator]:
         return self._before
-
-    def _link(self, others: Iterable[BaseOperator], before: bool) -> None:
-        others = list(others)
-        if before:
-            self._before += others
-            _join(others, self._after)
-        else:
-            self._after += others
-            _join(self._before, others)
 
 
 def Label(label: str) -> EdgeModifier:
@@ -712,12 +687,7 @@ class TaskGroup(_Dependency):
         add_suffix_on_collision: bool = False,
         group_display_name: str = "",
     ) -> None:
-        if not isinstance(group_id, str):
-            raise TypeError(f"group_id must be a str, found {_shown(group_id)}")
-        if not re.fullmatch(r"[\w-]{1,200}", group_id):
-            raise ValueError(
-                f"group_id must be 1 to 200 letters, digits, '_' or '-', found {_shown(group_id)}"
-            )
+        _checked_id("group_id", group_id, more="", limit=200)
         dag = dag if dag is not None else _current_dag.get()
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
@@ -975,7 +945,7 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
         for setup in _operands(setups) if setups is not None else ():
             for before in setup._ends():
                 before.as_setup()
-                _add_edge(before, self)
+                _join([before], [self])
         return self
 
     @property
@@ -1000,9 +970,7 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
 
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds."""
-        for result in _results_in(value):
-            for before in result._ends():
-                _add_edge(before, self)
+        _join([result.operator for result in _results_in(value)], [self])
 
     def __enter__(self) -> BaseOperator:
         self._dag_or_error()._scopes.append(_Scope(self))
