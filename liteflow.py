@@ -67,6 +67,7 @@ import json
 import logging
 import marshal
 import math
+import operator
 import os
 import re
 import select
@@ -2919,18 +2920,6 @@ class Variable:
         return json.loads(text) if deserialize_json else text
 
 
-_MISSING: Any = type("_Missing", (), {"__repr__": lambda self: "<none>"})()
-_TYPES: dict[str, tuple[type, ...]] = {
-    "null": (type(None),),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-    "string": (str,),
-    "array": (list, tuple),
-    "object": (dict,),
-}
-
-
 class Param:
     """A parameter of a DAG or task: a default, a description and a JSON schema for its value.
 
@@ -2941,17 +2930,12 @@ class Param:
     run is made.
     """
 
-    _DESCRIBE = frozenset(
-        """title examples description_md values_display section source custom_html_form
-        $schema""".split()
-    )
-
-    def __init__(self, default: Any = _MISSING, description: str | None = None, **schema: Any):
+    def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):
         self.default = default
         self.description = description
         self.schema = schema
         _check_schema(schema)
-        if default is not _MISSING:
+        if default is not ...:
             _json_text("Param default", default, ParamValidationError)
 
     @property
@@ -2959,10 +2943,10 @@ class Param:
         """The default."""
         return self.default
 
-    def resolve(self, value: Any = _MISSING) -> Any:
+    def resolve(self, value: Any = ...) -> Any:
         """The value, or the default, if it fits the schema. Raises ParamValidationError."""
-        value = self.default if value is _MISSING else value
-        if value is _MISSING:
+        value = self.default if value is ... else value
+        if value is ...:
             raise ParamValidationError("no value was given and there is no default")
         _validate(value, self.schema, "value")
         return value
@@ -2978,119 +2962,108 @@ def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
         raise error_class(f"{what} must be JSON: {error}; found {_shown(value)}") from None
 
 
-def _check_schema(schema: Mapping[str, Any]) -> None:
-    for keyword, rule in schema.items():
-        if keyword in Param._DESCRIBE:
-            continue
-        if keyword not in _CHECKS and keyword not in ("type", "items", "properties", "required"):
-            known = ", ".join(sorted([*_CHECKS, "items", "properties", "required", "type"]))
-            raise ValueError(
-                f"Param: the schema keyword {keyword!r} is not checked by liteflow; known: {known}"
-            )
-        if keyword == "type":
-            for name in [rule] if isinstance(rule, str) else rule:
-                if name not in _TYPES:
-                    raise ValueError(f"Param: unknown type {name!r}{_near(str(name), _TYPES)}")
-        elif keyword == "format" and rule not in _FORMATS:
-            raise ValueError(f"Param: format {rule!r} is not checked; known: {', '.join(_FORMATS)}")
-        elif keyword == "pattern":
-            try:
-                re.compile(rule)
-            except (re.error, TypeError) as error:
-                raise ValueError(f"Param: pattern {rule!r} is none: {error}") from None
-        elif keyword in _NUMBERS and not _is_number(rule):
-            raise ValueError(f"Param: {keyword} must be a number, found {_shown(rule)}")
-        elif keyword == "items":
-            if not isinstance(rule, Mapping):
-                raise ValueError(f"Param: items must be a schema, found {_shown(rule)}")
-            _check_schema(rule)
-        elif keyword == "properties":
-            for each in rule.values():
-                _check_schema(each)
+def _known(table: Mapping[str, T], name: str) -> T:
+    if name not in table:
+        raise ValueError(f"Param: {name!r} is not checked by liteflow; known: {', '.join(table)}")
+    return table[name]
 
 
-_NUMBERS = frozenset(
-    """minimum maximum exclusiveMinimum exclusiveMaximum minLength maxLength minItems
-    maxItems""".split()
-)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "null": (type(None),),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "array": (list, tuple),
+    "object": (dict,),
+}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_of_type(value: Any, names: str | Iterable[str]) -> bool:
+    """Whether it is of one of the types; a bool is no number, and 3.0 is an integer."""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    each = [_known(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
+    return any(isinstance(value, t) and (bool in t or not isinstance(value, bool)) for t in each)
+
+
+def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
+    return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
 
 
 _DURATION = re.compile(
     r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
 )  # ISO 8601
-
-
-def _is_iso(kind: Any) -> Callable[[str], bool]:
-    def fits(text: str) -> bool:
-        try:
-            kind.fromisoformat(text)
-        except ValueError:
-            return False
-        return kind is not _datetime.datetime or len(text) > 10
-
-    return fits
-
-
-_FORMATS: dict[str, Callable[[str], bool]] = {
-    "date": _is_iso(_datetime.date),
-    "date-time": _is_iso(_datetime.datetime),
-    "time": _is_iso(_datetime.time),
-    "duration": lambda text: _DURATION.fullmatch(text) is not None,
+# A text that does not fit is a ValueError, or gives something false.
+_FORMATS: dict[str, Callable[[str], Any]] = {
+    "date": _datetime.date.fromisoformat,
+    "date-time": lambda text: text[10:] and _datetime.datetime.fromisoformat(text),
+    "time": _datetime.time.fromisoformat,
+    "duration": _DURATION.fullmatch,
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
 
 
-# JSON Schema: a keyword says something only of values of its own kind.
-_CHECKS: dict[str, Callable[[Any, Any], bool]] = {
-    "enum": lambda v, rule: any(
-        v == x and isinstance(v, bool) == isinstance(x, bool) for x in rule
+def _has_format(text: str, name: str) -> bool:
+    parse = _known(_FORMATS, name)
+    try:
+        return bool(parse(text))
+    except ValueError:
+        return False
+
+
+# JSON Schema: of what type of values a keyword says something (None: of all), and what.
+_KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
+    "type": (None, _is_of_type),
+    "enum": (None, _is_one_of),
+    "const": (None, lambda value, rule: _is_one_of(value, [rule])),
+    "minimum": ("number", operator.ge),
+    "maximum": ("number", operator.le),
+    "exclusiveMinimum": ("number", operator.gt),
+    "exclusiveMaximum": ("number", operator.lt),
+    "minLength": ("string", lambda value, rule: len(value) >= rule),
+    "maxLength": ("string", lambda value, rule: len(value) <= rule),
+    "pattern": ("string", lambda value, rule: re.search(rule, value)),
+    "format": ("string", _has_format),
+    "minItems": ("array", lambda value, rule: len(value) >= rule),
+    "maxItems": ("array", lambda value, rule: len(value) <= rule),
+    "required": ("object", lambda value, rule: value.keys() >= set(rule)),
+    **dict.fromkeys(
+        """items properties title examples description_md values_display section source
+        custom_html_form $schema""".split(),
+        (None, lambda value, rule: True),
     ),
-    "const": lambda v, rule: v == rule and isinstance(v, bool) == isinstance(rule, bool),
-    "minimum": lambda v, rule: not _is_number(v) or v >= rule,
-    "maximum": lambda v, rule: not _is_number(v) or v <= rule,
-    "exclusiveMinimum": lambda v, rule: not _is_number(v) or v > rule,
-    "exclusiveMaximum": lambda v, rule: not _is_number(v) or v < rule,
-    "minLength": lambda v, rule: not isinstance(v, str) or len(v) >= rule,
-    "maxLength": lambda v, rule: not isinstance(v, str) or len(v) <= rule,
-    "pattern": lambda v, rule: not isinstance(v, str) or re.search(rule, v) is not None,
-    "format": lambda v, rule: not isinstance(v, str) or _FORMATS[rule](v),
-    "minItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) >= rule,
-    "maxItems": lambda v, rule: not isinstance(v, (list, tuple)) or len(v) <= rule,
 }
+_SAMPLES: dict[str | None, Any] = {None: 0, "number": 0, "string": "", "array": (), "object": {}}
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Raises ValueError for a keyword that is not checked, or can't be so."""
+    for keyword, rule in schema.items():
+        kind, fits = _known(_KEYWORDS, keyword)
+        try:
+            fits(_SAMPLES[kind], rule)
+            if keyword == "items":
+                _check_schema(rule)
+            for inner in rule.values() if keyword == "properties" else ():
+                _check_schema(inner)
+        except (AttributeError, TypeError, ValueError, re.error) as error:
+            raise ValueError(f"Param: {keyword} can't be {_shown(rule)}: {error}") from None
 
 
 def _validate(value: Any, schema: Mapping[str, Any], where: str) -> None:
-    kinds = schema.get("type")
-    if kinds is not None and not _is_of_type(value, [kinds] if isinstance(kinds, str) else kinds):
-        raise ParamValidationError(f"{where} must be of type {kinds}, found {_shown(value)}")
     for keyword, rule in schema.items():
-        if keyword in _CHECKS and not _CHECKS[keyword](value, rule):
+        kind, fits = _KEYWORDS[keyword]
+        if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
             raise ParamValidationError(
                 f"{where} must fit {keyword} {_shown(rule)}, found {_shown(value)}"
             )
     if isinstance(value, (list, tuple)) and "items" in schema:
         for i, item in enumerate(value):
             _validate(item, schema["items"], f"{where}[{i}]")
-    if isinstance(value, dict):
-        for name in schema.get("required", ()):
-            if name not in value:
-                raise ParamValidationError(f"{where} must have {name!r}, found {_shown(value)}")
+    elif isinstance(value, dict):
         for name, rule in schema.get("properties", {}).items():
             if name in value:
                 _validate(value[name], rule, f"{where}[{name!r}]")
-
-
-def _is_of_type(value: Any, names: Iterable[str]) -> bool:
-    for name in names:
-        whole_float = name == "integer" and isinstance(value, float) and value.is_integer()
-        is_bool = isinstance(value, bool)
-        if whole_float or (isinstance(value, _TYPES[name]) and is_bool <= (name == "boolean")):
-            return True
-    return False
 
 
 def _plain_copy(value: Any) -> Any:
@@ -3098,30 +3071,24 @@ def _plain_copy(value: Any) -> Any:
     return marshal.loads(marshal.dumps(value))
 
 
-def _resolve_params(dag: Dag, conf: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's params: the DAG's, under the run's conf; each checked. Tasks' come on top later.
+def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
+    """A DAG's or a task's params: conf's values, or else the defaults; each checked.
 
     Raises ParamValidationError, before a run is made.
     """
     values = {}
-    for name, declared in dag.params.items():
-        param = declared if isinstance(declared, Param) else Param(declared)
+    for name, param in params.items():
+        param = param if isinstance(param, Param) else Param(param)
         try:
-            values[name] = param.resolve(conf.get(name, _MISSING))
+            values[name] = param.resolve(conf.get(name, ...))
         except ParamValidationError as error:
-            raise ParamValidationError(f"DAG {dag.dag_id!r}: param {name!r}: {error}") from None
-    return {**values, **conf}
+            raise ParamValidationError(f"{what}: param {name!r}: {error}") from None
+    return values
 
 
 def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mapping[str, Any]) -> Any:
     """What `params` is inside a task: the DAG's, the task's own over them, conf over all."""
-    own = {}
-    for name, declared in task.params.items():
-        param = declared if isinstance(declared, Param) else Param(declared)
-        try:
-            own[name] = param.resolve(conf.get(name, _MISSING))
-        except ParamValidationError as error:
-            raise ParamValidationError(f"task {task.task_id!r}: param {name!r}: {error}") from None
+    own = _resolved(f"task {task.task_id!r}", task.params, conf)
     return _plain_copy({**run_params, **own, **conf})
 
 
@@ -9330,7 +9297,7 @@ class _Start:
     def _info(self) -> dict[str, Any]:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
         dag = self.dag
-        params = _resolve_params(dag, self.conf)
+        params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
         for task in dag.task_dict.values():
             _task_params(task, params, self.conf)
         main = sys.modules.get(dag._module)
