@@ -2773,28 +2773,23 @@ DAG = Dag
 
 
 class _RecordedDag(Dag):
-    """What `Dag.load` returns: a DAG's metadata and history, without its code."""
+    """What `Dag.load` returns: a DAG's metadata and history; what needs its code is refused."""
 
     def _register(self) -> None:
-        self._module = ""
-        self.fileloc = None
+        """No worker looks for it."""
 
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("task", "task_dict", "_tokens"):
+            self.cli()
+        return super().__getattribute__(name)
 
-def _refused(dag: _RecordedDag, *args: object, **kwargs: object) -> NoReturn:
-    """A loaded DAG has metadata and history only."""
-    script = f": {dag.fileloc}" if dag.fileloc else ""
-    raise RuntimeError(
-        f"DAG {dag.dag_id!r} was loaded from {os.fspath(dag.db_path or '')}, which holds its "
-        f"history and not its tasks; run the script which defines it{script}"
-    )
-
-
-for _name in """run test cli to_mermaid has_task get_task check_cycle validate topological_sort
-    __enter__ __getitem__ __contains__""".split():
-    setattr(_RecordedDag, _name, _refused)
-for _name in ("task", "tasks", "task_ids", "roots", "leaves"):
-    setattr(_RecordedDag, _name, property(_refused))
-del _name
+    def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Raises RuntimeError, as does all that looks for the DAG's tasks."""
+        script = f": {self.fileloc}" if self.fileloc else ""
+        raise RuntimeError(
+            f"DAG {self.dag_id!r} was loaded from {os.fspath(self.db_path or '')}, which holds its "
+            f"history and not its tasks; run the script which defines it{script}"
+        )
 
 
 def _module_name(name: str) -> str:
