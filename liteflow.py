@@ -90,6 +90,7 @@ from typing import (
     NoReturn,
     ParamSpec,
     Protocol,
+    Self,
     TypeVar,
     overload,
 )
@@ -918,7 +919,7 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
         def make(expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
             dag = fixed.get("dag") or _current_dag.get()
             group = fixed.get("task_group") or _group_in(dag)
-            _check_expand(task_id, expand, fixed, group)
+            _check_expand(f"task {task_id!r}", expand, fixed, group)
             return _MappedOperator(cls, task_id, fixed, expand)
 
         check(fixed, "partial")
@@ -1645,54 +1646,42 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 # --- Building: decorators -------------------------------------------------------------------------
 
 
-class _TaskFunction(Generic[P, R]):
-    """A function decorated with `@task`: calling it adds a task to the current DAG."""
+class _Decorated(Generic[P, R]):
+    """A decorated function: each call makes a task, or a group of tasks."""
 
     __wrapped__: Callable[P, R]
 
     def __init__(
-        self,
-        function: Callable[P, R],
-        settings: dict[str, Any],
-        maker: Callable[..., BaseOperator],
-        _signature: inspect.Signature | None = None,
+        self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
     ) -> None:
-        if not callable(function):
-            raise TypeError(f"@task decorates a function, found {_shown(function)}")
         functools.update_wrapper(self, function)
+        self._signature = signature
         self._settings = settings
-        self._maker = maker
-        self._signature = _signature or _signature_of(function)
-        self._role: str | None = None  # "setup" or "teardown"
-        self._fails_run = False
-        self._conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
 
-    @property
-    def function(self) -> Callable[P, R]:
-        """The plain function, to call directly."""
-        return self.__wrapped__
-
-    def override(self, **settings: Any) -> _TaskFunction[P, R]:
+    def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
-        merged = {**self._settings, **settings}
-        changed = _TaskFunction(self.__wrapped__, merged, self._maker, self._signature)
-        changed._role, changed._fails_run = self._role, self._fails_run
-        changed._conditions = self._conditions
+        return self._with(_settings={**self._settings, **settings})
+
+    def _with(self, **attributes: Any) -> Self:
+        import copy
+
+        changed = copy.copy(self)
+        changed.__dict__.update(attributes)
         return changed
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Add a task that calls the function with these arguments; returns its `XComArg`.
+        """Add a task that calls the function with these arguments, or a group of what it makes.
 
+        Returns the task's `XComArg`; what the function of a group returns, or else the group.
         (Declared as Any, so that a type checker accepts it where the function's result fits.)
         Raises TypeError if the arguments do not fit the function.
         """
-        named = self._named(kwargs)
-        self._check_call(args, named)
-        return self._make(args, named, None)
+        return self._make(None, kwargs, args)
 
     def expand(self, **mapped: Any) -> Any:
-        """Map the task over the elements of the arguments: one instance each, or for each
-        combination, the last argument varying fastest. Returns the `XComArg` of all results.
+        """Map over the elements of the arguments: one instance of each task for each, or for each
+        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
+        all results.
 
         Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
         TypeError for an argument that the function does not have.
@@ -1700,73 +1689,87 @@ class _TaskFunction(Generic[P, R]):
         return self.partial().expand(**mapped)
 
     def expand_kwargs(self, dicts: Any) -> Any:
-        """Map the task over a list of dicts of arguments, or over a result that is one."""
+        """Map over a list of dicts of arguments, or over a result that is one."""
         return self.partial().expand_kwargs(dicts)
 
     def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
-        self._check_names(fixed, "partial")
-
-        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-            mapped = {name for name, _ in expand.sources}
-            named = {k: v for k, v in self._named(fixed).items() if k not in mapped}
-            return self._make((), named, expand)
-
-        return _Partial(f"task {self._id!r}", self._check_names, make, fixed)
+        return _Partial(self._what, self._check_names, self._make, {}).partial(**fixed)
 
     def _check_names(self, names: Iterable[str], verb: str) -> None:
-        task_id, parameters = self._id, self._signature.parameters
+        parameters = self._signature.parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in names:
-            if name in _CONTEXT_KEYS and verb == "expand":
-                raise ValueError(f"task {task_id!r}: can't expand over the context key {name!r}")
             if name not in parameters and not takes_any:
                 raise TypeError(
-                    f"task {task_id!r}: {verb}() got an unexpected argument {name!r}"
+                    f"{self._what}: {verb}() got an unexpected argument {name!r}"
                     f"{_near(name, parameters)}"
                 )
 
     @property
-    def _id(self) -> str:
-        return str(self._settings.get("task_id", self.__wrapped__.__name__))
-
-    def _named(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by keyword, with those that default_args name."""
-        named = dict(kwargs)
-        dag = self._settings.get("dag") or _current_dag.get()
-        own = self._settings.get("default_args")
-        for name, value in _defaults_for(dag, _group_in(dag), own).items():
-            p = self._signature.parameters.get(name)
-            if p is not None and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                named.setdefault(name, value)
-        return named
+    def _what(self) -> str:
+        raise NotImplementedError
 
     def _make(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], expand: _ExpandInput | None
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
     ) -> Any:
-        settings = dict(self._settings)
+        raise NotImplementedError
+
+
+class _TaskFunction(_Decorated[P, R]):
+    """A function decorated with `@task`: calling it adds a task to the current DAG."""
+
+    _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
+    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    _maker: Any = _FunctionOperator
+
+    @property
+    def function(self) -> Callable[P, R]:
+        """The plain function, to call directly."""
+        return self.__wrapped__
+
+    @property
+    def _what(self) -> str:
+        return f"task {self._settings.get('task_id', self.__wrapped__.__name__)!r}"
+
+    def _check_names(self, names: Iterable[str], verb: str) -> None:
+        for name in names:
+            if name in _CONTEXT_KEYS and verb == "expand":
+                raise ValueError(f"{self._what}: can't expand over the context key {name!r}")
+        super()._check_names(names, verb)
+
+    def _make(
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
+    ) -> Any:
+        settings = {"task_id": self.__wrapped__.__name__, **self._settings}
         dag = settings["dag"] = settings.get("dag") or _current_dag.get()
-        task_id = settings.pop("task_id", self.__wrapped__.__name__)
         group = settings.get("task_group") or _group_in(dag)
-        if dag is not None and isinstance(task_id, str):
-            full = dag._free_task_id(group.child_id(task_id) if group is not None else task_id)
-            task_id = full.removeprefix(group.child_id("")) if group is not None else full
-        if expand is not None:
-            _check_expand(task_id, expand, settings, group)
-        if self._role == "teardown" and "trigger_rule" in settings:
-            raise ValueError(f"task {task_id!r} is a teardown: it has a trigger rule of its own")
-        maker: Any = self._maker
-        made: BaseOperator = maker(
-            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand,
-            task_id=task_id, **settings,
-        )  # fmt: skip
+        kwargs = {**self._defaults(dag, group), **kwargs}
+        if expand is None:
+            self._check_call(args, kwargs)
+        else:
+            _check_expand(self._what, expand, settings, group)
+            mapped = {name for name, _ in expand.sources}
+            kwargs = {name: value for name, value in kwargs.items() if name not in mapped}
+        if dag is not None and isinstance(settings["task_id"], str):
+            prefix = group.child_id("") if group is not None else ""
+            free = dag._free_task_id(prefix + settings["task_id"])
+            settings["task_id"] = free.removeprefix(prefix)
+        made = self._maker(
+            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand, **settings
+        )
         if self._conditions:
             made._conditions = self._conditions
-        if self._role == "setup":
-            made.as_setup()
-        elif self._role == "teardown":
-            made.as_teardown(on_failure_fail_dagrun=self._fails_run)
+        if self._role is not None:
+            self._role(made)
         return made.output
+
+    def _defaults(self, dag: Dag | None, group: TaskGroup | None) -> dict[str, Any]:
+        """The arguments that default_args name."""
+        given = _defaults_for(dag, group, self._settings.get("default_args"))
+        parameters = self._signature.parameters.values() if given else ()
+        named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        return {p.name: given[p.name] for p in named if p.name in given}
 
     @functools.cached_property
     def _returns_dict(self) -> bool:
@@ -1775,32 +1778,78 @@ class _TaskFunction(Generic[P, R]):
     def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, _TaskFunction):
+                name = value.__wrapped__.__name__
                 raise TypeError(
-                    f"task {self._id!r}: an argument is the task function {value._id!r} itself: "
-                    f"call it, {value._id}(), to hand over its result"
+                    f"{self._what}: an argument is the task function {name!r} itself: call it, "
+                    f"{name}(), to hand over its result"
                 )
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            name = self.__wrapped__.__name__
-            raise TypeError(f"task {self._id!r}: {name}() {error}") from None
+            raise TypeError(f"{self._what}: {self.__wrapped__.__name__}() {error}") from None
 
     def __repr__(self) -> str:
         return f"<@task {self.__wrapped__.__qualname__}>"
 
 
+def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's signature, in which context parameters need not be given."""
+    import inspect
+
+    name = getattr(function, "__name__", repr(function))
+    parameters = []
+    for p in inspect.signature(function).parameters.values():
+        if p.name == "self":
+            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
+        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            if p.default not in (None, p.empty):
+                raise ValueError(
+                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
+                    f"so its default must be None or absent, found {_shown(p.default)}"
+                )
+            p = p.replace(default=None)
+        parameters.append(p)
+    # Unvalidated: a context parameter, now with a default, may stand before one without.
+    return inspect.Signature(parameters, __validate_parameters__=False)
+
+
+class _GroupFunction(_Decorated[P, R]):
+    """A function decorated with `@task_group`: calling it makes a group of its tasks."""
+
+    @property
+    def _what(self) -> str:
+        return f"group {self._settings.get('group_id', self.__wrapped__.__name__)!r}"
+
+    def _make(
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
+    ) -> Any:
+        settings = {"group_id": self.__wrapped__.__name__, **self._settings}
+        settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
+        with TaskGroup(**{"add_suffix_on_collision": True, **settings}) as group:
+            if expand is not None:
+                _check_expand(self._what, expand, {}, group)
+                group._expand = expand
+                names: Iterable[Any] = [name for name, _ in expand.sources]
+                if not expand.named:
+                    names = self._signature.parameters.keys() - kwargs.keys()
+                kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
+            result = self.__wrapped__(*args, **kwargs)
+        if expand is not None:
+            for member in group.children:
+                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
+                if taken or not member._upstream:
+                    expand.join(member)
+                _check_expand(f"task {member.task_id!r}", expand, vars(member), None)
+        return group if result is None else result
+
+
 def _check_expand(
-    task_id: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
+    what: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
 ) -> None:
-    rule = settings.get("trigger_rule")
-    if rule == TriggerRule.ALWAYS and expand.results:
-        raise ValueError(
-            f"task {task_id!r}: trigger_rule 'always' does not wait for what it expands over"
-        )
+    if settings.get("trigger_rule") == TriggerRule.ALWAYS and expand.results:
+        raise ValueError(f"{what}: trigger_rule 'always' does not wait for what it expands over")
     if group is not None and any(each._expand is not None for each in group._path):
-        raise NotImplementedError(
-            f"task {task_id!r}: expand() inside a mapped group is not supported"
-        )
+        raise NotImplementedError(f"{what}: expand() inside a mapped group is not supported")
 
 
 class _Partial:
@@ -1838,40 +1887,14 @@ class _Partial:
         return self._make(_ExpandInput(self._what, None, dicts), self._fixed)
 
 
-_signatures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+class _Kind:
+    """`@task.bash` and its kin: a task of the operator's settings and ways, around a function."""
 
+    def __init__(self, kind: type[BaseOperator]) -> None:
+        self._kind, self.__doc__ = kind, kind.__doc__
 
-def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature; many tasks may be made of one function."""
-    try:
-        found: inspect.Signature | None = _signatures.get(function)
-    except TypeError:  # a callable that has no hash, or can't be referred to weakly
-        return _build_signature(function)
-    if found is None:
-        found = _signatures[function] = _build_signature(function)
-    return found
-
-
-def _build_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature, in which context parameters need not be given."""
-    import inspect
-
-    name = getattr(function, "__name__", repr(function))
-    signature = inspect.signature(function)
-    parameters = []
-    for p in signature.parameters.values():
-        if p.name == "self":
-            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
-        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            if p.default not in (None, p.empty):
-                raise ValueError(
-                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
-                    f"so its default must be None or absent, found {_shown(p.default)}"
-                )
-            p = p.replace(default=None)
-        parameters.append(p)
-    # Unvalidated: a context parameter, now with a default, may stand before one without.
-    return inspect.Signature(parameters, __validate_parameters__=False)
+    def __get__(self, decorator: _TaskDecorator, owner: Any) -> _TaskDecorator:
+        return _TaskDecorator(decorator._dag, _decorated(self._kind))
 
 
 class _TaskDecorator:
@@ -1889,37 +1912,28 @@ class _TaskDecorator:
     def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
     @overload
     def __call__(self, /, **settings: Any) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
-    def __call__(self, /, *functions: Any, **settings: Any) -> Any:
+    def __call__(self, function: Any = None, /, **settings: Any) -> Any:
+        if function is None:
+            return functools.partial(self, **settings)
         if self._dag is not None:
             settings.setdefault("dag", self._dag)
-        if not functions:
-            return lambda function: _TaskFunction(function, settings, self._maker)
-        if len(functions) > 1 or not callable(functions[0]) or isinstance(functions[0], type):
+        if not callable(function):
             raise TypeError(
-                f"@task takes one function, or settings by keyword; found {_shown(functions[0])}"
+                f"@task takes one function, or settings by keyword; found {_shown(function)}"
             )
-        return _TaskFunction(functions[0], settings, self._maker)
+        made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
+        made._maker = self._maker
+        return made
+
+    branch = _Kind(BranchPythonOperator)
+    short_circuit = _Kind(ShortCircuitOperator)
+    bash = _Kind(BashOperator)
+    sensor = _Kind(BaseSensorOperator)
 
     @property
-    def branch(self) -> _TaskDecorator:
-        """`@task.branch`: the function returns the ids of the tasks (or groups) to go on with; the
-        other direct downstream tasks are skipped."""
-        return _TaskDecorator(self._dag, _decorated(BranchPythonOperator))
-
-    @property
-    def short_circuit(self) -> _TaskDecorator:
-        """`@task.short_circuit`: a false result skips all that comes after."""
-        return _TaskDecorator(self._dag, _decorated(ShortCircuitOperator))
-
-    @property
-    def bash(self) -> _TaskDecorator:
-        """`@task.bash`: the function returns a command for bash; see `BashOperator`."""
-        return _TaskDecorator(self._dag, _decorated(BashOperator))
-
-    @property
-    def sensor(self) -> _TaskDecorator:
-        """`@task.sensor`: called again until its result is true; see `BaseSensorOperator`."""
-        return _TaskDecorator(self._dag, _decorated(BaseSensorOperator))
+    def python(self) -> _TaskDecorator:
+        """`@task.python` is `@task`."""
+        return self
 
     def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
         """Above `@task`: skip the task unless `condition(context)` is true."""
@@ -1928,11 +1942,6 @@ class _TaskDecorator:
     def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return _conditional(condition, False, skip_message)
-
-    @property
-    def python(self) -> _TaskDecorator:
-        """`@task.python` is `@task`."""
-        return self
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
@@ -1944,13 +1953,11 @@ class _TaskDecorator:
         return "<decorator task>"
 
 
-def _conditional(condition: Callable[[Context], Any], wanted: bool, message: str | None) -> Any:
+def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
     def add(function: _TaskFunction[P, R]) -> _TaskFunction[P, R]:
         if not isinstance(function, _TaskFunction):
             raise TypeError("@task.run_if and @task.skip_if stand above @task")
-        changed = function.override()
-        changed._conditions = ((condition, wanted, message), *function._conditions)
-        return changed
+        return function._with(_conditions=(condition, *function._conditions))
 
     return add
 
@@ -1960,7 +1967,7 @@ task = _TaskDecorator()
 
 def setup(function: Any = None, **settings: Any) -> Any:
     """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
-    return _with_role("setup", function, settings, False)
+    return _with_role(BaseOperator.as_setup, function, settings)
 
 
 def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any) -> Any:
@@ -1968,89 +1975,33 @@ def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **se
 
     Its failure does not fail the run unless `on_failure_fail_dagrun`.
     """
-    return _with_role("teardown", function, settings, on_failure_fail_dagrun)
+    if "trigger_rule" in settings:
+        raise ValueError("a teardown has a trigger rule of its own: leave trigger_rule out")
+    role = functools.partial(
+        BaseOperator.as_teardown, on_failure_fail_dagrun=on_failure_fail_dagrun
+    )
+    return _with_role(role, function, settings)
 
 
-def _with_role(role: str, function: Any, settings: dict[str, Any], fails_run: bool) -> Any:
+def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
     if function is None:
-        return lambda decorated: _with_role(role, decorated, settings, fails_run)
+        return functools.partial(_with_role, role, settings=settings)
     made = function if isinstance(function, _TaskFunction) else task(function)
-    made = made.override(**settings)
-    made._role, made._fails_run = role, fails_run
-    return made
+    return made.override(**settings)._with(_role=role)
 
 
-class _GroupFunction(Generic[P]):
-    """A function decorated with `@task_group`: calling it makes a group of its tasks."""
-
-    def __init__(self, function: Callable[P, Any], settings: dict[str, Any]) -> None:
-        functools.update_wrapper(self, function)
-        self._function = function
-        self._settings = {"group_id": function.__name__, **settings}
-
-    def override(self, **settings: Any) -> _GroupFunction[P]:
-        """A copy with another `group_id`, `default_args`, ..."""
-        return _GroupFunction(self._function, {**self._settings, **settings})
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Make the group; returns what the function returns, or else the group."""
-        return self._make(None, args, kwargs)
-
-    def partial(self, **fixed: Any) -> _Partial:
-        """Fix arguments; `expand` has to follow."""
-        import inspect
-
-        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-            names = {name for name, _ in expand.sources if name is not None}
-            if not expand.named:
-                names = set(inspect.signature(self._function).parameters) - fixed.keys()
-            return self._make(expand, (), {**fixed, **{n: _GroupArg(n) for n in names}})
-
-        what = f"group {self._settings['group_id']!r}"
-        return _Partial(what, lambda names, verb: None, make, fixed)
-
-    def expand(self, **mapped: Any) -> Any:
-        """Map the group: each task in it has one instance for each element."""
-        return self.partial().expand(**mapped)
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        """Map the group over dicts of arguments."""
-        return self.partial().expand_kwargs(dicts)
-
-    def _make(self, expand: _ExpandInput | None, args: Any, kwargs: Any) -> Any:
-        settings = {"add_suffix_on_collision": True, **self._settings}
-        if settings.get("tooltip") is None and self._function.__doc__:
-            settings["tooltip"] = self._function.__doc__
-        with TaskGroup(**settings) as group:
-            if expand is not None:
-                if any(each._expand is not None for each in group._path):
-                    raise NotImplementedError("a mapped group inside a mapped group")
-                group._expand = expand
-            result = self._function(*args, **kwargs)
-        if expand is not None:
-            for member in group.children:
-                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
-                if taken or not member._upstream:
-                    expand.join(member)
-                if member.trigger_rule is TriggerRule.ALWAYS and expand.results:
-                    raise ValueError(
-                        f"task {member.task_id!r}: trigger_rule 'always' does not wait for what "
-                        "its group expands over"
-                    )
-        return group if result is None else result
-
-
-def task_group(*functions: Any, **settings: Any) -> Any:
+def task_group(function: Any = None, /, **settings: Any) -> Any:
     """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
 
     Calling the decorated function makes a group of the tasks made inside it; a second call gets
     an id with a suffix.
     """
-    if functions and callable(functions[0]):
-        return _GroupFunction(functions[0], settings)
-    if functions:
-        settings["group_id"] = functions[0]
-    return lambda function: _GroupFunction(function, settings)
+    if callable(function):
+        import inspect
+
+        return _GroupFunction(function, inspect.signature(function), settings)
+    named = {} if function is None else {"group_id": function}
+    return functools.partial(task_group, **named, **settings)
 
 
 # --- Building: operators --------------------------------------------------------------------------
@@ -2291,13 +2242,14 @@ def _call_python(task: Any, context: Context) -> Any:
 
 
 class BranchPythonOperator(PythonOperator):
-    """As `@task.branch`: the callable returns the ids of the tasks to go on with."""
+    """The callable returns the ids of the tasks (or groups) to go on with; the other direct
+    downstream tasks are skipped."""
 
     _flow = "branch"
 
 
 class ShortCircuitOperator(PythonOperator):
-    """As `@task.short_circuit`: a false result skips all that comes after."""
+    """A false result of the callable skips all that comes after."""
 
     _flow = "short_circuit"
     ignore_downstream_trigger_rules: bool = _setting(True, _is_bool)
@@ -5926,7 +5878,7 @@ class _WorkerRun:
         kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
         if self._shell is None:
             self._shell = Dag(self.info["dag_id"])
-        signature = _build_signature(function)
+        signature = _task_signature(function)
         token = _current_dag.set(None)
         try:
             maker: Any = _FunctionOperator if kind is None else _decorated(kind)
