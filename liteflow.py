@@ -5806,22 +5806,26 @@ class _WorkerRun:
 
     def __init__(self, info: dict[str, Any], dag: Dag | None = None) -> None:
         self.info = info
-        self._found: Dag | None = dag
-        self._imported = dag is not None
         self._tasks: dict[str, BaseOperator] = {}
-        self._shell: Dag | None = None
         self.sys_path: list[str] = []
+        self.dag = dag
+
+    def import_dag(self) -> None:
+        """Import the module that builds the DAG, if one does. Raises what importing raises."""
+        module, dag_id, n = self.info["key"]
+        if module:
+            _import(module, self.info["module_path"])
+        self.dag = _built.get((module, dag_id, n))
 
     @functools.cached_property
     def edited(self) -> str | None:
-        """The file of the DAG that is not as it was at the run's start, if there is one."""
+        """What to say of a file of the DAG that is not as it was at the run's start."""
+        said = "was edited since the run began: this worker runs the new version"
         for path, size, mtime in self.info["files"]:
             with contextlib.suppress(OSError):
                 found = os.stat(path)
                 if (found.st_size, found.st_mtime_ns) != (size, mtime):
-                    return (
-                        f"{path} was edited since the run began: this worker runs the new version"
-                    )
+                    return f"{path} {said}"
         return None
 
     def restore(self) -> None:
@@ -5832,52 +5836,43 @@ class _WorkerRun:
             os.environ.clear()
             for name, value in environ.items():
                 os.environ[os.fsdecode(name)] = os.fsdecode(value)
-        try:
-            there = os.getcwd() == self.info["cwd"]
-        except OSError:  # a task has deleted it
-            there = False
-        if not there:
-            with contextlib.suppress(OSError):  # it may be gone for run() as well
-                os.chdir(self.info["cwd"])
+        with contextlib.suppress(OSError):  # it may be gone for run() as well
+            os.chdir(self.info["cwd"])
 
-    def import_dag(self) -> None:
-        """Import the module that builds the DAG, if one does. Raises what importing raises."""
-        if self._imported:
-            return
-        module, dag_id, n = self.info["key"]
-        if module:
-            _import(module, self.info["module_path"])
-        self._found = _built.get((module, dag_id, n))
-        self._imported = True
+    def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
+        """The task, from the DAG or, if it has `settings`, by the name of its function.
 
-    def find(
-        self, task_id: str, function: str, by_name: bool, settings: bytes | None = None
-    ) -> BaseOperator:
-        """The task, from the DAG or by the name of its function. Raises UnreachableTask."""
-        found = self._tasks.get(task_id)
-        if found is None:
-            found = self._tasks[task_id] = self._look_up(task_id, function, by_name, settings)
-        return found
-
-    def _look_up(
-        self, task_id: str, function: str, by_name: bool, settings: bytes | None
-    ) -> BaseOperator:
-        task = self._found.task_dict.get(task_id) if self._found is not None else None
+        Raises UnreachableTask.
+        """
+        if task_id in self._tasks:
+            return self._tasks[task_id]
+        task = self.dag.task_dict.get(task_id) if self.dag is not None else None
         # A DAG that the import built another way may mean another function by this task id.
-        if task is not None and _function_name(task) == function:
-            return task
-        named = _resolve(function) if by_name else None
-        if named is None:
-            raise UnreachableTask(task_id)
-        return self._stand_in(task_id, named, settings)
+        if task is None or _function_name(task) != function:
+            named = _resolve(function) if settings is not None else None
+            if named is None:
+                raise UnreachableTask(task_id)
+            task = self._stand_in(task_id, named, settings)
+        self._tasks[task_id] = task
+        return task
+
+    def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
+        """Which of the tasks can't be found here, and which only by their function's name."""
+        missing, named = [], []
+        for task_id, function, by_name in references:
+            try:
+                if self.find(task_id, function, b"" if by_name else None).dag is not self.dag:
+                    named.append(task_id)
+                    del self._tasks[task_id]  # found again, with its settings, by its first job
+            except UnreachableTask:
+                missing.append(task_id)
+        return ("found", missing, named)
 
     def _stand_in(
         self, task_id: str, function: Callable[..., Any], settings: bytes | None
     ) -> BaseOperator:
         """A task like the scheduler's, around a function found by its name."""
         kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
-        if self._shell is None:
-            self._shell = Dag(self.info["dag_id"])
         signature = _task_signature(function)
         token = _current_dag.set(None)
         try:
@@ -5888,6 +5883,11 @@ class _WorkerRun:
         task.dag = self._shell
         task._upstream, task._downstream = dict.fromkeys(upstream), dict.fromkeys(downstream)
         return task
+
+    @functools.cached_property
+    def _shell(self) -> Dag:
+        """What stands in for a DAG that no import builds."""
+        return Dag(self.info["dag_id"])
 
 
 def _function_name(task: BaseOperator) -> str:
@@ -6002,7 +6002,7 @@ class _Execution:
         self.run = run
         self.job = job
         self.task_id, self.map_index = job.task_id, job.map_index
-        self.task = run.find(job.task_id, job.function, job.settings is not None, job.settings)
+        self.task = run.find(job.task_id, job.function, job.settings)
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started = time.time()
@@ -6897,7 +6897,7 @@ class _Worker:
         assert self.run is not None
         self.importing = True
         try:
-            return _find_all(self.run, references)
+            return self.run.find_all(references)
         finally:
             self.importing = False
 
@@ -7075,19 +7075,6 @@ def _has_living_child() -> bool:
         return False
 
 
-def _find_all(run: _WorkerRun, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
-    """Which of the tasks can't be found here, and which only by their function's name."""
-    missing, named = [], []
-    for task_id, function, by_name in references:
-        try:
-            if run.find(task_id, function, by_name).dag is not run._found:
-                named.append(task_id)
-                run._tasks.pop(task_id)  # found again, with its settings, by its first job
-        except UnreachableTask:
-            missing.append(task_id)
-    return ("found", missing, named)
-
-
 def _redirect_output(path: str) -> int:
     """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included.
 
@@ -7190,9 +7177,7 @@ def _call_elsewhere(
 ) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     if of is not None:
-        other = _WorkerRun({**run.info, **of}, run._found)
-        other._shell = run._shell
-        run = other
+        run = _WorkerRun({**run.info, **of}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
 
 
@@ -7234,13 +7219,14 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
     """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
     run = _remote_runs.get(token)
     if run is None:
-        run = _remote_runs[token] = _WorkerRun(marshal.loads(info))
+        run = _WorkerRun(marshal.loads(info))
+        run.import_dag()
+        _remote_runs[token] = run
         while len(_remote_runs) > 50:
             del _remote_runs[next(iter(_remote_runs))]
-    run.import_dag()
     kind, *fields = marshal.loads(message)
     if kind == "find":
-        return marshal.dumps(_find_all(run, *fields))
+        return marshal.dumps(run.find_all(*fields))
     if kind == "call":
         _call_elsewhere(run, *fields)
         return marshal.dumps(None)
