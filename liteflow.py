@@ -5735,7 +5735,7 @@ def _sequence_of(task_id: str, key: str, plain: bool) -> Any:
 
 def _group_value(name: str) -> Any:
     """Called by unpickling a task's arguments: the element of a mapped group's argument."""
-    return _running_job().group_value(name)
+    return _running_job().group_values[name]
 
 
 def _param_of(name: str, default: Any) -> Any:
@@ -5912,34 +5912,27 @@ def _import(module: str, path: str | None) -> None:
         spec = None
     if spec is not None and _same_file(spec.origin, path):
         importlib.import_module(module)
-        return
-    if path is None:
-        return
-    spec = importlib.util.spec_from_file_location(module, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} can't be imported as a module")
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[module] = made
-    spec.loader.exec_module(made)
+    elif path is not None:
+        spec = importlib.util.spec_from_file_location(module, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} can't be imported as a module")
+        sys.modules[module] = made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
 
 
 def _same_file(one: str | None, other: str | None) -> bool:
-    if one is None or other is None:
-        return one == other
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
+    return one == other or bool(one and other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def _resolve(function: str) -> Callable[..., Any] | None:
     """The function of this `module:qualname`; what `@task` made of it is looked through."""
-    module, _, name = function.partition(":")
-    if module not in sys.modules:
-        import importlib
+    import importlib
 
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return None
-    found: Any = sys.modules[module]
+    module, _, name = function.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError:
+        return None
     for part in name.split("."):
         found = getattr(found, part, None)
     if isinstance(found, _TaskFunction):
@@ -6008,19 +6001,16 @@ class _Execution:
         self.started = time.time()
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
-        self._group_values: dict[str, Any] = {}
+        self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
         elements = self.job.elements
         if self.job.in_group:
             for name, element in elements:
-                self._group_values.update(self._named(name, element))
+                self.group_values.update(self._named(name, element))
             elements = ()
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = {}
-        if self.job.call != _NO_CALL.data:
-            args, kwargs = self._loaded(self.job.call)
+        args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
         for name, element in elements:
             found = self._named(name, element)
             twice = found.keys() & kwargs.keys()
@@ -6060,10 +6050,6 @@ class _Execution:
         whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
-    def group_value(self, name: str) -> Any:
-        """The element of an argument of the mapped group."""
-        return self._group_values[name]
-
     def _loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])
 
@@ -6071,19 +6057,18 @@ class _Execution:
         """The value of an upstream's XCom, the same object each time within one attempt."""
         if (task_id, key) not in self._values:
             found = self.job.inputs.get((task_id, key))
-            if not found and not absent_is_none:
+            if not found and absent_is_none:
+                return None
+            if not found:
                 raise XComNotFound(
                     f"task {task_id!r} stored no XCom {key!r}; is it a key of a dict that it "
                     "returns? then annotate it `-> dict[str, ...]`, or set multiple_outputs=True"
                 )
-            self._values[task_id, key] = self._first(task_id, key, found) if found else None
+            map_index, data = found[0]
+            if data is None:  # too large to travel with the job
+                data = self._read(task_id, key, map_index)[0][1]
+            self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
-
-    def _first(self, task_id: str, key: str, found: Sequence[tuple[int, bytes | None]]) -> Any:
-        map_index, data = found[0]
-        if data is None:  # too large to travel with the job
-            data = self._read(task_id, key, map_index)[0][1]
-        return self._loaded(data)
 
     def sequence(self, task_id: str, key: str) -> _Results:
         """The values of a mapped task's instances, without those that stored none."""
@@ -6111,21 +6096,53 @@ class _Execution:
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
         found: Sequence[tuple[int, bytes | None]]
-        if task_id == self.task_id and self.map_index < 0:
-            row = self.pushed.get(key)
-            found = [] if row is None else [(self.map_index, row.value)]
+        pushed = self.pushed.get(key) if task_id == self.task_id else None
+        if pushed is not None:
+            found = [(self.map_index, pushed.value)]
+        elif task_id == self.task_id and self.map_index < 0:
+            found = []
         elif self.run.info["db_path"] is None and task_id in self.task._upstream:
             found = self.job.inputs.get((task_id, key), [])
         else:
             found = self._read(task_id, key)
-        if task_id == self.task_id and self.map_index >= 0 and key in self.pushed:
-            found = [(self.map_index, self.pushed[key].value)]
         return [(i, self._loaded(data or b"")) for i, data in found]
 
     @functools.cached_property
     def context(self) -> Context:
         """The task's context: a dict with Airflow's keys."""
-        return _make_context(self)
+        info, task = self.run.info, self.task
+        run = _dag_run_of(info)
+        ti = _running_instance(self)
+        ti.task = task
+        context: Context = {
+            **dict.fromkeys(_NOT_HERE),
+            "dag": task.dag,
+            "dag_run": run,
+            "inlet_events": {},
+            "inlets": [],
+            "macros": _Macros(),
+            "outlet_events": {},
+            "outlets": [],
+            "params": _task_params(task, info["params"], info["conf"]),
+            "run_id": info["run_id"],
+            "task": task,
+            "task_instance": ti,
+            "task_instance_key_str": f"{task.dag_id}__{task.task_id}__"
+            + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
+            "task_reschedule_count": self.job.pokes,
+            "ti": ti,
+            "triggering_asset_events": {},
+            "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
+        }
+        when = run.logical_date
+        if when is not None:
+            context |= {
+                "data_interval_end": when,
+                "data_interval_start": when,
+                "logical_date": when,
+                **{name: text(when) for name, text in _FILTERS.items()},
+            }
+        return context
 
 
 class _Results(Sequence[Any]):
@@ -6153,8 +6170,6 @@ class _Results(Sequence[Any]):
         if not isinstance(other, (list, tuple, _Results)):
             return NotImplemented
         return list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<the results of {len(self)} instances>"
@@ -6187,8 +6202,7 @@ class _Variables:
     def get(self, key: str, default: Any = ...) -> Any:
         return Variable.get(key, default, self._json)
 
-    def __getattr__(self, key: str) -> Any:
-        return self.get(key)
+    __getattr__ = get
 
 
 class _Macros:
@@ -6218,6 +6232,10 @@ class _Macros:
         return _datetime.datetime.strptime(str(ds), input_format).strftime(output_format)
 
 
+# What Airflow's context has, and nothing here gives a value.
+_NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
+    prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
+    templates_dict""".split()
 # Airflow's Jinja filters for a logical date.
 _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
     "ds": lambda when: when.strftime("%Y-%m-%d"),
@@ -6226,51 +6244,6 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
     "ts_nodash": lambda when: when.strftime("%Y%m%dT%H%M%S"),
     "ts_nodash_with_tz": lambda when: when.isoformat().replace("-", "").replace(":", ""),
 }
-
-
-def _make_context(job: _Execution) -> Context:
-    info, task = job.run.info, job.task
-    run = _dag_run_of(info)
-    ti = _running_instance(job)
-    ti.task = task
-    context: Context = {
-        "conn": None,
-        "dag": task.dag,
-        "dag_run": run,
-        "inlet_events": {},
-        "inlets": [],
-        "macros": _Macros(),
-        "map_index_template": None,
-        "outlet_events": {},
-        "outlets": [],
-        "partition_date": None,
-        "partition_key": None,
-        "task_state_store": None,
-        "params": _task_params(task, info["params"], info["conf"]),
-        "prev_data_interval_end_success": None,
-        "prev_data_interval_start_success": None,
-        "prev_end_date_success": None,
-        "prev_start_date_success": None,
-        "run_id": info["run_id"],
-        "task": task,
-        "task_instance": ti,
-        "task_instance_key_str": f"{task.dag_id}__{task.task_id}__"
-        + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
-        "task_reschedule_count": job.job.pokes,
-        "templates_dict": None,
-        "ti": ti,
-        "triggering_asset_events": {},
-        "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
-    }
-    when = run.logical_date
-    if when is not None:
-        context |= {
-            "data_interval_end": when,
-            "data_interval_start": when,
-            "logical_date": when,
-            **{name: text(when) for name, text in _FILTERS.items()},
-        }
-    return context
 
 
 def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
