@@ -6134,14 +6134,10 @@ class _Execution:
             "triggering_asset_events": {},
             "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
         }
-        when = run.logical_date
-        if when is not None:
-            context |= {
-                "data_interval_end": when,
-                "data_interval_start": when,
-                "logical_date": when,
-                **{name: text(when) for name, text in _FILTERS.items()},
-            }
+        if (when := run.logical_date) is not None:
+            context |= {name: text(when) for name, text in _FILTERS.items()}
+            for name in ("data_interval_end", "data_interval_start", "logical_date"):
+                context[name] = when
         return context
 
 
@@ -6256,30 +6252,30 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
-        try:
-            with guard:
-                _check_conditions(job)
-                args, kwargs = job.arguments()
-                result = _run_hooked(job, job.task._made(kwargs), args, kwargs)
-            note = _store_result(job, result)
-            items = note.pop("items", ())
-            status = "success"
-        except AirflowSkipException as skip:
-            status, error, job.exception = "skipped", _one_line(skip), skip
-        except _Reschedule as pause:
-            status, note = "reschedule", {"wait": pause.seconds}
-        except (AirflowFailException, AirflowSensorTimeout) as failure:
-            status, error, job.exception = "fatal", _traceback(failure), failure
-        except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
-            status, error, job.exception = "failed", _traceback(failure), failure
+        with guard:
+            _check_conditions(job)
+            result = _run_hooked(job)
+        note = _store_result(job, result)
+        items = note.pop("items", ())
+        status = "success"
+    except AirflowSkipException as skip:
+        status, error, job.exception = "skipped", _one_line(skip), skip
+    except _Reschedule as pause:
+        status, note = "reschedule", {"wait": pause.seconds}
+    except (AirflowFailException, AirflowSensorTimeout) as failure:
+        status, error, job.exception = "fatal", _traceback(failure), failure
+    except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
+        status, error, job.exception = "failed", _traceback(failure), failure
     finally:
         _running.reset(token)
     xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
     return _Outcome(status, error, xcoms, items, note)
 
 
-def _run_hooked(job: _Execution, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run_hooked(job: _Execution) -> Any:
     """Between `pre_execute` and `post_execute`, which an operator's class may define."""
+    args, kwargs = job.arguments()
+    task: Any = job.task._made(kwargs)
     if task.pre_execute is not None:
         task.pre_execute(job.context)
     if not job.job.pokes:
@@ -6344,10 +6340,6 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     note = _flow_note(job, result)
     if job.job.feeds:
         note["items"] = _items_of(job, result)
-        if not job.task.do_xcom_push:
-            raise XComForMappingNotPushed(
-                f"task {job.task_id!r} has do_xcom_push=False, and others expand over its result"
-            )
     if result is None or not job.task.do_xcom_push:
         return note
     if job.task.multiple_outputs:
@@ -6383,19 +6375,20 @@ _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max
 
 def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     """The elements of a result that others expand over: each one's preview, and it pickled."""
+    taken = "and others expand over its result"
+    if not job.task.do_xcom_push:
+        raise XComForMappingNotPushed(f"task {job.task_id!r} has do_xcom_push=False, {taken}")
     if result is None:
-        raise XComForMappingNotPushed(
-            f"task {job.task_id!r} returned None, and others expand over its result"
-        )
+        raise XComForMappingNotPushed(f"task {job.task_id!r} returned None, {taken}")
     if isinstance(result, (str, bytes, bytearray)) or not isinstance(result, (Sequence, Mapping)):
         raise UnmappableXComTypePushed(
-            f"task {job.task_id!r} returned {_shown(result)}, and others expand over its result: a "
-            "list, tuple or dict is needed"
+            f"task {job.task_id!r} returned {_shown(result)}, {taken}: a list, tuple or dict is "
+            "needed"
         )
     if len(result) > _MAP_LIMIT:
         raise UnmappableXComLengthPushed(
-            f"task {job.task_id!r} returned {len(result)} elements, and others expand over its "
-            f"result: at most {_MAP_LIMIT} are allowed"
+            f"task {job.task_id!r} returned {len(result)} elements, {taken}: at most {_MAP_LIMIT} "
+            "are allowed"
         )
     elements = result.items() if isinstance(result, Mapping) else result
     return [(_preview(x), _dump(x)) for x in elements]
@@ -6419,20 +6412,14 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = _text_of(error)
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name
+    return ": ".join(filter(None, (type(error).__name__, _text_of(error))))
 
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error).encode(errors="backslashreplace").decode()
+        return _storable(error)
     except BaseException as trouble:  # a user's __str__ may raise anything, sys.exit included
         return f"<its text raised {type(trouble).__name__}>"
-
-
-def _last_of(text: str) -> str:
-    return text.rstrip("\n").rpartition("\n")[2]
 
 
 def _traceback(error: BaseException) -> str:
@@ -6446,12 +6433,13 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
+    last = text.rstrip("\n").rpartition("\n")[2]
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif "\n" in _text_of(error).rstrip("\n") or _last_of(text) != _last_of(text).strip(" |+-"):
+    elif "\n" in _text_of(error).rstrip("\n") or last != last.strip(" |+-"):
         # A message of several lines, or a group's frame: the last line is to be the reason.
         text += f"{type(error).__qualname__}: {_text_of(error).partition(chr(10))[0]}\n"
-    text = text.rstrip("\n").encode(errors="backslashreplace").decode()
+    text = _storable(text.rstrip("\n"))
     if len(text) > _ERROR_LIMIT:
         half = _ERROR_LIMIT // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
@@ -11446,8 +11434,7 @@ def _run_again(job: _Execution) -> Any:
     """
     token = _running.set(job)
     try:
-        args, kwargs = job.arguments()
-        result = _run_hooked(job, job.task._made(kwargs), args, kwargs)
+        result = _run_hooked(job)
         _store_result(job, result)
         return result
     finally:
