@@ -6472,9 +6472,9 @@ class _Wire:
     its length before it. The scheduler's ends never block.
     """
 
-    def __init__(self, end: socket.socket, folder: str | None = None) -> None:
+    def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self.folder = folder  # for messages that go as files
+        self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
         self._space = socket.CMSG_SPACE(4)
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -6490,14 +6490,16 @@ class _Wire:
         """Send a message. Raises BlockingIOError if there is no room, OSError."""
         size = sum(map(len, values))
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
-        if max(size, len(packed)) > _MESSAGE_LIMIT:
-            file = self._put_aside(data, values)
-            try:
-                self._send(marshal.dumps(None), file)
-            finally:
-                os.close(file)
-        else:
+        if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
+            return
+        import tempfile
+
+        with tempfile.TemporaryFile(dir=self.folder) as aside:  # without a name: nothing is left
+            marshal.dump((data, [len(value) for value in values]), aside)
+            aside.writelines(values)
+            aside.flush()
+            self._send(marshal.dumps(None), aside.fileno())
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
@@ -6509,28 +6511,21 @@ class _Wire:
         else:
             self.socket.sendall(packed)
 
-    def _put_aside(self, data: tuple[Any, ...], values: Sequence[bytes]) -> int:
-        """An open file with the message; it has no name, so nothing is ever left of it."""
-        import tempfile
-
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            marshal.dump((data, [len(value) for value in values]), file)
-            for value in values:
-                file.write(value)
-            file.flush()
-            return os.dup(file.fileno())
-
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
         """The next message, or None if there is none now. Raises EOFError at the end."""
-        while True:
-            packed = self._next()
-            if packed is None:
-                return None
-            try:
-                message: tuple[tuple[Any, ...], list[bytes]] | None = marshal.loads(packed)
-            except (ValueError, EOFError, TypeError):
-                raise EOFError("no message of ours") from None
-            return self._take_aside() if message is None else message
+        packed = self._next()
+        if packed is None:
+            return None
+        try:
+            message: tuple[tuple[Any, ...], list[bytes]] | None = marshal.loads(packed)
+        except (ValueError, EOFError, TypeError):
+            raise EOFError("no message of ours") from None
+        if message is not None:
+            return message
+        with open(self.take_file(), "rb") as aside:
+            aside.seek(0)  # the offset is the sender's, too
+            data, sizes = marshal.load(aside)
+            return data, [aside.read(size) for size in sizes]
 
     def _next(self) -> bytes | None:
         while True:
@@ -6561,12 +6556,6 @@ class _Wire:
         del self._buffer[:end]
         return packed
 
-    def _take_aside(self) -> tuple[tuple[Any, ...], list[bytes]]:
-        with open(self.take_file(), "rb") as file:
-            file.seek(0)  # the offset is the sender's, too
-            data, sizes = marshal.load(file)
-            return data, [file.read(size) for size in sizes]
-
     def take_file(self) -> int:
         """The open file that came with the message: its descriptor, which is the caller's now."""
         found = self._files.popleft()
@@ -6583,23 +6572,13 @@ class _Wire:
 _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
 
 
-def _unpacked(outcome: Sequence[Any]) -> tuple[_Outcome, list[bytes]]:
-    """An outcome apart from its values, which may be huge."""
-    whole = _Outcome(*outcome)
-    if not whole.xcoms and not whole.items:
-        return whole, []
-    values = [row[-1] for row in whole.xcoms] + [value for _, value in whole.items]
-    xcoms = [(*row[:-1], b"") for row in whole.xcoms]
-    return whole._replace(xcoms=xcoms, items=[(preview, b"") for preview, _ in whole.items]), values
-
-
-def _packed(outcome: Sequence[Any], values: Sequence[bytes]) -> _Outcome:
-    """The outcome, with its values put back."""
-    whole, rest = _Outcome(*outcome), iter(values)
-    if not values:
-        return whole
-    xcoms = [(*row[:-1], next(rest)) for row in whole.xcoms]
-    return whole._replace(xcoms=xcoms, items=[(preview, next(rest)) for preview, _ in whole.items])
+def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
+    """The outcome with these in place of its values, which may be huge, and so travel apart."""
+    if not outcome.xcoms and not outcome.items:
+        return outcome
+    rest = iter(values)
+    xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
+    return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
 
 
 def _linger(is_there: Callable[[], object]) -> None:
@@ -6726,15 +6705,15 @@ class _Worker:
         if done is None:
             self.control.send(("took", number))
             return
-        outcome, values = _unpacked(done)
+        values = [row[-1] for row in done.xcoms] + [value for _, value in done.items]
+        bare = _with_values(done, itertools.repeat(b""))
         try:
-            self.control.send(("done", tuple[Any, ...](outcome), number), values)
+            self.control.send(("done", tuple(bare), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
             self.last = None
-            lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
-            lost = lost._replace(spoilt=why, held=False)
-            self.control.send(("done", tuple[Any, ...](lost), number))
+            lost = bare._replace(status="failed", error=why, xcoms=(), items=(), note={})
+            self.control.send(("done", tuple(lost._replace(spoilt=why, held=False)), number))
             self.paused = True
 
     def _heed(self) -> _Job | None:
@@ -8382,7 +8361,7 @@ class _SlotRunner(_Runner):
             self.end(attempt, reason, now)
 
     def _on_done(self, slot: _Slot, fields: Sequence[Any], took: int, values: list[bytes]) -> None:
-        outcome, attempt = _packed(fields, values), slot.attempt
+        outcome, attempt = _with_values(_Outcome(*fields), values), slot.attempt
         if attempt is None:
             return
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
