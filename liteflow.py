@@ -5807,7 +5807,6 @@ class _WorkerRun:
     def __init__(self, info: dict[str, Any], dag: Dag | None = None) -> None:
         self.info = info
         self._tasks: dict[str, BaseOperator] = {}
-        self.sys_path: list[str] = []
         self.dag = dag
 
     def import_dag(self) -> None:
@@ -5998,7 +5997,7 @@ class _Execution:
         self.task = run.find(job.task_id, job.function, job.settings)
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
-        self.started = time.time()
+        self.started, self.clock = time.time(), time.perf_counter()
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
@@ -6269,7 +6268,8 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     finally:
         _running.reset(token)
     xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
-    return _Outcome(status, error, xcoms, items, note)
+    took = time.perf_counter() - job.clock
+    return _Outcome(status, error, xcoms, items, note, start=job.started, took=took)
 
 
 def _run_hooked(job: _Execution) -> Any:
@@ -6620,7 +6620,7 @@ class _Worker:
         self._epoll: Any = None
         self.shared: Any = bytearray(2)  # until the scheduler's are there
         self.pid = os.getpid()
-        self.run: _WorkerRun | None = None
+        self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
         self.paused = False  # after a job, until there is word, or for good
         self.held = False  # there will be word
@@ -6667,6 +6667,7 @@ class _Worker:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self._handlers = {number: _getsignal(number) for number in _WATCHED_SIGNALS}
         self._logging = (list(logging.root.handlers), logging.root.level)
+        self._path = list(sys.path)
         self._children = _used_by_children()
 
     # Jobs, one after another.
@@ -6730,8 +6731,12 @@ class _Worker:
                 return _Job(*fields)
             if kind == "leave" and self.held:
                 self.leaving = True  # once there was word of its last job
-            elif (answer := getattr(self, f"_on_{kind}")(*fields)) is not None:
-                self.control.send(answer)
+            else:
+                self.importing = kind in ("join", "find")
+                answer = getattr(self, f"_on_{kind}")(*fields)
+                self.importing = False
+                if answer is not None:
+                    self.control.send(answer)
             if self.leaving and not self.held:
                 self.control.send(self._on_leave())
             message = self.control.receive()
@@ -6759,13 +6764,10 @@ class _Worker:
             self.idle = False
 
     def _run(self, job: _Job) -> _Outcome:
-        start, clock = time.time(), time.perf_counter()
-        assert self.run is not None
         self.timeout = job.timeout
         self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self.run.restore()
         os.umask(self._umask)
-        _log_to_stderr()
         if self.run.edited is not None:
             print(f"liteflow: {self.run.edited}", file=sys.stderr)
         execution = _Execution(self.run, job)
@@ -6774,9 +6776,8 @@ class _Worker:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
         terminated, self.terminated, self.deadline = self.terminated, False, None
-        took = time.perf_counter() - clock
-        self.quick = took < _QUICK and not self.fed
-        log_end, output = self._own_output(took)
+        self.quick = outcome.took < _QUICK and not self.fed
+        log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         spoilt = None
         if job.holds and outcome.status != "reschedule":
@@ -6784,7 +6785,8 @@ class _Worker:
         else:
             spoilt = self._restore()
         self.log_start = log_end
-        return _Outcome(*outcome[:5], terminated, spoilt, held, start, took, log_end, output)
+        times = outcome.start, outcome.took
+        return _Outcome(*outcome[:5], terminated, spoilt, held, *times, log_end, output)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet
@@ -6820,30 +6822,22 @@ class _Worker:
         # After run()'s own entries, what the pool's initializer may have added.
         sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
         self.run.restore()
-        self.importing = True
         try:
             self.run.import_dag()
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
             return ("joined", _traceback(error), None)
-        finally:
-            self.importing = False
         self._flush()
-        _log_to_stderr()
+        if not logging.root.handlers:  # where nothing is set up, what people expect
+            form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+            logging.basicConfig(level=logging.INFO, format=form)
         self._note_state()
-        self.run.sys_path = list(sys.path)
         return ("joined", None, self.run.edited)
 
-    def _on_find(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
-        assert self.run is not None
-        self.importing = True
-        try:
-            return self.run.find_all(references)
-        finally:
-            self.importing = False
+    def _on_find(self, references: Sequence[tuple[str, str, bool]]) -> Any:
+        return self.run.find_all(references)
 
     def _on_work(self, path: str, run_row: int, queue: bool) -> None:
         """The run is recorded: here is the log, and its queue of jobs."""
-        assert self.run is not None
         self.run.info["run_row"] = run_row
         self.log, self.log_start, self.control.folder = path, 0, os.path.dirname(path)
         self._renew_output()
@@ -6863,7 +6857,6 @@ class _Worker:
 
     def _on_call(self, job: Sequence[Any], name: str, reason: str | None, of: Any) -> Any:
         """Callbacks of an attempt that ran elsewhere, or of the DAG."""
-        assert self.run is not None
         self.run.restore()
         _call_elsewhere(self.run, job, name, reason, of)
         return self._go_on()
@@ -6941,10 +6934,8 @@ class _Worker:
         sys.stdout, sys.stderr = self._stdio
         if any(stream.closed for stream in self._stdio):  # a wrapper that is dropped closes ours
             self._open_streams()
-        if self.run is not None and sys.path != self.run.sys_path:
-            sys.path[:] = self.run.sys_path
-        if sys.getrecursionlimit() != self._recursion:
-            sys.setrecursionlimit(self._recursion)
+        sys.path[:] = self._path
+        sys.setrecursionlimit(self._recursion)
         for number, handler in self._handlers.items():
             if _getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -7072,14 +7063,6 @@ def _resource_limits() -> list[tuple[int, int]]:
     ]
 
 
-def _log_to_stderr() -> None:
-    """Where nothing else is set up, show INFO and above with times, as people expect."""
-    if not logging.root.handlers:
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-
-
 def _die_with_parent() -> None:
     """Let the kernel kill this process's group as soon as the scheduler is gone.
 
@@ -7170,11 +7153,8 @@ def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
     if kind == "call":
         _call_elsewhere(run, *fields)
         return marshal.dumps(None)
-    start, clock = time.time(), time.perf_counter()
-    outcome = _run_job(_Execution(run, _Job(*fields)), contextlib.nullcontext())
-    took = time.perf_counter() - clock
-    ended: tuple[Any, ...] = outcome._replace(start=start, took=took)
-    return marshal.dumps(tuple(ended))
+    outcome: tuple[Any, ...] = _run_job(_Execution(run, _Job(*fields)), contextlib.nullcontext())
+    return marshal.dumps(tuple(outcome))
 
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
@@ -8784,9 +8764,8 @@ class _InProcessRunner(_ExecutorRunner):
         if outcome.error is not None:
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._last = (attempt, execution)
-        started = outcome._replace(terminated=self.interrupted, start=execution.started)
-        took = time.time() - execution.started
-        self._given_up += [(attempt, None), (attempt, started._replace(took=max(0.0, took)))]
+        ended = outcome._replace(terminated=self.interrupted)
+        self._given_up += [(attempt, None), (attempt, ended)]
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
