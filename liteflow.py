@@ -6629,7 +6629,7 @@ class _Worker:
         self.idle = False  # waiting for whatever comes
         self.fed = False  # the last job was there before it was wanted
         self.quick = False  # the last job was, and not fed: so will the next one be
-        self.log: str | None = None
+        self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
         self.deadline: float | None = None
@@ -6663,12 +6663,12 @@ class _Worker:
     def _note_state(self) -> None:
         """What the process is like between tasks, once the DAG's module is imported."""
         self._threads = threading.active_count()
-        self._limits = _resource_limits()
+        self._limits, self._children = _resources()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        self._handlers = {number: _getsignal(number) for number in _WATCHED_SIGNALS}
+        numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
+        self._handlers = {number: _getsignal(number) for number in numbers}
         self._logging = (list(logging.root.handlers), logging.root.level)
         self._path = list(sys.path)
-        self._children = _used_by_children()
 
     # Jobs, one after another.
 
@@ -6840,7 +6840,8 @@ class _Worker:
         """The run is recorded: here is the log, and its queue of jobs."""
         self.run.info["run_row"] = run_row
         self.log, self.log_start, self.control.folder = path, 0, os.path.dirname(path)
-        self._renew_output()
+        with contextlib.suppress(OSError):  # the run may be over, and its logs gone
+            self._renew_output()
         if queue:
             self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
             self._epoll = select.epoll()
@@ -6949,44 +6950,46 @@ class _Worker:
         """What a task has done to its process that only a new one mends."""
         if threading.active_count() > self._threads:
             return "the task left a thread"
-        if _resource_limits() != self._limits:
-            return "the task changed a resource limit"
         if _has_living_child():
             return "the task left a child process"
+        limits, used = _resources()
+        if limits != self._limits:
+            return "the task changed a resource limit"
         # A child that is gone has been waited for by now, and shows in what those have used; the
         # kernel does not count them where SIGCHLD was ignored.
-        used = _used_by_children()
-        if self._children is not None and used == self._children:
-            return None if self._keep_output() else "the task closed its output"
-        self._children = used
-        alone = self._renew_output()
-        return None if alone else "the task left a process that holds its output, or closed it"
-
-    def _keep_output(self) -> bool:
-        """Let descriptors 1 and 2 be the log again, whatever the task has made of them."""
-        if self.log is None:
-            return True
+        same, self._children = used == self._children, used
         try:
-            for standard in (1, 2):
-                os.get_inheritable(standard)  # raises if it is closed
-                os.dup2(self.log_file, standard)
+            if same:
+                self._point_output_at_log()
+            else:
+                self._renew_output()
         except OSError:
-            return False
-        return True
+            return "the task closed its output, or left a process that holds it"
+        return None
 
-    def _renew_output(self) -> bool:
-        """Write to the log through a new description of the file; False if another process still
-        holds the old one, which its lock tells (a child that the task left, even if orphaned)."""
-        if self.log is None:
-            return True
+    def _point_output_at_log(self) -> None:
+        """Let descriptors 1 and 2 be the log, whatever they are now. Raises OSError."""
+        for standard in (1, 2):
+            os.get_inheritable(standard)  # raises if it is closed
+            os.dup2(self.log_file, standard)
+
+    def _renew_output(self) -> None:
+        """Write to the log through a new description of the file.
+
+        Raises OSError if that can't be, or if another process still holds the old one, which its
+        lock tells (a child that the task left, even if orphaned).
+        """
+        import fcntl
+
         file, self.log_file = self.log_file, -1  # its number may soon be another's
-        try:
-            if file >= 0:
-                os.close(file)
-            self.log_file = _redirect_output(self.log)
-            return _locked(self.log_file)
-        except OSError:
-            return False
+        if file >= 0:
+            os.close(file)
+        file = os.open(self.log, os.O_RDWR | os.O_APPEND)
+        if file <= 2:
+            raise OSError("a standard descriptor is closed")
+        self.log_file = file
+        self._point_output_at_log()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the last copy of `file`
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
@@ -7006,61 +7009,19 @@ def _has_living_child() -> bool:
         return False
 
 
-def _redirect_output(path: str) -> int:
-    """Let descriptors 1 and 2 write to the slot's log, children's and C code's output included.
-
-    Returns a third that is the same. Raises OSError.
-    """
-    log = os.open(path, os.O_RDWR | os.O_APPEND)
-    if log <= 2:
-        raise OSError("a standard descriptor is closed")
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    return log
-
-
-def _locked(descriptor: int) -> bool:
-    """Lock the open file; False if another description of it is locked still: each is, by its
-    worker, and the lock goes when the last copy of its descriptor is closed."""
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-_WATCHED_SIGNALS = [
-    getattr(signal, name)
-    for name in "SIGINT SIGTERM SIGALRM SIGCHLD SIGHUP SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 SIGPROF "
-    "SIGVTALRM".split()
-    if hasattr(signal, name)
-]
 # Without the enums of the `signal` module around it, which cost more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+_WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
+_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CPU")
 
 
-def _used_by_children() -> Any:
-    """What the children that were waited for have used: no two counts of it are the same."""
+def _resources() -> tuple[list[tuple[int, int]], Any]:
+    """The process's limits, and what the children that were waited for have used: no two counts
+    of that are the same."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_CHILDREN)
-
-
-def _resource_limits() -> list[tuple[int, int]]:
-    import resource
-
-    return [
-        resource.getrlimit(limit)
-        for limit in (
-            resource.RLIMIT_AS,
-            resource.RLIMIT_DATA,
-            resource.RLIMIT_NOFILE,
-            resource.RLIMIT_FSIZE,
-            resource.RLIMIT_CPU,
-        )
-    ]
+    limits = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
+    return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def _die_with_parent() -> None:
