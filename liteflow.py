@@ -6622,9 +6622,8 @@ class _Worker:
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.paused = False  # after a job, until there is word, or for good
-        self.held = False  # there will be word
-        self.spent = False  # the last job was told to end, or spoilt it: it is to be replaced
+        self.held = False  # it takes no other job until there is word of the last one
+        self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
         self.leaving = False
         self.idle = False  # waiting for whatever comes
         self.fed = False  # the last job was there before it was wanted
@@ -6683,9 +6682,8 @@ class _Worker:
 
     def _next(self, done: _Outcome | None) -> _Job | None:
         """Tell what was done, and take the next job; if there is none, wait for what comes."""
-        if done is not None and (done.held or done.spoilt is not None or done.terminated):
-            self.paused, self.held = True, done.held
-            self.spent = done.terminated or done.spoilt is not None
+        if done is not None:
+            self.held, self.spent = done.held, done.terminated or done.spoilt is not None
         self.shared[_TAKING] = 1
         job = self._take()
         if job is not None or done is not None:
@@ -6696,7 +6694,7 @@ class _Worker:
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
-        if self.paused or self.jobs is None or self.shared[_LOOK] or self.terminated:
+        if self.held or self.spent or self.terminated or self.jobs is None or self.shared[_LOOK]:
             return None
         message = self.jobs.receive()
         return None if message is None else _Job(*message[0])
@@ -6715,7 +6713,7 @@ class _Worker:
             self.last = None
             lost = bare._replace(status="failed", error=why, xcoms=(), items=(), note={})
             self.control.send(("done", tuple(lost._replace(spoilt=why, held=False)), number))
-            self.paused = True
+            self.held, self.spent = False, True
 
     def _heed(self) -> _Job | None:
         """Answer the scheduler; if it says nothing, wait for it or for a job. A job, if it comes
@@ -6729,7 +6727,7 @@ class _Worker:
             if kind == "job":
                 self.control.send(("took", fields[0]))
                 return _Job(*fields)
-            if kind == "leave" and self.held:
+            if kind == "leave":
                 self.leaving = True  # once there was word of its last job
             else:
                 self.importing = kind in ("join", "find")
@@ -6738,30 +6736,24 @@ class _Worker:
                 if answer is not None:
                     self.control.send(answer)
             if self.leaving and not self.held:
-                self.control.send(self._on_leave())
+                self._leave()
             message = self.control.receive()
         return None
 
     def _wait(self) -> None:
-        """Sleep until a message or a job is there."""
-        if self.paused or self.jobs is None:
-            self._sleep(lambda: select.select([self.control], [], []))
-            return
-        if self.quick:
+        """Sleep until there is a message, or a job that it may take."""
+        takes = not (self.held or self.spent)
+        if takes and self.jobs is not None and self.quick:
             self.quick = False
             _linger(lambda: self._epoll.poll(0))
-            if self._epoll.poll(0):
-                return
-        self._sleep(self._epoll.poll)
-
-    def _sleep(self, wait: Callable[[], object]) -> None:
-        self.idle = not self.paused
-        try:
-            if self.terminated and self.idle:
-                os._exit(128 + signal.SIGTERM)
-            wait()
-        finally:
-            self.idle = False
+        self.idle = takes
+        if self.terminated and takes:
+            os._exit(128 + signal.SIGTERM)
+        if takes and self.jobs is not None:
+            self._epoll.poll()
+        else:
+            select.select([self.control], [], [])
+        self.idle = False
 
     def _run(self, job: _Job) -> _Outcome:
         self.timeout = job.timeout
@@ -6864,24 +6856,24 @@ class _Worker:
 
     def _go_on(self) -> tuple[Any, ...]:
         self._flush()
-        self.paused = self.held = self.terminated = False
+        self.held = self.terminated = False
         end = self.log_start = self._log_size()
         if end > _LOG_LIMIT:
             self.log_start = 0
             with contextlib.suppress(OSError):
                 os.ftruncate(self.log_file, 0)
         spoilt = self._restore()
-        self.paused = self.spent or spoilt is not None
+        self.spent = self.spent or spoilt is not None
         return ("called", spoilt, end)
 
-    def _on_leave(self) -> tuple[Any, ...]:
+    def _leave(self) -> None:
         """The slot is wanted elsewhere, or the run is over."""
         if self.jobs is not None:
             self._epoll.close()
             self.jobs.close()
         self.jobs = self.run = self.last = self.control.folder = None
-        self.paused = self.leaving = False
-        return ("left",)
+        self.leaving = False
+        self.control.send(("left",))
 
     # Its end.
 
