@@ -7045,7 +7045,6 @@ def _die_with_parent() -> None:
 def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(1)
 
 
 def _call_elsewhere(
@@ -7060,12 +7059,10 @@ def _call_elsewhere(
 _worker: _Worker | None = None
 
 
-def _start_worker(
-    control: socket.socket,
-    initializer: Callable[..., object] | None,
-    initargs: tuple[Any, ...],
+def _serve(
+    control: socket.socket, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
 ) -> None:
-    """Runs in the worker process first of all (the executor's initializer)."""
+    """Runs in the worker process for as long as it lives: its executor's initializer."""
     global _worker
     _worker = _Worker(_Wire(control))
     _worker.prepare()
@@ -7075,11 +7072,6 @@ def _start_worker(
     except BaseException as error:  # the user's function may raise anything: told, and raised again
         _worker.control.send(("refused", _traceback(error)))
         raise
-
-
-def _serve() -> None:
-    """Runs in the worker process: the one call that a slot's executor makes."""
-    assert _worker is not None
     try:
         _worker.serve()
     except BaseException as error:  # anything: the executor would keep it, and the pair open
@@ -7349,11 +7341,11 @@ class _Slot:
         remembering = _Context(context)
         made: Any = remembering  # a context to all who use it, but not to a type checker
         self._executor = ProcessPoolExecutor(
-            1, made, initializer=_start_worker, initargs=(theirs, initializer, initargs)
+            1, made, initializer=_serve, initargs=(theirs, initializer, initargs)
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
-                served: Future[None] = self._executor.submit(_serve)
+                served = self._executor.submit(os.getpid)  # it serves first, and to its end
         except BaseException:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
             self._executor.shutdown(wait=False)
