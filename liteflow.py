@@ -5998,6 +5998,7 @@ class _Execution:
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
+        self.deadline = time.monotonic() + (math.inf if job.timeout is None else job.timeout)
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
@@ -6028,18 +6029,16 @@ class _Execution:
 
     def element(self, plan: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, by the plain data that says where it is."""
-        kind = plan[0]
-        if kind == "value":
-            return self._loaded(plan[1])
-        if kind == "tuple":
-            return tuple(self.element(part) for part in plan[1])
-        if kind == "map":
-            mapping = self.task._mapping
-            assert mapping is not None
-            inner = self.element(plan[2])
-            return mapping.functions[plan[1]](inner)
-        if kind == "xcom":
-            return self._loaded(self._read(plan[1], "return_value", plan[2])[0][1])
+        match plan:
+            case "value", data:
+                return self._loaded(data)
+            case "tuple", parts:
+                return tuple(map(self.element, parts))
+            case "map", n, inner:
+                mapping: Any = self.task._mapping
+                return mapping.functions[n](self.element(inner))
+            case "xcom", task_id, i:
+                return self._loaded(self._read(task_id, "return_value", i)[0][1])
         _, task_id, i = plan
         row = self.run.info["run_row"]
         data = self._look(lambda db: _select_item(db, row, task_id, i), task_id)
@@ -6631,12 +6630,9 @@ class _Worker:
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
-        self.deadline: float | None = None
-        self.timeout: float | None = None
         self.in_task = False
         self.terminated = False
-        self.last: _Execution | None = None
-        self._threads = 0
+        self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
         self._stdio: tuple[Any, ...] = (None, None)
 
     def prepare(self) -> None:
@@ -6756,26 +6752,22 @@ class _Worker:
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome:
-        self.timeout = job.timeout
-        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self.run.restore()
         os.umask(self._umask)
         if self.run.edited is not None:
             print(f"liteflow: {self.run.edited}", file=sys.stderr)
-        execution = _Execution(self.run, job)
-        outcome = _run_job(execution, self)
+        self.last = _Execution(self.run, job)
+        outcome = _run_job(self.last, self)
         if os.getpid() != self.pid:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
-        terminated, self.terminated, self.deadline = self.terminated, False, None
+        terminated, self.terminated = self.terminated, False
         self.quick = outcome.took < _QUICK and not self.fed
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         spoilt = None
-        if job.holds and outcome.status != "reschedule":
-            self.last = execution  # for its callbacks, once the outcome is committed
-        else:
-            spoilt = self._restore()
+        if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
+            self.last, spoilt = None, self._restore()
         self.log_start = log_end
         times = outcome.start, outcome.took
         return _Outcome(*outcome[:5], terminated, spoilt, held, *times, log_end, output)
@@ -6841,20 +6833,15 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def _on_go(self, name: str | None, reason: str | None) -> tuple[Any, ...]:
-        """The outcome of the last job is committed: its callbacks, if there are any."""
-        job, self.last = self.last, None
-        if name is not None and job is not None:
-            _call_back_at_end(job, name, reason)
-        return self._go_on()
-
-    def _on_call(self, job: Sequence[Any], name: str, reason: str | None, of: Any) -> Any:
-        """Callbacks of an attempt that ran elsewhere, or of the DAG."""
-        self.run.restore()
-        _call_elsewhere(self.run, job, name, reason, of)
-        return self._go_on()
-
-    def _go_on(self) -> tuple[Any, ...]:
+    def _on_call(self, job: Sequence[Any] | None, name: Any, *why: Any) -> tuple[Any, ...]:
+        """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
+        of a `job` that ran elsewhere, or of the DAG."""
+        last, self.last = self.last, None
+        if job is not None:
+            self.run.restore()
+            _call_elsewhere(self.run, job, name, *why)
+        elif name is not None and last is not None:
+            _call_back_at_end(last, name, *why)
         self._flush()
         self.held = self.terminated = False
         end = self.log_start = self._log_size()
@@ -6899,8 +6886,8 @@ class _Worker:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise AirflowTaskTimeout(f"timeout after {self.timeout:g} s")
+        if self.last is not None and time.monotonic() >= self.last.deadline:
+            raise AirflowTaskTimeout(f"timeout after {self.last.job.timeout:g} s")
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
 
     # What a task may have changed.
@@ -6942,7 +6929,10 @@ class _Worker:
         """What a task has done to its process that only a new one mends."""
         if threading.active_count() > self._threads:
             return "the task left a thread"
-        if _has_living_child():
+        with contextlib.suppress(ChildProcessError):
+            # Zombies are reaped: the task that could have waited for them has ended.
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
             return "the task left a child process"
         limits, used = _resources()
         if limits != self._limits:
@@ -6989,16 +6979,6 @@ def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
         "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), in "
         "one process, to debug it"
     )
-
-
-def _has_living_child() -> bool:
-    try:
-        while True:
-            # Zombies are reaped: the task that could have waited for them has ended.
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                return True
-    except ChildProcessError:
-        return False
 
 
 # Without the enums of the `signal` module around it, which cost more than the question itself.
@@ -8310,7 +8290,7 @@ class _SlotRunner(_Runner):
             if slot.log is not None:
                 slot.log.begin(attempt.log_parts)
             if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._calling(slot, "go", None, None)
+                self._calling(slot, None, None, None)
         elif slot.spoilt == "":
             slot.state = "leaving"
         if took:
@@ -8342,7 +8322,7 @@ class _SlotRunner(_Runner):
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         for slot in self._slots:
             if slot.attempt is attempt and slot.state == "held":
-                self._calling(slot, "go", name, reason)
+                self._calling(slot, None, name, reason)
                 return True
         return False
 
@@ -8356,13 +8336,13 @@ class _SlotRunner(_Runner):
         slot.attempt = attempt
         if slot.log is not None:
             slot.log.begin(attempt.log_parts)
-        self._calling(slot, "call", *call)
+        self._calling(slot, *call)
         return True
 
-    def _calling(self, slot: _Slot, *message: Any) -> None:
+    def _calling(self, slot: _Slot, *call: Any) -> None:
         slot.state = "calling"
         slot.deadline = time.monotonic() + _CALLBACK_LIMIT
-        slot.send(*message)
+        slot.send("call", *call)
 
     def is_calling(self) -> bool:
         return any(slot.state in ("held", "calling") for slot in self._slots)
