@@ -6792,12 +6792,12 @@ class _Worker:
 
     # What the scheduler says.
 
-    def _on_share(self, place: int) -> None:
+    def _on_share(self) -> None:
         """Here are the two bytes."""
         import mmap
 
         descriptor = self.control.take_file()
-        self.shared = memoryview(mmap.mmap(descriptor, 0))[place : place + 2]
+        self.shared = mmap.mmap(descriptor, 2)
         os.close(descriptor)
 
     def _on_join(self, info: dict[str, Any]) -> tuple[Any, ...]:
@@ -7089,7 +7089,7 @@ _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
-_SLOT_FILES = 13  # descriptors that a slot takes: the pair, the pidfd, the executor's
+_SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
@@ -7278,13 +7278,7 @@ class _Slot:
     pool, `dead` at the end. While it serves, `attempt` says what it runs.
     """
 
-    def __init__(
-        self,
-        context: Any,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        shared: _Shared | None,
-    ) -> None:
+    def __init__(self, pool: WorkerPool, context: Any) -> None:
         self.state = "starting"
         self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: _SlotLog | None = None
@@ -7298,18 +7292,19 @@ class _Slot:
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, and left a job lying
         self.stuck: float | None = None  # since when it has been about to take a job
-        self.bytes: Any = bytearray(2)
-        self._start(context, initializer, initargs)
-        if shared is not None:
-            place, self.bytes = shared.place()
-            self.send("share", place, file=shared.file)
+        self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
+        if not _PULLS:
+            self._start(pool, context)
+            return
+        import mmap
 
-    def _start(
-        self,
-        context: Any,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-    ) -> None:
+        with open(os.memfd_create("liteflow"), "r+b") as file:
+            file.truncate(2)
+            self.bytes = mmap.mmap(file.fileno(), 2)
+            self._start(pool, context)
+            self.send("share", file=file.fileno())
+
+    def _start(self, pool: WorkerPool, context: Any) -> None:
         from concurrent.futures import ProcessPoolExecutor
 
         ours, theirs = _socket_pair()
@@ -7321,7 +7316,7 @@ class _Slot:
         remembering = _Context(context)
         made: Any = remembering  # a context to all who use it, but not to a type checker
         self._executor = ProcessPoolExecutor(
-            1, made, initializer=_serve, initargs=(theirs, initializer, initargs)
+            1, made, initializer=_serve, initargs=(theirs, *pool._initializer)
         )
         try:
             with _may_have_children(), _no_fork_warning(context):
@@ -7412,6 +7407,7 @@ class _Slot:
             self._executor_thread.join()
         # Only now is the exit code to be relied on: the executor's thread reads it as well.
         self.exitcode = self.process.exitcode
+        self.bytes = bytearray(self.bytes)  # as it left them; what was shared is let go
         _live_slots.discard(self)
         if self.pidfd is not None:
             os.close(self.pidfd)
@@ -7438,7 +7434,7 @@ class _Slot:
 
     def close_in_child(self) -> None:
         """In a process that the host forked: let go of what tells the worker that we live."""
-        self.state = "dead"
+        self.state, self.bytes = "dead", bytearray(2)
         self.wire.close()
         if self.process is None:
             return
@@ -7451,35 +7447,6 @@ class _Slot:
             with contextlib.suppress(OSError):
                 if descriptor != self.process.sentinel:
                     os.close(descriptor)
-
-
-class _Shared:
-    """Bytes that each worker of a pool shares with the scheduler, two of them: see `_Worker`."""
-
-    def __init__(self, slots: int) -> None:
-        import mmap
-
-        self.file = os.memfd_create("liteflow")
-        os.ftruncate(self.file, 2 * slots)
-        self._bytes = memoryview(mmap.mmap(self.file, 0))
-        self._free = list(range(0, 2 * slots, 2))
-        self._used: dict[int, weakref.ref[Any]] = {}
-        self._lock = threading.Lock()  # several runs may make slots at once
-
-    def place(self) -> tuple[int, Any]:
-        """Two bytes that no slot has, as their place and themselves."""
-        with self._lock:
-            if not self._free:  # of those that are gone
-                self._free = [place for place, taken in self._used.items() if taken() is None]
-            place = self._free.pop(0)
-            found = self._bytes[place : place + 2]
-            found[:] = b"\0\0"
-            self._used[place] = weakref.ref(found)
-        return place, found
-
-    def close(self) -> None:
-        """Let the file go; what is mapped goes with the slots."""
-        os.close(self.file)
 
 
 def _others_in_session(leader: int, log: str | None) -> list[int]:
@@ -7631,8 +7598,7 @@ class WorkerPool:
         self.max_workers: int = min(checked or _cpus(), 1000)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
-        self._initializer = initializer
-        self._initargs = tuple(initargs)
+        self._initializer = (initializer, tuple(initargs))
         self._asked = mp_context
         if isinstance(mp_context, str):
             _start_context(mp_context)
@@ -7645,7 +7611,6 @@ class WorkerPool:
         self._idle: list[_Slot] = []
         self._count = 0
         self._most: int | None = None  # workers, as far as the limit of open files allows
-        self._shared: _Shared | None = None
         self._runners: list[_SlotRunner] = []
         self._line: collections.deque[_SlotRunner] = collections.deque()  # those that want a slot
 
@@ -7660,13 +7625,13 @@ class WorkerPool:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            shared, self._shared = self._shared, None
             for runner in self._runners:
                 runner.wake()
         _open_pools.discard(self)
-        _close_all(idle)
-        if shared is not None:
-            shared.close()
+        for slot in idle:  # their workers end side by side
+            slot.dismiss()
+        for slot in idle:
+            slot.close()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
         """A slot for the runner, or None: then it stands in line, and whoever has more than its
@@ -7691,8 +7656,10 @@ class WorkerPool:
             self._wake_next()
             if found is not None:
                 return found
+            _open_pools.add(self)
         try:
-            return self._make(context)
+            _set_up_slots()
+            return _Slot(self, context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
             with self._lock:
                 self._count -= 1
@@ -7717,17 +7684,6 @@ class WorkerPool:
                     "(ulimit -n)"
                 )
         return self._most
-
-    def _make(self, context: Any) -> _Slot:
-        _set_up_slots()
-        with self._lock:
-            if self._closed:  # meanwhile
-                raise RuntimeError("the WorkerPool is shut down")
-            _open_pools.add(self)
-            if _PULLS and self._shared is None:
-                self._shared = _Shared(2 * self.max_workers + 16)
-            shared = self._shared
-        return _Slot(context, self._initializer, self._initargs, shared)
 
     def _leave_line(self, runner: _SlotRunner) -> None:
         with contextlib.suppress(ValueError):
@@ -7790,15 +7746,6 @@ def _close_pools() -> None:
             if not runner.thread.daemon and runner.thread is not threading.main_thread():
                 runner.thread.join()
         pool.shutdown()
-
-
-def _close_all(slots: Iterable[_Slot]) -> None:
-    """Close idle slots; their workers end side by side."""
-    slots = list(slots)
-    for slot in slots:
-        slot.dismiss()
-    for slot in slots:
-        slot.close()
 
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
