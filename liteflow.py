@@ -5865,7 +5865,7 @@ class _WorkerRun:
                     del self._tasks[task_id]  # found again, with its settings, by its first job
             except UnreachableTask:
                 missing.append(task_id)
-        return ("found", missing, named)
+        return missing, named
 
     def _stand_in(
         self, task_id: str, function: Callable[..., Any], settings: bytes | None
@@ -6669,7 +6669,6 @@ class _Worker:
 
     def serve(self) -> None:
         """Run jobs and answer messages until the scheduler closes the control pair."""
-        self.control.send(("ready", os.getpid()))
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
@@ -6726,7 +6725,7 @@ class _Worker:
             if kind == "leave":
                 self.leaving = True  # once there was word of its last job
             else:
-                self.importing = kind in ("join", "find")
+                self.importing = kind == "join"
                 answer = getattr(self, f"_on_{kind}")(*fields)
                 self.importing = False
                 if answer is not None:
@@ -6800,25 +6799,23 @@ class _Worker:
         self.shared = mmap.mmap(descriptor, 2)
         os.close(descriptor)
 
-    def _on_join(self, info: dict[str, Any]) -> tuple[Any, ...]:
-        """Serve a run: import its DAG."""
+    def _on_join(self, info: dict[str, Any], references: Sequence[Any]) -> tuple[Any, ...]:
+        """Serve a run: import its DAG, and find its tasks."""
         self.run = _WorkerRun(info)
         # After run()'s own entries, what the pool's initializer may have added.
         sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
         self.run.restore()
         try:
             self.run.import_dag()
+            found = self.run.find_all(references)
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
-            return ("joined", _traceback(error), None)
+            return ("joined", _traceback(error), None, None)
         self._flush()
         if not logging.root.handlers:  # where nothing is set up, what people expect
             form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
             logging.basicConfig(level=logging.INFO, format=form)
         self._note_state()
-        return ("joined", None, self.run.edited)
-
-    def _on_find(self, references: Sequence[tuple[str, str, bool]]) -> Any:
-        return self.run.find_all(references)
+        return ("joined", None, self.run.edited, found)
 
     def _on_work(self, path: str, run_row: int, queue: bool) -> None:
         """The run is recorded: here is the log, and its queue of jobs."""
@@ -7272,21 +7269,20 @@ class _SlotLog:
 class _Slot:
     """One worker process, lent to one run at a time.
 
-    `starting` until its worker reports, `asked` while it joins a run or finds tasks, `joined` to a
-    run that is not recorded yet, `serving` while it takes jobs, `held` after one until there is
+    `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
+    yet, `serving` while it takes jobs, `held` after one until there is
     word, `calling` while callbacks run, `leaving` until it has let go of the run, `free` in the
     pool, `dead` at the end. While it serves, `attempt` says what it runs.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
-        self.state = "starting"
+        self.state = "free"
         self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: _SlotLog | None = None
-        self.deadline: float | None = time.monotonic() + _START_LIMIT
+        self.deadline: float | None = None
         self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job
-        self.answer: tuple[Any, ...] | None = None
         self.exitcode: int | None = None
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
@@ -7775,7 +7771,8 @@ class _SlotRunner(_Runner):
         self._born = time.monotonic()
         self._slots: list[_Slot] = []
         self._wanted = 1  # slots that there are jobs for
-        self._found_all = False  # `begin` is over: idle slots may go to other runs
+        # Which tasks can't be found, and which only by name; until then, slots go to no other run.
+        self._found: tuple[list[str], list[str]] | None = None
         self._failed_starts = 0
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
@@ -7829,59 +7826,30 @@ class _SlotRunner(_Runner):
         jobs: int,
         check: Callable[[], None],
     ) -> set[str]:
-        self._check = check
-        while any(slot.state == "asked" for slot in self._slots):  # about a run of another id
+        while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
             self.wait(0.5)
+        self._info, self._references = info, references
         for slot in self._slots:
-            slot.state = "free" if slot.state == "joined" else slot.state
-        self._info = info
-        self._have_one()
+            self._join(slot)
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():
             pass
+        while self._found is None:
+            if not self._slots and self._lend():  # one that was warm may be gone
+                continue
+            check()
+            self.wait(0.5)
         self._leave_line()  # it takes none before its run is recorded
-        _, missing, named = self._ask("find", references)
+        missing, named = self._found
         if missing:
-            raise UnreachableTask(_unreachable(missing, self._info["key"][0]))
-        self._found_all = True
+            raise UnreachableTask(_unreachable(missing, info["key"][0]))
         return set(named)
 
-    def _have_one(self) -> None:
-        while not self._slots and not self._lend():
-            self._check()
-            self.wait(0.5)
-
-    def _ask(self, *question: Any) -> tuple[Any, ...]:
-        """A worker's answer. One that was warm, and was killed while nobody looked, is replaced."""
-        while True:
-            self._have_one()
-            slot = self._slots[0]
-            self._join_if_free(slot)
-            if not self._await(slot):
-                continue
-            slot.state = "asked"
-            slot.send(*question)
-            if self._await(slot):
-                assert slot.answer is not None
-                return slot.answer
-
-    def _await(self, slot: _Slot) -> bool:
-        """Wait until the worker has joined; False if a warm one is gone. What keeps a new one from
-        it is raised."""
-        while slot.state != "joined":
-            if slot not in self._slots:
-                if slot.served:
-                    return False
-                raise UnreachableTask("no worker process could be started")
-            self._check()
-            self.wait(0.5)
-        return slot in self._slots
-
-    def _join_if_free(self, slot: _Slot) -> None:
-        if slot.state == "free":
-            slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
-            slot.wire.folder = None  # it was that of an earlier run
-            slot.send("join", self._info)
+    def _join(self, slot: _Slot) -> None:
+        """Let its worker import the DAG; whoever does so first says which tasks are there."""
+        slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
+        slot.wire.folder = None  # it was that of an earlier run
+        slot.send("join", self._info, self._references if self._found is None else ())
 
     def open_logs(self, folder: Path, run_row: int) -> None:
         self._folder, self._run_row = folder, run_row
@@ -7930,7 +7898,7 @@ class _SlotRunner(_Runner):
         for descriptor, at_end in ((slot.wire.fileno(), False), (slot.end, True)):
             self._watched[descriptor] = (slot, at_end)
             self._poll.register(descriptor, select.POLLIN)
-        self._join_if_free(slot)
+        self._join(slot)
         return True
 
     def _let_go(self, slot: _Slot) -> None:
@@ -7977,7 +7945,7 @@ class _SlotRunner(_Runner):
     def room(self, jobs: int) -> int:
         idle = sum(slot.is_idle and not slot.deaf for slot in self._slots)
         waiting = len(self._out) + len(self._unsent)
-        coming = sum(slot.state in ("starting", "asked", "joined", "free") for slot in self._slots)
+        coming = sum(slot.state in ("asked", "joined") for slot in self._slots)
         busy = len(self._slots) - idle - coming
         self._wanted = busy + jobs + waiting
         lacking = jobs + waiting - idle - coming
@@ -8077,8 +8045,7 @@ class _SlotRunner(_Runner):
             self._look_for_stalled(now)
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
-        # Not while `begin` is asking the first slot for its references.
-        if self._found_all and (self.asked or self._pool._line):
+        if self._found is not None and (self.asked or self._pool._line):
             self._hand_over(now)
         self._flush()
         return self._news(now)
@@ -8163,25 +8130,21 @@ class _SlotRunner(_Runner):
 
     # What workers say.
 
-    def _on_ready(self, slot: _Slot, pid: int) -> None:
-        slot.state = "free"
-        self._join_if_free(slot)
-
     def _on_refused(self, slot: _Slot, error: str) -> None:
         self._fail_start(slot, f"the pool's initializer failed in a worker:\n{error}")
 
-    def _on_joined(self, slot: _Slot, error: str | None, edited: str | None) -> None:
+    def _on_joined(
+        self, slot: _Slot, error: str | None, edited: str | None, found: tuple[Any, Any]
+    ) -> None:
         if error is not None:
             self._fail_start(slot, f"importing the DAG in a worker failed:\n{error}")
             return
         if edited is not None and edited not in self.notes:
             self.notes.append(edited)
         self._failed_starts = 0
+        self._found = self._found or found
         slot.served, slot.state, slot.deadline = True, "joined", None
         self._let_work(slot)
-
-    def _on_found(self, slot: _Slot, *found: Any) -> None:
-        slot.answer, slot.state, slot.deadline = ("found", *found), "joined", None
 
     def _on_left(self, slot: _Slot) -> None:
         if slot.state == "leaving":
@@ -8308,7 +8271,7 @@ class _SlotRunner(_Runner):
 
     def _overdue(self, slot: _Slot) -> None:
         slot.deadline = None
-        if slot.state in ("starting", "asked"):
+        if slot.state == "asked":
             slot.signal_group(signal.SIGKILL)
             if not slot.served:  # a warm one that does not stir is replaced
                 self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
@@ -8434,7 +8397,7 @@ class _SlotRunner(_Runner):
         slots, idle = list(self._slots), []
         for slot in slots:
             self._let_go(slot)
-            if slot.state in ("joined", "free") or (slot.is_idle and not self._out):
+            if slot.state == "joined" or (slot.is_idle and not self._out):
                 idle.append(slot)
         for slot in slots:
             if slot not in idle:
@@ -8521,7 +8484,7 @@ class _ExecutorRunner(_Runner):
         while not asked.done():
             check()
             self.wait(0.5)
-        _, missing, named = marshal.loads(asked.result())
+        missing, named = marshal.loads(asked.result())
         if missing:
             if info["key"][0] == "__main__":
                 raise UnreachableTask(

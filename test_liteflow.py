@@ -4271,7 +4271,7 @@ class OneAtATimeTest(QueueCase):
     def test_everything_works(self):
         with WorkerPool(2) as pool:
             self.check_everything(executor=pool)
-            self.assertEqual([type(slot.bytes) for slot in pool._idle], [bytearray] * 2)
+            self.assertEqual({type(slot.bytes) for slot in pool._idle}, {bytearray})
 
     def test_everything_works_in_forked_workers(self):
         self.check_everything(max_workers=2, mp_context="fork")
@@ -4732,8 +4732,7 @@ class PullSoakTest(QueueCase):
 
         def harass() -> None:
             for _ in range(int(os.environ.get("LITEFLOW_HITS", "200"))):
-                slots = [s for s in liteflow._live_slots if s.process and s.state != "starting"]
-                slots = [s for s in slots if s.served]
+                slots = [s for s in liteflow._live_slots if s.process and s.served]
                 number = rng.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT])
                 for slot in rng.sample(slots, min(1, len(slots))):
                     with contextlib.suppress(OSError, TypeError):
