@@ -8641,98 +8641,47 @@ class _InProcessRunner(_ExecutorRunner):
 
 # --- Run: owners and signals ----------------------------------------------------------------------
 
-# Owners of this process's runs, and its folders' tokens: of all copies of this module in it, or
-# one would ask the kernel about another's, and be told that somebody lives.
-_active_runs: set[str] = vars(sys).setdefault("_liteflow_runs", set())
-_homes: dict[Path, _Home] = {}
-_homes_lock = threading.Lock()
-
-
-class _Home:
-    """This process's private folder beside a database, for its workers' logs (not in /tmp, which
-    is often memory), with a file that the kernel keeps locked for as long as the process lives.
-
-    The runs' rows bear the folder's token: locked means that their owner lives, free that it is
-    dead, at once, in containers that share the folder too, and whatever the clock says.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.users = 0
-        self._numbers = itertools.count(1)
-        _sweep(path)
-        while True:
-            self.token = os.urandom(8).hex()
-            self.folder = _home_folder(path, self.token)
-            try:
-                # Others may look whether the owner lives, and see nothing else.
-                self.folder.mkdir(mode=0o711)
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                self._file = os.open(self.folder / "owner", flags, 0o644)
-                os.write(self._file, json.dumps({"liteflow": __version__}).encode())
-                _lock(self._file, shared=False)
-                if os.stat(self.folder / "owner").st_ino == os.fstat(self._file).st_ino:
-                    break
-                os.close(self._file)  # swept before it was locked
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise DatabaseError(f"{self.folder} can't be made: {error.strerror}") from None
-        _active_runs.add(self.token)
-
-    def new_owner(self) -> str:
-        """The owner of one more run."""
-        owner = f"{self.token}/{next(self._numbers)}"
-        _active_runs.add(owner)
-        return owner
-
-    def close(self) -> None:
-        """Remove the folder, and let the lock go."""
-        _remove_folder(self.folder)
-        _active_runs.discard(self.token)
-        os.close(self._file)
-
-    def let_go_in_child(self) -> None:
-        """In a process that was forked: the lock is the parent's."""
-        os.close(self._file)
+_held: dict[str, int] = {}  # the owners of this process's runs, with their locked files
 
 
 @contextlib.contextmanager
-def _home_of(path: Path) -> Iterator[_Home]:
-    """This process's folder beside the database, for as long as one of its runs needs it."""
-    _see_to_forks()
-    with _homes_lock:
-        home = _homes.get(path)
-        if home is None:
-            home = _homes[path] = _Home(path)
-        home.users += 1
+def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
+    """An owner for a run, and its private folder beside the database, for its workers' logs (not
+    in /tmp, which is often memory), with a file that the kernel keeps locked while the run lasts.
+
+    The run's row bears the owner: locked means that it lives, free that it is dead, at once, in
+    containers that share the folder too, and whatever the clock says.
+    """
+    _sweep(path)
+    while True:
+        owner = os.urandom(8).hex()
+        folder = path.with_name(f"{path.name}-run-{owner}")
+        try:
+            # Others may look whether the owner lives, and see nothing else.
+            folder.mkdir(mode=0o711)
+            file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(file, json.dumps({"liteflow": __version__}).encode())
+        except OSError as error:
+            raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
+        if _lock(file, shared=False) and (folder / "owner").exists():
+            break
+        os.close(file)  # swept before it was locked
+    _held[owner] = file
     try:
-        yield home
+        yield owner, folder
     finally:
-        with _homes_lock:
-            home.users -= 1
-            if not home.users:
-                _homes.pop(path, None)
-                home.close()
+        _remove_folder(folder)
+        os.close(_held.pop(owner))
 
 
-@functools.cache
-def _see_to_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_let_go_of_homes)
+def _let_go_in_child() -> None:
+    """In a process that was forked: the locks are its parent's."""
+    while _held:
+        os.close(_held.popitem()[1])
 
 
-def _let_go_of_homes() -> None:
-    global _homes_lock
-    _homes_lock = threading.Lock()
-    for home in _homes.values():
-        home.let_go_in_child()
-    _homes.clear()
-    _active_runs.clear()
-
-
-def _home_folder(path: Path, token: str) -> Path:
-    return path.with_name(f"{path.name}-run-{token}")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _lock(file: int, shared: bool) -> bool:
@@ -8759,13 +8708,12 @@ def _open_mark(folder: Path) -> int | None:
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
     """Whether a run's owner is alive."""
-    token = (owner or "").partition("/")[0]
-    if token in _active_runs:
-        return owner in _active_runs
-    if not re.fullmatch(r"[0-9a-f]{16}", token):
+    if owner in _held:
+        return True
+    if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
         return False
     try:
-        file = _open_mark(_home_folder(path, token))
+        file = _open_mark(path.with_name(f"{path.name}-run-{owner}"))
     except OSError:  # another user's, which can't be looked at: never run twice
         return True
     if file is None:
@@ -9384,18 +9332,14 @@ class _Run(_Start):
     def _execute_as(self) -> DagRun:
         self._find_tasks()
         self._store = _Store(self.path, self._check)
-        try:
-            with _home_of(self.path) as home:
-                self._owner = home.new_owner()
-                try:
-                    dead = self._open_in_turn()
-                    if dead is None:
-                        return self._nothing_to_resume()
-                    self._drive_to_the_end(home.folder, dead)
-                finally:
-                    _active_runs.discard(self._owner)
-        finally:
-            self._store.close()
+        with (
+            contextlib.closing(self._store),
+            _owned_folder(self.path) as (self._owner, folder),
+        ):
+            dead = self._open_in_turn()
+            if dead is None:
+                return self._nothing_to_resume()
+            self._drive_to_the_end(folder, dead)
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
         for note in self.runner.notes:
             self.report.tell(note)

@@ -256,7 +256,7 @@ class Case(unittest.TestCase):
         batch.instances[attempt.instance] = batch.attempts[attempt] = None
         return batch
 
-    def abandon(self, owner="0123456789abcdef/1", running=True):
+    def abandon(self, owner="0123456789abcdef", running=True):
         """Leave the file's runs as a scheduler does that dies, by default while all tasks run."""
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute(
@@ -5077,8 +5077,7 @@ class ClearingTest(Case):
             with real(store):
                 yield
 
-        liteflow._active_runs.add("x")
-        self.addCleanup(liteflow._active_runs.discard, "x")
+        self.enterContext(mock.patch.dict(liteflow._held, x=-1))
         for act in (lambda: run.clear("b"), run.delete):
             liteflow._Store.transaction = late
             try:
@@ -8273,7 +8272,7 @@ class Promise2Test(Case):
     """
 
     def test_an_owner_lives_as_long_as_the_kernel_holds_its_lock(self):
-        d = self.left_run("00112233445566ff/1")
+        d = self.left_run("00112233445566ff")
         folder = self.folder / "flow.db-run-00112233445566ff"
         holder = self.start(self.script(self.HOLDER, "holder.py"), folder)
         self.assertEqual(holder.stdout.readline(), "locked\n")
@@ -8295,17 +8294,17 @@ class Promise2Test(Case):
 
     def test_an_owner_without_a_lock_is_dead(self):
         folder = self.folder / "flow.db-run-0123456789abcdef"
-        for owner in ("0123456789abcdef/1", "x", "", "../../etc/1", None):
+        for owner in ("0123456789abcdef", "x", "", "../../etc/1", None):
             with self.subTest(owner=owner):
                 self.db.unlink(missing_ok=True)
                 self.assertFalse(self.left_run(owner).get_run("r", self.db).owner_alive)
         folder.mkdir()
-        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef/1"))
+        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef"))
         (folder / "owner").write_text('{"liteflow": "x"}')
-        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef/1"))
+        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef"))
 
     def test_an_owner_that_can_not_be_asked_is_taken_for_alive(self):
-        d = self.left_run("0123456789abcdef/1")
+        d = self.left_run("0123456789abcdef")
         folder = self.folder / "flow.db-run-0123456789abcdef"
         folder.mkdir()
         (folder / "owner").write_text('{"liteflow": "x"}')
@@ -8327,14 +8326,12 @@ class Promise2Test(Case):
         self.assertIn(folder.name, os.listdir(self.folder))
 
     def test_of_this_process_only_those_live_that_run(self):
-        with liteflow._home_of(self.db) as home:
-            owner = home.new_owner()
-            self.addCleanup(liteflow._active_runs.discard, owner)
+        with liteflow._owned_folder(self.db) as (owner, _):
             self.assertTrue(liteflow._owner_lives(self.db, owner))
-            self.assertFalse(liteflow._owner_lives(self.db, f"{home.token}/99"))
-            # Other copies of the module in this process know it as well.
-            self.assertIn(owner, sys._liteflow_runs)
-        self.assertFalse(liteflow._owner_lives(self.db, f"{home.token}/99"))
+            # Other copies of the module in this process ask the kernel.
+            with mock.patch.dict(liteflow._held, clear=True):
+                self.assertTrue(liteflow._owner_lives(self.db, owner))
+        self.assertFalse(liteflow._owner_lives(self.db, owner))
         self.assert_nothing_left()
 
     def test_a_forked_child_does_not_keep_its_parents_run_alive(self):
@@ -8368,7 +8365,7 @@ class Promise2Test(Case):
         self.assertTrue(alive(int((self.folder / "child").read_text())))
 
     def test_the_next_run_closes_dead_ones(self):
-        d = self.left_run("0123456789abcdef/1")
+        d = self.left_run("0123456789abcdef")
         lines = []
         d.run(db_path=self.db, run_id="next", executor=pool(), progress=lines.append)
         run = d.get_run("r", self.db)
