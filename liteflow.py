@@ -9503,8 +9503,9 @@ class _Run(_Start):
 
     def _choose(self, ready: int) -> None:
         """Start what may start, as far as there is room for it; callbacks come first."""
-        while self._callbacks and self._callbacks[0].is_due(self):
-            if not self._callbacks[0].start(self):
+        while self._callbacks and not self._callbacks[0].held:
+            attempt, name, reason, _, of = self._callbacks[0]
+            if not self.runner.start_call(attempt, (tuple(self._job(attempt)), name, reason, of)):
                 return
             self._callbacks.popleft()
         room = self.runner.room(ready)
@@ -9593,9 +9594,11 @@ class _Run(_Start):
         self.report.committed(self._batch.logs)
         self._wrote_large = self._batch.is_large()
         self._batch = _Batch()
-        for callback in [each for each in self._callbacks if each.held]:
-            if callback.hand_over(self):
-                self._callbacks.remove(callback)
+        due, self._callbacks = self._callbacks, collections.deque()
+        for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
+            handed = call.held and self.runner.call_back(call.attempt, call.name, call.reason)
+            if not handed and call.name is not None:
+                self._callbacks.append(call._replace(held=False))
         return True
 
     def _write_expanded(self, node: _Node) -> None:
@@ -9830,27 +9833,24 @@ class _Run(_Start):
     def _call_dag(self, dead: Sequence[_Row]) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
         scheduler died. A second signal ends them."""
-        dag = self.dag
-        for row in dead if getattr(dag, "on_failure_callback", None) and self.plan.nodes else ():
-            of = {
-                "run_id": row.run_id,
-                "run_row": row.id,
-                "logical_date": row.logical_date,
-                "start_date": row.start_date,
-                "conf": _plain(row.conf, dict),
-            }
-            attempt = _Attempt(self.plan.nodes[0].instances[0])
-            name = "dag_on_failure_callback"
-            self._callbacks.append(_Callback(attempt, name, _DIED, held=False, of=of))
+        if not self.plan.nodes:
+            return
+        first = _Attempt(self.plan.nodes[0].instances[0])
+        calls = []
+        for row in dead:
+            of = {name: getattr(row, name) for name in ("run_id", "logical_date", "start_date")}
+            of |= {"run_row": row.id, "conf": _plain(row.conf, dict)}
+            calls.append(_Callback(first, "on_failure_callback", _DIED, False, of))
         success = self.state is DagRunState.SUCCESS
+        last = self._last.get(_S.SUCCESS if success else _S.FAILED)
+        last = last or next(iter(self._last.values()), first)
+        reason = "success" if success else self.reason or "task_failure"
+        reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
         name = f"on_{'success' if success else 'failure'}_callback"
-        if getattr(dag, name, None) is not None and self.plan.nodes:
-            last = self._last.get(_S.SUCCESS if success else _S.FAILED)
-            last = last or next(iter(self._last.values()), None)
-            last = last or _Attempt(self.plan.nodes[0].instances[0])
-            reason = "success" if success else self.reason or "task_failure"
-            reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
-            self._callbacks.append(_Callback(last, f"dag_{name}", reason, held=False))
+        calls.append(_Callback(last, name, reason, held=False))
+        for call in calls:
+            if getattr(self.dag, call.name or "", None) is not None:
+                self._callbacks.append(call._replace(name=f"dag_{call.name}"))
         told = len(self.signals.caught)
         while self._callbacks or self.runner.is_calling():
             self._choose(0)
@@ -9875,33 +9875,14 @@ class _Looking:
         return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
 
 
-class _Callback:
-    """Callbacks that are due once what they follow is committed: in the worker that holds the
-    attempt, or in any."""
+class _Callback(NamedTuple):
+    """Callbacks that are due once what they follow is recorded."""
 
-    def __init__(
-        self,
-        attempt: _Attempt,
-        name: str | None,
-        reason: str | None,
-        held: bool = True,
-        of: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.attempt, self.name, self.reason, self.held, self.of = attempt, name, reason, held, of
-
-    def hand_over(self, run: _Run) -> bool:
-        """To the worker that holds it; False if it is gone, and any has to do."""
-        self.held = False
-        return run.runner.call_back(self.attempt, self.name, self.reason) or self.name is None
-
-    def is_due(self, run: _Run) -> bool:
-        """Whether what it follows is recorded."""
-        return not self.held
-
-    def start(self, run: _Run) -> bool:
-        """In any worker, if one is free."""
-        job = tuple(run._job(self.attempt))
-        return run.runner.start_call(self.attempt, (job, self.name, self.reason, self.of))
+    attempt: _Attempt
+    name: str | None  # None: there are none, and the worker that holds the attempt may let it go
+    reason: str | None
+    held: bool = True  # by a worker, which is to run them once the attempt is recorded
+    of: Mapping[str, Any] | None = None  # an earlier run, whose they are
 
 
 def _elements_of(
