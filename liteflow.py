@@ -8765,109 +8765,95 @@ def _whose(row: _Row) -> str:
     return f"{row.owner_process}, since {row.resumed_date or row.start_date}"
 
 
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP while a run lasts: noted, and `wake` is called.
-
-    Only in the main thread, only where the handler is still the default; put back at the end.
-    """
-
-    def __init__(self, wake: Callable[[], None], install: bool) -> None:
-        self._wake = wake
-        self._install = install
-        self._before: dict[int, Any] = {}
-        self._pid = os.getpid()
-        self.caught: list[int] = []
-
-    def __enter__(self) -> _Signals:
-        if self._install and threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)
-                if number is None:
-                    continue
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        if os.getpid() != self._pid:
-            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
-            # end) inherits the handler, not the meaning.
-            signal.signal(number, self._before[number])
-            os.kill(os.getpid(), number)
-            return
-        self.caught.append(number)
-        self._wake()
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 # --- Run: from the request to its first task ------------------------------------------------------
 
 
-class _IdTaken(Exception):
-    """A run has the id that was made for this one."""
+class _LookAgain(Exception):
+    """The runs have changed since they were looked at."""
+
+
+class _Asked(NamedTuple):
+    """What a run is asked for: see `Dag.run`."""
+
+    db_path: str | os.PathLike[str] | None = None
+    run_id: str | None = None
+    logical_date: _datetime.datetime | None = None
+    conf: Mapping[str, Any] | None = None
+    resume: bool = False
+    max_workers: int | None = None
+    executor: Any = None
+    mp_context: Any = None
+    pools: Mapping[str, int] | None = None
+    wait: bool = False
+    progress: bool | Callable[[str], object] | _Screen = False
+    stop: threading.Event | None = None
+    in_process: bool = False
+    again: Sequence[str] = ()  # tasks, or TASK[INDEX], of the run to resume that run again
 
 
 class _Start:
     """A run until its first task may start: what was asked for, checked, and what is recorded."""
 
-    def __init__(
-        self,
-        dag: Dag,
-        *,
-        db_path: str | os.PathLike[str] | None = None,
-        run_id: str | None = None,
-        logical_date: _datetime.datetime | None = None,
-        conf: Mapping[str, Any] | None = None,
-        resume: bool = False,
-        max_workers: int | None = None,
-        executor: Any = None,
-        mp_context: Any = None,
-        pools: Mapping[str, int] | None = None,
-        wait: bool = False,
-        progress: bool | Callable[[str], object] | _Screen = False,
-        stop: threading.Event | None = None,
-        in_process: bool = False,
-        again: Sequence[str] = (),
-    ) -> None:
-        """Refuse wrong arguments and a wrong graph before anything is started or written.
-
-        `again`: tasks, or TASK[INDEX], of the run to resume that run again.
-        """
+    def __init__(self, dag: Dag, **options: Any) -> None:
+        """Refuse wrong arguments and a wrong graph before anything is started or written."""
         _refuse_reentry()
         _fill_standard_descriptors()
-        _check_request(run_id, logical_date, resume, conf, progress, stop)
+        self.asked = asked = _Asked(**options)
+        _check_request(asked)
         self._order = dag._validated()
         self.dag = dag
-        self.path = _database_path(db_path, dag)
-        self.resume = bool(resume)
-        self.asked_id = run_id
-        self.asked_date = None if logical_date is None else _aware(logical_date)
-        named = _string_keyed("conf", conf)
+        self.path = _database_path(asked.db_path, dag)
+        named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
-        self.pools = _checked_pools(dag, pools, in_process)
-        self.waits = wait
-        self.again = again
-        self.stop_event = stop
-        self.report = _Report(progress)
-        self.runner = _make_runner(dag, max_workers, executor, mp_context, in_process)
-        self.signals = _Signals(self.runner.wake, install=not in_process)
+        self.pools = _checked_pools(dag, asked)
+        self.report = _Report(asked.progress)
+        self.runner = _make_runner(dag, asked)
         self.run_id = ""
         self.logical_date: _datetime.datetime | None = None
         self.recorded: _Row | None = None  # the run to resume
         self.state = DagRunState.FAILED
         self.reason: str | None = None  # why it was stopped, if it was
+        self._caught: list[int] = []  # signals
+        self._stop_is_set = getattr(asked.stop, "is_set", bool)
         self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}
         self._keys: dict[int, list[str]] = {}  # of mappings: what each instance is mapped over
         self._store: Any = None
         self._owner = ""
         self._batch = _Batch()
 
+    @contextlib.contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP meanwhile are noted.
+
+        Only in the main thread, only where the handler is still the default; put back at the end.
+        """
+        before: dict[int, Any] = {}
+        pid = os.getpid()
+
+        def note(number: int, frame: object) -> None:
+            if os.getpid() == pid:
+                self._caught.append(number)
+                self.runner.wake()
+            else:
+                # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which
+                # is to end) inherits the handler, not the meaning.
+                signal.signal(number, before[number])
+                os.kill(os.getpid(), number)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        noted = in_main_thread and not self.asked.in_process
+        for name in ("SIGINT", "SIGTERM", "SIGHUP") if noted else ():
+            number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _told_to_stop(self) -> bool:
-        event = self.stop_event
-        return bool(self.signals.caught) or (event is not None and event.is_set())
+        return bool(self._caught) or self._stop_is_set()
 
     def _check(self) -> None:
         """Raises AirflowException if it was told to stop before it has begun."""
@@ -8877,25 +8863,20 @@ class _Start:
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
         now = _utcnow()
-        if not self.resume:
-            self.run_id = self.asked_id or f"manual__{now.isoformat(timespec='microseconds')}"
-            self.logical_date = self.asked_date or now
+        run_id = self.asked.run_id
+        if not self.asked.resume:
+            self.run_id = run_id or f"manual__{now.isoformat(timespec='microseconds')}"
+            self.logical_date = _aware(self.asked.logical_date or now)
             return
         dag_id = self.dag.dag_id
-        row = _read(self.path, lambda db: _find_named_run(db, dag_id, self.asked_id))
+        row = _read(self.path, lambda db: _find_named_run(db, dag_id, run_id))
         if row is None:
-            wanted = f"run {self.asked_id!r}" if self.asked_id else "run yet: nothing to resume"
+            wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
             raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
-        if row.values_deleted is not None and self.again:
+        if row.values_deleted is not None and self.asked.again:
             _refuse_without_values(row)
         self.recorded, self.run_id = row, row.run_id
         self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
-
-    def _nothing_to_resume(self) -> DagRun:
-        self.report.tell(
-            f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
-        )
-        return _read_run(self.path, self.dag.dag_id, self.run_id)
 
     def _find_tasks(self) -> None:
         """Let the first worker find every task, having written nothing.
@@ -8915,7 +8896,7 @@ class _Start:
             facts = _task_facts(task, takes)
             self._takes[task_id] = known.setdefault(takes, takes)
             self._facts[task_id] = known.setdefault(facts, facts)
-        for name in self.again:
+        for name in self.asked.again:
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
@@ -8954,32 +8935,29 @@ class _Start:
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
         }
 
-    def _open_in_turn(self) -> list[_Row] | None:
+    def _open_in_turn(self) -> list[_Row]:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
         said = False
         while True:
             try:
                 return _until_unlocked(self.path, self._open, self._check)
             except AlreadyRunning as busy:
-                if not self.waits or self._told_to_stop():
+                if not self.asked.wait or self._told_to_stop():
                     raise
                 if not said:
                     self.report.tell(f"waiting: {busy}")
                     said = True
             self.runner.wait(1.0)
 
-    def _open(self) -> list[_Row] | None:
+    def _open(self) -> list[_Row]:
         """Create or take over the run, in one transaction with all that a resume decides; the
-        DAG's runs that were found dead. None: it has succeeded meanwhile."""
-        store, resumed = self._store, self.recorded
+        DAG's runs that were found dead. Raises _LookAgain if it was deleted or has succeeded."""
+        store, row = self._store, self.recorded
         with store.transaction():
-            row = None
-            if resumed is not None:
-                row = store.look(_find_run, resumed.id)
-                if row is None or row.run_id != self.run_id:
-                    raise RunNotFound(f"run {self.run_id!r} of DAG {self.dag.dag_id!r} was deleted")
-                if row.state == "success" and not self.again:
-                    return None
+            if row is not None:
+                row = store.look(_find_run, row.id)
+                if row is None or row.run_id != self.run_id or self._has_succeeded(row):
+                    raise _LookAgain
             dead = self._make_way(row)
             if row is None:
                 self._create()
@@ -8988,21 +8966,24 @@ class _Start:
             store.claim_run(store.run_row, self._owner, _this_process(), row is not None)
         return dead
 
+    def _has_succeeded(self, row: _Row) -> bool:
+        return row.state == "success" and not self.asked.again
+
     def _make_way(self, ours: _Row | None) -> list[_Row]:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
         alive, dead = [], []
         for row in self._store.look(_select_live_runs, self.dag.dag_id):
+            is_ours = ours is not None and row.id == ours.id
             if _owner_lives(self.path, row.owner):
+                if is_ours:
+                    raise AlreadyRunning(
+                        f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running: {_whose(row)}"
+                    )
                 alive.append(row)
-            elif ours is None or row.id != ours.id:
+            elif not is_ours:
                 self._store.close_run(row.id, _DIED, lost=True)
                 dead.append(row)
                 self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
-        for row in alive:
-            if ours is not None and row.id == ours.id:
-                raise AlreadyRunning(
-                    f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running: {_whose(row)}"
-                )
         most = self.dag.max_active_runs
         if len(alive) >= most:
             raise AlreadyRunning(
@@ -9014,8 +8995,8 @@ class _Start:
     def _create(self) -> None:
         store, dag = self._store, self.dag
         if store.look(_find_named_run, dag.dag_id, self.run_id) is not None:
-            if self.asked_id is None:
-                raise _IdTaken
+            if self.asked.run_id is None:
+                raise _LookAgain  # another run began in the same microsecond
             raise ValueError(
                 f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
                 "resume it, or give another"
@@ -9029,7 +9010,9 @@ class _Start:
         store.run_row = row.id
         if row.state == "running":
             store.close_run(row.id, _DIED, lost=True)
-        store.mark(row.id, [_task_named(name, self.dag.task_dict) for name in self.again], _CLEARED)
+        store.mark(
+            row.id, [_task_named(name, self.dag.task_dict) for name in self.asked.again], _CLEARED
+        )
         found = self._resumption(row.id)
         store.resume_run(found)
         store.write_instances(self.plan.instances(), self._facts, self._element_of)
@@ -9118,32 +9101,31 @@ def _refuse_reentry() -> None:
     )
 
 
-def _check_request(
-    run_id: Any, logical_date: Any, resume: Any, conf: Any, progress: Any, stop: Any
-) -> None:
+def _check_request(asked: _Asked) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
-    if stop is not None and not hasattr(stop, "is_set"):
-        raise TypeError(f"stop must be a threading.Event, found {_shown(stop)}")
+    run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
+    if asked.stop is not None and not hasattr(asked.stop, "is_set"):
+        raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Screen)):
         raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
     if run_id is not None and (not isinstance(run_id, str) or not run_id or len(run_id) > 250):
         raise ValueError(f"run_id must be a str of 1 to 250 characters, found {_shown(run_id)}")
     if run_id is not None and not run_id.isprintable():
         raise ValueError(f"run_id must be printable, found {_shown(run_id)}")
-    if logical_date is not None and not isinstance(logical_date, _datetime.datetime):
-        raise TypeError(f"logical_date must be a datetime, found {_shown(logical_date)}")
-    if resume and (conf is not None or logical_date is not None):
+    if date is not None and not isinstance(date, _datetime.datetime):
+        raise TypeError(f"logical_date must be a datetime, found {_shown(date)}")
+    if asked.resume and (asked.conf is not None or date is not None):
         raise ValueError(
             "run(resume=True) takes conf and logical_date from the recorded run: leave them out"
         )
 
 
-def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
+def _checked_pools(dag: Dag, asked: _Asked) -> dict[str, int]:
     """Sizes of pools by name; each pool that a task names must have one, and room for it."""
-    sizes = _string_keyed("pools", pools)
+    sizes = _string_keyed("pools", asked.pools)
     for name, size in sizes.items():
         _of_type(int, least=1)(f"pools[{name!r}]", size)
-    if in_process:
+    if asked.in_process:
         return {}
     for task in dag.task_dict.values():
         size = sizes.get(task.pool)
@@ -9160,12 +9142,11 @@ def _checked_pools(dag: Dag, pools: Any, in_process: bool) -> dict[str, int]:
     return sizes
 
 
-def _make_runner(
-    dag: Dag, max_workers: Any, executor: Any, mp_context: Any, in_process: bool
-) -> _Runner:
-    if in_process:
+def _make_runner(dag: Dag, asked: _Asked) -> _Runner:
+    executor = asked.executor
+    if asked.in_process:
         return _InProcessRunner(dag)
-    if executor is not None and (max_workers is not None or mp_context is not None):
+    if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
         if not callable(getattr(executor, "submit", None)):
@@ -9179,24 +9160,14 @@ def _make_runner(
             "liteflow's workers need POSIX process groups and signals, which Windows has not: run "
             "it in WSL, or use dag.test() or executor="
         )
-    if executor is None:
-        return _SlotRunner(WorkerPool(max_workers, mp_context), True, _is_interactive(dag))
-    return _SlotRunner(executor, False, _is_interactive(dag))
-
-
-def _is_interactive(dag: Dag) -> bool:
-    """Whether the DAG stands in a `__main__` that no other process can import."""
+    # A `__main__` that no other process can import: a notebook's, a prompt's.
     main = sys.modules.get("__main__")
-    if dag._module != "__main__" or getattr(main, "__spec__", None) is not None:
-        return False
-    file = getattr(main, "__file__", None)
-    return file is None or not os.path.exists(file)
-
-
-def _raise_for(number: int) -> NoReturn:
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    is_file = getattr(main, "__spec__", None) or os.path.exists(
+        getattr(main, "__file__", None) or ""
+    )
+    interactive = dag._module == "__main__" and not is_file
+    pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
+    return _SlotRunner(pool, executor is None, interactive)
 
 
 def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
@@ -9302,19 +9273,18 @@ class _Run(_Start):
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
         try:
-            with self.signals:
-                try:
-                    found = self._execute()
-                except BaseException as error:
-                    if not self.signals.caught:
-                        raise
-                    # It was being ended: a worker's start cut off by the same Ctrl-C, say.
-                    if isinstance(error, DatabaseError):
-                        self.report.tell(str(error))
-        finally:
-            self.runner.close()
-        if self.signals.caught:
-            _raise_for(self.signals.caught[0])
+            with contextlib.closing(self.runner), self._noting_signals():
+                found = self._execute()
+        except BaseException as error:
+            if not self._caught:
+                raise
+            # It was being ended: a worker's start cut off by the same Ctrl-C, say.
+            if isinstance(error, DatabaseError):
+                self.report.tell(str(error))
+        if self._caught:
+            if self._caught[0] == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + self._caught[0])
         return found
 
     def _execute(self) -> DagRun:
@@ -9322,12 +9292,13 @@ class _Run(_Start):
             self.runner.launch()
         while True:
             self._look_ahead()
-            if self.recorded is not None and self.recorded.state == "success" and not self.again:
-                return self._nothing_to_resume()
-            try:
+            if self.recorded is not None and self._has_succeeded(self.recorded):
+                self.report.tell(
+                    f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
+                )
+                return _read_run(self.path, self.dag.dag_id, self.run_id)
+            with contextlib.suppress(_LookAgain):
                 return self._execute_as()
-            except _IdTaken:  # another run began in the same microsecond
-                continue
 
     def _execute_as(self) -> DagRun:
         self._find_tasks()
@@ -9336,10 +9307,7 @@ class _Run(_Start):
             contextlib.closing(self._store),
             _owned_folder(self.path) as (self._owner, folder),
         ):
-            dead = self._open_in_turn()
-            if dead is None:
-                return self._nothing_to_resume()
-            self._drive_to_the_end(folder, dead)
+            self._drive_to_the_end(folder, self._open_in_turn())
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
         for note in self.runner.notes:
             self.report.tell(note)
@@ -9785,7 +9753,7 @@ class _Run(_Start):
 
     def _heed_signals(self) -> None:
         """Before the outcomes are looked at: an end that belongs to the run's is no failure."""
-        caught = self.signals.caught
+        caught = self._caught
         if self.runner.interrupted:
             self.runner.interrupted = False
             caught.append(signal.SIGINT)
@@ -9801,7 +9769,7 @@ class _Run(_Start):
         self._next_glance = now + _GLANCE
         self.report.tick()
         self.plan.release()
-        if self.stop_event is not None and self.stop_event.is_set():
+        if self._stop_is_set():
             self._stop("stopped")
         if now < self._next_tick and not self.runner.is_talkative():
             return
@@ -9851,11 +9819,11 @@ class _Run(_Start):
         for call in calls:
             if getattr(self.dag, call.name or "", None) is not None:
                 self._callbacks.append(call._replace(name=f"dag_{call.name}"))
-        told = len(self.signals.caught)
+        told = len(self._caught)
         while self._callbacks or self.runner.is_calling():
             self._choose(0)
             self.runner.wait(0.5)
-            if len(self.signals.caught) > max(told, 1):
+            if len(self._caught) > max(told, 1):
                 break
         logs = self.runner.output(final=True)
         if logs:
