@@ -2652,7 +2652,7 @@ class Dag:
         """
         options = dict(locals())
         del options["self"]
-        return _run_dag(self, **options)
+        return _Run(self, **options).execute()
 
     def test(
         self,
@@ -2678,9 +2678,8 @@ class Dag:
                 "dag.test() here takes logical_date, run_conf and db_path; conn_file_path, "
                 "variable_file_path, use_executor and mark_success_pattern have no meaning"
             )
-        return _run_dag(
-            self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True
-        )
+        run = _Run(self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True)
+        return run.execute()
 
     def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Make the script a command: run this DAG by `argv`, then exit with the run's code.
@@ -8816,7 +8815,8 @@ class _Start:
         self._caught: list[int] = []  # signals
         self._stop_is_set = getattr(asked.stop, "is_set", bool)
         self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}
-        self._keys: dict[int, list[str]] = {}  # of mappings: what each instance is mapped over
+        # Of mappings: what each instance is mapped over, and previews of results' elements.
+        self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
         self._owner = ""
         self._batch = _Batch()
@@ -8891,8 +8891,7 @@ class _Start:
         known: dict[Any, Any] = {}  # equal ones are kept once
         self._takes, self._facts = {}, {}
         for task_id, task in dag.task_dict.items():
-            mapped = (result.operator.task_id for result in _mapped_over(dag, task_id))
-            takes = frozenset([*calls[task_id].taken(), *mapped])
+            takes = _taken_by(task, calls[task_id])
             facts = _task_facts(task, takes)
             self._takes[task_id] = known.setdefault(takes, takes)
             self._facts[task_id] = known.setdefault(facts, facts)
@@ -8917,6 +8916,9 @@ class _Start:
         for task in dag.task_dict.values():
             _task_params(task, params, self.conf)
         main = sys.modules.get(dag._module)
+        cwd = os.sep
+        with contextlib.suppress(FileNotFoundError):  # it was removed
+            cwd = os.getcwd()
         return {
             "dag_id": dag.dag_id,
             "key": dag._key,
@@ -8931,7 +8933,7 @@ class _Start:
             "run_row": 0,
             "files": _file_states({getattr(main, "__file__", None), dag.fileloc}),
             "environ": dict(vars(os.environ)["_data"]),
-            "cwd": _working_directory(),
+            "cwd": cwd,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
         }
 
@@ -9037,19 +9039,20 @@ class _Start:
             }
             recorded = found.recorded()
             # First as if the setups that are taken along had succeeded again: what runs then?
-            as_before = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
-            now: set[tuple[str, int]] | None = None
-            for states in ({**recorded, **as_before}, recorded) if as_before else (recorded,):
-                self.plan = _Plan(
-                    self.dag, self.logical_date, states, kept, self.pools, found.unexpanded
-                )
-                self.plan.settle(0)
-                if now is None:
-                    now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
-            assert now is not None
+            again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
+            self._plan_on({**recorded, **again}, kept, found)
+            now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
             if (now & found.left_out) <= running:
+                if again:
+                    self._plan_on(recorded, kept, found)
                 return found
             running |= now & found.left_out
+
+    def _plan_on(self, recorded: Any, lengths: Any, found: _Resumption) -> None:
+        self.plan = _Plan(
+            self.dag, self.logical_date, recorded, lengths, self.pools, found.unexpanded
+        )
+        self.plan.settle(0)
 
     def _give_up_on(self, instance: _Instance, past: _Past) -> None:
         """It has been lost with its scheduler so often that it may be what kills it."""
@@ -9066,24 +9069,26 @@ class _Start:
             return None, None
         mapping = expansion.mapping
         if id(mapping) not in self._keys:
-            self._keys[id(mapping)] = _element_keys(mapping, self.plan)
-            sources = [source.task.task_id for source in expansion.sources]
-            self._previews = {
-                task_id: self._store.look(_select_item_previews, self._store.run_row, task_id)
-                for task_id in sources
+            previews = {
+                source.task.task_id: self._store.look(
+                    _select_item_previews, self._store.run_row, source.task.task_id
+                )
+                for source in expansion.sources
             }
+            self._keys[id(mapping)] = _element_keys(mapping, self.plan), previews
+        keys, previews = self._keys[id(mapping)]
         elements = mapping.elements(index, self.plan)
-        shown = _element_previews(mapping, elements)
-        for _, element in elements:
-            if element[0] in ("item", "xcom"):
-                more = self._previews.get(element[1], {}).get(element[2], "")
-                shown = ", ".join(x for x in (shown, more) if x)
-        return self._keys[id(mapping)][index], _preview_cut(shown) or None
+        shown = [_element_previews(mapping, elements)]
+        for _, (kind, *where) in elements:
+            if kind in ("item", "xcom"):
+                shown.append(previews[where[0]].get(where[1], ""))
+        return keys[index], _preview_cut(", ".join(filter(None, shown))) or None
 
 
-def _mapped_over(dag: Dag, task_id: str) -> list[XComArg]:
-    mapping = dag.task_dict[task_id]._mapping
-    return [] if mapping is None else mapping.results
+def _taken_by(task: BaseOperator, call: _Call) -> frozenset[str]:
+    """The tasks whose results a task takes, be it to be mapped over."""
+    mapped_over = [] if task._mapping is None else task._mapping.results
+    return call.taken().union(result.operator.task_id for result in mapped_over)
 
 
 def _refuse_reentry() -> None:
@@ -9195,13 +9200,6 @@ def _file_states(paths: Iterable[str | None]) -> list[tuple[str, int, int]]:
             found = os.stat(path)  # type: ignore[arg-type]
             states.append((os.path.abspath(str(path)), found.st_size, found.st_mtime_ns))
     return states
-
-
-def _working_directory() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return os.sep
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
@@ -9319,41 +9317,34 @@ class _Run(_Start):
         self._look_ahead()
         assert self.recorded is not None
         self._store = _Looking(self.path, self.recorded.id)
-        rows = self._store.look(_select_past, self.recorded.id)
         ended = {state.value: state for state in _ENDED}
         recorded = {
             (row.task_id, row.map_index): _Recorded(
                 ended.get(row.state or ""), row.try_number, row.max_tries
             )
-            for row in rows
+            for row in self._store.look(_select_past, self.recorded.id)
         }
         lengths = self._store.look(_select_lengths, self.recorded.id)
         self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
         task = self.dag.task_dict[ti.task_id]
-        self._calls[ti.task_id] = _dump_call(task), _function_name(task), None
-        for up in self._calls[ti.task_id][0].taken() | {
-            r.operator.task_id for r in _mapped_over(self.dag, ti.task_id)
-        }:
-            self._check_input(up, ti.task_id, [key for key in recorded if key[0] == up], recorded)
-        node = self.plan._by_id[ti.task_id]
-        instance = next((i for i in node.instances if i.map_index == ti.map_index), None)
+        call = _dump_call(task)
+        self._calls[ti.task_id] = call, _function_name(task), None
+        for up in _taken_by(task, call):
+            self._check_input(
+                up, ti.task_id, {recorded[key].state for key in recorded if key[0] == up}
+            )
+        instances = self.plan._by_id[ti.task_id].instances
+        instance = next((i for i in instances if i.map_index == ti.map_index), None)
         if instance is None:
             raise TaskNotFound(f"the code has no instance {ti.map_index} of task {ti.task_id!r}")
         instance.try_number = max(1, instance.try_number)
         info = {**self._info(), "run_row": self.recorded.id}
         return _Execution(_WorkerRun(info, self.dag), self._job(_Attempt(instance)))
 
-    def _check_input(
-        self,
-        up: str,
-        taker: str,
-        keys: Sequence[tuple[str, int]],
-        recorded: Mapping[tuple[str, int], _Recorded],
-    ) -> None:
+    def _check_input(self, up: str, taker: str, states: set[TaskInstanceState | None]) -> None:
         """Raises _UsageError if a result that a task takes is not there."""
         assert self.recorded is not None
         _refuse_without_values(self.recorded)
-        states = {recorded[key].state for key in keys}
         if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
             said = ", ".join(sorted(state.value if state else "not run" for state in states))
             raise _UsageError(
@@ -9870,11 +9861,6 @@ def _elements_of(
             element = ("value", constant.data)
         elements.append((name, element))
     return elements, takes
-
-
-def _run_dag(dag: Dag, **options: Any) -> DagRun:
-    """What `Dag.run` and `Dag.test` do."""
-    return _Run(dag, **options).execute()
 
 
 # --- Reading back ---------------------------------------------------------------------------------
@@ -11168,7 +11154,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     screen = None if options.quiet else _Screen(logs=options.logs)
     same = "run_id logical_date conf max_workers wait".split()
     try:
-        run = _run_dag(
+        run = _Run(
             dag,
             db_path=options.db,
             resume=options.resume or bool(options.from_),
@@ -11176,7 +11162,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             pools=dict(options.pool) or None,
             progress=screen or False,
             **{name: getattr(options, name) for name in same},
-        )
+        ).execute()
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
     except (KeyboardInterrupt, SystemExit):
