@@ -9405,7 +9405,7 @@ class _Run(_Start):
     def _is_over(self) -> bool:
         if self._batch or self._to_send:
             return False
-        if self.reason is not None and self._forced:
+        if self._forced:
             return not self._attempts
         if self._callbacks or self.runner.is_calling():
             return False
@@ -9419,6 +9419,13 @@ class _Run(_Start):
 
     def _collect(self) -> None:
         """Put into the batch what rules decided, and what can start now."""
+        self._settle()
+        if self.plan.doomed:
+            self._end_doomed()
+        if not self._to_send and not self._forced:
+            self._choose(self.plan.ready_count(time.monotonic()))
+
+    def _settle(self) -> None:
         plan = self.plan
         plan.settle(time.monotonic())
         for instance in plan.changed:
@@ -9427,10 +9434,6 @@ class _Run(_Start):
         plan.changed.clear()
         self._batch.expanded += plan.expanded
         plan.expanded.clear()
-        if plan.doomed:
-            self._end_doomed()
-        if not self._to_send and not (self.reason is not None and self._forced):
-            self._choose(plan.ready_count(time.monotonic()))
 
     def _end_doomed(self) -> None:
         """What was given up: what no worker has taken does not start at all."""
@@ -9472,6 +9475,8 @@ class _Run(_Start):
             ready -= 1
             if not instance.node.task._needs_worker:
                 self._pass_through(instance)
+                self._settle()
+                ready = self.plan.ready_count(time.monotonic())  # those right below it, too
             elif self._has_to_wait(instance):
                 self.plan.hold(instance)
             elif room <= 0 or (
@@ -9523,7 +9528,6 @@ class _Run(_Start):
     def _pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
         self.plan.pass_through(instance)
-        self.plan.settle(time.monotonic())
         attempt = _Attempt(instance)
         attempt.state, attempt.started = "success", _now()
         attempt.ended = attempt.started

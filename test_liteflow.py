@@ -5664,6 +5664,14 @@ class RunTest(Case):
             DAG("empty").run(db_path=self.db, progress="yes")
         self.assertIn("'yes'", str(caught.exception))
 
+    def test_a_chain_of_empty_operators_passes_at_once(self):
+        run = self.run_flow("""
+            with DAG("empties") as dag:
+                chain(*(EmptyOperator(task_id=f"e{i}") for i in range(50)))
+        """)
+        self.assertEqual(set(self.states(run).values()), {"success"})
+        self.assertLess(run.duration, 2)
+
     def test_a_stop_event_ends_the_run(self):
         stop = threading.Event()
         here = self.folder / "here"
