@@ -1643,367 +1643,6 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
     return list(source)
 
 
-# --- Building: decorators -------------------------------------------------------------------------
-
-
-class _Decorated(Generic[P, R]):
-    """A decorated function: each call makes a task, or a group of tasks."""
-
-    __wrapped__: Callable[P, R]
-
-    def __init__(
-        self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
-    ) -> None:
-        functools.update_wrapper(self, function)
-        self._signature = signature
-        self._settings = settings
-
-    def override(self, **settings: Any) -> Self:
-        """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
-        return self._with(_settings={**self._settings, **settings})
-
-    def _with(self, **attributes: Any) -> Self:
-        import copy
-
-        changed = copy.copy(self)
-        changed.__dict__.update(attributes)
-        return changed
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Add a task that calls the function with these arguments, or a group of what it makes.
-
-        Returns the task's `XComArg`; what the function of a group returns, or else the group.
-        (Declared as Any, so that a type checker accepts it where the function's result fits.)
-        Raises TypeError if the arguments do not fit the function.
-        """
-        return self._make(None, kwargs, args)
-
-    def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments: one instance of each task for each, or for each
-        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
-        all results.
-
-        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an argument that the function does not have.
-        """
-        return self.partial().expand(**mapped)
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over a list of dicts of arguments, or over a result that is one."""
-        return self.partial().expand_kwargs(dicts)
-
-    def partial(self, **fixed: Any) -> _Partial:
-        """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
-        return _Partial(self._what, self._check_names, self._make, {}).partial(**fixed)
-
-    def _check_names(self, names: Iterable[str], verb: str) -> None:
-        parameters = self._signature.parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name in names:
-            if name not in parameters and not takes_any:
-                raise TypeError(
-                    f"{self._what}: {verb}() got an unexpected argument {name!r}"
-                    f"{_near(name, parameters)}"
-                )
-
-    @property
-    def _what(self) -> str:
-        raise NotImplementedError
-
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
-        raise NotImplementedError
-
-
-class _TaskFunction(_Decorated[P, R]):
-    """A function decorated with `@task`: calling it adds a task to the current DAG."""
-
-    _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
-    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
-    _maker: Any = _FunctionOperator
-
-    @property
-    def function(self) -> Callable[P, R]:
-        """The plain function, to call directly."""
-        return self.__wrapped__
-
-    @property
-    def _what(self) -> str:
-        return f"task {self._settings.get('task_id', self.__wrapped__.__name__)!r}"
-
-    def _check_names(self, names: Iterable[str], verb: str) -> None:
-        for name in names:
-            if name in _CONTEXT_KEYS and verb == "expand":
-                raise ValueError(f"{self._what}: can't expand over the context key {name!r}")
-        super()._check_names(names, verb)
-
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
-        settings = {"task_id": self.__wrapped__.__name__, **self._settings}
-        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
-        group = settings.get("task_group") or _group_in(dag)
-        kwargs = {**self._defaults(dag, group), **kwargs}
-        if expand is None:
-            self._check_call(args, kwargs)
-        else:
-            _check_expand(self._what, expand, settings, group)
-            mapped = {name for name, _ in expand.sources}
-            kwargs = {name: value for name, value in kwargs.items() if name not in mapped}
-        if dag is not None and isinstance(settings["task_id"], str):
-            prefix = group.child_id("") if group is not None else ""
-            free = dag._free_task_id(prefix + settings["task_id"])
-            settings["task_id"] = free.removeprefix(prefix)
-        made = self._maker(
-            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand, **settings
-        )
-        if self._conditions:
-            made._conditions = self._conditions
-        if self._role is not None:
-            self._role(made)
-        return made.output
-
-    def _defaults(self, dag: Dag | None, group: TaskGroup | None) -> dict[str, Any]:
-        """The arguments that default_args name."""
-        given = _defaults_for(dag, group, self._settings.get("default_args"))
-        parameters = self._signature.parameters.values() if given else ()
-        named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        return {p.name: given[p.name] for p in named if p.name in given}
-
-    @functools.cached_property
-    def _returns_dict(self) -> bool:
-        return _returns_dict(self.__wrapped__)
-
-    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, _TaskFunction):
-                name = value.__wrapped__.__name__
-                raise TypeError(
-                    f"{self._what}: an argument is the task function {name!r} itself: call it, "
-                    f"{name}(), to hand over its result"
-                )
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._what}: {self.__wrapped__.__name__}() {error}") from None
-
-    def __repr__(self) -> str:
-        return f"<@task {self.__wrapped__.__qualname__}>"
-
-
-def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature, in which context parameters need not be given."""
-    import inspect
-
-    name = getattr(function, "__name__", repr(function))
-    parameters = []
-    for p in inspect.signature(function).parameters.values():
-        if p.name == "self":
-            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
-        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            if p.default not in (None, p.empty):
-                raise ValueError(
-                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
-                    f"so its default must be None or absent, found {_shown(p.default)}"
-                )
-            p = p.replace(default=None)
-        parameters.append(p)
-    # Unvalidated: a context parameter, now with a default, may stand before one without.
-    return inspect.Signature(parameters, __validate_parameters__=False)
-
-
-class _GroupFunction(_Decorated[P, R]):
-    """A function decorated with `@task_group`: calling it makes a group of its tasks."""
-
-    @property
-    def _what(self) -> str:
-        return f"group {self._settings.get('group_id', self.__wrapped__.__name__)!r}"
-
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
-        settings = {"group_id": self.__wrapped__.__name__, **self._settings}
-        settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
-        with TaskGroup(**{"add_suffix_on_collision": True, **settings}) as group:
-            if expand is not None:
-                _check_expand(self._what, expand, {}, group)
-                group._expand = expand
-                names: Iterable[Any] = [name for name, _ in expand.sources]
-                if not expand.named:
-                    names = self._signature.parameters.keys() - kwargs.keys()
-                kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
-            result = self.__wrapped__(*args, **kwargs)
-        if expand is not None:
-            for member in group.children:
-                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
-                if taken or not member._upstream:
-                    expand.join(member)
-                _check_expand(f"task {member.task_id!r}", expand, vars(member), None)
-        return group if result is None else result
-
-
-def _check_expand(
-    what: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
-) -> None:
-    if settings.get("trigger_rule") == TriggerRule.ALWAYS and expand.results:
-        raise ValueError(f"{what}: trigger_rule 'always' does not wait for what it expands over")
-    if group is not None and any(each._expand is not None for each in group._path):
-        raise NotImplementedError(f"{what}: expand() inside a mapped group is not supported")
-
-
-class _Partial:
-    """What `partial` of a task function, an operator's class or a group function gives: `expand`
-    has to follow."""
-
-    def __init__(
-        self,
-        what: str,
-        check: Callable[[Iterable[str], str], None],
-        make: Callable[[_ExpandInput, dict[str, Any]], Any],
-        fixed: dict[str, Any],
-    ) -> None:
-        self._what, self._check, self._make, self._fixed = what, check, make, fixed
-
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError(f"{self._what}: partial() must be followed by expand()")
-
-    def partial(self, **fixed: Any) -> _Partial:
-        """Fix more arguments. Raises TypeError for one that is fixed already."""
-        twice = self._fixed.keys() & fixed.keys()
-        if twice:
-            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() twice")
-        self._check(fixed, "partial")
-        return _Partial(self._what, self._check, self._make, {**self._fixed, **fixed})
-
-    def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments; one that is fixed, too, is the expanded one."""
-        self._check(mapped, "expand")
-        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
-        return self._make(_ExpandInput(self._what, mapped), fixed)
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over dicts of arguments."""
-        return self._make(_ExpandInput(self._what, None, dicts), self._fixed)
-
-
-class _Kind:
-    """`@task.bash` and its kin: a task of the operator's settings and ways, around a function."""
-
-    def __init__(self, kind: type[BaseOperator]) -> None:
-        self._kind, self.__doc__ = kind, kind.__doc__
-
-    def __get__(self, decorator: _TaskDecorator, owner: Any) -> _TaskDecorator:
-        return _TaskDecorator(decorator._dag, _decorated(self._kind))
-
-
-class _TaskDecorator:
-    """`@task`, bare or with settings; `dag.task` is the same with `dag` set.
-
-    `@task(retries=3)` takes the settings of `BaseOperator`. `task(function)` decorates an
-    existing function. The decorated function can be used in several DAGs.
-    """
-
-    def __init__(self, dag: Dag | None = None, maker: Any = _FunctionOperator) -> None:
-        self._dag = dag
-        self._maker = maker
-
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
-    @overload
-    def __call__(self, /, **settings: Any) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
-    def __call__(self, function: Any = None, /, **settings: Any) -> Any:
-        if function is None:
-            return functools.partial(self, **settings)
-        if self._dag is not None:
-            settings.setdefault("dag", self._dag)
-        if not callable(function):
-            raise TypeError(
-                f"@task takes one function, or settings by keyword; found {_shown(function)}"
-            )
-        made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
-        made._maker = self._maker
-        return made
-
-    branch = _Kind(BranchPythonOperator)
-    short_circuit = _Kind(ShortCircuitOperator)
-    bash = _Kind(BashOperator)
-    sensor = _Kind(BaseSensorOperator)
-
-    @property
-    def python(self) -> _TaskDecorator:
-        """`@task.python` is `@task`."""
-        return self
-
-    def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
-        """Above `@task`: skip the task unless `condition(context)` is true."""
-        return _conditional(condition, True, skip_message)
-
-    def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
-        """Above `@task`: skip the task if `condition(context)` is true."""
-        return _conditional(condition, False, skip_message)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(
-            f"there is no @task.{name} here: liteflow has branch, short_circuit, bash, sensor, "
-            "python, run_if and skip_if"
-        )
-
-    def __repr__(self) -> str:
-        return "<decorator task>"
-
-
-def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
-    def add(function: _TaskFunction[P, R]) -> _TaskFunction[P, R]:
-        if not isinstance(function, _TaskFunction):
-            raise TypeError("@task.run_if and @task.skip_if stand above @task")
-        return function._with(_conditions=(condition, *function._conditions))
-
-    return add
-
-
-task = _TaskDecorator()
-
-
-def setup(function: Any = None, **settings: Any) -> Any:
-    """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
-    return _with_role(BaseOperator.as_setup, function, settings)
-
-
-def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any) -> Any:
-    """`@teardown`: a task that cleans up after its setups, whatever the work between did.
-
-    Its failure does not fail the run unless `on_failure_fail_dagrun`.
-    """
-    if "trigger_rule" in settings:
-        raise ValueError("a teardown has a trigger rule of its own: leave trigger_rule out")
-    role = functools.partial(
-        BaseOperator.as_teardown, on_failure_fail_dagrun=on_failure_fail_dagrun
-    )
-    return _with_role(role, function, settings)
-
-
-def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
-    if function is None:
-        return functools.partial(_with_role, role, settings=settings)
-    made = function if isinstance(function, _TaskFunction) else task(function)
-    return made.override(**settings)._with(_role=role)
-
-
-def task_group(function: Any = None, /, **settings: Any) -> Any:
-    """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
-
-    Calling the decorated function makes a group of the tasks made inside it; a second call gets
-    an id with a suffix.
-    """
-    if callable(function):
-        import inspect
-
-        return _GroupFunction(function, inspect.signature(function), settings)
-    named = {} if function is None else {"group_id": function}
-    return functools.partial(task_group, **named, **settings)
-
-
 # --- Building: operators --------------------------------------------------------------------------
 
 
@@ -2368,6 +2007,367 @@ class _MappedOperator(BaseOperator):
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
+
+
+# --- Building: decorators -------------------------------------------------------------------------
+
+
+class _Decorated(Generic[P, R]):
+    """A decorated function: each call makes a task, or a group of tasks."""
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(
+        self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._signature = signature
+        self._settings = settings
+
+    def override(self, **settings: Any) -> Self:
+        """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
+        return self._with(_settings={**self._settings, **settings})
+
+    def _with(self, **attributes: Any) -> Self:
+        import copy
+
+        changed = copy.copy(self)
+        changed.__dict__.update(attributes)
+        return changed
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Add a task that calls the function with these arguments, or a group of what it makes.
+
+        Returns the task's `XComArg`; what the function of a group returns, or else the group.
+        (Declared as Any, so that a type checker accepts it where the function's result fits.)
+        Raises TypeError if the arguments do not fit the function.
+        """
+        return self._make(None, kwargs, args)
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map over the elements of the arguments: one instance of each task for each, or for each
+        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
+        all results.
+
+        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
+        TypeError for an argument that the function does not have.
+        """
+        return self.partial().expand(**mapped)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """Map over a list of dicts of arguments, or over a result that is one."""
+        return self.partial().expand_kwargs(dicts)
+
+    def partial(self, **fixed: Any) -> _Partial:
+        """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
+        return _Partial(self._what, self._check_names, self._make, {}).partial(**fixed)
+
+    def _check_names(self, names: Iterable[str], verb: str) -> None:
+        parameters = self._signature.parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in names:
+            if name not in parameters and not takes_any:
+                raise TypeError(
+                    f"{self._what}: {verb}() got an unexpected argument {name!r}"
+                    f"{_near(name, parameters)}"
+                )
+
+    @property
+    def _what(self) -> str:
+        raise NotImplementedError
+
+    def _make(
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
+    ) -> Any:
+        raise NotImplementedError
+
+
+class _TaskFunction(_Decorated[P, R]):
+    """A function decorated with `@task`: calling it adds a task to the current DAG."""
+
+    _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
+    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    _maker: Any = _FunctionOperator
+
+    @property
+    def function(self) -> Callable[P, R]:
+        """The plain function, to call directly."""
+        return self.__wrapped__
+
+    @property
+    def _what(self) -> str:
+        return f"task {self._settings.get('task_id', self.__wrapped__.__name__)!r}"
+
+    def _check_names(self, names: Iterable[str], verb: str) -> None:
+        for name in names:
+            if name in _CONTEXT_KEYS and verb == "expand":
+                raise ValueError(f"{self._what}: can't expand over the context key {name!r}")
+        super()._check_names(names, verb)
+
+    def _make(
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
+    ) -> Any:
+        settings = {"task_id": self.__wrapped__.__name__, **self._settings}
+        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
+        group = settings.get("task_group") or _group_in(dag)
+        kwargs = {**self._defaults(dag, group), **kwargs}
+        if expand is None:
+            self._check_call(args, kwargs)
+        else:
+            _check_expand(self._what, expand, settings, group)
+            mapped = {name for name, _ in expand.sources}
+            kwargs = {name: value for name, value in kwargs.items() if name not in mapped}
+        if dag is not None and isinstance(settings["task_id"], str):
+            prefix = group.child_id("") if group is not None else ""
+            free = dag._free_task_id(prefix + settings["task_id"])
+            settings["task_id"] = free.removeprefix(prefix)
+        made = self._maker(
+            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand, **settings
+        )
+        if self._conditions:
+            made._conditions = self._conditions
+        if self._role is not None:
+            self._role(made)
+        return made.output
+
+    def _defaults(self, dag: Dag | None, group: TaskGroup | None) -> dict[str, Any]:
+        """The arguments that default_args name."""
+        given = _defaults_for(dag, group, self._settings.get("default_args"))
+        parameters = self._signature.parameters.values() if given else ()
+        named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        return {p.name: given[p.name] for p in named if p.name in given}
+
+    @functools.cached_property
+    def _returns_dict(self) -> bool:
+        return _returns_dict(self.__wrapped__)
+
+    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, _TaskFunction):
+                name = value.__wrapped__.__name__
+                raise TypeError(
+                    f"{self._what}: an argument is the task function {name!r} itself: call it, "
+                    f"{name}(), to hand over its result"
+                )
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._what}: {self.__wrapped__.__name__}() {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<@task {self.__wrapped__.__qualname__}>"
+
+
+def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The function's signature, in which context parameters need not be given."""
+    import inspect
+
+    name = getattr(function, "__name__", repr(function))
+    parameters = []
+    for p in inspect.signature(function).parameters.values():
+        if p.name == "self":
+            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
+        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            if p.default not in (None, p.empty):
+                raise ValueError(
+                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
+                    f"so its default must be None or absent, found {_shown(p.default)}"
+                )
+            p = p.replace(default=None)
+        parameters.append(p)
+    # Unvalidated: a context parameter, now with a default, may stand before one without.
+    return inspect.Signature(parameters, __validate_parameters__=False)
+
+
+class _GroupFunction(_Decorated[P, R]):
+    """A function decorated with `@task_group`: calling it makes a group of its tasks."""
+
+    @property
+    def _what(self) -> str:
+        return f"group {self._settings.get('group_id', self.__wrapped__.__name__)!r}"
+
+    def _make(
+        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
+    ) -> Any:
+        settings = {"group_id": self.__wrapped__.__name__, **self._settings}
+        settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
+        with TaskGroup(**{"add_suffix_on_collision": True, **settings}) as group:
+            if expand is not None:
+                _check_expand(self._what, expand, {}, group)
+                group._expand = expand
+                names: Iterable[Any] = [name for name, _ in expand.sources]
+                if not expand.named:
+                    names = self._signature.parameters.keys() - kwargs.keys()
+                kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
+            result = self.__wrapped__(*args, **kwargs)
+        if expand is not None:
+            for member in group.children:
+                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
+                if taken or not member._upstream:
+                    expand.join(member)
+                _check_expand(f"task {member.task_id!r}", expand, vars(member), None)
+        return group if result is None else result
+
+
+def _check_expand(
+    what: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
+) -> None:
+    if settings.get("trigger_rule") == TriggerRule.ALWAYS and expand.results:
+        raise ValueError(f"{what}: trigger_rule 'always' does not wait for what it expands over")
+    if group is not None and any(each._expand is not None for each in group._path):
+        raise NotImplementedError(f"{what}: expand() inside a mapped group is not supported")
+
+
+class _Partial:
+    """What `partial` of a task function, an operator's class or a group function gives: `expand`
+    has to follow."""
+
+    def __init__(
+        self,
+        what: str,
+        check: Callable[[Iterable[str], str], None],
+        make: Callable[[_ExpandInput, dict[str, Any]], Any],
+        fixed: dict[str, Any],
+    ) -> None:
+        self._what, self._check, self._make, self._fixed = what, check, make, fixed
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"{self._what}: partial() must be followed by expand()")
+
+    def partial(self, **fixed: Any) -> _Partial:
+        """Fix more arguments. Raises TypeError for one that is fixed already."""
+        twice = self._fixed.keys() & fixed.keys()
+        if twice:
+            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() twice")
+        self._check(fixed, "partial")
+        return _Partial(self._what, self._check, self._make, {**self._fixed, **fixed})
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map over the elements of the arguments; one that is fixed, too, is the expanded one."""
+        self._check(mapped, "expand")
+        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
+        return self._make(_ExpandInput(self._what, mapped), fixed)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """Map over dicts of arguments."""
+        return self._make(_ExpandInput(self._what, None, dicts), self._fixed)
+
+
+class _Kind:
+    """`@task.bash` and its kin: a task of the operator's settings and ways, around a function."""
+
+    def __init__(self, kind: type[BaseOperator]) -> None:
+        self._kind, self.__doc__ = kind, kind.__doc__
+
+    def __get__(self, decorator: _TaskDecorator, owner: Any) -> _TaskDecorator:
+        return _TaskDecorator(decorator._dag, _decorated(self._kind))
+
+
+class _TaskDecorator:
+    """`@task`, bare or with settings; `dag.task` is the same with `dag` set.
+
+    `@task(retries=3)` takes the settings of `BaseOperator`. `task(function)` decorates an
+    existing function. The decorated function can be used in several DAGs.
+    """
+
+    def __init__(self, dag: Dag | None = None, maker: Any = _FunctionOperator) -> None:
+        self._dag = dag
+        self._maker = maker
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
+    @overload
+    def __call__(self, /, **settings: Any) -> Callable[[Callable[P, R]], _TaskFunction[P, R]]: ...
+    def __call__(self, function: Any = None, /, **settings: Any) -> Any:
+        if function is None:
+            return functools.partial(self, **settings)
+        if self._dag is not None:
+            settings.setdefault("dag", self._dag)
+        if not callable(function):
+            raise TypeError(
+                f"@task takes one function, or settings by keyword; found {_shown(function)}"
+            )
+        made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
+        made._maker = self._maker
+        return made
+
+    branch = _Kind(BranchPythonOperator)
+    short_circuit = _Kind(ShortCircuitOperator)
+    bash = _Kind(BashOperator)
+    sensor = _Kind(BaseSensorOperator)
+
+    @property
+    def python(self) -> _TaskDecorator:
+        """`@task.python` is `@task`."""
+        return self
+
+    def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+        """Above `@task`: skip the task unless `condition(context)` is true."""
+        return _conditional(condition, True, skip_message)
+
+    def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+        """Above `@task`: skip the task if `condition(context)` is true."""
+        return _conditional(condition, False, skip_message)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"there is no @task.{name} here: liteflow has branch, short_circuit, bash, sensor, "
+            "python, run_if and skip_if"
+        )
+
+    def __repr__(self) -> str:
+        return "<decorator task>"
+
+
+def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
+    def add(function: _TaskFunction[P, R]) -> _TaskFunction[P, R]:
+        if not isinstance(function, _TaskFunction):
+            raise TypeError("@task.run_if and @task.skip_if stand above @task")
+        return function._with(_conditions=(condition, *function._conditions))
+
+    return add
+
+
+task = _TaskDecorator()
+
+
+def setup(function: Any = None, **settings: Any) -> Any:
+    """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
+    return _with_role(BaseOperator.as_setup, function, settings)
+
+
+def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any) -> Any:
+    """`@teardown`: a task that cleans up after its setups, whatever the work between did.
+
+    Its failure does not fail the run unless `on_failure_fail_dagrun`.
+    """
+    if "trigger_rule" in settings:
+        raise ValueError("a teardown has a trigger rule of its own: leave trigger_rule out")
+    role = functools.partial(
+        BaseOperator.as_teardown, on_failure_fail_dagrun=on_failure_fail_dagrun
+    )
+    return _with_role(role, function, settings)
+
+
+def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
+    if function is None:
+        return functools.partial(_with_role, role, settings=settings)
+    made = function if isinstance(function, _TaskFunction) else task(function)
+    return made.override(**settings)._with(_role=role)
+
+
+def task_group(function: Any = None, /, **settings: Any) -> Any:
+    """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
+
+    Calling the decorated function makes a group of the tasks made inside it; a second call gets
+    an id with a suffix.
+    """
+    if callable(function):
+        import inspect
+
+        return _GroupFunction(function, inspect.signature(function), settings)
+    named = {} if function is None else {"group_id": function}
+    return functools.partial(task_group, **named, **settings)
 
 
 # --- Building: DAGs -------------------------------------------------------------------------------
