@@ -7607,7 +7607,7 @@ class WorkerPool:
         self._count = 0
         self._most: int | None = None  # workers, as far as the limit of open files allows
         self._runners: list[_SlotRunner] = []
-        self._line: collections.deque[_SlotRunner] = collections.deque()  # those that want a slot
+        self._line: dict[_SlotRunner, None] = {}  # those that want a slot
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -7629,8 +7629,8 @@ class WorkerPool:
             slot.close()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot for the runner, or None: then it stands in line, and whoever has more than its
-        share, or does not need what it has, has been asked for one."""
+        """A slot for the runner, or None: then it stands in line, and whoever can spare one has
+        been woken."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
@@ -7638,14 +7638,15 @@ class WorkerPool:
                 self._idle.remove(slot)  # killed while nobody looked: another takes its place
                 self._count -= 1
                 slot.bury()
-            first = not self._line or self._line[0] is runner
             room = self._count < self._limit(runner)
-            if not first or not (self._idle or room):
+            if next(iter(self._line), runner) is not runner or not (self._idle or room):
                 if runner not in self._line:
-                    self._line.append(runner)
-                self._ask_back(runner)  # again, too: what it had to spare may be new
+                    self._line[runner] = None
+                    for holder in self._runners:
+                        if holder is not runner and holder.spare():
+                            holder.wake()
                 return None
-            self._leave_line(runner)
+            self._line.pop(runner, None)
             found = self._idle.pop() if self._idle else None
             self._count += found is None
             self._wake_next()
@@ -7660,14 +7661,6 @@ class WorkerPool:
                 self._count -= 1
             raise
 
-    def _ask_back(self, runner: _SlotRunner) -> None:
-        """Ask those that can spare a slot for one each: whose jobs are short gives it first."""
-        share = self.max_workers / len(self._runners)
-        for holder in self._runners:
-            if holder is not runner and not holder.asked and holder.spare(share) > 0:
-                holder.asked = 1
-                holder.wake()
-
     def _limit(self, runner: _SlotRunner) -> int:
         """How many workers there may be: each takes descriptors, of which there is a limit."""
         if self._most is None:
@@ -7681,13 +7674,15 @@ class WorkerPool:
         return self._most
 
     def _leave_line(self, runner: _SlotRunner) -> None:
-        with contextlib.suppress(ValueError):
-            self._line.remove(runner)
+        if runner in self._line:
+            with self._lock:
+                self._line.pop(runner, None)
+                self._wake_next()
 
     def _wake_next(self) -> None:
         """Wake the first in line, and nobody else, if there is something for it."""
         if self._line and (self._idle or self._count < (self._most or self.max_workers)):
-            self._line[0].wake()
+            next(iter(self._line)).wake()
 
     def _give_back(self, slot: _Slot, runner: _SlotRunner | None = None) -> None:
         """A slot that is free for any run, or dead."""
@@ -7695,9 +7690,8 @@ class WorkerPool:
         with self._lock:
             keep = keep and not self._closed
             # Who gives one stands behind those that wait for it.
-            if runner is not None and runner in self._line:
-                self._leave_line(runner)
-                self._line.append(runner)
+            if runner in self._line:
+                self._line[runner] = self._line.pop(runner)
             if keep:
                 self._idle.append(slot)
             else:
@@ -7706,16 +7700,10 @@ class WorkerPool:
         if not keep and slot.state != "dead":
             slot.close()
 
-    def _join(self, runner: _SlotRunner) -> None:
-        with self._lock:
-            self._runners.append(runner)
-
     def _leave(self, runner: _SlotRunner) -> None:
-        with self._lock:
-            self._leave_line(runner)
-            with contextlib.suppress(ValueError):
-                self._runners.remove(runner)
-            self._wake_next()
+        self._leave_line(runner)
+        with self._lock, contextlib.suppress(ValueError):  # a fork has emptied it
+            self._runners.remove(runner)
 
 
 def _free_descriptors() -> int:
@@ -7763,7 +7751,6 @@ class _SlotRunner(_Runner):
     def __init__(self, pool: WorkerPool, own_pool: bool, interactive: bool) -> None:
         super().__init__()
         self.thread = threading.current_thread()
-        self.asked = 0  # slots that the pool wants back
         self._pool = pool
         self._own_pool = own_pool
         self._interactive = interactive
@@ -7798,7 +7785,8 @@ class _SlotRunner(_Runner):
         self._poll.register(self._wake_reader, select.POLLIN)
         self._awake = False
         self._cpus = _cpus()
-        pool._join(self)
+        with pool._lock:
+            pool._runners.append(self)
 
     # Its beginning.
 
@@ -7833,12 +7821,12 @@ class _SlotRunner(_Runner):
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():
             pass
+        self._pool._leave_line(self)  # it takes none before its run is recorded
         while self._found is None:
             if not self._slots and self._lend():  # one that was warm may be gone
                 continue
             check()
             self.wait(0.5)
-        self._leave_line()  # it takes none before its run is recorded
         missing, named = self._found
         if missing:
             raise UnreachableTask(_unreachable(missing, info["key"][0]))
@@ -7870,12 +7858,17 @@ class _SlotRunner(_Runner):
 
     # Slots that come and go.
 
-    def spare(self, share: float) -> float:
-        """How many slots it could give away; asked by other threads, under the pool's lock."""
-        slots = [slot for slot in self._slots if slot.spoilt is None and slot.state != "leaving"]
-        held = len(slots) - self.asked
-        needless = sum(slot.is_idle for slot in slots) if not (self._out or self._unsent) else 0
-        return max(held - share, min(held, needless - self.asked))
+    def spare(self) -> list[_Slot]:
+        """Slots that it could let go: what it does not need, and what is more than a fair share.
+        Asked by other threads, too, under the pool's lock."""
+        mine = [slot for slot in self._slots if slot.spoilt is None and slot.state != "leaving"]
+        able = [slot for slot in mine if slot.state in ("serving", "joined")]
+        able.sort(key=lambda slot: not slot.is_idle)
+        more = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
+        if not (self._out or self._unsent or self in self._pool._line):
+            needless = min(sum(slot.is_idle for slot in able), len(mine) - self._wanted)
+            more = max(more, needless)
+        return able[: max(0, more)] if self._found is not None else []
 
     def _lend(self) -> bool:
         if len(self._slots) >= self._pool.max_workers:
@@ -7907,31 +7900,20 @@ class _SlotRunner(_Runner):
                 self._poll.unregister(descriptor)
 
     def _hand_over(self, now: float) -> None:
-        """Other runs wait: let slots go that are not needed here, or were asked for."""
-        if not self._pool._line:
-            self.asked = 0
-            return
-        for slot in sorted(self._slots, key=lambda slot: not slot.is_idle):
-            if slot.spoilt is not None or not (self.asked or self._is_needless(slot)):
-                continue
-            if slot.state in ("serving", "joined") and slot.lent + _TURN <= now:
-                self.asked = max(0, self.asked - 1)
+        """Let go as many slots as others wait for, as far as they can be spared."""
+        line = self._pool._line
+        wanted = len(line) - (self in line) - len(self._pool._idle)
+        wanted -= sum(slot.spoilt is not None or slot.state == "leaving" for slot in self._slots)
+        for slot in self.spare() if wanted > 0 else ():
+            if wanted > 0 and slot.lent + _TURN <= now:
+                wanted -= 1
                 if slot.state == "joined":
-                    slot.state = "leaving"
                     self._has_left(slot)
-                else:
-                    self._send_away(slot)
-
-    def _is_needless(self, slot: _Slot) -> bool:
-        if not self._pool._line or self in self._pool._line:
-            return False
-        return slot.is_idle and not (self._out or self._unsent) and len(self._slots) > self._wanted
-
-    def _send_away(self, slot: _Slot) -> None:
-        if slot.attempt is None:
-            slot.state = "leaving"
-        slot.spoilt = slot.spoilt or ""  # "": it leaves after its job
-        slot.send("leave")
+                    continue
+                if slot.attempt is None:
+                    slot.state = "leaving"
+                slot.spoilt = ""  # it leaves after its job
+                slot.send("leave")
 
     def _has_left(self, slot: _Slot) -> None:
         slot.close_log()
@@ -7951,16 +7933,10 @@ class _SlotRunner(_Runner):
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
-            self._leave_line()
+            self._pool._leave_line(self)
         working = sum(slot.state == "serving" for slot in self._slots)
         ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
-
-    def _leave_line(self) -> None:
-        if self in self._pool._line:
-            with self._pool._lock:
-                self._pool._leave_line(self)
-                self._pool._wake_next()
 
     def is_free(self) -> bool:
         return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
@@ -8031,6 +8007,8 @@ class _SlotRunner(_Runner):
     # What happens.
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
+        if self._pool._line:
+            self._hand_over(time.monotonic())
         self._flush()
         if not self._events:
             self._look(self._until_deadline(timeout))
@@ -8044,8 +8022,6 @@ class _SlotRunner(_Runner):
             self._look_for_stalled(now)
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
-        if self._found is not None and (self.asked or self._pool._line):
-            self._hand_over(now)
         self._flush()
         return self._news(now)
 
@@ -8067,8 +8043,8 @@ class _SlotRunner(_Runner):
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
             times.append(self._heard + _STALL)
-        if self.asked:
-            times += [slot.lent + _TURN for slot in self._slots if slot.lent + _TURN > now]
+        if self._pool._line:
+            times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         if timeout is not None:
             times.append(now + timeout)
         if any(slot.pidfd is None for slot in self._slots):

@@ -4364,6 +4364,7 @@ class PoolTest(QueueCase):
         for thread in threads:
             thread.join(20)
         self.assertEqual(errors, [])
+        self.assertEqual(len(ended), len(starts), "it hangs")
         return ended
 
     def naps(self, *makes: str):
