@@ -7972,17 +7972,12 @@ class _SlotRunner(_Runner):
             self._ours.send(tuple(job))
             return True
         for slot in self._slots:
-            if slot.is_idle and not any(s is slot for s in self._given.values()):
+            if slot.is_idle and not slot.bytes[_TAKING]:
                 slot.wire.folder = self._ours.folder
                 slot.wire.send(("job", *job))
-                self._given[job.number] = slot
+                slot.bytes[_TAKING] = 1  # as a worker that pulls does itself
                 return True
         return False
-
-    @functools.cached_property
-    def _given(self) -> dict[int, _Slot]:
-        """Where there is no queue: the slots that jobs were given to, until they say so."""
-        return {}
 
     def _recall(self) -> list[tuple[_Attempt, _Job]]:
         """Take back what lies in the queue: what is received here can never start."""
@@ -8139,7 +8134,7 @@ class _SlotRunner(_Runner):
             raise AssertionError(f"job {number} was taken, and not sent [a bug in liteflow]")
         attempt, job = self._out.pop(number)
         if not _PULLS:
-            self._given.pop(number, None)
+            slot.bytes[_TAKING] = 0
         slot.attempt, slot.stuck = attempt, None
         attempt.pid = slot.pid
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
@@ -8284,12 +8279,7 @@ class _SlotRunner(_Runner):
 
     def _doubt(self, dead: _Slot) -> None:
         """If the dead one may have taken a job without a word, find out which."""
-        if not _PULLS:
-            lost = [n for n, slot in self._given.items() if slot is dead]
-            self._send_again([self._out.pop(n) for n in lost if n in self._out])
-            for number in lost:
-                del self._given[number]
-        elif self._out and dead.bytes[_TAKING]:
+        if self._out and dead.bytes[_TAKING]:
             self._send_again(self._recall())
             self._suspects = set(self._out)
             self._unclear = list(self._slots)
@@ -8322,7 +8312,7 @@ class _SlotRunner(_Runner):
         if any(now_ for attempt, (_, now_) in self._ending.items()):
             limits = [0.5]
         for slot in self._slots if limits else ():
-            if not slot.bytes[_TAKING] and slot not in self._given.values():
+            if not slot.bytes[_TAKING]:
                 slot.stuck = None
             elif slot.stuck is None:
                 slot.stuck = now
