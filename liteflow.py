@@ -5976,11 +5976,11 @@ class _Outcome(NamedTuple):
     xcoms: Sequence[tuple[str, str, str, int | None, bytes]] = ()  # as in _XComRow
     items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
+    start: float | None = None
+    took: float = 0.0
     terminated: bool = False
     spoilt: str | None = None
     held: bool = False
-    start: float | None = None
-    took: float = 0.0
     log_end: int = 0
     output: bytes | None = None
     unasked: bool = False  # it was told by somebody else than its runner
@@ -6207,11 +6207,9 @@ class _Macros:
     json = json
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("uuid", "random"):
-            import importlib
-
-            return importlib.import_module(name)
-        raise AttributeError(name)
+        if name not in ("uuid", "random"):
+            raise AttributeError(name)
+        return __import__(name)
 
     @staticmethod
     def ds_add(ds: str, days: int) -> str:
@@ -6267,7 +6265,7 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         _running.reset(token)
     xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
     took = time.perf_counter() - job.clock
-    return _Outcome(status, error, xcoms, items, note, start=job.started, took=took)
+    return _Outcome(status, error, xcoms, items, note, job.started, took)
 
 
 def _run_hooked(job: _Execution) -> Any:
@@ -6454,9 +6452,8 @@ _PULLS = sys.platform == "linux"
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that are connected; of whole messages, where the system has that."""
-    ends = socket.socketpair(
-        socket.AF_UNIX, socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM
-    )
+    kind = socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM
+    ends = socket.socketpair(socket.AF_UNIX, kind)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, size, _SOCKET_BUFFER)
@@ -6476,7 +6473,7 @@ class _Wire:
         self._whole = end.type != socket.SOCK_STREAM
         self._space = socket.CMSG_SPACE(4)
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-        self._buffer = bytearray()
+        self._buffer = b""
         self._files: collections.deque[int] = collections.deque()
 
     def fileno(self) -> int:
@@ -6527,8 +6524,11 @@ class _Wire:
 
     def _next(self) -> bytes | None:
         while True:
-            if not self._whole and (packed := self._framed()) is not None:
-                return packed
+            if self._buffer:  # of a stream
+                end = 4 + int.from_bytes(self._buffer[:4], "big")
+                if end <= len(self._buffer):
+                    packed, self._buffer = self._buffer[4:end], self._buffer[end:]
+                    return packed
             try:
                 data, extra, _, _ = self.socket.recvmsg(_RECEIVED, self._space, self._flags)
             except BlockingIOError:
@@ -6544,15 +6544,6 @@ class _Wire:
             if self._whole:
                 return data
             self._buffer += data
-
-    def _framed(self) -> bytes | None:
-        """The first message of the buffer, if it is there as a whole."""
-        end = 4 + int.from_bytes(self._buffer[:4], "big")
-        if len(self._buffer) < max(end, 5):
-            return None
-        packed = bytes(self._buffer[4:end])
-        del self._buffer[:end]
-        return packed
 
     def take_file(self) -> int:
         """The open file that came with the message: its descriptor, which is the caller's now."""
@@ -6767,8 +6758,7 @@ class _Worker:
         if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
             self.last, spoilt = None, self._restore()
         self.log_start = log_end
-        times = outcome.start, outcome.took
-        return _Outcome(*outcome[:5], terminated, spoilt, held, *times, log_end, output)
+        return _Outcome(*outcome[:7], terminated, spoilt, held, log_end, output)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet
