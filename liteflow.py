@@ -6623,7 +6623,7 @@ class _Worker:
         self.in_task = False
         self.terminated = False
         self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
-        self._stdio: tuple[Any, ...] = (None, None)
+        self._stdio: list[Any] = [None, None]
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
@@ -6881,19 +6881,17 @@ class _Worker:
     def _flush(self) -> None:
         streams = self._stdio
         if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
-            streams = (sys.stdout, sys.stderr, *streams)
+            streams = [sys.stdout, sys.stderr, *streams]
         for stream in streams:
             with contextlib.suppress(Exception):  # a task may have put anything there
                 stream.flush()
 
     def _open_streams(self) -> None:
         # Line-buffered, so that a killed task's last words are in its log.
-        streams = [
+        sys.stdout, sys.stderr = self._stdio = [
             open(n, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
             for n in (1, 2)
         ]
-        sys.stdout, sys.stderr = streams
-        self._stdio = (sys.stdout, sys.stderr)
 
     def _restore(self) -> str | None:
         """Undo what a task changed in the process; what can't be undone, and needs a new one."""
@@ -6996,13 +6994,12 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    set_signal = getattr(fcntl, "F_SETSIG", None)
-    if set_signal is None:
+    if not hasattr(fcntl, "F_SETSIG"):
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         return
     sentinel = parent.sentinel
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(sentinel, set_signal, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
     if not parent.is_alive():  # it died before the kernel was told to watch
         os._exit(1)
@@ -7017,8 +7014,7 @@ def _call_elsewhere(
     run: _WorkerRun, job: Sequence[Any], name: str, reason: str | None, of: Any
 ) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
-    if of is not None:
-        run = _WorkerRun({**run.info, **of}, run.dag)
+    run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
 
 
