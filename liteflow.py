@@ -6004,19 +6004,15 @@ class _Execution:
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
-        elements = self.job.elements
+        mapped: dict[str, Any] = {}
+        for name, element in self.job.elements:
+            mapped |= self._named(name, element)
         if self.job.in_group:
-            for name, element in elements:
-                self.group_values.update(self._named(name, element))
-            elements = ()
+            self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
-        for name, element in elements:
-            found = self._named(name, element)
-            twice = found.keys() & kwargs.keys()
-            if twice and name is None:
-                raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
-            kwargs |= found
-        return args, kwargs
+        if twice := mapped.keys() & kwargs.keys():
+            raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
+        return args, kwargs | mapped
 
     def _named(self, name: str | None, element: tuple[Any, ...]) -> dict[str, Any]:
         value = self.element(element)
