@@ -6035,8 +6035,7 @@ class _Execution:
             case "xcom", task_id, i:
                 return self._loaded(self._read(task_id, "return_value", i)[0][1])
         _, task_id, i = plan
-        row = self.run.info["run_row"]
-        data = self._look(lambda db: _select_item(db, row, task_id, i), task_id)
+        data = self._look(_select_item, task_id, i)
         if data is not None:
             return self._loaded(data)
         # Stored by code of which nobody expanded over it: taken apart here.
@@ -6069,22 +6068,19 @@ class _Execution:
         rows = found if found is not None else self._read(task_id, key)
         return _Results([data or b"" for _, data in rows], self.run.info["fileloc"])
 
-    def _read(
-        self, task_id: str, key: str, map_index: int | None = None
-    ) -> list[tuple[int, bytes]]:
-        """Values read from the database, where this worker is on its machine."""
-        row = self.run.info["run_row"]
-        found = self._look(lambda db: _select_values(db, row, task_id, key, map_index), task_id)
-        return [(index, data or b"") for _, index, _, data in found]
+    def _read(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, bytes]]:
+        found = self._look(_select_values, task_id, key, index)
+        return [(i, data or b"") for _, i, _, data in found]
 
-    def _look(self, look: Callable[[sqlite3.Connection], T], task_id: str) -> T:
-        path = self.run.info["db_path"]
+    def _look(self, select: Callable[..., T], task_id: str, *more: Any) -> T:
+        """What is in the database of a task of this run, where this worker is on its machine."""
+        path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             raise AirflowException(
                 f"the values of {task_id!r}, which is not directly upstream, can't be had: this "
                 "worker is on a foreign executor, which brings only those of direct upstream tasks"
             )
-        return _read(Path(path), look, _ROW_LIMIT)
+        return _read(Path(path), lambda db: select(db, row, task_id, *more), _ROW_LIMIT)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
