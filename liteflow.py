@@ -5828,12 +5828,10 @@ class _WorkerRun:
 
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
-        environ = self.info["environ"]
         os.environ = _environ  # noqa: B003 - the very object
-        if vars(os.environ)["_data"] != environ:
-            os.environ.clear()
-            for name, value in environ.items():
-                os.environ[os.fsdecode(name)] = os.fsdecode(value)
+        if vars(os.environ)["_data"] != self.info["environ"]:
+            os.environb.clear()
+            os.environb.update(self.info["environ"])
         with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
 
