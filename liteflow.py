@@ -9202,7 +9202,7 @@ class _Run(_Start):
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
-        self._fresh: dict[tuple[str, str, int], bytes] = {}  # small results, the newest ones
+        self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
         self._wrote_large = False
         self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
         self._forced = False
@@ -9256,9 +9256,11 @@ class _Run(_Start):
 
     def prepare_again(self, ti: TaskInstance) -> _Execution:
         """A task instance of the recorded run, ready to run here with the inputs that it had."""
+        import types
+
         self._look_ahead()
         assert self.recorded is not None
-        self._store = _Looking(self.path, self.recorded.id)
+        self._store = types.SimpleNamespace(run_row=self.recorded.id, look=self._read_only)
         ended = {state.value: state for state in _ENDED}
         recorded = {
             (row.task_id, row.map_index): _Recorded(
@@ -9282,6 +9284,9 @@ class _Run(_Start):
         instance.try_number = max(1, instance.try_number)
         info = {**self._info(), "run_row": self.recorded.id}
         return _Execution(_WorkerRun(info, self.dag), self._job(_Attempt(instance)))
+
+    def _read_only(self, look: Callable[..., T], *arguments: Any) -> T:
+        return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
 
     def _check_input(self, up: str, taker: str, states: set[TaskInstanceState | None]) -> None:
         """Raises _UsageError if a result that a task takes is not there."""
@@ -9324,8 +9329,6 @@ class _Run(_Start):
         limit = getattr(self.dag, "dagrun_timeout", None)
         if limit is not None:
             self._timeout_at = time.monotonic() + limit.total_seconds()
-        self._next_tick = time.monotonic() + _TICK
-        self._next_glance = time.monotonic() + _GLANCE
         while True:
             self._collect()
             if self._record():
@@ -9522,7 +9525,7 @@ class _Run(_Start):
         instance, node = attempt.instance, attempt.instance.node
         call, function, settings = self._calls[instance.task_id]
         timeout = node.task.execution_timeout
-        elements, takes = _elements_of(self.plan, instance, call)
+        elements, takes = self._elements(instance, call)
         waited = 0.0 if attempt.first_start is None else time.monotonic() - attempt.first_start
         return _Job(
             0,
@@ -9537,14 +9540,32 @@ class _Run(_Start):
             None if timeout is None else timeout.total_seconds(),
             holds=node.holds,
             feeds=node.expansion is None and bool(node.feeds),
-            elements=[(name, self._inlined(element)) for name, element in elements],
+            elements=elements,
             in_group=node.group is not None,
             pokes=attempt.pokes,
             waited=waited if attempt.pokes else 0.0,
         )
 
+    def _elements(
+        self, instance: _Instance, call: _Call
+    ) -> tuple[list[tuple[str | None, Any]], frozenset[tuple[str, str]]]:
+        """The elements of a mapped instance, as plain data; and the results that its arguments
+        take."""
+        expansion, takes = instance.node.expansion, call.takes
+        if expansion is None or instance.map_index < 0:
+            return [], takes
+        elements = expansion.mapping.elements(instance.map_index, self.plan)
+        for k, (name, element) in enumerate(elements):
+            if element[0] == "constant":
+                constant = call.constants[k][element[1]]
+                takes |= constant.takes
+                elements[k] = name, ("value", constant.data)
+            else:
+                elements[k] = name, self._inlined(element)
+        return elements, takes
+
     def _inlined(self, element: tuple[Any, ...]) -> tuple[Any, ...]:
-        """An element's plain data, with small values of results in it."""
+        """An element of results: where it is, or, if it is small, what it is."""
         most = _VALUE_LIMIT if self.runner.remote else _INLINE
         row, data = self._store.run_row, None
         if element[0] == "map":
@@ -9565,34 +9586,28 @@ class _Run(_Start):
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
         found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
-        row = self._store.run_row
-        for up in instance.node.upstream if self.runner.remote else ():
-            own = up.is_in_step_with(instance.node)
-            for _, index, key, value in self._store.look(_select_values, row, up.task.task_id):
-                if not own or index == instance.map_index:
-                    found.setdefault((up.task.task_id, key), []).append((index, value))
-        for task_id, key in () if self.runner.remote else takes:
-            up = self.plan._by_id[task_id]
-            own = up.is_in_step_with(instance.node)
-            if up.expansion is None or own:
+        row, node = self._store.run_row, instance.node
+        for up in node.upstream if self.runner.remote else ():
+            index = instance.map_index if up.is_in_step_with(node) else None
+            for up_id, i, key, value in self._store.look(
+                _select_values, row, up.task.task_id, None, index
+            ):
+                found.setdefault((up_id, key), []).append((i, value))
+        for up_id, key in () if self.runner.remote else takes:
+            up = self.plan._by_id[up_id]
+            own = up.is_in_step_with(node)
+            if own or up.expansion is None:  # of a mapped one the worker looks for all
                 index = instance.map_index if own else -1
-                fresh = self._fresh.get((task_id, key, index))
-                if fresh is not None:
-                    found[task_id, key] = [(index, fresh)]
-                    continue
-                rows = self._store.look(_select_values, row, task_id, key, index, _INLINE)
-                found[task_id, key] = [(i, value) for _, i, _, value in rows]
+                rows = self._fresh.get((up_id, key, index))
+                rows = rows or self._store.look(_select_values, row, up_id, key, index, _INLINE)
+                found[up_id, key] = [(i, value) for _, i, _, value in rows]
         return found
 
-    def _timeout(self) -> float | None:
-        now = time.monotonic()
+    def _timeout(self) -> float:
         if self._locked_since is not None:
             return 0.05
-        times = [self._next_glance, *(until for until, _, _ in self._unasked)]
-        due = self.plan.next_time()
-        if due is not None:
-            times.append(due)
-        return max(0.0, min(times) - now)
+        due = self.plan.next_time() or math.inf
+        return max(0.0, min(self._next_glance, due) - time.monotonic())
 
     # What workers say.
 
@@ -9621,14 +9636,9 @@ class _Run(_Start):
         instance, note = attempt.instance, outcome.note
         outcome, left_out = self._follow_flow(instance, outcome)
         success = outcome.status == "success"
-        self.plan.finish(
-            instance,
-            _STATUSES[outcome.status],
-            time.monotonic(),
-            stored=bool(note.get("stored")) and success,
-            length=note.get("length"),
-            wait=note.get("wait", 0.0),
-        )
+        stored, wait = success and bool(note.get("stored")), note.get("wait", 0.0)
+        status, now = _STATUSES[outcome.status], time.monotonic()
+        self.plan.finish(instance, status, now, stored, note.get("length"), wait)
         self.plan.skip(instance, left_out)
         state = instance.state
         assert state is not None
@@ -9655,9 +9665,10 @@ class _Run(_Start):
 
     def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
         """Keep small values for a moment: those that take them often start in this very turn."""
-        for row in xcoms:
-            if len(row[-1]) <= _INLINE:
-                self._fresh[instance.task_id, row[0], instance.map_index] = row[-1]
+        task_id, index = instance.task_id, instance.map_index
+        for key, *_, value in xcoms:
+            if len(value) <= _INLINE:
+                self._fresh[task_id, key, index] = [(task_id, index, key, value)]
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 
@@ -9769,17 +9780,6 @@ class _Run(_Start):
                 self.report.committed(logs)
 
 
-class _Looking:
-    """In a store's place where nothing is written."""
-
-    def __init__(self, path: Path, run_row: int) -> None:
-        self.path, self.run_row = path, run_row
-
-    def look(self, look: Callable[..., T], *arguments: Any) -> T:
-        """What a look finds."""
-        return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
-
-
 class _Callback(NamedTuple):
     """Callbacks that are due once what they follow is recorded."""
 
@@ -9788,25 +9788,6 @@ class _Callback(NamedTuple):
     reason: str | None
     held: bool = True  # by a worker, which is to run them once the attempt is recorded
     of: Mapping[str, Any] | None = None  # an earlier run, whose they are
-
-
-def _elements_of(
-    plan: _Plan, instance: _Instance, call: _Call
-) -> tuple[list[tuple[str | None, tuple[Any, ...]]], frozenset[tuple[str, str]]]:
-    """The elements of a mapped instance, as plain data that says where they are; and the results
-    that its arguments take."""
-    takes = call.takes
-    expansion = instance.node.expansion
-    elements: list[tuple[str | None, tuple[Any, ...]]] = []
-    if expansion is None or instance.map_index < 0:
-        return elements, takes
-    for k, (name, element) in enumerate(expansion.mapping.elements(instance.map_index, plan)):
-        if element[0] == "constant":
-            constant = call.constants[k][element[1]]
-            takes |= constant.takes
-            element = ("value", constant.data)
-        elements.append((name, element))
-    return elements, takes
 
 
 # --- Reading back ---------------------------------------------------------------------------------
