@@ -8638,13 +8638,10 @@ def _lock(file: int, shared: bool) -> bool:
     return True
 
 
-def _open_mark(folder: Path) -> int | None:
-    """The owner's file, open; None if it is not there. Raises OSError."""
+def _open_mark(folder: Path) -> io.BufferedReader:
+    """The owner's file, never through a link. Raises OSError."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        return os.open(folder / "owner", flags)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return os.fdopen(os.open(folder / "owner", flags), "rb")
 
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
@@ -8654,35 +8651,25 @@ def _owner_lives(path: Path, owner: str | None) -> bool:
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
         return False
     try:
-        file = _open_mark(path.with_name(f"{path.name}-run-{owner}"))
+        with _open_mark(path.with_name(f"{path.name}-run-{owner}")) as mark:
+            return not _lock(mark.fileno(), shared=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:  # another user's, which can't be looked at: never run twice
         return True
-    if file is None:
-        return False
-    try:
-        return not _lock(file, shared=True)
-    finally:
-        os.close(file)
 
 
 def _sweep(path: Path) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
-    start = f"{path.name}-run-"
-    with os.scandir(path.parent) as entries:
-        found = [Path(e.path) for e in entries if e.name.startswith(start) and not e.is_symlink()]
-    for folder in found:
-        file = None
-        with contextlib.suppress(OSError):
-            file = _open_mark(folder)
-        if file is None:
+    names = [name for name in os.listdir(path.parent) if name.startswith(f"{path.name}-run-")]
+    for folder in map(path.with_name, names):
+        if folder.is_symlink():
             continue
-        try:
-            regular = stat.S_ISREG(os.fstat(file).st_mode)
-            marked = regular and b'"liteflow"' in os.read(file, 1000)
-            if marked and _lock(file, shared=False):
+        with contextlib.suppress(OSError), _open_mark(folder) as mark:
+            regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
+            marked = regular and b'"liteflow"' in mark.read(1000)
+            if marked and _lock(mark.fileno(), shared=False):
                 _remove_folder(folder)
-        finally:
-            os.close(file)
 
 
 def _remove_folder(folder: Path) -> None:
@@ -8692,13 +8679,6 @@ def _remove_folder(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 file.unlink()
         folder.rmdir()
-
-
-def _this_process() -> str:
-    """Who runs it, for people."""
-    import platform
-
-    return f"pid {os.getpid()} on {platform.node()}"
 
 
 def _whose(row: _Row) -> str:
@@ -8907,7 +8887,8 @@ class _Start:
                 self._create()
             else:
                 self._take_over(row)
-            store.claim_run(store.run_row, self._owner, _this_process(), row is not None)
+            who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
+            store.claim_run(store.run_row, self._owner, who, row is not None)
         return dead
 
     def _has_succeeded(self, row: _Row) -> bool:
