@@ -4631,7 +4631,7 @@ def _check_before_run(path: Path) -> None:
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
 
-def _file_identity(path: Path) -> tuple[int, int, int]:
+def _file_identity(path: str | Path) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -5819,10 +5819,9 @@ class _WorkerRun:
     def edited(self) -> str | None:
         """What to say of a file of the DAG that is not as it was at the run's start."""
         said = "was edited since the run began: this worker runs the new version"
-        for path, size, mtime in self.info["files"]:
+        for path, identity in self.info["files"].items():
             with contextlib.suppress(OSError):
-                found = os.stat(path)
-                if (found.st_size, found.st_mtime_ns) != (size, mtime):
+                if _file_identity(path)[1:] != identity:
                     return f"{path} {said}"
         return None
 
@@ -8809,7 +8808,8 @@ class _Start:
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         _check_before_run(self.path)
-        functions = _functions(dag)
+        functions = []
+        resolve = functools.cache(_resolve)
         known: dict[Any, Any] = {}  # equal ones are kept once
         self._takes, self._facts = {}, {}
         for task_id, task in dag.task_dict.items():
@@ -8817,6 +8817,10 @@ class _Start:
             facts = _task_facts(task, takes)
             self._takes[task_id] = known.setdefault(takes, takes)
             self._facts[task_id] = known.setdefault(facts, facts)
+            # A worker may go by a function's name alone if that means this very function here: one
+            # that was redefined in a loop has one name and many meanings.
+            function, ours = sys.intern(_function_name(task)), task._function()
+            functions.append((task_id, function, ours is not None and resolve(function) is ours))
         for name in self.asked.again:
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
@@ -8838,13 +8842,18 @@ class _Start:
         for task in dag.task_dict.values():
             _task_params(task, params, self.conf)
         main = sys.modules.get(dag._module)
+        module_path = getattr(main, "__file__", None)
+        files = {}  # by which a worker that starts later sees that they were edited
+        for path in filter(None, {module_path, dag.fileloc}):
+            with contextlib.suppress(OSError):  # a file that is none
+                files[os.path.abspath(path)] = _file_identity(path)[1:]
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
         return {
             "dag_id": dag.dag_id,
             "key": dag._key,
-            "module_path": getattr(main, "__file__", None),
+            "module_path": module_path,
             "fileloc": dag.fileloc,
             "run_id": self.run_id,
             "logical_date": self.logical_date and _iso(self.logical_date),
@@ -8853,7 +8862,7 @@ class _Start:
             "params": json.loads(_json_text("params", params, ParamValidationError)),
             "db_path": os.fspath(self.path),
             "run_row": 0,
-            "files": _file_states({getattr(main, "__file__", None), dag.fileloc}),
+            "files": files,
             "environ": dict(vars(os.environ)["_data"]),
             "cwd": cwd,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
@@ -8944,7 +8953,12 @@ class _Start:
         for instance in self.plan.instances():
             past = found.instances.get((instance.task_id, instance.map_index))
             if instance.state is _S.FAILED and past is not None and past.state is None:
-                self._give_up_on(instance, past)
+                # It has been lost with its scheduler so often that it may be what kills it.
+                why = f"lost with its scheduler {past.lost} times in a row"
+                attempt = _Attempt(instance)
+                attempt.state, attempt.started, attempt.error = "failed", past.began, why
+                self._batch.attempts[attempt] = None
+                self.report.tell(f"task {instance.label!r} was {why}: failed")
         _report_resume(self.report, found)
 
     def _resumption(self, run_row: int) -> _Resumption:
@@ -8976,14 +8990,6 @@ class _Start:
             self.dag, self.logical_date, recorded, lengths, self.pools, found.unexpanded
         )
         self.plan.settle(0)
-
-    def _give_up_on(self, instance: _Instance, past: _Past) -> None:
-        """It has been lost with its scheduler so often that it may be what kills it."""
-        why = f"lost with its scheduler {past.lost} times in a row"
-        attempt = _Attempt(instance)
-        attempt.state, attempt.started, attempt.error = "failed", past.began, why
-        self._batch.attempts[attempt] = None
-        self.report.tell(f"task {instance.label!r} was {why}: failed")
 
     def _element_of(self, instance: _Instance) -> tuple[str | None, str | None]:
         """What a mapped instance is mapped over: a digest, and what people may know of it."""
@@ -9098,33 +9104,6 @@ def _make_runner(dag: Dag, asked: _Asked) -> _Runner:
     return _SlotRunner(pool, executor is None, interactive)
 
 
-def _functions(dag: Dag) -> list[tuple[str, str, bool]]:
-    """(task_id, function, whether a worker may go by the function's name alone) of every task.
-
-    By name only if that name means this very function here: one that was redefined in a loop has
-    one name and many meanings.
-    """
-    resolved: dict[str, Any] = {}
-    references = []
-    for task_id, task in dag.task_dict.items():
-        function = sys.intern(_function_name(task))
-        if function not in resolved:
-            resolved[function] = _resolve(function)
-        ours = task._function()
-        references.append((task_id, function, ours is not None and resolved[function] is ours))
-    return references
-
-
-def _file_states(paths: Iterable[str | None]) -> list[tuple[str, int, int]]:
-    """(path, size, mtime) of the files: a worker that starts later compares."""
-    states = []
-    for path in paths:
-        with contextlib.suppress(OSError, TypeError):  # None, or a file that is none
-            found = os.stat(path)  # type: ignore[arg-type]
-            states.append((os.path.abspath(str(path)), found.st_size, found.st_mtime_ns))
-    return states
-
-
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
     """`task` or `task[3]` as (task_id, map_index). Raises TaskNotFound."""
     match = re.fullmatch(r"(.*)\[(\d+)\]", name)
@@ -9185,7 +9164,7 @@ class _Run(_Start):
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
         self._wrote_large = False
-        self._unasked: list[tuple[float, _Attempt, _Outcome]] = []
+        self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
         self._locked_since: float | None = None
         self._next_tick = self._next_glance = 0.0
@@ -9326,7 +9305,10 @@ class _Run(_Start):
                 else:
                     self._take(attempt, outcome)
             self._look_around()
-            self._take_unasked()
+            # What somebody told to end counts as interrupted if the run is stopped, too (systemd
+            # tells the whole group at once), else, a moment later, as failed.
+            while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
+                self._take(*self._unasked.popleft()[1:])
 
     def _is_over(self) -> bool:
         if self._batch or self._to_send:
@@ -9667,16 +9649,6 @@ class _Run(_Start):
             return outcome._replace(status="failed", error=str(error), xcoms=kept), ()
         self._batch.flows[instance] = {k: note[k] for k in ("chosen", "go_on") if k in note}
         return outcome._replace(xcoms=kept) if left_out else outcome, left_out
-
-    def _take_unasked(self) -> None:
-        """Attempts that somebody told to end: if the run is being stopped too, they count as
-        interrupted (systemd tells the whole group at once), else, a second later, as failed."""
-        now = time.monotonic()
-        for item in list(self._unasked):
-            until, attempt, outcome = item
-            if self.reason is not None or until <= now:
-                self._unasked.remove(item)
-                self._take(attempt, outcome)
 
     # What comes from outside.
 
