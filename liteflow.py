@@ -8811,11 +8811,9 @@ class _Start:
         functions = []
         resolve = functools.cache(_resolve)
         known: dict[Any, Any] = {}  # equal ones are kept once
-        self._takes, self._facts = {}, {}
+        self._facts = {}
         for task_id, task in dag.task_dict.items():
-            takes = _taken_by(task, calls[task_id])
-            facts = _task_facts(task, takes)
-            self._takes[task_id] = known.setdefault(takes, takes)
+            facts = _task_facts(task, _taken_by(task, calls[task_id]))
             self._facts[task_id] = known.setdefault(facts, facts)
             # A worker may go by a function's name alone if that means this very function here: one
             # that was redefined in a loop has one name and many meanings.
@@ -8896,6 +8894,7 @@ class _Start:
                 self._create()
             else:
                 self._take_over(row)
+            store.write_instances(self.plan.instances(), self._facts, self._element_of)
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
             store.claim_run(store.run_row, self._owner, who, row is not None)
         return dead
@@ -8936,7 +8935,6 @@ class _Start:
                 "resume it, or give another"
             )
         store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
-        store.write_instances(self.plan.instances(), self._facts, self._element_of)
 
     def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
@@ -8949,7 +8947,6 @@ class _Start:
         )
         found = self._resumption(row.id)
         store.resume_run(found)
-        store.write_instances(self.plan.instances(), self._facts, self._element_of)
         for instance in self.plan.instances():
             past = found.instances.get((instance.task_id, instance.map_index))
             if instance.state is _S.FAILED and past is not None and past.state is None:
@@ -8965,10 +8962,11 @@ class _Start:
         """What the resume decides, and the plan that it makes of it."""
         rows = self._store.look(_select_past, run_row)
         lengths = self._store.look(_select_lengths, run_row)
+        known = _Lengths(self.dag, lengths)
+        takes = {t: _taken_by(self.dag.task_dict[t], job[0]) for t, job in self._calls.items()}
         running: set[tuple[str, int]] = set()
         while True:
-            known = _Lengths(self.dag, lengths)
-            found = _Resumption(self.dag, rows, known, self._takes, _element_keys, running)
+            found = _Resumption(self.dag, rows, known, takes, _element_keys, running)
             kept = {
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
@@ -9174,7 +9172,12 @@ class _Run(_Start):
         """Run it to its end. Raises what Dag.run does."""
         try:
             with contextlib.closing(self.runner), self._noting_signals():
-                found = self._execute()
+                if self.dag.task_dict:
+                    self.runner.launch()
+                while True:
+                    with contextlib.suppress(_LookAgain):
+                        found = self._execute()
+                        break
         except BaseException as error:
             if not self._caught:
                 raise
@@ -9182,25 +9185,16 @@ class _Run(_Start):
             if isinstance(error, DatabaseError):
                 self.report.tell(str(error))
         if self._caught:
-            if self._caught[0] == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(128 + self._caught[0])
+            number = self._caught[0]
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         return found
 
     def _execute(self) -> DagRun:
-        if self.dag.task_dict:
-            self.runner.launch()
-        while True:
-            self._look_ahead()
-            if self.recorded is not None and self._has_succeeded(self.recorded):
-                self.report.tell(
-                    f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
-                )
-                return _read_run(self.path, self.dag.dag_id, self.run_id)
-            with contextlib.suppress(_LookAgain):
-                return self._execute_as()
-
-    def _execute_as(self) -> DagRun:
+        self._look_ahead()
+        if self.recorded is not None and self._has_succeeded(self.recorded):
+            said = f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
+            self.report.tell(said)
+            return _read_run(self.path, self.dag.dag_id, self.run_id)
         self._find_tasks()
         self._store = _Store(self.path, self._check)
         with (
@@ -9318,7 +9312,7 @@ class _Run(_Start):
         if self._callbacks or self.runner.is_calling():
             return False
         if self.reason is not None:
-            return not self._attempts and self.plan.is_wound_down()
+            return self.plan.is_wound_down()
         idle = not self._attempts and not self.plan._held and self.plan.next_time() is None
         if self.plan.unfinished and idle:
             ready = self.plan.ready_count(time.monotonic())
@@ -9509,9 +9503,7 @@ class _Run(_Start):
             waited=waited if attempt.pokes else 0.0,
         )
 
-    def _elements(
-        self, instance: _Instance, call: _Call
-    ) -> tuple[list[tuple[str | None, Any]], frozenset[tuple[str, str]]]:
+    def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
         """The elements of a mapped instance, as plain data; and the results that its arguments
         take."""
         expansion, takes = instance.node.expansion, call.takes
@@ -9597,7 +9589,7 @@ class _Run(_Start):
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance, note = attempt.instance, outcome.note
-        outcome, left_out = self._follow_flow(instance, outcome)
+        outcome, left_out = self._branch(instance, outcome)
         success = outcome.status == "success"
         stored, wait = success and bool(note.get("stored")), note.get("wait", 0.0)
         status, now = _STATUSES[outcome.status], time.monotonic()
@@ -9635,9 +9627,7 @@ class _Run(_Start):
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 
-    def _follow_flow(
-        self, instance: _Instance, outcome: _Outcome
-    ) -> tuple[_Outcome, Sequence[_Node]]:
+    def _branch(self, instance: _Instance, outcome: _Outcome) -> tuple[_Outcome, Sequence[_Node]]:
         """What a branch or short_circuit leaves out; it then stores no return value."""
         note = outcome.note
         if outcome.status != "success" or instance.node.task._flow is None:
@@ -9707,8 +9697,7 @@ class _Run(_Start):
         first = _Attempt(self.plan.nodes[0].instances[0])
         calls = []
         for row in dead:
-            of = {name: getattr(row, name) for name in ("run_id", "logical_date", "start_date")}
-            of |= {"run_row": row.id, "conf": _plain(row.conf, dict)}
+            of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
             calls.append(_Callback(first, "on_failure_callback", _DIED, False, of))
         success = self.state is DagRunState.SUCCESS
         last = self._last.get(_S.SUCCESS if success else _S.FAILED)
