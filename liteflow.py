@@ -9208,50 +9208,42 @@ class _Run(_Start):
         self.report.ended(found)
         return found
 
-    def prepare_again(self, ti: TaskInstance) -> _Execution:
-        """A task instance of the recorded run, ready to run here with the inputs that it had."""
+    def prepare_again(self, run: DagRun, ti: TaskInstance) -> _Execution:
+        """A task instance of that run, ready to run here with the inputs that it had."""
         import types
 
         self._look_ahead()
-        assert self.recorded is not None
-        self._store = types.SimpleNamespace(run_row=self.recorded.id, look=self._read_only)
-        ended = {state.value: state for state in _ENDED}
-        recorded = {
-            (row.task_id, row.map_index): _Recorded(
-                ended.get(row.state or ""), row.try_number, row.max_tries
-            )
-            for row in self._store.look(_select_past, self.recorded.id)
-        }
-        lengths = self._store.look(_select_lengths, self.recorded.id)
-        self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
-        task = self.dag.task_dict[ti.task_id]
+        row, task = run._row.id, self.dag.task_dict[ti.task_id]
         call = _dump_call(task)
-        self._calls[ti.task_id] = call, _function_name(task), None
-        for up in _taken_by(task, call):
-            self._check_input(
-                up, ti.task_id, {recorded[key].state for key in recorded if key[0] == up}
+        recorded = {
+            (i.task_id, i.map_index): _Recorded(
+                i.state if i.state in _ENDED else None, i.try_number, i.max_tries
             )
+            for i in run.get_task_instances()
+        }
+        for up in _taken_by(task, call):
+            _refuse_without_values(run._row)
+            states = {found.state for key, found in recorded.items() if key[0] == up}
+            if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
+                said = ", ".join(sorted(state.value if state else "not run" for state in states))
+                raise _UsageError(
+                    f"task {up!r}, whose result {ti.task_id!r} takes, is {said or 'not there'} in "
+                    f"run {self.run_id!r}"
+                )
+        self._store = types.SimpleNamespace(run_row=row, look=self._read_only)
+        lengths = self._read_only(_select_lengths, row)
+        self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
+        self._calls[ti.task_id] = call, _function_name(task), None
         instances = self.plan._by_id[ti.task_id].instances
         instance = next((i for i in instances if i.map_index == ti.map_index), None)
         if instance is None:
             raise TaskNotFound(f"the code has no instance {ti.map_index} of task {ti.task_id!r}")
         instance.try_number = max(1, instance.try_number)
-        info = {**self._info(), "run_row": self.recorded.id}
-        return _Execution(_WorkerRun(info, self.dag), self._job(_Attempt(instance)))
+        here = _WorkerRun({**self._info(), "run_row": row}, self.dag)
+        return _Execution(here, self._job(_Attempt(instance)))
 
     def _read_only(self, look: Callable[..., T], *arguments: Any) -> T:
         return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
-
-    def _check_input(self, up: str, taker: str, states: set[TaskInstanceState | None]) -> None:
-        """Raises _UsageError if a result that a task takes is not there."""
-        assert self.recorded is not None
-        _refuse_without_values(self.recorded)
-        if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
-            said = ", ".join(sorted(state.value if state else "not run" for state in states))
-            raise _UsageError(
-                f"task {up!r}, whose result {taker!r} takes, is {said or 'not there'} in run "
-                f"{self.run_id!r}"
-            )
 
     # Its turns.
 
@@ -10955,7 +10947,7 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
         failed = [i for i, ti in found.items() if ti.state is _S.FAILED]
         index = min(failed or found)
     again = _Run(dag, db_path=path, run_id=run.run_id, resume=True, in_process=True)
-    return again.prepare_again(found[index])
+    return again.prepare_again(run, found[index])
 
 
 def _newest_or_named(path: Path, dag_id: str, run_id: str | None) -> DagRun:
