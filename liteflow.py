@@ -4453,6 +4453,23 @@ def _declared_columns() -> dict[str, dict[str, str]]:
 
 
 _COLUMNS = _declared_columns()
+
+
+@functools.cache
+def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> str:
+    """A statement that writes a whole row; `skip`: without the first columns."""
+    columns = [*_COLUMNS[table]][skip:]
+    places = ", ".join("?" * len(columns))
+    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({places})"
+
+
+def _upserting(table: str, known: int, **instead: str) -> str:
+    """The same, but where there is a row of its key, sets all but the first, `known` columns."""
+    key, *others = _COLUMNS[table]
+    terms = ", ".join(f"{x} = {instead.get(x, f'excluded.{x}')}" for x in others[known - 1 :])
+    return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {terms}"
+
+
 # What later versions add to files of version 2, as (table, column, declaration): a new column is
 # declared here as well as above, with a default, and gets into older files when a run opens them.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = []
@@ -4474,37 +4491,19 @@ class _XComRow(NamedTuple):
 class _Attempt:
     """One attempt of a task instance: what the run, its runner and the store call it by."""
 
-    __slots__ = (
-        "ended",
-        "error",
-        "first_start",
-        "instance",
-        "log_parts",
-        "number",
-        "pid",
-        "pokes",
-        "started",
-        "state",
-        "try_number",
-    )
+    state = "queued"
+    started: str | None = None
+    ended: str | None = None
+    pid: int | None = None
+    error: str | None = None
+    number = 0  # of its job
+    log_parts = 0  # a rescheduled sensor's log goes on where it was
+    first_start: float | None = None  # of a sensor, whose time counts from its first poke
+    pokes = 0
 
     def __init__(self, instance: _Instance) -> None:
         self.instance = instance
         self.try_number = instance.try_number
-        self.state = "queued"
-        self.started: str | None = None
-        self.ended: str | None = None
-        self.pid: int | None = None
-        self.error: str | None = None
-        self.number = 0  # of its job
-        self.log_parts = 0  # a rescheduled sensor's log goes on where it was
-        self.first_start: float | None = None  # of a sensor, whose time counts from its first poke
-        self.pokes = 0
-
-    def begin(self, now: str) -> str:
-        """It runs; when exactly is known at its end."""
-        self.started = now
-        return now
 
 
 class _Batch:
@@ -4565,21 +4564,19 @@ def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> P
     return Path(os.path.realpath(text))
 
 
-def _explained(error: sqlite3.Error, path: Path) -> AirflowException | _Busy:
-    """What a SQLite error means here, in a sentence; _Busy for a lock that may go away."""
+def _explain(error: BaseException, path: Path) -> None:
+    """Raises what an error of SQLite means here, in a sentence; _Busy for a lock."""
     import sqlite3
 
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = code & 0xFF if code is not None else None
+    if not isinstance(error, sqlite3.Error):
+        return
+    primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return _Busy()
+        raise _Busy from None
     if primary == sqlite3.SQLITE_NOTADB:
-        return DatabaseError(f"{path} is not a liteflow database: {error}")
-    if primary == sqlite3.SQLITE_CANTOPEN and not path.parent.is_dir():
-        return DatabaseError(f"unable to open {path}: directory {path.parent} does not exist")
-    if primary == sqlite3.SQLITE_CANTOPEN and path.is_dir():
-        return DatabaseError(f"unable to open {path}: it is a directory")
-    return DatabaseError(f"{path}: {error}")
+        raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
+    _check_place(path)
+    raise DatabaseError(f"{path}: {error}") from None
 
 
 def _check_place(path: Path) -> None:
@@ -4644,6 +4641,15 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
 
+def _missing_columns(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """What later versions have, and this file has not yet."""
+    return [
+        (table, column, declaration)
+        for table, column, declaration in _ADDED_COLUMNS
+        if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+    ]
+
+
 def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     """Copy all of it, as the connection's snapshot has it, into a new file."""
     import sqlite3
@@ -4694,11 +4700,10 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK
                 continue
             if isinstance(error, DatabaseError):
                 raise
-            _check_place(path)
-            explained = _explained(error, path)
-            raise (
-                DatabaseError(f"{path} is locked") if isinstance(explained, _Busy) else explained
-            ) from None
+            try:
+                _explain(error, path)
+            except _Busy:
+                raise DatabaseError(f"{path} is locked") from None
         if not quiet or not (wal.exists() or _changed(path, before)):
             return found
     raise DatabaseError(f"{path} changes faster than it can be read")
@@ -4716,41 +4721,6 @@ def _changed(path: Path, before: tuple[int, int, int]) -> bool:
 _DIED = "its scheduler died"
 
 
-class _Explaining:
-    """What goes wrong with SQLite within this is told in a sentence; `begin` a transaction, it is
-    all or nothing, too. A class, since one is made each turn: a generator takes twice as long."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path, begin: str = "") -> None:
-        self._connection, self._path, self._begin = connection, path, begin
-
-    def __enter__(self) -> None:
-        if self._begin:
-            self._execute(self._begin)
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: object) -> None:
-        if self._begin and error is None:
-            self._execute("COMMIT")
-        elif error is not None:
-            self._fail(error)
-
-    def _execute(self, statement: str) -> None:
-        try:
-            self._connection.execute(statement)
-        except Exception as error:
-            self._fail(error)
-            raise
-
-    def _fail(self, error: BaseException) -> None:
-        import sqlite3
-
-        # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
-        # hide the reason.
-        if self._begin and self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error):
-            raise _explained(error, self._path) from None
-
-
 class _Store:
     """A connection that writes: of what a run does, the only one.
 
@@ -4766,12 +4736,10 @@ class _Store:
         self.path = path
         self.run_row = 0
         self.owner = ""
-        self._resumed = False
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
-            found = os.stat(path)
-            self._place = (found.st_dev, found.st_ino)
+            self._place = os.stat(path)
         except BaseException:  # whatever it is: cleaned up after, and raised again
             self._connection.close()
             raise
@@ -4798,16 +4766,14 @@ class _Store:
                 check_same_thread=False,
             )
         except sqlite3.Error as error:
-            raise DatabaseError(str(_explained(error, self.path))) from None
+            _explain(error, self.path)
+            raise
 
     def _prepare(self) -> None:
         execute = self._connection.execute
-        with self._explaining():
-            execute("BEGIN")  # one snapshot: another process may be creating the tables
-            try:
-                ours = _check_ours(self._connection, self.path)
-            finally:
-                execute("ROLLBACK")
+        with self.transaction("BEGIN"):  # one snapshot: another process may create the tables now
+            ours = _check_ours(self._connection, self.path)
+        with self.transaction(""):
             if not ours:
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -4819,21 +4785,13 @@ class _Store:
             execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
-        if ours and not self._missing_columns():
-            return
+            if ours and not _missing_columns(self._connection):
+                return
         with self.transaction():
             if not _check_ours(self._connection, self.path):
                 self._create()
-            for table, column, declaration in self._missing_columns():
+            for table, column, declaration in _missing_columns(self._connection):
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
-
-    def _missing_columns(self) -> list[tuple[str, str, str]]:
-        """What later versions have, and this file has not yet."""
-        with self._explaining():
-            return [
-                added for added in _ADDED_COLUMNS
-                if added[1] not in _columns_of(self._connection, added[0])
-            ]  # fmt: skip
 
     def _create(self) -> None:
         """Make the tables, inside the caller's transaction (so not by executescript)."""
@@ -4849,12 +4807,26 @@ class _Store:
         self._connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
         self._connection.execute(f"PRAGMA user_version={_USER_VERSION}")
 
-    def _explaining(self) -> _Explaining:
-        return _Explaining(self._connection, self.path)
+    @contextlib.contextmanager
+    def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+        """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
 
-    def transaction(self) -> _Explaining:
-        """All or nothing, under the write lock. Raises _Busy, DatabaseError."""
-        return _Explaining(self._connection, self.path, "BEGIN IMMEDIATE")
+        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun.
+        """
+        execute = self._connection.execute
+        try:
+            if begin:
+                execute(begin)
+            yield
+            if begin:
+                execute("COMMIT")
+        except BaseException as error:
+            # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
+            # hide the reason.
+            if begin and self._connection.in_transaction:
+                execute("ROLLBACK")
+            _explain(error, self.path)
+            raise
 
     def close(self) -> None:
         """Checkpoint and close; the last one out leaves no -wal and no -shm.
@@ -4874,13 +4846,16 @@ class _Store:
 
     def checkpoint(self) -> None:
         """Copy what the WAL holds into the file now, rather than within some later commit."""
-        with self._explaining():
+        with self.transaction(""):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def look(self, look: Callable[..., T], *arguments: Any) -> T:
         """What one of the looks below finds, in this connection."""
-        with self._explaining():
+        try:
             return look(self._connection, *arguments)
+        except Exception as error:
+            _explain(error, self.path)
+            raise
 
     # A run's beginning and end, each inside the caller's transaction.
 
@@ -4888,20 +4863,11 @@ class _Store:
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
     ) -> None:
         """Insert the run, with its DAG's metadata."""
-        schedule = getattr(dag, "schedule", None)
+        fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
+        tags, schedule = json.dumps(sorted(map(str, dag.tags))), getattr(dag, "schedule", None)
+        known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
         self._connection.execute(
-            "INSERT INTO dag (dag_id, description, fileloc, doc_md, tags, schedule) "
-            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (dag_id) DO UPDATE SET "
-            "description = excluded.description, fileloc = excluded.fileloc, "
-            "doc_md = excluded.doc_md, tags = excluded.tags, schedule = excluded.schedule",
-            (
-                dag.dag_id,
-                dag.description and _storable(dag.description),
-                _storable(os.path.abspath(dag.fileloc)) if dag.fileloc else None,
-                dag.doc_md and _storable(dag.doc_md),
-                json.dumps(sorted(map(str, dag.tags))),
-                None if schedule is None else _storable(schedule),
-            ),
+            _upserting("dag", 1), [None if x is None else _storable(x) for x in known]
         )
         made = self._connection.execute(
             "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
@@ -4910,23 +4876,24 @@ class _Store:
         )
         self.run_row = made.lastrowid or 0
 
+    def _set_run(self, run_row: int, **values: Any) -> None:
+        terms = ", ".join(f"{name} = :{name}" for name in values)
+        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row"
+        self._connection.execute(query, {**values, "run_row": run_row})
+
     def claim_run(self, run_row: int, owner: str, owner_process: str, resumed: bool) -> None:
         """Make this the run's owner."""
-        self.run_row, self.owner, self._resumed = run_row, owner, resumed
-        self._connection.execute(
-            "UPDATE dag_run SET state = 'running', owner = ?, owner_process = ?, reason = NULL, "
-            "end_date = NULL, stop_requested = NULL, resumed_date = ? WHERE id = ?",
-            (owner, owner_process, _now() if resumed else None, run_row),
-        )
+        self.run_row, self.owner = run_row, owner
+        self._set_run(
+            run_row, state="running", owner=owner, owner_process=owner_process, reason=None,
+            end_date=None, stop_requested=None, resumed_date=_now() if resumed else None,
+        )  # fmt: skip
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
         """Record the run's end; what waited for a retry has no state again. Raises _Fenced."""
         self._check_fence()
         self._interrupt(self.run_row, None, "interrupted: its run ended")
-        self._connection.execute(
-            "UPDATE dag_run SET state = ?, reason = ?, end_date = ?, owner = NULL WHERE id = ?",
-            (state.value, reason, _now(), self.run_row),
-        )
+        self._set_run(self.run_row, state=state.value, reason=reason, end_date=_now(), owner=None)
 
     def close_run(self, run_row: int, reason: str, lost: bool) -> None:
         """Mark a run that was cut off as failed, and its attempts as interrupted.
@@ -4941,46 +4908,35 @@ class _Store:
             )
         ended = None if lost else _now()
         self._interrupt(run_row, ended, f"interrupted: {reason}")
-        self._connection.execute(
-            "UPDATE dag_run SET state = 'failed', reason = ?, end_date = ?, owner = NULL "
-            "WHERE id = ?",
-            (reason, ended or self._last_sign(run_row), run_row),
-        )
+        ended = ended or self._last_sign(run_row)
+        self._set_run(run_row, state="failed", reason=reason, end_date=ended, owner=None)
 
     def _last_sign(self, run_row: int) -> str:
         """When a dead scheduler's run last wrote something, as far as that is known."""
-        row = self._connection.execute(
-            "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)), "
-            "coalesce(resumed_date, dag_run.start_date) FROM dag_run LEFT JOIN task_instance ON "
-            "dag_run_id = dag_run.id LEFT JOIN task_attempt ON task_instance_id = "
-            "task_instance.id WHERE dag_run.id = ?",
+        [[last]] = self._connection.execute(
+            "SELECT max(at) FROM (SELECT coalesce(end_date, start_date) AS at FROM task_attempt "
+            "JOIN task_instance ON id = task_instance_id WHERE dag_run_id = ?1 UNION ALL "
+            "SELECT coalesce(resumed_date, start_date) FROM dag_run WHERE id = ?1)",
             (run_row,),
-        ).fetchone()
-        return str(max(x for x in row if x is not None))
+        )
+        return str(last)
 
     def _interrupt(self, run_row: int, ended: str | None, why: str) -> None:
         """What was sent, ran or waited for a next attempt has no state again; one that was sent
         may have run, which uses up no try."""
-        execute = self._connection.execute
-        execute(
+        for statement in (
             "INSERT OR IGNORE INTO task_attempt (task_instance_id, try_number, state) "
-            "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = ? AND "
+            "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = :run AND "
             "state = 'queued'",
-            (run_row,),
-        )
-        execute(
-            "UPDATE task_attempt SET state = 'interrupted', end_date = coalesce(end_date, ?), "
-            "error = coalesce(error, ?) WHERE state IN ('queued', 'running', 'up_for_reschedule') "
-            "AND task_instance_id IN (SELECT id FROM task_instance WHERE dag_run_id = ? AND state "
-            "IN ('queued', 'running', 'up_for_reschedule'))",
-            (ended, why, run_row),
-        )
-        execute(
+            "UPDATE task_attempt SET state = 'interrupted', end_date = coalesce(end_date, :ended), "
+            "error = coalesce(error, :why) WHERE state IN ('queued', 'running', "
+            "'up_for_reschedule') AND task_instance_id IN (SELECT id FROM task_instance WHERE "
+            "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule'))",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
-            "state = NULL WHERE dag_run_id = ? AND "
-            "state IN ('queued', 'running', 'up_for_retry', 'up_for_reschedule')",
-            (run_row,),
-        )
+            "state = NULL WHERE dag_run_id = :run AND state IN ('queued', 'running', "
+            "'up_for_retry', 'up_for_reschedule')",
+        ):
+            self._connection.execute(statement, {"run": run_row, "ended": ended, "why": why})
 
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
@@ -4994,23 +4950,23 @@ class _Store:
             "DELETE FROM task_instance WHERE id = ?",
             [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
         )
-        moves = [(index, row.row_id) for row, index in found.removed if index != row.map_index]
+        moves: list[tuple[int, str | None, int]]
+        moves = [(index, "removed", row.row_id) for row, index in found.removed]
         moves += [
-            (key[1], row.row_id)
-            for key, row in found.instances.items()
-            if row is not None and row.map_index != key[1]
+            (index, row.state, row.row_id)
+            for (_, index), row in found.instances.items()
+            if row is not None and row.map_index != index
         ]
         # In two steps: an index may be another's until that one has moved.
-        many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [(i,) for _, i in moves])
-        many("UPDATE task_instance SET map_index = ? WHERE id = ?", moves)
-        many(
-            "UPDATE task_instance SET state = 'removed' WHERE id = ?",
-            [(row.row_id,) for row, _ in found.removed],
-        )
-        again = [(row.row_id,) for key in found.again if (row := found.instances[key]) is not None]
-        again += [(row.row_id,) for row, _ in found.removed]
+        many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
+        many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
+        again = [row.row_id for key in found.again if (row := found.instances[key]) is not None]
+        self._delete_values([*again, *(row.row_id for row, _ in found.removed)])
+
+    def _delete_values(self, instances: Iterable[int]) -> None:
+        ids = [(row_id,) for row_id in instances]
         for table in ("xcom", "xcom_item"):
-            many(f"DELETE FROM {table} WHERE task_instance_id = ?", again)
+            self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(
         self,
@@ -5020,33 +4976,21 @@ class _Store:
     ) -> None:
         """Write rows whole, by task and index: new ones, which get their id, and those that a
         resume goes on with. `facts` of each task: see `_task_facts`."""
-        last = self._connection.execute("SELECT max(id) FROM task_instance").fetchone()[0] or 0
-        known = {}
-        if self._resumed:  # an expansion may come back to instances of an earlier stretch
-            known = {(row.task_id, row.map_index): row.id for row in self._rows_of_run()}
+        [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
 
         def row(i: _Instance) -> tuple[Any, ...]:
             nonlocal last
-            i.row_id = i.row_id or known.get((i.task_id, i.map_index), 0) or (last := last + 1)
+            i.row_id = i.row_id or (last := last + 1)
             return (
                 i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                i.try_number, i.max_tries, i.lost, *elements(i), *facts[i.task_id],
+                i.try_number, i.max_tries, i.lost, 0, None, *elements(i), *facts[i.task_id],
             )  # fmt: skip
 
+        kept = "coalesce(excluded.element_preview, element_preview)"
         self._connection.executemany(
-            "INSERT INTO task_instance (id, dag_run_id, task_id, map_index, state, try_number, "
-            "max_tries, lost, cleared, element, element_preview, upstream_task_ids, takes, "
-            "task_group_id, role) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (id) DO UPDATE SET state = excluded.state, max_tries = "
-            "excluded.max_tries, lost = excluded.lost, cleared = 0, element = excluded.element, "
-            "element_preview = coalesce(excluded.element_preview, element_preview), "
-            "upstream_task_ids = excluded.upstream_task_ids, takes = excluded.takes, "
-            "task_group_id = excluded.task_group_id, role = excluded.role",
+            _upserting("task_instance", 4, flow="flow", element_preview=kept),
             map(row, instances),  # not a list: of 100,000 it would be the run's largest
         )
-
-    def _rows_of_run(self) -> list[_Row]:
-        return _select_of_run(_LATEST, "id task_id map_index", "", self._connection, self.run_row)
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -5063,7 +5007,6 @@ class _Store:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
         with self.transaction():
             self._check_fence()
-            many = self._connection.executemany
             for node in batch.expanded:
                 self._connection.execute(
                     "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND "
@@ -5071,7 +5014,7 @@ class _Store:
                     (self.run_row, node.task.task_id),
                 )
                 expand(node)
-            many(
+            self._many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
                 "WHERE id = ?",
                 [
@@ -5079,87 +5022,65 @@ class _Store:
                     for i in batch.instances
                 ],
             )
-            for table in ("xcom", "xcom_item") if batch.renewed else ():
-                many(
-                    f"DELETE FROM {table} WHERE task_instance_id = ?",
-                    [(i.row_id,) for i in batch.renewed],
-                )
-            self._record_attempts(batch)
-            self._record_values(batch)
-            if batch.logs:
-                self._record_logs(batch.logs)
+            self._many(
+                "UPDATE task_instance SET flow = ? WHERE id = ?",
+                [(json.dumps(note), i.row_id) for i, note in batch.flows.items()],
+            )
+            if batch.renewed:
+                self._delete_values([i.row_id for i in batch.renewed])
+            self._many(
+                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
+                "state IN ('queued', 'running')",
+                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
+            )
+            self._put_attempts(batch.attempts)
+            self._many(
+                _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
+            )
+            self._many(
+                _inserting("xcom_item"),
+                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
+            )
+            self._put_logs(batch.logs)
 
-    def _check_fence(self) -> None:
-        """Whatever is written next is written under the same lock. Raises _Fenced."""
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            self._connection.executemany(statement, rows)
+
+    def _put_attempts(self, attempts: Iterable[_Attempt]) -> None:
+        for a in attempts:
+            a.started = a.started or _now()  # it runs; when exactly is known at its end
+        self._many(
+            _inserting("task_attempt"),
+            [
+                (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
+                for a in attempts
+            ],
+        )
+
+    def _put_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
+        rows = [(a.instance.row_id, a.try_number, part, text) for a, part, text in logs]
+        self._many(_inserting("task_log", 1), rows)
+
+    def _check_fence(self, ended: bool = False) -> None:
+        """Whatever is written next is written under the same lock. Raises _Fenced.
+
+        `ended`: the run may have no owner any more.
+        """
         if not self._connection.execute(
-            "SELECT 1 FROM dag_run WHERE id = ? AND owner = ?", (self.run_row, self.owner)
+            "SELECT 1 FROM dag_run WHERE id = ? AND (owner = ? OR ? AND owner IS NULL)",
+            (self.run_row, self.owner, ended),
         ).fetchone():
             raise _Fenced(
                 "another process has taken this run over, or it was deleted: nothing more of it "
                 "is written here"
             )
 
-    def _record_attempts(self, batch: _Batch) -> None:
-        many, now = self._connection.executemany, _now()
-        if batch.attempts:
-            many(
-                "INSERT OR REPLACE INTO task_attempt (task_instance_id, try_number, state, "
-                "start_date, end_date, pid, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        a.instance.row_id,
-                        a.try_number,
-                        a.state,
-                        a.started or a.begin(now),
-                        a.ended,
-                        a.pid,
-                        a.error,
-                    )
-                    for a in batch.attempts
-                ],
-            )
-        if batch.withdrawn:
-            many(
-                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
-                "state IN ('queued', 'running')",
-                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
-            )
-        if batch.flows:
-            many(
-                "UPDATE task_instance SET flow = ? WHERE id = ?",
-                [(json.dumps(note), i.row_id) for i, note in batch.flows.items()],
-            )
-
-    def _record_values(self, batch: _Batch) -> None:
-        many = self._connection.executemany
-        if batch.xcoms:
-            many(
-                "INSERT OR REPLACE INTO xcom (task_instance_id, key, type, preview, length, value) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows],
-            )
-        if batch.items:
-            many(
-                "INSERT OR REPLACE INTO xcom_item (task_instance_id, item, preview, value) "
-                "VALUES (?, ?, ?, ?)",
-                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
-            )
-
-    def _record_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO task_log (task_instance_id, try_number, part, text) "
-            "VALUES (?, ?, ?, ?)",
-            [(a.instance.row_id, a.try_number, part, text) for a, part, text in logs],
-        )
-
     def record_late_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         """What a DAG's callbacks print comes after the run's end, when it has no owner."""
-        with self.transaction():
-            if self._connection.execute(
-                "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, ?2) = ?2",
-                (self.run_row, self.owner),
-            ).fetchone():
-                self._record_logs(logs)
+        with contextlib.suppress(_Fenced), self.transaction():
+            self._check_fence(ended=True)
+            self._put_logs(logs)
 
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
@@ -5171,12 +5092,10 @@ class _Store:
 
     def check_in_place(self) -> None:
         """Raises DatabaseError if the file was deleted or replaced: what is written is lost."""
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._place:
-            raise DatabaseError(f"{self.path} was deleted or replaced during the run")
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self.path), self._place):
+                return
+        raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
     # What people do to runs that have ended.
 
@@ -5197,10 +5116,7 @@ class _Store:
             if row is not None and row.state == "running":
                 self.close_run(run_row, _DIED, lost=True)
             self.mark(run_row, names, how)
-            self._connection.execute(
-                "UPDATE dag_run SET state = 'queued', reason = NULL, owner = NULL WHERE id = ?",
-                (run_row,),
-            )
+            self._set_run(run_row, state="queued", reason=None, owner=None)
 
     def delete_run(self, run_row: int, check: Callable[[_Row | None], None]) -> None:
         """Delete a run with all that belongs to it; `check` as above."""
@@ -5212,20 +5128,14 @@ class _Store:
         """Delete a run's XComs; `check` as above."""
         with self.transaction():
             check(_find_run(self._connection, run_row))
-            for table in ("xcom", "xcom_item"):
-                self._connection.execute(
-                    f"DELETE FROM {table} WHERE task_instance_id IN "
-                    "(SELECT id FROM task_instance WHERE dag_run_id = ?)",
-                    (run_row,),
-                )
-            self._connection.execute(
-                "UPDATE dag_run SET values_deleted = ? WHERE id = ?", (_now(), run_row)
-            )
+            query = "SELECT id FROM task_instance WHERE dag_run_id = ?"
+            self._delete_values(row_id for [row_id] in self._connection.execute(query, (run_row,)))
+            self._set_run(run_row, values_deleted=_now())
 
     def give_back(self) -> None:
         """Give the disk space back that nothing uses any more, in steps: one large vacuum would
         write all the pages to the WAL at once, and keep others waiting."""
-        with self._explaining():
+        with self.transaction(""):
             before, free = math.inf, self._free_pages()
             while 0 < free < before:  # it does not fall where the file was made without auto_vacuum
                 # By `execute` Python 3.11 steps once, which frees one page.
@@ -5286,10 +5196,6 @@ _WHOSE = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
 
-def _columns_of(db: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-
-
 def _select(
     db: sqlite3.Connection, source: str, columns: Iterable[str], rest: str, values: Any = ()
 ) -> list[_Row]:
@@ -5298,7 +5204,7 @@ def _select(
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    missing = {(t, c) for t, c, _ in _ADDED_COLUMNS if c not in _columns_of(db, t)}
+    missing = [added[:2] for added in _missing_columns(db)]
     terms = {}
     for name in columns:
         table, column = name.split(".") if "." in name else (source.split()[0], name)

@@ -5069,12 +5069,13 @@ class ClearingTest(Case):
         real = liteflow._Store.transaction
 
         @contextlib.contextmanager
-        def late(store):
-            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
-                db.execute(
-                    "UPDATE dag_run SET state = 'running', owner = 'x', owner_process = 'pid 7'"
-                )
-            with real(store):
+        def late(store, *begin):
+            if not begin:
+                with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                    db.execute(
+                        "UPDATE dag_run SET state = 'running', owner = 'x', owner_process = 'pid 7'"
+                    )
+            with real(store, *begin):
                 yield
 
         self.enterContext(mock.patch.dict(liteflow._held, x=-1))
