@@ -4549,12 +4549,8 @@ def _now() -> str:
 
 def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
-    environ = os.environ.get("LITEFLOW_DB") or None
-    for given in (db_path, dag.db_path if dag is not None else None, environ):
-        if given is not None:
-            break
-    else:
-        given = "liteflow.db"
+    asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
+    given = next((path for path in asked if path is not None), "liteflow.db")
     if not isinstance(given, (str, os.PathLike)):
         raise TypeError(f"db_path must be a path, found {_shown(given)}")
     text = os.fspath(given)
@@ -4588,26 +4584,30 @@ def _check_place(path: Path) -> None:
         raise DatabaseError(f"unable to open {path}: it is no regular file")
 
 
-def _check_ours(connection: sqlite3.Connection, path: Path) -> bool:
+def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application == _APPLICATION_ID:
-        if version > _USER_VERSION:
+    pragmas = ("PRAGMA application_id", "PRAGMA user_version")
+    application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
+    kinds = dict(db.execute("SELECT name, type FROM sqlite_master"))
+    if application != _APPLICATION_ID:
+        if application or version or kinds:
             raise DatabaseError(
-                f"{path} was made by a newer liteflow ({version} > {_USER_VERSION}): use that one"
+                f"{path} is another application's SQLite file: liteflow leaves it alone; choose "
+                "another path"
             )
-        if version < _USER_VERSION:
-            raise DatabaseError(
-                f"{path} was made by liteflow 0.1.0, before its first release: choose another path"
-            )
-        return True
-    if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        return False
+    if version > _USER_VERSION:
         raise DatabaseError(
-            f"{path} is another application's SQLite file: liteflow leaves it alone; choose "
-            "another path"
+            f"{path} was made by a newer liteflow ({version} > {_USER_VERSION}): use that one"
         )
-    return False
+    if version < _USER_VERSION:
+        raise DatabaseError(
+            f"{path} was made by liteflow 0.1.0, before its first release: choose another path"
+        )
+    for table in _COLUMNS:  # in a file made to harm, a view that never ends may have the name
+        if kinds.get(table) != "table":
+            raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
+    return True
 
 
 def _check_before_run(path: Path) -> None:
@@ -4626,19 +4626,6 @@ def _check_before_run(path: Path) -> None:
             raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     if not os.access(path.parent, os.W_OK):
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
-
-
-def _file_identity(path: str | Path) -> tuple[int, int, int]:
-    found = os.stat(path)
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
-    """In a file made to harm, a table's name may stand for a view that never ends."""
-    kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
-    for table in _COLUMNS:
-        if kinds.get(table) != "table":
-            raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
 
 
 def _missing_columns(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
@@ -4673,47 +4660,54 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK
     """
     import sqlite3
 
-    wal = Path(f"{path}-wal")
     for _ in range(100):
-        try:
-            before = _file_identity(path)
-        except OSError:
+        wal, identity = before = _file_state(path)
+        if identity is None:
             _check_place(path)
-            raise DatabaseError(f"there is no database {path}") from None
-        quiet = not wal.exists()
-        uri = f"{path.as_uri()}?mode=ro{'&immutable=1' if quiet else ''}"
+            raise DatabaseError(f"there is no database {path}")
         try:
-            with contextlib.closing(
-                sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
-            ) as connection:
-                connection.execute("PRAGMA trusted_schema=OFF")
-                connection.execute("PRAGMA query_only=ON")
-                connection.text_factory = lambda data: data.decode(errors="replace")
-                connection.execute("BEGIN")  # one snapshot for all that is looked at
-                if not _check_ours(connection, path):
-                    raise _Empty(f"{path} is empty: no run was recorded in it yet")
-                _check_tables(connection, path)
-                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
-                found = look(connection)
+            found = _read_once(path, wal, look, most)
         except (sqlite3.Error, DatabaseError) as error:
-            if quiet and (wal.exists() or _changed(path, before)):
-                continue
-            if isinstance(error, DatabaseError):
+            if wal or _file_state(path) == before:
+                try:
+                    _explain(error, path)
+                except _Busy:
+                    raise DatabaseError(f"{path} is locked") from None
                 raise
-            try:
-                _explain(error, path)
-            except _Busy:
-                raise DatabaseError(f"{path} is locked") from None
-        if not quiet or not (wal.exists() or _changed(path, before)):
-            return found
+        else:
+            if wal or _file_state(path) == before:
+                return found
     raise DatabaseError(f"{path} changes faster than it can be read")
 
 
-def _changed(path: Path, before: tuple[int, int, int]) -> bool:
+def _read_once(path: Path, wal: bool, look: Callable[[sqlite3.Connection], T], most: int) -> T:
+    import sqlite3
+
+    uri = f"{path.as_uri()}?mode=ro{'' if wal else '&immutable=1'}"
+    db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
+    with contextlib.closing(db):
+        db.execute("PRAGMA trusted_schema=OFF")
+        db.execute("PRAGMA query_only=ON")
+        db.text_factory = lambda data: data.decode(errors="replace")
+        db.execute("BEGIN")  # one snapshot for all that is looked at
+        if not _check_ours(db, path):
+            raise _Empty(f"{path} is empty: no run was recorded in it yet")
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
+        return look(db)
+
+
+def _file_state(path: Path) -> tuple[bool, tuple[int, int, int] | None]:
+    """Whether it has a `-wal`, and what differs once somebody has written."""
+    return os.path.exists(f"{path}-wal"), _file_identity(path)
+
+
+def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
+    """What differs once a file has been written; None if there is none."""
     try:
-        return _file_identity(path) != before
+        found = os.stat(path)
     except OSError:
-        return True
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # --- Store: a run's writes ------------------------------------------------------------------------
@@ -5726,9 +5720,8 @@ class _WorkerRun:
         """What to say of a file of the DAG that is not as it was at the run's start."""
         said = "was edited since the run began: this worker runs the new version"
         for path, identity in self.info["files"].items():
-            with contextlib.suppress(OSError):
-                if _file_identity(path)[1:] != identity:
-                    return f"{path} {said}"
+            if identity and _file_identity(path) not in (identity, None):
+                return f"{path} {said}"
         return None
 
     def restore(self) -> None:
@@ -8747,10 +8740,7 @@ class _Start:
             _task_params(task, params, self.conf)
         main = sys.modules.get(dag._module)
         module_path = getattr(main, "__file__", None)
-        files = {}  # by which a worker that starts later sees that they were edited
-        for path in filter(None, {module_path, dag.fileloc}):
-            with contextlib.suppress(OSError):  # a file that is none
-                files[os.path.abspath(path)] = _file_identity(path)[1:]
+        paths = [os.path.abspath(path) for path in {module_path, dag.fileloc} if path]
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
@@ -8766,7 +8756,7 @@ class _Start:
             "params": json.loads(_json_text("params", params, ParamValidationError)),
             "db_path": os.fspath(self.path),
             "run_row": 0,
-            "files": files,
+            "files": {path: _file_identity(path) for path in paths},  # to see that they were edited
             "environ": dict(vars(os.environ)["_data"]),
             "cwd": cwd,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
