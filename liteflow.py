@@ -70,6 +70,7 @@ import math
 import operator
 import os
 import re
+import reprlib
 import select
 import signal
 import socket
@@ -5422,15 +5423,14 @@ def _stop_was_requested(db: sqlite3.Connection, run_row: int) -> bool:
 
 # --- Values: the only pickle ----------------------------------------------------------------------
 
-_PICKLE_PROTOCOL = 5
+import pickle  # noqa: E402 - here, since no other section may use it
+
 _PREVIEW = 80  # characters of a value's preview
 _VALUE_LIMIT = 1_000_000_000 - 100_000  # bytes; SQLite's limit of a row is 1,000,000,000
 
 
 def _dump(value: Any) -> bytes:
-    import pickle
-
-    return pickle.dumps(value, _PICKLE_PROTOCOL)
+    return pickle.dumps(value, 5)
 
 
 def _load(data: bytes, script: str | None = None) -> Any:
@@ -5438,32 +5438,26 @@ def _load(data: bytes, script: str | None = None) -> Any:
 
     Raises AttributeError or ModuleNotFoundError that names the class and the script it is in.
     """
-    unpickler = _unpickler()(io.BytesIO(data))
+    unpickler = _Unpickler(io.BytesIO(data))
     unpickler.script = script
     return unpickler.load()
 
 
-@functools.cache
-def _unpickler() -> Any:
-    import pickle
+class _Unpickler(pickle.Unpickler):
+    script: str | None = None
 
-    class Unpickler(pickle.Unpickler):
-        script: str | None = None
-
-        def find_class(self, module: str, name: str) -> Any:
-            module = _module_name(module)
-            try:
-                return super().find_class(module, name)
-            except (AttributeError, ModuleNotFoundError) as error:
-                if module != "__main__":
-                    raise
-                where = self.script or "the script that stored the value"
-                raise AttributeError(
-                    f"the value is of class {name!r} of {where}, which is not the running "
-                    "script: read it there, or define the class in a module of its own"
-                ) from error
-
-    return Unpickler
+    def find_class(self, module: str, name: str) -> Any:
+        module = _module_name(module)
+        try:
+            return super().find_class(module, name)
+        except (AttributeError, ModuleNotFoundError) as error:
+            if module != "__main__":
+                raise
+            raise AttributeError(
+                f"the value is of class {name!r} of {self.script or 'the script that stored it'}, "
+                "which is not the running script: read it there, or define the class in a module "
+                "of its own"
+            ) from error
 
 
 class _Call(NamedTuple):
@@ -5488,27 +5482,27 @@ _NO_CALL = _Call(_dump(((), {})), frozenset())
 def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
     args, kwargs = task._call()
-    call = _NO_CALL if not args and not kwargs else _dump_taking(task, (args, kwargs), args, kwargs)
-    mapping = task._mapping
-    if mapping is None:
+    call = _NO_CALL
+    if args or kwargs:
+        call = _dump_taking(task, (args, kwargs), {**dict(enumerate(args, 1)), **kwargs})
+    if task._mapping is None:
         return call
     constants = [
         () if isinstance(source, _Mappable)
-        else [_dump_taking(task, value, (), {name or "element": value}) for value in source]
-        for name, source in mapping.sources
+        else [_dump_taking(task, value, {name or "element": value}) for value in source]
+        for name, source in task._mapping.sources
     ]  # fmt: skip
     return call._replace(constants=constants)
 
 
-def _dump_taking(
-    task: BaseOperator, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> _Call:
+def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
+    """`named`: the arguments of which one is named if they can't be pickled."""
     seen = _Seen(task, [])
     token = _pickled_results.set(seen)
     try:
         data = _dump(value)
     except Exception:  # pickling runs the arguments' own code, which may raise anything
-        raise _blamed(task, args, kwargs) from None
+        raise _blamed(task, named) from None
     finally:
         _pickled_results.reset(token)
     for result in seen.results:
@@ -5520,9 +5514,9 @@ def _dump_taking(
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in seen.results))
 
 
-def _blamed(task: BaseOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnreachableTask:
+def _blamed(task: BaseOperator, named: Mapping[Any, Any]) -> UnreachableTask:
     """Which of a task's arguments can't be pickled, and why."""
-    for name, value in [*enumerate(args, 1), *kwargs.items()]:
+    for name, value in named.items():
         try:
             _dump(value)
         except Exception as error:  # as above
@@ -5552,9 +5546,14 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     results by their index, of equal ones by their occurrence."""
     import hashlib
 
+    constants = [
+        ()
+        if isinstance(source, _Mappable)
+        else [_constant_key(*pair) for pair in enumerate(source)]
+        for _, source in mapping.sources
+    ]
     seen: collections.Counter[str] = collections.Counter()
     keys = []
-    constants = [_constant_keys(source) for _, source in mapping.sources]
     for i in range(mapping.count(known)):
         parts = [
             constants[k][element[1]] if element[0] == "constant" else repr(element).encode()
@@ -5566,14 +5565,11 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     return keys
 
 
-def _constant_keys(source: Any) -> list[bytes]:
-    keys: list[bytes] = []
-    for value in () if isinstance(source, _Mappable) else source:
-        try:
-            keys.append(_canonical(value))
-        except Exception:  # pickling runs the value's own code; then its index has to do
-            keys.append(f"index {len(keys)}".encode())
-    return keys
+def _constant_key(index: int, value: Any) -> bytes:
+    try:
+        return _canonical(value)
+    except Exception:  # pickling runs the value's own code; then its index has to do
+        return f"index {index}".encode()
 
 
 def _canonical(value: Any) -> bytes:
@@ -5583,10 +5579,10 @@ def _canonical(value: Any) -> bytes:
         value, (_datetime.date, _datetime.time, _datetime.timedelta)
     ):
         return f"{kind.__name__} {value!r}".encode(errors="surrogatepass")
-    if kind in (list, tuple):
-        return b"%s(%s)" % (kind.__name__.encode(), b",".join(map(_canonical, value)))
-    if kind in (set, frozenset):
-        return b"%s(%s)" % (kind.__name__.encode(), b",".join(sorted(map(_canonical, value))))
+    if kind in (list, tuple, set, frozenset):
+        parts = map(_canonical, value)
+        ordered = parts if kind in (list, tuple) else sorted(parts)
+        return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
     if kind is dict:
         return b"{%s}" % b",".join(
             sorted(_canonical(k) + b":" + _canonical(v) for k, v in value.items())
@@ -5600,8 +5596,6 @@ def _canonical(value: Any) -> bytes:
     if hasattr(kind, "__dataclass_fields__"):
         fields = {name: getattr(value, name) for name in kind.__dataclass_fields__}
         return kind.__qualname__.encode() + _canonical(fields)
-    import pickle
-
     # Protocol 2 has names in plain, and the script goes by two: see _module_name.
     return pickle.dumps(value, 2).replace(b"c__mp_main__\n", b"c__main__\n")
 
@@ -5665,7 +5659,7 @@ def _preview(value: Any) -> str:
         text = repr(value)
     else:
         try:
-            text = _short_repr().repr(value)
+            text = _SHORT.repr(value)
         except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
             text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return _preview_cut(_storable(text))
@@ -5675,19 +5669,18 @@ def _preview_cut(text: str) -> str:
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
 
 
-@functools.cache
-def _short_repr() -> Any:
-    import reprlib
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
 
-    class Short(reprlib.Repr):
-        def repr_bytes(self, x: bytes, level: int) -> str:  # else its whole repr would be made
-            return repr(x) if len(x) < self.maxother else f"{x[:40]!r}..."
+    def repr_bytes(self, x: bytes, level: int) -> str:  # else its whole repr would be made
+        return repr(x) if len(x) < self.maxother else f"{x[:40]!r}..."
 
-        repr_bytearray = repr_bytes
+    repr_bytearray = repr_bytes
 
-    short = Short()
-    short.maxstring = short.maxother = short.maxlong = 60
-    return short
+
+_SHORT = _ShortRepr()
 
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
