@@ -801,7 +801,81 @@ class _OperatorType(type):
         return made
 
 
-class BaseOperator(_Dependency, metaclass=_OperatorType):
+class _Scope(NamedTuple):
+    """The block of a `with setup_or_teardown:`, and the tasks that are made directly in it."""
+
+    task: BaseOperator
+    made: list[BaseOperator]
+
+    def around(self) -> tuple[list[BaseOperator], list[BaseOperator]]:
+        """The setups that the block is inside of, and the teardowns that come after it."""
+        task = self.task
+        setups = [task] if task._is_setup else [t for t in task.upstream_list if t._is_setup]
+        below = [task] if task._is_teardown else task.downstream_list
+        return setups, [t for t in below if t._is_teardown]
+
+
+class _OneTask(_Dependency):
+    """A task, or the placeholder of its result."""
+
+    __slots__ = ()
+
+    def as_setup(self) -> Self:
+        """Make the task a setup: what comes after it needs it to succeed."""
+        self._ends()[0]._is_setup = True
+        return self
+
+    def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
+        """Make the task a teardown: it runs once its setups have succeeded, whatever the work
+        between did; `setups` are set before it."""
+        [task] = self._ends()
+        if "trigger_rule" in task.__dict__ and not task._is_teardown:
+            raise ValueError(
+                f"task {task.task_id!r} is a teardown, which has a trigger rule of its own: leave "
+                "trigger_rule out"
+            )
+        task._is_teardown = True
+        task.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
+        if on_failure_fail_dagrun is not None:
+            task.on_failure_fail_dagrun = on_failure_fail_dagrun
+        for setup in _operands(setups) if setups is not None else ():
+            for before in setup._ends():
+                before.as_setup()
+                _join([before], [task])
+        return self
+
+    def __enter__(self) -> Self:
+        [task] = self._ends()
+        task._dag_or_error()._scopes.append(_Scope(task, []))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Set the work between setups and teardowns, and the inner scope inside the outer one
+        (Airflow's rule: by what has no upstream, or no downstream, at all)."""
+        scopes = self._ends()[0]._dag_or_error()._scopes
+        scope = scopes.pop()
+        setups, teardowns = scope.around()
+        work = [t for t in scope.made if not (t._is_setup or t._is_teardown)]
+        first = [t for t in work if not t._upstream] or work[:1]
+        last = [t for t in work if not t._downstream] or work[-1:]
+        _join(setups, first)
+        _join(last, teardowns)
+        if scopes:
+            outer_setups, outer_teardowns = scopes[-1].around()
+            _join(outer_setups, setups)
+            _join(teardowns, outer_teardowns)
+
+    def add_task(self, task: Any) -> None:
+        """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
+        [mine] = self._ends()
+        scope = next((x for x in mine._dag_or_error()._scopes[::-1] if x.task is mine), None)
+        if scope is None:
+            raise RuntimeError(f"add_task() of {mine.task_id!r} is for use in its `with` block")
+        for each in _operands(task):
+            scope.made.extend(each._ends())
+
+
+class BaseOperator(_OneTask, metaclass=_OperatorType):
     """A task of a DAG. `@task` makes one from a function; a subclass defines `execute(context)`.
 
     All arguments are by keyword. `task_id` (str) is required; the settings are Airflow's, with
@@ -926,31 +1000,6 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
         check(fixed, "partial")
         return _Partial(f"task {task_id!r}", check, make, fixed)
 
-    def as_setup(self) -> BaseOperator:
-        """Make this task a setup: what comes after it needs it to succeed."""
-        self._is_setup = True
-        return self
-
-    def as_teardown(
-        self, setups: Any = None, on_failure_fail_dagrun: bool | None = None
-    ) -> BaseOperator:
-        """Make this task a teardown: it runs once its setups have succeeded, whatever the work
-        between did; `setups` are set before it."""
-        if "trigger_rule" in self.__dict__ and not self._is_teardown:
-            raise ValueError(
-                f"task {self.task_id!r} is a teardown, which has a trigger rule of its own: leave "
-                "trigger_rule out"
-            )
-        self._is_teardown = True
-        self.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
-        if on_failure_fail_dagrun is not None:
-            self.on_failure_fail_dagrun = on_failure_fail_dagrun
-        for setup in _operands(setups) if setups is not None else ():
-            for before in setup._ends():
-                before.as_setup()
-                _join([before], [self])
-        return self
-
     @property
     def is_setup(self) -> bool:
         """Whether this task is a setup."""
@@ -974,22 +1023,6 @@ class BaseOperator(_Dependency, metaclass=_OperatorType):
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds."""
         _join([result.operator for result in _results_in(value)], [self])
-
-    def __enter__(self) -> BaseOperator:
-        self._dag_or_error()._scopes.append(_Scope(self))
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        scopes = self._dag_or_error()._scopes
-        scopes.pop().close(scopes[-1] if scopes else None)
-
-    def add_task(self, task: Any) -> None:
-        """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
-        scope = next((x for x in self._dag_or_error()._scopes[::-1] if x.task is self), None)
-        if scope is None:
-            raise RuntimeError(f"add_task() of {self.task_id!r} is for use in its `with` block")
-        for each in _operands(task):
-            scope.made += each._ends()
 
     @property
     def _mapped_group(self) -> TaskGroup | None:
@@ -1160,38 +1193,6 @@ def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[
             raise TypeError(
                 f"{kind.__name__} {task_id!r} got an unknown argument {name!r}{_near(name, known)}"
             )
-
-
-class _Scope:
-    """The block of a `with setup_or_teardown:`, and the tasks that are made directly in it."""
-
-    def __init__(self, task: BaseOperator) -> None:
-        self.task = task
-        self.made: list[BaseOperator] = []
-
-    def setups(self) -> list[BaseOperator]:
-        """Those that the block is inside of."""
-        if self.task._is_setup:
-            return [self.task]
-        return [t for t in self.task.upstream_list if t._is_setup]
-
-    def teardowns(self) -> list[BaseOperator]:
-        """Those that come after it."""
-        if self.task._is_teardown:
-            return [self.task]
-        return [t for t in self.task.downstream_list if t._is_teardown]
-
-    def close(self, outer: _Scope | None) -> None:
-        """Set the work between setups and teardowns, and the inner scope inside the outer one
-        (Airflow's rule: by what has no upstream, or no downstream, at all)."""
-        work = [t for t in self.made if not (t._is_setup or t._is_teardown)]
-        first = [t for t in work if not t._upstream] or work[:1]
-        last = [t for t in work if not t._downstream] or work[-1:]
-        _join(self.setups(), first)
-        _join(last, self.teardowns())
-        if outer is not None:
-            _join(outer.setups(), self.setups())
-            _join(self.teardowns(), outer.teardowns())
 
 
 _LATE = "__settings__"  # no parameter can have this name
@@ -1451,7 +1452,7 @@ class _ZipResult(_Derived):
         return ("tuple", parts)
 
 
-class XComArg(_Mappable):
+class XComArg(_Mappable, _OneTask):
     """The placeholder of a task's result while the DAG is built.
 
     Handed to another task, alone or inside lists, tuples, sets and dicts, it makes that task wait
@@ -1502,29 +1503,6 @@ class XComArg(_Mappable):
             return _sequence_of, (self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _value_of, (self.operator.task_id, self.key, absent_is_none)
-
-    def as_setup(self) -> XComArg:
-        """Make the task a setup."""
-        self.operator.as_setup()
-        return self
-
-    def as_teardown(
-        self, setups: Any = None, on_failure_fail_dagrun: bool | None = None
-    ) -> XComArg:
-        """Make the task a teardown; see `BaseOperator.as_teardown`."""
-        self.operator.as_teardown(setups, on_failure_fail_dagrun)
-        return self
-
-    def add_task(self, task: Any) -> None:
-        """See `BaseOperator.add_task`."""
-        self.operator.add_task(task)
-
-    def __enter__(self) -> XComArg:
-        self.operator.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.operator.__exit__(*exc)
 
     def _results(self) -> list[XComArg]:
         return [self]
