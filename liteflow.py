@@ -444,6 +444,14 @@ _CONTEXT_KEYS = frozenset(
 )
 
 
+def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises TypeError, which names it, for an argument that is not among the known ones."""
+    unknown = set(given).difference(known)
+    if unknown:
+        name = min(unknown)
+        raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
+
+
 def _checked_id(kind: str, value: object, more: str = ".", limit: int = 250) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{kind} must be a str, found {_shown(value)}")
@@ -691,10 +699,9 @@ class TaskGroup(_Dependency):
         group_display_name: str = "",
     ) -> None:
         _checked_id("group_id", group_id, more="", limit=200)
-        dag = dag if dag is not None else _current_dag.get()
+        dag, parent, _ = _surroundings({"dag": dag, "task_group": parent_group})
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
-        parent = parent_group if parent_group is not None else _group_in(dag)
         self.dag = dag
         self.prefix_group_id = prefix_group_id
         self.parent_group = parent
@@ -710,7 +717,10 @@ class TaskGroup(_Dependency):
             self.group_id = dag._free_task_id(self.group_id)
         dag._add_group(self)
         self.children: list[BaseOperator] = []
-        self._expand: _ExpandInput | None = None
+        # The groups around this one, outermost first, and itself; and which of them is mapped.
+        self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
+        self._mapped: TaskGroup | None = parent._mapped if parent is not None else None
+        self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
         self._tokens: list[contextvars.Token[TaskGroup | None]] = []
 
     def child_id(self, label: str) -> str:
@@ -723,11 +733,6 @@ class TaskGroup(_Dependency):
 
     def __exit__(self, *exc: object) -> None:
         _current_group.reset(self._tokens.pop())
-
-    @property
-    def _path(self) -> list[TaskGroup]:
-        """The groups around this one, outermost first, and itself."""
-        return [*(self.parent_group._path if self.parent_group is not None else []), self]
 
     def _starts(self) -> list[BaseOperator]:
         inside = {t.task_id for t in self.children}
@@ -752,10 +757,24 @@ _current_group: contextvars.ContextVar[TaskGroup | None] = contextvars.ContextVa
 )
 
 
-def _group_in(dag: Dag | None) -> TaskGroup | None:
-    """The current group, if it is one of this DAG."""
-    group = _current_group.get()
-    return group if group is not None and group.dag is dag else None
+_PLACE = ("dag", "task_group", "default_args")
+
+
+def _surroundings(
+    given: Mapping[str, Any],
+) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
+    """The DAG and group of a task with these arguments (the current ones, unless given), and the
+    default_args that reach it: the DAG's, under its groups', under its own."""
+    dag, group = given.get("dag") or _current_dag.get(), given.get("task_group")
+    if dag is not None and not isinstance(dag, Dag):
+        raise TypeError(f"dag must be a DAG, found {_shown(dag)}")
+    if group is None:
+        current = _current_group.get()
+        group = current if current is not None and current.dag is dag else None
+    defaults = dict(dag.default_args) if dag is not None else {}
+    for each in group._path if group is not None else ():
+        defaults |= each.default_args
+    return dag, group, defaults | _string_keyed("default_args", given.get("default_args"))
 
 
 # --- Building: tasks ------------------------------------------------------------------------------
@@ -791,9 +810,7 @@ class _OperatorType(type):
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
         if "task_id" not in kwargs:
             raise TypeError(f"{cls.__name__}: missing keyword argument 'task_id'")
-        dag = kwargs.get("dag") or _current_dag.get()
-        group = kwargs.get("task_group") or _group_in(dag)
-        defaults = _defaults_for(dag, group, kwargs.get("default_args"))
+        defaults = _surroundings(kwargs)[2]
         for name in _keywords_of(kind) & defaults.keys() if defaults else ():
             kwargs.setdefault(name, defaults[name])
         made = super().__call__(**kwargs)
@@ -928,47 +945,29 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _made_by_us = False  # not by a user who names its class
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
-    _expand: _ExpandInput | None = None
+    _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
+    _mapped_group: TaskGroup | None = None
     _is_setup = False
     _is_teardown = False
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
     on_failure_fail_dagrun = False
 
-    def __init__(
-        self,
-        *,
-        task_id: str,
-        dag: Dag | None = None,
-        task_group: TaskGroup | None = None,
-        default_args: Mapping[str, Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
-        unknown = settings.keys() - known.keys()
-        if unknown:
-            kind = "@task" if self._made_by_us else type(self).__name__
-            raise TypeError(
-                f"{kind} {_shown(task_id)} got an unknown argument "
-                f"{min(unknown)!r}{_near(min(unknown), known)}"
-            )
-        dag = dag if dag is not None else _current_dag.get()
-        if dag is not None and not isinstance(dag, Dag):
-            raise TypeError(f"task {_shown(task_id)}: dag must be a DAG, found {_shown(dag)}")
-        group = task_group if task_group is not None else _group_in(dag)
-        if not isinstance(task_id, str):
-            raise TypeError(f"task_id must be a str, found {_shown(task_id)}")
-        task_id = str.__str__(task_id)
-        task_id = group.child_id(task_id) if group is not None else task_id
+        dag, group, defaults = _surroundings(settings)
+        given = {name: value for name, value in defaults.items() if name in known}
+        given |= {name: value for name, value in settings.items() if name not in _PLACE}
+        if "params" in defaults:
+            given["params"] = {**defaults["params"], **settings.get("params", {})}
+        kind = "@task" if self._made_by_us else type(self).__name__
+        _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
-        for name, value in _defaults_for(dag, group, default_args).items():
-            if name == "params":
-                settings[name] = {**value, **settings.get(name, {})}
-            elif name in known and name not in settings:
-                settings[name] = value
-        for name, value in settings.items():
+        if group is not None:
+            self.task_id = _checked_id("task_id", group.child_id(self.task_id))
+        for name, value in given.items():
             default, check = known[name]
-            kept = check(f"task {task_id!r}: {name}", value)
+            kept = check(f"task {self.task_id!r}: {name}", value)
             if kept != default:
                 self.__dict__[name] = kept
         self._upstream: dict[str, None] = {}
@@ -976,10 +975,22 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self.dag = None
         if group is not None:
             self.task_group = group
+            if group._mapped is not None:
+                self._mapped_group, self._mapping = group._mapped, group._mapping
             for each in group._path:
                 each.children.append(self)
         if dag is not None:
             dag._add(self)
+
+    def _map_over(self, mapping: _ExpandInput) -> None:
+        """Expand the task; its instances wait for all that it is expanded over."""
+        if self._mapped_group is not None:
+            raise NotImplementedError(
+                f"task {self.task_id!r}: expand() inside a mapped group is not supported"
+            )
+        mapping.check_rule_of(self)
+        mapping.join(self)
+        self._mapping = mapping
 
     @classmethod
     def partial(cls, *, task_id: str, **fixed: Any) -> _Partial:
@@ -987,14 +998,12 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
         Raises TypeError for an argument that the operator does not have.
         """
+        known = {*_PLACE, *cls._known_settings, *_keywords_of(cls)}
 
         def check(names: Iterable[str], verb: str) -> None:
-            _check_arguments_of(cls, task_id, names)
+            _refuse_unknown(f"{cls.__name__} {task_id!r}", names, known)
 
         def make(expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
-            dag = fixed.get("dag") or _current_dag.get()
-            group = fixed.get("task_group") or _group_in(dag)
-            _check_expand(f"task {task_id!r}", expand, fixed, group)
             return _MappedOperator(cls, task_id, fixed, expand)
 
         check(fixed, "partial")
@@ -1023,21 +1032,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds."""
         _join([result.operator for result in _results_in(value)], [self])
-
-    @property
-    def _mapped_group(self) -> TaskGroup | None:
-        """The mapped group that this task stands in, if it does."""
-        if self.task_group is None:
-            return None
-        return next((group for group in self.task_group._path if group._expand is not None), None)
-
-    @property
-    def _mapping(self) -> _ExpandInput | None:
-        """What the task is expanded over, by itself or with its group."""
-        if self.task_group is None:
-            return self._expand
-        group = self._mapped_group
-        return self._expand if group is None else group._expand
 
     def execute(self, context: Context) -> Any:
         """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
@@ -1129,21 +1123,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return f"<Task({type(self).__name__}): {self.task_id}>"
 
 
-def _defaults_for(
-    dag: Dag | None, group: TaskGroup | None, own: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """default_args that reach a task: the DAG's, under its groups', under its own."""
-    if own is not None and not isinstance(own, Mapping):
-        raise TypeError(f"default_args must be a dict, found {_shown(own)}")
-    layers = [dag.default_args if dag is not None else {}]
-    layers += [each.default_args for each in (group._path if group is not None else [])]
-    layers.append(dict(own or {}))
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update(layer)
-    return merged
-
-
 @functools.cache
 def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     """The arguments that the `__init__`s of an operator's class take by name."""
@@ -1159,13 +1138,19 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.name != "self" and p.kind in kinds)
 
 
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
 def _leaves(value: Any, keys: bool = True) -> list[Any]:
     """What stands in a value's lists, tuples, sets and dicts, however deep."""
     if isinstance(value, dict):
         value = itertools.chain.from_iterable(value.items()) if keys else value.values()
-    elif not isinstance(value, (list, tuple, set, frozenset)):
+    elif not isinstance(value, _CONTAINERS):
         return [value]
-    return [leaf for item in value for leaf in _leaves(item, keys)]
+    found: list[Any] = []
+    for item in value:
+        found += _leaves(item, keys) if isinstance(item, _CONTAINERS) else (item,)
+    return found
 
 
 def _results_in(value: Any) -> Iterator[XComArg]:
@@ -1182,17 +1167,6 @@ def _template_in(value: Any) -> str | None:
     """A text in a value that Jinja would change."""
     texts = (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
     return next((text for text in texts if "{{" in text or "{%" in text), None)
-
-
-def _check_arguments_of(kind: type[BaseOperator], task_id: str, given: Iterable[str]) -> None:
-    """Raises TypeError for a name that no `__init__` of the operator's class takes."""
-    known = {"dag", "task_group", "default_args", *kind._known_settings}
-    known |= _keywords_of(kind)
-    for name in given:
-        if name not in known:
-            raise TypeError(
-                f"{kind.__name__} {task_id!r} got an unknown argument {name!r}{_near(name, known)}"
-            )
 
 
 _LATE = "__settings__"  # no parameter can have this name
@@ -1232,8 +1206,7 @@ class _FunctionOperator(BaseOperator):
             self.doc_md = function.__doc__
         self._join((args, kwargs, [getattr(self, n) for n in self._late]))
         if expand is not None:
-            self._expand = expand
-            expand.join(self)
+            self._map_over(expand)
         text = _template_in((args, kwargs))
         if text is not None:  # Airflow renders it; here a string is what it is
             import warnings
@@ -1574,6 +1547,14 @@ class _ExpandInput:
         self.results = [result for source in mappables for result in source._results()]
         # The functions of `map`: in a worker they have the same numbers.
         self.functions = [function for source in mappables for function in source._functions()]
+
+    def check_rule_of(self, task: BaseOperator) -> None:
+        """Raises ValueError if the task would not wait for the results it is expanded over."""
+        if task.trigger_rule is TriggerRule.ALWAYS and self.results:
+            raise ValueError(
+                f"task {task.task_id!r}: trigger_rule 'always' does not wait for what it, or its "
+                "group, expands over"
+            )
 
     def join(self, task: BaseOperator) -> None:
         """Set the task after all that it is expanded over."""
@@ -1957,7 +1938,7 @@ class _MappedOperator(BaseOperator):
         self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any], expand: _ExpandInput
     ) -> None:
         self._known_settings = kind._known_settings  # type: ignore[misc]
-        known = {"dag", "task_group", "default_args", *kind._known_settings}
+        known = {*_PLACE, *kind._known_settings}
         settings = {name: value for name, value in fixed.items() if name in known}
         super().__init__(task_id=task_id, **settings)
         for name in kind._known_settings.keys() - BaseOperator._known_settings.keys():
@@ -1965,11 +1946,10 @@ class _MappedOperator(BaseOperator):
         self._kind = kind
         self._flow = kind._flow
         self._fixed = fixed
-        defaults = _defaults_for(self.dag, self.task_group, fixed.get("default_args"))
+        defaults = _surroundings(fixed)[2]
         takes = _keywords_of(kind)
         self._defaults = {name: value for name, value in defaults.items() if name in takes}
-        self._expand = expand
-        expand.join(self)
+        self._map_over(expand)
         self._join(fixed)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -2087,13 +2067,11 @@ class _TaskFunction(_Decorated[P, R]):
         self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
     ) -> Any:
         settings = {"task_id": self.__wrapped__.__name__, **self._settings}
-        dag = settings["dag"] = settings.get("dag") or _current_dag.get()
-        group = settings.get("task_group") or _group_in(dag)
-        kwargs = {**self._defaults(dag, group), **kwargs}
+        dag, group, defaults = _surroundings(settings)
+        kwargs = {**self._named_in(defaults), **kwargs}
         if expand is None:
             self._check_call(args, kwargs)
         else:
-            _check_expand(self._what, expand, settings, group)
             mapped = {name for name, _ in expand.sources}
             kwargs = {name: value for name, value in kwargs.items() if name not in mapped}
         if dag is not None and isinstance(settings["task_id"], str):
@@ -2109,12 +2087,11 @@ class _TaskFunction(_Decorated[P, R]):
             self._role(made)
         return made.output
 
-    def _defaults(self, dag: Dag | None, group: TaskGroup | None) -> dict[str, Any]:
-        """The arguments that default_args name."""
-        given = _defaults_for(dag, group, self._settings.get("default_args"))
-        parameters = self._signature.parameters.values() if given else ()
+    def _named_in(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The function's arguments that default_args name."""
+        parameters = self._signature.parameters.values() if defaults else ()
         named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        return {p.name: given[p.name] for p in named if p.name in given}
+        return {p.name: defaults[p.name] for p in named if p.name in defaults}
 
     @functools.cached_property
     def _returns_dict(self) -> bool:
@@ -2172,8 +2149,9 @@ class _GroupFunction(_Decorated[P, R]):
         settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
         with TaskGroup(**{"add_suffix_on_collision": True, **settings}) as group:
             if expand is not None:
-                _check_expand(self._what, expand, {}, group)
-                group._expand = expand
+                if group._mapped is not None:
+                    raise NotImplementedError(f"{self._what}: a mapped group inside a mapped group")
+                group._mapped, group._mapping = group, expand
                 names: Iterable[Any] = [name for name, _ in expand.sources]
                 if not expand.named:
                     names = self._signature.parameters.keys() - kwargs.keys()
@@ -2184,17 +2162,8 @@ class _GroupFunction(_Decorated[P, R]):
                 taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
                 if taken or not member._upstream:
                     expand.join(member)
-                _check_expand(f"task {member.task_id!r}", expand, vars(member), None)
+                expand.check_rule_of(member)
         return group if result is None else result
-
-
-def _check_expand(
-    what: str, expand: _ExpandInput, settings: Mapping[str, Any], group: TaskGroup | None
-) -> None:
-    if settings.get("trigger_rule") == TriggerRule.ALWAYS and expand.results:
-        raise ValueError(f"{what}: trigger_rule 'always' does not wait for what it expands over")
-    if group is not None and any(each._expand is not None for each in group._path):
-        raise NotImplementedError(f"{what}: expand() inside a mapped group is not supported")
 
 
 class _Partial:
@@ -2431,12 +2400,7 @@ class Dag:
     ) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
         self.db_path = db_path
-        unknown = settings.keys() - _DAG_SETTINGS.keys()
-        if unknown:
-            raise TypeError(
-                f"DAG {dag_id!r} got an unknown argument "
-                f"{min(unknown)!r}{_near(min(unknown), _DAG_SETTINGS)}"
-            )
+        _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, (default, check) in _DAG_SETTINGS.items():
             value = settings.get(name, default)
             setattr(self, name, check(f"DAG {dag_id!r}: {name}", value))
