@@ -580,13 +580,13 @@ class _Dependency:
 
     __slots__ = ()
 
-    def _starts(self) -> list[BaseOperator]:
-        """The tasks that have to wait when something comes before this."""
-        raise NotImplementedError
-
     def _ends(self) -> list[BaseOperator]:
         """The tasks to be waited for when something comes after this."""
         raise NotImplementedError
+
+    def _starts(self) -> list[BaseOperator]:
+        """The tasks that have to wait when something comes before this."""
+        return self._ends()
 
     def set_downstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) after this.
@@ -1083,9 +1083,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         for name in self.template_fields:
             self._join(getattr(self, name, None))
 
-    def _starts(self) -> list[BaseOperator]:
-        return [self]
-
     def _ends(self) -> list[BaseOperator]:
         return [self]
 
@@ -1309,10 +1306,23 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
 # --- Building: results and mapping ----------------------------------------------------------------
 
 
-class _Mappable(_Dependency):
-    """A result, or what `map`, `zip` and `concat` make of results, to be expanded over."""
+class _Known(Protocol):
+    """What the plan knows of stored results without opening them."""
 
-    __slots__ = ()
+    def length(self, task_id: str) -> int: ...
+    def stored(self, task_id: str) -> Sequence[int] | None:
+        """The map indexes under which a mapped task stored something; None: it is not mapped."""
+
+
+class _Mappable(_Dependency):
+    """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
+    itself it is the elements of one source after those of another."""
+
+    __slots__ = ("_sources",)
+    _sources: tuple[_Mappable, ...]
+
+    def __init__(self, *sources: _Mappable) -> None:
+        self._sources = sources
 
     def map(self, function: Callable[[Any], Any]) -> _MapResult:
         """For `expand`: each element, with the plain function applied when it is taken."""
@@ -1325,59 +1335,24 @@ class _Mappable(_Dependency):
         fillvalue, the longest."""
         return _ZipResult(self, *others, fillvalue=fillvalue)
 
-    def concat(self, *others: _Mappable) -> _Derived:
+    def concat(self, *others: _Mappable) -> _Mappable:
         """For `expand`: the elements of one after those of another."""
-        return _Derived(self, *others)
+        return _Mappable(self, *others)
 
     def _results(self) -> list[XComArg]:
         """The results that this is made of."""
-        raise NotImplementedError
-
-    def _functions(self) -> list[Callable[[Any], Any]]:
-        """The functions of `map` in it."""
-        return []
-
-    def _count(self, known: _Known) -> int:
-        """How many elements there are, once the results are stored."""
-        raise NotImplementedError
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        """What a worker evaluates to get the element: plain data (see `_Job.element`)."""
-        raise NotImplementedError
-
-    def _starts(self) -> list[BaseOperator]:
-        return self._ends()
-
-    def _ends(self) -> list[BaseOperator]:
-        return [result.operator for result in self._results()]
-
-
-class _Known(Protocol):
-    """What the plan knows of stored results without opening them."""
-
-    def length(self, task_id: str) -> int: ...
-    def stored(self, task_id: str) -> Sequence[int] | None:
-        """The map indexes under which a mapped task stored something; None: it is not mapped."""
-
-
-class _Derived(_Mappable):
-    """The elements of one source after those of another; the base of what is made of several."""
-
-    __slots__ = ("_sources",)
-
-    def __init__(self, *sources: _Mappable) -> None:
-        self._sources = sources
-
-    def _results(self) -> list[XComArg]:
         return [result for source in self._sources for result in source._results()]
 
     def _functions(self) -> list[Callable[[Any], Any]]:
+        """The functions of `map` in it."""
         return [function for source in self._sources for function in source._functions()]
 
     def _count(self, known: _Known) -> int:
+        """How many elements there are, once the results are stored."""
         return sum(source._count(known) for source in self._sources)
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
         for source in self._sources:
             count = source._count(known)
             if i < count:
@@ -1385,8 +1360,11 @@ class _Derived(_Mappable):
             i -= count
         raise IndexError(i)
 
+    def _ends(self) -> list[BaseOperator]:
+        return [result.operator for result in self._results()]
 
-class _MapResult(_Derived):
+
+class _MapResult(_Mappable):
     """Each element of a source, with a function applied."""
 
     __slots__ = ("_function",)
@@ -1403,7 +1381,7 @@ class _MapResult(_Derived):
         return ("map", functions.index(self._function), inner)
 
 
-class _ZipResult(_Derived):
+class _ZipResult(_Mappable):
     """Elements of the sources side by side."""
 
     __slots__ = ("_fill",)
@@ -1433,6 +1411,7 @@ class XComArg(_Mappable, _OneTask):
     """
 
     __slots__ = ("key", "operator")
+    _sources = ()
 
     def __init__(self, operator: BaseOperator, key: str = "return_value") -> None:
         if not isinstance(operator, BaseOperator):
