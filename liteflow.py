@@ -808,13 +808,12 @@ class _OperatorType(type):
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
-        if "task_id" not in kwargs:
-            raise TypeError(f"{cls.__name__}: missing keyword argument 'task_id'")
         defaults = _surroundings(kwargs)[2]
         for name in _keywords_of(kind) & defaults.keys() if defaults else ():
             kwargs.setdefault(name, defaults[name])
         made = super().__call__(**kwargs)
-        made._join_fields()
+        _refuse_templates(made)
+        made._join([getattr(made, name, None) for name in kind.template_fields])
         return made
 
 
@@ -989,7 +988,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 f"task {self.task_id!r}: expand() inside a mapped group is not supported"
             )
         mapping.check_rule_of(self)
-        mapping.join(self)
+        self._join(mapping.sources)
         self._mapping = mapping
 
     @classmethod
@@ -1077,42 +1076,34 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             raise RuntimeError(f"task {self.task_id!r} is in no DAG")
         return self.dag
 
-    def _join_fields(self) -> None:
-        """Make the edges of results that `__init__` put into template fields."""
-        _refuse_templates(self)
-        for name in self.template_fields:
-            self._join(getattr(self, name, None))
-
     def _ends(self) -> list[BaseOperator]:
         return [self]
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
         fields = {name: getattr(self, name, None) for name in self.template_fields}
-        return (), {name: value for name, value in fields.items() if _holds_placeholder(value)}
-
-    def _function(self) -> Callable[..., Any] | None:
-        """The function that a worker has to find, if the task is made of one."""
-        return None
+        return (), _with_placeholders(fields)
 
     def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
         """Runs in the worker process: the operator that does the work; it may take arguments."""
         return self
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
-        """Runs in the worker process: the task's work on arguments whose values are filled in.
-
-        On a copy: what `execute` sets on `self` is seen by nobody later.
-        """
+    def _filled(self, values: Mapping[str, Any]) -> Self:
+        """A copy with these attributes: what `execute` sets on it is seen by nobody later."""
         import copy
 
         mine = copy.copy(self)
-        for name, value in kwargs.items():
+        for name, value in values.items():
             object.__setattr__(mine, name, value)
+        return mine
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
+        """Runs in the worker process: the task's work on arguments whose values are filled in."""
+        mine = self._filled(kwargs)
         _render_templates(mine, kwargs, job.context)
         return mine.execute(job.context)
 
-    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
         return call()
 
@@ -1125,14 +1116,9 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     """The arguments that the `__init__`s of an operator's class take by name."""
     import inspect
 
-    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    makers = [
-        each.__init__ for each in kind.__mro__
-        if "__init__" in each.__dict__ and issubclass(each, BaseOperator)
-        and each is not BaseOperator
-    ]  # fmt: skip
-    parameters = [p for init in makers for p in inspect.signature(init).parameters.values()]
-    return frozenset(p.name for p in parameters if p.name != "self" and p.kind in kinds)
+    kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
+    named = [p for x in kinds for p in inspect.signature(x.__init__).parameters.values()]
+    return frozenset(p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -1155,9 +1141,10 @@ def _results_in(value: Any) -> Iterator[XComArg]:
     return (r for leaf in _leaves(value) if isinstance(leaf, _Mappable) for r in leaf._results())
 
 
-def _holds_placeholder(value: Any) -> bool:
-    """Whether anything in a value is known only at run time."""
-    return any(isinstance(leaf, (_Mappable, _DagParam)) for leaf in _leaves(value))
+def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values in which something is known only at run time."""
+    late = (_Mappable, _DagParam)
+    return {k: v for k, v in values.items() if any(isinstance(x, late) for x in _leaves(v))}
 
 
 def _template_in(value: Any) -> str | None:
@@ -1172,9 +1159,8 @@ _LATE = "__settings__"  # no parameter can have this name
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
 
-    template_fields = ()
+    template_fields: Sequence[str] = ()  # of `@task.bash`: settings that may be results
     _made_by_us = True
-    _late: ClassVar[Sequence[str]] = ()  # settings that may be results
 
     def __init__(
         self,
@@ -1187,21 +1173,15 @@ class _FunctionOperator(BaseOperator):
         **settings: Any,
     ) -> None:
         BaseOperator.__init__(self, **settings)
-        self._python_callable = function
+        self.python_callable = function
         self._signature = signature
         self._args = args
         self._kwargs = kwargs
         if self.multiple_outputs is None and returns_dict:
             self.multiple_outputs = True
-        if function.__doc__ and not settings.keys() & {
-            "doc",
-            "doc_md",
-            "doc_json",
-            "doc_yaml",
-            "doc_rst",
-        }:
+        if function.__doc__ and not any(name.startswith("doc") for name in settings):
             self.doc_md = function.__doc__
-        self._join((args, kwargs, [getattr(self, n) for n in self._late]))
+        self._join((args, kwargs, [getattr(self, name) for name in self.template_fields]))
         if expand is not None:
             self._map_over(expand)
         text = _template_in((args, kwargs))
@@ -1214,29 +1194,17 @@ class _FunctionOperator(BaseOperator):
                 stacklevel=5,
             )
 
-    @property
-    def python_callable(self) -> Callable[..., Any]:
-        """The decorated function itself."""
-        return self._python_callable
-
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        late = {n: getattr(self, n) for n in self._late if _holds_placeholder(getattr(self, n))}
+        late = super()._call()[1]
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
-    def _function(self) -> Callable[..., Any]:
-        return self._python_callable
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _HasContext) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         late = kwargs.pop(_LATE, None)
         if late:
-            import copy
-
-            mine = copy.copy(self)
-            mine.__dict__.update(late)
-            return mine._run(args, kwargs, job)
+            return self._filled(late)._run(args, kwargs, job)
         if self._wants_context:
             kwargs = _with_context(self._signature, args, kwargs, job.context)
-        return self._follow(lambda: _finished(self._python_callable(*args, **kwargs)), job)
+        return self._follow(lambda: _finished(self.python_callable(*args, **kwargs)), job)
 
     @functools.cached_property
     def _wants_context(self) -> bool:
@@ -1246,34 +1214,23 @@ class _FunctionOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
         kwargs = _with_context(self._signature, self._args, dict(self._kwargs), context)
-        return _finished(self._python_callable(*self._args, **kwargs))
-
-
-class _HasContext(Protocol):
-    """What runs a task: its context is made when it is asked for."""
-
-    @property
-    def context(self) -> Context: ...
+        return _finished(self.python_callable(*self._args, **kwargs))
 
 
 def _finished(result: Any) -> Any:
     """The result; that of an `async def` once it has run to its end."""
-    if hasattr(result, "__await__"):
-        import asyncio
+    if not hasattr(result, "__await__"):
+        return result
+    import asyncio
 
-        return asyncio.run(_awaited(result))
-    return result
+    async def awaited() -> Any:
+        return await result
 
-
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
+    return asyncio.run(awaited())
 
 
 def _with_context(
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: Context,
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
 ) -> dict[str, Any]:
     """The keyword arguments, with what the function's other parameters name in the context."""
     parameters = signature.parameters.values()
@@ -1535,10 +1492,6 @@ class _ExpandInput:
                 "group, expands over"
             )
 
-    def join(self, task: BaseOperator) -> None:
-        """Set the task after all that it is expanded over."""
-        task._join([source for _, source in self.sources])
-
     def count(self, known: _Known) -> int:
         """How many instances there are."""
         counts = (x._count(known) if isinstance(x, _Mappable) else len(x) for _, x in self.sources)
@@ -1590,7 +1543,7 @@ def _decorated(kind: type[BaseOperator]) -> Any:
     """The class of the tasks that `@task.bash` and its kin make: of the operator's settings and
     ways, around a function."""
     late = [name for name in kind._known_settings if name in kind.template_fields]
-    names = {"_kind": kind, "_late": late, "__doc__": kind.__doc__}
+    names = {"_kind": kind, "template_fields": late, "__doc__": kind.__doc__}
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
 
 
@@ -1626,7 +1579,7 @@ class BashOperator(BaseOperator):
             raise TypeError(f"bash_command must be a str, found {_shown(self.bash_command)}")
         return _run_bash(self, self.bash_command, context)
 
-    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         command = call()
         if not isinstance(command, str) or not command.strip():
             raise TypeError(
@@ -1721,7 +1674,7 @@ class BaseSensorOperator(BaseOperator):
         """Poke until it is true."""
         return _poke_until_true(self, lambda: self.poke(context))
 
-    def _follow(self, call: Callable[[], Any], job: _HasContext) -> Any:
+    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         return _poke_until_true(self, call)
 
 
@@ -1932,7 +1885,7 @@ class _MappedOperator(BaseOperator):
         self._join(fixed)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (), {name: v for name, v in self._fixed.items() if _holds_placeholder(v)}
+        return (), _with_placeholders(self._fixed)
 
     def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
         settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
@@ -2140,7 +2093,7 @@ class _GroupFunction(_Decorated[P, R]):
             for member in group.children:
                 taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
                 if taken or not member._upstream:
-                    expand.join(member)
+                    member._join(expand.sources)
                 expand.check_rule_of(member)
         return group if result is None else result
 
@@ -5700,7 +5653,7 @@ class _WorkerRun:
 
 def _function_name(task: BaseOperator) -> str:
     """`module:qualname` of the function behind a task, or of its class: the same everywhere."""
-    named: Any = task._function() or type(task)
+    named = task.python_callable if isinstance(task, _FunctionOperator) else type(task)
     module = _module_name(getattr(named, "__module__", None) or "")
     return f"{module}:{getattr(named, '__qualname__', '?')}"
 
@@ -8630,8 +8583,11 @@ class _Start:
             self._facts[task_id] = known.setdefault(facts, facts)
             # A worker may go by a function's name alone if that means this very function here: one
             # that was redefined in a loop has one name and many meanings.
-            function, ours = sys.intern(_function_name(task)), task._function()
-            functions.append((task_id, function, ours is not None and resolve(function) is ours))
+            function = sys.intern(_function_name(task))
+            named = (
+                isinstance(task, _FunctionOperator) and resolve(function) is task.python_callable
+            )
+            functions.append((task_id, function, named))
         for name in self.asked.again:
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
@@ -8640,9 +8596,9 @@ class _Start:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
         jobs = min(roots, dag.max_active_tasks)
-        named = self.runner.begin(info, functions, jobs, self._check)
+        by_name = self.runner.begin(info, functions, jobs, self._check)
         for task_id, function, _ in functions:
-            settings = _dump_settings(dag.task_dict[task_id]) if task_id in named else None
+            settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
             job = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(job, job) if job[0] is _NO_CALL else job
 
