@@ -430,6 +430,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
 _SUFFIX = re.compile(r"__(\d+)$")
+_SECOND = _datetime.timedelta(seconds=1)
 
 # Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
 # filled from the context.
@@ -463,20 +464,15 @@ def _checked_id(kind: str, value: object, more: str = ".", limit: int = 250) -> 
     return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
 
-_NONE = type(None)
-
-
-def _of_type(*types: type, least: int | None = None, none: Any = None) -> Callable[..., Any]:
+def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
     """A check that the value is of one of the types (a bool is no int here), and a finite number
-    of `least` or more; None stands for `none`."""
-    names = " or ".join("None" if t is _NONE else t.__name__ for t in types)
+    of `least` or more."""
+    names = " or ".join(kind.__name__ for kind in types)
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if not fits:
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
-        if value is None:
-            return none
         if least is not None and not least <= value < math.inf:
             raise ValueError(f"{what} must be {least} or more and finite, found {_shown(value)}")
         return value
@@ -484,31 +480,29 @@ def _of_type(*types: type, least: int | None = None, none: Any = None) -> Callab
     return check
 
 
-def _duration(zero: bool = True, none: Any = None, required: bool = False) -> Callable[..., Any]:
-    """A check for a timedelta or seconds, not negative (nor zero, unless `zero`); None stands for
-    `none`, unless a duration is `required`."""
-    of_type = _of_type(_datetime.timedelta, int, float, *([] if required else [_NONE]))
-    least = "0 or more" if zero else "more than 0"
+def _duration(what: str, value: Any) -> _datetime.timedelta:
+    """A timedelta or seconds, not negative."""
+    _of_type(_datetime.timedelta, int, float)(what, value)
+    try:
+        found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
+    except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
+        found = -_SECOND
+    if found < 0 * _SECOND:
+        raise ValueError(f"{what} must be 0 or more and finite, found {_shown(value)}")
+    return found
 
-    def check(what: str, value: Any) -> Any:
-        if of_type(what, value) is None:
-            return none
-        try:
-            seconds = value.total_seconds() if isinstance(value, _datetime.timedelta) else value
-            found = _datetime.timedelta(seconds=seconds)
-        except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
-            found = _datetime.timedelta.min
-        if found < _datetime.timedelta(0) or not (found or zero):
-            raise ValueError(f"{what} must be {least} and finite, found {_shown(value)}")
-        return found
 
-    return check
+def _timeout(what: str, value: Any) -> _datetime.timedelta:
+    """A duration that is not zero."""
+    found = _duration(what, value)
+    if not found:
+        raise ValueError(f"{what} must be more than 0, found {_shown(value)}")
+    return found
 
 
 def _backoff(what: str, value: Any) -> float:
-    """Airflow's retry_exponential_backoff: a multiplier; True is 2, False and None are off."""
-    check = _of_type(int, float, bool, _NONE, least=0, none=0)
-    return float(check(what, 2 if value is True else value))
+    """Airflow's retry_exponential_backoff: a multiplier; True is 2, False is off."""
+    return 2.0 if value is True else float(_of_type(int, float, bool, least=0)(what, value))
 
 
 def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
@@ -522,10 +516,6 @@ def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
         raise ValueError(f"{what} must be one of {known}; found {_shown(value)}{why}")
 
     return check
-
-
-def _anything(what: str, value: Any) -> Any:
-    return value
 
 
 def _weight(what: str, value: Any) -> int:
@@ -553,7 +543,7 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 def _callbacks(what: str, value: Any) -> Any:
     """A callable or a list of them."""
     for one in value if isinstance(value, (list, tuple)) else [value]:
-        if value is not None and not callable(one):
+        if not callable(one):
             raise TypeError(f"{what} must be a callable or a list of them, found {_shown(one)}")
     return list(value) if isinstance(value, tuple) else value
 
@@ -565,10 +555,15 @@ class _Setting(NamedTuple):
     check: Callable[[str, Any], Any]
 
 
+def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    """A setting for which None stands for the default."""
+    return _Setting(default, lambda what, found: default if found is None else check(what, found))
+
+
 _setting: Any = _Setting  # in a class it stands for a value of the setting's type
 _is_bool = _of_type(bool)
-_callback: Any = _Setting(None, _callbacks)
-_ignored = _Setting(None, _anything)
+_callback = _optional(None, _callbacks)
+_as_given: Any = _Setting(None, lambda what, value: value)
 _none_earlier = _setting(False, _one_of([False], ": a run here does not look at earlier ones"))
 
 
@@ -907,29 +902,27 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     task_id: str
     dag: Dag | None
-    retries: int = _setting(0, _of_type(int, _NONE, least=0, none=0))
-    retry_delay: _datetime.timedelta = _setting(
-        _datetime.timedelta(0), _duration(none=_datetime.timedelta(0))
-    )
-    retry_exponential_backoff: float = _setting(0.0, _backoff)
-    max_retry_delay: _datetime.timedelta | None = _setting(None, _duration())
+    retries: int = _optional(0, _of_type(int, least=0))
+    retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
+    retry_exponential_backoff: float = _optional(0.0, _backoff)
+    max_retry_delay: _datetime.timedelta | None = _optional(None, _duration)
     retry_policy: None = _setting(None, _one_of([None], ": liteflow does not have it"))
-    execution_timeout: _datetime.timedelta | None = _setting(None, _duration(zero=False))
+    execution_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
     do_xcom_push: bool = _setting(True, _is_bool)
-    multiple_outputs: bool | None = _setting(None, _of_type(bool, _NONE))
+    multiple_outputs: bool | None = _optional(None, _is_bool)
     params: dict[str, Any] = _setting({}, _params)
     priority_weight: int = _setting(1, _weight)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _setting("default_pool", _of_type(str))
     pool_slots: int = _setting(1, _of_type(int, least=1))
-    max_active_tis_per_dag: int | None = _setting(None, _of_type(int, _NONE, least=1))
-    max_active_tis_per_dagrun: int | None = _setting(None, _of_type(int, _NONE, least=1))
+    max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
+    max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
     depends_on_past: bool = _none_earlier
     wait_for_downstream: bool = _none_earlier
     owner: str = _setting("airflow", _of_type(str))
-    doc_md: str | None = _setting(None, _of_type(str, _NONE))
-    task_display_name: str | None = _setting(None, _of_type(str, _NONE))
+    doc_md: str | None = _optional(None, _of_type(str))
+    task_display_name: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = pre_execute = post_execute = _callback
     _known_settings: ClassVar[dict[str, _Setting]] = dict.fromkeys(
@@ -937,7 +930,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
         map_index_template logger_name inlets outlets email email_on_failure email_on_retry
         """.split(),
-        _ignored,
+        _as_given,
     )
 
     template_fields: Sequence[str] = ()
@@ -1564,7 +1557,7 @@ class BashOperator(BaseOperator):
     """
 
     template_fields = ("bash_command", "env", "cwd")
-    env = cwd = output_processor = _setting(None, _anything)
+    env = cwd = output_processor = _as_given
     append_env: bool = _setting(False, _is_bool)
     skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
@@ -1660,10 +1653,10 @@ class BaseSensorOperator(BaseOperator):
     (poke again) or `never_fail` (skip).
     """
 
-    poke_interval = _setting(_datetime.timedelta(seconds=60), _duration(required=True))
-    timeout = _setting(_datetime.timedelta(days=7), _duration(required=True))
+    poke_interval = _setting(60 * _SECOND, _duration)
+    timeout = _setting(_datetime.timedelta(days=7), _duration)
     mode: str = _setting("poke", _one_of(["poke", "reschedule"]))
-    max_wait = _setting(None, _duration())
+    max_wait = _optional(None, _duration)
     soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _is_bool)
 
     def poke(self, context: Context) -> Any:
@@ -2269,30 +2262,30 @@ def _date(what: str, value: Any) -> _datetime.datetime | None:
 
 
 _DAG_SETTINGS: dict[str, _Setting] = {
-    "description": _Setting(None, _of_type(str, _NONE)),
+    "description": _optional(None, _of_type(str)),
     "default_args": _Setting({}, _string_keyed),
     "params": _Setting({}, _params),
-    "max_active_tasks": _Setting(16, _of_type(int, _NONE, least=1, none=16)),
-    "max_active_runs": _Setting(16, _of_type(int, _NONE, least=1, none=16)),
-    "dagrun_timeout": _Setting(None, _duration(zero=False)),
+    "max_active_tasks": _optional(16, _of_type(int, least=1)),
+    "max_active_runs": _optional(16, _of_type(int, least=1)),
+    "dagrun_timeout": _optional(None, _timeout),
     "fail_fast": _Setting(False, _is_bool),
-    "doc_md": _Setting(None, _of_type(str, _NONE)),
+    "doc_md": _optional(None, _of_type(str)),
     "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
-    "dag_display_name": _Setting(None, _of_type(str, _NONE)),
+    "dag_display_name": _optional(None, _of_type(str)),
     "on_success_callback": _callback,
     "on_failure_callback": _callback,
     "schedule": _Setting(None, _schedule),
     "start_date": _Setting(None, _date),
     "end_date": _Setting(None, _date),
     "catchup": _Setting(False, _is_bool),
-    "max_consecutive_failed_dag_runs": _Setting(0, _of_type(int, _NONE, least=0, none=0)),
+    "max_consecutive_failed_dag_runs": _optional(0, _of_type(int, least=0)),
     "render_template_as_native_obj": _Setting(False, _is_bool),
     **dict.fromkeys(
         """is_paused_upon_creation template_searchpath
         template_undefined user_defined_macros user_defined_filters jinja_environment_kwargs
         owner_links access_control auto_register deadline allowed_run_types
         disable_bundle_versioning rerun_with_latest_version sla_miss_callback""".split(),
-        _ignored,
+        _as_given,
     ),
 }
 
@@ -7330,8 +7323,8 @@ class WorkerPool:
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        checked = _of_type(int, _NONE, least=1)("max_workers", max_workers)
-        self.max_workers: int = min(checked or _cpus(), 1000)
+        checked = _optional(_cpus(), _of_type(int, least=1)).check("max_workers", max_workers)
+        self.max_workers: int = min(checked, 1000)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
         self._initializer = (initializer, tuple(initargs))

@@ -9453,7 +9453,7 @@ class ReadmeTest(Case):
             n
             for table in (liteflow.BaseOperator._known_settings, liteflow._DAG_SETTINGS)
             for n, setting in table.items()
-            if setting is liteflow._ignored
+            if setting is liteflow._as_given
         }
         kept = {"schedule", "start_date", "end_date", "catchup"}
         self.assertEqual(set(names["accepted and ignored"]) - kept, ignored - kept)
