@@ -739,8 +739,8 @@ class TaskGroup(_Dependency):
         return [
             t
             for t in self.children
-            if not (t._is_setup or t._is_teardown)
-            and all(inside[d]._is_teardown for d in t._downstream if d in inside)
+            if not (t.is_setup or t.is_teardown)
+            and all(inside[d].is_teardown for d in t._downstream if d in inside)
         ]
 
     def __repr__(self) -> str:
@@ -821,9 +821,9 @@ class _Scope(NamedTuple):
     def around(self) -> tuple[list[BaseOperator], list[BaseOperator]]:
         """The setups that the block is inside of, and the teardowns that come after it."""
         task = self.task
-        setups = [task] if task._is_setup else [t for t in task.upstream_list if t._is_setup]
-        below = [task] if task._is_teardown else task.downstream_list
-        return setups, [t for t in below if t._is_teardown]
+        setups = [task] if task.is_setup else [t for t in task.upstream_list if t.is_setup]
+        below = [task] if task.is_teardown else task.downstream_list
+        return setups, [t for t in below if t.is_teardown]
 
 
 class _OneTask(_Dependency):
@@ -833,19 +833,19 @@ class _OneTask(_Dependency):
 
     def as_setup(self) -> Self:
         """Make the task a setup: what comes after it needs it to succeed."""
-        self._ends()[0]._is_setup = True
+        self._ends()[0].is_setup = True
         return self
 
     def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
         """Make the task a teardown: it runs once its setups have succeeded, whatever the work
         between did; `setups` are set before it."""
         [task] = self._ends()
-        if "trigger_rule" in task.__dict__ and not task._is_teardown:
+        if "trigger_rule" in task.__dict__ and not task.is_teardown:
             raise ValueError(
                 f"task {task.task_id!r} is a teardown, which has a trigger rule of its own: leave "
                 "trigger_rule out"
             )
-        task._is_teardown = True
+        task.is_teardown = True
         task.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
         if on_failure_fail_dagrun is not None:
             task.on_failure_fail_dagrun = on_failure_fail_dagrun
@@ -866,7 +866,7 @@ class _OneTask(_Dependency):
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
         setups, teardowns = scope.around()
-        work = [t for t in scope.made if not (t._is_setup or t._is_teardown)]
+        work = [t for t in scope.made if not (t.is_setup or t.is_teardown)]
         first = [t for t in work if not t._upstream] or work[:1]
         last = [t for t in work if not t._downstream] or work[-1:]
         _join(setups, first)
@@ -939,8 +939,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _needs_worker = True
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     _mapped_group: TaskGroup | None = None
-    _is_setup = False
-    _is_teardown = False
+    is_setup = False
+    is_teardown = False
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
     on_failure_fail_dagrun = False
@@ -1000,16 +1000,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
         check(fixed, "partial")
         return _Partial(f"task {task_id!r}", check, make, fixed)
-
-    @property
-    def is_setup(self) -> bool:
-        """Whether this task is a setup."""
-        return self._is_setup
-
-    @property
-    def is_teardown(self) -> bool:
-        """Whether this task is a teardown."""
-        return self._is_teardown
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
@@ -2455,7 +2445,7 @@ class Dag:
         """The tasks in an order in which each comes after those it waits for, if all is right."""
         order = self.topological_sort()
         for task in self.task_dict.values():
-            if task._is_setup:
+            if task.is_setup:
                 for below in task.downstream_list:
                     allowed = (TriggerRule.ALL_SUCCESS, TriggerRule.ALL_DONE_SETUP_SUCCESS)
                     if below.trigger_rule not in allowed:
@@ -3061,7 +3051,7 @@ class _Node:
         self.expansion: _Expansion | None = None
         self.expanded = True  # it has the instances that it will have
         self.counts = _NO_COUNTS
-        self.tally = _Counts(0) if task._is_setup else _NO_COUNTS  # of its own instances
+        self.tally = _Counts(0) if task.is_setup else _NO_COUNTS  # of its own instances
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
@@ -3109,7 +3099,7 @@ class _Node:
             instance.counts if instance is not None and instance.counts is not None else _NO_COUNTS
         )
         done = not (c.pending or own.pending)
-        if self.task._is_teardown:
+        if self.task.is_teardown:
             return self._by_own_setups(instance) if done else None
         return _by_rule(
             self.task.trigger_rule,
@@ -3132,7 +3122,7 @@ class _Node:
 
     def _by_own_setups(self, instance: _Instance | None) -> TaskInstanceState:
         """all_done_setup_success, once all is done: by how a teardown's setups ended."""
-        setups = [self._ends_of(up, instance)[0] for up in self.upstream if up.task._is_setup]
+        setups = [self._ends_of(up, instance)[0] for up in self.upstream if up.task.is_setup]
         if not setups or any(ends.success for ends in setups):
             return _S.RUNNING
         failed = any(ends.failed or ends.upstream_failed for ends in setups)
@@ -3272,8 +3262,8 @@ def _weigh(order: Sequence[_Node]) -> None:
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     """Of each node the setups above it in whose scope it stands (not right above it: those are
     upstream), and the branches and short circuits that may leave it out."""
-    marked = [n for n in order if n.task._is_setup or n.task._flow == "short_circuit"]
-    teardowns = {node: 1 << i for i, node in enumerate(n for n in order if n.task._is_teardown)}
+    marked = [n for n in order if n.task.is_setup or n.task._flow == "short_circuit"]
+    teardowns = {node: 1 << i for i, node in enumerate(n for n in order if n.task.is_teardown)}
     for gate in (n for n in order if n.task._flow is not None):
         near_only = gate.task._flow == "branch" or not _skips_far(gate)
         for node in gate.downstream if near_only else ():
@@ -3291,14 +3281,14 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
             below[node] |= below[down] | teardowns.get(down, 0)
     ends = {n: sum(teardowns.get(d, 0) for d in n.downstream) for n in marked}
     for node in order:
-        bits = 0 if node.task._is_teardown else above[node]
+        bits = 0 if node.task.is_teardown else above[node]
         while bits:
             mark = marked[(bits & -bits).bit_length() - 1]
             bits &= bits - 1
             if mark.task._flow == "short_circuit" and _skips_far(mark):
                 _note_gate(mark, node)
             inside = not ends[mark] or ends[mark] & below[node]
-            if mark.task._is_setup and inside and mark not in node.upstream:
+            if mark.task.is_setup and inside and mark not in node.upstream:
                 node.setups = (*node.setups, mark)
                 mark.sheltered = (*mark.sheltered, node)
 
@@ -3306,7 +3296,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
 def _note_gate(gate: _Node, node: _Node) -> None:
     # A mapped one leaves out nothing outside of its group.
     apart = gate.task._mapping is not None and not node.is_in_step_with(gate)
-    if not apart and (not node.task._is_teardown or gate.task._flow == "branch"):
+    if not apart and (not node.task.is_teardown or gate.task._flow == "branch"):
         node.gates = (*node.gates, gate)
         gate.guarded = (*gate.guarded, node)
 
@@ -3624,7 +3614,7 @@ class _Plan:
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
         instance.move(instance.before)
-        if self.timed_out or (self.gave_up and not instance.node.task._is_teardown):
+        if self.timed_out or (self.gave_up and not instance.node.task.is_teardown):
             self._decide(instance, _S.SKIPPED)
         elif self._winding is None or instance in self._winding:
             self._enqueue(instance)
@@ -3812,7 +3802,7 @@ class _Plan:
         """What a false short_circuit leaves to be skipped: all below it, but teardowns."""
         node = instance.node
         found = self._below(node) if _skips_far(node) else set(node.downstream)
-        return [n for n in self.nodes if n in found and not n.task._is_teardown]
+        return [n for n in self.nodes if n in found and not n.task.is_teardown]
 
     def _below(self, node: _Node) -> set[_Node]:
         """All that comes after a task, near and far."""
@@ -3847,7 +3837,7 @@ class _Plan:
         left alone."""
         self.gave_up = True
         for instance in list(self.instances()):
-            if instance.node.task._is_teardown and not self.timed_out:
+            if instance.node.task.is_teardown and not self.timed_out:
                 continue
             if instance.state in (_S.QUEUED, _S.RUNNING):
                 instance.max_tries = 0  # no retry when it has been ended
@@ -3878,7 +3868,7 @@ class _Plan:
     @staticmethod
     def _has_to_tear_down(instance: _Instance) -> bool:
         node = instance.node
-        setups = [up for up in node.upstream if up.task._is_setup] if node.task._is_teardown else []
+        setups = [up for up in node.upstream if up.task.is_setup] if node.task.is_teardown else []
         return any(node._ends_of(setup, instance)[0].success for setup in setups)
 
     def _wind_down(self) -> None:
@@ -3919,7 +3909,7 @@ def _is_leaf(node: _Node) -> bool:
 
 
 def _counts_for_run(task: BaseOperator) -> bool:
-    return not task._is_teardown or task.on_failure_fail_dagrun
+    return not task.is_teardown or task.on_failure_fail_dagrun
 
 
 def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:
@@ -4106,7 +4096,7 @@ class _Resumption:
             if row is not None and row.was_left_out() and not self._is_pulled(task, index, row):
                 self.left_out.add((task_id, index))
                 own = (task_id, index) in self._running
-            elif not own and not task._is_teardown:
+            elif not own and not task.is_teardown:
                 own = True
             # A teardown that is only taken along pulls nothing else.
             if own and not (row is not None and row.cleared == _CLEARED_ALONE):
@@ -4140,14 +4130,14 @@ class _Resumption:
     def _take_scopes_along(self) -> None:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
         it has begun since, and its teardowns in any case (they hang on the work)."""
-        setups = [t.task_id for t in reversed(self._dag.topological_sort()) if t._is_setup]
+        setups = [t.task_id for t in reversed(self._dag.topological_sort()) if t.is_setup]
         nodes = {n.task.task_id: n for n in _make_nodes(self._dag)} if setups else {}
         for node in map(nodes.__getitem__, setups):  # inner ones first: they are work of outer ones
-            teardowns = [d.task for d in node.downstream if d.task._is_teardown]
-            work = [d.task for d in (*node.downstream, *node.sheltered) if not d.task._is_teardown]
+            teardowns = [d.task for d in node.downstream if d.task.is_teardown]
+            work = [d.task for d in (*node.downstream, *node.sheltered) if not d.task.is_teardown]
             above = {up for t in teardowns for up in t._upstream}
-            inner = {d for t in work if t._is_setup for d in t._downstream if d in above}
-            work += [t for d in inner if (t := self._dag.task_dict[d])._is_teardown]
+            inner = {d for t in work if t.is_setup for d in t._downstream if d in above}
+            work += [t for d in inner if (t := self._dag.task_dict[d]).is_teardown]
             for index in self._indexes[node.task.task_id]:
                 row = self.instances[node.task.task_id, index]
                 if not any(self._runs_beside(node.task, index, t) for t in work):
@@ -5016,7 +5006,7 @@ def _task_facts(task: BaseOperator, takes: Collection[str]) -> tuple[Any, ...]:
         json.dumps(list(task._upstream)) if task._upstream else "[]",
         json.dumps(sorted(takes)) if takes else None,
         task.task_group.group_id if task.task_group is not None else None,
-        "setup" if task._is_setup else "teardown" if task._is_teardown else None,
+        "setup" if task.is_setup else "teardown" if task.is_teardown else None,
     )
 
 
