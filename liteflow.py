@@ -93,6 +93,7 @@ from typing import (
     Protocol,
     Self,
     TypeVar,
+    get_type_hints,
     overload,
 )
 
@@ -653,9 +654,9 @@ def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None
 
 
 class EdgeModifier(_Dependency):
-    """What `Label("text")` makes: `a >> Label("text") >> b` is `a >> b`."""
+    """`a >> Label("text") >> b` is `a >> b`: a text on an edge, for people."""
 
-    def __init__(self, label: str | None = None) -> None:
+    def __init__(self, label: str) -> None:
         self.label = label
         self._before: list[BaseOperator] = []
         self._after: list[BaseOperator] = []
@@ -667,9 +668,7 @@ class EdgeModifier(_Dependency):
         return self._before
 
 
-def Label(label: str) -> EdgeModifier:
-    """A text on an edge, for people: it changes nothing in the order."""
-    return EdgeModifier(label)
+Label = EdgeModifier
 
 
 class TaskGroup(_Dependency):
@@ -1231,12 +1230,10 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
-        import typing
-
         # Of the return annotation alone: another may name what only a type checker imports.
         only = type("only", (), {"__annotations__": {"return": annotation}})
         try:
-            annotation = typing.get_type_hints(only, function.__globals__).get("return")
+            annotation = get_type_hints(only, function.__globals__).get("return")
         except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
             return False
     kind = getattr(annotation, "__origin__", annotation)
