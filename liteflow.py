@@ -1569,12 +1569,11 @@ class BashOperator(BaseOperator):
 
 
 def _run_bash(task: Any, command: str, context: Context) -> Any:
-    import subprocess
     import tempfile
+    from subprocess import PIPE, STDOUT, Popen
 
-    environ = (
-        {**os.environ, **(task.env or {})} if task.append_env or task.env is None else task.env
-    )
+    outer = os.environ if task.append_env or task.env is None else {}
+    environ = {**outer, **(task.env or {}), **_airflow_environ(context)}
     with contextlib.ExitStack() as stack:
         folder = task.cwd
         if folder is None:
@@ -1582,13 +1581,7 @@ def _run_bash(task: Any, command: str, context: Context) -> Any:
         elif not os.path.isdir(folder):
             raise AirflowException(f"cwd {folder!r} is no directory")
         process = stack.enter_context(
-            subprocess.Popen(
-                ["bash", "-c", command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env={**environ, **_airflow_environ(context)},
-            )
+            Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
         )
         stack.callback(process.kill)  # before the wait for it, where the task is told to end
         assert process.stdout is not None
@@ -1606,7 +1599,7 @@ def _run_bash(task: Any, command: str, context: Context) -> Any:
 
 
 def _airflow_environ(context: Context) -> dict[str, str]:
-    ti, run = context["ti"], context["dag_run"]
+    ti, when = context["ti"], context["dag_run"].logical_date
     return {
         "AIRFLOW_CTX_DAG_ID": ti.dag_id,
         "AIRFLOW_CTX_TASK_ID": ti.task_id,
@@ -1614,21 +1607,18 @@ def _airflow_environ(context: Context) -> dict[str, str]:
         "AIRFLOW_CTX_TRY_NUMBER": str(ti.try_number),
         "AIRFLOW_CTX_LOGICAL_DATE": context.get("ts", ""),
         "AIRFLOW_CTX_DAG_OWNER": context["task"].owner,
-        "AIRFLOW_CTX_DAG_RUN_LOGICAL_DATE": run.logical_date.isoformat()
-        if run.logical_date
-        else "",
+        "AIRFLOW_CTX_DAG_RUN_LOGICAL_DATE": when.isoformat() if when else "",
     }
 
 
-class PokeReturnValue:
+class PokeReturnValue(NamedTuple):
     """What a sensor may return: whether it is done, and the value to store."""
 
-    def __init__(self, is_done: bool | str, xcom_value: Any = None) -> None:
-        self.is_done = bool(is_done)
-        self.xcom_value = xcom_value
+    is_done: bool | str
+    xcom_value: Any = None
 
     def __bool__(self) -> bool:
-        return self.is_done
+        return bool(self.is_done)
 
 
 class BaseSensorOperator(BaseOperator):
@@ -1652,52 +1642,42 @@ class BaseSensorOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until it is true."""
-        return _poke_until_true(self, lambda: self.poke(context))
+        return self._follow(lambda: self.poke(context), _running_job())
 
-    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
-        return _poke_until_true(self, call)
+    def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
+        """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
+        timeout, number = self.timeout.total_seconds(), job.job.pokes
+        while True:
+            number += 1
+            found = self._found(call)
+            if found:
+                return found.xcom_value if isinstance(found, PokeReturnValue) else None
+            if time.monotonic() - job.waiting_since > timeout:
+                kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
+                raise kind(f"the sensor waited for more than {timeout:g} s")
+            wait = self.poke_interval.total_seconds()
+            if self.exponential_backoff:
+                wait = min(wait * 2.0 ** min(number - 1, 60), timeout)
+            if self.max_wait is not None:
+                wait = min(wait, self.max_wait.total_seconds())
+            if self.mode == "reschedule":
+                raise _Reschedule(wait)
+            time.sleep(wait)
 
-
-def _poke_until_true(task: Any, poke: Callable[[], Any]) -> Any:
-    """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
-    job = _running_job()
-    timeout, number = task.timeout.total_seconds(), job.job.pokes
-    while True:
-        number += 1
+    def _found(self: Any, call: Callable[[], Any]) -> Any:
+        """What a poke finds; its exceptions, as the settings say."""
         try:
-            found = poke()
+            return call()
         except AirflowSkipException:
             raise
-        except (AirflowFailException, AirflowSensorTimeout) as error:
-            if task.soft_fail or task.never_fail:
-                raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
-            raise
         except Exception as error:  # a user's poke may raise anything
-            if task.never_fail:
+            final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
+            if self.never_fail or (final and self.soft_fail):
                 raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
-            if not task.silent_fail:
+            if final or not self.silent_fail:
                 raise
-            task.log.exception("the poke failed")
-            found = False
-        if found:
-            return found.xcom_value if isinstance(found, PokeReturnValue) else None
-        if time.monotonic() - job.waiting_since > timeout:
-            if task.soft_fail:
-                raise AirflowSkipException(f"the sensor waited for more than {timeout:g} s")
-            raise AirflowSensorTimeout(f"the sensor waited for more than {timeout:g} s")
-        wait = _poke_wait(task, number)
-        if task.mode == "reschedule":
-            raise _Reschedule(wait)
-        time.sleep(wait)
-
-
-def _poke_wait(task: Any, number: int) -> float:
-    wait: float = task.poke_interval.total_seconds()
-    if task.exponential_backoff:
-        wait = min(wait * 2.0 ** min(number - 1, 60), task.timeout.total_seconds())
-    if task.max_wait is not None:
-        wait = min(wait, task.max_wait.total_seconds())
-    return wait
+            self.log.exception("the poke failed")
+            return False
 
 
 class EmptyOperator(BaseOperator):
@@ -1739,17 +1719,13 @@ class PythonOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
-        return _call_python(self, context)
+        import inspect
 
-
-def _call_python(task: Any, context: Context) -> Any:
-    import inspect
-
-    given = {**context, "templates_dict": getattr(task, "templates_dict", None)}
-    signature = inspect.signature(task.python_callable)
-    args = tuple(task.op_args or ())
-    kwargs = _with_context(signature, args, dict(task.op_kwargs or {}), given)
-    return _finished(task.python_callable(*args, **kwargs))
+        given = {**context, "templates_dict": self.templates_dict}
+        signature = inspect.signature(self.python_callable)
+        args = tuple(self.op_args or ())
+        kwargs = _with_context(signature, args, dict(self.op_kwargs or {}), given)
+        return _finished(self.python_callable(*args, **kwargs))
 
 
 class BranchPythonOperator(PythonOperator):
@@ -1780,27 +1756,12 @@ class BaseBranchOperator(BaseOperator):
         return self.choose_branch(context)
 
 
-class PythonSensor(BaseSensorOperator):
+class PythonSensor(BaseSensorOperator, PythonOperator):
     """A sensor whose poke is a call of `python_callable(*op_args, **op_kwargs)`."""
-
-    template_fields = ("op_args", "op_kwargs")
-
-    def __init__(
-        self,
-        *,
-        python_callable: Callable[..., Any],
-        op_args: Any = (),
-        op_kwargs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.python_callable = python_callable
-        self.op_args = op_args
-        self.op_kwargs = op_kwargs if op_kwargs is not None else {}
 
     def poke(self, context: Context) -> Any:
         """Call the callable."""
-        return _call_python(self, context)
+        return PythonOperator.execute(self, context)
 
 
 def _refuse_templates(task: BaseOperator) -> None:
@@ -1851,16 +1812,14 @@ class _MappedOperator(BaseOperator):
     ) -> None:
         self._known_settings = kind._known_settings  # type: ignore[misc]
         known = {*_PLACE, *kind._known_settings}
-        settings = {name: value for name, value in fixed.items() if name in known}
-        super().__init__(task_id=task_id, **settings)
+        super().__init__(task_id=task_id, **{n: v for n, v in fixed.items() if n in known})
         for name in kind._known_settings.keys() - BaseOperator._known_settings.keys():
             self.__dict__.setdefault(name, kind._known_settings[name].default)
         self._kind = kind
         self._flow = kind._flow
         self._fixed = fixed
         defaults = _surroundings(fixed)[2]
-        takes = _keywords_of(kind)
-        self._defaults = {name: value for name, value in defaults.items() if name in takes}
+        self._defaults = {n: v for n, v in defaults.items() if n in _keywords_of(kind)}
         self._map_over(expand)
         self._join(fixed)
 
