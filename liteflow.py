@@ -175,6 +175,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+_StrPath = str | os.PathLike[str]
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
 
@@ -703,7 +704,7 @@ class TaskGroup(_Dependency):
         self.default_args = _string_keyed(f"group {group_id!r}: default_args", default_args)
         self.label = group_id
         self.group_id = parent.child_id(group_id) if parent is not None else group_id
-        if dag._has_node(self.group_id):
+        if self.group_id in dag:
             if not add_suffix_on_collision:
                 raise DuplicateTaskIdFound(
                     f"DAG {dag.dag_id!r} already has a task or group {self.group_id!r}"
@@ -2201,9 +2202,8 @@ def _schedule(what: str, value: Any) -> Any:
     return value
 
 
-def _date(what: str, value: Any) -> _datetime.datetime | None:
-    if value is not None and not isinstance(value, _datetime.datetime):
-        raise TypeError(f"{what} must be a datetime, found {_shown(value)}")
+def _date(what: str, value: Any) -> Any:
+    value = _of_type(_datetime.datetime, type(None))(what, value)
     return value.replace(tzinfo=_datetime.UTC) if value and value.tzinfo is None else value
 
 
@@ -2266,9 +2266,7 @@ class Dag:
     doc_md: str | None
     tags: set[str]
 
-    def __init__(
-        self, dag_id: str, *, db_path: str | os.PathLike[str] | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
         self.db_path = db_path
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
@@ -2337,10 +2335,9 @@ class Dag:
 
     def get_task(self, task_id: str) -> BaseOperator:
         """The task of this id. Raises TaskNotFound."""
-        try:
-            return self.task_dict[task_id]
-        except KeyError:
-            raise TaskNotFound(self._no_task(task_id)) from None
+        if task_id not in self.task_dict:
+            raise TaskNotFound(self._no_task(task_id))
+        return self.task_dict[task_id]
 
     def __getitem__(self, node_id: str) -> BaseOperator | TaskGroup:
         """The task or group of this id. Raises NodeNotFound, a KeyError."""
@@ -2350,9 +2347,6 @@ class Dag:
         return found
 
     def __contains__(self, node_id: str) -> bool:
-        return self._has_node(node_id)
-
-    def _has_node(self, node_id: str) -> bool:
         return node_id in self.task_dict or node_id in self.task_group_dict
 
     def _add_group(self, group: TaskGroup) -> None:
@@ -2363,7 +2357,7 @@ class Dag:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
 
     def _add(self, task: BaseOperator) -> None:
-        if self._has_node(task.task_id):
+        if task.task_id in self:
             raise DuplicateTaskIdFound(
                 f"DAG {self.dag_id!r} already has a task {task.task_id!r}: give this one another "
                 "task_id"
@@ -2387,29 +2381,27 @@ class Dag:
 
     def _free_task_id(self, task_id: str) -> str:
         """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
-        if not self._has_node(task_id):
+        if task_id not in self:
             return task_id
         core = _SUFFIX.sub("", task_id)
         return f"{core}__{self._suffixes.get(core, 0) + 1}"
 
-    def validate(self) -> None:
-        """Raises AirflowDagCycleException for a circle, ValueError for a task right below a setup
-        with another trigger rule than all_success."""
-        self._validated()
+    def validate(self) -> list[BaseOperator]:
+        """The tasks in an order in which each comes after those it waits for, if all is right.
 
-    def _validated(self) -> list[BaseOperator]:
-        """The tasks in an order in which each comes after those it waits for, if all is right."""
+        Raises AirflowDagCycleException for a circle, ValueError for a task right below a setup
+        with another trigger rule than all_success.
+        """
         order = self.topological_sort()
-        for task in self.task_dict.values():
-            if task.is_setup:
-                for below in task.downstream_list:
-                    allowed = (TriggerRule.ALL_SUCCESS, TriggerRule.ALL_DONE_SETUP_SUCCESS)
-                    if below.trigger_rule not in allowed:
-                        raise ValueError(
-                            f"task {below.task_id!r} stands right below the setup "
-                            f"{task.task_id!r}, so its trigger_rule must be 'all_success', found "
-                            f"{below.trigger_rule.value!r}"
-                        )
+        allowed = (TriggerRule.ALL_SUCCESS, TriggerRule.ALL_DONE_SETUP_SUCCESS)
+        for setup in (task for task in order if task.is_setup):
+            for below in setup.downstream_list:
+                if below.trigger_rule not in allowed:
+                    raise ValueError(
+                        f"task {below.task_id!r} stands right below the setup {setup.task_id!r}, "
+                        "so its trigger_rule must be 'all_success', found "
+                        f"{below.trigger_rule.value!r}"
+                    )
         return order
 
     def check_cycle(self) -> None:
@@ -2435,7 +2427,7 @@ class Dag:
     def run(
         self,
         *,
-        db_path: str | os.PathLike[str] | None = None,
+        db_path: _StrPath | None = None,
         run_id: str | None = None,
         logical_date: _datetime.datetime | None = None,
         conf: Mapping[str, Any] | None = None,
@@ -2478,7 +2470,7 @@ class Dag:
         use_executor: bool = False,
         mark_success_pattern: str | None = None,
         *,
-        db_path: str | os.PathLike[str] | None = None,
+        db_path: _StrPath | None = None,
     ) -> DagRun:
         """Run in this process, one task after another, so that a debugger's breakpoints work.
 
@@ -2507,21 +2499,17 @@ class Dag:
         return _draw_dag(self, direction)
 
     def runs(
-        self,
-        db_path: str | os.PathLike[str] | None = None,
-        *,
-        state: str | None = None,
-        limit: int | None = None,
+        self, db_path: _StrPath | None = None, *, state: str | None = None, limit: int | None = None
     ) -> list[DagRun]:
         """The recorded runs of this DAG, newest first. Raises DatabaseError."""
         return _read_runs(_database_path(db_path, self), self.dag_id, state=state, limit=limit)
 
-    def get_run(self, run_id: str, db_path: str | os.PathLike[str] | None = None) -> DagRun:
+    def get_run(self, run_id: str, db_path: _StrPath | None = None) -> DagRun:
         """The recorded run of this id. Raises RunNotFound, DatabaseError."""
         return _read_run(_database_path(db_path, self), self.dag_id, run_id)
 
     @staticmethod
-    def load(dag_id: str, db_path: str | os.PathLike[str] | None = None) -> Dag:
+    def load(dag_id: str, db_path: _StrPath | None = None) -> Dag:
         """A DAG by its record: metadata and history (`runs`, `get_run`) without its tasks.
 
         The database never holds task code or the graph, so `run()` and everything about tasks
@@ -2584,7 +2572,7 @@ def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
 def dag(
     dag_id: str = ..., /, **settings: Any
 ) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
-def dag(*functions: Any, **settings: Any) -> Any:
+def dag(function: Any = None, /, **settings: Any) -> Any:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
     Use it bare, as `@dag("id")` or `@dag(dag_id=..., **settings)` with the arguments of `DAG`.
@@ -2592,29 +2580,22 @@ def dag(*functions: Any, **settings: Any) -> Any:
     arguments become params: inside it each is a placeholder that can be handed to tasks, at run
     time `conf[name]`, else the value of the call.
     """
-    if len(functions) > 1:
-        raise TypeError(f"@dag takes one id or function, found {len(functions)} arguments")
-    if functions and callable(functions[0]):
-        return _dag_function(functions[0], settings)
-    if functions:
-        settings["dag_id"] = functions[0]
-    return lambda function: _dag_function(function, settings)
-
-
-def _dag_function(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Dag]:
+    if not callable(function):
+        named = {} if function is None else {"dag_id": function}
+        return functools.partial(dag, **named, **settings)
     import inspect
 
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:
+        """Make the DAG."""
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         for name, value in bound.arguments.items():
-            made.params[name] = value if isinstance(value, Param) else Param(value)
-            value = value.default if isinstance(value, Param) else value
-            bound.arguments[name] = _DagParam(name, value)
+            param = made.params[name] = value if isinstance(value, Param) else Param(value)
+            bound.arguments[name] = _DagParam(name, param.default)
         with made:
             function(*bound.args, **bound.kwargs)
         return made
@@ -2625,29 +2606,24 @@ def _dag_function(function: Callable[..., Any], settings: dict[str, Any]) -> Cal
 def chain(*tasks: Any) -> None:
     """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
     for before, after in itertools.pairwise(tasks):
+        pairs = [(before, after)]
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
                 raise ValueError(
                     f"chain() takes neighbouring lists of one length, found {len(before)} and "
                     f"{len(after)}"
                 )
-            for one, other in zip(_operands(before), _operands(after), strict=True):
-                one.set_downstream(other)
-        else:
-            for one in _operands(before):
-                one.set_downstream(after)
+            pairs = [*zip(before, after, strict=True)]
+        for one, other in pairs:
+            cross_downstream(_operands(one), other)
 
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    if (
-        len([element for element in elements if not isinstance(element, (list, tuple)) or element])
-        < 2
-    ):
+    if sum(not isinstance(each, (list, tuple)) or bool(each) for each in elements) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
-        for one in _operands(before):
-            one.set_downstream(after)
+        cross_downstream(_operands(before), after)
 
 
 def cross_downstream(from_tasks: Any, to_tasks: Any) -> None:
@@ -4361,7 +4337,7 @@ def _now() -> str:
     return _iso_of(time.time())
 
 
-def _database_path(db_path: str | os.PathLike[str] | None, dag: Dag | None) -> Path:
+def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
     asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
     given = next((path for path in asked if path is not None), "liteflow.db")
@@ -8400,7 +8376,7 @@ class _LookAgain(Exception):
 class _Asked(NamedTuple):
     """What a run is asked for: see `Dag.run`."""
 
-    db_path: str | os.PathLike[str] | None = None
+    db_path: _StrPath | None = None
     run_id: str | None = None
     logical_date: _datetime.datetime | None = None
     conf: Mapping[str, Any] | None = None
@@ -8425,7 +8401,7 @@ class _Start:
         _fill_standard_descriptors()
         self.asked = asked = _Asked(**options)
         _check_request(asked)
-        self._order = dag._validated()
+        self._order = dag.validate()
         self.dag = dag
         self.path = _database_path(asked.db_path, dag)
         named = _string_keyed("conf", asked.conf)
@@ -10695,7 +10671,7 @@ def _own_command() -> str:
     return f"python3 {_quoted(_short_path(here))}"
 
 
-def _short_path(path: str | os.PathLike[str]) -> str:
+def _short_path(path: _StrPath) -> str:
     """A path as one types it: relative, if that is shorter; whole, where it is read elsewhere."""
     whole = os.path.abspath(path)
     if not _may_redraw(sys.stderr):
