@@ -1556,23 +1556,19 @@ class BashOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
-        if not isinstance(self.bash_command, str):
-            raise TypeError(f"bash_command must be a str, found {_shown(self.bash_command)}")
         return _run_bash(self, self.bash_command, context)
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
-        command = call()
-        if not isinstance(command, str) or not command.strip():
-            raise TypeError(
-                f"the function of @task.bash must return a command, found {_shown(command)}"
-            )
-        return _run_bash(self, command, job.context)
+        return _run_bash(self, call(), job.context)
 
 
-def _run_bash(task: Any, command: str, context: Context) -> Any:
+def _run_bash(task: Any, command: Any, context: Context) -> Any:
     import tempfile
     from subprocess import PIPE, STDOUT, Popen
 
+    # As in Airflow, only what a function returns may not be blank.
+    if not isinstance(command, str) or (task._function() and not command.strip()):
+        raise TypeError(f"task {task.task_id!r}: bash needs a command, found {_shown(command)}")
     outer = os.environ if task.append_env or task.env is None else {}
     environ = {**outer, **(task.env or {}), **_airflow_environ(context)}
     with contextlib.ExitStack() as stack:
@@ -1847,13 +1843,15 @@ class _Decorated(Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     __wrapped__: Callable[P, R]
+    _makes = ""  # "task" or "group"
+    _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
 
     def __init__(
         self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
     ) -> None:
         functools.update_wrapper(self, function)
         self._signature = signature
-        self._settings = settings
+        self._settings = {f"{self._makes}_id": function.__name__, **settings}
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
@@ -1905,17 +1903,13 @@ class _Decorated(Generic[P, R]):
 
     @property
     def _what(self) -> str:
-        raise NotImplementedError
-
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
-        raise NotImplementedError
+        return f"{self._makes} {self._settings[f'{self._makes}_id']!r}"
 
 
 class _TaskFunction(_Decorated[P, R]):
     """A function decorated with `@task`: calling it adds a task to the current DAG."""
 
+    _makes = "task"
     _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
@@ -1924,10 +1918,6 @@ class _TaskFunction(_Decorated[P, R]):
     def function(self) -> Callable[P, R]:
         """The plain function, to call directly."""
         return self.__wrapped__
-
-    @property
-    def _what(self) -> str:
-        return f"task {self._settings.get('task_id', self.__wrapped__.__name__)!r}"
 
     def _check_names(self, names: Iterable[str], verb: str) -> None:
         for name in names:
@@ -1938,7 +1928,7 @@ class _TaskFunction(_Decorated[P, R]):
     def _make(
         self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
     ) -> Any:
-        settings = {"task_id": self.__wrapped__.__name__, **self._settings}
+        settings = self._settings.copy()
         dag, group, defaults = _surroundings(settings)
         kwargs = {**self._named_in(defaults), **kwargs}
         if expand is None:
@@ -2010,16 +2000,14 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
 class _GroupFunction(_Decorated[P, R]):
     """A function decorated with `@task_group`: calling it makes a group of its tasks."""
 
-    @property
-    def _what(self) -> str:
-        return f"group {self._settings.get('group_id', self.__wrapped__.__name__)!r}"
+    _makes = "group"
 
     def _make(
         self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
     ) -> Any:
-        settings = {"group_id": self.__wrapped__.__name__, **self._settings}
+        settings = {"add_suffix_on_collision": True, **self._settings}
         settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
-        with TaskGroup(**{"add_suffix_on_collision": True, **settings}) as group:
+        with TaskGroup(**settings) as group:
             if expand is not None:
                 if group._mapped is not None:
                     raise NotImplementedError(f"{self._what}: a mapped group inside a mapped group")
