@@ -1567,7 +1567,9 @@ def _run_bash(task: Any, command: Any, context: Context) -> Any:
     from subprocess import PIPE, STDOUT, Popen
 
     # As in Airflow, only what a function returns may not be blank.
-    if not isinstance(command, str) or (task._function() and not command.strip()):
+    if not isinstance(command, str) or (
+        isinstance(task, _FunctionOperator) and not command.strip()
+    ):
         raise TypeError(f"task {task.task_id!r}: bash needs a command, found {_shown(command)}")
     outer = os.environ if task.append_env or task.env is None else {}
     environ = {**outer, **(task.env or {}), **_airflow_environ(context)}
