@@ -6841,50 +6841,46 @@ class _SlotLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._start = 0  # of the attempt's slice in the file
+        self.start = 0  # of the attempt's slice in the file
         self._read = 0  # bytes of the slice that are stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
         self._head = 0
         self.parts = 0  # of the attempt's output that were taken
 
     def begin(self, parts: int = 0) -> None:
-        """An attempt's slice begins where the one before ended."""
+        """An attempt's slice begins at `start`; so many parts of its output were taken before."""
         self._read = self._dropped = self._head = 0
         self.parts = parts
-
-    def finish(self, end: int) -> None:
-        """The slice ended there."""
-        self._start = end
-        self.begin()
-
-    def is_untouched(self) -> bool:
-        """Whether nothing of the attempt's output was taken."""
-        return not (self._read or self._dropped or self.parts)
 
     def is_large(self) -> bool:
         """Whether the file should be cut."""
         return os.fstat(self._file).st_size > _LOG_FILE_LIMIT
 
-    def take(self, final: bool, end: int | None = None) -> list[tuple[int, str]]:
+    def take(
+        self, final: bool, end: int | None = None, output: bytes | None = None
+    ) -> list[tuple[int, str]]:
         """(part, text) of new output; whole lines, unless it is the end of the attempt, which is
-        at `end`, where the next one's begins, or at that of the file."""
+        at `end`, where the next one's begins, or at that of the file; all `output`, if known."""
+        if output is not None and not (self._read or self._dropped or self.parts):
+            self.parts = 1 if output else 0
+            return [(1, output.decode(errors="replace"))] if output else []
         size = os.fstat(self._file).st_size if end is None else end
-        if size < self._start + self._read:  # the task truncated the file
-            if size < self._start:
-                self._start = 0
-            self._read = min(self._read, size - self._start)
-        if size == self._start + self._read and not self._dropped:
+        if size < self.start + self._read:  # the task truncated the file
+            if size < self.start:
+                self.start = 0
+            self._read = min(self._read, size - self.start)
+        if size == self.start + self._read and not self._dropped:
             return []
         parts = []
         while self._head < _LOG_HEAD and (text := self._next_of_head(size, final)):
             self.parts += 1
             parts.append((self.parts, text))
-        if self._head >= _LOG_HEAD and size > self._start + self._read:
+        if self._head >= _LOG_HEAD and size > self.start + self._read:
             parts.append((_TAIL_PART, self._tail(size)))
         return parts
 
     def _next_of_head(self, size: int, final: bool) -> str:
-        at = self._start + self._read
+        at = self.start + self._read
         room = min(size - at, _LOG_HEAD - self._head)
         data = os.pread(self._file, room, at)
         if not final and len(data) == room and room < _LOG_HEAD - self._head:
@@ -6894,14 +6890,14 @@ class _SlotLog:
         return data.decode(errors="replace")
 
     def _tail(self, size: int) -> str:
-        at = max(self._start + self._read, size - _LOG_TAIL)
-        cut = at - self._start - self._read + self._dropped
+        at = max(self.start + self._read, size - _LOG_TAIL)
+        cut = at - self.start - self._read + self._dropped
         text = os.pread(self._file, size - at, at).decode(errors="replace")
-        if size - self._start > _LOG_FILE_LIMIT:
+        if size - self.start > _LOG_FILE_LIMIT:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
-            self._dropped += size - self._start - self._read
-            self._start = self._read = 0
+            self._dropped += size - self.start - self._read
+            self.start = self._read = 0
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:
@@ -6923,7 +6919,7 @@ class _Slot:
     def __init__(self, pool: WorkerPool, context: Any) -> None:
         self.state = "free"
         self.attempt: _Attempt | None = None  # what it runs, or holds
-        self.log: _SlotLog | None = None
+        self.log: Any = None  # a _SlotLog, once it serves
         self.deadline: float | None = None
         self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
@@ -7768,9 +7764,8 @@ class _SlotRunner(_Runner):
 
     def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
         if slot.attempt is not None:
-            self._take_output(slot, slot.attempt, end)
-        if slot.log is not None:
-            slot.log.finish(0 if end > _LOG_LIMIT else end)
+            self._take_output(slot, end)
+        slot.log.start = 0 if end > _LOG_LIMIT else end
         slot.attempt, slot.deadline = None, None
         slot.state = "leaving" if slot.spoilt == "" else "serving"
         slot.spoilt = slot.spoilt or spoilt
@@ -7784,8 +7779,7 @@ class _SlotRunner(_Runner):
         slot.attempt, slot.stuck = attempt, None
         attempt.pid = slot.pid
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        if slot.log is not None:
-            slot.log.begin(attempt.log_parts)
+        slot.log.begin(attempt.log_parts)
         self._begun[attempt] = time.monotonic() + _SOON
         if attempt in self._ending:
             reason, now = self._ending.pop(attempt)
@@ -7810,11 +7804,13 @@ class _SlotRunner(_Runner):
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
             outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
-        self._end_job(slot, outcome, outcome.output)
+        self._take_output(slot, outcome.log_end, outcome.output)
+        slot.log.start = outcome.log_end
+        self._events.append((attempt, outcome))
+        slot.attempt = slot.deadline = slot.reason = None
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
-            if slot.log is not None:
-                slot.log.begin(attempt.log_parts)
+            slot.log.begin(attempt.log_parts)
             if not attempt.instance.node.holds or outcome.status == "reschedule":
                 self._calling(slot, None, None, None)
         elif slot.spoilt == "":
@@ -7822,26 +7818,14 @@ class _SlotRunner(_Runner):
         if took:
             self._on_took(slot, took)
 
-    def _end_job(self, slot: _Slot, outcome: _Outcome, output: bytes | None) -> None:
-        attempt = slot.attempt
-        assert attempt is not None
-        if slot.log is not None and output is not None and slot.log.is_untouched():
-            if output:
-                attempt.log_parts = 1
-                self._last_output.append((attempt, 1, output.decode(errors="replace")))
-        elif slot.log is not None:
-            self._take_output(slot, attempt, outcome.log_end)
-        if slot.log is not None:
-            slot.log.finish(outcome.log_end)
-        self._events.append((attempt, outcome))
-        slot.attempt = slot.deadline = slot.reason = None
-
-    def _take_output(self, slot: _Slot, attempt: _Attempt, end: int | None = None) -> None:
-        """What an attempt has printed until now, which is its last."""
-        if slot.log is not None:
-            parts = slot.log.take(final=True, end=end)
-            self._last_output += [(attempt, *part) for part in parts]
-            attempt.log_parts = slot.log.parts
+    def _take_output(
+        self, slot: _Slot, end: int | None = None, output: bytes | None = None, final: bool = True
+    ) -> None:
+        """What an attempt has printed until now, which is its last if `final`."""
+        assert slot.attempt is not None
+        parts = slot.log.take(final, end, output)
+        self._last_output += [(slot.attempt, *part) for part in parts]
+        slot.attempt.log_parts = slot.log.parts
 
     # Callbacks.
 
@@ -7860,8 +7844,7 @@ class _SlotRunner(_Runner):
             self.room(1)
             return False
         slot.attempt = attempt
-        if slot.log is not None:
-            slot.log.begin(attempt.log_parts)
+        slot.log.begin(attempt.log_parts)
         self._calling(slot, *call)
         return True
 
@@ -7908,7 +7891,7 @@ class _SlotRunner(_Runner):
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
         self._let_go(slot)
         if attempt is not None:
-            self._take_output(slot, attempt)
+            self._take_output(slot)
         slot.bury()
         self._pool._give_back(slot)
         if attempt is not None and not calls:
@@ -7984,19 +7967,15 @@ class _SlotRunner(_Runner):
     # Output, and its own end.
 
     def output(self, final: bool = False) -> list[tuple[_Attempt, int, str]]:
-        fresh, self._last_output = self._last_output, []
         for slot in () if final else self._slots:
             # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
-            if slot.attempt is not None and slot.log is not None and not self._out:
-                fresh += [(slot.attempt, *part) for part in slot.log.take(final=False)]
-                slot.attempt.log_parts = slot.log.parts
+            if slot.attempt is not None and not self._out:
+                self._take_output(slot, final=False)
+        fresh, self._last_output = self._last_output, []
         return fresh
 
     def is_talkative(self) -> bool:
-        return any(
-            slot.attempt is not None and slot.log is not None and slot.log.is_large()
-            for slot in self._slots
-        )
+        return any(slot.attempt is not None and slot.log.is_large() for slot in self._slots)
 
     def wake(self) -> None:
         if not self._awake:

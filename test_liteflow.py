@@ -4015,8 +4015,8 @@ class QueueTest(QueueCase):
     def test_a_death_that_is_heard_of_while_another_is_settled_is_in_doubt_itself(self):
         runner = liteflow._SlotRunner(WorkerPool(3), False, False)
         self.addCleanup(runner.close)
-        names = "served spoilt state attempt log exitcode deadline is_idle"
-        values = (True, None, "serving", None, None, -9, None, True)
+        names = "served spoilt state attempt exitcode deadline is_idle"
+        values = (True, None, "serving", None, -9, None, True)
         slots = []
         for _ in range(3):
             slot = mock.Mock(bytes=bytearray(2), **dict(zip(names.split(), values, strict=True)))
@@ -4166,7 +4166,7 @@ class QueueTest(QueueCase):
         done = tuple(liteflow._Outcome("success", None, took=0.001))
         said = [(("took", 1), []), (("done", done, 2), [])]
         slot = mock.Mock(
-            attempt=None, log=None, spoilt="told to end", reason=None, state="serving",
+            attempt=None, log=mock.Mock(**{"take.return_value": []}), spoilt="told to end", reason=None, state="serving",
             served=True, exitcode=-9, bytes=bytearray(2), receive=lambda: iter(said),
         )  # fmt: skip
         runner._slots = [slot]
