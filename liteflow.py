@@ -6735,6 +6735,9 @@ _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the exec
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
+_Reference = tuple[str, str, bool]  # to a task: its id, its function, whether that is enough
+
+
 class _Runner:
     """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
 
@@ -6747,20 +6750,15 @@ class _Runner:
     def __init__(self) -> None:
         self.notes: list[str] = []  # what people should be told at the end
 
-    def launch(self) -> None:
-        """Begin to start what workers are started by, without waiting for it."""
+    def launch(self, check: Callable[[], None]) -> None:
+        """Begin to start what workers are started by, without waiting for it. `check`, which may
+        raise, is to be called where it waits later."""
+        self._check = check
 
-    def begin(
-        self,
-        info: dict[str, Any],
-        references: list[tuple[str, str, bool]],
-        jobs: int,
-        check: Callable[[], None],
-    ) -> set[str]:
+    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
 
-        Begins to start workers for so many jobs. Calls `check`, which may raise, while it waits.
-        Raises UnreachableTask for what can't be found.
+        Begins to start workers for so many jobs. Raises UnreachableTask for what can't be found.
         """
         return set()
 
@@ -6817,22 +6815,6 @@ class _Runner:
 
     def close(self) -> None:
         """Free all that the run used."""
-
-
-class _Context:
-    """A start method's context whose `Process` remembers the process that it made."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-        self.process: Any = None
-
-    def Process(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["name"] = f"{_WORKER_MARK}{os.urandom(4).hex()}"
-        self.process = self._context.Process(*args, **kwargs)
-        return self.process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
 
 
 class _SlotLog:
@@ -6911,9 +6893,9 @@ class _Slot:
     """One worker process, lent to one run at a time.
 
     `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
-    yet, `serving` while it takes jobs, `held` after one until there is
-    word, `calling` while callbacks run, `leaving` until it has let go of the run, `free` in the
-    pool, `dead` at the end. While it serves, `attempt` says what it runs.
+    yet, `serving` while it takes jobs, `held` after one until there is word, `calling` while
+    callbacks run, `leaving` until it has let go of the run, `free` in the pool, `dead` at the end.
+    While it serves, `attempt` says what it runs.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -6929,6 +6911,7 @@ class _Slot:
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, and left a job lying
         self.stuck: float | None = None  # since when it has been about to take a job
+        self.process: Any = None
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
         if not _PULLS:
             self._start(pool, context)
@@ -6943,31 +6926,37 @@ class _Slot:
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
         from concurrent.futures import ProcessPoolExecutor
+        from copy import copy
 
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(not self.wire._whole)
-        self.process: Any = None
         self.pidfd: int | None = None
         _live_slots.add(self)
-        remembering = _Context(context)
-        made: Any = remembering  # a context to all who use it, but not to a type checker
+
+        def remember(*args: Any, **kwargs: Any) -> Any:
+            kwargs["name"] = f"{_WORKER_MARK}{os.urandom(4).hex()}"
+            made.append(context.Process(*args, **kwargs))
+            return made[0]
+
+        made: list[Any] = []
+        remembering = copy(context)
+        remembering.Process = remember
         self._executor = ProcessPoolExecutor(
-            1, made, initializer=_serve, initargs=(theirs, *pool._initializer)
+            1, remembering, initializer=_serve, initargs=(theirs, *pool._initializer)
         )
         try:
-            with _may_have_children(), _no_fork_warning(context):
+            with _allowed_to_start(context):
                 served = self._executor.submit(os.getpid)  # it serves first, and to its end
         except BaseException:  # whatever it is: cleaned up after, and raised again
-            self.wire.close()
-            self._executor.shutdown(wait=False)
+            self.dismiss()
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
         served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
-        self.process = remembering.process
+        self.process = made[0]
         self.pid: int = self.process.pid
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
@@ -7036,10 +7025,8 @@ class _Slot:
 
     def bury(self, session: bool = True) -> None:
         """Kill what is left of the group, and free all that the slot holds."""
-        self.state = "dead"
         self.signal_group(signal.SIGKILL, session)
-        self.wire.close()
-        self._executor.shutdown(wait=False)
+        self.dismiss()
         if self._executor_thread is not None:
             self._executor_thread.join()
         # Only now is the exit code to be relied on: the executor's thread reads it as well.
@@ -7096,17 +7083,9 @@ def _others_in_session(leader: int, log: str | None) -> list[int]:
                 pid = int(name)
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 inside = int(fields[3]) == leader and int(fields[2]) != leader
-                if inside or (log is not None and _writes_to(pid, log)):
+                if inside or log in [os.path.realpath(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)]:
                     found.append(pid)
     return found
-
-
-def _writes_to(pid: int, log: str) -> bool:
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == log:
-                return True
-    return False
 
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
@@ -7141,33 +7120,26 @@ def _let_go_of_slots() -> None:
 
 
 @contextlib.contextmanager
-def _may_have_children() -> Iterator[None]:
-    """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same.
+def _allowed_to_start(context: Any) -> Iterator[None]:
+    """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same,
+    and give no DeprecationWarning where fork was the only way, or asked for.
 
     multiprocessing forbids it since they would outlive a killed parent; ours do not.
     """
     import multiprocessing
+    import warnings
 
     config = getattr(multiprocessing.current_process(), "_config", {})
     daemon = config.pop("daemon", None)
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            if context.get_start_method() == "fork":
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         if daemon is not None:
             config["daemon"] = daemon
-
-
-@contextlib.contextmanager
-def _no_fork_warning(context: Any) -> Iterator[None]:
-    """No DeprecationWarning where fork was the only way, or asked for."""
-    if context.get_start_method() != "fork":
-        yield
-        return
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
 
 
 def _start_context(asked: Any) -> Any:
@@ -7180,24 +7152,18 @@ def _start_context(asked: Any) -> Any:
     if asked is not None and not isinstance(asked, str):
         return asked
     known = multiprocessing.get_all_start_methods()
-    if asked is not None:
-        if asked not in known:
-            raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
-        return multiprocessing.get_context(asked)
-    if "forkserver" in known and _start_forkserver():
-        return multiprocessing.get_context("forkserver")
-    return multiprocessing.get_context("spawn")
+    if asked is None:
+        asked = "spawn"
+        # ChildProcessError: this process was forked from one that has a fork server.
+        with contextlib.suppress(ChildProcessError):
+            if "forkserver" in known:
+                from multiprocessing import forkserver
 
-
-def _start_forkserver() -> bool:
-    """Begin to start the fork server (it is up in 40 ms); False if this process can't have one."""
-    from multiprocessing import forkserver
-
-    try:
-        forkserver.ensure_running()
-    except ChildProcessError:  # this process was forked from one that has a fork server
-        return False
-    return True
+                forkserver.ensure_running()  # it is up in 40 ms
+                asked = "forkserver"
+    if asked not in known:
+        raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
+    return multiprocessing.get_context(asked)
 
 
 def _cpus() -> int:
@@ -7432,29 +7398,18 @@ class _SlotRunner(_Runner):
 
     # Its beginning.
 
-    def launch(self) -> None:
-        _fill_standard_descriptors()
-        self._context = self._choose_context()
-
-    def _choose_context(self) -> Any:
-        import multiprocessing
-
-        if not self._interactive or self._pool._asked is not None:
-            return _start_context(self._pool._asked)
-        if "fork" not in multiprocessing.get_all_start_methods():
+    def launch(self, check: Callable[[], None]) -> None:
+        super().launch(check)
+        asked = self._pool._asked
+        try:
+            self._context = _start_context("fork" if self._interactive and asked is None else asked)
+        except ValueError:  # it has no fork
             raise UnreachableTask(
                 "tasks defined in a notebook, at a prompt or on standard input can't be imported "
                 "by a worker process on this system: put the DAG in a file, or use dag.test()"
-            )
-        return multiprocessing.get_context("fork")
+            ) from None
 
-    def begin(
-        self,
-        info: dict[str, Any],
-        references: list[tuple[str, str, bool]],
-        jobs: int,
-        check: Callable[[], None],
-    ) -> set[str]:
+    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
         while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
             self.wait(0.5)
         self._info, self._references = info, references
@@ -7467,7 +7422,7 @@ class _SlotRunner(_Runner):
         while self._found is None:
             if not self._slots and self._lend():  # one that was warm may be gone
                 continue
-            check()
+            self._check()
             self.wait(0.5)
         missing, named = self._found
         if missing:
@@ -8060,19 +8015,13 @@ class _ExecutorRunner(_Runner):
         self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
         self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
-    def begin(
-        self,
-        info: dict[str, Any],
-        references: list[tuple[str, str, bool]],
-        jobs: int,
-        check: Callable[[], None],
-    ) -> set[str]:
+    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
         self._token = os.urandom(8).hex()  # what workers know by another is another run's
         self._info = marshal.dumps({**info, "db_path": None})
         asked = self._submit("find", references)
         asked.add_done_callback(lambda future: self.wake())
         while not asked.done():
-            check()
+            self._check()
             self.wait(0.5)
         missing, named = marshal.loads(asked.result())
         if missing:
@@ -8164,13 +8113,7 @@ class _InProcessRunner(_ExecutorRunner):
         self._run: _WorkerRun | None = None
         self._last: tuple[_Attempt | None, _Execution | None] = (None, None)
 
-    def begin(
-        self,
-        info: dict[str, Any],
-        references: list[tuple[str, str, bool]],
-        jobs: int,
-        check: Callable[[], None],
-    ) -> set[str]:
+    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
         self._run = _WorkerRun(info, self._dag)
         return set()
 
@@ -8480,7 +8423,7 @@ class _Start:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
         jobs = min(roots, dag.max_active_tasks)
-        by_name = self.runner.begin(info, functions, jobs, self._check)
+        by_name = self.runner.begin(info, functions, jobs)
         for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
             job = (calls[task_id], function, known.setdefault(settings, settings))
@@ -8823,7 +8766,7 @@ class _Run(_Start):
         try:
             with contextlib.closing(self.runner), self._noting_signals():
                 if self.dag.task_dict:
-                    self.runner.launch()
+                    self.runner.launch(self._check)
                 while True:
                     with contextlib.suppress(_LookAgain):
                         found = self._execute()
