@@ -6458,7 +6458,8 @@ class _Worker:
             self.run.import_dag()
             found = self.run.find_all(references)
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
-            return ("joined", _traceback(error), None, None)
+            why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
+            return ("joined", why, None, None)
         self._flush()
         if not logging.root.handlers:  # where nothing is set up, what people expect
             form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -6692,7 +6693,8 @@ def _serve(
         if initializer is not None:
             initializer(*initargs)
     except BaseException as error:  # the user's function may raise anything: told, and raised again
-        _worker.control.send(("refused", _traceback(error)))
+        why = f"the pool's initializer failed in a worker:\n{_traceback(error)}"
+        _worker.control.send(("joined", why, None, None))
         raise
     try:
         _worker.serve()
@@ -6903,6 +6905,7 @@ class _Slot:
         self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: Any = None  # a _SlotLog, once it serves
         self.deadline: float | None = None
+        self.timeout: float | None = None  # seconds, of its job
         self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job
@@ -6973,15 +6976,16 @@ class _Slot:
             pass
         self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
-    def receive(self) -> Iterator[tuple[tuple[Any, ...], list[bytes]]]:
-        """The messages that are there; `gone` once there can't be more.
+    def receive(self) -> Iterator[tuple[str, list[Any]]]:
+        """The messages that are there: their kind, and the rest; `gone` once there can't be more.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pair open.
         """
         try:
             while not self.gone and (message := self.wire.receive()) is not None:
-                yield message
+                (kind, *fields), values = message
+                yield kind, [*fields, values] if values else fields
         except EOFError:
             self.gone = True
 
@@ -7391,7 +7395,6 @@ class _SlotRunner(_Runner):
         for end in (self._wake_reader, self._wake_writer):
             os.set_blocking(end, False)
         self._poll.register(self._wake_reader, select.POLLIN)
-        self._awake = False
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.append(self)
@@ -7552,10 +7555,8 @@ class _SlotRunner(_Runner):
             try:
                 if not self._send(job):
                     return
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                return  # its worker is dead, which is noticed elsewhere
+            except (BlockingIOError, ConnectionError):
+                return  # it is full; or its worker is dead, which is noticed elsewhere
             except OSError as error:
                 self._unsent.popleft()
                 why = f"the job could not be sent: {error}"
@@ -7589,12 +7590,12 @@ class _SlotRunner(_Runner):
         return [attempt for attempt, _ in taken]
 
     def _send_again(self, jobs: Sequence[tuple[_Attempt, _Job]]) -> None:
-        for attempt, _ in jobs:
+        for attempt, job in reversed(jobs):
             if attempt in self._ending:  # it has not begun, and is not to begin any more
                 reason, _ = self._ending.pop(attempt)
                 self._events.append((attempt, _Outcome("failed", reason, terminated=True)))
-        ended = {id(attempt) for attempt, _ in self._events}
-        self._unsent.extendleft(j for j in reversed(jobs) if id(j[0]) not in ended)
+            else:
+                self._unsent.appendleft((attempt, job))
 
     # What happens.
 
@@ -7644,16 +7645,15 @@ class _SlotRunner(_Runner):
         return max(0.0, min(times) - now) if times else None
 
     def _look(self, timeout: float | None) -> None:
-        if self._may_linger():
+        busy = sum(slot.attempt is not None for slot in self._slots)
+        # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
+        if self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus:
             _linger(lambda: self._poll.poll(0))
         ended = []
         milliseconds = None if timeout is None else math.ceil(timeout * 1000)
         for descriptor, _ in self._poll.poll(milliseconds):
             if descriptor == self._wake_reader:
-                # In this order: a wake-up that comes between is either drained, and we look
-                # around anyway, or sends a byte of its own.
-                os.read(self._wake_reader, 100)
-                self._awake = False
+                os.read(self._wake_reader, 1000)
                 continue
             slot, at_end = self._watched.get(descriptor, (None, False))
             if at_end and slot is not None:
@@ -7666,17 +7666,11 @@ class _SlotRunner(_Runner):
             if slot in self._slots:
                 self._lose(slot)
 
-    def _may_linger(self) -> bool:
-        """Whether an outcome will be here at once, and a CPU has nothing else to do meanwhile."""
-        busy = sum(slot.attempt is not None for slot in self._slots)
-        return self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus
-
     def _hear(self, slot: _Slot) -> None:
-        for message, values in slot.receive():
+        for kind, fields in slot.receive():
             self._heard = time.monotonic()
             slot.deaf = False
-            kind, *fields = message
-            getattr(self, f"_on_{kind}")(slot, *fields, *([values] if kind == "done" else []))
+            getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
                 return
         if slot in self._slots and slot.gone:
@@ -7687,24 +7681,13 @@ class _SlotRunner(_Runner):
         elif slot.spoilt and slot.state not in ("held", "calling") and slot.attempt is None:
             self._lose(slot)
 
-    def _hear_out(self, slot: _Slot) -> None:
-        """The last words of one that is not to go on: it may have run a job all the same."""
-        for message, values in slot.receive():
-            if message[0] == "took":
-                self._on_took(slot, message[1])
-            elif message[0] == "done":
-                self._on_done(slot, message[1], message[2], values)
-
     # What workers say.
-
-    def _on_refused(self, slot: _Slot, error: str) -> None:
-        self._fail_start(slot, f"the pool's initializer failed in a worker:\n{error}")
 
     def _on_joined(
         self, slot: _Slot, error: str | None, edited: str | None, found: tuple[Any, Any]
     ) -> None:
         if error is not None:
-            self._fail_start(slot, f"importing the DAG in a worker failed:\n{error}")
+            self._fail_start(slot, error)
             return
         if edited is not None and edited not in self.notes:
             self.notes.append(edited)
@@ -7733,6 +7716,7 @@ class _SlotRunner(_Runner):
             slot.bytes[_TAKING] = 0
         slot.attempt, slot.stuck = attempt, None
         attempt.pid = slot.pid
+        slot.timeout = job.timeout
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         slot.log.begin(attempt.log_parts)
         self._begun[attempt] = time.monotonic() + _SOON
@@ -7740,7 +7724,9 @@ class _SlotRunner(_Runner):
             reason, now = self._ending.pop(attempt)
             self.end(attempt, reason, now)
 
-    def _on_done(self, slot: _Slot, fields: Sequence[Any], took: int, values: list[bytes]) -> None:
+    def _on_done(
+        self, slot: _Slot, fields: Sequence[Any], took: int, values: Sequence[bytes] = ()
+    ) -> None:
         outcome, attempt = _with_values(_Outcome(*fields), values), slot.attempt
         if attempt is None:
             return
@@ -7825,24 +7811,24 @@ class _SlotRunner(_Runner):
 
     def _overdue(self, slot: _Slot) -> None:
         slot.deadline = None
-        if slot.state == "asked":
-            slot.signal_group(signal.SIGKILL)
-            if not slot.served:  # a warm one that does not stir is replaced
-                self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
-        elif slot.state == "calling":
+        calls, starts = slot.state == "calling", slot.state == "asked"
+        if slot.attempt is not None and slot.reason is None and not calls:
+            slot.ask_to_end(f"timeout after {slot.timeout or 0:g} s")
+            return
+        slot.signal_group(signal.SIGKILL)
+        if calls:
             self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
-            slot.signal_group(signal.SIGKILL)
-        elif slot.reason is None and slot.attempt is not None:
-            slot.ask_to_end(f"timeout after {_timeout_of(slot.attempt):g} s")
-        else:
-            slot.signal_group(signal.SIGKILL)
+        elif starts and not slot.served:  # a warm one that does not stir is replaced
+            self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on."""
         never_served = not slot.served and slot.spoilt is None
         slot.signal_group(signal.SIGKILL)  # nothing more is written to its log
         if slot.has_ended(timeout=1.0):
-            self._hear_out(slot)
+            for kind, fields in slot.receive():
+                if kind in ("took", "done"):  # last words: it may have run a job all the same
+                    getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
         self._let_go(slot)
         if attempt is not None:
@@ -7850,16 +7836,14 @@ class _SlotRunner(_Runner):
         slot.bury()
         self._pool._give_back(slot)
         if attempt is not None and not calls:
-            self._events.append((attempt, self._lost(slot)))
+            told = slot.reason is not None or slot.exitcode == -signal.SIGTERM
+            why = slot.reason or _end_of(slot.exitcode)
+            unasked = told and slot.reason is None
+            lost = _Outcome("failed", why, terminated=told, unasked=unasked)
+            self._events.append((attempt, lost))
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
         self._doubt(slot)
-
-    def _lost(self, slot: _Slot) -> _Outcome:
-        if slot.reason is not None:
-            return _Outcome("failed", slot.reason, terminated=True)
-        told = slot.exitcode == -signal.SIGTERM
-        return _Outcome("failed", _end_of(slot.exitcode), terminated=told, unasked=told)
 
     def _doubt(self, dead: _Slot) -> None:
         """If the dead one may have taken a job without a word, find out which."""
@@ -7933,26 +7917,19 @@ class _SlotRunner(_Runner):
         return any(slot.attempt is not None and slot.log.is_large() for slot in self._slots)
 
     def wake(self) -> None:
-        if not self._awake:
-            self._awake = True
-            with contextlib.suppress(OSError):
-                os.write(self._wake_writer, b"!")
+        with contextlib.suppress(OSError):  # it is full, and so awake
+            os.write(self._wake_writer, b"!")
 
     def close(self) -> None:
-        slots, idle = list(self._slots), []
-        for slot in slots:
+        for slot in list(self._slots):
             self._let_go(slot)
             if slot.state == "joined" or (slot.is_idle and not self._out):
-                idle.append(slot)
-        for slot in slots:
-            if slot not in idle:
+                slot.close_log()
+                if not self._own_pool:  # its own pool's end is theirs
+                    slot.send("leave")
+                slot.state = "free"
+            else:
                 slot.bury()
-                self._pool._give_back(slot)
-        for slot in idle:
-            slot.close_log()
-            if not self._own_pool:  # its own pool's end is theirs
-                slot.send("leave")
-            slot.state = "free"
             self._pool._give_back(slot)
         if self._own_pool:
             self._pool.shutdown()
@@ -7961,12 +7938,6 @@ class _SlotRunner(_Runner):
         self._theirs.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
-
-
-def _timeout_of(attempt: _Attempt) -> float:
-    """Seconds that an attempt may take."""
-    limit = attempt.instance.node.task.execution_timeout
-    return math.inf if limit is None else limit.total_seconds()
 
 
 def _end_of(exitcode: int | None) -> str:

@@ -4164,7 +4164,7 @@ class QueueTest(QueueCase):
             job = liteflow._Job(number, "t", "", -1, 1, 1, b"", None, {}, None)
             runner._out[number] = (attempt, job)
         done = tuple(liteflow._Outcome("success", None, took=0.001))
-        said = [(("took", 1), []), (("done", done, 2), [])]
+        said = [("took", [1]), ("done", [done, 2])]
         slot = mock.Mock(
             attempt=None, log=mock.Mock(**{"take.return_value": []}), spoilt="told to end", reason=None, state="serving",
             served=True, exitcode=-9, bytes=bytearray(2), receive=lambda: iter(said),
