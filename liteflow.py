@@ -6964,6 +6964,8 @@ class _Slot:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self.pidfd = os.pidfd_open(self.pid)
+        # What is readable once the worker process is gone.
+        self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message; a worker that is dead, or does not listen, is noticed elsewhere."""
@@ -7015,11 +7017,6 @@ class _Slot:
             self.deadline = time.monotonic() + _GRACE
             self.bytes[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
-
-    @property
-    def end(self) -> int:
-        """A descriptor that is readable once the worker process is gone."""
-        return int(self.process.sentinel) if self.pidfd is None else self.pidfd
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
@@ -7276,8 +7273,14 @@ class WorkerPool:
     def _limit(self, runner: _SlotRunner) -> int:
         """How many workers there may be: each takes descriptors, of which there is a limit."""
         if self._most is None:
-            free = _free_descriptors() - _FREE_FILES
-            self._most = max(1, min(self.max_workers, free // _SLOT_FILES))
+            import resource
+
+            free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self._most = self.max_workers
+            if free != resource.RLIM_INFINITY:
+                with contextlib.suppress(OSError):
+                    free -= len(os.listdir("/proc/self/fd"))
+                self._most = max(1, min(self._most, (free - _FREE_FILES) // _SLOT_FILES))
             if self._most < self.max_workers:
                 runner.notes.append(
                     f"{self._most} of {self.max_workers} workers fit into the limit of open files "
@@ -7296,13 +7299,11 @@ class WorkerPool:
         if self._line and (self._idle or self._count < (self._most or self.max_workers)):
             next(iter(self._line)).wake()
 
-    def _give_back(self, slot: _Slot, runner: _SlotRunner | None = None) -> None:
+    def _give_back(self, slot: _Slot, runner: _SlotRunner) -> None:
         """A slot that is free for any run, or dead."""
-        keep = slot.state == "free"
         with self._lock:
-            keep = keep and not self._closed
-            # Who gives one stands behind those that wait for it.
-            if runner in self._line:
+            keep = slot.state == "free" and not self._closed
+            if runner in self._line:  # who gives one stands behind those that wait for it
                 self._line[runner] = self._line.pop(runner)
             if keep:
                 self._idle.append(slot)
@@ -7316,19 +7317,6 @@ class WorkerPool:
         self._leave_line(runner)
         with self._lock, contextlib.suppress(ValueError):  # a fork has emptied it
             self._runners.remove(runner)
-
-
-def _free_descriptors() -> int:
-    """How many more files this process may open."""
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return 1_000_000
-    try:
-        return soft - len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return soft
 
 
 _open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
@@ -7477,7 +7465,7 @@ class _SlotRunner(_Runner):
             slot = self._pool._lend(self, self._context)
             if slot is not None and self._interactive and slot.born < self._born:
                 slot.close()  # forked before the cell that defines the DAG was run
-                self._pool._give_back(slot)
+                self._pool._give_back(slot, self)
                 slot = self._pool._lend(self, self._context)
         except OSError as error:
             if not self._slots:
@@ -7493,11 +7481,18 @@ class _SlotRunner(_Runner):
         self._join(slot)
         return True
 
-    def _let_go(self, slot: _Slot) -> None:
+    def _let_go(self, slot: _Slot, free: bool = False) -> None:
+        """Give a slot back to the pool, `free` for any run, or dead."""
         self._slots.remove(slot)
         for descriptor in (slot.wire.fileno(), slot.end):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
+        if free:
+            slot.close_log()
+            slot.state, slot.spoilt, slot.deadline = "free", None, None
+        else:
+            slot.bury()
+        self._pool._give_back(slot, self)
 
     def _hand_over(self, now: float) -> None:
         """Let go as many slots as others wait for, as far as they can be spared."""
@@ -7508,18 +7503,12 @@ class _SlotRunner(_Runner):
             if wanted > 0 and slot.lent + _TURN <= now:
                 wanted -= 1
                 if slot.state == "joined":
-                    self._has_left(slot)
+                    self._let_go(slot, free=True)
                     continue
                 if slot.attempt is None:
                     slot.state = "leaving"
                 slot.spoilt = ""  # it leaves after its job
                 slot.send("leave")
-
-    def _has_left(self, slot: _Slot) -> None:
-        slot.close_log()
-        slot.state, slot.spoilt, slot.deadline = "free", None, None
-        self._let_go(slot)
-        self._pool._give_back(slot, self)
 
     # Jobs.
 
@@ -7698,7 +7687,7 @@ class _SlotRunner(_Runner):
 
     def _on_left(self, slot: _Slot) -> None:
         if slot.state == "leaving":
-            self._has_left(slot)
+            self._let_go(slot, free=True)
 
     def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
         if slot.attempt is not None:
@@ -7830,11 +7819,9 @@ class _SlotRunner(_Runner):
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
                     getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
-        self._let_go(slot)
         if attempt is not None:
             self._take_output(slot)
-        slot.bury()
-        self._pool._give_back(slot)
+        self._let_go(slot)
         if attempt is not None and not calls:
             told = slot.reason is not None or slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
@@ -7922,15 +7909,10 @@ class _SlotRunner(_Runner):
 
     def close(self) -> None:
         for slot in list(self._slots):
-            self._let_go(slot)
-            if slot.state == "joined" or (slot.is_idle and not self._out):
-                slot.close_log()
-                if not self._own_pool:  # its own pool's end is theirs
-                    slot.send("leave")
-                slot.state = "free"
-            else:
-                slot.bury()
-            self._pool._give_back(slot)
+            free = slot.state == "joined" or (slot.is_idle and not self._out)
+            if free and not self._own_pool:  # its own pool's end is theirs
+                slot.send("leave")
+            self._let_go(slot, free)
         if self._own_pool:
             self._pool.shutdown()
         self._pool._leave(self)
@@ -7979,8 +7961,9 @@ class _ExecutorRunner(_Runner):
 
         super().__init__()
         self._executor = executor
-        self._token = os.urandom(8).hex()
-        self._done: queue.SimpleQueue[tuple[_Attempt, Future[bytes]] | None] = queue.SimpleQueue()
+        self._token = ""
+        # Futures that ended, of callbacks too; an empty one only wakes it.
+        self._done: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._info = b""
         self._futures: dict[_Attempt, Future[bytes]] = {}
         self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
@@ -8023,20 +8006,21 @@ class _ExecutorRunner(_Runner):
 
         events, self._given_up = self._given_up, []
         try:
-            item = self._done.get(timeout=0 if events else timeout)
+            attempt, future = self._done.get(timeout=0 if events else timeout)
             while True:
-                if item is not None and self._futures.pop(item[0], None) is not None:
-                    events.append((item[0], self._outcome_of(item[1])))
-                item = self._done.get_nowait()
+                self._calls.pop(future, None)
+                if attempt is not None and self._futures.pop(attempt, None) is not None:
+                    try:
+                        outcome = _Outcome(*marshal.loads(future.result()))
+                    except (
+                        BaseException
+                    ) as lost:  # what the engine, or unpickling on its way, raises
+                        why = f"the executor lost the task: {_one_line(lost)}"
+                        outcome = _Outcome("failed", why)
+                    events.append((attempt, outcome))
+                attempt, future = self._done.get_nowait()
         except queue.Empty:
             return events
-
-    @staticmethod
-    def _outcome_of(future: Future[bytes]) -> _Outcome:
-        try:
-            return _Outcome(*marshal.loads(future.result()))
-        except BaseException as lost:  # whatever the engine, or unpickling on its way, raises
-            return _Outcome("failed", f"the executor lost the task: {_one_line(lost)}")
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         future = self._futures.pop(attempt, None)
@@ -8049,23 +8033,19 @@ class _ExecutorRunner(_Runner):
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
             future = self._submit("call", *call)
             self._calls[future] = time.monotonic() + _CALLBACK_LIMIT
-            future.add_done_callback(self._called)
+            future.add_done_callback(lambda ended: self._done.put((None, ended)))
         return True
-
-    def _called(self, future: Future[bytes]) -> None:
-        self._calls.pop(future, None)
-        self.wake()
 
     def is_calling(self) -> bool:
         for future, limit in list(self._calls.items()):
             if limit < time.monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
-                self._calls.pop(future, None)
+                del self._calls[future]
                 self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s")
         return bool(self._calls)
 
     def wake(self) -> None:
-        self._done.put(None)
+        self._done.put((None, None))
 
     def close(self) -> None:
         _remote_runs.pop(self._token, None)
