@@ -6790,13 +6790,10 @@ class _Runner:
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         """End a job: ask it to, and kill it after the grace (at once if `now`)."""
 
-    def output(self, final: bool = False) -> list[tuple[_Attempt, int, str]]:
-        """New output of attempts: (attempt, part, text); only of ended ones if `final`."""
+    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
+        """New output of attempts: (attempt, part, text); of those that run only if their log's
+        file has at least so many bytes."""
         return []
-
-    def is_talkative(self) -> bool:
-        """Whether an attempt prints so much that its log should be cut now."""
-        return False
 
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         """The outcome is committed: let the worker that still holds the attempt run the callbacks
@@ -6836,9 +6833,9 @@ class _SlotLog:
         self._read = self._dropped = self._head = 0
         self.parts = parts
 
-    def is_large(self) -> bool:
-        """Whether the file should be cut."""
-        return os.fstat(self._file).st_size > _LOG_FILE_LIMIT
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return os.fstat(self._file).st_size
 
     def take(
         self, final: bool, end: int | None = None, output: bytes | None = None
@@ -6848,30 +6845,24 @@ class _SlotLog:
         if output is not None and not (self._read or self._dropped or self.parts):
             self.parts = 1 if output else 0
             return [(1, output.decode(errors="replace"))] if output else []
-        size = os.fstat(self._file).st_size if end is None else end
+        size = self.size() if end is None else end
         if size < self.start + self._read:  # the task truncated the file
             if size < self.start:
                 self.start = 0
             self._read = min(self._read, size - self.start)
-        if size == self.start + self._read and not self._dropped:
-            return []
-        parts = []
-        while self._head < _LOG_HEAD and (text := self._next_of_head(size, final)):
-            self.parts += 1
-            parts.append((self.parts, text))
+        parts, at = [], self.start + self._read
+        if (room := min(size - at, _LOG_HEAD - self._head)) > 0:
+            data = os.pread(self._file, room, at)
+            if not final and room < _LOG_HEAD - self._head:
+                data = data[: data.rfind(b"\n") + 1]
+            self._read += len(data)
+            self._head += len(data)
+            if data:
+                self.parts += 1
+                parts.append((self.parts, data.decode(errors="replace")))
         if self._head >= _LOG_HEAD and size > self.start + self._read:
             parts.append((_TAIL_PART, self._tail(size)))
         return parts
-
-    def _next_of_head(self, size: int, final: bool) -> str:
-        at = self.start + self._read
-        room = min(size - at, _LOG_HEAD - self._head)
-        data = os.pread(self._file, room, at)
-        if not final and len(data) == room and room < _LOG_HEAD - self._head:
-            data = data[: data.rfind(b"\n") + 1]
-        self._read += len(data)
-        self._head += len(data)
-        return data.decode(errors="replace")
 
     def _tail(self, size: int) -> str:
         at = max(self.start + self._read, size - _LOG_TAIL)
@@ -7243,10 +7234,13 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
-            for slot in [slot for slot in self._idle if slot.has_ended()]:
-                self._idle.remove(slot)  # killed while nobody looked: another takes its place
-                self._count -= 1
-                slot.bury()
+            for slot in list(self._idle):
+                # Killed while nobody looked, or forked before the cell that defines the DAG was
+                # run: another takes its place.
+                if slot.has_ended() or slot.born < runner.since:
+                    self._idle.remove(slot)
+                    self._count -= 1
+                    slot.bury()
             room = self._count < self._limit(runner)
             if next(iter(self._line), runner) is not runner or not (self._idle or room):
                 if runner not in self._line:
@@ -7354,7 +7348,7 @@ class _SlotRunner(_Runner):
         self._pool = pool
         self._own_pool = own_pool
         self._interactive = interactive
-        self._born = time.monotonic()
+        self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
         self._slots: list[_Slot] = []
         self._wanted = 1  # slots that there are jobs for
         # Which tasks can't be found, and which only by name; until then, slots go to no other run.
@@ -7463,10 +7457,6 @@ class _SlotRunner(_Runner):
             return False
         try:
             slot = self._pool._lend(self, self._context)
-            if slot is not None and self._interactive and slot.born < self._born:
-                slot.close()  # forked before the cell that defines the DAG was run
-                self._pool._give_back(slot, self)
-                slot = self._pool._lend(self, self._context)
         except OSError as error:
             if not self._slots:
                 raise UnreachableTask(f"no worker process could be started: {error}") from None
@@ -7532,7 +7522,6 @@ class _SlotRunner(_Runner):
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         self._number += 1
-        attempt.number = self._number
         self._unsent.append((attempt, _Job(self._number, *job[1:])))
         if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
             self._flush()
@@ -7830,11 +7819,7 @@ class _SlotRunner(_Runner):
             self._events.append((attempt, lost))
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
-        self._doubt(slot)
-
-    def _doubt(self, dead: _Slot) -> None:
-        """If the dead one may have taken a job without a word, find out which."""
-        if self._out and dead.bytes[_TAKING]:
+        if self._out and slot.bytes[_TAKING]:  # one that it took without a word?
             self._send_again(self._recall())
             self._suspects = set(self._out)
             self._unclear = list(self._slots)
@@ -7884,24 +7869,19 @@ class _SlotRunner(_Runner):
         if slot in self._slots:
             slot.spoilt, slot.served = why, True
             self._lose(slot)
-            if slot.exitcode == _UNGUARDED:
-                return
         self._failed_starts += 1
         if self._folder is None or self._failed_starts >= 3 or not self._slots:
             raise UnreachableTask(why)
 
     # Output, and its own end.
 
-    def output(self, final: bool = False) -> list[tuple[_Attempt, int, str]]:
-        for slot in () if final else self._slots:
-            # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
-            if slot.attempt is not None and not self._out:
+    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
+        # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
+        for slot in () if least is None or self._out else self._slots:
+            if slot.attempt is not None and slot.log.size() >= least:
                 self._take_output(slot, final=False)
         fresh, self._last_output = self._last_output, []
         return fresh
-
-    def is_talkative(self) -> bool:
-        return any(slot.attempt is not None and slot.log.is_large() for slot in self._slots)
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):  # it is full, and so awake
@@ -8012,9 +7992,7 @@ class _ExecutorRunner(_Runner):
                 if attempt is not None and self._futures.pop(attempt, None) is not None:
                     try:
                         outcome = _Outcome(*marshal.loads(future.result()))
-                    except (
-                        BaseException
-                    ) as lost:  # what the engine, or unpickling on its way, raises
+                    except BaseException as lost:  # of the engine, or of unpickling on its way
                         why = f"the executor lost the task: {_one_line(lost)}"
                         outcome = _Outcome("failed", why)
                     events.append((attempt, outcome))
@@ -8061,7 +8039,7 @@ class _InProcessRunner(_ExecutorRunner):
 
         super().__init__(Executor())
         self._dag = dag
-        self._run: _WorkerRun | None = None
+        self._run: Any = None  # a _WorkerRun, once it began
         self._last: tuple[_Attempt | None, _Execution | None] = (None, None)
 
     def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
@@ -8076,7 +8054,6 @@ class _InProcessRunner(_ExecutorRunner):
         return 0 if self._given_up else min(jobs, 1)
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        assert self._run is not None
         attempt.pid = os.getpid()
         execution = _Execution(self._run, job)
         outcome = _run_job(execution, self._guard(job.timeout))
@@ -8108,9 +8085,6 @@ class _InProcessRunner(_ExecutorRunner):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
-    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        pass
-
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
         held, job = self._last
         if name is not None and held is attempt and job is not None:
@@ -8118,7 +8092,6 @@ class _InProcessRunner(_ExecutorRunner):
         return name is None or held is attempt
 
     def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
-        assert self._run is not None
         _call_elsewhere(self._run, *call)
         return True
 
@@ -8979,7 +8952,7 @@ class _Run(_Start):
 
     def _record(self) -> bool:
         """Commit the batch; False if the database is locked, and everything has to wait."""
-        self._batch.logs += self.runner.output(final=True)
+        self._batch.logs += self.runner.output()
         if not self._batch:
             self.report.committed(())
             return True
@@ -9198,9 +9171,8 @@ class _Run(_Start):
         self.plan.release()
         if self._stop_is_set():
             self._stop("stopped")
-        if now < self._next_tick and not self.runner.is_talkative():
-            return
-        self._batch.logs += self.runner.output()
+        # One that prints without end is cut at once.
+        self._batch.logs += self.runner.output(_LOG_FILE_LIMIT if now < self._next_tick else 0)
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK
@@ -9251,7 +9223,7 @@ class _Run(_Start):
             self.runner.wait(0.5)
             if len(self._caught) > max(told, 1):
                 break
-        logs = self.runner.output(final=True)
+        logs = self.runner.output()
         if logs:
             with contextlib.suppress(_Busy):  # what callbacks printed is no result
                 self._store.record_late_logs(logs)

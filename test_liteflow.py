@@ -4024,7 +4024,7 @@ class QueueTest(QueueCase):
             slot.receive = lambda: iter(())
             slots.append(slot)
         dead, dies, takes = slots
-        runner._slots = [dies, takes]
+        runner._slots = [dead, dies, takes]
         for number in (1, 2, 3):
             job = liteflow._Job(number, "t", "", -1, 1, 1, b"", None, {}, None)
             runner._out[number] = (mock.Mock(), job)
@@ -4039,7 +4039,7 @@ class QueueTest(QueueCase):
             mock.patch.object(runner, "_hear", hear),
             mock.patch.object(runner, "_let_go", lambda slot: runner._slots.remove(slot)),
         ):
-            runner._doubt(dead)
+            runner._lose(dead)
             runner._settle()
             self.assertEqual(list(runner._unsent), [], "what one has in its hand was sent again")
             takes.bytes[0] = 0
