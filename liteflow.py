@@ -6952,9 +6952,8 @@ class _Slot:
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
         self.process = made[0]
         self.pid: int = self.process.pid
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                self.pidfd = os.pidfd_open(self.pid)
+        with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
+            self.pidfd = os.pidfd_open(self.pid)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
 
@@ -7052,8 +7051,6 @@ class _Slot:
         """In a process that the host forked: let go of what tells the worker that we live."""
         self.state, self.bytes = "dead", bytearray(2)
         self.wire.close()
-        if self.process is None:
-            return
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
         from multiprocessing import process
 
@@ -7618,8 +7615,6 @@ class _SlotRunner(_Runner):
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         if timeout is not None:
             times.append(now + timeout)
-        if any(slot.pidfd is None for slot in self._slots):
-            times.append(now + 1.0)
         return max(0.0, min(times) - now) if times else None
 
     def _look(self, timeout: float | None) -> None:
@@ -7716,10 +7711,9 @@ class _SlotRunner(_Runner):
             if outcome.terminated or outcome.status != "success":
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
-                outcome = _Outcome(
-                    "failed", text, kept, terminated=True, start=outcome.start, took=outcome.took,
-                    held=outcome.held, log_end=outcome.log_end, output=outcome.output,
-                )  # fmt: skip
+                outcome = outcome._replace(
+                    status="failed", error=text, xcoms=kept, items=(), note={}, terminated=True
+                )
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
             outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
@@ -8040,7 +8034,7 @@ class _InProcessRunner(_ExecutorRunner):
         super().__init__(Executor())
         self._dag = dag
         self._run: Any = None  # a _WorkerRun, once it began
-        self._last: tuple[_Attempt | None, _Execution | None] = (None, None)
+        self._held: dict[_Attempt, _Execution] = {}  # the last one, for its callbacks
 
     def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
         self._run = _WorkerRun(info, self._dag)
@@ -8059,7 +8053,7 @@ class _InProcessRunner(_ExecutorRunner):
         outcome = _run_job(execution, self._guard(job.timeout))
         if outcome.error is not None:
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
-        self._last = (attempt, execution)
+        self._held = {attempt: execution}
         ended = outcome._replace(terminated=self.interrupted)
         self._given_up += [(attempt, None), (attempt, ended)]
 
@@ -8086,10 +8080,10 @@ class _InProcessRunner(_ExecutorRunner):
                 signal.signal(signal.SIGALRM, before)
 
     def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        held, job = self._last
-        if name is not None and held is attempt and job is not None:
-            _call_back_at_end(job, name, reason)
-        return name is None or held is attempt
+        execution = self._held.get(attempt)
+        if execution is not None and name is not None:
+            _call_back_at_end(execution, name, reason)
+        return execution is not None or name is None
 
     def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
         _call_elsewhere(self._run, *call)
