@@ -5534,9 +5534,7 @@ class _WorkerRun:
                 missing.append(task_id)
         return missing, named
 
-    def _stand_in(
-        self, task_id: str, function: Callable[..., Any], settings: bytes | None
-    ) -> BaseOperator:
+    def _stand_in(self, task_id: str, function: Any, settings: bytes | None) -> BaseOperator:
         """A task like the scheduler's, around a function found by its name."""
         kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
         signature = _task_signature(function)
@@ -6388,13 +6386,14 @@ class _Worker:
     def _wait(self) -> None:
         """Sleep until there is a message, or a job that it may take."""
         takes = not (self.held or self.spent)
-        if takes and self.jobs is not None and self.quick:
+        queue = takes and self.jobs is not None
+        if queue and self.quick:
             self.quick = False
             _linger(lambda: self._epoll.poll(0))
         self.idle = takes
         if self.terminated and takes:
             os._exit(128 + signal.SIGTERM)
-        if takes and self.jobs is not None:
+        if queue:
             self._epoll.poll()
         else:
             select.select([self.control], [], [])
