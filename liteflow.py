@@ -8404,10 +8404,13 @@ class _Start:
                 self._create()
             else:
                 self._take_over(row)
-            store.write_instances(self.plan.instances(), self._facts, self._element_of)
+            self._write(self.plan.instances())
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
             store.claim_run(store.run_row, self._owner, who, row is not None)
         return dead
+
+    def _write(self, instances: Iterable[_Instance]) -> None:
+        self._store.write_instances(instances, self._facts, self._element_of)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self.asked.again
@@ -8676,7 +8679,6 @@ class _Run(_Start):
         self._forced = False
         self._locked_since: float | None = None
         self._next_tick = self._next_glance = 0.0
-        self._timeout_at = math.inf
 
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
@@ -8783,8 +8785,8 @@ class _Run(_Start):
 
     def _drive(self) -> None:
         limit = getattr(self.dag, "dagrun_timeout", None)
-        if limit is not None:
-            self._timeout_at = time.monotonic() + limit.total_seconds()
+        seconds = math.inf if limit is None else limit.total_seconds()
+        self._timeout_at = time.monotonic() + seconds
         while True:
             self._collect()
             if self._record():
@@ -8815,10 +8817,9 @@ class _Run(_Start):
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
-        idle = not self._attempts and not self.plan._held and self.plan.next_time() is None
-        if self.plan.unfinished and idle:
-            ready = self.plan.ready_count(time.monotonic())
-            assert ready, "the plan is stuck [a bug in liteflow]"
+        waits = self._attempts or self.plan._held or self.plan.next_time()
+        if self.plan.unfinished and not waits:
+            assert self.plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
 
     def _collect(self) -> None:
@@ -8841,17 +8842,6 @@ class _Run(_Start):
 
     def _end_doomed(self) -> None:
         """What was given up: what no worker has taken does not start at all."""
-        why = self.reason or (
-            "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
-        )
-        doomed, self.plan.doomed = self.plan.doomed, []
-        self._withdraw()
-        for instance in doomed:
-            attempt = self._attempts.get(instance)
-            if attempt is not None:
-                self.runner.end(attempt, why, self._forced)
-
-    def _withdraw(self) -> None:
         waiting, self._to_send = self._to_send, []
         for attempt in [*self.runner.withdraw(), *waiting]:
             instance = attempt.instance
@@ -8866,6 +8856,12 @@ class _Run(_Start):
             self._batch.instances[instance] = None
             self.plan.withdraw(instance)
             self.report.withdrawn(instance)
+        ended_by = "dagrun_timeout" if self.plan.timed_out else "fail_fast"
+        for instance in self.plan.doomed:
+            if instance in self._attempts:
+                reason = self.reason or f"ended by {ended_by}"
+                self.runner.end(self._attempts[instance], reason, self._forced)
+        self.plan.doomed.clear()
 
     def _choose(self, ready: int) -> None:
         """Start what may start, as far as there is room for it; callbacks come first."""
@@ -8883,9 +8879,7 @@ class _Run(_Start):
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
             elif self._has_to_wait(instance):
                 self.plan.hold(instance)
-            elif room <= 0 or (
-                instance.alone and not (self.runner.is_free() and not self._to_send)
-            ):
+            elif room <= 0 or (instance.alone and (self._to_send or not self.runner.is_free())):
                 self.plan.put_back(instance)
                 return
             else:
@@ -8950,7 +8944,7 @@ class _Run(_Start):
             self.report.committed(())
             return True
         try:
-            self._store.record(self._batch, self._write_expanded)
+            self._store.record(self._batch, lambda node: self._write(node.instances))
         except _Busy:
             now = time.monotonic()
             self._locked_since = self._locked_since or now
@@ -8967,9 +8961,6 @@ class _Run(_Start):
             if not handed and call.name is not None:
                 self._callbacks.append(call._replace(held=False))
         return True
-
-    def _write_expanded(self, node: _Node) -> None:
-        self._store.write_instances(node.instances, self._facts, self._element_of)
 
     def _send(self) -> None:
         waiting, self._to_send = self._to_send, []
@@ -9184,9 +9175,8 @@ class _Run(_Start):
             self._end_doomed()
         if now and not self._forced:
             self._forced = True
-            self._withdraw()
-            for attempt in list(self._attempts.values()):
-                self.runner.end(attempt, self.reason, now)
+            self.plan.doomed = list(self._attempts)
+            self._end_doomed()
 
     # Callbacks.
 
