@@ -8259,6 +8259,7 @@ class _Start:
         Only in the main thread, only where the handler is still the default; put back at the end.
         """
         before: dict[int, Any] = {}
+        put_back = contextlib.ExitStack()
         pid = os.getpid()
 
         def note(number: int, frame: object) -> None:
@@ -8277,11 +8278,9 @@ class _Start:
             number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, note)
-        try:
+                put_back.callback(signal.signal, number, before[number])
+        with put_back:
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _told_to_stop(self) -> bool:
         return bool(self._caught) or self._stop_is_set()
@@ -8652,8 +8651,8 @@ def _tell_few(report: _Report, what: str, names: Sequence[str]) -> None:
 
 # --- Run: its turns -------------------------------------------------------------------------------
 
-_TICK = 1.0  # seconds between looks at new output and at a request to stop
-_GLANCE = 0.2  # seconds between looks at the stop event, and for a log that grows without end
+_TICK = 1.0  # seconds between looks at new output
+_GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
 
@@ -9064,12 +9063,9 @@ class _Run(_Start):
         instance = attempt.instance
         self._begin(attempt)
         del self._attempts[instance]
-        if outcome.start is not None:
-            attempt.ended = _iso_of(outcome.start + outcome.took)
-            if not attempt.pokes:
-                attempt.started = _iso_of(outcome.start)
-        else:
-            attempt.ended = _now()
+        attempt.ended = _now() if outcome.start is None else _iso_of(outcome.start + outcome.took)
+        if outcome.start is not None and not attempt.pokes:
+            attempt.started = _iso_of(outcome.start)
         if outcome.terminated and self.reason is not None:
             self.plan.interrupt(instance)
             attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
@@ -9153,13 +9149,12 @@ class _Run(_Start):
         self._next_glance = now + _GLANCE
         self.report.tick()
         self.plan.release()
+        # One that prints without end is cut at once.
+        due = now >= self._next_tick
+        self._next_tick = now + _TICK if due else self._next_tick
+        self._batch.logs += self.runner.output(0 if due else _LOG_FILE_LIMIT)
         if self._stop_is_set():
             self._stop("stopped")
-        # One that prints without end is cut at once.
-        self._batch.logs += self.runner.output(_LOG_FILE_LIMIT if now < self._next_tick else 0)
-        if now < self._next_tick:
-            return
-        self._next_tick = now + _TICK
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.time_out()
         if self._store.look(_stop_was_requested, self._store.run_row):
