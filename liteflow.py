@@ -8425,8 +8425,9 @@ class _Start:
                         f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running: {_whose(row)}"
                     )
                 alive.append(row)
-            elif not is_ours:
-                self._store.close_run(row.id, _DIED, lost=True)
+                continue
+            self._store.close_run(row.id, _DIED, lost=True)
+            if not is_ours:
                 dead.append(row)
                 self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
         most = self.dag.max_active_runs
@@ -8452,8 +8453,6 @@ class _Start:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         store = self._store
         store.run_row = row.id
-        if row.state == "running":
-            store.close_run(row.id, _DIED, lost=True)
         store.mark(
             row.id, [_task_named(name, self.dag.task_dict) for name in self.asked.again], _CLEARED
         )
@@ -8626,27 +8625,24 @@ def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
 def _report_resume(report: _Report, found: _Resumption) -> None:
     """Say what is kept, new and gone, by instance where it is not the whole task."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
-    kept = collections.Counter(task_id for task_id, _ in found.instances.keys() - found.again)
-    new = collections.Counter(key[0] for key, row in found.instances.items() if row is None)
-    gone = dict.fromkeys(
+
+    def by_task(keys: Iterable[tuple[str, int]]) -> list[str]:
+        counted = collections.Counter(task_id for task_id, _ in keys)
+        return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
+
+    gone = [
         row.task_id if row.map_index < 0 else _label_of(row.task_id, row.map_index)
         for row, _ in found.removed
         if row.state != "removed" and (row.try_number or row.task_id not in totals)
-    )
-    for what, counted in (("kept, as they succeeded", kept), ("new in the code, will run", new)):
-        names = [
-            task_id if counted[task_id] == total else f"{task_id} ({counted[task_id]} of {total})"
-            for task_id, total in totals.items()
-            if counted[task_id]
-        ]
-        _tell_few(report, what, names)
-    _tell_few(report, "gone from the code, now removed", list(gone))
-
-
-def _tell_few(report: _Report, what: str, names: Sequence[str]) -> None:
-    if names:
-        more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
-        report.tell(f"{what}: {', '.join(names[:10])}{more}")
+    ]
+    for what, names in (
+        ("kept, as they succeeded", by_task(k for k in found.instances if k not in found.again)),
+        ("new in the code, will run", by_task(k for k, row in found.instances.items() if not row)),
+        ("gone from the code, now removed", list(dict.fromkeys(gone))),
+    ):
+        if names:
+            more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
+            report.tell(f"{what}: {', '.join(names[:10])}{more}")
 
 
 # --- Run: its turns -------------------------------------------------------------------------------
