@@ -4664,40 +4664,26 @@ class _Store:
         )  # fmt: skip
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
-        """Record the run's end; what waited for a retry has no state again. Raises _Fenced."""
-        self._check_fence()
-        self._interrupt(self.run_row, None, "interrupted: its run ended")
-        self._set_run(self.run_row, state=state.value, reason=reason, end_date=_now(), owner=None)
+        """Record the run's end, in a transaction of its own. Raises _Fenced."""
+        with self.transaction():
+            self._check_fence()
+            why = f"interrupted: {reason or 'its run ended'}"
+            self._end(self.run_row, state.value, reason, _now(), why)
 
-    def close_run(self, run_row: int, reason: str, lost: bool) -> None:
-        """Mark a run that was cut off as failed, and its attempts as interrupted.
-
-        `lost`: its scheduler died, which may be the fault of a task that ran.
-        """
-        if lost:
-            self._connection.execute(
-                "UPDATE task_instance SET lost = lost + 1 WHERE dag_run_id = ? AND "
-                "state = 'running'",
-                (run_row,),
-            )
-        ended = None if lost else _now()
-        self._interrupt(run_row, ended, f"interrupted: {reason}")
-        ended = ended or self._last_sign(run_row)
-        self._set_run(run_row, state="failed", reason=reason, end_date=ended, owner=None)
-
-    def _last_sign(self, run_row: int) -> str:
-        """When a dead scheduler's run last wrote something, as far as that is known."""
-        [[last]] = self._connection.execute(
-            "SELECT max(at) FROM (SELECT coalesce(end_date, start_date) AS at FROM task_attempt "
-            "JOIN task_instance ON id = task_instance_id WHERE dag_run_id = ?1 UNION ALL "
-            "SELECT coalesce(resumed_date, start_date) FROM dag_run WHERE id = ?1)",
+    def close_run(self, run_row: int) -> None:
+        """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
+        self._connection.execute(  # it may be the fault of a task that ran
+            "UPDATE task_instance SET lost = lost + 1 WHERE dag_run_id = ? AND state = 'running'",
             (run_row,),
         )
-        return str(last)
+        self._end(run_row, "failed", _DIED, None, f"interrupted: {_DIED}")
 
-    def _interrupt(self, run_row: int, ended: str | None, why: str) -> None:
+    def _end(
+        self, run_row: int, state: str, reason: str | None, ended: str | None, why: str
+    ) -> None:
         """What was sent, ran or waited for a next attempt has no state again; one that was sent
-        may have run, which uses up no try."""
+        may have run, which uses up no try. `ended` None: when it last wrote something, as far as
+        that is known."""
         for statement in (
             "INSERT OR IGNORE INTO task_attempt (task_instance_id, try_number, state) "
             "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = :run AND "
@@ -4709,8 +4695,14 @@ class _Store:
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
             "state = NULL WHERE dag_run_id = :run AND state IN ('queued', 'running', "
             "'up_for_retry', 'up_for_reschedule')",
+            "UPDATE dag_run SET state = :state, reason = :reason, owner = NULL, end_date = "
+            "coalesce(:ended, max(coalesce(resumed_date, start_date, ''), coalesce((SELECT "
+            "max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM task_attempt JOIN "
+            "task_instance ON task_instance.id = task_instance_id WHERE dag_run_id = :run), ''))) "
+            "WHERE id = :run",
         ):
-            self._connection.execute(statement, {"run": run_row, "ended": ended, "why": why})
+            values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
+            self._connection.execute(statement, values)
 
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
@@ -4873,53 +4865,49 @@ class _Store:
 
     # What people do to runs that have ended.
 
-    def clear(
+    def change(
         self,
         run_row: int,
-        names: Iterable[tuple[str, int | None]],
-        how: int,
         check: Callable[[_Row | None], None],
+        act: Callable[..., None],
+        *how: Any,
     ) -> None:
-        """Mark task instances to run again, and put the run to `queued`.
-
-        `check` sees the run under the write lock, and may raise.
-        """
+        """Do one of what follows to a run; `check` sees it under the write lock, and may raise."""
         with self.transaction():
-            row = _find_run(self._connection, run_row)
+            row: Any = _find_run(self._connection, run_row)
             check(row)
-            if row is not None and row.state == "running":
-                self.close_run(run_row, _DIED, lost=True)
-            self.mark(run_row, names, how)
-            self._set_run(run_row, state="queued", reason=None, owner=None)
+            act(row, *how)
 
-    def delete_run(self, run_row: int, check: Callable[[_Row | None], None]) -> None:
-        """Delete a run with all that belongs to it; `check` as above."""
-        with self.transaction():
-            check(_find_run(self._connection, run_row))
-            self._connection.execute("DELETE FROM dag_run WHERE id = ?", (run_row,))
+    def clear(self, row: _Row, names: Iterable[tuple[str, int | None]], how: int) -> None:
+        """Mark task instances to run again, and put the run to `queued`."""
+        if row.state == "running":
+            self.close_run(row.id)
+        self.mark(row.id, names, how)
+        self._set_run(row.id, state="queued", reason=None, owner=None)
 
-    def drop_values(self, run_row: int, check: Callable[[_Row | None], None]) -> None:
-        """Delete a run's XComs; `check` as above."""
-        with self.transaction():
-            check(_find_run(self._connection, run_row))
-            query = "SELECT id FROM task_instance WHERE dag_run_id = ?"
-            self._delete_values(row_id for [row_id] in self._connection.execute(query, (run_row,)))
-            self._set_run(run_row, values_deleted=_now())
+    def delete_run(self, row: _Row) -> None:
+        """Delete a run with all that belongs to it."""
+        self._connection.execute("DELETE FROM dag_run WHERE id = ?", (row.id,))
+
+    def drop_values(self, row: _Row) -> None:
+        """Delete a run's XComs."""
+        query = "SELECT id FROM task_instance WHERE dag_run_id = ?"
+        self._delete_values(row_id for [row_id] in self._connection.execute(query, (row.id,)))
+        self._set_run(row.id, values_deleted=_now())
 
     def give_back(self) -> None:
         """Give the disk space back that nothing uses any more, in steps: one large vacuum would
         write all the pages to the WAL at once, and keep others waiting."""
+        execute = self._connection.execute
         with self.transaction(""):
-            before, free = math.inf, self._free_pages()
-            while 0 < free < before:  # it does not fall where the file was made without auto_vacuum
+            before = math.inf
+            # It does not fall where the file was made without auto_vacuum.
+            while 0 < (free := execute("PRAGMA freelist_count").fetchone()[0]) < before:
                 # By `execute` Python 3.11 steps once, which frees one page.
                 self._connection.executescript("PRAGMA incremental_vacuum(1000)")
                 # PASSIVE: waiting for a reader would keep others from the lock.
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                before, free = free, self._free_pages()
-
-    def _free_pages(self) -> int:
-        return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
+                execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                before = free
 
 
 def _task_facts(task: BaseOperator, takes: Collection[str]) -> tuple[Any, ...]:
@@ -5192,12 +5180,6 @@ def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id:
         (dag_id, task_id, run_row),
     )
     return int(count)
-
-
-def _stop_was_requested(db: sqlite3.Connection, run_row: int) -> bool:
-    """Whether another process asked the run to stop."""
-    row = _find_run(db, run_row)
-    return row is not None and row.stop_requested is not None
 
 
 # --- Values: the only pickle ----------------------------------------------------------------------
@@ -8426,7 +8408,7 @@ class _Start:
                     )
                 alive.append(row)
                 continue
-            self._store.close_run(row.id, _DIED, lost=True)
+            self._store.close_run(row.id)
             if not is_ours:
                 dead.append(row)
                 self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
@@ -8763,20 +8745,14 @@ class _Run(_Start):
             raise  # the run is another's now
         except BaseException as error:  # a full disk, a bug, a progress= that raises: said, raised
             why = f"{type(error).__name__}: {_text_of(error)}"
-            store = self._store
-            with contextlib.suppress(_Busy, AirflowException), store.transaction():
-                store._check_fence()
-                store.close_run(store.run_row, why, lost=False)
+            with contextlib.suppress(_Busy, AirflowException):
+                self._store.end_run(DagRunState.FAILED, why)
             raise
         if self.reason is None:
             self.state = self.plan.run_state()
             self.reason = "dagrun_timeout" if self.plan.timed_out else None
-        _until_unlocked(self.path, self._record_end)
+        _until_unlocked(self.path, lambda: self._store.end_run(self.state, self.reason))
         self._call_dag(dead)
-
-    def _record_end(self) -> None:
-        with self._store.transaction():
-            self._store.end_run(self.state, self.reason)
 
     def _drive(self) -> None:
         limit = getattr(self.dag, "dagrun_timeout", None)
@@ -9153,7 +9129,8 @@ class _Run(_Start):
             self._stop("stopped")
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.time_out()
-        if self._store.look(_stop_was_requested, self._store.run_row):
+        row = self._store.look(_find_run, self._store.run_row)
+        if row is not None and row.stop_requested is not None:
             self._stop("stopped on request")
         self._store.check_in_place()
 
@@ -9472,10 +9449,13 @@ class DagRun:
         known = {ti.task_id for ti in self.get_task_instances()}
         names = [_task_named(name, known) for name in wanted]
         how = _CLEARED if downstream else _CLEARED_ALONE
-        with _writing(self.db_path) as write:
-            write(lambda store: store.clear(self._row.id, names, how, self._refuse_live))
+        self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
         self.refresh()
         return wanted
+
+    def _write(self, act: Callable[[_Store], None]) -> None:
+        with contextlib.closing(_Store(self.db_path)) as store:
+            _until_unlocked(self.db_path, lambda: act(store))
 
     def _refuse_live(self, row: _Row | None) -> None:
         """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
@@ -9489,22 +9469,11 @@ class DagRun:
 
         Raises AlreadyRunning.
         """
-        with _writing(self.db_path) as write:
-            write(lambda store: store.delete_run(self._row.id, self._refuse_live))
-            write(_Store.give_back)
+        self._write(lambda db: db.change(self._row.id, self._refuse_live, db.delete_run))
+        self._write(lambda db: db.give_back())
 
     def __repr__(self) -> str:
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Callable[[Callable[[_Store], None]], None]]:
-    """For what is not done by a run: gives what acts on the store once it is not locked."""
-    store = _Store(path)
-    try:
-        yield lambda act: _until_unlocked(path, lambda: act(store))
-    finally:
-        store.close()
 
 
 def _refuse_without_values(row: _Row) -> None:
@@ -10956,8 +10925,7 @@ def _cmd_stop(options: argparse.Namespace) -> int:
     run = live[0] if live else _run_of(options)
     if not run.owner_alive:
         raise _UsageError(f"run {run.run_id!r} is not running: it is {_run_state(run)}")
-    with _writing(path) as write:
-        write(lambda store: store.request_stop(run._row.id))
+    run._write(lambda store: store.request_stop(run._row.id))
     _say(f"asked run {run.run_id!r} to stop")
     while run.refresh().owner_alive:
         time.sleep(0.2)
@@ -11005,19 +10973,21 @@ def _cmd_prune(options: argparse.Namespace) -> int:
         return 0
     size = path.stat().st_size
     if runs:
-        _prune(path, runs, _Store.drop_values if options.values else _Store.delete_run)
+        _prune(path, runs, options.values)
     saved = max(0, size - path.stat().st_size)
     _say(f"deleted {what}: {saved:,} bytes given back")
     return 0
 
 
-def _prune(path: Path, runs: Iterable[DagRun], act: Callable[..., None]) -> None:
-    """Delete from the runs one by one, so that others are never kept waiting for long."""
-    with _writing(path) as write:
+def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
+    """Delete the runs one by one, so that others are never kept waiting for long."""
+    with contextlib.closing(_Store(path)) as store:
+        act = store.drop_values if values else store.delete_run
         for run in runs:
+            change = functools.partial(store.change, run._row.id, run._refuse_live, act)
             with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
-                write(lambda store: act(store, run._row.id, run._refuse_live))  # noqa: B023
-        write(_Store.give_back)
+                _until_unlocked(path, change)
+        _until_unlocked(path, store.give_back)
 
 
 def _cmd_backup(options: argparse.Namespace) -> int:

@@ -1924,7 +1924,7 @@ class FileTest(StoreCase):
         run, statements = self.grown(), []
         store = liteflow._Store(self.db)
         self.addCleanup(store.close)
-        store.delete_run(run._row.id, lambda row: None)
+        store.change(run._row.id, lambda row: None, store.delete_run)
         store._connection.set_trace_callback(statements.append)
         store.give_back()
         steps = [s for s in statements if "incremental_vacuum" in s]
@@ -8099,7 +8099,7 @@ class Promise1Test(KilledAtCommitsCase):
                 self.assertTrue(late)
                 with self.assertRaises(liteflow._Fenced):
                     store.record(late)
-        with self.assertRaises(liteflow.AlreadyRunning), store.transaction():
+        with self.assertRaises(liteflow.AlreadyRunning):
             store.end_run(DagRunState.SUCCESS, None)
         store.record_late_logs([(attempt, 0, "late")])
         self.assertEqual(list(self.dump()), before)
