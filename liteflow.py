@@ -1390,9 +1390,9 @@ class XComArg(_Mappable, _OneTask):
         # Inside one mapped group an instance sees that of its own index.
         in_step = group is not None and group is seen.task._mapped_group
         if self.operator._mapping is not None and not in_step:
-            return _sequence_of, (self.operator.task_id, self.key, group is not None)
+            return _of_job, ("sequence", self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
-        return _value_of, (self.operator.task_id, self.key, absent_is_none)
+        return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
 
     def _results(self) -> list[XComArg]:
         return [self]
@@ -1433,7 +1433,7 @@ class _DagParam:
 
     def __reduce__(self) -> tuple[Any, ...]:
         _seen_now(self)
-        return _param_of, (self.name, self.default)
+        return _of_job, ("param", self.name, self.default)
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError(f"argument {self.name!r} is a placeholder until the DAG runs")
@@ -1447,7 +1447,7 @@ class _GroupArg(_DagParam):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _seen_now(self)
-        return _group_value, (self.name,)
+        return _of_job, ("group_value", self.name)
 
 
 class _ExpandInput:
@@ -5373,28 +5373,9 @@ def _element_previews(mapping: _ExpandInput, elements: Iterable[tuple[str | None
     return _preview_cut(", ".join(f"{name}={text}" for name, text in shown))
 
 
-def _value_of(task_id: str, key: str, absent_is_none: bool) -> Any:
-    """Called by unpickling a task's arguments: the value that stands for a result."""
-    return _running_job().value(task_id, key, absent_is_none)
-
-
-def _sequence_of(task_id: str, key: str, plain: bool) -> Any:
-    """Called by unpickling a task's arguments: the results of a mapped task's instances; of a
-    mapped group's task, as Airflow has it: none, the bare one, or a list."""
-    found = _running_job().sequence(task_id, key)
-    if not plain:
-        return found
-    return None if not found else found[0] if len(found) == 1 else list(found)
-
-
-def _group_value(name: str) -> Any:
-    """Called by unpickling a task's arguments: the element of a mapped group's argument."""
-    return _running_job().group_values[name]
-
-
-def _param_of(name: str, default: Any) -> Any:
-    """Called by unpickling a task's arguments: the value of an argument of a @dag function."""
-    return _plain_copy(_running_job().run.info["conf"]).get(name, default)
+def _of_job(name: str, *arguments: Any) -> Any:
+    """Called by unpickling a task's arguments: what stands for a placeholder in this job."""
+    return getattr(_running_job(), name)(*arguments)
 
 
 def _xcom_row(key: str, value: Any) -> _XComRow:
@@ -5690,6 +5671,14 @@ class _Execution:
         whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
+    def group_value(self, name: str) -> Any:
+        """The element of an argument of the mapped group."""
+        return self.group_values[name]
+
+    def param(self, name: str, default: Any) -> Any:
+        """The value of an argument of a @dag function."""
+        return _plain_copy(self.run.info["conf"]).get(name, default)
+
     def _loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])
 
@@ -5710,11 +5699,15 @@ class _Execution:
             self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
 
-    def sequence(self, task_id: str, key: str) -> _Results:
-        """The values of a mapped task's instances, without those that stored none."""
+    def sequence(self, task_id: str, key: str, plain: bool) -> Any:
+        """The values of a mapped task's instances, without those that stored none; `plain`, of a
+        mapped group's task, as Airflow has it: none, the bare one, or a list."""
         found = self.job.inputs.get((task_id, key))
         rows = found if found is not None else self._read(task_id, key)
-        return _Results([data or b"" for _, data in rows], self.run.info["fileloc"])
+        results = _Results([data or b"" for _, data in rows], self.run.info["fileloc"])
+        if not plain:
+            return results
+        return None if not results else results[0] if len(results) == 1 else list(results)
 
     def _read(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, bytes]]:
         found = self._look(_select_values, task_id, key, index)
