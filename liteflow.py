@@ -4432,8 +4432,10 @@ _ROW_LIMIT = 1_000_000_000  # SQLite's own
 _LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
 
 
-def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK_LIMIT) -> T:
-    """What `look` finds in the database, which is neither written nor created nor left locked.
+def _read(
+    path: Path, look: Callable[..., T], *arguments: Any, most: int = _LOOK_LIMIT, **named: Any
+) -> T:
+    """What a look finds in the database, which is neither written nor created nor left locked.
 
     A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
     -wal it is opened immutable, and read again if a writer came meanwhile.
@@ -4446,7 +4448,7 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK
             _check_place(path)
             raise DatabaseError(f"there is no database {path}")
         try:
-            found = _read_once(path, wal, look, most)
+            found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))
         except (sqlite3.Error, DatabaseError) as error:
             if wal or _file_state(path) == before:
                 try:
@@ -4460,7 +4462,7 @@ def _read(path: Path, look: Callable[[sqlite3.Connection], T], most: int = _LOOK
     raise DatabaseError(f"{path} changes faster than it can be read")
 
 
-def _read_once(path: Path, wal: bool, look: Callable[[sqlite3.Connection], T], most: int) -> T:
+def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     import sqlite3
 
     uri = f"{path.as_uri()}?mode=ro{'' if wal else '&immutable=1'}"
@@ -4735,10 +4737,7 @@ class _Store:
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(
-        self,
-        instances: Iterable[_Instance],
-        facts: Mapping[str, tuple[Any, ...]],
-        elements: Callable[[_Instance], tuple[str | None, str | None]],
+        self, instances: Iterable[_Instance], facts: Mapping[str, Any], elements: Callable[..., Any]
     ) -> None:
         """Write rows whole, by task and index: new ones, which get their id, and those that a
         resume goes on with. `facts` of each task: see `_task_facts`."""
@@ -5249,11 +5248,14 @@ def _dump_call(task: BaseOperator) -> _Call:
     if task._mapping is None:
         return call
     constants = [
-        () if isinstance(source, _Mappable)
-        else [_dump_taking(task, value, {name or "element": value}) for value in source]
+        [_dump_taking(task, value, {name or "element": value}) for value in _constants_of(source)]
         for name, source in task._mapping.sources
-    ]  # fmt: skip
+    ]
     return call._replace(constants=constants)
+
+
+def _constants_of(source: Any) -> Iterable[Any]:
+    return () if isinstance(source, _Mappable) else source
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
@@ -5308,9 +5310,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     import hashlib
 
     constants = [
-        ()
-        if isinstance(source, _Mappable)
-        else [_constant_key(*pair) for pair in enumerate(source)]
+        [_constant_key(*pair) for pair in enumerate(_constants_of(source))]
         for _, source in mapping.sources
     ]
     seen: collections.Counter[str] = collections.Counter()
@@ -5721,7 +5721,7 @@ class _Execution:
                 f"the values of {task_id!r}, which is not directly upstream, can't be had: this "
                 "worker is on a foreign executor, which brings only those of direct upstream tasks"
             )
-        return _read(Path(path), lambda db: select(db, row, task_id, *more), _ROW_LIMIT)
+        return _read(Path(path), select, row, task_id, *more, most=_ROW_LIMIT)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
@@ -8274,7 +8274,7 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
             return
         dag_id = self.dag.dag_id
-        row = _read(self.path, lambda db: _find_named_run(db, dag_id, run_id))
+        row = _read(self.path, _find_named_run, dag_id, run_id)
         if row is None:
             wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
             raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
@@ -8725,7 +8725,7 @@ class _Run(_Start):
         return _Execution(here, self._job(_Attempt(instance)))
 
     def _read_only(self, look: Callable[..., T], *arguments: Any) -> T:
-        return _read(self.path, lambda db: look(db, *arguments), _ROW_LIMIT)
+        return _read(self.path, look, *arguments, most=_ROW_LIMIT)
 
     # Its turns.
 
@@ -9406,7 +9406,7 @@ class DagRun:
 
     def _look(self, look: Callable[..., T], *more: Any, **which: Any) -> T:
         """What a look finds of this run."""
-        return _read(self.db_path, lambda db: look(db, self._row.id, *more, **which))
+        return _read(self.db_path, look, self._row.id, *more, **which)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
@@ -9420,7 +9420,7 @@ class DagRun:
     def _values(self, **which: Any) -> list[XCom]:
         dags = _read(self.db_path, _select_dags)
         script = next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
-        rows = _read(self.db_path, lambda db: _select_values(db, self._row.id, **which), _ROW_LIMIT)
+        rows = self._look(_select_values, most=_ROW_LIMIT, **which)
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
@@ -9487,12 +9487,12 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
     """Runs, newest first; `asked` as for the look."""
-    rows = _read(path, lambda db: _select_some_runs(db, dag_id, **asked))
+    rows = _read(path, _select_some_runs, dag_id, **asked)
     return [DagRun(row, path) for row in rows]
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
-    row = _read(path, lambda db: _find_named_run(db, dag_id, run_id))
+    row = _read(path, _find_named_run, dag_id, run_id)
     if row is None:
         known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
@@ -10910,7 +10910,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
 
 def _cmd_stop(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
-    live = [DagRun(row, path) for row in _read(path, lambda db: _select_live_runs(db, options.run))]
+    live = [DagRun(row, path) for row in _read(path, _select_live_runs, options.run)]
     live = [run for run in live if run.owner_alive]
     if len(live) > 1:
         names = ", ".join(f"{run.dag_id}/{run.run_id}" for run in live)
@@ -10992,7 +10992,7 @@ def _cmd_backup(options: argparse.Namespace) -> int:
         raise _UsageError(f"directory {target.parent} does not exist")
     coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
     try:
-        _read(path, lambda db: _copy_database(db, coming))
+        _read(path, _copy_database, coming)
         coming.rename(target)
     except OSError as error:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
