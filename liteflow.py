@@ -4218,21 +4218,10 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) {strict};
 """
-
-
-def _declared_columns() -> dict[str, dict[str, str]]:
-    """Each table's columns with their types, as the schema declares them."""
-    tables: dict[str, dict[str, str]] = {}
-    for line in _SCHEMA.splitlines():
-        first, second, *rest = [*line.split(), "", ""]
-        if second == "TABLE":
-            columns = tables[rest[3]] = {}
-        elif first.islower():
-            columns[first] = second.rstrip(",")
-    return tables
-
-
-_COLUMNS = _declared_columns()
+_COLUMNS = {  # each table's, with their types
+    table.split()[0]: dict(re.findall(r"^    ([a-z_]+) ([A-Z]+)", table, re.M))
+    for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
+}
 
 
 @functools.cache
@@ -4526,21 +4515,15 @@ class _Store:
         _check_place(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
         # Never opened otherwise: closing any descriptor of a database drops the process's locks.
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            except FileExistsError:
-                raise
-            except OSError as error:
-                raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
+        uri = f"{self.path.as_uri()}?mode=rw"
         try:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             return sqlite3.connect(
-                f"{self.path.as_uri()}?mode=rw",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
+                uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+        except OSError as error:
+            raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
         except sqlite3.Error as error:
             _explain(error, self.path)
             raise
@@ -4652,9 +4635,9 @@ class _Store:
         )
         self.run_row = made.lastrowid or 0
 
-    def _set_run(self, run_row: int, **values: Any) -> None:
+    def _set_run(self, run_row: int, also: str = "", /, **values: Any) -> None:
         terms = ", ".join(f"{name} = :{name}" for name in values)
-        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row"
+        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {also}"
         self._connection.execute(query, {**values, "run_row": run_row})
 
     def claim_run(self, run_row: int, owner: str, owner_process: str, resumed: bool) -> None:
@@ -4850,10 +4833,7 @@ class _Store:
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
         with self.transaction():
-            self._connection.execute(
-                "UPDATE dag_run SET stop_requested = ? WHERE id = ? AND state = 'running'",
-                (_now(), run_row),
-            )
+            self._set_run(run_row, "AND state = 'running'", stop_requested=_now())
 
     def check_in_place(self) -> None:
         """Raises DatabaseError if the file was deleted or replaced: what is written is lost."""
