@@ -4755,7 +4755,16 @@ class _Store:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
         with self.transaction():
             self._check_fence()
-            for node in batch.expanded:
+            if batch.renewed:
+                self._delete_values([i.row_id for i in batch.renewed])
+            self._many(
+                _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
+            )
+            self._many(
+                _inserting("xcom_item"),
+                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
+            )
+            for node in batch.expanded:  # the previews of its elements are there now
                 self._connection.execute(
                     "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND "
                     "map_index = -1",
@@ -4774,21 +4783,12 @@ class _Store:
                 "UPDATE task_instance SET flow = ? WHERE id = ?",
                 [(json.dumps(note), i.row_id) for i, note in batch.flows.items()],
             )
-            if batch.renewed:
-                self._delete_values([i.row_id for i in batch.renewed])
             self._many(
                 "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
                 "state IN ('queued', 'running')",
                 [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
             self._put_attempts(batch.attempts)
-            self._many(
-                _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
-            )
-            self._many(
-                _inserting("xcom_item"),
-                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
-            )
             self._put_logs(batch.logs)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -1724,6 +1724,20 @@ class StoreTest(StoreCase):
             [("from a\n",), ("try 1\n",), ("try 2\n",)],
         )
 
+    def test_what_an_instance_is_mapped_over_is_kept_from_its_first_run_on(self):
+        self.run_flow(
+            """
+            with DAG("mapped") as dag:
+                @task
+                def files(): return ["a.csv", "b.csv"]
+                @task
+                def load(file, unit): return file
+                load.expand(file=files(), unit=[7])
+            """
+        )
+        shown = self.query("SELECT element_preview FROM task_instance WHERE map_index >= 0")
+        self.assertEqual(shown, [("7, 'a.csv'",), ("7, 'b.csv'",)])
+
     def test_times_are_iso_utc_with_microseconds(self):
         self.small()
         times = self.query("SELECT start_date, end_date FROM task_attempt")
