@@ -2833,28 +2833,11 @@ class _Recorded(NamedTuple):
     died: bool = False  # its latest attempt went down with its scheduler
 
 
-class _Counts:
-    """How the task instances that one waits for have ended; `pending` tasks have not yet."""
-
-    __slots__ = ("failed", "pending", "skipped", "success", "upstream_failed")
-
-    def __init__(self, pending: int) -> None:
-        self.pending = pending
-        self.success = self.failed = self.upstream_failed = self.skipped = 0
-
-    def add(self, state: TaskInstanceState) -> bool:
-        """One more has ended so; whether it is the first."""
-        if state is _S.SUCCESS:
-            self.success += 1
-            return self.success == 1
-        if state is _S.FAILED:
-            self.failed += 1
-            return self.failed == 1
-        if state is _S.SKIPPED:
-            self.skipped += 1
-            return self.skipped == 1
-        self.upstream_failed += 1
-        return self.upstream_failed == 1
+# How the instances that one waits for have ended: how many in each way, and, in the last place, how
+# many tasks have not.
+_PLACE = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
+_PENDING = 4
+_NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
 
 
 class _Instance:
@@ -2863,7 +2846,6 @@ class _Instance:
     __slots__ = (
         "alone",
         "before",
-        "counts",
         "lost",
         "map_index",
         "max_tries",
@@ -2885,7 +2867,6 @@ class _Instance:
         self.row_id = recorded.row_id
         self.ready = False  # its rule has let it run
         self.before: TaskInstanceState | None = None  # its state when it was sent
-        self.counts: _Counts | None = None  # of its own index, within a mapped group
 
     @property
     def task_id(self) -> str:
@@ -2895,6 +2876,12 @@ class _Instance:
     def label(self) -> str:
         """`task_id`, or `task_id[3]` for a mapped instance."""
         return _label_of(self.task_id, self.map_index)
+
+    def twin(self, node: _Node) -> _Instance | None:
+        """Of another task in its mapped group, the instance of its index, if there is one."""
+        if self.map_index < 0 or not self.node.is_in_step_with(node):
+            return None
+        return None if node.instances[0].map_index < 0 else node.instances[self.map_index]
 
     def move(self, state: TaskInstanceState | None) -> None:
         """Change the state, if the table of transitions allows it."""
@@ -2913,7 +2900,6 @@ class _Expansion:
         self.mapping = mapping
         self.nodes: list[_Node] = []
         self.sources: list[_Node] = []  # the tasks whose results it expands over
-        self.waiting = 0  # sources that have not ended
 
     def verdict(self) -> TaskInstanceState | None:
         """How the mapping ends without instances: by a source that failed or was skipped."""
@@ -2924,7 +2910,6 @@ class _Expansion:
 
 
 _NO_INDEXES: list[int] = []
-_NO_COUNTS = _Counts(0)  # of all the nodes that wait for nothing
 
 
 class _Node:
@@ -2943,13 +2928,13 @@ class _Node:
         "instances",
         "length",
         "limit",
+        "needs",
         "open",
         "order",
         "running",
         "setups",
         "sheltered",
         "stored",
-        "tally",
         "task",
         "upstream",
         "waiting",
@@ -2963,17 +2948,16 @@ class _Node:
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: tuple[_Node, ...] = ()  # further up, which it needs to succeed as well
+        self.setups: tuple[_Node, ...] = ()  # that it needs; a teardown's own, else further up
         self.sheltered: tuple[_Node, ...] = ()  # those that need this setup
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
-        self.feeds: tuple[_Expansion, ...] = ()  # the mappings that expand over its result
+        self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.group = task._mapped_group
         self.holds = _holds_worker(task)
         self.expansion: _Expansion | None = None
         self.expanded = True  # it has the instances that it will have
-        self.counts = _NO_COUNTS
-        self.tally = _Counts(0) if task.is_setup else _NO_COUNTS  # of its own instances
+        self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
@@ -2988,78 +2972,44 @@ class _Node:
         """Whether both stand in one mapped group, so that index waits for index."""
         return self.group is not None and self.group is other.group
 
-    def decide(self, instance: _Instance | None) -> TaskInstanceState | None:
+    def decide(self, instance: _Instance) -> TaskInstanceState | None:
         """RUNNING if it may run, the state it ends in without running, or None: wait."""
-        needed = self.setups and self.task.trigger_rule is not TriggerRule.ALWAYS
-        decision = self._by_setups(instance) if needed else None
-        if decision is None or decision is _S.QUEUED:
-            pending, decision = decision, self._by_upstream(instance)
-            if pending and decision is not _S.UPSTREAM_FAILED:
-                return None
+        if not self.upstream:
+            return _S.RUNNING
+        rule = self.task.trigger_rule
+        decision = _by_rule(rule, *self.ends(instance, self.counts, self.upstream))
+        if self.setups and self.task.is_teardown:
+            if decision is _S.RUNNING:
+                ends = self.ends(instance, self.needs, self.setups)
+                decision = _by_rule(TriggerRule.ONE_SUCCESS, *ends)
+        elif self.setups and rule is not TriggerRule.ALWAYS:
+            ends = self.ends(instance, self.needs, self.setups)
+            allowed = _by_rule(TriggerRule.ALL_SUCCESS, *ends)
+            if allowed is not _S.RUNNING and (allowed or decision is not _S.UPSTREAM_FAILED):
+                decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
         if decision is _S.UPSTREAM_FAILED and self.is_gated(instance):
             return None
         return decision
 
-    def is_gated(self, instance: _Instance | None) -> bool:
+    def ends(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> Sequence[int]:
+        """How the instances of nodes ended: those counted, and in step the one of its index."""
+        if self.group is None:
+            return counts
+        counts = counts.copy()
+        for node in nodes:
+            if self.is_in_step_with(node):
+                state = (instance.twin(node) or node.instances[0]).state
+                counts[_PENDING if state is None else _PLACE.get(state, _PENDING)] += 1
+        return counts
+
+    def is_gated(self, instance: _Instance) -> bool:
         """Whether a branch or short circuit that has not ended may still leave it out."""
         for gate in self.gates:
-            if instance is None or not self.is_in_step_with(gate):
-                if gate.open:
-                    return True
-            elif (
-                gate.instances[min(instance.map_index, len(gate.instances) - 1)].state not in _ENDED
-            ):
+            twin = instance.twin(gate)
+            if gate.open if twin is None else twin.state not in _ENDED:
                 return True
         return False
-
-    def _by_upstream(self, instance: _Instance | None) -> TaskInstanceState | None:
-        if not self.upstream:
-            return _S.RUNNING
-        c = self.counts
-        own = (
-            instance.counts if instance is not None and instance.counts is not None else _NO_COUNTS
-        )
-        done = not (c.pending or own.pending)
-        if self.task.is_teardown:
-            return self._by_own_setups(instance) if done else None
-        return _by_rule(
-            self.task.trigger_rule,
-            c.success + own.success,
-            c.failed + own.failed,
-            c.upstream_failed + own.upstream_failed,
-            c.skipped + own.skipped,
-            done,
-        )
-
-    def _by_setups(self, instance: _Instance | None) -> TaskInstanceState | None:
-        """What setups further up say: they are needed; QUEUED while one has not ended."""
-        pending = skipped = False
-        for setup in self.setups:
-            ends, open_ones = self._ends_of(setup, instance)
-            if ends.failed or ends.upstream_failed:
-                return _S.UPSTREAM_FAILED
-            pending, skipped = pending or open_ones, skipped or ends.skipped > 0
-        return _S.QUEUED if pending else _S.SKIPPED if skipped else None
-
-    def _by_own_setups(self, instance: _Instance | None) -> TaskInstanceState:
-        """all_done_setup_success, once all is done: by how a teardown's setups ended."""
-        setups = [self._ends_of(up, instance)[0] for up in self.upstream if up.task.is_setup]
-        if not setups or any(ends.success for ends in setups):
-            return _S.RUNNING
-        failed = any(ends.failed or ends.upstream_failed for ends in setups)
-        return _S.UPSTREAM_FAILED if failed else _S.SKIPPED
-
-    def _ends_of(self, setup: _Node, instance: _Instance | None) -> tuple[_Counts, bool]:
-        """How a setup's instances ended (in one mapped group, that of the same index), and
-        whether some have not."""
-        if instance is None or not self.is_in_step_with(setup) or not setup.expanded:
-            return setup.tally, setup.open > 0
-        state = setup.instances[instance.map_index].state
-        ends = _Counts(0)
-        if state in _ENDED and state is not None:
-            ends.add(state)
-        return ends, state not in _ENDED
 
 
 def _holds_worker(task: BaseOperator) -> bool:
@@ -3071,14 +3021,15 @@ def _holds_worker(task: BaseOperator) -> bool:
 
 
 def _by_rule(
-    rule: TriggerRule, s: int, f: int, u: int, k: int, done: bool
+    rule: TriggerRule, s: int, f: int, u: int, k: int, pending: int
 ) -> TaskInstanceState | None:
     """Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
 
     RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
     stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
     """
-    bad, run = f or u, _S.RUNNING if done else None
+    bad, done = f or u, not pending
+    run = _S.RUNNING if done else None
     match rule:
         case TriggerRule.ALL_SUCCESS:
             return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and k else run
@@ -3133,7 +3084,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator] | None = None) -> list[_
         node.downstream = tuple(by_id[t] for t in node.task._downstream)
         outside = sum(not node.is_in_step_with(up) for up in node.upstream)
         if outside:
-            node.counts = _Counts(outside)
+            node.counts = [0, 0, 0, 0, outside]
     ordered = [by_id[task.task_id] for task in order or dag.topological_sort()]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
@@ -3204,6 +3155,9 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     ends = {n: sum(teardowns.get(d, 0) for d in n.downstream) for n in marked}
     for node in order:
         bits = 0 if node.task.is_teardown else above[node]
+        for up in node.upstream if node.task.is_teardown else ():
+            if up.task.is_setup:
+                _note_setup(up, node)
         while bits:
             mark = marked[(bits & -bits).bit_length() - 1]
             bits &= bits - 1
@@ -3211,8 +3165,14 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
                 _note_gate(mark, node)
             inside = not ends[mark] or ends[mark] & below[node]
             if mark.task.is_setup and inside and mark not in node.upstream:
-                node.setups = (*node.setups, mark)
-                mark.sheltered = (*mark.sheltered, node)
+                _note_setup(mark, node)
+
+
+def _note_setup(setup: _Node, node: _Node) -> None:
+    setup.sheltered = (*setup.sheltered, node)
+    node.setups = (*node.setups, setup)
+    outside = sum(not node.is_in_step_with(each) for each in node.setups)
+    node.needs = [0, 0, 0, 0, outside] if outside else _NO_COUNTS
 
 
 def _note_gate(gate: _Node, node: _Node) -> None:
@@ -3239,9 +3199,8 @@ def _make_expansions(nodes: Sequence[_Node], by_id: Mapping[str, _Node]) -> None
             expansion = made[id(mapping)] = _Expansion(mapping)
             sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
             expansion.sources = [by_id[t] for t in sources]
-            expansion.waiting = len(expansion.sources)
-            for source in expansion.sources:
-                source.feeds = (*source.feeds, expansion)
+        for source in expansion.sources:
+            source.feeds = (*source.feeds, node)
         expansion.nodes.append(node)
         node.expansion = expansion
 
@@ -3287,7 +3246,7 @@ class _Plan:
         self._free = dict(pools or {})
         self._queues: dict[str, list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
-        self._dirty: dict[tuple[_Node, _Instance | None], None] = {}
+        self._dirty: dict[_Instance, None] = {}  # to be looked at
         self._held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
         self.nodes = _make_nodes(dag, order)
@@ -3322,17 +3281,12 @@ class _Plan:
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.open = len(node.instances)
         self.unfinished += node.open
-        if node.group is not None:
-            in_step = sum(node.is_in_step_with(up) for up in node.upstream)
-            for instance in node.instances:
-                instance.counts = _Counts(in_step)
 
     def _begin(self) -> None:
         """Count what a resumed run keeps; then every instance that is left has to be decided."""
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
-            assert instance.state is not None
-            self._ended(instance, instance.state)
+            self._ended(instance)
         for instance in kept:
             self._follow_again(instance)
         self._dirty.clear()
@@ -3345,14 +3299,15 @@ class _Plan:
         recorded = self._recorded[instance.task_id, instance.map_index]
         self.skip(instance, self.left_out(instance, recorded.flow, strict=False))
 
-    def _touch(self, node: _Node) -> None:
-        """The node has to be looked at: as a whole, or, in a mapped group, each instance."""
-        if node.group is not None and node.expanded:
-            for instance in node.instances:
-                if instance.state is None:
-                    self._dirty[node, instance] = None
-        else:
-            self._dirty[node, None] = None
+    def _touch(self, node: _Node, by: _Instance | None = None) -> None:
+        """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
+        each, or the one of the index of another."""
+        twin = None if by is None else by.twin(node)
+        for instance in node.instances if twin is None else (twin,):
+            if instance.state is None and not instance.ready:
+                self._dirty[instance] = None
+                if node.group is None:
+                    return
 
     # What is known of results (the `_Known` that mappings ask).
 
@@ -3551,54 +3506,45 @@ class _Plan:
 
     def _end(self, instance: _Instance, state: TaskInstanceState) -> None:
         instance.move(state)
-        self._ended(instance, state)
+        self._ended(instance)
 
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
         """It ends without running."""
         self.changed.append(instance)
         self._end(instance, state)
 
-    def _ended(self, instance: _Instance, state: TaskInstanceState) -> None:
+    def _ended(self, instance: _Instance) -> None:
         """Count it, and touch those below of which it may decide something."""
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
         if self._winding is not None:
             self._winding.pop(instance, None)
-        if node.tally is not _NO_COUNTS and (node.tally.add(state) or not node.open):
-            for other in node.sheltered:
-                self._touch(other)
         if not node.open:
             node.stored.sort()
-            for expansion in node.feeds:
-                expansion.waiting -= 1
-                for mapped in expansion.nodes:
-                    self._touch(mapped)
-        for other in node.guarded:
+        for other in (*node.feeds, *node.guarded):
             if not node.open or other.is_in_step_with(node):
-                self._touch(other)
+                self._touch(other, instance)
         for below in node.downstream:
-            if below.is_in_step_with(node):
-                self._tell_own(below, instance, state)
-                continue
-            news = below.counts.add(state)
-            if not node.open:
-                below.counts.pending -= 1
-            if news or not below.counts.pending:
-                self._touch(below)
+            self._tell(below, below.counts, instance)
+        for below in node.sheltered:
+            self._tell(below, below.needs, instance)
 
-    def _tell_own(self, below: _Node, instance: _Instance, state: TaskInstanceState) -> None:
-        if instance.map_index < 0 or not below.expanded or below.instances[0].map_index < 0:
-            # Expanded over nothing; else what stands below is decided when its group expands.
-            for each in below.instances if instance.node.expanded else ():
-                if each.state is None:
-                    self._decide(each, state)
+    def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
+        node, state = instance.node, instance.state
+        assert state is not None
+        if node.group is not None and below.is_in_step_with(node):
+            first = below.instances[0]
+            if node.expanded and instance.map_index < 0 and first.state is None:
+                self._decide(first, state)  # the group was expanded over nothing
+            self._touch(below, instance)
             return
-        other = below.instances[instance.map_index]
-        assert other.counts is not None
-        other.counts.add(state)
-        other.counts.pending -= 1
-        self._dirty[below, other] = None
+        place = _PLACE[state]
+        counts[place] += 1
+        if not node.open:
+            counts[_PENDING] -= 1
+        if counts[place] == 1 or not counts[_PENDING]:
+            self._touch(below)
 
     # Conclusions.
 
@@ -3612,40 +3558,36 @@ class _Plan:
             return
         while self._dirty:
             round_of, self._dirty = self._dirty, {}
-            decided = [(*unit, self._decision(*unit)) for unit in round_of]
-            for node, instance, decision in decided:
+            for instance, decision in [(i, self._decision(i)) for i in round_of]:
                 if decision is not None:
-                    self._carry_out(node, instance, decision)
+                    self._carry_out(instance, decision)
 
-    def _decision(self, node: _Node, instance: _Instance | None) -> TaskInstanceState | None:
-        if not node.open or (instance is not None and (instance.ready or instance.state)):
+    def _decision(self, instance: _Instance) -> TaskInstanceState | None:
+        node = instance.node
+        if instance.ready or instance.state is not None:
             return None
-        if instance is None and node.expanded and (node.group or node.instances[0].ready):
-            return None  # a group was expanded meanwhile, and its instances are looked at each
-        expansion = node.expansion
-        if expansion is None or node.expanded:
+        if node.expansion is None or node.expanded:
             return node.decide(instance)
-        verdict = expansion.verdict()
+        waits = any(source.open for source in node.expansion.sources)
+        verdict = node.expansion.verdict()
         if verdict is _S.UPSTREAM_FAILED:
-            return None if node.is_gated(None) else verdict
+            return None if node.is_gated(instance) else verdict
         if node.group is not None:  # it expands as soon as it can, whatever its rules
-            return None if expansion.waiting else verdict or _S.RUNNING
-        decision = node.decide(None)
+            return None if waits else verdict or _S.RUNNING
+        decision = node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
-        return None if expansion.waiting else verdict or decision
+        return None if waits else verdict or decision
 
-    def _carry_out(
-        self, node: _Node, instance: _Instance | None, decision: TaskInstanceState
-    ) -> None:
-        in_group = node.group is not None and instance is None and node.instances[0].map_index >= 0
-        if decision is _S.RUNNING and (not node.expanded or in_group):
-            if not node.expanded:  # another task of its group may have expanded them all
-                self._expand(node)
+    def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
+        """For the instance; outside of a mapped group, for all of its task."""
+        node = instance.node
+        if decision is _S.RUNNING and not node.expanded:
+            self._expand(node)
             return
-        if decision is _S.RUNNING and node.instances[0].map_index < 0 and node.expansion:
+        if decision is _S.RUNNING and instance.map_index < 0 and node.expansion is not None:
             decision = _S.SKIPPED  # expanded over nothing
-        for each in [instance] if instance is not None else list(node.instances):
+        for each in list(node.instances) if node.group is None else (instance,):
             if each.state is not None or each.ready:
                 continue
             if decision is _S.RUNNING:
@@ -3660,20 +3602,18 @@ class _Plan:
         try:
             count = node.expansion.mapping.count(self)
         except LookupError:  # an old result that is no list, in a resume of mended code
-            for instance in node.instances:
-                self._decide(instance, _S.UPSTREAM_FAILED)
+            self._decide(node.instances[0], _S.UPSTREAM_FAILED)
             return
-        for each in node.expansion.nodes if node.group is not None else [node]:
+        for each in node.expansion.nodes:
             if each.expanded or not each.open:
                 continue
-            if any(up.is_in_step_with(each) and not up.expanded for up in each.upstream):
-                # A branch skipped that one before the group was expanded.
+            # A branch may have skipped one above it before the group was expanded.
+            above = (up.expanded for up in each.upstream if up.is_in_step_with(each))
+            if count == 0 or not all(above):
                 self._decide(each.instances[0], _S.SKIPPED)
                 continue
+            each.instances[0].move(_S.REMOVED)  # it stood in for them
             each.expanded = True
-            if count == 0:
-                self._carry_out(each, None, _S.SKIPPED)
-                continue
             self.unfinished -= 1
             self._give_instances(each, range(count))
             self.expanded.append(each)
@@ -3741,9 +3681,8 @@ class _Plan:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
         branch's own index."""
         for node in nodes:
-            own = instance.map_index >= 0 and node.is_in_step_with(instance.node)
-            own = own and node.instances[0].map_index >= 0
-            for each in [node.instances[instance.map_index]] if own else list(node.instances):
+            twin = instance.twin(node)
+            for each in list(node.instances) if twin is None else (twin,):
                 if each.state is None:
                     self._decide(each, _S.SKIPPED)
 
@@ -3781,17 +3720,12 @@ class _Plan:
             if instance.state in _ENDED:
                 continue
             sent = instance.state in (_S.QUEUED, _S.RUNNING)
-            if self._has_to_tear_down(instance):
+            node = instance.node
+            if node.task.is_teardown and node.ends(instance, node.needs, node.setups)[0]:
                 instance.ready = sent
                 self._winding[instance] = None
             elif sent:
                 self.doomed.append(instance)
-
-    @staticmethod
-    def _has_to_tear_down(instance: _Instance) -> bool:
-        node = instance.node
-        setups = [up for up in node.upstream if up.task.is_setup] if node.task.is_teardown else []
-        return any(node._ends_of(setup, instance)[0].success for setup in setups)
 
     def _wind_down(self) -> None:
         """Once all else has ended, run the teardowns, inner ones first."""
@@ -4095,8 +4029,8 @@ class _Resumption:
         return any(t and (t.began >= (row.ended or "~") if t.began else t.died) for t in others)
 
     def recorded(self) -> dict[tuple[str, int], _Recorded]:
-        """What the plan has to know, of every instance that has a row."""
-        found = {key: self._recorded_of(*key, row) for key, row in self.instances.items() if row}
+        """What the plan has to know, of every instance."""
+        found = {key: self._recorded_of(*key, row) for key, row in self.instances.items()}
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
                 retries = self._dag.task_dict[row.task_id].retries
@@ -4105,8 +4039,10 @@ class _Resumption:
                 )
         return found
 
-    def _recorded_of(self, task_id: str, index: int, row: _Past) -> _Recorded:
+    def _recorded_of(self, task_id: str, index: int, row: _Past | None) -> _Recorded:
         task = self._dag.task_dict[task_id]
+        if row is None:
+            return _Recorded(None, 0, task.retries)
         if (task_id, index) not in self.again:
             state = TaskInstanceState(row.state) if row.state else None
             return _Recorded(state, row.try_number, row.max_tries, 0, row.row_id, row.flow)

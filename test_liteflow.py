@@ -887,21 +887,21 @@ class PlanTest(Case):
             for ends in itertools.product(range(3), repeat=4):
                 with self.subTest(rule=rule, ends=ends):
                     if any(ends):
-                        self.assertIsNotNone(liteflow._by_rule(rule, *ends, True))
+                        self.assertIsNotNone(liteflow._by_rule(rule, *ends, 0))
 
     def test_no_rule_takes_back_what_it_decided_early(self):
         # What is decided while upstreams are pending must hold however they end: or the faster
         # worker would decide.
         for rule in TriggerRule:
             for ends in itertools.product(range(3), repeat=4):
-                early = liteflow._by_rule(rule, *ends, False)
+                early = liteflow._by_rule(rule, *ends, 1)
                 if early is None:
                     continue
                 for more in itertools.product(range(2), repeat=4):
                     with self.subTest(rule=rule, ends=ends, more=more):
                         both = [a + b for a, b in zip(ends, more, strict=True)]
-                        self.assertEqual(liteflow._by_rule(rule, *both, False), early)
-                        self.assertEqual(liteflow._by_rule(rule, *both, True), early)
+                        self.assertEqual(liteflow._by_rule(rule, *both, 1), early)
+                        self.assertEqual(liteflow._by_rule(rule, *both, 0), early)
 
     def test_retries_wait_their_delay_and_end(self):
         with DAG("d") as d:
@@ -6004,6 +6004,44 @@ class AgainTest(FlowCase):
         self.resume(made)
         self.assertLess(self.ran.index("outer"), self.ran.index("drop"))
         self.assertLess(self.ran.index("drop"), self.ran.index("stop"))
+
+    def test_a_task_that_is_new_in_a_mapped_group_runs_for_each_index(self):
+        def flow(new):
+            with DAG("d") as d:
+                listed = self.step("listed", [1, 2])()
+
+                @task_group
+                def g(x):
+                    old = self.step("old", lambda x: x)(x)
+                    if new:
+                        self.step("new")(old)
+
+                g.expand(x=listed)
+                self.step("bad")()
+            return d
+
+        self.bad = {"bad"}
+        self.go(flow(False))
+        self.bad = set()
+        self.assertEqual(self.resume(flow(True)), ["bad", "new:1", "new:2"])
+        self.assertEqual(self.state_of("g.new[0]", "g.new[1]"), ["success"] * 2)
+
+    def test_a_constant_that_is_new_beside_a_result_runs_with_each_element_of_it(self):
+        def act(x, y):
+            self.ran.append(f"{x}{y}")
+            if x in self.bad:
+                raise ValueError(x)
+
+        def flow(constants):
+            with DAG("d") as d:
+                listed = self.step("listed", [1, 2])()
+                task(task_id="f")(act).expand(x=list(constants), y=listed)
+            return d
+
+        self.bad = {"b"}
+        self.assertEqual(self.go(flow("ab")), ["a1", "a2", "b1", "b2", "listed"])
+        self.bad = set()
+        self.assertEqual(self.resume(flow("abc")), ["b1", "b2", "c1", "c2"])
 
     def test_a_mapped_setup_that_moves_knows_its_teardown(self):
         def flow(elements):
