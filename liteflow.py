@@ -2835,7 +2835,7 @@ class _Recorded(NamedTuple):
 
 # How the instances that one waits for have ended: how many in each way, and, in the last place, how
 # many tasks have not.
-_PLACE = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
+_END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
 
@@ -2937,7 +2937,6 @@ class _Node:
         "stored",
         "task",
         "upstream",
-        "waiting",
         "weight",
     )
 
@@ -2962,8 +2961,8 @@ class _Node:
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        self.limit = min((x for x in limits if x is not None), default=None)
-        self.waiting: list[tuple[int, _Instance]] | None = None if self.limit is None else []
+        mapped = task._mapping is not None  # else it has one instance, which no limit concerns
+        self.limit = min((x for x in limits if mapped and x is not None), default=sys.maxsize)
         self.length: int | None = None  # of its result, if it is not mapped
         # Indexes under which the instances of a mapped one stored a result.
         self.stored: list[int] = [] if task._mapping is not None else _NO_INDEXES
@@ -3000,7 +2999,7 @@ class _Node:
         for node in nodes:
             if self.is_in_step_with(node):
                 state = (instance.twin(node) or node.instances[0]).state
-                counts[_PENDING if state is None else _PLACE.get(state, _PENDING)] += 1
+                counts[_PENDING if state is None else _END_AT.get(state, _PENDING)] += 1
         return counts
 
     def is_gated(self, instance: _Instance) -> bool:
@@ -3244,10 +3243,11 @@ class _Plan:
         self.gave_up = False
         self._winding: dict[_Instance, None] | None = None  # teardowns to run before a stop
         self._free = dict(pools or {})
-        self._queues: dict[str, list[tuple[int, int, int, _Instance]]] = {}
+        # What may start: of each pool, and apart from it of each task with a limit.
+        self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
         self._dirty: dict[_Instance, None] = {}  # to be looked at
-        self._held: list[_Instance] = []  # at a limit that other runs fill
+        self.held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
         self.nodes = _make_nodes(dag, order)
         self._by_id = {node.task.task_id: node for node in self.nodes}
@@ -3339,77 +3339,54 @@ class _Plan:
         """How many instances may start now, at most."""
         while self._delayed and self._delayed[0][0] <= now:
             instance = heapq.heappop(self._delayed)[-1]
-            if instance.state in (_S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
-                self._enqueue(instance)
-        queued = sum(map(len, self._queues.values()))
-        return min(queued, self.dag.max_active_tasks - self.running)
+            if instance.state not in _ENDED:
+                self.enqueue(instance)
+        queued = (
+            len(queue) if node is None else min(len(queue), node.limit - node.running)
+            for (_, node), queue in self._queues.items()
+        )
+        return min(sum(queued), self.dag.max_active_tasks - self.running)
 
-    def _enqueue(self, instance: _Instance) -> None:
-        """It may start once there is room; past its task's limit it waits in the task's line."""
+    def enqueue(self, instance: _Instance) -> None:
+        """It may start once there is room."""
         node = instance.node
-        if node.waiting is not None:
-            heapq.heappush(node.waiting, (instance.map_index, instance))
-            self._advance(node)
-        else:
-            self._push(instance)
-
-    def _advance(self, node: _Node) -> None:
-        """Let those of the task's line go on that its limit allows."""
-        assert node.waiting is not None and node.limit is not None
-        while node.waiting and node.running < node.limit:
-            instance = heapq.heappop(node.waiting)[-1]
-            if self._waits(instance):
-                node.running += 1  # its place is taken from here on
-                self._push(instance)
-
-    def _push(self, instance: _Instance) -> None:
-        node = instance.node
+        key = node.task.pool, None if node.limit == sys.maxsize else node
         entry = (-node.weight, node.order, instance.map_index, instance)
-        heapq.heappush(self._queues.setdefault(node.task.pool, []), entry)
-
-    @staticmethod
-    def _waits(instance: _Instance) -> bool:
-        """Whether it still waits to be started: a branch may have skipped it meanwhile."""
-        return instance.state in (None, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE)
+        heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:
-        """The next of the instances that may start: the caller must `start` it or `put_back`."""
-        while True:
-            open_ones = [q for q in self._queues.values() if q and self._has_room(q[0][-1])]
-            if not open_ones:
-                return None
-            first = min(open_ones, key=lambda q: q[0][:3]) if len(open_ones) > 1 else open_ones[0]
-            instance = heapq.heappop(first)[-1]
-            if self._waits(instance):
+        """The next of the instances that may start: the caller must start, hold or enqueue it."""
+        while (key := self._next_queue()) is not None:
+            instance = heapq.heappop(self._queues[key])[-1]
+            if not self._queues[key]:
+                del self._queues[key]
+            if instance.state not in _ENDED:  # a branch may have skipped it meanwhile
                 return instance
-            self._leave_line(instance.node)
+        return None
 
-    def _has_room(self, instance: _Instance) -> bool:
-        if not self._free:
-            return True
-        task = instance.node.task
-        return instance.state in _ENDED or self._free.get(task.pool, math.inf) >= task.pool_slots
-
-    def put_back(self, instance: _Instance) -> None:
-        """An instance that was taken and could not be started."""
-        self._push(instance)
-
-    def hold(self, instance: _Instance) -> None:
-        """As many of its task run, in other runs too, as may: it waits until `release`."""
-        self._held.append(instance)
-        if instance.node.waiting is not None:
-            instance.node.running -= 1
+    def _next_queue(self) -> tuple[str, _Node | None] | None:
+        """Whose first may start. In a pool, nothing overtakes what finds no room."""
+        full = []
+        for key in (
+            sorted(self._queues, key=self._queues.__getitem__)
+            if len(self._queues) > 1
+            else self._queues
+        ):
+            instance, (pool, node) = self._queues[key][0][-1], key
+            if instance.state in _ENDED:
+                return key
+            if pool in full or (node is not None and node.running >= node.limit):
+                continue
+            if self._free.get(pool, math.inf) >= instance.node.task.pool_slots:
+                return key
+            full.append(pool)
+        return None
 
     def release(self) -> None:
         """Look again at what was held: in other runs one may have ended."""
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for instance in held:
-            self._enqueue(instance)
-
-    def _leave_line(self, node: _Node) -> None:
-        if node.waiting is not None:
-            node.running -= 1
-            self._advance(node)
+            self.enqueue(instance)
 
     def next_time(self) -> float | None:
         """When time alone changes something next: a wait for a retry ends."""
@@ -3424,8 +3401,7 @@ class _Plan:
             instance.try_number += 1
         instance.move(_S.QUEUED)
         self.running += 1
-        if instance.node.waiting is None:
-            instance.node.running += 1
+        instance.node.running += 1
         pool = instance.node.task.pool
         if pool in self._free:
             self._free[pool] -= instance.node.task.pool_slots
@@ -3440,8 +3416,6 @@ class _Plan:
         node.running -= 1
         if node.task.pool in self._free:
             self._free[node.task.pool] += node.task.pool_slots
-        if node.waiting is not None:
-            self._advance(node)
 
     def finish(
         self,
@@ -3456,17 +3430,17 @@ class _Plan:
         if instance.state is _S.QUEUED:
             self.begin(instance)
         self._leave(instance)
+        again = None
         if self.timed_out and status is not _Status.SUCCESS:
             status = _Status.SKIPPED
-        elif status is _Status.RESCHEDULE and self.gave_up:
-            status = _Status.FATAL
         elif status is _Status.FAILED and instance.try_number <= instance.max_tries:
-            instance.move(_S.UP_FOR_RETRY)
-            self._delay(instance, now + _retry_wait(instance, self.logical_date))
-            return
-        elif status is _Status.RESCHEDULE:
-            instance.move(_S.UP_FOR_RESCHEDULE)
-            self._delay(instance, now + wait)
+            again, wait = _S.UP_FOR_RETRY, _retry_wait(instance, self.logical_date)
+        elif status is _Status.RESCHEDULE and not self.gave_up:
+            again = _S.UP_FOR_RESCHEDULE
+        if again is not None:
+            instance.move(again)
+            entry = (now + wait, instance.node.order, instance.map_index, instance)
+            heapq.heappush(self._delayed, entry)
             return
         if stored:
             self._note_result(instance.node, instance.map_index, length)
@@ -3475,14 +3449,9 @@ class _Plan:
         if ended is _S.FAILED and self.dag.fail_fast:
             self._give_up()
 
-    def _delay(self, instance: _Instance, at: float) -> None:
-        entry = (at, instance.node.order, instance.map_index, instance)
-        heapq.heappush(self._delayed, entry)
-
     def pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance, which needs no worker, succeeds."""
         instance.try_number += 1
-        self._leave_line(instance.node)
         self._end(instance, _S.SUCCESS)
 
     def withdraw(self, instance: _Instance) -> None:
@@ -3494,7 +3463,7 @@ class _Plan:
         if self.timed_out or (self.gave_up and not instance.node.task.is_teardown):
             self._decide(instance, _S.SKIPPED)
         elif self._winding is None or instance in self._winding:
-            self._enqueue(instance)
+            self.enqueue(instance)
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
@@ -3539,7 +3508,7 @@ class _Plan:
                 self._decide(first, state)  # the group was expanded over nothing
             self._touch(below, instance)
             return
-        place = _PLACE[state]
+        place = _END_AT[state]
         counts[place] += 1
         if not node.open:
             counts[_PENDING] -= 1
@@ -3592,7 +3561,7 @@ class _Plan:
                 continue
             if decision is _S.RUNNING:
                 each.ready = True
-                self._enqueue(each)
+                self.enqueue(each)
             else:
                 self._decide(each, decision)
 
@@ -3711,11 +3680,7 @@ class _Plan:
         self._winding = {}
         self._queues.clear()
         self._delayed.clear()
-        self._held.clear()
-        for node in self.nodes:
-            if node.waiting is not None:
-                node.waiting.clear()
-                node.running = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in node.instances)
+        self.held.clear()
         for instance in self.instances():
             if instance.state in _ENDED:
                 continue
@@ -3737,7 +3702,7 @@ class _Plan:
         for instance in self._winding:
             if not instance.ready and left.isdisjoint(instance.node.upstream):
                 instance.ready = True
-                self._enqueue(instance)
+                self.enqueue(instance)
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""
@@ -8697,7 +8662,7 @@ class _Run(_Start):
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
-        waits = self._attempts or self.plan._held or self.plan.next_time()
+        waits = self._attempts or self.plan.held or self.plan.next_time()
         if self.plan.unfinished and not waits:
             assert self.plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
@@ -8758,9 +8723,9 @@ class _Run(_Start):
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
             elif self._has_to_wait(instance):
-                self.plan.hold(instance)
+                self.plan.held.append(instance)
             elif room <= 0 or (instance.alone and (self._to_send or not self.runner.is_free())):
-                self.plan.put_back(instance)
+                self.plan.enqueue(instance)
                 return
             else:
                 room -= 1
@@ -8779,7 +8744,7 @@ class _Run(_Start):
             return False
         row = self._store.run_row
         elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
-        return bool(elsewhere + instance.node.running > limit)
+        return bool(elsewhere + instance.node.running >= limit)
 
     def _start(self, instance: _Instance) -> None:
         first = instance.state is not _S.UP_FOR_RESCHEDULE

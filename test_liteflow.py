@@ -1160,7 +1160,7 @@ class PlanTest(Case):
             liteflow.BaseOperator(task_id="a", max_active_tis_per_dag=1)
         plan = liteflow._Plan(d)
         plan.settle(0)
-        plan.hold(plan.take())
+        plan.held.append(plan.take())
         self.assertFalse(plan.ready_count(0))
         plan.release()
         self.assertEqual(list(self.all_sent(plan)), ["a"])
