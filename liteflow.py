@@ -54,6 +54,7 @@ plan, store, values, worker, runners, run loop, reading back, showing, command l
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import contextvars
@@ -2909,7 +2910,32 @@ class _Expansion:
         return _S.SKIPPED if _S.SKIPPED in ends else None
 
 
-_NO_INDEXES: list[int] = []
+class _Lengths:
+    """What is known of stored results, as mappings ask for it (see `_Known`)."""
+
+    def __init__(self, dag: Dag, lengths: Mapping[tuple[str, int], int | None]) -> None:
+        self._dag = dag
+        self._lengths: dict[str, int | None] = {}
+        self._stored: dict[str, list[int]] = {}
+        for (task_id, index), length in lengths.items():
+            self.note(task_id, index, length)
+
+    def note(self, task_id: str, map_index: int, length: int | None) -> None:
+        """An instance has stored a result."""
+        if map_index < 0:
+            self._lengths[task_id] = length
+        else:
+            bisect.insort(self._stored.setdefault(task_id, []), map_index)
+
+    def length(self, task_id: str) -> int:
+        found = self._lengths.get(task_id)
+        if found is None:
+            raise LookupError(task_id)
+        return found
+
+    def stored(self, task_id: str) -> Sequence[int] | None:
+        mapped = self._dag.task_dict[task_id]._mapping is not None
+        return self._stored.get(task_id, ()) if mapped else None
 
 
 class _Node:
@@ -2926,7 +2952,6 @@ class _Node:
         "guarded",
         "holds",
         "instances",
-        "length",
         "limit",
         "needs",
         "open",
@@ -2934,7 +2959,6 @@ class _Node:
         "running",
         "setups",
         "sheltered",
-        "stored",
         "task",
         "upstream",
         "weight",
@@ -2963,9 +2987,6 @@ class _Node:
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
         mapped = task._mapping is not None  # else it has one instance, which no limit concerns
         self.limit = min((x for x in limits if mapped and x is not None), default=sys.maxsize)
-        self.length: int | None = None  # of its result, if it is not mapped
-        # Indexes under which the instances of a mapped one stored a result.
-        self.stored: list[int] = [] if task._mapping is not None else _NO_INDEXES
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -3251,9 +3272,7 @@ class _Plan:
         self._recorded = recorded or {}
         self.nodes = _make_nodes(dag, order)
         self._by_id = {node.task.task_id: node for node in self.nodes}
-        for (task_id, index), length in (lengths or {}).items():
-            if task_id in self._by_id:
-                self._note_result(self._by_id[task_id], index, length)
+        self.known = _Lengths(dag, lengths or {})
         self._make_instances(unexpanded)
         self._begin()
 
@@ -3269,7 +3288,7 @@ class _Plan:
             count = 0
             if node.expansion is not None and node.task.task_id not in unexpanded:
                 over_constants = not node.expansion.sources
-                count = node.expansion.mapping.count(self) if over_constants else len(mapped)
+                count = node.expansion.mapping.count(self.known) if over_constants else len(mapped)
                 node.expanded = over_constants or count > 0
             elif node.expansion is not None:
                 node.expanded = False
@@ -3308,26 +3327,6 @@ class _Plan:
                 self._dirty[instance] = None
                 if node.group is None:
                     return
-
-    # What is known of results (the `_Known` that mappings ask).
-
-    def length(self, task_id: str) -> int:
-        """The number of elements of a task's result."""
-        found = self._by_id[task_id].length
-        if found is None:
-            raise LookupError(task_id)
-        return found
-
-    def stored(self, task_id: str) -> Sequence[int] | None:
-        """The indexes under which a mapped task stored results; None if it is not mapped."""
-        node = self._by_id[task_id]
-        return None if node.expansion is None else node.stored
-
-    def _note_result(self, node: _Node, map_index: int, length: int | None) -> None:
-        if node.expansion is None:
-            node.length = length
-        else:
-            node.stored.append(map_index)
 
     def instances(self) -> Iterator[_Instance]:
         """Every task instance, in the order of the DAG's tasks."""
@@ -3443,7 +3442,7 @@ class _Plan:
             heapq.heappush(self._delayed, entry)
             return
         if stored:
-            self._note_result(instance.node, instance.map_index, length)
+            self.known.note(instance.task_id, instance.map_index, length)
         ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
         self._end(instance, ended)
         if ended is _S.FAILED and self.dag.fail_fast:
@@ -3489,8 +3488,6 @@ class _Plan:
         node.open -= 1
         if self._winding is not None:
             self._winding.pop(instance, None)
-        if not node.open:
-            node.stored.sort()
         for other in (*node.feeds, *node.guarded):
             if not node.open or other.is_in_step_with(node):
                 self._touch(other, instance)
@@ -3569,7 +3566,7 @@ class _Plan:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
         assert node.expansion is not None
         try:
-            count = node.expansion.mapping.count(self)
+            count = node.expansion.mapping.count(self.known)
         except LookupError:  # an old result that is no list, in a resume of mended code
             self._decide(node.instances[0], _S.UPSTREAM_FAILED)
             return
@@ -3789,24 +3786,6 @@ class _Past(NamedTuple):
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
-
-
-class _Lengths:
-    """The lengths of stored results, as mappings ask for them (see `_Known`)."""
-
-    def __init__(self, dag: Dag, lengths: Mapping[tuple[str, int], int | None]) -> None:
-        self._dag, self._lengths = dag, lengths
-
-    def length(self, task_id: str) -> int:
-        found = self._lengths.get((task_id, -1))
-        if found is None:
-            raise LookupError(task_id)
-        return found
-
-    def stored(self, task_id: str) -> Sequence[int] | None:
-        if self._dag.task_dict[task_id]._mapping is None:
-            return None
-        return sorted(i for t, i in self._lengths if t == task_id and i >= 0)
 
 
 class _Resumption:
@@ -8369,9 +8348,9 @@ class _Start:
                 )
                 for source in expansion.sources
             }
-            self._keys[id(mapping)] = _element_keys(mapping, self.plan), previews
+            self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
-        elements = mapping.elements(index, self.plan)
+        elements = mapping.elements(index, self.plan.known)
         shown = [_element_previews(mapping, elements)]
         for _, (kind, *where) in elements:
             if kind in ("item", "xcom"):
@@ -8847,7 +8826,7 @@ class _Run(_Start):
         expansion, takes = instance.node.expansion, call.takes
         if expansion is None or instance.map_index < 0:
             return [], takes
-        elements = expansion.mapping.elements(instance.map_index, self.plan)
+        elements = expansion.mapping.elements(instance.map_index, self.plan.known)
         for k, (name, element) in enumerate(elements):
             if element[0] == "constant":
                 constant = call.constants[k][element[1]]
