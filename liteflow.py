@@ -3112,14 +3112,17 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator] | None = None) -> list[_
     return nodes
 
 
-def _reach(order: Sequence[_Node], near: str, away: str) -> Iterator[tuple[_Node, int]]:
-    """Each node of an order with all that lies beyond it, as a bit set of places in that order.
+def _reach(
+    order: Sequence[_Node], near: str, away: str, marked: Sequence[_Node]
+) -> Iterator[tuple[_Node, int]]:
+    """Each node of an order with the marked ones that lie beyond it, as a bit set.
 
     A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
     """
+    places = {node: i for i, node in enumerate(marked)}
     sets: dict[_Node, int] = {}
     left: dict[_Node, int] = {}
-    for place, node in enumerate(order):
+    for node in order:
         bits = 0
         for other in getattr(node, near):
             bits |= sets[other]
@@ -3127,7 +3130,8 @@ def _reach(order: Sequence[_Node], near: str, away: str) -> Iterator[tuple[_Node
             if not left[other]:
                 del sets[other]
         if getattr(node, away):
-            sets[node], left[node] = bits | 1 << place, len(getattr(node, away))
+            own = 1 << places[node] if node in places else 0
+            sets[node], left[node] = bits | own, len(getattr(node, away))
         yield node, bits
 
 
@@ -3137,53 +3141,38 @@ def _weigh(order: Sequence[_Node]) -> None:
         (WeightRule.DOWNSTREAM, order[::-1], "downstream", "upstream"),
         (WeightRule.UPSTREAM, order, "upstream", "downstream"),
     ):
-        if not any(n.task.weight_rule is rule and getattr(n, near) for n in order):
-            continue
-        masks: dict[int, int] = {}
-        for weight in {n.task.priority_weight for n in order}:
-            chosen = ("1" if n.task.priority_weight == weight else "0" for n in reversed(ordered))
-            masks[weight] = int("".join(chosen), 2)
-        for node, bits in _reach(ordered, near, away):
-            if node.task.weight_rule is not rule:
-                continue
-            if len(masks) == 1:
-                node.weight += bits.bit_count() * node.task.priority_weight
-            else:
-                node.weight += sum(w * (bits & mask).bit_count() for w, mask in masks.items())
+        needed = any(n.task.weight_rule is rule and getattr(n, near) for n in order)
+        for weight in {n.task.priority_weight for n in order} if needed else ():
+            heavy = [n for n in ordered if n.task.priority_weight == weight]
+            for node, bits in _reach(ordered, near, away, heavy):
+                if node.task.weight_rule is rule:
+                    node.weight += weight * bits.bit_count()
 
 
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
-    """Of each node the setups above it in whose scope it stands (not right above it: those are
-    upstream), and the branches and short circuits that may leave it out."""
+    """Of each node the setups above it in whose scope it stands (right above it, a teardown's), and
+    the branches and short circuits that may leave it out."""
+    for node in order:
+        far = node.task._flow == "short_circuit" and _skips_far(node)
+        for below in node.downstream:
+            if node.task.is_setup and below.task.is_teardown:
+                _note_setup(node, below)
+            if node.task._flow is not None and not far:
+                _note_gate(node, below)
     marked = [n for n in order if n.task.is_setup or n.task._flow == "short_circuit"]
-    teardowns = {node: 1 << i for i, node in enumerate(n for n in order if n.task.is_teardown)}
-    for gate in (n for n in order if n.task._flow is not None):
-        near_only = gate.task._flow == "branch" or not _skips_far(gate)
-        for node in gate.downstream if near_only else ():
-            _note_gate(gate, node)
     if not marked:
         return
-    bit = {node: 1 << i for i, node in enumerate(marked)}
-    above: dict[_Node, int] = dict.fromkeys(order, 0)
-    for node in order:
-        for up in node.upstream:
-            above[node] |= above[up] | bit.get(up, 0)
-    below: dict[_Node, int] = dict.fromkeys(order, 0)
-    for node in reversed(order):
-        for down in node.downstream:
-            below[node] |= below[down] | teardowns.get(down, 0)
-    ends = {n: sum(teardowns.get(d, 0) for d in n.downstream) for n in marked}
-    for node in order:
-        bits = 0 if node.task.is_teardown else above[node]
-        for up in node.upstream if node.task.is_teardown else ():
-            if up.task.is_setup:
-                _note_setup(up, node)
-        while bits:
+    teardowns = [n for n in order if n.task.is_teardown]
+    below_of = dict(_reach(order[::-1], "downstream", "upstream", teardowns))
+    bit = {node: 1 << i for i, node in enumerate(teardowns)}
+    ends = {n: sum(bit.get(d, 0) for d in n.downstream) for n in marked}
+    for node, bits in _reach(order, "upstream", "downstream", marked):
+        while bits and not node.task.is_teardown:
             mark = marked[(bits & -bits).bit_length() - 1]
             bits &= bits - 1
             if mark.task._flow == "short_circuit" and _skips_far(mark):
                 _note_gate(mark, node)
-            inside = not ends[mark] or ends[mark] & below[node]
+            inside = not ends[mark] or ends[mark] & below_of[node]
             if mark.task.is_setup and inside and mark not in node.upstream:
                 _note_setup(mark, node)
 
@@ -3592,56 +3581,34 @@ class _Plan:
     ) -> list[_Node]:
         """What a branch's choice, or a short circuit's, leaves to be skipped. Raises _BadBranch.
 
-        As in Airflow, one in a mapped group skips nothing outside of that group.
+        Of the direct downstream tasks, those that are neither chosen nor below one that is; below
+        a false short circuit all, but teardowns. As in Airflow, one in a mapped group skips
+        nothing outside of that group.
         """
+        node, found = instance.node, list[_Node]()
         if "chosen" in note:
-            nodes = self.not_chosen(instance, note["chosen"], strict)
+            chosen = [
+                n for name in note["chosen"] or () for n in self._branch_targets(name, strict)
+            ]
+            keep = _with_below(chosen)
+            found = [below for below in node.downstream if below not in keep]
         elif note.get("go_on") is False:
-            nodes = self.short_circuited(instance)
-        else:
-            return []
-        if instance.map_index < 0:
-            return nodes
-        return [n for n in nodes if n.is_in_step_with(instance.node)]
+            below = _with_below(node.downstream) if _skips_far(node) else node.downstream
+            found = [n for n in below if not n.task.is_teardown]
+        return [n for n in found if instance.map_index < 0 or n.is_in_step_with(node)]
 
-    def not_chosen(self, instance: _Instance, chosen: Any, strict: bool = True) -> list[_Node]:
-        """Of the direct downstream tasks, those that are neither chosen nor below one that is."""
-        keep: set[_Node] = set()
-        for name in [] if chosen is None else [chosen] if isinstance(chosen, str) else chosen:
-            keep.update(self._branch_targets(name, strict))
-        for node in list(keep):
-            keep |= self._below(node)
-        return [node for node in instance.node.downstream if node not in keep]
-
-    def _branch_targets(self, name: object, strict: bool) -> list[_Node]:
-        if isinstance(name, str) and name in self._by_id:
+    def _branch_targets(self, name: str, strict: bool) -> list[_Node]:
+        if name in self._by_id:
             return [self._by_id[name]]
-        if isinstance(name, str) and name in self.dag.task_group_dict:
+        if name in self.dag.task_group_dict:
             return [self._by_id[t.task_id] for t in self.dag.task_group_dict[name]._starts()]
         if not strict:  # it has gone from the code since
             return []
         known = [*self._by_id, *self.dag.task_group_dict]
         raise _BadBranch(
             f"the branch chose {_shown(name)}, which is no task or group of DAG "
-            f"{self.dag.dag_id!r}{_near(str(name), known)}"
+            f"{self.dag.dag_id!r}{_near(name, known)}"
         )
-
-    def short_circuited(self, instance: _Instance) -> list[_Node]:
-        """What a false short_circuit leaves to be skipped: all below it, but teardowns."""
-        node = instance.node
-        found = self._below(node) if _skips_far(node) else set(node.downstream)
-        return [n for n in self.nodes if n in found and not n.task.is_teardown]
-
-    def _below(self, node: _Node) -> set[_Node]:
-        """All that comes after a task, near and far."""
-        found: set[_Node] = set()
-        following = list(node.downstream)
-        while following:
-            node = following.pop()
-            if node not in found:
-                found.add(node)
-                following += node.downstream
-        return found
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
@@ -3712,22 +3679,28 @@ class _Plan:
         """
         if self.timed_out:
             return DagRunState.FAILED
-        leaves = [node for node in self.nodes if _is_leaf(node)]
+        counting = {
+            node
+            for node in self.nodes
+            if not node.task.is_teardown or node.task.on_failure_fail_dagrun
+        }
+        leaves = [node for node in counting if counting.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
         bad = (_S.FAILED, _S.UPSTREAM_FAILED)
         failed = any(i.state in bad for node in leaves for i in node.instances)
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
-def _is_leaf(node: _Node) -> bool:
-    """Whether it decides the run's state."""
-    if any(_counts_for_run(below.task) for below in node.downstream):
-        return False
-    return _counts_for_run(node.task)
-
-
-def _counts_for_run(task: BaseOperator) -> bool:
-    return not task.is_teardown or task.on_failure_fail_dagrun
+def _with_below(nodes: Iterable[_Node]) -> dict[_Node, None]:
+    """The nodes and all that comes after them, near and far."""
+    found: dict[_Node, None] = {}
+    following = list(nodes)
+    while following:
+        node = following.pop()
+        if node not in found:
+            found[node] = None
+            following += node.downstream
+    return found
 
 
 def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:

@@ -6625,7 +6625,7 @@ class PlanGrowthTest(Case):
 
         def left_out(plan, instance):
             if instance.task_id == "g.choose" and instance.map_index in (1, 2):
-                plan.skip(instance, plan.not_chosen(instance, None))
+                plan.skip(instance, plan.left_out(instance, {"chosen": None}))
 
         states = self.drive(d, hook=left_out)
         self.assertEqual([states[f"g.work[{i}]"] for i in (0, 3)], ["success", "success"])
@@ -6873,7 +6873,7 @@ class PlanGrowthTest(Case):
 
         def hook(plan, instance):
             if instance.task_id == "choose":
-                plan.skip(instance, plan.not_chosen(instance, None))
+                plan.skip(instance, plan.left_out(instance, {"chosen": None}))
 
         outcomes = {"listed": liteflow._Status.FATAL, "choose": liteflow._Status.SUCCESS}
         for order in itertools.permutations(outcomes):
