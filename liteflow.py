@@ -793,10 +793,8 @@ class _OperatorType(type):
         own = {name: x for name, x in named.items() if isinstance(x, _Setting)}
         for name, setting in own.items():
             setattr(cls, name, setting.default)
-        cls._known_settings = {}
-        for base in bases[::-1]:
-            cls._known_settings |= getattr(base, "_known_settings", {})
-        cls._known_settings |= own
+        inherited = [getattr(base, "_known_settings", {}) for base in bases]
+        cls._known_settings = dict(collections.ChainMap(own, *inherited))
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         kind: Any = cls
@@ -968,8 +966,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self.dag = None
         if group is not None:
             self.task_group = group
-            if group._mapped is not None:
-                self._mapped_group, self._mapping = group._mapped, group._mapping
+            self._mapped_group, self._mapping = group._mapped, group._mapping
             for each in group._path:
                 each.children.append(self)
         if dag is not None:
@@ -1147,24 +1144,16 @@ class _FunctionOperator(BaseOperator):
     _made_by_us = True
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        signature: inspect.Signature,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        returns_dict: bool = False,
-        expand: _ExpandInput | None = None,
-        **settings: Any,
+        self, made_of: _TaskFunction[..., Any], args: Any, kwargs: Any, expand: Any, **settings: Any
     ) -> None:
         BaseOperator.__init__(self, **settings)
-        self.python_callable = function
-        self._signature = signature
-        self._args = args
-        self._kwargs = kwargs
-        if self.multiple_outputs is None and returns_dict:
+        self.python_callable = made_of.__wrapped__
+        self._signature = made_of._signature
+        self._args, self._kwargs = args, kwargs
+        if self.multiple_outputs is None and made_of._returns_dict:
             self.multiple_outputs = True
-        if function.__doc__ and not any(name.startswith("doc") for name in settings):
-            self.doc_md = function.__doc__
+        if made_of.__doc__ and not any(name.startswith("doc") for name in settings):
+            self.doc_md = made_of.__doc__
         self._join((args, kwargs, [getattr(self, name) for name in self.template_fields]))
         if expand is not None:
             self._map_over(expand)
@@ -1943,9 +1932,7 @@ class _TaskFunction(_Decorated[P, R]):
             prefix = group.child_id("") if group is not None else ""
             free = dag._free_task_id(prefix + settings["task_id"])
             settings["task_id"] = free.removeprefix(prefix)
-        made = self._maker(
-            self.__wrapped__, self._signature, args, kwargs, self._returns_dict, expand, **settings
-        )
+        made = self._maker(self, args, kwargs, expand, **settings)
         if self._conditions:
             made._conditions = self._conditions
         if self._role is not None:
@@ -5333,11 +5320,11 @@ class _WorkerRun:
     def _stand_in(self, task_id: str, function: Any, settings: bytes | None) -> BaseOperator:
         """A task like the scheduler's, around a function found by its name."""
         kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
-        signature = _task_signature(function)
+        maker: Any = _FunctionOperator if kind is None else _decorated(kind)
+        made_of: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), {})
         token = _current_dag.set(None)
         try:
-            maker: Any = _FunctionOperator if kind is None else _decorated(kind)
-            task: BaseOperator = maker(function, signature, (), {}, task_id=task_id, **own)
+            task: BaseOperator = maker(made_of, (), {}, None, task_id=task_id, **own)
         finally:
             _current_dag.reset(token)
         task.dag = self._shell
