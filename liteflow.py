@@ -4559,11 +4559,10 @@ class _Store:
         for table in ("xcom", "xcom_item"):
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
-    def write_instances(
-        self, instances: Iterable[_Instance], facts: Mapping[str, Any], elements: Callable[..., Any]
-    ) -> None:
+    def write_instances(self, instances: Iterable[_Instance], elements: Callable[..., Any]) -> None:
         """Write rows whole, by task and index: new ones, which get their id, and those that a
-        resume goes on with. `facts` of each task: see `_task_facts`."""
+        resume goes on with."""
+        facts = functools.lru_cache(1)(_task_facts)  # they come task by task
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
 
         def row(i: _Instance) -> tuple[Any, ...]:
@@ -4571,7 +4570,7 @@ class _Store:
             i.row_id = i.row_id or (last := last + 1)
             return (
                 i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                i.try_number, i.max_tries, i.lost, 0, None, *elements(i), *facts[i.task_id],
+                i.try_number, i.max_tries, i.lost, 0, None, *elements(i), *facts(i.node.task),
             )  # fmt: skip
 
         kept = "coalesce(excluded.element_preview, element_preview)"
@@ -4729,8 +4728,15 @@ class _Store:
                 before = free
 
 
-def _task_facts(task: BaseOperator, takes: Collection[str]) -> tuple[Any, ...]:
+def _taken_by(task: BaseOperator) -> frozenset[str]:
+    """The tasks whose results a task takes, be it to be mapped over."""
+    sources = () if task._mapping is None else task._mapping.sources
+    return frozenset(r.operator.task_id for r in _results_in([*task._call(), *sources]))
+
+
+def _task_facts(task: BaseOperator) -> tuple[Any, ...]:
     """What a row says of its task: what it waits for and takes, its group and role."""
+    takes = _taken_by(task)
     return (
         json.dumps(list(task._upstream)) if task._upstream else "[]",
         json.dumps(sorted(takes)) if takes else None,
@@ -5049,11 +5055,6 @@ class _Call(NamedTuple):
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
     constants: Sequence[Sequence[_Call]] = ()
-
-    def taken(self) -> frozenset[str]:
-        """The tasks whose results are taken."""
-        own = frozenset(task_id for task_id, _ in self.takes)
-        return own.union(*(one.taken() for each in self.constants for one in each))
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
@@ -8115,10 +8116,7 @@ class _Start:
         functions = []
         resolve = functools.cache(_resolve)
         known: dict[Any, Any] = {}  # equal ones are kept once
-        self._facts = {}
         for task_id, task in dag.task_dict.items():
-            facts = _task_facts(task, _taken_by(task, calls[task_id]))
-            self._facts[task_id] = known.setdefault(facts, facts)
             # A worker may go by a function's name alone if that means this very function here: one
             # that was redefined in a loop has one name and many meanings.
             function = sys.intern(_function_name(task))
@@ -8204,7 +8202,7 @@ class _Start:
         return dead
 
     def _write(self, instances: Iterable[_Instance]) -> None:
-        self._store.write_instances(instances, self._facts, self._element_of)
+        self._store.write_instances(instances, self._element_of)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self.asked.again
@@ -8269,7 +8267,7 @@ class _Start:
         rows = self._store.look(_select_past, run_row)
         lengths = self._store.look(_select_lengths, run_row)
         known = _Lengths(self.dag, lengths)
-        takes = {t: _taken_by(self.dag.task_dict[t], job[0]) for t, job in self._calls.items()}
+        takes = {task_id: _taken_by(task) for task_id, task in self.dag.task_dict.items()}
         running: set[tuple[str, int]] = set()
         while True:
             found = _Resumption(self.dag, rows, known, takes, _element_keys, running)
@@ -8316,12 +8314,6 @@ class _Start:
             if kind in ("item", "xcom"):
                 shown.append(previews[where[0]].get(where[1], ""))
         return keys[index], _preview_cut(", ".join(filter(None, shown))) or None
-
-
-def _taken_by(task: BaseOperator, call: _Call) -> frozenset[str]:
-    """The tasks whose results a task takes, be it to be mapped over."""
-    mapped_over = [] if task._mapping is None else task._mapping.results
-    return call.taken().union(result.operator.task_id for result in mapped_over)
 
 
 def _refuse_reentry() -> None:
@@ -8516,14 +8508,13 @@ class _Run(_Start):
 
         self._look_ahead()
         row, task = run._row.id, self.dag.task_dict[ti.task_id]
-        call = _dump_call(task)
         recorded = {
             (i.task_id, i.map_index): _Recorded(
                 i.state if i.state in _ENDED else None, i.try_number, i.max_tries
             )
             for i in run.get_task_instances()
         }
-        for up in _taken_by(task, call):
+        for up in _taken_by(task):
             _refuse_without_values(run._row)
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
@@ -8535,7 +8526,7 @@ class _Run(_Start):
         self._store = types.SimpleNamespace(run_row=row, look=self._read_only)
         lengths = self._read_only(_select_lengths, row)
         self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
-        self._calls[ti.task_id] = call, _function_name(task), None
+        self._calls[ti.task_id] = _dump_call(task), _function_name(task), None
         instances = self.plan._by_id[ti.task_id].instances
         instance = next((i for i in instances if i.map_index == ti.map_index), None)
         if instance is None:

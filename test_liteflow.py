@@ -248,8 +248,7 @@ class Case(unittest.TestCase):
         return store, attempt
 
     def write_instances(self, store, plan):
-        facts = {t.task_id: liteflow._task_facts(t, ()) for t in plan.dag.tasks}
-        store.write_instances(plan.instances(), facts, lambda instance: (None, None))
+        store.write_instances(plan.instances(), lambda instance: (None, None))
 
     def batch_of(self, attempt):
         batch = liteflow._Batch()
