@@ -1207,14 +1207,11 @@ def _with_context(
 ) -> dict[str, Any]:
     """The keyword arguments, with what the function's other parameters name in the context."""
     parameters = signature.parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        # A name taken by position would be given twice.
-        positional = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
-        taken = positional[: len(args)]
-        return {**{k: v for k, v in context.items() if k not in taken}, **kwargs}
-    given = signature.bind_partial(*args, **kwargs).arguments
-    wanted = (p.name for p in parameters if p.name in _CONTEXT_KEYS and p.name not in given)
-    return {**kwargs, **{name: context[name] for name in wanted if name in context}}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    wanted = context if takes_any else _CONTEXT_KEYS & signature.parameters.keys()
+    # A name taken by position would be given twice.
+    taken = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
+    return {**{k: v for k, v in context.items() if k in wanted and k not in taken}, **kwargs}
 
 
 def _returns_dict(function: Callable[..., Any]) -> bool:
