@@ -1371,11 +1371,11 @@ class XComArg(_Mappable, _OneTask):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, a result is the look-up of its value."""
-        seen = _seen_now(self)
-        seen.results.append(self)
+        task, results = _pickled_for(self)
+        results.append(self)
         group = self.operator._mapped_group
         # Inside one mapped group an instance sees that of its own index.
-        in_step = group is not None and group is seen.task._mapped_group
+        in_step = group is not None and group is task._mapped_group
         if self.operator._mapping is not None and not in_step:
             return _of_job, ("sequence", self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
@@ -1394,22 +1394,15 @@ class XComArg(_Mappable, _OneTask):
         return ("item", task_id, i) if stored is None else ("xcom", task_id, stored[i])
 
 
-class _Seen(NamedTuple):
-    """The task whose arguments are pickled, and the results met so far."""
-
-    task: BaseOperator
-    results: list[XComArg]
+# The task whose arguments are pickled, and the results met in them so far.
+_pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickling", default=None)
 
 
-# There is no other use in pickling a placeholder.
-_pickled_results: contextvars.ContextVar[_Seen] = contextvars.ContextVar("liteflow_pickled_results")
-
-
-def _seen_now(placeholder: object) -> _Seen:
-    try:
-        return _pickled_results.get()
-    except LookupError:
-        raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store") from None
+def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg]]:
+    found: tuple[BaseOperator, list[XComArg]] | None = _pickling.get()
+    if found is None:  # there is no other use in pickling a placeholder
+        raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store")
+    return found
 
 
 class _DagParam:
@@ -1419,7 +1412,7 @@ class _DagParam:
         self.name, self.default = name, default
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _seen_now(self)
+        _pickled_for(self)
         return _of_job, ("param", self.name, self.default)
 
     def __iter__(self) -> Iterator[Any]:
@@ -1433,7 +1426,7 @@ class _GroupArg(_DagParam):
     """An argument of a mapped group while the DAG is built: each instance has its element."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _seen_now(self)
+        _pickled_for(self)
         return _of_job, ("group_value", self.name)
 
 
@@ -5078,21 +5071,21 @@ def _constants_of(source: Any) -> Iterable[Any]:
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
     """`named`: the arguments of which one is named if they can't be pickled."""
-    seen = _Seen(task, [])
-    token = _pickled_results.set(seen)
+    results: list[XComArg] = []
+    token = _pickling.set((task, results))
     try:
         data = _dump(value)
     except Exception:  # pickling runs the arguments' own code, which may raise anything
         raise _blamed(task, named) from None
     finally:
-        _pickled_results.reset(token)
-    for result in seen.results:
+        _pickling.reset(token)
+    for result in results:
         if result.operator.task_id not in task._upstream:
             raise UnreachableTask(
                 f"task {task.task_id!r}: the result of {result.operator.task_id!r} is inside an "
                 "object, where it is not found: only lists, tuples, sets and dicts are searched"
             )
-    return _Call(data, frozenset((x.operator.task_id, x.key) for x in seen.results))
+    return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
 def _blamed(task: BaseOperator, named: Mapping[Any, Any]) -> UnreachableTask:
