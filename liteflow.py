@@ -7535,12 +7535,10 @@ class _SlotRunner(_Runner):
         return False
 
     def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
-        if self._out or self._unsent:
-            return False
-        slot = next((slot for slot in self._slots if slot.is_idle), None)
-        if slot is None:
+        if not self.is_free():
             self.room(1)
             return False
+        slot = next(slot for slot in self._slots if slot.is_idle)
         slot.attempt = attempt
         slot.log.begin(attempt.log_parts)
         self._calling(slot, *call)
@@ -7715,11 +7713,11 @@ class _ExecutorRunner(_Runner):
 
     remote = True
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Any) -> None:
         import queue
 
         super().__init__()
-        self._executor = executor
+        self._executor: Executor = executor
         self._token = ""
         # Futures that ended, of callbacks too; an empty one only wakes it.
         self._done: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
@@ -7814,9 +7812,7 @@ class _InProcessRunner(_ExecutorRunner):
     remote = False
 
     def __init__(self, dag: Dag) -> None:
-        from concurrent.futures import Executor
-
-        super().__init__(Executor())
+        super().__init__(None)
         self._dag = dag
         self._run: Any = None  # a _WorkerRun, once it began
         self._held: dict[_Attempt, _Execution] = {}  # the last one, for its callbacks
