@@ -4446,7 +4446,7 @@ class _Store:
             _explain(error, self.path)
             raise
 
-    # A run's beginning and end, each inside the caller's transaction.
+    # A run's beginning and end; but for `end_run` inside the caller's transaction.
 
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
