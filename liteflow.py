@@ -8663,12 +8663,11 @@ class _Run(_Start):
         return bool(elsewhere + instance.node.running >= limit)
 
     def _start(self, instance: _Instance) -> None:
-        first = instance.state is not _S.UP_FOR_RESCHEDULE
         self.plan.start(instance)
         attempt = self._paused.pop(instance, None) or _Attempt(instance)
         self._attempts[instance] = attempt
         self._batch.instances[instance] = None
-        if first and instance.try_number > 1:
+        if instance.try_number > 1 and not attempt.pokes:
             self._batch.renewed.append(instance)
         if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
             self._begin(attempt)
@@ -8702,7 +8701,6 @@ class _Run(_Start):
         """Commit the batch; False if the database is locked, and everything has to wait."""
         self._batch.logs += self.runner.output()
         if not self._batch:
-            self.report.committed(())
             return True
         try:
             self._store.record(self._batch, lambda node: self._write(node.instances))
