@@ -4062,10 +4062,10 @@ def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> st
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({places})"
 
 
-def _upserting(table: str, known: int, **instead: str) -> str:
+def _upserting(table: str, known: int, kept: str = "") -> str:
     """The same, but where there is a row of its key, sets all but the first, `known` columns."""
     key, *others = _COLUMNS[table]
-    terms = ", ".join(f"{x} = {instead.get(x, f'excluded.{x}')}" for x in others[known - 1 :])
+    terms = ", ".join(f"{name} = excluded.{name}" for name in others[known - 1 :] if name != kept)
     return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {terms}"
 
 
@@ -4563,11 +4563,8 @@ class _Store:
                 i.try_number, i.max_tries, i.lost, 0, None, *elements(i), *facts(i.node.task),
             )  # fmt: skip
 
-        kept = "coalesce(excluded.element_preview, element_preview)"
-        self._connection.executemany(
-            _upserting("task_instance", 4, flow="flow", element_preview=kept),
-            map(row, instances),  # not a list: of 100,000 it would be the run's largest
-        )
+        # Not a list: of 100,000 it would be the run's largest.
+        self._connection.executemany(_upserting("task_instance", 4, "flow"), map(row, instances))
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -4923,21 +4920,15 @@ _select_xcoms = functools.partial(
 
 def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     """A run's task instances as a resume sees them."""
-    own = _Past._fields[1:9]
-    rows = _select_of_run(_LATEST, f"id {' '.join(own)} takes flow {_ATTEMPT}", "", db, run_row)
-    return [
-        _Past(
-            row.id,
-            *(getattr(row, name) for name in own),  # type: ignore[misc]
-            takes=frozenset(_plain(row.takes, list)),
-            flow=_plain(row.flow, dict),
-            attempt_state=row.task_attempt_state,
-            began=row.start_date,
-            ended=row.end_date,
-            died=row.state is None and row.error == f"interrupted: {_DIED}",
-        )
-        for row in rows
-    ]
+    columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
+        task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
+    found = []
+    for row in _select_of_run(_LATEST, columns, "", db, run_row):
+        *own, takes, flow, state, began, ended, error = vars(row).values()
+        died = row.state is None and error == f"interrupted: {_DIED}"
+        own += frozenset(_plain(takes, list)), _plain(flow, dict)
+        found.append(_Past._make([*own, state, began, ended, died]))
+    return found
 
 
 def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
@@ -5175,13 +5166,10 @@ def _canonical(value: Any) -> bytes:
 def _element_previews(mapping: _ExpandInput, elements: Iterable[tuple[str | None, Any]]) -> str:
     """What people may know of an instance: the constants that it is mapped over."""
     sources = dict(mapping.sources)
-    shown = [
-        (name, _preview(sources[name][element[1]]))
-        for name, element in elements if element[0] == "constant"
-    ]  # fmt: skip
+    shown = {name: _preview(sources[name][at[1]]) for name, at in elements if at[0] == "constant"}
     if len(shown) == 1:
-        return shown[0][1]
-    return _preview_cut(", ".join(f"{name}={text}" for name, text in shown))
+        return next(iter(shown.values()))
+    return _preview_cut(", ".join(f"{name}={text}" for name, text in shown.items()))
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
