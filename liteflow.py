@@ -4581,8 +4581,6 @@ class _Store:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
         with self.transaction():
             self._check_fence()
-            if batch.renewed:
-                self._delete_values([i.row_id for i in batch.renewed])
             self._many(
                 _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
             )
@@ -4590,6 +4588,8 @@ class _Store:
                 _inserting("xcom_item"),
                 [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
             )
+            if batch.renewed:  # behind the values of a try that failed in this turn
+                self._delete_values([i.row_id for i in batch.renewed])
             for node in batch.expanded:  # the previews of its elements are there now
                 self._connection.execute(
                     "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND "

@@ -2068,6 +2068,21 @@ class ValuesTest(Case):
             with self.subTest(task_id):
                 self.assertIn(words, reasons[task_id][0])
 
+    def test_what_an_earlier_try_pushed_goes_with_it(self):
+        for delay in (0, 0.1):
+            run = self.run_flow(
+                f"""
+                with DAG("tries") as dag:
+                    @task(retries=1, retry_delay={delay})
+                    def f(ti):
+                        if ti.try_number == 1:
+                            ti.xcom_push("k", 1)
+                            raise ValueError("first")
+                    f()
+                """
+            )
+            self.assertEqual((run.state, run.xcoms()), ("success", []))
+
     def test_a_consumer_gets_its_own_copy(self):
         run = self.run_flow(
             """
