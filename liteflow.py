@@ -2799,17 +2799,40 @@ def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mappin
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
 
-class _Recorded(NamedTuple):
-    """What a resumed run keeps of a task instance; state None: it is decided anew."""
+class _Past(NamedTuple):
+    """A task instance as an earlier stretch of the run left it, with its latest attempt; for the
+    plan, as a resume goes on with it: state None, it is decided anew."""
 
-    state: TaskInstanceState | None
+    row_id: int
+    task_id: str
+    map_index: int
+    state: str | None
     try_number: int
     max_tries: int
     lost: int = 0  # attempts in a row that went down with their scheduler
-    row_id: int = 0
+    cleared: int = 0  # 1: by somebody, with what hangs on it; 2: it alone
+    element: str | None = None  # what it was mapped over, as a digest
+    takes: frozenset[str] | None = None  # the tasks whose results it took
     flow: Mapping[str, Any] = {}  # what a branch chose, or whether a short circuit went on
-    died: bool = False  # its latest attempt went down with its scheduler
+    attempt_state: str | None = None
+    began: str | None = None
+    ended: str | None = None
+    died: bool = False  # its scheduler did, while the attempt was sent or ran
 
+    def is_kept(self) -> bool:
+        """Whether it stays as it is, unless something that it waits for runs again: a success, and
+        what skipped itself."""
+        if self.cleared:
+            return False
+        return self.state == "success" or (self.state == self.attempt_state == "skipped")
+
+    def was_left_out(self) -> bool:
+        """Whether it did not run for what others did: decided anew, it may well end so again."""
+        left_out = self.state == "skipped" or self.state == "upstream_failed"
+        return left_out and not self.cleared and not self.is_kept()
+
+
+_CLEARED, _CLEARED_ALONE = 1, 2
 
 # How the instances that one waits for have ended: how many in each way, and, in the last place, how
 # many tasks have not.
@@ -2834,10 +2857,10 @@ class _Instance:
         "try_number",
     )
 
-    def __init__(self, node: _Node, map_index: int, recorded: _Recorded) -> None:
+    def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
         self.node = node
         self.map_index = map_index
-        self.state = recorded.state
+        self.state = None if recorded.state is None else _S(recorded.state)
         self.try_number = recorded.try_number
         self.max_tries = recorded.max_tries
         self.lost = recorded.lost
@@ -3212,7 +3235,7 @@ class _Plan:
         self,
         dag: Dag,
         logical_date: _datetime.datetime | None = None,
-        recorded: Mapping[tuple[str, int], _Recorded] | None = None,
+        recorded: Mapping[tuple[str, int], _Past] | None = None,
         lengths: Mapping[tuple[str, int], int | None] | None = None,
         pools: Mapping[str, int] | None = None,
         unexpanded: Collection[str] = (),
@@ -3261,7 +3284,8 @@ class _Plan:
             self._give_instances(node, range(count) if count else [-1])
 
     def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
-        task_id, new = node.task.task_id, _Recorded(None, 0, node.task.retries)
+        task_id = node.task.task_id
+        new = _Past(0, task_id, -1, None, 0, node.task.retries)
         get = self._recorded.get
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.open = len(node.instances)
@@ -3703,41 +3727,6 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 # --- Plan: what a resume runs again ---------------------------------------------------------------
 
 
-class _Past(NamedTuple):
-    """A task instance as an earlier stretch of the run left it, with its latest attempt."""
-
-    row_id: int
-    task_id: str
-    map_index: int
-    state: str | None
-    try_number: int
-    max_tries: int
-    lost: int
-    cleared: int  # 1: by somebody, with what hangs on it; 2: it alone
-    element: str | None  # what it was mapped over, as a digest
-    takes: frozenset[str] | None  # the tasks whose results it took
-    flow: Mapping[str, Any]
-    attempt_state: str | None
-    began: str | None
-    ended: str | None
-    died: bool  # its scheduler did, while the attempt was sent or ran
-
-    def is_kept(self) -> bool:
-        """Whether it stays as it is, unless something that it waits for runs again: a success, and
-        what skipped itself."""
-        if self.cleared:
-            return False
-        return self.state == "success" or (self.state == self.attempt_state == "skipped")
-
-    def was_left_out(self) -> bool:
-        """Whether it did not run for what others did: decided anew, it may well end so again."""
-        left_out = self.state == "skipped" or self.state == "upstream_failed"
-        return left_out and not self.cleared and not self.is_kept()
-
-
-_CLEARED, _CLEARED_ALONE = 1, 2
-
-
 class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
@@ -3768,18 +3757,22 @@ class _Resumption:
         self._running = running
         self.left_out: set[tuple[str, int]] = set()
         self.along: set[tuple[str, int]] = set()  # setups that succeeded, and are only taken along
-        self._pulling: set[tuple[str, int]] = set()  # what hangs on these runs again
-        self._changed: set[str] = set()  # tasks of which an instance runs again, came or went
+        self._changed: set[str] = set()  # tasks of which an instance runs again
+        self._moved: set[str] = set()  # tasks of which one came, went or has another index
+        # What hangs on these runs again: on one instance, on any of a task's (index None).
+        self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
-        self._past: dict[str, list[_Past]] = {}
+        past: dict[str, list[_Past]] = {}
         for row in rows:
-            self._past.setdefault(row.task_id, []).append(row)
-        for task_id in self._past.keys() - dag.task_dict.keys():
-            self._remove(self._past[task_id])
-        for task in dag.topological_sort():
-            self._match(task)
+            past.setdefault(row.task_id, []).append(row)
+        for task_id in past.keys() - dag.task_dict.keys():
+            self._remove(past[task_id])
+        order = dag.topological_sort()
+        for task in order:
+            self._match(task, past.get(task.task_id, ()))
             self._decide(task)
-        self._take_scopes_along()
+        if any(task.is_setup for task in order):
+            self._take_scopes_along(order)
 
     def _remove(self, rows: Iterable[_Past], indexes: Iterable[int] = ()) -> None:
         """Rows that no instance of today's code has; behind the indexes of those that it has."""
@@ -3791,167 +3784,141 @@ class _Resumption:
             taken.add(index)
             self.removed.append((row, index))
             if row.state != "removed":
-                self._changed.add(row.task_id)
+                self._moved.add(row.task_id)
 
-    def _match(self, task: BaseOperator) -> None:
+    def _match(self, task: BaseOperator, past: Iterable[_Past]) -> None:
         """Give the task's instances of today the rows that are theirs."""
-        rows = {row.map_index: row for row in self._past.get(task.task_id, ())}
+        rows = {row.map_index: row for row in past}
         mapping = task._mapping
-        found: dict[int, _Past | None]
-        if mapping is None:
-            found = {-1: rows.pop(-1, None)}
-        elif self._keys_of_today(mapping, rows) is None:
+        keys = None if mapping is None else self._keys_of_today(mapping, rows)
+        found: dict[int, _Past | None] = {}
+        if keys:
+            at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
+            for index, key in enumerate(keys):
+                found[index] = rows.pop(at[key]) if key in at else None
+        elif mapping is None or -1 not in rows or not rows[-1].try_number:
+            found[-1] = rows.pop(-1, None)
+        else:  # what ran under this index was not mapped then
+            found[-1] = None
+        if mapping is not None and keys is None:
             self.unexpanded.add(task.task_id)
-            found = self._matched([], rows)
-        else:
-            found = self._matched(self._keys_of_today(mapping, rows) or [], rows)
         self._indexes[task.task_id] = list(found)
         self._remove(rows.values(), found)
         for index, row in found.items():
             self.instances[task.task_id, index] = row
             if row is None or row.map_index != index:
-                self._changed.add(task.task_id)
+                self._moved.add(task.task_id)
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """What the instances are mapped over; None if that is not known before others have run."""
         sources = {result.operator.task_id for result in mapping.results}
-        if sources and (sources & self._changed or not any(i >= 0 for i in rows)):
+        again = sources & self._changed or sources & self._moved
+        if again or (sources and not any(i >= 0 for i in rows)):
             return None
         try:
             return self._keys(mapping, self._known)
         except LookupError:  # an old result that is no list
             return None
 
-    @staticmethod
-    def _matched(keys: Sequence[str], rows: dict[int, _Past]) -> dict[int, _Past | None]:
-        if not keys:  # one that ran under this index was not mapped then
-            return {-1: rows.pop(-1, None) if -1 in rows and not rows[-1].try_number else None}
-        by_key = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
-        found = {}
-        for index, key in enumerate(keys):
-            at = by_key.get(key)
-            found[index] = None if at is None else rows.pop(at)
-        return found
-
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
-        task_id = task.task_id
-        for index in self._indexes[task_id]:
-            row = self.instances[task_id, index]
-            own = row is None or not row.is_kept()
-            if not (own or self._is_pulled(task, index, row)):
+        for index in self._indexes[task.task_id]:
+            key = task.task_id, index
+            row = self.instances[key]
+            own, pulled = row is None or not row.is_kept(), self._is_pulled(task, index, row)
+            if not (own or pulled):
                 continue
-            self.again.add((task_id, index))
-            self._changed.add(task_id)
-            if row is not None and row.was_left_out() and not self._is_pulled(task, index, row):
-                self.left_out.add((task_id, index))
-                own = (task_id, index) in self._running
-            elif not own and not task.is_teardown:
-                own = True
-            # A teardown that is only taken along pulls nothing else.
-            if own and not (row is not None and row.cleared == _CLEARED_ALONE):
-                self._pulling.add((task_id, index))
+            self.again.add(key)
+            self._changed.add(task.task_id)
+            if row is not None and row.was_left_out() and not pulled:
+                self.left_out.add(key)
+                pulls = key in self._running
+            else:  # a teardown that is only taken along pulls nothing else
+                pulls = own or not task.is_teardown
+            if pulls and not (row is not None and row.cleared == _CLEARED_ALONE):
+                self._pulling |= {key, (task.task_id, None)}
 
     def _is_pulled(self, task: BaseOperator, index: int, row: _Past | None) -> bool:
-        takes = self._takes[task.task_id]
+        takes, group = self._takes[task.task_id], task._mapped_group
         if row is not None and row.takes is not None and row.takes != takes:
             return True
         for up in task._upstream:
-            in_step = task._mapped_group is not None and (
-                self._dag.task_dict[up]._mapped_group is task._mapped_group
-            )
-            if in_step and (up, index) in self.instances:
-                if (up, index) in self._pulling:
-                    return True
-                continue
-            if any((up, i) in self._pulling for i in self._indexes[up]):
+            in_step = group is not None and self._dag.task_dict[up]._mapped_group is group
+            if (up, index if in_step and (up, index) in self.instances else None) in self._pulling:
                 return True
-            if up in takes and up in self._changed and not in_step and self._moved(up):
+            if up in takes and up in self._moved and not in_step:
                 return True
         return False
 
-    def _moved(self, task_id: str) -> bool:
-        """Whether an instance of the task came, went or has another index now."""
-        if any(row.task_id == task_id and row.state != "removed" for row, _ in self.removed):
-            return True
-        rows = ((i, self.instances[task_id, i]) for i in self._indexes[task_id])
-        return any(row is None or row.map_index != i for i, row in rows)
-
-    def _take_scopes_along(self) -> None:
+    def _take_scopes_along(self, order: Sequence[BaseOperator]) -> None:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
         it has begun since, and its teardowns in any case (they hang on the work)."""
-        setups = [t.task_id for t in reversed(self._dag.topological_sort()) if t.is_setup]
-        nodes = {n.task.task_id: n for n in _make_nodes(self._dag)} if setups else {}
-        for node in map(nodes.__getitem__, setups):  # inner ones first: they are work of outer ones
-            teardowns = [d.task for d in node.downstream if d.task.is_teardown]
-            work = [d.task for d in (*node.downstream, *node.sheltered) if not d.task.is_teardown]
+        nodes = {node.task: node for node in _make_nodes(self._dag, order)}
+        for setup in [task for task in reversed(order) if task.is_setup]:
+            # Inner ones come first: they are work of outer ones, and so are their teardowns.
+            below, inside = nodes[setup].downstream, nodes[setup].sheltered
+            teardowns = [node.task for node in below if node.task.is_teardown]
+            work = [n.task for n in (*below, *inside) if not n.task.is_teardown]
             above = {up for t in teardowns for up in t._upstream}
             inner = {d for t in work if t.is_setup for d in t._downstream if d in above}
             work += [t for d in inner if (t := self._dag.task_dict[d]).is_teardown]
-            for index in self._indexes[node.task.task_id]:
-                row = self.instances[node.task.task_id, index]
-                if not any(self._runs_beside(node.task, index, t) for t in work):
+            for index in self._indexes[setup.task_id]:
+                row = self.instances[setup.task_id, index]
+                if not any(map(self._runs, self._beside(setup, index, work))):
                     continue
-                for t in teardowns:
-                    self.again.update(self._beside(node.task, index, t))
-                if row is not None and any(
-                    self._has_begun(node.task, index, row, t) for t in teardowns
-                ):
-                    if (node.task.task_id, index) not in self.again:
-                        self.along.add((node.task.task_id, index))
-                    self.again.add((node.task.task_id, index))
+                ends = self._beside(setup, index, teardowns)
+                self.again.update(ends)
+                if row is not None and any(_has_begun(self.instances[end], row) for end in ends):
+                    if (setup.task_id, index) not in self.again:
+                        self.along.add((setup.task_id, index))
+                    self.again.add((setup.task_id, index))
 
-    def _beside(self, setup: BaseOperator, index: int, task: BaseOperator) -> list[tuple[str, int]]:
-        """The instances of a task that belong to a setup's instance."""
-        group = setup._mapped_group
-        if group is not None and task._mapped_group is group:
-            return [(task.task_id, index)] if (task.task_id, index) in self.instances else []
-        return [(task.task_id, i) for i in self._indexes[task.task_id]]
+    def _beside(
+        self, setup: BaseOperator, index: int, tasks: Iterable[BaseOperator]
+    ) -> list[tuple[str, int]]:
+        """The instances of tasks that belong to a setup's instance."""
+        found, group = list[tuple[str, int]](), setup._mapped_group
+        for task in tasks:
+            own = group is not None and task._mapped_group is group
+            own = own and (task.task_id, index) in self.instances
+            found += [(task.task_id, i) for i in ([index] if own else self._indexes[task.task_id])]
+        return found
 
-    def _runs_beside(self, setup: BaseOperator, index: int, task: BaseOperator) -> bool:
-        return any(
-            key in self.again and (key not in self.left_out or key in self._running)
-            for key in self._beside(setup, index, task)
-        )
+    def _runs(self, key: tuple[str, int]) -> bool:
+        return key in self.again and (key not in self.left_out or key in self._running)
 
-    def _has_begun(
-        self, setup: BaseOperator, index: int, row: _Past, teardown: BaseOperator
-    ) -> bool:
-        """Whether an attempt of the teardown began after the setup's success."""
-        others = (self.instances[key] for key in self._beside(setup, index, teardown))
-        # One that was sent, and whose start nobody could record, may have begun.
-        return any(t and (t.began >= (row.ended or "~") if t.began else t.died) for t in others)
-
-    def recorded(self) -> dict[tuple[str, int], _Recorded]:
+    def recorded(self) -> dict[tuple[str, int], _Past]:
         """What the plan has to know, of every instance."""
         found = {key: self._recorded_of(*key, row) for key, row in self.instances.items()}
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
-                retries = self._dag.task_dict[row.task_id].retries
-                found[row.task_id, index] = _Recorded(
-                    None, row.try_number, row.try_number + retries, row_id=row.row_id
+                tries = row.try_number + self._dag.task_dict[row.task_id].retries
+                found[row.task_id, index] = row._replace(
+                    state=None, max_tries=tries, lost=0, died=False
                 )
         return found
 
-    def _recorded_of(self, task_id: str, index: int, row: _Past | None) -> _Recorded:
-        task = self._dag.task_dict[task_id]
+    def _recorded_of(self, task_id: str, index: int, row: _Past | None) -> _Past:
+        retries = self._dag.task_dict[task_id].retries
         if row is None:
-            return _Recorded(None, 0, task.retries)
+            return _Past(0, task_id, index, None, 0, retries)
         if (task_id, index) not in self.again:
-            state = TaskInstanceState(row.state) if row.state else None
-            return _Recorded(state, row.try_number, row.max_tries, 0, row.row_id, row.flow)
-        if row.lost >= task.retries + 3 and row.state is None and not row.cleared:
-            return _Recorded(_S.FAILED, row.try_number, row.max_tries, row.lost, row.row_id)
-        fresh = self._fresh_max_tries(task, row)
-        return _Recorded(None, row.try_number, fresh, row.lost, row.row_id, died=row.died)
+            return row._replace(lost=0)
+        tries = row.try_number + retries  # fresh ones, as when Airflow clears it
+        if row.state is None and not row.cleared:
+            if row.lost >= retries + 3:
+                return row._replace(state="failed", flow={}, died=False)
+            # Never run: all its tries; else what an end that was not its fault left of them.
+            tries = row.max_tries if row.try_number else retries
+        return row._replace(state=None, max_tries=tries)
 
-    @staticmethod
-    def _fresh_max_tries(task: BaseOperator, row: _Past) -> int:
-        """The tries that an instance has in a resume, as the number of its last possible retry."""
-        if row.state is not None or row.cleared:
-            return row.try_number + task.retries  # fresh tries, as when Airflow clears it
-        # Never run: all its tries; else what an end that was not its fault left of them.
-        return task.retries if row.try_number == 0 else row.max_tries
+
+def _has_begun(teardown: _Past | None, setup: _Past) -> bool:
+    """Whether an attempt of the teardown began after the setup's success."""
+    if teardown is None or teardown.began is None:
+        # One that was sent, and whose start nobody could record, may have begun.
+        return teardown is not None and teardown.died
+    return teardown.began >= (setup.ended or "~")
 
 
 # --- Store: the only SQL; the schema and the file -------------------------------------------------
@@ -8483,16 +8450,16 @@ class _Run(_Start):
         self._look_ahead()
         row, task = run._row.id, self.dag.task_dict[ti.task_id]
         recorded = {
-            (i.task_id, i.map_index): _Recorded(
-                i.state if i.state in _ENDED else None, i.try_number, i.max_tries
+            (i.task_id, i.map_index): i._replace(
+                state=i.state if i.state in _ENDED else None, flow={}
             )
-            for i in run.get_task_instances()
+            for i in self._read_only(_select_past, row)
         }
         for up in _taken_by(task):
             _refuse_without_values(run._row)
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
-                said = ", ".join(sorted(state.value if state else "not run" for state in states))
+                said = ", ".join(sorted(state or "not run" for state in states))
                 raise _UsageError(
                     f"task {up!r}, whose result {ti.task_id!r} takes, is {said or 'not there'} in "
                     f"run {self.run_id!r}"
