@@ -301,14 +301,7 @@ class _Busy(Exception):
     """Somebody else holds the database's write lock; try again."""
 
 
-class _Name(str, enum.Enum):
-    """An enum whose members are, and are shown as, their Airflow names."""
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-class TaskInstanceState(_Name):
+class TaskInstanceState(enum.StrEnum):
     """States of a task instance; one without a state yet has None (Airflow's names)."""
 
     QUEUED = "queued"
@@ -322,7 +315,7 @@ class TaskInstanceState(_Name):
     REMOVED = "removed"
 
 
-class DagRunState(_Name):
+class DagRunState(enum.StrEnum):
     """States of a run (Airflow's names)."""
 
     QUEUED = "queued"
@@ -331,7 +324,7 @@ class DagRunState(_Name):
     FAILED = "failed"
 
 
-class TriggerRule(_Name):
+class TriggerRule(enum.StrEnum):
     """When a task runs, by the states of the tasks it waits for (Airflow's names and meanings)."""
 
     ALL_SUCCESS = "all_success"
@@ -349,7 +342,7 @@ class TriggerRule(_Name):
     ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
 
 
-class WeightRule(_Name):
+class WeightRule(enum.StrEnum):
     """Whose priority weights add to a task's own (Airflow's names)."""
 
     DOWNSTREAM = "downstream"
@@ -2844,17 +2837,8 @@ _NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
 class _Instance:
     """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
-    __slots__ = (
-        "alone",
-        "before",
-        "lost",
-        "map_index",
-        "max_tries",
-        "node",
-        "ready",
-        "row_id",
-        "state",
-        "try_number",
+    __slots__ = tuple(
+        "alone before lost map_index max_tries node ready row_id state try_number".split()
     )
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
@@ -2897,10 +2881,10 @@ def _label_of(task_id: str, map_index: int) -> str:
 class _Expansion:
     """A mapping, of one task or of a group's tasks together: what it waits for."""
 
-    def __init__(self, mapping: _ExpandInput) -> None:
+    def __init__(self, mapping: _ExpandInput, sources: Sequence[_Node]) -> None:
         self.mapping = mapping
+        self.sources = sources  # the tasks whose results it expands over
         self.nodes: list[_Node] = []
-        self.sources: list[_Node] = []  # the tasks whose results it expands over
 
     def verdict(self) -> TaskInstanceState | None:
         """How the mapping ends without instances: by a source that failed or was skipped."""
@@ -2941,27 +2925,9 @@ class _Lengths:
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
-    __slots__ = (
-        "counts",
-        "downstream",
-        "expanded",
-        "expansion",
-        "feeds",
-        "gates",
-        "group",
-        "guarded",
-        "holds",
-        "instances",
-        "limit",
-        "needs",
-        "open",
-        "order",
-        "running",
-        "setups",
-        "sheltered",
-        "task",
-        "upstream",
-        "weight",
+    __slots__ = tuple(
+        "counts downstream expanded expansion feeds gates group guarded holds instances limit "
+        "needs open order running setups sheltered task upstream weight".split()
     )
 
     def __init__(self, task: BaseOperator, order: int) -> None:
@@ -3079,7 +3045,7 @@ def _by_rule(
             return _S.RUNNING
 
 
-class _Status(enum.Enum):
+class _Status(enum.StrEnum):
     """How an attempt ended, as its worker or runner reports it."""
 
     SUCCESS = "success"
@@ -3089,26 +3055,22 @@ class _Status(enum.Enum):
     RESCHEDULE = "reschedule"  # a sensor gives its worker back for a while
 
 
-_STATUSES = {status.value: status for status in _Status}  # looked up faster than made
-
-
 # --- Plan: the graph ------------------------------------------------------------------------------
 
 
-def _make_nodes(dag: Dag, order: Sequence[BaseOperator] | None = None) -> list[_Node]:
+def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     """The tasks as nodes that know their neighbours, their weights, setups and gates."""
-    nodes = [_Node(task, i) for i, task in enumerate(dag.task_dict.values())]
-    by_id = {node.task.task_id: node for node in nodes}
-    for node in nodes:
-        node.upstream = tuple(by_id[t] for t in node.task._upstream)
-        node.downstream = tuple(by_id[t] for t in node.task._downstream)
+    nodes = {t: _Node(task, i) for i, (t, task) in enumerate(dag.task_dict.items())}
+    for node in nodes.values():
+        node.upstream = tuple(nodes[t] for t in node.task._upstream)
+        node.downstream = tuple(nodes[t] for t in node.task._downstream)
         outside = sum(not node.is_in_step_with(up) for up in node.upstream)
         if outside:
             node.counts = [0, 0, 0, 0, outside]
-    ordered = [by_id[task.task_id] for task in order or dag.topological_sort()]
+    ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
-    _make_expansions(ordered, by_id)
+    _make_expansions(ordered, nodes)
     return nodes
 
 
@@ -3180,8 +3142,8 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
 def _note_setup(setup: _Node, node: _Node) -> None:
     setup.sheltered = (*setup.sheltered, node)
     node.setups = (*node.setups, setup)
-    outside = sum(not node.is_in_step_with(each) for each in node.setups)
-    node.needs = [0, 0, 0, 0, outside] if outside else _NO_COUNTS
+    if not node.is_in_step_with(setup):
+        node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
 
 
 def _note_gate(gate: _Node, node: _Node) -> None:
@@ -3197,21 +3159,19 @@ def _skips_far(node: _Node) -> bool:
     return bool(getattr(node.task, "ignore_downstream_trigger_rules", True))
 
 
-def _make_expansions(nodes: Sequence[_Node], by_id: Mapping[str, _Node]) -> None:
-    made: dict[int, _Expansion] = {}
-    for node in nodes:
+def _make_expansions(order: Sequence[_Node], by_id: Mapping[str, _Node]) -> None:
+    made: dict[_ExpandInput, _Expansion] = {}
+    for node in order:
         mapping = node.task._mapping
         if mapping is None:
             continue
-        expansion = made.get(id(mapping))
-        if expansion is None:
-            expansion = made[id(mapping)] = _Expansion(mapping)
+        if mapping not in made:
             sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
-            expansion.sources = [by_id[t] for t in sources]
-        for source in expansion.sources:
+            made[mapping] = _Expansion(mapping, [by_id[t] for t in sources])
+        node.expansion = made[mapping]
+        node.expansion.nodes.append(node)
+        for source in node.expansion.sources:
             source.feeds = (*source.feeds, node)
-        expansion.nodes.append(node)
-        node.expansion = expansion
 
 
 # --- Plan: the machine ----------------------------------------------------------------------------
@@ -3225,7 +3185,7 @@ class _Plan:
     """The state of a run: fed with what happened, it says what may start and what changed.
 
     `take` gives the instances that may start, one by one; `start` says that one was sent to a
-    worker, `begin` that it runs there, `finish` how it ended. `settle`, after the events of a
+    worker, `finish` how its attempt ended. `settle`, after the events of a
     turn, draws the conclusions; `changed` collects the instances whose state a rule decided,
     `expanded` the tasks that got their instances, for the run to record. Times are seconds of
     whatever clock the caller passes in.
@@ -3259,8 +3219,8 @@ class _Plan:
         self._dirty: dict[_Instance, None] = {}  # to be looked at
         self.held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
-        self.nodes = _make_nodes(dag, order)
-        self._by_id = {node.task.task_id: node for node in self.nodes}
+        self._by_id = _make_nodes(dag, order or dag.topological_sort())
+        self.nodes = list(self._by_id.values())
         self.known = _Lengths(dag, lengths or {})
         self._make_instances(unexpanded)
         self._begin()
@@ -3296,17 +3256,13 @@ class _Plan:
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
             self._ended(instance)
-        for instance in kept:
-            self._follow_again(instance)
+        for instance in kept:  # what a branch or short circuit that is kept has left out
+            flow = self._recorded[instance.task_id, instance.map_index].flow
+            self.skip(instance, self.left_out(instance, flow, strict=False))
         self._dirty.clear()
         for node in self.nodes:
             if node.open:
                 self._touch(node)
-
-    def _follow_again(self, instance: _Instance) -> None:
-        """Leave out what a branch or short circuit that is kept has left out."""
-        recorded = self._recorded[instance.task_id, instance.map_index]
-        self.skip(instance, self.left_out(instance, recorded.flow, strict=False))
 
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
         """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
@@ -3395,10 +3351,6 @@ class _Plan:
         if pool in self._free:
             self._free[pool] -= instance.node.task.pool_slots
 
-    def begin(self, instance: _Instance) -> None:
-        """A worker took it."""
-        instance.move(_S.RUNNING)
-
     def _leave(self, instance: _Instance) -> None:
         node = instance.node
         self.running -= 1
@@ -3409,22 +3361,22 @@ class _Plan:
     def finish(
         self,
         instance: _Instance,
-        status: _Status,
+        status: str,
         now: float,
         stored: bool = False,
         length: int | None = None,
         wait: float = 0.0,
     ) -> None:
-        """The instance's attempt ended; whether it stored a result, of which length."""
+        """The instance's attempt ended (a _Status); whether it stored a result, of which length."""
         if instance.state is _S.QUEUED:
-            self.begin(instance)
+            instance.move(_S.RUNNING)
         self._leave(instance)
         again = None
-        if self.timed_out and status is not _Status.SUCCESS:
+        if self.timed_out and status != _Status.SUCCESS:
             status = _Status.SKIPPED
-        elif status is _Status.FAILED and instance.try_number <= instance.max_tries:
+        elif status == _Status.FAILED and instance.try_number <= instance.max_tries:
             again, wait = _S.UP_FOR_RETRY, _retry_wait(instance, self.logical_date)
-        elif status is _Status.RESCHEDULE and not self.gave_up:
+        elif status == _Status.RESCHEDULE and not self.gave_up:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
@@ -3433,7 +3385,7 @@ class _Plan:
             return
         if stored:
             self.known.note(instance.task_id, instance.map_index, length)
-        ended = {_Status.SUCCESS: _S.SUCCESS, _Status.SKIPPED: _S.SKIPPED}.get(status, _S.FAILED)
+        ended = _S(status) if status in (_Status.SUCCESS, _Status.SKIPPED) else _S.FAILED
         self._end(instance, ended)
         if ended is _S.FAILED and self.dag.fail_fast:
             self._give_up()
@@ -3457,7 +3409,7 @@ class _Plan:
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
         if instance.state is _S.QUEUED:
-            self.begin(instance)
+            instance.move(_S.RUNNING)
         self._leave(instance)
         instance.max_tries += 1
         instance.move(None)
@@ -3853,10 +3805,10 @@ class _Resumption:
     def _take_scopes_along(self, order: Sequence[BaseOperator]) -> None:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
         it has begun since, and its teardowns in any case (they hang on the work)."""
-        nodes = {node.task: node for node in _make_nodes(self._dag, order)}
+        nodes = _make_nodes(self._dag, order)
         for setup in [task for task in reversed(order) if task.is_setup]:
             # Inner ones come first: they are work of outer ones, and so are their teardowns.
-            below, inside = nodes[setup].downstream, nodes[setup].sheltered
+            below, inside = nodes[setup.task_id].downstream, nodes[setup.task_id].sheltered
             teardowns = [node.task for node in below if node.task.is_teardown]
             work = [n.task for n in (*below, *inside) if not n.task.is_teardown]
             above = {up for t in teardowns for up in t._upstream}
@@ -8632,7 +8584,7 @@ class _Run(_Start):
         """A worker took it."""
         if attempt.state == "running" or attempt.instance not in self._attempts:
             return
-        self.plan.begin(attempt.instance)
+        attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
         attempt.first_start = attempt.first_start or time.monotonic()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
@@ -8796,7 +8748,7 @@ class _Run(_Start):
         outcome, left_out = self._branch(instance, outcome)
         success = outcome.status == "success"
         stored, wait = success and bool(note.get("stored")), note.get("wait", 0.0)
-        status, now = _STATUSES[outcome.status], time.monotonic()
+        status, now = outcome.status, time.monotonic()
         self.plan.finish(instance, status, now, stored, note.get("length"), wait)
         self.plan.skip(instance, left_out)
         state = instance.state

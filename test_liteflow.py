@@ -241,7 +241,7 @@ class Case(unittest.TestCase):
             store.claim_run(store.run_row, "me", "pid 1 on here", False)
             self.write_instances(store, plan)
         plan.start(instance)
-        plan.begin(instance)
+        instance.move(TaskInstanceState.RUNNING)
         attempt = liteflow._Attempt(instance)
         attempt.state, attempt.started, attempt.pid = "running", "2024-01-01T00:00:00+00:00", 1
         store.record(self.batch_of(attempt))
@@ -1149,7 +1149,7 @@ class PlanTest(Case):
             self.assertEqual(self.all_sent(plan), {"a": sent})
             self.assertEqual((sent.try_number, plan.running), (tries, 1))
             if before is None:
-                plan.begin(sent)
+                sent.move(TaskInstanceState.RUNNING)
                 plan.finish(sent, self.STATUS.FAILED, 0)
                 self.assertEqual(sent.state, "up_for_retry")
                 self.assertEqual(self.all_sent(plan), {"a": sent})
