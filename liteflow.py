@@ -3027,10 +3027,8 @@ def _by_rule(
             return run
         case TriggerRule.ALL_DONE_MIN_ONE_SUCCESS:
             return _S.SKIPPED if k else _S.UPSTREAM_FAILED if done and not s else run
-        case TriggerRule.ONE_SUCCESS if done and not s:
-            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED
         case TriggerRule.ONE_SUCCESS:
-            return _S.RUNNING if s else None
+            return _S.RUNNING if s else run and (_S.UPSTREAM_FAILED if bad else _S.SKIPPED)
         case TriggerRule.ONE_FAILED:
             return _S.RUNNING if bad else _S.SKIPPED if done else None
         case TriggerRule.ONE_DONE:
@@ -3185,10 +3183,10 @@ class _Plan:
     """The state of a run: fed with what happened, it says what may start and what changed.
 
     `take` gives the instances that may start, one by one; `start` says that one was sent to a
-    worker, `finish` how its attempt ended. `settle`, after the events of a
-    turn, draws the conclusions; `changed` collects the instances whose state a rule decided,
-    `expanded` the tasks that got their instances, for the run to record. Times are seconds of
-    whatever clock the caller passes in.
+    worker, `finish` how its attempt ended. `settle`, after the events of a turn, draws the
+    conclusions; `changed` collects the instances whose state a rule decided, `expanded` the tasks
+    that got their instances, for the run to record. Times are seconds of whatever clock the caller
+    passes in.
     """
 
     def __init__(
@@ -3229,18 +3227,14 @@ class _Plan:
 
     def _make_instances(self, unexpanded: Collection[str]) -> None:
         """The instances there are at first: recorded ones, those of constants, or one."""
-        indexes: dict[str, list[int]] = {}
-        for task_id, index in self._recorded:
-            indexes.setdefault(task_id, []).append(index)
+        sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
-            mapped = sorted(i for i in indexes.get(node.task.task_id, ()) if i >= 0)
-            count = 0
-            if node.expansion is not None and node.task.task_id not in unexpanded:
-                over_constants = not node.expansion.sources
-                count = node.expansion.mapping.count(self.known) if over_constants else len(mapped)
-                node.expanded = over_constants or count > 0
-            elif node.expansion is not None:
-                node.expanded = False
+            expansion, task_id, count = node.expansion, node.task.task_id, 0
+            if expansion is not None:
+                count = 0 if task_id in unexpanded else sizes[task_id]
+                if not expansion.sources:
+                    count = expansion.mapping.count(self.known)
+                node.expanded = count > 0 or not expansion.sources
             self._give_instances(node, range(count) if count else [-1])
 
     def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
@@ -3311,13 +3305,9 @@ class _Plan:
 
     def _next_queue(self) -> tuple[str, _Node | None] | None:
         """Whose first may start. In a pool, nothing overtakes what finds no room."""
-        full = []
-        for key in (
-            sorted(self._queues, key=self._queues.__getitem__)
-            if len(self._queues) > 1
-            else self._queues
-        ):
-            instance, (pool, node) = self._queues[key][0][-1], key
+        full, queues = [], self._queues
+        for key in sorted(queues, key=queues.__getitem__) if len(queues) > 1 else queues:
+            instance, (pool, node) = queues[key][0][-1], key
             if instance.state in _ENDED:
                 return key
             if pool in full or (node is not None and node.running >= node.limit):
@@ -3476,16 +3466,14 @@ class _Plan:
             return None
         if node.expansion is None or node.expanded:
             return node.decide(instance)
-        waits = any(source.open for source in node.expansion.sources)
         verdict = node.expansion.verdict()
         if verdict is _S.UPSTREAM_FAILED:
             return None if node.is_gated(instance) else verdict
-        if node.group is not None:  # it expands as soon as it can, whatever its rules
-            return None if waits else verdict or _S.RUNNING
-        decision = node.decide(instance)
+        # A group expands as soon as it can, whatever the rules of its tasks.
+        decision = _S.RUNNING if node.group is not None else node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
-        return None if waits else verdict or decision
+        return None if any(s.open for s in node.expansion.sources) else verdict or decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
         """For the instance; outside of a mapped group, for all of its task."""
@@ -3540,28 +3528,25 @@ class _Plan:
         """
         node, found = instance.node, list[_Node]()
         if "chosen" in note:
-            chosen = [
-                n for name in note["chosen"] or () for n in self._branch_targets(name, strict)
-            ]
-            keep = _with_below(chosen)
+            keep = _with_below(self._branch_targets(note["chosen"] or (), strict))
             found = [below for below in node.downstream if below not in keep]
         elif note.get("go_on") is False:
             below = _with_below(node.downstream) if _skips_far(node) else node.downstream
             found = [n for n in below if not n.task.is_teardown]
         return [n for n in found if instance.map_index < 0 or n.is_in_step_with(node)]
 
-    def _branch_targets(self, name: str, strict: bool) -> list[_Node]:
-        if name in self._by_id:
-            return [self._by_id[name]]
-        if name in self.dag.task_group_dict:
-            return [self._by_id[t.task_id] for t in self.dag.task_group_dict[name]._starts()]
-        if not strict:  # it has gone from the code since
-            return []
-        known = [*self._by_id, *self.dag.task_group_dict]
-        raise _BadBranch(
-            f"the branch chose {_shown(name)}, which is no task or group of DAG "
-            f"{self.dag.dag_id!r}{_near(name, known)}"
-        )
+    def _branch_targets(self, names: Iterable[str], strict: bool) -> Iterator[_Node]:
+        groups = self.dag.task_group_dict
+        for name in names:
+            if name in self._by_id:
+                yield self._by_id[name]
+            elif name in groups:
+                yield from (self._by_id[task.task_id] for task in groups[name]._starts())
+            elif strict:  # else it has gone from the code since
+                raise _BadBranch(
+                    f"the branch chose {_shown(name)}, which is no task or group of DAG "
+                    f"{self.dag.dag_id!r}{_near(name, [*self._by_id, *groups])}"
+                )
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
@@ -3632,12 +3617,8 @@ class _Plan:
         """
         if self.timed_out:
             return DagRunState.FAILED
-        counting = {
-            node
-            for node in self.nodes
-            if not node.task.is_teardown or node.task.on_failure_fail_dagrun
-        }
-        leaves = [node for node in counting if counting.isdisjoint(node.downstream)]
+        works = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
+        leaves = [node for node in works if works.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
         bad = (_S.FAILED, _S.UPSTREAM_FAILED)
         failed = any(i.state in bad for node in leaves for i in node.instances)
@@ -3659,17 +3640,16 @@ def _with_below(nodes: Iterable[_Node]) -> dict[_Node, None]:
 def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:
     """Seconds from the end of a failed attempt to the next (Airflow's formula)."""
     task = instance.node.task
-    delay = task.retry_delay.total_seconds()
-    factor = task.retry_exponential_backoff
+    delay, factor = task.retry_delay.total_seconds(), task.retry_exponential_backoff
     if factor in (0, 1):
         return delay
-    day = 24 * 60 * 60.0
+    import hashlib
+
+    day = 24 * 60 * 60
     try:
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
     except OverflowError:
-        base = int(day)
-    import hashlib
-
+        base = day
     name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
     longest = task.max_retry_delay.total_seconds() if task.max_retry_delay is not None else day
