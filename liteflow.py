@@ -484,7 +484,7 @@ def _duration(what: str, value: Any) -> _datetime.timedelta:
     except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
         found = -_SECOND
     if found < 0 * _SECOND:
-        raise ValueError(f"{what} must be 0 or more and finite, found {_shown(value)}")
+        raise ValueError(f"{what} must be 0 or more and fit a timedelta, found {_shown(value)}")
     return found
 
 
@@ -560,7 +560,7 @@ _setting: Any = _Setting  # in a class it stands for a value of the setting's ty
 _is_bool = _of_type(bool)
 _callback = _optional(None, _callbacks)
 _as_given: Any = _Setting(None, lambda what, value: value)
-_none_earlier = _setting(False, _one_of([False], ": a run here does not look at earlier ones"))
+_none_earlier = _setting(False, _one_of([False], ": not supported, runs are independent"))
 
 
 # --- Building: order and groups -------------------------------------------------------------------
@@ -780,8 +780,8 @@ class _OperatorType(type):
 
     _known_settings: dict[str, _Setting]
 
-    def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
-        super().__init__(name, bases, body)
+    def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
+        super().__init__(name, bases, body, **kw)
         named = {**body.get("_known_settings", {}), **body}
         own = {name: x for name, x in named.items() if isinstance(x, _Setting)}
         for name, setting in own.items():
@@ -898,7 +898,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
     retry_exponential_backoff: float = _optional(0.0, _backoff)
     max_retry_delay: _datetime.timedelta | None = _optional(None, _duration)
-    retry_policy: None = _setting(None, _one_of([None], ": liteflow does not have it"))
+    retry_policy: None = _setting(None, _one_of([None], ": not supported"))
     execution_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
     do_xcom_push: bool = _setting(True, _is_bool)
