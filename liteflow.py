@@ -1949,6 +1949,7 @@ class _TaskFunction(_Decorated[P, R]):
         return f"<@task {self.__wrapped__.__qualname__}>"
 
 
+@functools.lru_cache  # many tasks may be made of one function
 def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
     """The function's signature, in which context parameters need not be given."""
     import inspect
