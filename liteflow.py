@@ -1868,13 +1868,8 @@ class _Decorated(Generic[P, R]):
 
     def _check_names(self, names: Iterable[str], verb: str) -> None:
         parameters = self._signature.parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name in names:
-            if name not in parameters and not takes_any:
-                raise TypeError(
-                    f"{self._what}: {verb}() got an unexpected argument {name!r}"
-                    f"{_near(name, parameters)}"
-                )
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            _refuse_unknown(f"{self._what}: {verb}()", names, parameters)
 
     @property
     def _what(self) -> str:
