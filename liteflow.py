@@ -425,7 +425,6 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
-_SUFFIX = re.compile(r"__(\d+)$")
 _SECOND = _datetime.timedelta(seconds=1)
 
 # Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
@@ -704,7 +703,8 @@ class TaskGroup(_Dependency):
                     f"DAG {dag.dag_id!r} already has a task or group {self.group_id!r}"
                 )
             self.group_id = dag._free_task_id(self.group_id)
-        dag._add_group(self)
+        dag.task_group_dict[self.group_id] = self
+        dag._note_suffix(self.group_id)
         self.children: list[BaseOperator] = []
         # The groups around this one, outermost first, and itself; and which of them is mapped.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
@@ -2000,11 +2000,7 @@ class _Partial:
     has to follow."""
 
     def __init__(
-        self,
-        what: str,
-        check: Callable[[Iterable[str], str], None],
-        make: Callable[[_ExpandInput, dict[str, Any]], Any],
-        fixed: dict[str, Any],
+        self, what: str, check: Callable[..., None], make: Callable[..., Any], fixed: dict[str, Any]
     ) -> None:
         self._what, self._check, self._make, self._fixed = what, check, make, fixed
 
@@ -2164,34 +2160,6 @@ def _date(what: str, value: Any) -> Any:
     return value.replace(tzinfo=_datetime.UTC) if value and value.tzinfo is None else value
 
 
-_DAG_SETTINGS: dict[str, _Setting] = {
-    "description": _optional(None, _of_type(str)),
-    "default_args": _Setting({}, _string_keyed),
-    "params": _Setting({}, _params),
-    "max_active_tasks": _optional(16, _of_type(int, least=1)),
-    "max_active_runs": _optional(16, _of_type(int, least=1)),
-    "dagrun_timeout": _optional(None, _timeout),
-    "fail_fast": _Setting(False, _is_bool),
-    "doc_md": _optional(None, _of_type(str)),
-    "tags": _Setting(frozenset(), lambda what, value: set(value or ())),
-    "dag_display_name": _optional(None, _of_type(str)),
-    "on_success_callback": _callback,
-    "on_failure_callback": _callback,
-    "schedule": _Setting(None, _schedule),
-    "start_date": _Setting(None, _date),
-    "end_date": _Setting(None, _date),
-    "catchup": _Setting(False, _is_bool),
-    "max_consecutive_failed_dag_runs": _optional(0, _of_type(int, least=0)),
-    "render_template_as_native_obj": _Setting(False, _is_bool),
-    **dict.fromkeys(
-        """is_paused_upon_creation template_searchpath
-        template_undefined user_defined_macros user_defined_filters jinja_environment_kwargs
-        owner_links access_control auto_register deadline allowed_run_types
-        disable_bundle_versioning rerun_with_latest_version sla_miss_callback""".split(),
-        _as_given,
-    ),
-}
-
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar(
     "liteflow_current_dag", default=None
 )
@@ -2214,14 +2182,21 @@ class Dag:
     Raises TypeError for an unknown argument, ValueError for a wrong id.
     """
 
-    description: str | None
-    default_args: dict[str, Any]
-    params: dict[str, Any]
-    max_active_tasks: int
-    max_active_runs: int
-    fail_fast: bool
-    doc_md: str | None
-    tags: set[str]
+    description: str | None = _optional(None, _of_type(str))
+    default_args: dict[str, Any] = _setting({}, _string_keyed)
+    params: dict[str, Any] = _setting({}, _params)
+    max_active_tasks: int = _optional(16, _of_type(int, least=1))
+    max_active_runs: int = _optional(16, _of_type(int, least=1))
+    dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
+    fail_fast: bool = _setting(False, _is_bool)
+    doc_md: str | None = _optional(None, _of_type(str))
+    tags: set[str] = _setting(frozenset(), lambda what, value: set(value or ()))
+    dag_display_name: str = _optional(None, _of_type(str))
+    on_success_callback = on_failure_callback = _callback
+    schedule = _setting(None, _schedule)
+    start_date = end_date = _setting(None, _date)
+    catchup = render_template_as_native_obj = _setting(False, _is_bool)
+    max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
@@ -2230,11 +2205,11 @@ class Dag:
         for name, (default, check) in _DAG_SETTINGS.items():
             value = settings.get(name, default)
             setattr(self, name, check(f"DAG {dag_id!r}: {name}", value))
-        self.dag_display_name: str = settings.get("dag_display_name") or dag_id
+        self.dag_display_name = self.dag_display_name or dag_id
         self.params = {**self.params, **self.default_args.pop("params", {})}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._suffixes: dict[str, int] = {}
+        self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[_Scope] = []
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
@@ -2306,10 +2281,6 @@ class Dag:
     def __contains__(self, node_id: str) -> bool:
         return node_id in self.task_dict or node_id in self.task_group_dict
 
-    def _add_group(self, group: TaskGroup) -> None:
-        self.task_group_dict[group.group_id] = group
-        self._note_suffix(group.group_id)
-
     def _no_task(self, task_id: str) -> str:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
 
@@ -2331,17 +2302,16 @@ class Dag:
         self._note_suffix(task.task_id)
 
     def _note_suffix(self, node_id: str) -> None:
-        suffix = _SUFFIX.search(node_id)
-        if suffix:
-            core = node_id[: suffix.start()]
-            self._suffixes[core] = max(self._suffixes.get(core, 0), int(suffix[1]))
+        core, _, number = node_id.rpartition("__")
+        if number.isdecimal():
+            self._suffixes[core] = max(self._suffixes[core], int(number))
 
     def _free_task_id(self, task_id: str) -> str:
         """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
         if task_id not in self:
             return task_id
-        core = _SUFFIX.sub("", task_id)
-        return f"{core}__{self._suffixes.get(core, 0) + 1}"
+        core = re.sub(r"__\d+$", "", task_id)
+        return f"{core}__{self._suffixes[core] + 1}"
 
     def validate(self) -> list[BaseOperator]:
         """The tasks in an order in which each comes after those it waits for, if all is right.
@@ -2480,6 +2450,16 @@ class Dag:
 
 
 DAG = Dag
+_DAG_SETTINGS: dict[str, _Setting] = {
+    **{name: setting for name, setting in vars(Dag).items() if isinstance(setting, _Setting)},
+    **dict.fromkeys(
+        """is_paused_upon_creation template_searchpath template_undefined user_defined_macros
+        user_defined_filters jinja_environment_kwargs owner_links access_control auto_register
+        deadline allowed_run_types disable_bundle_versioning rerun_with_latest_version
+        sla_miss_callback""".split(),
+        _as_given,
+    ),
+}
 
 
 class _RecordedDag(Dag):
