@@ -1814,12 +1814,59 @@ class _MappedOperator(BaseOperator):
 # --- Building: decorators -------------------------------------------------------------------------
 
 
-class _Decorated(Generic[P, R]):
+class _Expandable:
+    """What `expand` maps: a decorated function, or what `partial` gives."""
+
+    _what: Callable[[], str]
+    _check: Callable[[Iterable[str], str], None]  # of the arguments' names, for a method's name
+    _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
+    _fixed: dict[str, Any]
+
+    def partial(self, **fixed: Any) -> _Partial:
+        """Fix arguments; to be followed by `expand` or `expand_kwargs`.
+
+        Raises TypeError for one that there is not, or that is fixed already.
+        """
+        twice = self._fixed.keys() & fixed.keys()
+        if twice:
+            raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
+        self._check(fixed, "partial")
+        return _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map over the elements of the arguments: one instance of each task for each, or for each
+        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
+        all results.
+
+        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
+        TypeError for an argument that there is not. One that is fixed, too, is the expanded one.
+        """
+        self._check(mapped, "expand")
+        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
+        return self._make(_ExpandInput(self._what(), mapped), fixed)
+
+    def expand_kwargs(self, dicts: Any) -> Any:
+        """Map over a list of dicts of arguments, or over a result that is one."""
+        return self._make(_ExpandInput(self._what(), None, dicts), self._fixed.copy())
+
+
+class _Partial(_Expandable):
+    """What `partial` of a decorated function or an operator's class gives."""
+
+    def __init__(
+        self, what: str, check: Callable[..., None], make: Callable[..., Any], fixed: dict[str, Any]
+    ) -> None:
+        self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(f"{self._what()}: partial() must be followed by expand()")
+
+
+class _Decorated(_Expandable, Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     __wrapped__: Callable[P, R]
     _makes = ""  # "task" or "group"
-    _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
 
     def __init__(
         self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
@@ -1827,6 +1874,7 @@ class _Decorated(Generic[P, R]):
         functools.update_wrapper(self, function)
         self._signature = signature
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
+        self._fixed = {}
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
@@ -1848,30 +1896,11 @@ class _Decorated(Generic[P, R]):
         """
         return self._make(None, kwargs, args)
 
-    def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments: one instance of each task for each, or for each
-        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
-        all results.
-
-        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an argument that the function does not have.
-        """
-        return self.partial().expand(**mapped)
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over a list of dicts of arguments, or over a result that is one."""
-        return self.partial().expand_kwargs(dicts)
-
-    def partial(self, **fixed: Any) -> _Partial:
-        """Fix arguments; to be followed by `expand` or `expand_kwargs`."""
-        return _Partial(self._what, self._check_names, self._make, {}).partial(**fixed)
-
-    def _check_names(self, names: Iterable[str], verb: str) -> None:
+    def _check(self, names: Iterable[str], method: str) -> None:
         parameters = self._signature.parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            _refuse_unknown(f"{self._what}: {verb}()", names, parameters)
+            _refuse_unknown(f"{self._what()}: {method}()", names, parameters)
 
-    @property
     def _what(self) -> str:
         return f"{self._makes} {self._settings[f'{self._makes}_id']!r}"
 
@@ -1889,11 +1918,11 @@ class _TaskFunction(_Decorated[P, R]):
         """The plain function, to call directly."""
         return self.__wrapped__
 
-    def _check_names(self, names: Iterable[str], verb: str) -> None:
-        for name in names:
-            if name in _CONTEXT_KEYS and verb == "expand":
-                raise ValueError(f"{self._what}: can't expand over the context key {name!r}")
-        super()._check_names(names, verb)
+    def _check(self, names: Iterable[str], method: str) -> None:
+        filled = _CONTEXT_KEYS.intersection(names)
+        if filled and method == "expand":
+            raise ValueError(f"{self._what()}: can't expand over the context key {min(filled)!r}")
+        super()._check(names, method)
 
     def _make(
         self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
@@ -1932,13 +1961,13 @@ class _TaskFunction(_Decorated[P, R]):
             if isinstance(value, _TaskFunction):
                 name = value.__wrapped__.__name__
                 raise TypeError(
-                    f"{self._what}: an argument is the task function {name!r} itself: call it, "
+                    f"{self._what()}: an argument is the task function {name!r} itself: call it, "
                     f"{name}(), to hand over its result"
                 )
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self._what}: {self.__wrapped__.__name__}() {error}") from None
+            raise TypeError(f"{self._what()}: {self.__wrapped__.__name__}() {error}") from None
 
     def __repr__(self) -> str:
         return f"<@task {self.__wrapped__.__qualname__}>"
@@ -1993,37 +2022,6 @@ class _GroupFunction(_Decorated[P, R]):
                     member._join(expand.sources)
                 expand.check_rule_of(member)
         return group if result is None else result
-
-
-class _Partial:
-    """What `partial` of a task function, an operator's class or a group function gives: `expand`
-    has to follow."""
-
-    def __init__(
-        self, what: str, check: Callable[..., None], make: Callable[..., Any], fixed: dict[str, Any]
-    ) -> None:
-        self._what, self._check, self._make, self._fixed = what, check, make, fixed
-
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError(f"{self._what}: partial() must be followed by expand()")
-
-    def partial(self, **fixed: Any) -> _Partial:
-        """Fix more arguments. Raises TypeError for one that is fixed already."""
-        twice = self._fixed.keys() & fixed.keys()
-        if twice:
-            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() twice")
-        self._check(fixed, "partial")
-        return _Partial(self._what, self._check, self._make, {**self._fixed, **fixed})
-
-    def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments; one that is fixed, too, is the expanded one."""
-        self._check(mapped, "expand")
-        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
-        return self._make(_ExpandInput(self._what, mapped), fixed)
-
-    def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over dicts of arguments."""
-        return self._make(_ExpandInput(self._what, None, dicts), self._fixed)
 
 
 class _Kind:
@@ -2583,14 +2581,12 @@ class Variable:
 
         Raises KeyError if it is not set and no default is given.
         """
-        text = os.environ.get(f"AIRFLOW_VAR_{key.upper()}")
-        if text is None:
-            if default is ...:
-                raise KeyError(
-                    f"Variable {key!r}: set AIRFLOW_VAR_{key.upper()} in the environment"
-                )
-            return default
-        return json.loads(text) if deserialize_json else text
+        name = f"AIRFLOW_VAR_{key.upper()}"
+        if name in os.environ:
+            return json.loads(os.environ[name]) if deserialize_json else os.environ[name]
+        if default is ...:
+            raise KeyError(f"Variable {key!r}: set {name} in the environment")
+        return default
 
 
 class Param:
