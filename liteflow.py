@@ -8347,35 +8347,44 @@ class _Run(_Start):
         self.report.ended(found)
         return found
 
-    def prepare_again(self, run: DagRun, ti: TaskInstance) -> _Execution:
-        """A task instance of that run, ready to run here with the inputs that it had."""
+    def prepare_again(self, name: str) -> _Execution:
+        """A task of the recorded run, ready to run here with the inputs that it had; of a mapped
+        one without an index, the first instance that failed, else the first."""
         import types
 
         self._look_ahead()
-        row, task = run._row.id, self.dag.task_dict[ti.task_id]
+        assert self.recorded is not None
+        row = self.recorded.id
+        task_id, index = _task_named(name, self.dag.task_dict)
         recorded = {
             (i.task_id, i.map_index): i._replace(
                 state=i.state if i.state in _ENDED else None, flow={}
             )
             for i in self._read_only(_select_past, row)
         }
+        own = {key[1]: found for key, found in recorded.items() if key[0] == task_id}
+        if index is None and own:
+            index = min([i for i, found in own.items() if found.state == _S.FAILED] or own)
+        if index not in own:
+            raise _UsageError(f"run {self.run_id!r} has no task {name!r}")
+        task = self.dag.task_dict[task_id]
         for up in _taken_by(task):
-            _refuse_without_values(run._row)
+            _refuse_without_values(self.recorded)
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
                 said = ", ".join(sorted(state or "not run" for state in states))
                 raise _UsageError(
-                    f"task {up!r}, whose result {ti.task_id!r} takes, is {said or 'not there'} in "
+                    f"task {up!r}, whose result {task_id!r} takes, is {said or 'not there'} in "
                     f"run {self.run_id!r}"
                 )
         self._store = types.SimpleNamespace(run_row=row, look=self._read_only)
         lengths = self._read_only(_select_lengths, row)
         self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
-        self._calls[ti.task_id] = _dump_call(task), _function_name(task), None
-        instances = self.plan._by_id[ti.task_id].instances
-        instance = next((i for i in instances if i.map_index == ti.map_index), None)
+        self._calls[task_id] = _dump_call(task), _function_name(task), None
+        instances = self.plan._by_id[task_id].instances
+        instance = next((i for i in instances if i.map_index == index), None)
         if instance is None:
-            raise TaskNotFound(f"the code has no instance {ti.map_index} of task {ti.task_id!r}")
+            raise TaskNotFound(f"the code has no instance {index} of task {task_id!r}")
         instance.try_number = max(1, instance.try_number)
         here = _WorkerRun({**self._info(), "run_row": row}, self.dag)
         return _Execution(here, self._job(_Attempt(instance)))
@@ -9967,7 +9976,7 @@ def _fail(message: object) -> None:
     _say(f"liteflow: error: {_clean(message)}")
 
 
-def _exit_code(act: Callable[[], int]) -> int:
+def _exit_code(act: Callable[[], T]) -> T | int:
     """Run a command; what went wrong is one sentence on standard error and an exit code.
 
     0 success, 1 the run failed, 2 bad usage, 3 the database can't be used, 75 already running,
@@ -9976,10 +9985,10 @@ def _exit_code(act: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
     try:
-        code = act()
+        found = act()
         if sys.stdout is not None:
             sys.stdout.flush()
-        return code
+        return found
     except BrokenPipeError:
         # The reader of our output has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -9989,15 +9998,10 @@ def _exit_code(act: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except DatabaseError as error:
-        _fail(error)
-        return 3
-    except AlreadyRunning as error:
-        _fail(error)
-        return 75
     except AirflowException as error:
         _fail(error)
-        return 2
+        known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
+        return next(code for kind, code in known if isinstance(error, kind))
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -10014,24 +10018,22 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     _fill_standard_descriptors()
     if options.task is None:
         return _exit_code(lambda: _run_by_options(dag, options, command))
-    prepared: list[_Execution] = []
-
-    def prepare() -> int:
-        prepared.append(_job_again(dag, options))
-        return 0
-
-    code = _exit_code(prepare)
-    if not prepared:
-        return code
-    [job] = prepared
+    job = _exit_code(lambda: _job_again(dag, options))
+    if isinstance(job, int):
+        return job
     label = _label_of(job.task_id, job.map_index)
     if job.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
+    token = _running.set(job)
     try:
         # Not within _exit_code: what the task raises is to be seen whole, by a debugger, too.
-        print(f"{label} returned {_run_again(job)!r}")
+        result = _run_hooked(job)
+        _store_result(job, result)  # which may refuse it, as in a worker
+        print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}")
+    finally:
+        _running.reset(token)
     return 0
 
 
@@ -10042,42 +10044,11 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
         if name not in own and value not in (None, False, []):
             option = f"--{name.rstrip('_').replace('_', '-')}"
             raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
-    path = _database_path(options.db, dag)
-    dag.validate()
-    run = _newest_or_named(path, dag.dag_id, options.run_id)
-    task_id, index = _task_in(run, options.task)
-    if task_id not in dag.task_dict:
-        raise _UsageError(f"DAG {dag.dag_id!r} has no task {task_id!r} any more")
-    found = {ti.map_index: ti for ti in run._instances(task_id=task_id)}
-    if index is None:
-        failed = [i for i, ti in found.items() if ti.state is _S.FAILED]
-        index = min(failed or found)
-    again = _Run(dag, db_path=path, run_id=run.run_id, resume=True, in_process=True)
-    return again.prepare_again(run, found[index])
-
-
-def _newest_or_named(path: Path, dag_id: str, run_id: str | None) -> DagRun:
-    """The run that `--run-id` names, else the newest. Raises RunNotFound."""
-    if run_id is not None:
-        return _read_run(path, dag_id, run_id)
-    runs = _read_runs(path, dag_id, limit=1)
-    if not runs:
-        raise RunNotFound(f"DAG {dag_id!r} has no run in {path} to go on from")
-    return runs[0]
-
-
-def _run_again(job: _Execution) -> Any:
-    """Run a job in this process; what it raises comes through, and nothing is recorded.
-
-    What it returns is looked at as a worker does, which may refuse it.
-    """
-    token = _running.set(job)
     try:
-        result = _run_hooked(job)
-        _store_result(job, result)
-        return result
-    finally:
-        _running.reset(token)
+        run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+    return run.prepare_again(options.task)
 
 
 def _script_command() -> str:
@@ -10464,13 +10435,9 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
-    """`task` or `task[3]` of a run, as (task_id, map_index). Raises _UsageError."""
-    match = re.fullmatch(r"(.*)\[(\d+)\]", name)
-    task_id, index = (match[1], int(match[2])) if match else (name, None)
+    """`task` or `task[3]` of a run, as (task_id, map_index). Raises TaskNotFound."""
     known = {(ti.task_id, ti.map_index) for ti in run.get_task_instances()}
-    ids = {known_id for known_id, _ in known}
-    if task_id not in ids:
-        raise _UsageError(f"run {run.run_id!r} has no task {name!r}{_near(task_id, ids)}")
+    task_id, index = _task_named(name, {known_id for known_id, _ in known})
     if index is not None and (task_id, index) not in known:
         raise _UsageError(f"task {task_id!r} of run {run.run_id!r} has no index {index}")
     return task_id, index
