@@ -9338,20 +9338,34 @@ def _mermaid_text(text: str) -> str:
 
 
 class _Box(NamedTuple):
-    """A node of a diagram: its text, its state's style, what it waits for, the group it is in."""
+    """A node of a diagram: its text, its state's style, what it waits for, and what its id would
+    begin with in its group."""
 
     task_id: str
     lines: list[str]
     style: str
     upstream: Sequence[str]
-    group: str | None = None
+    prefix: str
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     lines = [f"flowchart {direction or _direction_of(boxes)}"]
-    lines += _draw_group(None, _group_tree(boxes), ids, 1)
+    numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
+    # In this order a group is followed by those inside it.
+    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):
+        while not box.prefix.startswith(opened[-1]):
+            opened.pop()
+            lines.append(f"{'    ' * len(opened)}end")
+        if box.prefix != opened[-1]:
+            label = _mermaid_text(box.prefix.removeprefix(opened[-1])[:-1])
+            lines.append(f'{"    " * len(opened)}subgraph g{next(numbers)}["{label}"]')
+            opened.append(box.prefix)
+        label = "<br/>".join(map(_mermaid_text, box.lines))
+        style = f":::{box.style}" if box.style else ""
+        lines.append(f'{"    " * len(opened)}{ids[box.task_id]}["{label}"]{style}')
+    lines += [f"{'    ' * depth}end" for depth in range(len(opened) - 1, 0, -1)]
     for box in boxes:
         lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
     used = {box.style for box in boxes}
@@ -9378,49 +9392,11 @@ def _direction_of(boxes: Sequence[_Box]) -> str:
     return "LR" if max(layers, default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
 
 
-def _group_tree(boxes: Sequence[_Box]) -> dict[str | None, list[_Box | str]]:
-    """The boxes and groups inside each group; None is the whole.
-
-    A group's parent is the longest other group whose id its own begins with.
-    """
-    inside: dict[str | None, list[_Box | str]] = {None: []}
-    names = sorted({box.group for box in boxes if box.group is not None})
-    for name in names:
-        around = [other for other in names if name.startswith(f"{other}.")]
-        inside[name] = []
-        inside[max(around, key=len, default=None)].append(name)
-    for box in boxes:
-        inside[box.group].append(box)
-    return inside
-
-
-def _draw_group(
-    name: str | None,
-    inside: Mapping[str | None, list[_Box | str]],
-    ids: Mapping[str, str],
-    depth: int,
-) -> list[str]:
-    indent = "    " * depth
-    lines = []
-    for member in inside[name]:
-        if isinstance(member, str):
-            number = list(inside).index(member)
-            label = _mermaid_text(member.removeprefix(f"{name}."))
-            lines.append(f'{indent}subgraph g{number}["{label}"]')
-            lines += _draw_group(member, inside, ids, depth + 1)
-            lines.append(f"{indent}end")
-        else:
-            label = "<br/>".join(map(_mermaid_text, member.lines))
-            style = f":::{member.style}" if member.style else ""
-            lines.append(f'{indent}{ids[member.task_id]}["{label}"]{style}')
-    return lines
-
-
 def _draw_dag(dag: Dag, direction: str | None) -> str:
     if direction not in (*_DIRECTIONS, None):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
     boxes = [
-        _Box(t, [t], "", list(x._upstream), x.task_group.group_id if x.task_group else None)
+        _Box(t, [t], "", list(x._upstream), f"{x.task_group.group_id}." if x.task_group else "")
         for t, x in dag.task_dict.items()
     ]
     return _draw(boxes, direction)
@@ -9438,11 +9414,11 @@ def _box_of(members: Sequence[TaskInstance]) -> _Box:
     if len(members) == 1:
         said += [_seconds_text(line.seconds)] if line.seconds is not None else []
         said += [f"try {line.tries}"] if line.tries > 1 else []
-    group = first.task_group_id
-    text = [line.label.removeprefix(f"{group}."), " - ".join(said)]
+    prefix = f"{first.task_group_id}." if first.task_group_id else ""
+    text = [line.label.removeprefix(prefix), " - ".join(said)]
     style = line.style if line.style in _STYLES else "none"
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
-    return _Box(first.task_id, text, style, upstream, group)
+    return _Box(first.task_id, text, style, upstream, prefix)
 
 
 _GANTT_TAGS = {"success": "done", "failed": "crit", "interrupted": "crit", "running": "active"}
