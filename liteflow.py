@@ -9982,10 +9982,9 @@ def _exit_code(act: Callable[[], T]) -> T | int:
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     prog = os.path.basename(sys.argv[0]) or "workflow"
-    text = f"Run the DAG {dag.dag_id!r}. {dag.description or ''}"
-    parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}")
-    for line in _RUN_OPTIONS.strip().splitlines():
-        _add_argument(parser, line)
+    text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
+    lines = _RUN_OPTIONS.strip().splitlines()
+    parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}", lines)
     return _run_or_debug(dag, parser.parse_args(argv), _script_command())
 
 
@@ -10293,7 +10292,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
     return int(options.check and bool(dags))
 
 
-def _trouble_of(path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | None) -> str | None:
+def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | None) -> str | None:
     """Why a DAG is in trouble: its newest run is no success, or its last success is too old.
 
     Of a run that is under way nothing is known yet: the one before it counts.
@@ -10305,7 +10304,7 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], most: _datetime.timedelta | 
     if ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
     success = _moment(dag["last_success"])
-    if most is not None and (success is None or _utcnow() - success > most):
+    if least is not None and (success is None or success < least):
         return "the last success is too old"
     return None
 
@@ -10343,7 +10342,7 @@ def _failures_of(run: DagRun, most: int) -> tuple[int, list[TaskInstance]]:
 
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
     most = _RUNS if options.limit is None else options.limit
-    since, state = options.since and _iso(_utcnow() - options.since), options.state
+    since, state = options.since and _iso(options.since), options.state
     # A run that reads `running`, and nobody works on, has failed: these are chosen from below.
     asked = None if state in ("failed", "running") else state
     limit = most if asked == state else None
@@ -10550,7 +10549,7 @@ def _cmd_prune(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    before = options.older_than and _iso(_utcnow() - options.older_than)
+    before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(path, options.dag, state=state, keep=options.keep, before=before)[::-1]
     runs = [run for run in runs if not run.owner_alive]
@@ -10624,8 +10623,8 @@ _RUN_EXAMPLES = """examples:
 
 # Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `--flag`,
 # `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`.
+_DB = "--db PATH  the database (default: liteflow.db)"
 _RUN_OPTIONS = """
---db PATH  the database (default: liteflow.db)
 --run-id ID  the new run's id, or the one to resume
 --logical-date ISO  the date that the run is for
 --resume  go on with the newest run, or --run-id
@@ -10654,7 +10653,6 @@ $ > my_workflow.py
 
 visualize: draw a run as a Mermaid flowchart
 RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
---db PATH  the database (default: liteflow.db)
 --gantt  when each attempt ran, instead
 --direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
 --output FILE  write FILE: .mmd, or .md for a page
@@ -10665,7 +10663,6 @@ $ etl --output run.md       a page: both diagrams, tasks, errors, logs
 $ etl --url                 a link that holds the diagram
 
 list: the DAGs that ran
---db PATH  the database (default: liteflow.db)
 --json  print one JSON document
 --check  only those in trouble; 1 if any
 --max-age AGE  how old a last success may be: 26h, 2d
@@ -10674,7 +10671,6 @@ $ --check --max-age 26h     exits 1, and says why, if one is in trouble
 
 runs: the runs, newest first
 [DAG]
---db PATH  the database (default: liteflow.db)
 --since AGE  those that began in the last 24h, 7d, ...
 --state queued|running|success|failed  only those
 --limit N  at most N (default: 50)
@@ -10685,7 +10681,6 @@ $ --since 24h --state failed   what failed since yesterday, and why
 show: the tasks of a run, or one task's attempts and values
 RUN
 [TASK]
---db PATH  the database (default: liteflow.db)
 --state {"|".join(sorted(_TASK_STATES))}|none  only those
 --follow  until a live run ends
 --json  print one JSON document
@@ -10697,7 +10692,6 @@ $ etl --follow              a live run, until it ends; exits 1 if it failed
 logs: what a run's tasks printed
 RUN
 [TASK]
---db PATH  the database (default: liteflow.db)
 --try N  only attempt N
 --follow  also what comes, until the run ends
 --raw  leave escape sequences as they are
@@ -10708,18 +10702,15 @@ $ etl --follow              of a live run, until it ends
 clear: put tasks of a finished run back, for a resume to run again
 RUN
 TASK...
---db PATH  the database (default: liteflow.db)
 --only  not what hangs on them
 $ etl load                  then: python3 flow.py --resume
 
 stop: end a run that another process works on
 RUN
---db PATH  the database (default: liteflow.db)
 $ etl
 
 prune: delete old runs, and give the space back
 [DAG]
---db PATH  the database (default: liteflow.db)
 --keep N  keep the N newest of each DAG
 --older-than AGE  only those that began before: 30d, 12w
 --values  only the values of successful runs; keep the rest
@@ -10730,52 +10721,32 @@ $ --values                  keep history and logs, drop values of successes
 
 delete: delete a run with its values and logs
 RUN
---db PATH  the database (default: liteflow.db)
 --dry-run  say what would go
 $ etl/manual__2026-01-31
 
 backup: copy the database, also while a run writes
 FILE  the new file
---db PATH  the database (default: liteflow.db)
 $ copy.db                   also while a run writes
 """
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("it is none")
-    return found
-
-
-def _age(text: str) -> _datetime.timedelta:
-    """`90m`, `24h`, `30d`, as a time span."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}.get(text[-1:], 0)
-    if not unit or not re.fullmatch(r"\d+(\.\d+)?", text[:-1]):
-        raise ValueError("as in 90m")
-    return _datetime.timedelta(seconds=float(text[:-1]) * unit)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("as in 3")
-    return int(text)
+def _long_ago(text: str) -> _datetime.datetime:
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+    return _utcnow() - _datetime.timedelta(**{units[text[-1]]: float(text[:-1])})
 
 
 def _pool_size(text: str) -> tuple[str, int]:
     name, _, size = text.rpartition("=")
-    if not name:
-        raise ValueError("the name is missing")
-    return name, _count(size)
+    return name, int(size)
 
 
-# How a value of each kind is read, and what it must be.
-_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "JSON": (_json_object, "a JSON object"),
-    "AGE": (_age, "a number and one of s, m, h, d, w"),
-    "ISO": (_datetime.datetime.fromisoformat, "an ISO date or time"),
-    "N": (_count, "a number"),
-    "NAME=N": (_pool_size, "NAME=N"),
+# How a value of each kind is written and read, and what it must be.
+_KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
+    "AGE": (r"\d+(\.\d+)?[smhdw]", _long_ago, "a number and one of s, m, h, d, w"),
+    "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
+    "N": (r"\d+", int, "a number"),
+    "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
 }
 
 
@@ -10783,14 +10754,17 @@ def _argument_of(kind: str) -> Callable[[str], Any]:
     """What argparse calls to read an argument's value."""
     import argparse
 
-    read, what = _KINDS.get(kind, (str, "a text"))
+    form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
 
     def value(text: str) -> Any:
+        why = ""
         try:
-            return read(text)
+            if re.fullmatch(form, text):
+                return read(text)
         except (ValueError, OverflowError, RecursionError) as error:
-            found = f"must be {what}, found {_shown(text)}: {error}"
-            raise argparse.ArgumentTypeError(_clean(found)) from None
+            why = f": {error}"
+        found = f"must be {what}, found {_shown(text)}{why}"
+        raise argparse.ArgumentTypeError(_clean(found))
 
     return value
 
@@ -10816,45 +10790,38 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
     parser.add_argument(name, **settings)
 
 
-def _parser(prog: str, text: str, epilog: str) -> argparse.ArgumentParser:
+def _parser(
+    name: str, text: str, epilog: str, lines: Sequence[str], make: Any = None
+) -> argparse.ArgumentParser:
+    """A parser of the arguments of these lines, and of --db if there are any."""
     import argparse
 
-    raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
-        prog, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+    text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
+        name, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
+    for line in [*lines, _DB] if lines else ():
+        _add_argument(parser, line)
+    return parser
 
 
 def _main_parser() -> argparse.ArgumentParser:
-    parser = _parser(
-        "liteflow", "Run DAGs of tasks, and see what ran.", f"{_EXAMPLES}\n{_EXIT_CODES}"
-    )
-    parser.add_argument("--version", action="version", version=_version_text())
+    import platform
+    import sqlite3
+
+    text = "run DAGs of tasks, and see what ran"
+    parser = _parser("liteflow", text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
+    of = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for block in _COMMANDS.strip().split("\n\n"):
         head, *lines = block.splitlines()
         name, _, text = head.partition(": ")
-        examples = "".join(f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$"))
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"examples:{examples}",
-            formatter_class=parser.formatter_class,
-            allow_abbrev=False,
-        )
-        for line in lines:
-            if not line.startswith("$"):
-                _add_argument(command, line)
+        examples = [f"  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
+        epilog = "\n".join(["examples:", *examples])
+        lines = [line for line in lines if not line.startswith("$")]
+        _parser(name, text, epilog, lines, functools.partial(commands.add_parser, help=text))
     return parser
-
-
-def _version_text() -> str:
-    import platform
-    import sqlite3
-
-    python, sqlite = platform.python_version(), sqlite3.sqlite_version
-    return f"liteflow {__version__} (Python {python}, SQLite {sqlite})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
