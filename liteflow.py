@@ -9600,6 +9600,7 @@ def _say(line: str) -> None:
 def _write(text: str) -> None:
     if sys.stdout is not None:
         sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
@@ -9705,7 +9706,7 @@ class _Screen:
     def __init__(self, say: Callable[[str], object] | None = None, logs: bool = False) -> None:
         self._say = say
         self._color = say is None and _may_color(sys.stderr)
-        self.logs = _LogLines() if logs else None
+        self.logs = _LogLines("{} | ") if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
         apart = not logs or _may_redraw(sys.stdout)
         self.redraws = say is None and apart and _may_redraw(sys.stderr)
@@ -9724,7 +9725,8 @@ class _Screen:
         """What a task printed."""
         if self.logs is not None:
             self.clear()
-            self.logs.add(label, text)
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                self.logs.add(label, text)
 
     def status(self, snapshot: Callable[[], _Snapshot]) -> None:
         """Draw the run as it is now in place of what was drawn before, if it is time."""
@@ -9765,39 +9767,32 @@ class _Screen:
 
 
 class _LogLines:
-    """Output of several tasks on standard output: each line behind its task's name, or, with
-    `heads`, each task's below a line that names it."""
+    """Output of several tasks on standard output: `prefix` stands before each of its lines,
+    `head` above what comes of one task, both with `{}` for the task's name."""
 
-    def __init__(self, heads: bool = False, bare: bool = False, raw: bool = False) -> None:
-        self._heads, self._bare, self._raw = heads, bare, raw
+    head = ""
+
+    def __init__(self, prefix: str, raw: bool = False) -> None:
+        self._prefix, self._raw = prefix, raw
         self._of: str | None = None  # whose was the last
         self._ended = True  # whether its line was
 
     def add(self, label: str, text: str) -> None:
         """Show some more of a task's output."""
-        text = text if self._raw else _clean(text)
-        if label != self._of and not self._bare:
+        label, text = _clean(label), text if self._raw else _clean(text)
+        if label != self._of:
             self.end()
-            self._put(f"--- {_clean(label)}\n" if self._heads else "")
-        if text and not (self._heads or self._bare):
-            prefix = f"{_clean(label)} | "
-            text = (prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True))
+            _write(self.head.format(label))
         self._of = label
-        self._ended = text.endswith("\n") if text else self._ended
-        self._put(text)
+        if text:
+            prefix = self._prefix.format(label)
+            _write((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
+            self._ended = text.endswith("\n")
 
     def end(self) -> None:
         """End a line that has no end."""
-        if not self._ended:
-            self._ended = True
-            self._put("\n")
-
-    @staticmethod
-    def _put(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-            _write(text)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        _write("" if self._ended else "\n")
+        self._ended = True
 
 
 class _Report:
@@ -9898,8 +9893,7 @@ class _Report:
         if not self._listens:
             return
         self._screen.clear()
-        if self._screen.logs is not None:
-            self._screen.logs.end()
+        self._screen.output("", "")  # which ends a line that has no end
         counts = {state or "none": n for state, n in run._look(_select_run_counts).items()}
         why = f" ({run.reason})" if run.reason else ""
         each = _counts_text(counts) or "no tasks"
@@ -10169,6 +10163,7 @@ def _cmd_scaffold(options: argparse.Namespace) -> int:
 
 _POLL = 0.5  # seconds between two looks at a live run
 _RUNS = 50  # that are listed unless another number is asked for
+_RUN_ERRORS = 3  # that are listed of each
 
 
 def _run_of(options: argparse.Namespace) -> DagRun:
@@ -10200,19 +10195,28 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _cmd_visualize(options: argparse.Namespace) -> int:
-    run = _run_of(options)
-    if options.output is not None:
-        return _draw_to_file(run, options)
-    diagram = _diagram_of(run, options)
-    _write(f"{_live_url(diagram)}\n" if options.url else diagram)
-    warning = _too_large(diagram)
-    if warning is not None:
-        _say(f"liteflow: {warning}")
+    run, suffix = _run_of(options), Path(options.output or "").suffix
+    if options.output is not None and options.url:
+        raise _UsageError("--url prints a link: leave --output out")
+    if options.output is not None and suffix not in (".md", ".mmd"):
+        raise _UsageError(
+            f"--output must end in .mmd (the diagram) or .md (a page), found {options.output}"
+        )
+    if suffix == ".md":
+        text = _page_of(run, options.direction)
+    else:
+        text = _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
+    if options.output is None:
+        _write(f"{_live_url(text)}\n" if options.url else text)
+        if warning := _too_large(text):
+            _say(f"liteflow: {warning}")
+        return 0
+    try:
+        Path(options.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _UsageError(f"{options.output} can't be written: {error.strerror}") from None
+    _say(f"wrote {options.output}")
     return 0
-
-
-def _diagram_of(run: DagRun, options: argparse.Namespace) -> str:
-    return _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
 
 
 def _gantt_of(run: DagRun) -> str:
@@ -10220,22 +10224,6 @@ def _gantt_of(run: DagRun) -> str:
     if not any(ti.start_date for ti in attempts):
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
-
-
-def _draw_to_file(run: DagRun, options: argparse.Namespace) -> int:
-    path = Path(options.output)
-    if options.url:
-        raise _UsageError("--url prints a link: leave --output out")
-    if path.suffix not in (".md", ".mmd"):
-        raise _UsageError(f"--output must end in .mmd (the diagram) or .md (a page), found {path}")
-    page = path.suffix == ".md"
-    text = _page_of(run, options.direction) if page else _diagram_of(run, options)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _UsageError(f"{path} can't be written: {error.strerror}") from None
-    _say(f"wrote {path}")
-    return 0
 
 
 def _page_of(run: DagRun, direction: str | None) -> str:
@@ -10313,31 +10301,22 @@ def _cmd_runs(options: argparse.Namespace) -> int:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    found = [(run, *_failures_of(run, 3)) for run in _runs_asked_for(path, options)]
-    if options.json:
-        documents = []
-        for run, count, failed in found:
-            errors = [_document(x, "task_id map_index", error=_last_line(x.error)) for x in failed]
-            documents.append({**_run_document(run), "failed": count, "errors": errors})
-        _print_json(documents)
-        return 0
-    rows = []
-    for run, count, failed in found:
-        said = [run.reason] if run.reason else []
-        said += [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
+    documents, rows = [], []
+    for run in _runs_asked_for(path, options):
+        failed = [_instance_of(row, run, False) for row in run._look(_select_failed, _RUN_ERRORS)]
+        count = len(failed)
+        if count == _RUN_ERRORS:
+            count = run._look(_select_run_counts)["failed"]
+        errors = [_document(x, "task_id map_index", error=_last_line(x.error)) for x in failed]
+        documents.append({**_run_document(run), "failed": count, "errors": errors})
+        said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
         said += [f"and {count - len(failed)} more"] if count > len(failed) else []
-        why = "" if run.state is DagRunState.SUCCESS else "; ".join(said)
+        why = "" if run.state is DagRunState.SUCCESS else "; ".join(filter(None, said))
         name, took = f"{run.dag_id}/{run.run_id}", _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
-    print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows))
+    heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
+    _print_json(documents) if options.json else print(_table(heads, rows))
     return 0
-
-
-def _failures_of(run: DagRun, most: int) -> tuple[int, list[TaskInstance]]:
-    """How many task instances of a run failed, and the first of them."""
-    failed = [_instance_of(row, run, False) for row in run._look(_select_failed, most)]
-    count = len(failed) if len(failed) < most else run._look(_select_run_counts)["failed"]
-    return count, failed
 
 
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
@@ -10474,29 +10453,25 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
 
 def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
-    run, tries = _run_of(options), options.try_
+    run, tries, follow = _run_of(options), options.try_, options.follow
     task_id, index = (None, None) if options.task is None else _task_in(run, options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
-    lines, after, live = None, 0, True
+    lines, after, live = _LogLines("{} | " if follow and not task_id else "", options.raw), 0, True
     while live:
         # In this order: what comes before the end is seen after it was looked for.
-        live = options.follow and run.refresh().owner_alive
+        live = follow and run.refresh().owner_alive
         parts = run._look(_select_log, tries, after, **which)
-        heads = (
-            not options.follow and len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1
-        )
-        lines = lines or _LogLines(
-            heads, bool(task_id or not (heads or options.follow)), options.raw
-        )
+        whose = {(x.task_id, x.map_index, x.try_number) for x in parts}
+        if len(whose) > 1 and not follow and not task_id:
+            lines.head = "--- {}\n"
         for x in parts:
             after = max(after, x.id)
-            label = _label_of(x.task_id, x.map_index) + (f", try {x.try_number}" if heads else "")
+            label = _label_of(x.task_id, x.map_index)
             if not (live and x.part == _TAIL_PART):  # which is written anew
-                lines.add(label, x.text)
+                lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
         time.sleep(_POLL if live else 0)
-    assert lines is not None
     lines.end()
     return 0
 
