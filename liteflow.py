@@ -9256,14 +9256,19 @@ def _line_of(members: Sequence[TaskInstance]) -> _Line:
     )
 
 
-def _counts_text(words: Mapping[str, int]) -> str:
-    """`58 success, 2 failed`, the most first."""
-    counts = sorted(words.items(), key=lambda item: -item[1])
-    return ", ".join(f"{n} {'no state' if w == 'none' else _spaced(w)}" for w, n in counts)
+def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
+    """`58 success, 2 failed`."""
+    order = sorted(counts, key=[*_COLORS, *counts].index)
+    said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
+    return ", ".join(_paint(text, word) if color else text for text, word in said)
+
+
+def _state_counts(run: DagRun) -> dict[str, int]:
+    return {state or "none": n for state, n in run._look(_select_run_counts).items()}
 
 
 def _spaced(state: str) -> str:
-    return state.replace("_", " ")
+    return _clean(state).replace("_", " ")
 
 
 def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
@@ -9615,7 +9620,6 @@ def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
 _TAIL_KEPT = 4000  # characters of a running task's output, to be shown if it fails
-_Segments = list[tuple[str, str | None]]  # a line's parts, each with the state that colours it
 
 _COLORS = {
     "success": "32",
@@ -9649,54 +9653,41 @@ def _paint(text: str, state: str | None) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 
-def _fit(segments: _Segments, width: int, color: bool) -> str:
-    """A line cut to a width in columns, and coloured."""
+def _fit(text: str, width: int, color: bool) -> str:
+    """A line cut to a width in columns, of which colours, if they may stay, take none."""
     found = ""
-    for text, state in segments:
-        ends = itertools.accumulate(map(_width, text))
-        cut = "".join(c for c, end in zip(text, ends, strict=True) if end <= width)
-        found += _paint(cut, state) if color else cut
-        width = width - _width(text) if cut == text else 0
+    for part in re.findall("\x1b.*?m|.", text):
+        if part[0] != "\x1b":
+            width -= _width(part)
+        if color if part[0] == "\x1b" else width >= 0:
+            found += part
     return found
 
 
 class _Snapshot(NamedTuple):
     """A run at a moment: what its status shows."""
 
-    counts: Mapping[str, int]  # of task instances by state; "" for none
+    counts: Mapping[str, int]  # of task instances by state, or "none"
     running: Sequence[tuple[str, float]]  # label, seconds since the start; the longest first
     seconds: float  # since the run's start
 
 
-def _status_lines(now: _Snapshot, width: int, rows: int) -> list[_Segments]:
+def _status_lines(now: _Snapshot, width: int, rows: int) -> list[str]:
     """A bar, the counts, and what runs for how long, in at most so many rows."""
     total = sum(now.counts.values())
     ended = sum(now.counts.get(state.value, 0) for state in _ENDED)
     size = max(10, min(40, width - 40))
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
-    lines: list[_Segments] = [
-        [(f"{bar} {ended}/{total} tasks, {_seconds_text(now.seconds)}", None)],
-        _counted(now.counts),
-    ]
+    lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(now.seconds)}"]
+    lines.append(_counts_text(now.counts, "to come", color=True))
     room = max(1, min(rows - 3, 8))
     shown = now.running if len(now.running) <= room else now.running[: room - 1]
     for label, seconds in shown:
-        lines.append([("  ", None), (label, "running"), (f"  {_seconds_text(seconds)}", None)])
+        lines.append(f"  {_paint(_clean(label), 'running')}  {_seconds_text(seconds)}")
     if len(shown) < len(now.running):
-        lines.append([(f"  ... and {len(now.running) - len(shown)} more", None)])
+        lines.append(f"  ... and {len(now.running) - len(shown)} more")
     return lines
-
-
-def _counted(counts: Mapping[str, int]) -> _Segments:
-    """`3 running, 2 failed, 40 to come`."""
-    order = [*_COLORS, *(state for state in counts if state not in _COLORS)]
-    segments: _Segments = []
-    for state in order:
-        if counts.get(state):
-            text = f"{counts[state]} {_spaced(state) or 'to come'}"
-            segments += [(", " if segments else "", None), (text, state)]
-    return segments
 
 
 class _Screen:
@@ -9733,22 +9724,16 @@ class _Screen:
         began = time.monotonic()
         if not self.redraws or began < self._next:
             return
-        width, rows = self._size()
-        lines = [_fit(x, width - 1, self._color) for x in _status_lines(snapshot(), width, rows)]
+        columns, rows = 80, 24
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            columns, rows = os.get_terminal_size(sys.stderr.fileno())
+        width = max(columns, 20)
+        lines = _status_lines(snapshot(), width, max(rows, 5))
+        lines = [_fit(line, width - 1, self._color) for line in lines]
         self._put("".join(f"{line}\n" for line in lines))
         self._drawn = len(lines)
         now = time.monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
-
-    def _size(self) -> tuple[int, int]:
-        """Columns and rows, now."""
-        import shutil
-
-        try:
-            found = os.get_terminal_size(sys.stderr.fileno())
-        except (OSError, ValueError, AttributeError):
-            found = shutil.get_terminal_size()
-        return max(found.columns, 20), max(found.lines, 5)
 
     def clear(self) -> None:
         """Take the status away, so that lines can be written where it was."""
@@ -9884,7 +9869,7 @@ class _Report:
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()
         states = collections.Counter(instance.state for instance in self._plan.instances())
-        counts = {state.value if state else "": n for state, n in states.items()}
+        counts = {state.value if state else "none": n for state, n in states.items()}
         running = [(i.label, now - started) for i, started in self._started.items()]
         return _Snapshot(counts, sorted(running, key=lambda x: -x[1]), now - self._began)
 
@@ -9894,9 +9879,8 @@ class _Report:
             return
         self._screen.clear()
         self._screen.output("", "")  # which ends a line that has no end
-        counts = {state or "none": n for state, n in run._look(_select_run_counts).items()}
         why = f" ({run.reason})" if run.reason else ""
-        each = _counts_text(counts) or "no tasks"
+        each = _counts_text(_state_counts(run)) or "no tasks"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
         self.tell(text, run.state.value)
         slowest = [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]
@@ -10351,7 +10335,7 @@ def _follow(run: DagRun) -> None:
     try:
         while run.owner_alive:
             now = _snapshot_of(run)
-            line = "".join(text for text, _ in _counted(now.counts))
+            line = _counts_text(now.counts, "to come")
             if not screen.redraws and line != said:
                 screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
             screen.status(lambda: now)  # noqa: B023 - it is called at once
@@ -10363,11 +10347,10 @@ def _follow(run: DagRun) -> None:
 
 
 def _snapshot_of(run: DagRun) -> _Snapshot:
-    counts = {state or "": n for state, n in run._look(_select_run_counts).items()}
     lines = [_line_of([ti]) for ti in run._instances(state="running")]
     running = sorted(((line.label, line.seconds or 0.0) for line in lines), key=lambda x: -x[1])
     began = run.start_date or _utcnow()
-    return _Snapshot(counts, running, (_utcnow() - began).total_seconds())
+    return _Snapshot(_state_counts(run), running, (_utcnow() - began).total_seconds())
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
