@@ -9019,18 +9019,9 @@ class DagRun:
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
         self.conf: dict[str, Any] = _plain(row.conf, dict)
-
-    @property
-    def run_after(self) -> _datetime.datetime | None:
-        """When the run was to start: liteflow starts a run at once."""
-        return self.start_date
-
-    @property
-    def data_interval_start(self) -> _datetime.datetime | None:
-        """The logical date: a run by hand covers no interval."""
-        return self.logical_date
-
-    data_interval_end = data_interval_start
+        # A run starts at once, and, started by hand, covers no interval.
+        self.run_after = self.start_date
+        self.data_interval_start = self.data_interval_end = self.logical_date
 
     @property
     def duration(self) -> float | None:
@@ -9182,25 +9173,17 @@ def _chosen_run(path: Path, name: str) -> DagRun:
     Raises RunNotFound if none fits, or several do.
     """
     rows = _read(path, _select_run_ids)
-    dags = {dag_id for dag_id, _ in rows} | {d["dag_id"] for d in _read(path, _select_dags)}
-    if name in dags:
-        newest = next((run_id for dag_id, run_id in rows if dag_id == name), None)
-        if newest is None:
-            raise RunNotFound(f"DAG {name!r} has no runs in {path}: there is nothing to show")
-        return _read_run(path, name, newest)
-    dag_id, slash, part = name.partition("/")
-    if not slash or dag_id not in dags:
-        dag_id, part = "", name
-    among = [row for row in rows if not dag_id or row[0] == dag_id]
-    exact = [row for row in among if row[1] == part]
-    fits = exact or [row for row in among if part and part in row[1]]
-    if len(fits) == 1 and (exact or len(part) >= _SHORTEST_PART):
+    exact = [row for row in rows if row[0] == name][:1]  # a DAG's newest
+    parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
+    exact = exact or [row for row, part in parts.items() if part == row[1]]
+    fits = exact or [row for row, part in parts.items() if part and part in row[1]]
+    if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
         few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
         raise RunNotFound(f"{name!r} fits {len(fits)} runs in {path}: {few}; name one as DAG/RUN")
-    known = [*dags, *(run_id for _, run_id in rows)]
-    raise RunNotFound(f"there is no DAG or run {name!r} in {path}{_near(name, known)}")
+    near = _near(name, {known for row in rows for known in row})
+    raise RunNotFound(f"there is no DAG with a run, and no run, {name!r} in {path}{near}")
 
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
@@ -9426,40 +9409,39 @@ def _box_of(members: Sequence[TaskInstance]) -> _Box:
     return _Box(first.task_id, text, style, upstream, prefix)
 
 
-_GANTT_TAGS = {"success": "done", "failed": "crit", "interrupted": "crit", "running": "active"}
+_GANTT_TAGS = {
+    "success": "done, ",
+    "failed": "crit, ",
+    "interrupted": "crit, ",
+    "running": "active, ",
+}
 _GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
 
 
 def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
     """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
-    lines = sorted(_bars_of(attempts), key=_span)
-    spans = [_span(line) for line in lines] or [(0, 0)]
-    length = max(end for _, end in spans) - spans[0][0]
+    bars = sorted(map(_bar, _bar_lines(attempts)), key=operator.itemgetter(0, 1))
+    length = max(end for _, end, _ in bars) - bars[0][0]
     axis = "%S.%L" if length < 10_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
     text = f"gantt\n    title {_mermaid_text(title)}\n    dateFormat x\n    axisFormat {axis}\n"
-    for line, (start, end) in zip(lines, spans, strict=False):
-        tag = _GANTT_TAGS.get(line.style)
-        text += f"    {_bar_text(line)} :{f'{tag}, ' if tag else ''}{start}, {end}\n"
-    return text
+    return text + "".join(f"    {bar}{start}, {end}\n" for start, end, bar in bars)
 
 
-def _span(line: _Line) -> tuple[int, int]:
-    """From and to in milliseconds of Unix time."""
+def _bar(line: _Line) -> tuple[int, int, str]:
+    """A bar: from and to in milliseconds of Unix time, its name and its tag.
+
+    The name's first letter is a code, so that it is no word of Mermaid's, as `section` would be.
+    """
     assert line.start is not None
     start = round(line.start.timestamp() * 1000)
-    return start, max(start + 1, round((line.end or line.start).timestamp() * 1000))
-
-
-def _bar_text(line: _Line) -> str:
-    """A bar's name: its first letter as a code, so that it is no word of Mermaid's, as `section`
-    would be."""
+    end = max(start + 1, round((line.end or line.start).timestamp() * 1000))
     text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
-    if line.state != "success":
-        text += f" {_spaced(line.state)}"
-    return f"#{ord(text[0])};{_mermaid_text(text[1:])}" if text[1:] else f"#{ord(text)};"
+    text += "" if line.state == "success" else f" {_spaced(line.state)}"
+    name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
+    return start, end, f"{name} :{_GANTT_TAGS.get(line.style, '')}"
 
 
-def _bars_of(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
+def _bar_lines(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
     for members in _by_task(ti for ti in attempts if ti.start_date):
         if len({ti.map_index for ti in members}) >= _GANTT_FOLD:
             yield _line_of(members)
