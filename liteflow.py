@@ -8350,8 +8350,6 @@ class _Run(_Start):
     def prepare_again(self, name: str) -> _Execution:
         """A task of the recorded run, ready to run here with the inputs that it had; of a mapped
         one without an index, the first instance that failed, else the first."""
-        import types
-
         self._look_ahead()
         assert self.recorded is not None
         row = self.recorded.id
@@ -9214,8 +9212,21 @@ class _Line(NamedTuple):
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-_WORST = """failed upstream_failed interrupted running queued up_for_retry up_for_reschedule none
-    skipped removed success""".split()  # first
+# Of each state, the worst first, but for success: its colour on a terminal; its box in a diagram,
+# fill and text both coloured, so that it can be read on dark pages, too; its tag in a gantt.
+_LOOKS = {
+    "success": ("32", "fill:#d4edda,stroke:#28a745,color:#155724", "done, "),
+    "failed": ("31", "fill:#f8d7da,stroke:#dc3545,color:#721c24", "crit, "),
+    "upstream_failed": ("33", "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06", ""),
+    "interrupted": ("", "", "crit, "),
+    "running": ("36", "fill:#cce5ff,stroke:#007bff,color:#004085", "active, "),
+    "queued": ("", "", ""),
+    "up_for_retry": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
+    "up_for_reschedule": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
+    "none": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", ""),
+    "skipped": ("35", "fill:#fde2f3,stroke:#d63384,color:#6b1a41", ""),
+    "removed": ("", "fill:#e2e3e5,stroke:#6c757d,color:#383d41", ""),
+}
 
 
 def _line_of(members: Sequence[TaskInstance]) -> _Line:
@@ -9231,7 +9242,7 @@ def _line_of(members: Sequence[TaskInstance]) -> _Line:
     return _Line(
         label,
         state,
-        next(word for word in _WORST if word in words),
+        next((word for word in _LOOKS if word in words and word != "success"), "success"),
         max(ti.try_number for ti in members),
         min(starts, default=None),
         max(ends, default=None),
@@ -9241,7 +9252,7 @@ def _line_of(members: Sequence[TaskInstance]) -> _Line:
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
     """`58 success, 2 failed`."""
-    order = sorted(counts, key=[*_COLORS, *counts].index)
+    order = sorted(counts, key=[*_LOOKS, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
     return ", ".join(_paint(text, word) if color else text for text, word in said)
 
@@ -9305,19 +9316,6 @@ _MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
 _MAX_TEXT = 50_000
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
-# Fill and text colour both, so that they can be read on dark pages, too.
-_STYLES = {
-    "success": "fill:#d4edda,stroke:#28a745,color:#155724",
-    "failed": "fill:#f8d7da,stroke:#dc3545,color:#721c24",
-    "skipped": "fill:#fde2f3,stroke:#d63384,color:#6b1a41",
-    "upstream_failed": "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06",
-    "running": "fill:#cce5ff,stroke:#007bff,color:#004085",
-    "up_for_retry": "fill:#fff3cd,stroke:#ffc107,color:#856404",
-    "up_for_reschedule": "fill:#fff3cd,stroke:#ffc107,color:#856404",
-    "removed": "fill:#e2e3e5,stroke:#6c757d,color:#383d41",
-    "none": "fill:#ffffff,stroke:#6c757d,color:#383d41",
-}
-
 
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
@@ -9357,7 +9355,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
     for box in boxes:
         lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
     used = {box.style for box in boxes}
-    lines += [f"    classDef {name} {style}" for name, style in _STYLES.items() if name in used]
+    lines += [f"    classDef {name} {box}" for name, (_, box, _) in _LOOKS.items() if name in used]
     return "\n".join(lines) + "\n"
 
 
@@ -9404,17 +9402,11 @@ def _box_of(members: Sequence[TaskInstance]) -> _Box:
         said += [f"try {line.tries}"] if line.tries > 1 else []
     prefix = f"{first.task_group_id}." if first.task_group_id else ""
     text = [line.label.removeprefix(prefix), " - ".join(said)]
-    style = line.style if line.style in _STYLES else "none"
+    style = line.style if _LOOKS[line.style][1] else "none"
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
     return _Box(first.task_id, text, style, upstream, prefix)
 
 
-_GANTT_TAGS = {
-    "success": "done, ",
-    "failed": "crit, ",
-    "interrupted": "crit, ",
-    "running": "active, ",
-}
 _GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
 
 
@@ -9438,7 +9430,7 @@ def _bar(line: _Line) -> tuple[int, int, str]:
     text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
     text += "" if line.state == "success" else f" {_spaced(line.state)}"
     name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-    return start, end, f"{name} :{_GANTT_TAGS.get(line.style, '')}"
+    return start, end, f"{name} :{_LOOKS[line.style][2]}"
 
 
 def _bar_lines(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
@@ -9449,7 +9441,8 @@ def _bar_lines(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
         for before, ti in zip([None, *members], members, strict=False):
             line = _line_of([ti])
             if before is not None and before.map_index == ti.map_index and before.end_date:
-                wait = _Line(f"{line.label} waits", "success", "", 0, before.end_date, line.start)
+                label = f"{line.label} waits"
+                wait = _Line(label, "success", "none", 0, before.end_date, line.start)
                 if before.state is _S.FAILED and (wait.seconds or 0) > 0.05:
                     yield wait
             yield line
@@ -9603,16 +9596,6 @@ def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
 _TAIL_KEPT = 4000  # characters of a running task's output, to be shown if it fails
 
-_COLORS = {
-    "success": "32",
-    "failed": "31",
-    "upstream_failed": "33",
-    "up_for_retry": "33",
-    "up_for_reschedule": "33",
-    "skipped": "35",
-    "running": "36",
-}
-
 
 def _may_redraw(stream: Any) -> bool:
     """Whether the stream is a terminal on which lines can be drawn again."""
@@ -9631,7 +9614,7 @@ def _may_color(stream: Any) -> bool:
 
 
 def _paint(text: str, state: str | None) -> str:
-    code = _COLORS.get(state or "")
+    code, *_ = _LOOKS.get(state or "", ("",))
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 
@@ -10079,8 +10062,6 @@ def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails
 
 def _cmd_run(options: argparse.Namespace) -> int:
     """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
-    import types
-
     path = Path(options.file).absolute()
     if not path.is_file():
         raise _UsageError(f"{path} is a directory" if path.is_dir() else f"there is no file {path}")
@@ -10120,9 +10101,8 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
     return next(iter(found.values()))
 
 
-def _cmd_scaffold(options: argparse.Namespace) -> int:
+def _cmd_scaffold(options: argparse.Namespace) -> None:
     _write(_SCAFFOLD)
-    return 0
 
 
 # --- Command line: looking ------------------------------------------------------------------------
@@ -10160,7 +10140,7 @@ def _run_document(run: DagRun) -> dict[str, Any]:
     return _document(run, names, state=_run_state(run))
 
 
-def _cmd_visualize(options: argparse.Namespace) -> int:
+def _cmd_visualize(options: argparse.Namespace) -> None:
     run, suffix = _run_of(options), Path(options.output or "").suffix
     if options.output is not None and options.url:
         raise _UsageError("--url prints a link: leave --output out")
@@ -10176,13 +10156,12 @@ def _cmd_visualize(options: argparse.Namespace) -> int:
         _write(f"{_live_url(text)}\n" if options.url else text)
         if warning := _too_large(text):
             _say(f"liteflow: {warning}")
-        return 0
+        return
     try:
         Path(options.output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise _UsageError(f"{options.output} can't be written: {error.strerror}") from None
     _say(f"wrote {options.output}")
-    return 0
 
 
 def _gantt_of(run: DagRun) -> str:
@@ -10263,7 +10242,7 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
     return None
 
 
-def _cmd_runs(options: argparse.Namespace) -> int:
+def _cmd_runs(options: argparse.Namespace) -> None:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
@@ -10282,7 +10261,6 @@ def _cmd_runs(options: argparse.Namespace) -> int:
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
     _print_json(documents) if options.json else print(_table(heads, rows))
-    return 0
 
 
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
@@ -10316,7 +10294,10 @@ def _follow(run: DagRun) -> None:
     screen, said = _Screen(), ""
     try:
         while run.owner_alive:
-            now = _snapshot_of(run)
+            lines = [_line_of([ti]) for ti in run._instances(state="running")]
+            running = sorted(((x.label, x.seconds or 0.0) for x in lines), key=lambda x: -x[1])
+            seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
+            now = _Snapshot(_state_counts(run), running, seconds)
             line = _counts_text(now.counts, "to come")
             if not screen.redraws and line != said:
                 screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
@@ -10326,13 +10307,6 @@ def _follow(run: DagRun) -> None:
             run.refresh()
     finally:
         screen.clear()
-
-
-def _snapshot_of(run: DagRun) -> _Snapshot:
-    lines = [_line_of([ti]) for ti in run._instances(state="running")]
-    running = sorted(((line.label, line.seconds or 0.0) for line in lines), key=lambda x: -x[1])
-    began = run.start_date or _utcnow()
-    return _Snapshot(_state_counts(run), running, (_utcnow() - began).total_seconds())
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
@@ -10416,7 +10390,7 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
             print("\n".join(f"    | {line}" for line in _tail(text)))
 
 
-def _cmd_logs(options: argparse.Namespace) -> int:
+def _cmd_logs(options: argparse.Namespace) -> None:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, tries, follow = _run_of(options), options.try_, options.follow
     task_id, index = (None, None) if options.task is None else _task_in(run, options.task)
@@ -10438,13 +10412,12 @@ def _cmd_logs(options: argparse.Namespace) -> int:
                 lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
         time.sleep(_POLL if live else 0)
     lines.end()
-    return 0
 
 
 # --- Command line: keeping ------------------------------------------------------------------------
 
 
-def _cmd_stop(options: argparse.Namespace) -> int:
+def _cmd_stop(options: argparse.Namespace) -> None:
     path = _database_path(options.db, None)
     live = [DagRun(row, path) for row in _read(path, _select_live_runs, options.run)]
     live = [run for run in live if run.owner_alive]
@@ -10461,17 +10434,15 @@ def _cmd_stop(options: argparse.Namespace) -> int:
     if run.state is DagRunState.RUNNING:
         raise _UsageError(f"the scheduler of run {run.run_id!r} died meanwhile: resume the run")
     _say(f"it has stopped: {run.state}")
-    return 0
 
 
-def _cmd_clear(options: argparse.Namespace) -> int:
+def _cmd_clear(options: argparse.Namespace) -> None:
     run = _run_of(options)
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
     _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again"))
-    return 0
 
 
-def _cmd_delete(options: argparse.Namespace) -> int:
+def _cmd_delete(options: argparse.Namespace) -> None:
     run = _run_of(options)
     if options.dry_run:
         run._refuse_live(run._row)
@@ -10479,10 +10450,9 @@ def _cmd_delete(options: argparse.Namespace) -> int:
         run.delete()
     would = "would delete" if options.dry_run else "deleted"
     _say(f"{would} run {run.run_id!r} of DAG {run.dag_id!r}")
-    return 0
 
 
-def _cmd_prune(options: argparse.Namespace) -> int:
+def _cmd_prune(options: argparse.Namespace) -> None:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
@@ -10499,13 +10469,12 @@ def _cmd_prune(options: argparse.Namespace) -> int:
         for run in runs:
             print(_clean(f"{run.dag_id}/{run.run_id}  {_run_state(run)}  {_when(run.start_date)}"))
         _say(f"would delete {what}")
-        return 0
+        return
     size = path.stat().st_size
     if runs:
         _prune(path, runs, options.values)
     saved = max(0, size - path.stat().st_size)
     _say(f"deleted {what}: {saved:,} bytes given back")
-    return 0
 
 
 def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
@@ -10519,7 +10488,7 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
         _until_unlocked(path, store.give_back)
 
 
-def _cmd_backup(options: argparse.Namespace) -> int:
+def _cmd_backup(options: argparse.Namespace) -> None:
     """Copy the database, also a live one, as it is at one moment."""
     path, target = _database_path(options.db, None), Path(options.file).absolute()
     if target.exists():
@@ -10535,7 +10504,6 @@ def _cmd_backup(options: argparse.Namespace) -> int:
     finally:
         coming.unlink(missing_ok=True)
     _say(f"copied {path} to {target}: {target.stat().st_size:,} bytes")
-    return 0
 
 
 # --- Command line: its words ----------------------------------------------------------------------
@@ -10772,7 +10740,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     options = _main_parser().parse_args(argv)
     act = globals()[f"_cmd_{options.command}"]
-    return _exit_code(lambda: act(options))
+    return _exit_code(lambda: act(options) or 0)
 
 
 if __name__ == "__main__":
