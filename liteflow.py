@@ -9587,8 +9587,7 @@ def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
     """What is said of a failed task besides its error: the end of its output, and the command
     that shows the rest."""
     lines = [f"    | {line}" for line in _tail(output)]
-    words = f"logs {_quoted(run)} {_quoted(label)} --db {_quoted(_short_path(path))}"
-    return [*lines, f"    its output: {_own_command()} {words}"]
+    return [*lines, f"    its output: {_own_command()} {_typed('logs', run, label, '--db', path)}"]
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
@@ -9896,11 +9895,7 @@ def _fail(message: object) -> None:
 
 
 def _exit_code(act: Callable[[], T]) -> T | int:
-    """Run a command; what went wrong is one sentence on standard error and an exit code.
-
-    0 success, 1 the run failed, 2 bad usage, 3 the database can't be used, 75 already running,
-    129, 130 and 143 ended by SIGHUP, SIGINT and SIGTERM.
-    """
+    """Run a command; what went wrong is one sentence on standard error and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
     try:
@@ -9974,7 +9969,7 @@ def _script_command() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None:
         return f"python3 -m {spec.name.removesuffix('.__main__')}"
-    return f"python3 {_quoted(_short_path(sys.argv[0]))}"
+    return _typed("python3", Path(sys.argv[0]))
 
 
 def _own_command() -> str:
@@ -9982,24 +9977,22 @@ def _own_command() -> str:
     here = Path(__file__).absolute()
     if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
         return f"python3 -m {__name__}"
-    return f"python3 {_quoted(_short_path(here))}"
+    return _typed("python3", here)
 
 
-def _short_path(path: _StrPath) -> str:
-    """A path as one types it: relative, if that is shorter; whole, where it is read elsewhere."""
-    whole = os.path.abspath(path)
-    if not _may_redraw(sys.stderr):
-        return whole
-    try:
-        return min(os.path.relpath(whole), whole, key=len)
-    except (ValueError, OSError):  # another drive; a working directory that is gone
-        return whole
-
-
-def _quoted(text: str) -> str:
+def _typed(*words: str | Path) -> str:
+    """Words as one types them: a path relative, if that is shorter; whole, where it is read
+    elsewhere."""
     import shlex
 
-    return shlex.quote(text)
+    texts = []
+    for word in words:
+        texts.append(os.path.abspath(word) if isinstance(word, Path) else word)
+        if isinstance(word, Path) and _may_redraw(sys.stderr):
+            # Not from another drive, nor from a working directory that is gone.
+            with contextlib.suppress(ValueError, OSError):
+                texts[-1] = min(os.path.relpath(word), texts[-1], key=len)
+    return shlex.join(texts)
 
 
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
@@ -10007,6 +10000,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
+    if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
+        command += f" {_typed('--db', Path(db))}"
     screen = None if options.quiet else _Screen(logs=options.logs)
     same = "run_id logical_date conf max_workers wait".split()
     try:
@@ -10024,29 +10019,22 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     except (KeyboardInterrupt, SystemExit):
         if screen is not None:
             screen.clear()
-        _say(f"to go on: {command} --resume{_db_option(options)}")
+        _say(f"to go on: {command} --resume")
         raise
     failed = run.state is not DagRunState.SUCCESS
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        tails = failed and (screen is None or not screen.redraws)
-        _name_failures(run, command, options, tails)
+        _name_failures(run, command, failed and (screen is None or not screen.redraws))
     if failed:
-        _say(f"to go on once it is mended: {command} --resume{_db_option(options)}")
+        _say(f"to go on once it is mended: {command} --resume")
     return int(failed)
-
-
-def _db_option(options: argparse.Namespace) -> str:
-    """The option that names the database again, unless it is what the DAG itself says."""
-    found = options.db or os.environ.get("LITEFLOW_DB")
-    return f" --db {_quoted(_short_path(found))}" if found else ""
 
 
 _NAMED = 10  # failed tasks that are told one by one
 
 
-def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails: bool) -> None:
+def _name_failures(run: DagRun, command: str, tails: bool) -> None:
     """What failed, why, the last lines of its output, and the commands that show more."""
     failed = run._instances(state="failed")
     for ti in failed[:_NAMED]:
@@ -10054,8 +10042,8 @@ def _name_failures(run: DagRun, command: str, options: argparse.Namespace, tails
         output = run.log(ti.task_id, ti.map_index) if tails else ""
         for line in _failure_of(f"{run.dag_id}/{run.run_id}", ti._label, output, run.db_path):
             _say(line)
-        again = f"--task {_quoted(ti._label)} --run-id {_quoted(run.run_id)}"
-        _say(f"    in a debugger: {command} {again}{_db_option(options)}")
+        again = _typed("--task", ti._label, "--run-id", run.run_id)
+        _say(f"    in a debugger: {command} {again}")
     if len(failed) > _NAMED:
         _say(f"... and {len(failed) - _NAMED} more")
 
@@ -10079,9 +10067,8 @@ def _cmd_run(options: argparse.Namespace) -> int:
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     chosen = _chosen_dag(found, options.dag, path)
-    which = f" {_quoted(chosen.dag_id)}" if options.dag is not None else ""
-    command = f"{_own_command()} run {_quoted(_short_path(path))}{which}"
-    return _run_or_debug(chosen, options, command)
+    which = () if options.dag is None else (options.dag,)
+    return _run_or_debug(chosen, options, f"{_own_command()} {_typed('run', path, *which)}")
 
 
 def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
@@ -10266,14 +10253,10 @@ def _cmd_runs(options: argparse.Namespace) -> None:
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
     most = _RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    # A run that reads `running`, and nobody works on, has failed: these are chosen from below.
-    asked = None if state in ("failed", "running") else state
-    limit = most if asked == state else None
-    runs = _read_runs(path, options.dag, state=asked, since=since, limit=limit)
-    if asked != state:
-        states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
-        runs = [run for run in runs if _run_state(run) in states]
-    return runs[:most]
+    runs = _read_runs(path, options.dag, since=since, limit=None if state else most)
+    # A run that reads `running`, and nobody works on, has failed.
+    states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
+    return [run for run in runs if state is None or _run_state(run) in states][:most]
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
@@ -10282,10 +10265,8 @@ def _cmd_show(options: argparse.Namespace) -> int:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
     if options.follow:
         _follow(run)
-    if options.task is not None:
-        _show_task(run, options.task, options.json)
-    else:
-        _show_run(run, options)
+    show = _show_run if options.task is None else _show_task
+    show(run, options)
     return int(options.follow and run.state is not DagRunState.SUCCESS)
 
 
@@ -10336,14 +10317,14 @@ def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
     return task_id, index
 
 
-def _show_task(run: DagRun, name: str, as_json: bool) -> None:
+def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
-    task_id, index = _task_in(run, name)
+    task_id, index = _task_in(run, options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     instances = _seen(run, **which)
     attempts = _seen(run, attempts=True, **which)
     values = run._look(_select_xcoms, **which)
-    if as_json:
+    if options.json:
         document = {
             "task_instances": [_document(ti, _INSTANCE_NAMES) for ti in instances],
             "attempts": [_document(ti, _ATTEMPT_NAMES, state=ti._word) for ti in attempts],
@@ -10351,7 +10332,7 @@ def _show_task(run: DagRun, name: str, as_json: bool) -> None:
         }
         return _print_json(document)
     counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
-    print(_clean(f"{run.dag_id}/{run.run_id} {name}: {counts}"))
+    print(_clean(f"{run.dag_id}/{run.run_id} {options.task}: {counts}"))
     if len(instances) >= _FOLD:
         failed = [ti for ti in instances if ti.state is _S.FAILED]
         instances = (failed or instances)[:_SHOWN]
@@ -10658,23 +10639,18 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 }
 
 
-def _argument_of(kind: str) -> Callable[[str], Any]:
-    """What argparse calls to read an argument's value."""
+def _argument_value(kind: str, text: str) -> Any:
+    """An argument's value, for argparse."""
     import argparse
 
     form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
-
-    def value(text: str) -> Any:
-        why = ""
-        try:
-            if re.fullmatch(form, text):
-                return read(text)
-        except (ValueError, OverflowError, RecursionError) as error:
-            why = f": {error}"
-        found = f"must be {what}, found {_shown(text)}{why}"
-        raise argparse.ArgumentTypeError(_clean(found))
-
-    return value
+    why = ""
+    try:
+        if re.fullmatch(form, text):
+            return read(text)
+    except (ValueError, OverflowError, RecursionError) as error:
+        why = f": {error}"
+    raise argparse.ArgumentTypeError(_clean(f"must be {what}, found {_shown(text)}{why}"))
 
 
 def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
@@ -10694,7 +10670,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
         settings["choices"] = value.split("|")
     elif value:
         metavar = value.strip("[].")
-        settings |= {"metavar": metavar, "type": _argument_of(metavar)}
+        settings |= {"metavar": metavar, "type": functools.partial(_argument_value, metavar)}
     parser.add_argument(name, **settings)
 
 
