@@ -7856,7 +7856,7 @@ class _Asked(NamedTuple):
     mp_context: Any = None
     pools: Mapping[str, int] | None = None
     wait: bool = False
-    progress: bool | Callable[[str], object] | _Screen = False
+    progress: bool | Callable[[str], object] | _Report = False
     stop: threading.Event | None = None
     in_process: bool = False
     again: Sequence[str] = ()  # tasks, or TASK[INDEX], of the run to resume that run again
@@ -7877,7 +7877,8 @@ class _Start:
         named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
         self.pools = _checked_pools(dag, asked)
-        self.report = _Report(asked.progress)
+        asks = asked.progress
+        self.report = asks if isinstance(asks, _Report) else _Report(asks)
         self.runner = _make_runner(dag, asked)
         self.run_id = ""
         self.logical_date: _datetime.datetime | None = None
@@ -8181,7 +8182,7 @@ def _check_request(asked: _Asked) -> None:
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     if asked.stop is not None and not hasattr(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
-    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Screen)):
+    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Report)):
         raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
     if run_id is not None and (not isinstance(run_id, str) or not run_id or len(run_id) > 250):
         raise ValueError(f"run_id must be a str of 1 to 250 characters, found {_shown(run_id)}")
@@ -9266,10 +9267,7 @@ def _spaced(state: str) -> str:
 
 
 def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
-    tasks: dict[str, list[TaskInstance]] = {}
-    for ti in instances:
-        tasks.setdefault(ti.task_id, []).append(ti)
-    return list(tasks.values())
+    return [list(members) for _, members in itertools.groupby(instances, lambda ti: ti.task_id)]
 
 
 _FOLD = 10  # mapped instances from which on a task is one line of a table
@@ -9694,22 +9692,24 @@ class _Screen:
         width = max(columns, 20)
         lines = _status_lines(snapshot(), width, max(rows, 5))
         lines = [_fit(line, width - 1, self._color) for line in lines]
-        self._put("".join(f"{line}\n" for line in lines))
-        self._drawn = len(lines)
+        self._put(lines)
         now = time.monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
 
     def clear(self) -> None:
         """Take the status away, so that lines can be written where it was."""
         if self._drawn:
-            self._put("")
-            self._drawn, self._next = 0, 0.0
+            self._put()
+            self._next = 0.0
 
-    def _put(self, text: str) -> None:
+    def _put(self, lines: Sequence[str] = ()) -> None:
+        """Draw these lines in place of those that were drawn before."""
+        text = "".join(f"{line}\n" for line in lines)
         if self._drawn:
             # Line by line: terminals that save what is cleared as a whole would fill with it.
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
+        self._drawn = len(lines)
         with contextlib.suppress(OSError, ValueError):  # nobody looks any more
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -9744,14 +9744,11 @@ class _LogLines:
         self._ended = True
 
 
-class _Report:
+class _Report(_Screen):
     """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
 
-    def __init__(self, progress: bool | Callable[[str], object] | _Screen) -> None:
-        if isinstance(progress, _Screen):
-            self._screen = progress
-        else:  # `str` is where nobody looks
-            self._screen = _Screen(None if progress is True else progress or str)
+    def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
+        super().__init__(None if progress is True else progress or str, logs)  # str: for nobody
         self._listens = bool(progress) or _log.isEnabledFor(logging.INFO)
         self._began = time.monotonic()
         self._started: dict[_Instance, float] = {}
@@ -9763,7 +9760,7 @@ class _Report:
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
         _log.info("%s", line)
-        self._screen.line(line, state)
+        self.line(line, state)
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
@@ -9805,7 +9802,7 @@ class _Report:
             if part == _TAIL_PART:
                 self._ends[instance] = text
             else:
-                self._screen.output(instance.label, text)
+                self.output(instance.label, text)
         changes, self._changes = self._changes, []
         for change in changes:
             self._tell_change(*change)
@@ -9814,21 +9811,21 @@ class _Report:
 
     def _tell_change(self, instance: _Instance, state: TaskInstanceState | None, said: str) -> None:
         if state is not _S.RUNNING and (end := self._ends.pop(instance, None)) is not None:
-            self._screen.output(instance.label, end)
+            self.output(instance.label, end)
         # On a terminal the status tells what runs; elsewhere every change is a line.
         bad = state in (_S.FAILED, _S.UP_FOR_RETRY, None)
-        if bad or not self._screen.redraws:
+        if bad or not self.redraws:
             self.tell(said, state and state.value)
         tail = "" if state is _S.RUNNING else self._tails.pop(instance, "")
-        if bad and self._screen.redraws:
-            tail = tail if self._screen.logs is None else ""
+        if bad and self.redraws:
+            tail = tail if self.logs is None else ""
             lines = _failure_of(self._run, instance.label, tail, self._path)
             for line in lines if state is _S.FAILED else lines[:-1]:
-                self._screen.line(line)
+                self.line(line)
 
     def tick(self) -> None:
         """Time has passed: the status is drawn anew, if there is one."""
-        self._screen.status(self._snapshot)
+        self.status(self._snapshot)
 
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()
@@ -9841,8 +9838,8 @@ class _Report:
         """The run ended: a summary."""
         if not self._listens:
             return
-        self._screen.clear()
-        self._screen.output("", "")  # which ends a line that has no end
+        self.clear()
+        self.output("", "")  # which ends a line that has no end
         why = f" ({run.reason})" if run.reason else ""
         each = _counts_text(_state_counts(run)) or "no tasks"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
@@ -10002,7 +9999,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         return 0
     if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
         command += f" {_typed('--db', Path(db))}"
-    screen = None if options.quiet else _Screen(logs=options.logs)
+    report = _Report(not options.quiet, options.logs and not options.quiet)
     same = "run_id logical_date conf max_workers wait".split()
     try:
         run = _Run(
@@ -10011,21 +10008,20 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             resume=options.resume or bool(options.from_),
             again=options.from_,
             pools=dict(options.pool) or None,
-            progress=screen or False,
+            progress=report,
             **{name: getattr(options, name) for name in same},
         ).execute()
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
     except (KeyboardInterrupt, SystemExit):
-        if screen is not None:
-            screen.clear()
+        report.clear()
         _say(f"to go on: {command} --resume")
         raise
     failed = run.state is not DagRunState.SUCCESS
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        _name_failures(run, command, failed and (screen is None or not screen.redraws))
+        _name_failures(run, command, failed and not report.redraws)
     if failed:
         _say(f"to go on once it is mended: {command} --resume")
     return int(failed)
