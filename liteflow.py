@@ -289,10 +289,6 @@ class _Fenced(AlreadyRunning):
     """Another process took this run over; nothing more may be written for it."""
 
 
-class _NothingToResume(AirflowException):
-    """The run has succeeded meanwhile."""
-
-
 class _Empty(DatabaseError):
     """The database has no tables yet."""
 
@@ -301,54 +297,23 @@ class _Busy(Exception):
     """Somebody else holds the database's write lock; try again."""
 
 
-class TaskInstanceState(enum.StrEnum):
-    """States of a task instance; one without a state yet has None (Airflow's names)."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCESS = "success"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    UPSTREAM_FAILED = "upstream_failed"
-    UP_FOR_RETRY = "up_for_retry"
-    UP_FOR_RESCHEDULE = "up_for_reschedule"
-    REMOVED = "removed"
-
-
-class DagRunState(enum.StrEnum):
-    """States of a run (Airflow's names)."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCESS = "success"
-    FAILED = "failed"
-
-
-class TriggerRule(enum.StrEnum):
-    """When a task runs, by the states of the tasks it waits for (Airflow's names and meanings)."""
-
-    ALL_SUCCESS = "all_success"
-    ALL_FAILED = "all_failed"
-    ALL_DONE = "all_done"
-    ALL_DONE_MIN_ONE_SUCCESS = "all_done_min_one_success"
-    ONE_SUCCESS = "one_success"
-    ONE_FAILED = "one_failed"
-    ONE_DONE = "one_done"
-    NONE_FAILED = "none_failed"
-    NONE_FAILED_MIN_ONE_SUCCESS = "none_failed_min_one_success"
-    NONE_SKIPPED = "none_skipped"
-    ALL_SKIPPED = "all_skipped"
-    ALWAYS = "always"
-    ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
-
-
-class WeightRule(enum.StrEnum):
-    """Whose priority weights add to a task's own (Airflow's names)."""
-
-    DOWNSTREAM = "downstream"
-    UPSTREAM = "upstream"
-    ABSOLUTE = "absolute"
-
+# Airflow's names; each state's value is its name in small letters.
+TaskInstanceState = enum.StrEnum(
+    "TaskInstanceState",
+    "QUEUED RUNNING SUCCESS FAILED SKIPPED UPSTREAM_FAILED UP_FOR_RETRY UP_FOR_RESCHEDULE REMOVED",
+)
+TaskInstanceState.__doc__ = "States of a task instance; one without a state yet has None."
+DagRunState = enum.StrEnum("DagRunState", "QUEUED RUNNING SUCCESS FAILED")
+DagRunState.__doc__ = "States of a run."
+TriggerRule = enum.StrEnum(
+    "TriggerRule",
+    """ALL_SUCCESS ALL_FAILED ALL_DONE ALL_DONE_MIN_ONE_SUCCESS ONE_SUCCESS ONE_FAILED ONE_DONE
+    NONE_FAILED NONE_FAILED_MIN_ONE_SUCCESS NONE_SKIPPED ALL_SKIPPED ALWAYS
+    ALL_DONE_SETUP_SUCCESS""",
+)
+TriggerRule.__doc__ = "When a task runs, by the states of the tasks it waits for."
+WeightRule = enum.StrEnum("WeightRule", "DOWNSTREAM UPSTREAM ABSOLUTE")
+WeightRule.__doc__ = "Whose priority weights add to a task's own."
 
 _S = TaskInstanceState
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
@@ -362,15 +327,14 @@ _CALLBACK_OF = {
 }
 
 # What may follow a state inside a run; `None` is "no state".
-_NEXT: dict[TaskInstanceState | None, frozenset[TaskInstanceState | None]] = {
-    None: frozenset({_S.QUEUED, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED}),
-    _S.QUEUED: frozenset({_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None}),
-    _S.RUNNING: frozenset(
-        {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None}
-    ),
-    _S.UP_FOR_RESCHEDULE: frozenset({_S.QUEUED, _S.FAILED, _S.SKIPPED, None}),
-    _S.UP_FOR_RETRY: frozenset({_S.QUEUED, _S.FAILED, _S.SKIPPED, None}),
-    **{state: frozenset({None}) for state in _ENDED},
+_AGAIN = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
+_NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
+    None: {_S.QUEUED, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
+    _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
+    _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
+    _S.UP_FOR_RESCHEDULE: _AGAIN,
+    _S.UP_FOR_RETRY: _AGAIN,
+    **{state: {None} for state in _ENDED},
 }
 
 
