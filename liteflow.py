@@ -867,7 +867,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
     do_xcom_push: bool = _setting(True, _is_bool)
     multiple_outputs: bool | None = _optional(None, _is_bool)
-    params: dict[str, Any] = _setting({}, _params)
+    params: dict[str, Any] = _setting(None, _params)  # so that each task has a dict of its own
     priority_weight: int = _setting(1, _weight)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _setting("default_pool", _of_type(str))
@@ -904,7 +904,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
-        given = {name: value for name, value in defaults.items() if name in known}
+        given = {"params": {}, **{n: value for n, value in defaults.items() if n in known}}
         given |= {name: value for name, value in settings.items() if name not in _PLACE}
         if "params" in defaults:
             given["params"] = {**defaults["params"], **settings.get("params", {})}

@@ -471,6 +471,17 @@ class BuildingTest(Case):
         self.assertEqual([t.retries for t in d.tasks], [3, 1])
         self.assertEqual([t._kwargs["y"] for t in d.tasks], [9, 5])
 
+    def test_params_belong_to_one_task(self):
+        with self.build() as d:
+            task(task_id="a")(sample)(1)
+            task(task_id="b")(sample)(1)
+            liteflow.EmptyOperator(task_id="c", params=None)
+            liteflow.PythonOperator.partial(task_id="m", python_callable=sample).expand(
+                op_args=[[1]]
+            )
+        d.get_task("a").params["n"] = 1
+        self.assertEqual([t.params for t in d.tasks], [{"n": 1}, {}, {}, {}])
+
     def test_the_call_is_checked_where_it_stands(self):
         def f(a, b=1):
             pass
