@@ -361,7 +361,7 @@ def _plain(text: str | None, kind: type[T]) -> T:
 def _moment(text: str | None) -> _datetime.datetime | None:
     """A stored time; None for what is not there or, in a file that was tampered with, no time."""
     try:
-        return None if text is None else _aware(_datetime.datetime.fromisoformat(text))
+        return _aware(_datetime.datetime.fromisoformat(text or ""))
     except (ValueError, TypeError):
         return None
 
@@ -384,7 +384,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     few = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-    return f"; there is {few}" if names else "; there is none"
+    return f"; there is {few or 'none'}"
 
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
@@ -416,10 +416,8 @@ def _checked_id(kind: str, value: object, more: str = ".", limit: int = 250) -> 
     if not isinstance(value, str):
         raise TypeError(f"{kind} must be a str, found {_shown(value)}")
     if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", value):
-        allowed = " or ".join(repr(sign) for sign in f"_-{more}")
-        raise ValueError(
-            f"{kind} must be 1 to {limit} letters, digits, {allowed}, found {_shown(value)}"
-        )
+        signs = "letters, digits, " + " or ".join(map(repr, f"_-{more}"))
+        raise ValueError(f"{kind} must be 1 to {limit} {signs}, found {_shown(value)}")
     return str.__str__(value)  # an enum's member, say, as the plain text that it is
 
 
@@ -439,23 +437,16 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
     return check
 
 
-def _duration(what: str, value: Any) -> _datetime.timedelta:
-    """A timedelta or seconds, not negative."""
+def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
+    """A timedelta or seconds, not negative, nor, unless `zero`, none at all."""
     _of_type(_datetime.timedelta, int, float)(what, value)
     try:
         found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
     except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
         found = -_SECOND
-    if found < 0 * _SECOND:
-        raise ValueError(f"{what} must be 0 or more and fit a timedelta, found {_shown(value)}")
-    return found
-
-
-def _timeout(what: str, value: Any) -> _datetime.timedelta:
-    """A duration that is not zero."""
-    found = _duration(what, value)
-    if not found:
-        raise ValueError(f"{what} must be more than 0, found {_shown(value)}")
+    if found < 0 * _SECOND or not (found or zero):
+        least = "0 or more" if zero else "more than 0"
+        raise ValueError(f"{what} must be {least} and fit a timedelta, found {_shown(value)}")
     return found
 
 
@@ -521,6 +512,7 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
 
 _setting: Any = _Setting  # in a class it stands for a value of the setting's type
 _is_bool = _of_type(bool)
+_timeout = functools.partial(_duration, zero=False)
 _callback = _optional(None, _callbacks)
 _as_given: Any = _Setting(None, lambda what, value: value)
 _none_earlier = _setting(False, _one_of([False], ": not supported, runs are independent"))
