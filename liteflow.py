@@ -585,22 +585,19 @@ def _operands(value: Any) -> Sequence[_Dependency]:
 def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None:
     """Make an edge from each task to each; one that is in no DAG joins the other's."""
     for first, then in itertools.product(before, after):
-        if first.dag is None and then.dag is not None:
-            then.dag._add(first)
-        elif then.dag is None and first.dag is not None:
-            first.dag._add(then)
-        if first.dag is None:
-            raise ValueError(
-                f"tasks {first.task_id!r} and {then.task_id!r} are in no DAG: make them inside "
-                "`with DAG(...)`"
-            )
+        a, b, dag = first.task_id, then.task_id, first.dag or then.dag
+        if dag is None:
+            raise ValueError(f"tasks {a!r} and {b!r} are in no DAG: make them in `with DAG(...)`")
+        for task in (first, then):
+            if task.dag is None:
+                dag._add(task)
         if first.dag is not then.dag:
             raise RuntimeError(
-                f"task {first.task_id!r} is in DAG {first.dag_id!r} and task {then.task_id!r} in "
-                f"DAG {then.dag_id!r}: tasks of two DAGs can't wait for each other"
+                f"task {a!r} is in DAG {first.dag_id!r} and task {b!r} in DAG {then.dag_id!r}: "
+                "tasks of two DAGs can't wait for each other"
             )
-        first._downstream[then.task_id] = None
-        then._upstream[first.task_id] = None
+        first._downstream[b] = None
+        then._upstream[a] = None
 
 
 class EdgeModifier(_Dependency):
@@ -697,11 +694,7 @@ class TaskGroup(_Dependency):
         return f"<TaskGroup: {self.group_id}>"
 
 
-_current_group: contextvars.ContextVar[TaskGroup | None] = contextvars.ContextVar(
-    "liteflow_current_group", default=None
-)
-
-
+_current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", default=None)
 _PLACE = ("dag", "task_group", "default_args")
 
 
@@ -760,20 +753,6 @@ class _OperatorType(type):
         return made
 
 
-class _Scope(NamedTuple):
-    """The block of a `with setup_or_teardown:`, and the tasks that are made directly in it."""
-
-    task: BaseOperator
-    made: list[BaseOperator]
-
-    def around(self) -> tuple[list[BaseOperator], list[BaseOperator]]:
-        """The setups that the block is inside of, and the teardowns that come after it."""
-        task = self.task
-        setups = [task] if task.is_setup else [t for t in task.upstream_list if t.is_setup]
-        below = [task] if task.is_teardown else task.downstream_list
-        return setups, [t for t in below if t.is_teardown]
-
-
 class _OneTask(_Dependency):
     """A task, or the placeholder of its result."""
 
@@ -805,7 +784,8 @@ class _OneTask(_Dependency):
 
     def __enter__(self) -> Self:
         [task] = self._ends()
-        task._dag_or_error()._scopes.append(_Scope(task, []))
+        task._made_inside = []
+        task._dag_or_error()._scopes.append(task)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -813,25 +793,31 @@ class _OneTask(_Dependency):
         (Airflow's rule: by what has no upstream, or no downstream, at all)."""
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
-        setups, teardowns = scope.around()
-        work = [t for t in scope.made if not (t.is_setup or t.is_teardown)]
+        setups, teardowns = _around(scope)
+        work = [t for t in scope._made_inside if not (t.is_setup or t.is_teardown)]
         first = [t for t in work if not t._upstream] or work[:1]
         last = [t for t in work if not t._downstream] or work[-1:]
         _join(setups, first)
         _join(last, teardowns)
         if scopes:
-            outer_setups, outer_teardowns = scopes[-1].around()
+            outer_setups, outer_teardowns = _around(scopes[-1])
             _join(outer_setups, setups)
             _join(teardowns, outer_teardowns)
 
     def add_task(self, task: Any) -> None:
         """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
         [mine] = self._ends()
-        scope = next((x for x in mine._dag_or_error()._scopes[::-1] if x.task is mine), None)
-        if scope is None:
+        if mine not in mine._dag_or_error()._scopes:
             raise RuntimeError(f"add_task() of {mine.task_id!r} is for use in its `with` block")
         for each in _operands(task):
-            scope.made.extend(each._ends())
+            mine._made_inside += each._ends()
+
+
+def _around(task: BaseOperator) -> tuple[list[BaseOperator], list[BaseOperator]]:
+    """The setups that the task's `with` block is inside of, and the teardowns after it."""
+    setups = [task] if task.is_setup else [t for t in task.upstream_list if t.is_setup]
+    below = [task] if task.is_teardown else task.downstream_list
+    return setups, [t for t in below if t.is_teardown]
 
 
 class BaseOperator(_OneTask, metaclass=_OperatorType):
@@ -892,6 +878,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
     on_failure_fail_dagrun = False
+    _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
@@ -2164,7 +2151,7 @@ class Dag:
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
         self._suffixes: collections.Counter[str] = collections.Counter()
-        self._scopes: list[_Scope] = []
+        self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
@@ -2252,7 +2239,7 @@ class Dag:
         task.dag = self
         self.task_dict[task.task_id] = task
         if self._scopes:
-            self._scopes[-1].made.append(task)
+            self._scopes[-1]._made_inside.append(task)
         self._note_suffix(task.task_id)
 
     def _note_suffix(self, node_id: str) -> None:
