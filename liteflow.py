@@ -1086,7 +1086,7 @@ class _FunctionOperator(BaseOperator):
         self.python_callable = made_of.__wrapped__
         self._signature = made_of._signature
         self._args, self._kwargs = args, kwargs
-        if self.multiple_outputs is None and made_of._returns_dict:
+        if self.multiple_outputs is None and _returns_dict(self.python_callable):
             self.multiple_outputs = True
         if made_of.__doc__ and not any(name.startswith("doc") for name in settings):
             self.doc_md = made_of.__doc__
@@ -1097,11 +1097,8 @@ class _FunctionOperator(BaseOperator):
         if text is not None:  # Airflow renders it; here a string is what it is
             import warnings
 
-            warnings.warn(
-                f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is: liteflow renders "
-                "no Jinja in arguments of @task",
-                stacklevel=5,
-            )
+            passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
+            warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._call()[1]
@@ -1111,9 +1108,9 @@ class _FunctionOperator(BaseOperator):
         late = kwargs.pop(_LATE, None)
         if late:
             return self._filled(late)._run(args, kwargs, job)
-        if self._wants_context:
-            kwargs = _with_context(self._signature, args, kwargs, job.context)
-        return self._follow(lambda: _finished(self.python_callable(*args, **kwargs)), job)
+        function, context = self.python_callable, job.context if self._wants_context else {}
+        call = functools.partial(_called, function, self._signature, args, kwargs, context)
+        return self._follow(call, job)
 
     @functools.cached_property
     def _wants_context(self) -> bool:
@@ -1122,12 +1119,23 @@ class _FunctionOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
-        kwargs = _with_context(self._signature, self._args, dict(self._kwargs), context)
-        return _finished(self.python_callable(*self._args, **kwargs))
+        return _called(self.python_callable, self._signature, self._args, self._kwargs, context)
 
 
-def _finished(result: Any) -> Any:
-    """The result; that of an `async def` once it has run to its end."""
+def _called(
+    function: Any, signature: inspect.Signature, args: Any, kwargs: Any, context: Context
+) -> Any:
+    """What the function returns, given what its other parameters name in the context; an
+    `async def` is run to its end."""
+    if context:
+        parameters = signature.parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        wanted = context if takes_any else _CONTEXT_KEYS & signature.parameters.keys()
+        # A name taken by position would be given twice.
+        taken = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
+        named = {k: v for k, v in context.items() if k in wanted and k not in taken}
+        kwargs = {**named, **kwargs}
+    result = function(*args, **kwargs)
     if not hasattr(result, "__await__"):
         return result
     import asyncio
@@ -1138,18 +1146,7 @@ def _finished(result: Any) -> Any:
     return asyncio.run(awaited())
 
 
-def _with_context(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-) -> dict[str, Any]:
-    """The keyword arguments, with what the function's other parameters name in the context."""
-    parameters = signature.parameters.values()
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    wanted = context if takes_any else _CONTEXT_KEYS & signature.parameters.keys()
-    # A name taken by position would be given twice.
-    taken = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
-    return {**{k: v for k, v in context.items() if k in wanted and k not in taken}, **kwargs}
-
-
+@functools.lru_cache  # many tasks may be made of one function
 def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
@@ -1639,8 +1636,7 @@ class PythonOperator(BaseOperator):
         given = {**context, "templates_dict": self.templates_dict}
         signature = inspect.signature(self.python_callable)
         args = tuple(self.op_args or ())
-        kwargs = _with_context(signature, args, dict(self.op_kwargs or {}), given)
-        return _finished(self.python_callable(*args, **kwargs))
+        return _called(self.python_callable, signature, args, self.op_kwargs or {}, given)
 
 
 class BranchPythonOperator(PythonOperator):
@@ -1894,10 +1890,6 @@ class _TaskFunction(_Decorated[P, R]):
         parameters = self._signature.parameters.values() if defaults else ()
         named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
         return {p.name: defaults[p.name] for p in named if p.name in defaults}
-
-    @functools.cached_property
-    def _returns_dict(self) -> bool:
-        return _returns_dict(self.__wrapped__)
 
     def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
