@@ -745,9 +745,8 @@ class _OperatorType(type):
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
         defaults = _surroundings(kwargs)[2]
-        for name in _keywords_of(kind) & defaults.keys() if defaults else ():
-            kwargs.setdefault(name, defaults[name])
-        made = super().__call__(**kwargs)
+        named = {name: defaults[name] for name in _keywords_of(kind) & defaults.keys()}
+        made = super().__call__(**{**named, **kwargs})
         _refuse_templates(made)
         made._join([getattr(made, name, None) for name in kind.template_fields])
         return made
@@ -769,17 +768,15 @@ class _OneTask(_Dependency):
         [task] = self._ends()
         if "trigger_rule" in task.__dict__ and not task.is_teardown:
             raise ValueError(
-                f"task {task.task_id!r} is a teardown, which has a trigger rule of its own: leave "
-                "trigger_rule out"
+                f"teardown {task.task_id!r} has a trigger rule of its own: leave trigger_rule out"
             )
         task.is_teardown = True
         task.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
         if on_failure_fail_dagrun is not None:
             task.on_failure_fail_dagrun = on_failure_fail_dagrun
-        for setup in _operands(setups) if setups is not None else ():
+        for setup in _operands(() if setups is None else setups):
             for before in setup._ends():
-                before.as_setup()
-                _join([before], [task])
+                _join([before.as_setup()], [task])
         return self
 
     def __enter__(self) -> Self:
@@ -911,9 +908,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _map_over(self, mapping: _ExpandInput) -> None:
         """Expand the task; its instances wait for all that it is expanded over."""
         if self._mapped_group is not None:
-            raise NotImplementedError(
-                f"task {self.task_id!r}: expand() inside a mapped group is not supported"
-            )
+            raise NotImplementedError(f"task {self.task_id!r}: expand() inside a mapped group")
         mapping.check_rule_of(self)
         self._join(mapping.sources)
         self._mapping = mapping
@@ -924,16 +919,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
         Raises TypeError for an argument that the operator does not have.
         """
-        known = {*_PLACE, *cls._known_settings, *_keywords_of(cls)}
-
-        def check(names: Iterable[str], verb: str) -> None:
-            _refuse_unknown(f"{cls.__name__} {task_id!r}", names, known)
-
-        def make(expand: _ExpandInput, fixed: dict[str, Any]) -> BaseOperator:
-            return _MappedOperator(cls, task_id, fixed, expand)
-
-        check(fixed, "partial")
-        return _Partial(f"task {task_id!r}", check, make, fixed)
+        what, known = f"task {task_id!r}", {*_PLACE, *cls._known_settings, *_keywords_of(cls)}
+        bare = _Partial(
+            what,
+            lambda names, method: _refuse_unknown(f"{what}: {method}()", names, known),
+            functools.partial(_MappedOperator, cls, task_id),
+            {},
+        )
+        return bare.partial(**fixed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
@@ -1719,7 +1712,7 @@ class _MappedOperator(BaseOperator):
     _made_by_us = True
 
     def __init__(
-        self, kind: type[BaseOperator], task_id: str, fixed: dict[str, Any], expand: _ExpandInput
+        self, kind: type[BaseOperator], task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     ) -> None:
         self._known_settings = kind._known_settings  # type: ignore[misc]
         known = {*_PLACE, *kind._known_settings}
