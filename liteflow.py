@@ -1462,45 +1462,40 @@ class BashOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
-        return _run_bash(self, self.bash_command, context)
+        return self._follow(lambda: self.bash_command, _running_job())
 
-    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
-        return _run_bash(self, call(), job.context)
+    def _follow(self: Any, call: Callable[[], Any], job: _Execution) -> Any:
+        import tempfile
+        from subprocess import PIPE, STDOUT, Popen
 
-
-def _run_bash(task: Any, command: Any, context: Context) -> Any:
-    import tempfile
-    from subprocess import PIPE, STDOUT, Popen
-
-    # As in Airflow, only what a function returns may not be blank.
-    if not isinstance(command, str) or (
-        isinstance(task, _FunctionOperator) and not command.strip()
-    ):
-        raise TypeError(f"task {task.task_id!r}: bash needs a command, found {_shown(command)}")
-    outer = os.environ if task.append_env or task.env is None else {}
-    environ = {**outer, **(task.env or {}), **_airflow_environ(context)}
-    with contextlib.ExitStack() as stack:
-        folder = task.cwd
-        if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
-        elif not os.path.isdir(folder):
-            raise AirflowException(f"cwd {folder!r} is no directory")
-        process = stack.enter_context(
-            Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
-        )
-        stack.callback(process.kill)  # before the wait for it, where the task is told to end
-        assert process.stdout is not None
-        last = ""
-        for raw in process.stdout:
-            line = raw.decode(task.output_encoding, errors="backslashreplace")
-            print(line.rstrip("\r\n"), flush=True)
-            last = line.rstrip()
-        code = process.wait()
-    if code in task.skip_on_exit_code:
-        raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
-    if code != 0:
-        raise AirflowException(f"the command ended with exit code {code}")
-    return last if task.output_processor is None else task.output_processor(last)
+        command = call()
+        # As in Airflow, only what a function returns may not be blank.
+        may_be_blank = not isinstance(self, _FunctionOperator)
+        if not isinstance(command, str) or not (command.strip() or may_be_blank):
+            raise TypeError(f"task {self.task_id!r}: bash needs a command, found {_shown(command)}")
+        outer = os.environ if self.append_env or self.env is None else {}
+        environ = {**outer, **(self.env or {}), **_airflow_environ(job.context)}
+        folder = self.cwd
+        with contextlib.ExitStack() as stack:
+            if folder is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
+            elif not os.path.isdir(folder):
+                raise AirflowException(f"cwd {folder!r} is no directory")
+            process: Any = stack.enter_context(
+                Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
+            )
+            stack.callback(process.kill)  # before the wait for it, where the task is told to end
+            last = ""
+            for raw in process.stdout:
+                line = raw.decode(self.output_encoding, errors="backslashreplace")
+                print(line.rstrip("\r\n"), flush=True)
+                last = line.rstrip()
+            code = process.wait()
+        if code in self.skip_on_exit_code:
+            raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
+        if code != 0:
+            raise AirflowException(f"the command ended with exit code {code}")
+        return last if self.output_processor is None else self.output_processor(last)
 
 
 def _airflow_environ(context: Context) -> dict[str, str]:
