@@ -4790,8 +4790,7 @@ _PREVIEW = 80  # characters of a value's preview
 _VALUE_LIMIT = 1_000_000_000 - 100_000  # bytes; SQLite's limit of a row is 1,000,000,000
 
 
-def _dump(value: Any) -> bytes:
-    return pickle.dumps(value, 5)
+_dump = functools.partial(pickle.dumps, protocol=5)
 
 
 def _load(data: bytes, script: str | None = None) -> Any:
@@ -4843,15 +4842,11 @@ def _dump_call(task: BaseOperator) -> _Call:
         call = _dump_taking(task, (args, kwargs), {**dict(enumerate(args, 1)), **kwargs})
     if task._mapping is None:
         return call
-    constants = [
-        [_dump_taking(task, value, {name or "element": value}) for value in _constants_of(source)]
-        for name, source in task._mapping.sources
-    ]
+    constants = []
+    for name, source in task._mapping.sources:
+        values = () if isinstance(source, _Mappable) else source
+        constants.append([_dump_taking(task, x, {name or "element": x}) for x in values])
     return call._replace(constants=constants)
-
-
-def _constants_of(source: Any) -> Iterable[Any]:
-    return () if isinstance(source, _Mappable) else source
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
@@ -4905,28 +4900,26 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     results by their index, of equal ones by their occurrence."""
     import hashlib
 
-    constants = [
-        [_constant_key(*pair) for pair in enumerate(_constants_of(source))]
-        for _, source in mapping.sources
-    ]
+    sources = dict(mapping.sources)
+
+    @functools.cache
+    def constant(name: str | None, index: int) -> bytes:
+        try:
+            return _canonical(sources[name][index])
+        except Exception:  # pickling runs the value's own code; then its index has to do
+            return f"index {index}".encode()
+
     seen: collections.Counter[str] = collections.Counter()
     keys = []
     for i in range(mapping.count(known)):
         parts = [
-            constants[k][element[1]] if element[0] == "constant" else repr(element).encode()
-            for k, (_, element) in enumerate(mapping.elements(i, known))
+            constant(name, where[0]) if kind == "constant" else repr((kind, *where)).encode()
+            for name, (kind, *where) in mapping.elements(i, known)
         ]
         key = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
         keys.append(f"{key}.{seen[key]}" if seen[key] else key)
         seen[key] += 1
     return keys
-
-
-def _constant_key(index: int, value: Any) -> bytes:
-    try:
-        return _canonical(value)
-    except Exception:  # pickling runs the value's own code; then its index has to do
-        return f"index {index}".encode()
 
 
 def _canonical(value: Any) -> bytes:
