@@ -1076,7 +1076,7 @@ class _FunctionOperator(BaseOperator):
         self, made_of: _TaskFunction[..., Any], args: Any, kwargs: Any, expand: Any, **settings: Any
     ) -> None:
         BaseOperator.__init__(self, **settings)
-        self.python_callable = made_of.__wrapped__
+        self.python_callable = made_of.function
         self._signature = made_of._signature
         self._args, self._kwargs = args, kwargs
         if self.multiple_outputs is None and _returns_dict(self.python_callable):
@@ -1792,13 +1792,13 @@ class _Partial(_Expandable):
 class _Decorated(_Expandable, Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
-    __wrapped__: Callable[P, R]
     _makes = ""  # "task" or "group"
 
     def __init__(
         self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
     ) -> None:
         functools.update_wrapper(self, function)
+        self.function = function  # the plain one, to call directly
         self._signature = signature
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
@@ -1840,11 +1840,6 @@ class _TaskFunction(_Decorated[P, R]):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
-    @property
-    def function(self) -> Callable[P, R]:
-        """The plain function, to call directly."""
-        return self.__wrapped__
-
     def _check(self, names: Iterable[str], method: str) -> None:
         filled = _CONTEXT_KEYS.intersection(names)
         if filled and method == "expand":
@@ -1856,7 +1851,9 @@ class _TaskFunction(_Decorated[P, R]):
     ) -> Any:
         settings = self._settings.copy()
         dag, group, defaults = _surroundings(settings)
-        kwargs = {**self._named_in(defaults), **kwargs}
+        for p in self._signature.parameters.values() if defaults else ():
+            if p.name in defaults and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                kwargs = {p.name: defaults[p.name], **kwargs}
         if expand is None:
             self._check_call(args, kwargs)
         else:
@@ -1873,16 +1870,10 @@ class _TaskFunction(_Decorated[P, R]):
             self._role(made)
         return made.output
 
-    def _named_in(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The function's arguments that default_args name."""
-        parameters = self._signature.parameters.values() if defaults else ()
-        named = (p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        return {p.name: defaults[p.name] for p in named if p.name in defaults}
-
     def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, _TaskFunction):
-                name = value.__wrapped__.__name__
+                name = value.function.__name__
                 raise TypeError(
                     f"{self._what()}: an argument is the task function {name!r} itself: call it, "
                     f"{name}(), to hand over its result"
@@ -1890,10 +1881,10 @@ class _TaskFunction(_Decorated[P, R]):
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self._what()}: {self.__wrapped__.__name__}() {error}") from None
+            raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
 
     def __repr__(self) -> str:
-        return f"<@task {self.__wrapped__.__qualname__}>"
+        return f"<@task {self.function.__qualname__}>"
 
 
 @functools.lru_cache  # many tasks may be made of one function
@@ -1931,13 +1922,15 @@ class _GroupFunction(_Decorated[P, R]):
         with TaskGroup(**settings) as group:
             if expand is not None:
                 if group._mapped is not None:
-                    raise NotImplementedError(f"{self._what}: a mapped group inside a mapped group")
+                    raise NotImplementedError(
+                        f"{self._what()}: a mapped group inside a mapped group"
+                    )
                 group._mapped, group._mapping = group, expand
                 names: Iterable[Any] = [name for name, _ in expand.sources]
                 if not expand.named:
                     names = self._signature.parameters.keys() - kwargs.keys()
                 kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
-            result = self.__wrapped__(*args, **kwargs)
+            result = self.function(*args, **kwargs)
         if expand is not None:
             for member in group.children:
                 taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
@@ -2008,9 +2001,6 @@ class _TaskDecorator:
             f"there is no @task.{name} here: liteflow has branch, short_circuit, bash, sensor, "
             "python, run_if and skip_if"
         )
-
-    def __repr__(self) -> str:
-        return "<decorator task>"
 
 
 def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
@@ -5149,7 +5139,7 @@ def _resolve(function: str) -> Callable[..., Any] | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     if isinstance(found, _TaskFunction):
-        found = found.__wrapped__
+        found = found.function
     return found if callable(found) else None
 
 
