@@ -91,7 +91,6 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     Self,
     TypeVar,
     get_type_hints,
@@ -1048,7 +1047,8 @@ def _leaves(value: Any, keys: bool = True) -> list[Any]:
 
 def _results_in(value: Any) -> Iterator[XComArg]:
     """The results anywhere in a value."""
-    return (r for leaf in _leaves(value) if isinstance(leaf, _Mappable) for r in leaf._results())
+    mappables = (leaf for leaf in _leaves(value) if isinstance(leaf, _Mappable))
+    return (result for mappable in mappables for result in mappable._parts(XComArg))
 
 
 def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -1157,14 +1157,6 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
 # --- Building: results and mapping ----------------------------------------------------------------
 
 
-class _Known(Protocol):
-    """What the plan knows of stored results without opening them."""
-
-    def length(self, task_id: str) -> int: ...
-    def stored(self, task_id: str) -> Sequence[int] | None:
-        """The map indexes under which a mapped task stored something; None: it is not mapped."""
-
-
 class _Mappable(_Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
     itself it is the elements of one source after those of another."""
@@ -1190,19 +1182,16 @@ class _Mappable(_Dependency):
         """For `expand`: the elements of one after those of another."""
         return _Mappable(self, *others)
 
-    def _results(self) -> list[XComArg]:
-        """The results that this is made of."""
-        return [result for source in self._sources for result in source._results()]
+    def _parts(self, kind: type[T]) -> list[T]:
+        """Of what this is made of, and itself, those of a kind."""
+        parts = [part for source in self._sources for part in source._parts(kind)]
+        return [*parts, self] if isinstance(self, kind) else parts
 
-    def _functions(self) -> list[Callable[[Any], Any]]:
-        """The functions of `map` in it."""
-        return [function for source in self._sources for function in source._functions()]
-
-    def _count(self, known: _Known) -> int:
+    def _count(self, known: _Lengths) -> int:
         """How many elements there are, once the results are stored."""
         return sum(source._count(known) for source in self._sources)
 
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
         """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
         for source in self._sources:
             count = source._count(known)
@@ -1212,7 +1201,7 @@ class _Mappable(_Dependency):
         raise IndexError(i)
 
     def _ends(self) -> list[BaseOperator]:
-        return [result.operator for result in self._results()]
+        return [result.operator for result in self._parts(XComArg)]
 
 
 class _MapResult(_Mappable):
@@ -1224,10 +1213,7 @@ class _MapResult(_Mappable):
         super().__init__(source)
         self._function = function
 
-    def _functions(self) -> list[Callable[[Any], Any]]:
-        return [*super()._functions(), self._function]
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
         inner = super()._element(i, known, functions)
         return ("map", functions.index(self._function), inner)
 
@@ -1241,11 +1227,11 @@ class _ZipResult(_Mappable):
         super().__init__(*sources)
         self._fill = fillvalue
 
-    def _count(self, known: _Known) -> int:
+    def _count(self, known: _Lengths) -> int:
         counts = [source._count(known) for source in self._sources]
         return min(counts) if self._fill is ... else max(counts)
 
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
         parts = [
             source._element(i, known, functions) if i < source._count(known)
             else ("value", _dump(self._fill))
@@ -1272,17 +1258,11 @@ class XComArg(_Mappable, _OneTask):
 
     def __getitem__(self, key: str) -> XComArg:
         if not isinstance(key, str):
-            raise ValueError(
-                f"the result of task {self.operator.task_id!r} is a placeholder: only a str key "
-                f"of its outputs can be taken, found {_shown(key)}"
-            )
+            raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
         return XComArg(self.operator, key)
 
     def __iter__(self) -> Iterator[Any]:
-        raise TypeError(
-            f"the result of task {self.operator.task_id!r} is a placeholder until the DAG runs: "
-            "it can't be iterated or unpacked; hand it to a task"
-        )
+        raise TypeError(f"{self!r} is a placeholder until the DAG runs: hand it to a task")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, XComArg):
@@ -1307,14 +1287,11 @@ class XComArg(_Mappable, _OneTask):
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
 
-    def _results(self) -> list[XComArg]:
-        return [self]
-
-    def _count(self, known: _Known) -> int:
+    def _count(self, known: _Lengths) -> int:
         stored = known.stored(self.operator.task_id)
         return known.length(self.operator.task_id) if stored is None else len(stored)
 
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
         task_id = self.operator.task_id
         stored = known.stored(task_id)
         return ("item", task_id, i) if stored is None else ("xcom", task_id, stored[i])
@@ -1367,9 +1344,9 @@ class _ExpandInput:
         self.sources = [(name, _checked_source(what, name, source)) for name, source in sources]
         mappables = [source for _, source in self.sources if isinstance(source, _Mappable)]
         # The results whose elements have to be known before there are instances.
-        self.results = [result for source in mappables for result in source._results()]
+        self.results = [part for source in mappables for part in source._parts(XComArg)]
         # The functions of `map`: in a worker they have the same numbers.
-        self.functions = [function for source in mappables for function in source._functions()]
+        self.functions = [m._function for source in mappables for m in source._parts(_MapResult)]
 
     def check_rule_of(self, task: BaseOperator) -> None:
         """Raises ValueError if the task would not wait for the results it is expanded over."""
@@ -1379,12 +1356,12 @@ class _ExpandInput:
                 "group, expands over"
             )
 
-    def count(self, known: _Known) -> int:
+    def count(self, known: _Lengths) -> int:
         """How many instances there are."""
         counts = (x._count(known) if isinstance(x, _Mappable) else len(x) for _, x in self.sources)
         return math.prod(counts)
 
-    def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
+    def elements(self, i: int, known: _Lengths) -> list[tuple[str | None, Any]]:
         """(argument, element) of an instance: an element is what `_element` says, or, of a
         constant, ("constant", its index). The last argument varies fastest."""
         found: list[tuple[str | None, Any]] = []
@@ -2780,7 +2757,7 @@ class _Expansion:
 
 
 class _Lengths:
-    """What is known of stored results, as mappings ask for it (see `_Known`)."""
+    """What is known of stored results without opening them, as mappings ask for it."""
 
     def __init__(self, dag: Dag, lengths: Mapping[tuple[str, int], int | None]) -> None:
         self._dag = dag
@@ -2803,6 +2780,7 @@ class _Lengths:
         return found
 
     def stored(self, task_id: str) -> Sequence[int] | None:
+        """The map indexes under which a mapped task stored something; None: it is not mapped."""
         mapped = self._dag.task_dict[task_id]._mapping is not None
         return self._stored.get(task_id, ()) if mapped else None
 
@@ -3557,9 +3535,9 @@ class _Resumption:
         self,
         dag: Dag,
         rows: Iterable[_Past],
-        known: _Known,
+        known: _Lengths,
         takes: Mapping[str, frozenset[str]],
-        keys: Callable[[_ExpandInput, _Known], list[str]],
+        keys: Callable[[_ExpandInput, _Lengths], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
         """`running`: of those that were left out, what runs now, as far as that is known."""
@@ -4885,7 +4863,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
         ) from None
 
 
-def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
+def _element_keys(mapping: _ExpandInput, known: _Lengths) -> list[str]:
     """What each instance of a mapping is mapped over, as digests: of constants by their value, of
     results by their index, of equal ones by their occurrence."""
     import hashlib
