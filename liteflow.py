@@ -2490,17 +2490,12 @@ class Param:
     """
 
     def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):
-        self.default = default
+        self.default = self.value = default
         self.description = description
         self.schema = schema
         _check_schema(schema)
         if default is not ...:
             _json_text("Param default", default, ParamValidationError)
-
-    @property
-    def value(self) -> Any:
-        """The default."""
-        return self.default
 
     def resolve(self, value: Any = ...) -> Any:
         """The value, or the default, if it fits the schema. Raises ParamValidationError."""
@@ -2509,9 +2504,6 @@ class Param:
             raise ParamValidationError("no value was given and there is no default")
         _validate(value, self.schema, "value")
         return value
-
-    def __repr__(self) -> str:
-        return f"Param({self.default!r})"
 
 
 def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
@@ -2564,10 +2556,9 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
 
 def _has_format(text: str, name: str) -> bool:
     parse = _known(_FORMATS, name)
-    try:
+    with contextlib.suppress(ValueError):
         return bool(parse(text))
-    except ValueError:
-        return False
+    return False
 
 
 # JSON Schema: of what type of values a keyword says something (None: of all), and what.
