@@ -2357,17 +2357,12 @@ class _RecordedDag(Dag):
         """No worker looks for it."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("task", "task_dict", "_tokens"):
-            self.cli()
+        if name in ("cli", "task", "task_dict", "_tokens"):
+            raise RuntimeError(
+                f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history and "
+                f"not its tasks; run the script which defines it: {self.fileloc or 'unknown'}"
+            )
         return super().__getattribute__(name)
-
-    def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
-        """Raises RuntimeError, as does all that looks for the DAG's tasks."""
-        script = f": {self.fileloc}" if self.fileloc else ""
-        raise RuntimeError(
-            f"DAG {self.dag_id!r} was loaded from {os.fspath(self.db_path or '')}, which holds its "
-            f"history and not its tasks; run the script which defines it{script}"
-        )
 
 
 def _module_name(name: str) -> str:
@@ -2394,9 +2389,7 @@ def _importing_in_child() -> bool:
 @overload
 def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
 @overload
-def dag(
-    dag_id: str = ..., /, **settings: Any
-) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
+def dag(name: str = ..., /, **settings: Any) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
 def dag(function: Any = None, /, **settings: Any) -> Any:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
@@ -2431,16 +2424,14 @@ def dag(function: Any = None, /, **settings: Any) -> Any:
 def chain(*tasks: Any) -> None:
     """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
     for before, after in itertools.pairwise(tasks):
-        pairs = [(before, after)]
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
-                raise ValueError(
-                    f"chain() takes neighbouring lists of one length, found {len(before)} and "
-                    f"{len(after)}"
-                )
-            pairs = [*zip(before, after, strict=True)]
-        for one, other in pairs:
-            cross_downstream(_operands(one), other)
+                found = f"{len(before)} and {len(after)}"
+                raise ValueError(f"chain() takes neighbouring lists of one length, found {found}")
+            for pair in zip(before, after, strict=True):
+                chain(*pair)
+        else:
+            cross_downstream(_operands(before), after)
 
 
 def chain_linear(*elements: Any) -> None:
