@@ -1157,6 +1157,29 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
 # --- Building: results and mapping ----------------------------------------------------------------
 
 
+class _Known:
+    """What is known of stored results without opening them."""
+
+    def __init__(self, lengths: Mapping[tuple[str, int], int | None]) -> None:
+        self._stored: dict[tuple[str, bool], Any] = {}  # by task, and whether it was mapped
+        for (task_id, index), length in lengths.items():
+            self.note(task_id, index, length)
+
+    def note(self, task_id: str, map_index: int, length: int | None) -> None:
+        """An instance has stored a result."""
+        if map_index >= 0:
+            bisect.insort(self._stored.setdefault((task_id, True), []), map_index)
+        elif length is not None:
+            self._stored[task_id, False] = range(length)
+
+    def stored(self, task: BaseOperator) -> Sequence[int]:
+        """The indexes of a result's elements; of a mapped task, those of its results. Raises
+        LookupError for a result that is no list."""
+        key = task.task_id, task._mapping is not None
+        found: Sequence[int] = self._stored.get(key, ()) if key[1] else self._stored[key]
+        return found
+
+
 class _Mappable(_Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
     itself it is the elements of one source after those of another."""
@@ -1187,11 +1210,11 @@ class _Mappable(_Dependency):
         parts = [part for source in self._sources for part in source._parts(kind)]
         return [*parts, self] if isinstance(self, kind) else parts
 
-    def _count(self, known: _Lengths) -> int:
+    def _count(self, known: _Known) -> int:
         """How many elements there are, once the results are stored."""
         return sum(source._count(known) for source in self._sources)
 
-    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
         for source in self._sources:
             count = source._count(known)
@@ -1213,7 +1236,7 @@ class _MapResult(_Mappable):
         super().__init__(source)
         self._function = function
 
-    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         inner = super()._element(i, known, functions)
         return ("map", functions.index(self._function), inner)
 
@@ -1227,11 +1250,11 @@ class _ZipResult(_Mappable):
         super().__init__(*sources)
         self._fill = fillvalue
 
-    def _count(self, known: _Lengths) -> int:
+    def _count(self, known: _Known) -> int:
         counts = [source._count(known) for source in self._sources]
         return min(counts) if self._fill is ... else max(counts)
 
-    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         parts = [
             source._element(i, known, functions) if i < source._count(known)
             else ("value", _dump(self._fill))
@@ -1287,14 +1310,12 @@ class XComArg(_Mappable, _OneTask):
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
 
-    def _count(self, known: _Lengths) -> int:
-        stored = known.stored(self.operator.task_id)
-        return known.length(self.operator.task_id) if stored is None else len(stored)
+    def _count(self, known: _Known) -> int:
+        return len(known.stored(self.operator))
 
-    def _element(self, i: int, known: _Lengths, functions: list[Any]) -> tuple[Any, ...]:
-        task_id = self.operator.task_id
-        stored = known.stored(task_id)
-        return ("item", task_id, i) if stored is None else ("xcom", task_id, stored[i])
+    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
+        kind = "item" if self.operator._mapping is None else "xcom"
+        return kind, self.operator.task_id, known.stored(self.operator)[i]
 
 
 # The task whose arguments are pickled, and the results met in them so far.
@@ -1356,12 +1377,12 @@ class _ExpandInput:
                 "group, expands over"
             )
 
-    def count(self, known: _Lengths) -> int:
+    def count(self, known: _Known) -> int:
         """How many instances there are."""
         counts = (x._count(known) if isinstance(x, _Mappable) else len(x) for _, x in self.sources)
         return math.prod(counts)
 
-    def elements(self, i: int, known: _Lengths) -> list[tuple[str | None, Any]]:
+    def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
         """(argument, element) of an instance: an element is what `_element` says, or, of a
         constant, ("constant", its index). The last argument varies fastest."""
         found: list[tuple[str | None, Any]] = []
@@ -2722,57 +2743,12 @@ def _label_of(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
 
-class _Expansion:
-    """A mapping, of one task or of a group's tasks together: what it waits for."""
-
-    def __init__(self, mapping: _ExpandInput, sources: Sequence[_Node]) -> None:
-        self.mapping = mapping
-        self.sources = sources  # the tasks whose results it expands over
-        self.nodes: list[_Node] = []
-
-    def verdict(self) -> TaskInstanceState | None:
-        """How the mapping ends without instances: by a source that failed or was skipped."""
-        ends = [x.instances[0].state for x in self.sources if x.instances[0].map_index < 0]
-        if _S.FAILED in ends or _S.UPSTREAM_FAILED in ends:
-            return _S.UPSTREAM_FAILED
-        return _S.SKIPPED if _S.SKIPPED in ends else None
-
-
-class _Lengths:
-    """What is known of stored results without opening them, as mappings ask for it."""
-
-    def __init__(self, dag: Dag, lengths: Mapping[tuple[str, int], int | None]) -> None:
-        self._dag = dag
-        self._lengths: dict[str, int | None] = {}
-        self._stored: dict[str, list[int]] = {}
-        for (task_id, index), length in lengths.items():
-            self.note(task_id, index, length)
-
-    def note(self, task_id: str, map_index: int, length: int | None) -> None:
-        """An instance has stored a result."""
-        if map_index < 0:
-            self._lengths[task_id] = length
-        else:
-            bisect.insort(self._stored.setdefault(task_id, []), map_index)
-
-    def length(self, task_id: str) -> int:
-        found = self._lengths.get(task_id)
-        if found is None:
-            raise LookupError(task_id)
-        return found
-
-    def stored(self, task_id: str) -> Sequence[int] | None:
-        """The map indexes under which a mapped task stored something; None: it is not mapped."""
-        mapped = self._dag.task_dict[task_id]._mapping is not None
-        return self._stored.get(task_id, ()) if mapped else None
-
-
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
     __slots__ = tuple(
-        "counts downstream expanded expansion feeds gates group guarded holds instances limit "
-        "needs open order running setups sheltered task upstream weight".split()
+        "counts downstream expanded feeds gates group guarded holds instances limit mapping mates "
+        "needs open order running setups sheltered sources task upstream weight".split()
     )
 
     def __init__(self, task: BaseOperator, order: int) -> None:
@@ -2787,17 +2763,19 @@ class _Node:
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
+        self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
+        self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
+        self.mapping = task._mapping
         self.group = task._mapped_group
         self.holds = _holds_worker(task)
-        self.expansion: _Expansion | None = None
         self.expanded = True  # it has the instances that it will have
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        mapped = task._mapping is not None  # else it has one instance, which no limit concerns
-        self.limit = min((x for x in limits if mapped and x is not None), default=sys.maxsize)
+        known = [] if task._mapping is None else [x for x in limits if x is not None]
+        self.limit = min(known, default=sys.maxsize)  # one instance alone is concerned by none
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -2913,7 +2891,15 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
-    _make_expansions(ordered, nodes)
+    together: dict[_ExpandInput, list[_Node]] = {}
+    for node in ordered:
+        if node.mapping is not None:
+            node.mates = together.setdefault(node.mapping, [])
+            node.mates.append(node)
+            sources = dict.fromkeys(result.operator.task_id for result in node.mapping.results)
+            node.sources = tuple(nodes[task_id] for task_id in sources)
+            for source in node.sources:
+                source.feeds = (*source.feeds, node)
     return nodes
 
 
@@ -3002,21 +2988,6 @@ def _skips_far(node: _Node) -> bool:
     return bool(getattr(node.task, "ignore_downstream_trigger_rules", True))
 
 
-def _make_expansions(order: Sequence[_Node], by_id: Mapping[str, _Node]) -> None:
-    made: dict[_ExpandInput, _Expansion] = {}
-    for node in order:
-        mapping = node.task._mapping
-        if mapping is None:
-            continue
-        if mapping not in made:
-            sources = dict.fromkeys(r.operator.task_id for r in mapping.results)
-            made[mapping] = _Expansion(mapping, [by_id[t] for t in sources])
-        node.expansion = made[mapping]
-        node.expansion.nodes.append(node)
-        for source in node.expansion.sources:
-            source.feeds = (*source.feeds, node)
-
-
 # --- Plan: the machine ----------------------------------------------------------------------------
 
 
@@ -3064,7 +3035,7 @@ class _Plan:
         self._recorded = recorded or {}
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
-        self.known = _Lengths(dag, lengths or {})
+        self.known = _Known(lengths or {})
         self._make_instances(unexpanded)
         self._begin()
 
@@ -3074,12 +3045,12 @@ class _Plan:
         """The instances there are at first: recorded ones, those of constants, or one."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
-            expansion, task_id, count = node.expansion, node.task.task_id, 0
-            if expansion is not None:
+            task_id, count = node.task.task_id, 0
+            if node.mapping is not None:
                 count = 0 if task_id in unexpanded else sizes[task_id]
-                if not expansion.sources:
-                    count = expansion.mapping.count(self.known)
-                node.expanded = count > 0 or not expansion.sources
+                if not node.sources:
+                    count = node.mapping.count(self.known)
+                node.expanded = count > 0 or not node.sources
             self._give_instances(node, range(count) if count else [-1])
 
     def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
@@ -3309,16 +3280,19 @@ class _Plan:
         node = instance.node
         if instance.ready or instance.state is not None:
             return None
-        if node.expansion is None or node.expanded:
+        if node.expanded:
             return node.decide(instance)
-        verdict = node.expansion.verdict()
-        if verdict is _S.UPSTREAM_FAILED:
-            return None if node.is_gated(instance) else verdict
+        # A source that failed or was skipped gives no elements.
+        ends = [x.instances[0].state for x in node.sources if x.instances[0].map_index < 0]
+        if _S.FAILED in ends or _S.UPSTREAM_FAILED in ends:
+            return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
         # A group expands as soon as it can, whatever the rules of its tasks.
         decision = _S.RUNNING if node.group is not None else node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
-        return None if any(s.open for s in node.expansion.sources) else verdict or decision
+        if any(source.open for source in node.sources):
+            return None
+        return _S.SKIPPED if _S.SKIPPED in ends else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
         """For the instance; outside of a mapped group, for all of its task."""
@@ -3326,7 +3300,7 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             self._expand(node)
             return
-        if decision is _S.RUNNING and instance.map_index < 0 and node.expansion is not None:
+        if decision is _S.RUNNING and instance.map_index < 0 and node.mapping is not None:
             decision = _S.SKIPPED  # expanded over nothing
         for each in list(node.instances) if node.group is None else (instance,):
             if each.state is not None or each.ready:
@@ -3339,13 +3313,13 @@ class _Plan:
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
-        assert node.expansion is not None
+        assert node.mapping is not None
         try:
-            count = node.expansion.mapping.count(self.known)
+            count = node.mapping.count(self.known)
         except LookupError:  # an old result that is no list, in a resume of mended code
             self._decide(node.instances[0], _S.UPSTREAM_FAILED)
             return
-        for each in node.expansion.nodes:
+        for each in node.mates:
             if each.expanded or not each.open:
                 continue
             # A branch may have skipped one above it before the group was expanded.
@@ -3517,9 +3491,9 @@ class _Resumption:
         self,
         dag: Dag,
         rows: Iterable[_Past],
-        known: _Lengths,
+        known: _Known,
         takes: Mapping[str, frozenset[str]],
-        keys: Callable[[_ExpandInput, _Lengths], list[str]],
+        keys: Callable[[_ExpandInput, _Known], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
         """`running`: of those that were left out, what runs now, as far as that is known."""
@@ -4845,7 +4819,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
         ) from None
 
 
-def _element_keys(mapping: _ExpandInput, known: _Lengths) -> list[str]:
+def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     """What each instance of a mapping is mapped over, as digests: of constants by their value, of
     results by their index, of equal ones by their occurrence."""
     import hashlib
@@ -7978,7 +7952,7 @@ class _Start:
         """What the resume decides, and the plan that it makes of it."""
         rows = self._store.look(_select_past, run_row)
         lengths = self._store.look(_select_lengths, run_row)
-        known = _Lengths(self.dag, lengths)
+        known = _Known(lengths)
         takes = {task_id: _taken_by(task) for task_id, task in self.dag.task_dict.items()}
         running: set[tuple[str, int]] = set()
         while True:
@@ -8007,16 +7981,15 @@ class _Start:
 
     def _element_of(self, instance: _Instance) -> tuple[str | None, str | None]:
         """What a mapped instance is mapped over: a digest, and what people may know of it."""
-        expansion, index = instance.node.expansion, instance.map_index
-        if expansion is None or index < 0:
+        mapping, index = instance.node.mapping, instance.map_index
+        if mapping is None or index < 0:
             return None, None
-        mapping = expansion.mapping
         if id(mapping) not in self._keys:
             previews = {
                 source.task.task_id: self._store.look(
                     _select_item_previews, self._store.run_row, source.task.task_id
                 )
-                for source in expansion.sources
+                for source in instance.node.sources
             }
             self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
@@ -8481,7 +8454,7 @@ class _Run(_Start):
             self._inputs(instance, takes),
             None if timeout is None else timeout.total_seconds(),
             holds=node.holds,
-            feeds=node.expansion is None and bool(node.feeds),
+            feeds=node.mapping is None and bool(node.feeds),
             elements=elements,
             in_group=node.group is not None,
             pokes=attempt.pokes,
@@ -8491,10 +8464,10 @@ class _Run(_Start):
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
         """The elements of a mapped instance, as plain data; and the results that its arguments
         take."""
-        expansion, takes = instance.node.expansion, call.takes
-        if expansion is None or instance.map_index < 0:
+        mapping, takes = instance.node.mapping, call.takes
+        if mapping is None or instance.map_index < 0:
             return [], takes
-        elements = expansion.mapping.elements(instance.map_index, self.plan.known)
+        elements = mapping.elements(instance.map_index, self.plan.known)
         for k, (name, element) in enumerate(elements):
             if element[0] == "constant":
                 constant = call.constants[k][element[1]]
@@ -8536,7 +8509,7 @@ class _Run(_Start):
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan._by_id[up_id]
             own = up.is_in_step_with(node)
-            if own or up.expansion is None:  # of a mapped one the worker looks for all
+            if own or up.mapping is None:  # of a mapped one the worker looks for all
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
                 rows = rows or self._store.look(_select_values, row, up_id, key, index, _INLINE)

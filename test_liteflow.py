@@ -6811,7 +6811,7 @@ class PlanGrowthTest(Case):
 
         def act(d, rows):
             takes = {t.task_id: frozenset() for t in d.tasks}
-            known = liteflow._Lengths(d, {})
+            known = liteflow._Known({})
             found = liteflow._Resumption(d, rows, known, takes, liteflow._element_keys)
             liteflow._Plan(d, recorded=found.recorded())
             return found
