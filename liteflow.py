@@ -2944,28 +2944,27 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     """Of each node the setups above it in whose scope it stands (right above it, a teardown's), and
     the branches and short circuits that may leave it out."""
     for node in order:
-        far = node.task._flow == "short_circuit" and _skips_far(node)
-        for below in node.downstream:
-            if node.task.is_setup and below.task.is_teardown:
+        for below in node.downstream if node.task.is_setup else ():
+            if below.task.is_teardown:
                 _note_setup(node, below)
-            if node.task._flow is not None and not far:
+        far = node.task._flow == "short_circuit" and _skips_far(node)
+        for below in _with_below(node.downstream) if far else node.downstream:
+            if node.task._flow is not None:
                 _note_gate(node, below)
-    marked = [n for n in order if n.task.is_setup or n.task._flow == "short_circuit"]
-    if not marked:
+    setups = [node for node in order if node.task.is_setup]
+    if not setups:
         return
     teardowns = [n for n in order if n.task.is_teardown]
     below_of = dict(_reach(order[::-1], "downstream", "upstream", teardowns))
     bit = {node: 1 << i for i, node in enumerate(teardowns)}
-    ends = {n: sum(bit.get(d, 0) for d in n.downstream) for n in marked}
-    for node, bits in _reach(order, "upstream", "downstream", marked):
+    ends = {n: sum(bit.get(d, 0) for d in n.downstream) for n in setups}
+    for node, bits in _reach(order, "upstream", "downstream", setups):
         while bits and not node.task.is_teardown:
-            mark = marked[(bits & -bits).bit_length() - 1]
+            setup = setups[(bits & -bits).bit_length() - 1]
             bits &= bits - 1
-            if mark.task._flow == "short_circuit" and _skips_far(mark):
-                _note_gate(mark, node)
-            inside = not ends[mark] or ends[mark] & below_of[node]
-            if mark.task.is_setup and inside and mark not in node.upstream:
-                _note_setup(mark, node)
+            inside = not ends[setup] or ends[setup] & below_of[node]
+            if inside and setup not in node.upstream:
+                _note_setup(setup, node)
 
 
 def _note_setup(setup: _Node, node: _Node) -> None:
@@ -2976,7 +2975,8 @@ def _note_setup(setup: _Node, node: _Node) -> None:
 
 
 def _note_gate(gate: _Node, node: _Node) -> None:
-    # A mapped one leaves out nothing outside of its group.
+    # As in Airflow, a mapped one leaves out nothing outside of its group, a short circuit no
+    # teardown.
     apart = gate.task._mapping is not None and not node.is_in_step_with(gate)
     if not apart and (not node.task.is_teardown or gate.task._flow == "branch"):
         node.gates = (*node.gates, gate)
@@ -3338,21 +3338,14 @@ class _Plan:
 
     def left_out(
         self, instance: _Instance, note: Mapping[str, Any], strict: bool = True
-    ) -> list[_Node]:
-        """What a branch's choice, or a short circuit's, leaves to be skipped. Raises _BadBranch.
-
-        Of the direct downstream tasks, those that are neither chosen nor below one that is; below
-        a false short circuit all, but teardowns. As in Airflow, one in a mapped group skips
-        nothing outside of that group.
-        """
-        node, found = instance.node, list[_Node]()
+    ) -> Sequence[_Node]:
+        """What a branch's choice, or a short circuit's, leaves to be skipped: of what it may leave
+        out, all that is neither chosen nor below that. Raises _BadBranch."""
+        guarded = instance.node.guarded
         if "chosen" in note:
             keep = _with_below(self._branch_targets(note["chosen"] or (), strict))
-            found = [below for below in node.downstream if below not in keep]
-        elif note.get("go_on") is False:
-            below = _with_below(node.downstream) if _skips_far(node) else node.downstream
-            found = [n for n in below if not n.task.is_teardown]
-        return [n for n in found if instance.map_index < 0 or n.is_in_step_with(node)]
+            return [node for node in guarded if node not in keep]
+        return guarded if note.get("go_on") is False else ()
 
     def _branch_targets(self, names: Iterable[str], strict: bool) -> Iterator[_Node]:
         groups = self.dag.task_group_dict
