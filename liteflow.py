@@ -3468,6 +3468,12 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     return min(base + int(digest, 16) % base, day, longest)
 
 
+def _taken_by(task: BaseOperator) -> frozenset[str]:
+    """The tasks whose results a task takes, be it to be mapped over."""
+    sources = () if task._mapping is None else task._mapping.sources
+    return frozenset(r.operator.task_id for r in _results_in([*task._call(), *sources]))
+
+
 # --- Plan: what a resume runs again ---------------------------------------------------------------
 
 
@@ -3485,7 +3491,6 @@ class _Resumption:
         dag: Dag,
         rows: Iterable[_Past],
         known: _Known,
-        takes: Mapping[str, frozenset[str]],
         keys: Callable[[_ExpandInput, _Known], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
@@ -3496,7 +3501,6 @@ class _Resumption:
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag = dag
         self._known = known
-        self._takes = takes
         self._keys = keys
         self._running = running
         self.left_out: set[tuple[str, int]] = set()
@@ -3566,26 +3570,28 @@ class _Resumption:
 
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
+        takes = _taken_by(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            own, pulled = row is None or not row.is_kept(), self._is_pulled(task, index, row)
+            own = row is None or not row.is_kept()
+            pulled = self._is_pulled(task, index, takes)
+            pulled = pulled or (row is not None and row.takes is not None and row.takes != takes)
             if not (own or pulled):
                 continue
             self.again.add(key)
             self._changed.add(task.task_id)
             if row is not None and row.was_left_out() and not pulled:
-                self.left_out.add(key)
                 pulls = key in self._running
+                if not pulls:
+                    self.left_out.add(key)
             else:  # a teardown that is only taken along pulls nothing else
                 pulls = own or not task.is_teardown
             if pulls and not (row is not None and row.cleared == _CLEARED_ALONE):
                 self._pulling |= {key, (task.task_id, None)}
 
-    def _is_pulled(self, task: BaseOperator, index: int, row: _Past | None) -> bool:
-        takes, group = self._takes[task.task_id], task._mapped_group
-        if row is not None and row.takes is not None and row.takes != takes:
-            return True
+    def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
+        group = task._mapped_group
         for up in task._upstream:
             in_step = group is not None and self._dag.task_dict[up]._mapped_group is group
             if (up, index if in_step and (up, index) in self.instances else None) in self._pulling:
@@ -3607,15 +3613,19 @@ class _Resumption:
             inner = {d for t in work if t.is_setup for d in t._downstream if d in above}
             work += [t for d in inner if (t := self._dag.task_dict[d]).is_teardown]
             for index in self._indexes[setup.task_id]:
-                row = self.instances[setup.task_id, index]
-                if not any(map(self._runs, self._beside(setup, index, work))):
+                runs = self.again.intersection(self._beside(setup, index, work))
+                if runs <= self.left_out:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
-                if row is not None and any(_has_begun(self.instances[end], row) for end in ends):
-                    if (setup.task_id, index) not in self.again:
-                        self.along.add((setup.task_id, index))
-                    self.again.add((setup.task_id, index))
+                key = setup.task_id, index
+                row, torn = self.instances[key], [self.instances[end] for end in ends]
+                # One that was sent, and whose start nobody could record, may have begun.
+                begun = [past.began or ("~" if past.died else "") for past in torn if past]
+                if row is not None and any(began >= (row.ended or "~") for began in begun):
+                    if key not in self.again:
+                        self.along.add(key)
+                    self.again.add(key)
 
     def _beside(
         self, setup: BaseOperator, index: int, tasks: Iterable[BaseOperator]
@@ -3628,41 +3638,28 @@ class _Resumption:
             found += [(task.task_id, i) for i in ([index] if own else self._indexes[task.task_id])]
         return found
 
-    def _runs(self, key: tuple[str, int]) -> bool:
-        return key in self.again and (key not in self.left_out or key in self._running)
-
     def recorded(self) -> dict[tuple[str, int], _Past]:
         """What the plan has to know, of every instance."""
-        found = {key: self._recorded_of(*key, row) for key, row in self.instances.items()}
+        found = {}
+        for (task_id, index), row in self.instances.items():
+            retries = self._dag.task_dict[task_id].retries
+            row = row or _Past(0, task_id, index, None, 0, retries)
+            tries = row.try_number + retries  # fresh ones, as when Airflow clears it
+            if row.state is None and not row.cleared and row.try_number:
+                tries = row.max_tries  # what an end that was not its fault left of them
+            if (task_id, index) not in self.again:
+                row = row._replace(lost=0)
+            elif row.state is None and not row.cleared and row.lost >= retries + 3:
+                row = row._replace(state="failed", flow={}, died=False)
+            else:
+                row = row._replace(state=None, max_tries=tries)
+            found[task_id, index] = row
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
                 tries = row.try_number + self._dag.task_dict[row.task_id].retries
-                found[row.task_id, index] = row._replace(
-                    state=None, max_tries=tries, lost=0, died=False
-                )
+                row = row._replace(state=None, max_tries=tries, lost=0, died=False)
+                found[row.task_id, index] = row
         return found
-
-    def _recorded_of(self, task_id: str, index: int, row: _Past | None) -> _Past:
-        retries = self._dag.task_dict[task_id].retries
-        if row is None:
-            return _Past(0, task_id, index, None, 0, retries)
-        if (task_id, index) not in self.again:
-            return row._replace(lost=0)
-        tries = row.try_number + retries  # fresh ones, as when Airflow clears it
-        if row.state is None and not row.cleared:
-            if row.lost >= retries + 3:
-                return row._replace(state="failed", flow={}, died=False)
-            # Never run: all its tries; else what an end that was not its fault left of them.
-            tries = row.max_tries if row.try_number else retries
-        return row._replace(state=None, max_tries=tries)
-
-
-def _has_begun(teardown: _Past | None, setup: _Past) -> bool:
-    """Whether an attempt of the teardown began after the setup's success."""
-    if teardown is None or teardown.began is None:
-        # One that was sent, and whose start nobody could record, may have begun.
-        return teardown is not None and teardown.died
-    return teardown.began >= (setup.ended or "~")
 
 
 # --- Store: the only SQL; the schema and the file -------------------------------------------------
@@ -4424,12 +4421,6 @@ class _Store:
                 # PASSIVE: waiting for a reader would keep others from the lock.
                 execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 before = free
-
-
-def _taken_by(task: BaseOperator) -> frozenset[str]:
-    """The tasks whose results a task takes, be it to be mapped over."""
-    sources = () if task._mapping is None else task._mapping.sources
-    return frozenset(r.operator.task_id for r in _results_in([*task._call(), *sources]))
 
 
 def _task_facts(task: BaseOperator) -> tuple[Any, ...]:
@@ -7946,10 +7937,9 @@ class _Start:
         rows = self._store.look(_select_past, run_row)
         lengths = self._store.look(_select_lengths, run_row)
         known = _Known(lengths)
-        takes = {task_id: _taken_by(task) for task_id, task in self.dag.task_dict.items()}
         running: set[tuple[str, int]] = set()
         while True:
-            found = _Resumption(self.dag, rows, known, takes, _element_keys, running)
+            found = _Resumption(self.dag, rows, known, _element_keys, running)
             kept = {
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
@@ -7960,7 +7950,7 @@ class _Start:
             again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
             self._plan_on({**recorded, **again}, kept, found)
             now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
-            if (now & found.left_out) <= running:
+            if not now & found.left_out:
                 if again:
                     self._plan_on(recorded, kept, found)
                 return found

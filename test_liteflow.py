@@ -6810,9 +6810,8 @@ class PlanGrowthTest(Case):
             ]  # fmt: skip
 
         def act(d, rows):
-            takes = {t.task_id: frozenset() for t in d.tasks}
             known = liteflow._Known({})
-            found = liteflow._Resumption(d, rows, known, takes, liteflow._element_keys)
+            found = liteflow._Resumption(d, rows, known, liteflow._element_keys)
             liteflow._Plan(d, recorded=found.recorded())
             return found
 
