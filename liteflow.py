@@ -3670,7 +3670,6 @@ _OLDEST_SQLITE = (3, 34, 0)
 _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
-_LARGE = 1_000_000  # bytes of a value
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 
 _SCHEMA = """
@@ -3822,17 +3821,13 @@ class _Batch:
         self.attempts: dict[_Attempt, None] = {}
         self.withdrawn: list[_Attempt] = []
         self.expanded: list[_Node] = []
-        self.xcoms: list[tuple[_Instance, Sequence[_XComRow]]] = []
+        self.xcoms: list[tuple[_Instance, Sequence[tuple[Any, ...]]]] = []
         self.items: list[tuple[_Instance, Sequence[tuple[str, bytes]]]] = []
         self.renewed: list[_Instance] = []  # their values are those of an earlier try
         self.logs: list[tuple[_Attempt, int, str]] = []
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
-
-    def is_large(self) -> bool:
-        """Whether a large value is in it."""
-        return any(len(xcom.value) > _LARGE for _, rows in self.xcoms for xcom in rows)
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -3903,14 +3898,11 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
                 "another path"
             )
         return False
-    if version > _USER_VERSION:
-        raise DatabaseError(
-            f"{path} was made by a newer liteflow ({version} > {_USER_VERSION}): use that one"
-        )
-    if version < _USER_VERSION:
-        raise DatabaseError(
-            f"{path} was made by liteflow 0.1.0, before its first release: choose another path"
-        )
+    if version != _USER_VERSION:
+        newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
+        older = "liteflow 0.1.0, before its first release: choose another path"
+        by = newer if version > _USER_VERSION else older
+        raise DatabaseError(f"{path} was made by {by}")
     for table in _COLUMNS:  # in a file made to harm, a view that never ends may have the name
         if kinds.get(table) != "table":
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
@@ -3969,23 +3961,24 @@ def _read(
     """
     import sqlite3
 
+    def state() -> tuple[bool, tuple[int, int, int] | None]:
+        return os.path.exists(f"{path}-wal"), _file_identity(path)
+
     for _ in range(100):
-        wal, identity = before = _file_state(path)
+        wal, identity = before = state()
         if identity is None:
             _check_place(path)
             raise DatabaseError(f"there is no database {path}")
         try:
             found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))
-        except (sqlite3.Error, DatabaseError) as error:
-            if wal or _file_state(path) == before:
-                try:
-                    _explain(error, path)
-                except _Busy:
-                    raise DatabaseError(f"{path} is locked") from None
-                raise
-        else:
-            if wal or _file_state(path) == before:
+            if wal or state() == before:
                 return found
+        except (sqlite3.Error, DatabaseError) as error:
+            if wal or state() == before:
+                with contextlib.suppress(_Busy):
+                    _explain(error, path)
+                    raise
+                raise DatabaseError(f"{path} is locked") from None
     raise DatabaseError(f"{path} changes faster than it can be read")
 
 
@@ -4003,11 +3996,6 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
             raise _Empty(f"{path} is empty: no run was recorded in it yet")
         db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
         return look(db)
-
-
-def _file_state(path: Path) -> tuple[bool, tuple[int, int, int] | None]:
-    """Whether it has a `-wal`, and what differs once somebody has written."""
-    return os.path.exists(f"{path}-wal"), _file_identity(path)
 
 
 def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
@@ -4285,10 +4273,15 @@ class _Store:
 
     # A run's turns.
 
-    def record(self, batch: _Batch, expand: Callable[[_Node], None] = lambda node: None) -> None:
-        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
+    def record(
+        self, batch: _Batch, expand: Callable[[_Node], None] | None = None, ended: bool = False
+    ) -> None:
+        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError.
+
+        `ended`: what a DAG's callbacks print comes after the run's end, when it has no owner.
+        """
         with self.transaction():
-            self._check_fence()
+            self._check_fence(ended)
             self._many(
                 _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
             )
@@ -4304,6 +4297,7 @@ class _Store:
                     "map_index = -1",
                     (self.run_row, node.task.task_id),
                 )
+                assert expand is not None
                 expand(node)
             self._many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
@@ -4322,33 +4316,27 @@ class _Store:
                 "state IN ('queued', 'running')",
                 [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
-            self._put_attempts(batch.attempts)
-            self._put_logs(batch.logs)
+            self._put_attempts(batch)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             self._connection.executemany(statement, rows)
 
-    def _put_attempts(self, attempts: Iterable[_Attempt]) -> None:
-        for a in attempts:
+    def _put_attempts(self, batch: _Batch) -> None:
+        for a in batch.attempts:
             a.started = a.started or _now()  # it runs; when exactly is known at its end
         self._many(
             _inserting("task_attempt"),
             [
                 (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
-                for a in attempts
+                for a in batch.attempts
             ],
         )
-
-    def _put_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
-        rows = [(a.instance.row_id, a.try_number, part, text) for a, part, text in logs]
+        rows = [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs]
         self._many(_inserting("task_log", 1), rows)
 
     def _check_fence(self, ended: bool = False) -> None:
-        """Whatever is written next is written under the same lock. Raises _Fenced.
-
-        `ended`: the run may have no owner any more.
-        """
+        """Whatever is written next is written under the same lock. Raises _Fenced."""
         if not self._connection.execute(
             "SELECT 1 FROM dag_run WHERE id = ? AND (owner = ? OR ? AND owner IS NULL)",
             (self.run_row, self.owner, ended),
@@ -4357,12 +4345,6 @@ class _Store:
                 "another process has taken this run over, or it was deleted: nothing more of it "
                 "is written here"
             )
-
-    def record_late_logs(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
-        """What a DAG's callbacks print comes after the run's end, when it has no owner."""
-        with contextlib.suppress(_Fenced), self.transaction():
-            self._check_fence(ended=True)
-            self._put_logs(logs)
 
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
@@ -4575,26 +4557,22 @@ def _select_of_run(
     db: sqlite3.Connection,
     run_row: int,
     *more: Any,
+    limit: int = -1,
     **equal: Any,
 ) -> list[_Row]:
     """Rows of a run; `more` is for what `rest` has a `?` for, `equal` as above."""
     where, values = _of_run(run_row, **equal)
-    return _select(db, source, columns.split(), f"WHERE {where} {rest}", (*values, *more))
+    rest = f"WHERE {where} {rest} LIMIT {limit}"
+    return _select(db, source, columns.split(), rest, (*values, *more))
 
 
 _INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
     task_group_id role cleared {_ATTEMPT}"""
 _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 
-# A run's task instances, in the order in which the DAG has them, with their latest attempts; the
-# first that failed; and all with each of their attempts.
+# A run's task instances, in the order in which the DAG has them, with their latest attempts; and
+# with each of their attempts.
 _select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER)
-_select_failed = functools.partial(
-    _select_of_run,
-    _LATEST,
-    _INSTANCE,
-    "AND task_instance.state = 'failed' ORDER BY task_instance.id LIMIT ?",
-)
 _select_attempts = functools.partial(
     _select_of_run,
     "task_instance JOIN task_attempt ON task_instance_id = task_instance.id",
@@ -8106,6 +8084,7 @@ _TICK = 1.0  # seconds between looks at new output
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
+_LARGE = 1_000_000  # bytes of a value after which the WAL is copied into the file
 
 
 class _Run(_Start):
@@ -8401,7 +8380,6 @@ class _Run(_Start):
             return False
         self._locked_since = None
         self.report.committed(self._batch.logs)
-        self._wrote_large = self._batch.is_large()
         self._batch = _Batch()
         due, self._callbacks = self._callbacks, collections.deque()
         for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
@@ -8540,7 +8518,8 @@ class _Run(_Start):
         attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
         if success:
             instance.lost, instance.alone = 0, False
-        self._batch.xcoms.append((instance, [_XComRow(*row) for row in outcome.xcoms]))
+        self._batch.xcoms.append((instance, outcome.xcoms))
+        self._wrote_large |= any(len(row[-1]) > _LARGE for row in outcome.xcoms)
         if outcome.items and success:
             self._batch.items.append((instance, outcome.items))
         if state is _S.UP_FOR_RESCHEDULE:
@@ -8651,11 +8630,11 @@ class _Run(_Start):
             self.runner.wait(0.5)
             if len(self._caught) > max(told, 1):
                 break
-        logs = self.runner.output()
-        if logs:
-            with contextlib.suppress(_Busy):  # what callbacks printed is no result
-                self._store.record_late_logs(logs)
-                self.report.committed(logs)
+        self._batch.logs += self.runner.output()
+        if self._batch:
+            with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
+                self._store.record(self._batch, ended=True)
+                self.report.committed(self._batch.logs)
 
 
 class _Callback(NamedTuple):
@@ -10053,7 +10032,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         _load_dag(options.dag, path)
     documents, rows = [], []
     for run in _runs_asked_for(path, options):
-        failed = [_instance_of(row, run, False) for row in run._look(_select_failed, _RUN_ERRORS)]
+        failed = run._instances(state="failed", limit=_RUN_ERRORS)
         count = len(failed)
         if count == _RUN_ERRORS:
             count = run._look(_select_run_counts)["failed"]

@@ -8179,7 +8179,8 @@ class Promise1Test(KilledAtCommitsCase):
                     store.record(late)
         with self.assertRaises(liteflow.AlreadyRunning):
             store.end_run(DagRunState.SUCCESS, None)
-        store.record_late_logs([(attempt, 0, "late")])
+        with self.assertRaises(liteflow._Fenced):
+            store.record(late, ended=True)
         self.assertEqual(list(self.dump()), before)
 
     def dump(self):
