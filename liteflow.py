@@ -1726,11 +1726,8 @@ class _MappedOperator(BaseOperator):
     def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
         settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
         kwargs.clear()
-        token = _current_dag.set(None)
-        try:
-            made = self._kind(task_id=self.task_id, **settings)
-        finally:
-            _current_dag.reset(token)
+        # In a context of its own it joins no DAG that is being built.
+        made = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
@@ -2065,8 +2062,7 @@ def _schedule(what: str, value: Any) -> Any:
 
 
 def _date(what: str, value: Any) -> Any:
-    value = _of_type(_datetime.datetime, type(None))(what, value)
-    return value.replace(tzinfo=_datetime.UTC) if value and value.tzinfo is None else value
+    return _aware(_of_type(_datetime.datetime)(what, value))
 
 
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar(
@@ -2103,7 +2099,7 @@ class Dag:
     dag_display_name: str = _optional(None, _of_type(str))
     on_success_callback = on_failure_callback = _callback
     schedule = _setting(None, _schedule)
-    start_date = end_date = _setting(None, _date)
+    start_date = end_date = _optional(None, _date)
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
 
@@ -2381,7 +2377,7 @@ class _RecordedDag(Dag):
         if name in ("cli", "task", "task_dict", "_tokens"):
             raise RuntimeError(
                 f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history and "
-                f"not its tasks; run the script which defines it: {self.fileloc or 'unknown'}"
+                f"not its tasks; run the script which defines it ({self.fileloc or 'no file'})"
             )
         return super().__getattribute__(name)
 
@@ -4884,10 +4880,6 @@ def _preview_cut(text: str) -> str:
 
 
 class _ShortRepr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = 60
-
     def repr_bytes(self, x: bytes, level: int) -> str:  # else its whole repr would be made
         return repr(x) if len(x) < self.maxother else f"{x[:40]!r}..."
 
@@ -4895,6 +4887,7 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
@@ -4974,11 +4967,9 @@ class _WorkerRun:
         kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
         maker: Any = _FunctionOperator if kind is None else _decorated(kind)
         made_of: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), {})
-        token = _current_dag.set(None)
-        try:
-            task: BaseOperator = maker(made_of, (), {}, None, task_id=task_id, **own)
-        finally:
-            _current_dag.reset(token)
+        # In a context of its own it joins no DAG that is being built.
+        new = contextvars.Context()
+        task: BaseOperator = new.run(maker, made_of, (), {}, None, task_id=task_id, **own)
         task.dag = self._shell
         task._upstream, task._downstream = dict.fromkeys(upstream), dict.fromkeys(downstream)
         return task
