@@ -328,8 +328,8 @@ _CALLBACK_OF = {
 # What may follow a state inside a run; `None` is "no state".
 _AGAIN = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
-    None: {_S.QUEUED, _S.SUCCESS, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
-    _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
+    None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
+    _S.QUEUED: {_S.RUNNING, _S.SUCCESS, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.UP_FOR_RESCHEDULE: _AGAIN,
     _S.UP_FOR_RETRY: _AGAIN,
@@ -2763,7 +2763,11 @@ class _Node:
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
         self.mapping = task._mapping
         self.group = task._mapped_group
-        self.holds = _holds_worker(task)
+        # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
+        # is committed, and a signal that ends it must not meet the job after it.
+        fails_fast = task.dag is not None and task.dag.fail_fast
+        called = not task.__dict__.keys().isdisjoint(_CALLBACK_OF.values())  # what is set is there
+        self.holds = called or fails_fast or task.execution_timeout is not None
         self.expanded = True  # it has the instances that it will have
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
@@ -2815,14 +2819,6 @@ class _Node:
             if gate.open if twin is None else twin.state not in _ENDED:
                 return True
         return False
-
-
-def _holds_worker(task: BaseOperator) -> bool:
-    """Whether its worker, after an attempt, waits for word: its callbacks come once the outcome is
-    committed, and a signal that ends it must not meet the job after it."""
-    if task.execution_timeout is not None or (task.dag is not None and task.dag.fail_fast):
-        return True
-    return not task.__dict__.keys().isdisjoint(_CALLBACK_OF.values())  # what is set is kept there
 
 
 def _by_rule(
@@ -3106,26 +3102,21 @@ class _Plan:
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:
-        """The next of the instances that may start: the caller must start, hold or enqueue it."""
-        while (key := self._next_queue()) is not None:
-            instance = heapq.heappop(self._queues[key])[-1]
-            if not self._queues[key]:
-                del self._queues[key]
-            if instance.state not in _ENDED:  # a branch may have skipped it meanwhile
-                return instance
-        return None
-
-    def _next_queue(self) -> tuple[str, _Node | None] | None:
-        """Whose first may start. In a pool, nothing overtakes what finds no room."""
+        """The next of the instances that may start: the caller must start, hold or enqueue it. In
+        a pool, nothing overtakes what finds no room."""
         full, queues = [], self._queues
-        for key in sorted(queues, key=queues.__getitem__) if len(queues) > 1 else queues:
+        for key, queue in [*queues.items()]:
+            while queue and queue[0][-1].state in _ENDED:  # a branch may have skipped it meanwhile
+                heapq.heappop(queue)
+            if not queue:
+                del queues[key]
+        for key in sorted(queues, key=queues.__getitem__):
             instance, (pool, node) = queues[key][0][-1], key
-            if instance.state in _ENDED:
-                return key
             if pool in full or (node is not None and node.running >= node.limit):
                 continue
             if self._free.get(pool, math.inf) >= instance.node.task.pool_slots:
-                return key
+                heapq.heappop(queues[key])
+                return instance
             full.append(pool)
         return None
 
@@ -3161,19 +3152,15 @@ class _Plan:
             self._free[node.task.pool] += node.task.pool_slots
 
     def finish(
-        self,
-        instance: _Instance,
-        status: str,
-        now: float,
-        stored: bool = False,
-        length: int | None = None,
-        wait: float = 0.0,
+        self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] | None = None
     ) -> None:
-        """The instance's attempt ended (a _Status); whether it stored a result, of which length."""
+        """The instance's attempt ended (a _Status); `note`: whether it stored a result, of which
+        length, or how long a sensor waits."""
+        note = note or {}
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
         self._leave(instance)
-        again = None
+        again, wait = None, note.get("wait", 0.0)
         if self.timed_out and status != _Status.SUCCESS:
             status = _Status.SKIPPED
         elif status == _Status.FAILED and instance.try_number <= instance.max_tries:
@@ -3185,17 +3172,13 @@ class _Plan:
             entry = (now + wait, instance.node.order, instance.map_index, instance)
             heapq.heappush(self._delayed, entry)
             return
-        if stored:
-            self.known.note(instance.task_id, instance.map_index, length)
+        if status == _Status.SUCCESS and note.get("stored"):
+            self.known.note(instance.task_id, instance.map_index, note.get("length"))
         ended = _S(status) if status in (_Status.SUCCESS, _Status.SKIPPED) else _S.FAILED
-        self._end(instance, ended)
+        instance.move(ended)
+        self._ended(instance)
         if ended is _S.FAILED and self.dag.fail_fast:
             self._give_up()
-
-    def pass_through(self, instance: _Instance) -> None:
-        """An EmptyOperator's instance, which needs no worker, succeeds."""
-        instance.try_number += 1
-        self._end(instance, _S.SUCCESS)
 
     def withdraw(self, instance: _Instance) -> None:
         """The instance's attempt did not start after all: it may again."""
@@ -3216,14 +3199,11 @@ class _Plan:
         instance.max_tries += 1
         instance.move(None)
 
-    def _end(self, instance: _Instance, state: TaskInstanceState) -> None:
-        instance.move(state)
-        self._ended(instance)
-
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
         """It ends without running."""
+        instance.move(state)
         self.changed.append(instance)
-        self._end(instance, state)
+        self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
         """Count it, and touch those below of which it may decide something."""
@@ -3337,24 +3317,22 @@ class _Plan:
     ) -> Sequence[_Node]:
         """What a branch's choice, or a short circuit's, leaves to be skipped: of what it may leave
         out, all that is neither chosen nor below that. Raises _BadBranch."""
-        guarded = instance.node.guarded
-        if "chosen" in note:
-            keep = _with_below(self._branch_targets(note["chosen"] or (), strict))
-            return [node for node in guarded if node not in keep]
-        return guarded if note.get("go_on") is False else ()
-
-    def _branch_targets(self, names: Iterable[str], strict: bool) -> Iterator[_Node]:
-        groups = self.dag.task_group_dict
-        for name in names:
-            if name in self._by_id:
-                yield self._by_id[name]
+        guarded, tasks, groups = instance.node.guarded, self._by_id, self.dag.task_group_dict
+        if "chosen" not in note:
+            return guarded if note.get("go_on") is False else ()
+        chosen: list[_Node] = []
+        for name in note["chosen"] or ():
+            if name in tasks:
+                chosen.append(tasks[name])
             elif name in groups:
-                yield from (self._by_id[task.task_id] for task in groups[name]._starts())
+                chosen += [tasks[task.task_id] for task in groups[name]._starts()]
             elif strict:  # else it has gone from the code since
                 raise _BadBranch(
                     f"the branch chose {_shown(name)}, which is no task or group of DAG "
-                    f"{self.dag.dag_id!r}{_near(name, [*self._by_id, *groups])}"
+                    f"{self.dag.dag_id!r}{_near(name, [*tasks, *groups])}"
                 )
+        keep = _with_below(chosen)
+        return [node for node in guarded if node not in keep]
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
@@ -4174,8 +4152,7 @@ class _Store:
         """Record the run's end, in a transaction of its own. Raises _Fenced."""
         with self.transaction():
             self._check_fence()
-            why = f"interrupted: {reason or 'its run ended'}"
-            self._end(self.run_row, state.value, reason, _now(), why)
+            self._end(self.run_row, state.value, reason, _now())
 
     def close_run(self, run_row: int) -> None:
         """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
@@ -4183,14 +4160,14 @@ class _Store:
             "UPDATE task_instance SET lost = lost + 1 WHERE dag_run_id = ? AND state = 'running'",
             (run_row,),
         )
-        self._end(run_row, "failed", _DIED, None, f"interrupted: {_DIED}")
+        self._end(run_row, "failed", _DIED, None)
 
-    def _end(
-        self, run_row: int, state: str, reason: str | None, ended: str | None, why: str
-    ) -> None:
+    def _end(self, run_row: int, state: str, reason: str | None, ended: str | None) -> None:
         """What was sent, ran or waited for a next attempt has no state again; one that was sent
         may have run, which uses up no try. `ended` None: when it last wrote something, as far as
         that is known."""
+        why = f"interrupted: {reason or 'its run ended'}"
+        values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
         for statement in (
             "INSERT OR IGNORE INTO task_attempt (task_instance_id, try_number, state) "
             "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = :run AND "
@@ -4208,7 +4185,6 @@ class _Store:
             "task_instance ON task_instance.id = task_instance_id WHERE dag_run_id = :run), ''))) "
             "WHERE id = :run",
         ):
-            values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
             self._connection.execute(statement, values)
 
     def resume_run(self, found: _Resumption) -> None:
@@ -4357,15 +4333,11 @@ class _Store:
     # What people do to runs that have ended.
 
     def change(
-        self,
-        run_row: int,
-        check: Callable[[_Row | None], None],
-        act: Callable[..., None],
-        *how: Any,
+        self, run_row: int, check: Callable[[Any], None], act: Callable[..., None], *how: Any
     ) -> None:
         """Do one of what follows to a run; `check` sees it under the write lock, and may raise."""
         with self.transaction():
-            row: Any = _find_run(self._connection, run_row)
+            row = _find_run(self._connection, run_row)
             check(row)
             act(row, *how)
 
@@ -8344,7 +8316,8 @@ class _Run(_Start):
 
     def _pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
-        self.plan.pass_through(instance)
+        self.plan.start(instance)
+        self.plan.finish(instance, _Status.SUCCESS, 0.0)
         attempt = _Attempt(instance)
         attempt.state, attempt.started = "success", _now()
         attempt.ended = attempt.started
@@ -8495,12 +8468,10 @@ class _Run(_Start):
         self.report.changed(instance, outcome.error)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
-        instance, note = attempt.instance, outcome.note
+        instance = attempt.instance
         outcome, left_out = self._branch(instance, outcome)
         success = outcome.status == "success"
-        stored, wait = success and bool(note.get("stored")), note.get("wait", 0.0)
-        status, now = outcome.status, time.monotonic()
-        self.plan.finish(instance, status, now, stored, note.get("length"), wait)
+        self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
         self.plan.skip(instance, left_out)
         state = instance.state
         assert state is not None

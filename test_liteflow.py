@@ -1112,7 +1112,7 @@ class PlanTest(Case):
             grouped.expand(x=source)
         plan = liteflow._Plan(d)
         sent = self.all_sent(plan)
-        plan.finish(sent["source"], self.STATUS.SUCCESS, 0, stored=True, length=1)
+        plan.finish(sent["source"], self.STATUS.SUCCESS, 0, {"stored": True, "length": 1})
         sent = self.all_sent(plan)
         self.assertEqual(list(sent), ["g.one[0]"])
         states = self.states_of(plan)
@@ -1581,7 +1581,7 @@ class WholePlanTest(Case):
             rng = random.Random(f"{number} {instance.label}")
             status, length = rng.choice(ENDS), rng.randrange(3)
             success = status.value == "success"
-            plan.finish(instance, status, 0.0, stored=success, length=length)
+            plan.finish(instance, status, 0.0, {"stored": success, "length": length})
             if success:
                 note = self.note_of(instance.node.task, rng)
                 plan.skip(instance, plan.left_out(instance, note))
@@ -1622,7 +1622,7 @@ class WholePlanTest(Case):
         status, length = rng.choice(ENDS), rng.randrange(3)
         oracle.ready.discard(key)
         oracle.state[key] = {"fatal": "failed"}.get(status.value, status.value)
-        plan.finish(instance, status, 0.0, stored=status.value == "success", length=length)
+        plan.finish(instance, status, 0.0, {"stored": True, "length": length})
         if status.value != "success":
             return
         oracle.lengths[instance.task_id] = length
@@ -6667,7 +6667,7 @@ class PlanGrowthTest(Case):
             started[i.task_id] = i
         plan.finish(started["bad"], liteflow._Status.FATAL, 0.0)
         self.assertEqual(plan.doomed, [started["wait"]])
-        plan.finish(started["wait"], liteflow._Status.RESCHEDULE, 0.0, wait=1.0)
+        plan.finish(started["wait"], liteflow._Status.RESCHEDULE, 0.0, {"wait": 1.0})
         self.assertEqual((started["wait"].state, plan.unfinished), ("failed", 0))
 
     def test_fail_fast_leaves_a_running_teardown_alone(self):
