@@ -41,7 +41,7 @@ How a run works, and who may do what:
 
 States of a task instance (None: not decided yet), and what may follow:
 
-    None -> queued | skipped | upstream_failed | removed | success (an EmptyOperator)
+    None -> queued | skipped | upstream_failed | removed
     queued -> running | what it was before (taken back: no worker had taken it)
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
@@ -329,7 +329,7 @@ _CALLBACK_OF = {
 _AGAIN = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
     None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
-    _S.QUEUED: {_S.RUNNING, _S.SUCCESS, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
+    _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.UP_FOR_RESCHEDULE: _AGAIN,
     _S.UP_FOR_RETRY: _AGAIN,
@@ -4906,50 +4906,37 @@ class _WorkerRun:
             os.chdir(self.info["cwd"])
 
     def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
-        """The task, from the DAG or, if it has `settings`, by the name of its function.
+        """The task of the DAG or, if it has `settings`, one like the scheduler's, made of the
+        function that has this name. Raises UnreachableTask."""
+        if task_id not in self._tasks:
+            task = self._built(task_id, function)
+            if task is None:
+                named = None if settings is None else _resolve(function)
+                if named is None or settings is None:
+                    raise UnreachableTask(task_id)
+                task = self._stand_in(task_id, named, *_load(settings))
+            self._tasks[task_id] = task
+        return self._tasks[task_id]
 
-        Raises UnreachableTask.
-        """
-        if task_id in self._tasks:
-            return self._tasks[task_id]
+    def _built(self, task_id: str, function: str) -> BaseOperator | None:
         task = self.dag.task_dict.get(task_id) if self.dag is not None else None
         # A DAG that the import built another way may mean another function by this task id.
-        if task is None or _function_name(task) != function:
-            named = _resolve(function) if settings is not None else None
-            if named is None:
-                raise UnreachableTask(task_id)
-            task = self._stand_in(task_id, named, settings)
-        self._tasks[task_id] = task
-        return task
+        return None if task is None or _function_name(task) != function else task
 
     def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
         """Which of the tasks can't be found here, and which only by their function's name."""
-        missing, named = [], []
-        for task_id, function, by_name in references:
-            try:
-                if self.find(task_id, function, b"" if by_name else None).dag is not self.dag:
-                    named.append(task_id)
-                    del self._tasks[task_id]  # found again, with its settings, by its first job
-            except UnreachableTask:
-                missing.append(task_id)
-        return missing, named
+        lost = [each for each in references if self._built(*each[:2]) is None]
+        named = {task_id for task_id, function, by in lost if by and _resolve(function)}
+        return [task_id for task_id, *_ in lost if task_id not in named], named
 
-    def _stand_in(self, task_id: str, function: Any, settings: bytes | None) -> BaseOperator:
-        """A task like the scheduler's, around a function found by its name."""
-        kind, own, upstream, downstream = _load(settings) if settings else (None, {}, [], [])
+    def _stand_in(self, task_id: str, function: Any, kind: Any, own: Any, *near: Any) -> Any:
         maker: Any = _FunctionOperator if kind is None else _decorated(kind)
         made_of: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), {})
-        # In a context of its own it joins no DAG that is being built.
-        new = contextvars.Context()
-        task: BaseOperator = new.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-        task.dag = self._shell
-        task._upstream, task._downstream = dict.fromkeys(upstream), dict.fromkeys(downstream)
+        outside = contextvars.Context()  # of any DAG
+        task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
+        task.dag = Dag(self.info["dag_id"])  # for one that no import builds
+        task._upstream, task._downstream = map(dict.fromkeys, near)
         return task
-
-    @functools.cached_property
-    def _shell(self) -> Dag:
-        """What stands in for a DAG that no import builds."""
-        return Dag(self.info["dag_id"])
 
 
 def _function_name(task: BaseOperator) -> str:
@@ -4965,9 +4952,6 @@ def _import(module: str, path: str | None) -> None:
         return  # multiprocessing has imported it, as __mp_main__
     import importlib.util
 
-    loaded = sys.modules.get(module)
-    if loaded is not None and _same_file(getattr(loaded, "__file__", None), path):
-        return
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # ValueError: a module without a spec is in the way
@@ -4992,11 +4976,9 @@ def _resolve(function: str) -> Callable[..., Any] | None:
 
     module, _, name = function.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-    except ImportError:
+        found: Any = operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
         return None
-    for part in name.split("."):
-        found = getattr(found, part, None)
     if isinstance(found, _TaskFunction):
         found = found.function
     return found if callable(found) else None
@@ -5070,21 +5052,19 @@ class _Execution:
         """The task's arguments, every result in them replaced by its value."""
         mapped: dict[str, Any] = {}
         for name, element in self.job.elements:
-            mapped |= self._named(name, element)
+            value = self.element(element)
+            if name is not None:
+                mapped[name] = value
+            elif isinstance(value, Mapping):
+                mapped |= value
+            else:
+                raise TypeError(f"expand_kwargs() takes dicts, found {_shown(value)}")
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
         if twice := mapped.keys() & kwargs.keys():
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
         return args, kwargs | mapped
-
-    def _named(self, name: str | None, element: tuple[Any, ...]) -> dict[str, Any]:
-        value = self.element(element)
-        if name is not None:
-            return {name: value}
-        if not isinstance(value, Mapping):
-            raise TypeError(f"expand_kwargs() takes dicts, found {_shown(value)}")
-        return dict(value)
 
     def element(self, plan: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, by the plain data that says where it is."""
