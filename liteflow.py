@@ -6060,9 +6060,7 @@ def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _call_elsewhere(
-    run: _WorkerRun, job: Sequence[Any], name: str, reason: str | None, of: Any
-) -> None:
+def _call_elsewhere(run: _WorkerRun, job: Any, name: str, reason: str | None, of: Any) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
@@ -6093,18 +6091,16 @@ def _serve(
         os._exit(70)
 
 
-_remote_runs: dict[str, _WorkerRun] = {}
+@functools.lru_cache(50)
+def _remote_run(info: bytes) -> _WorkerRun:
+    run = _WorkerRun(marshal.loads(info))
+    run.import_dag()
+    return run
 
 
-def _run_remotely(token: str, info: bytes, message: bytes) -> bytes:
+def _run_remotely(info: bytes, message: bytes) -> bytes:
     """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
-    run = _remote_runs.get(token)
-    if run is None:
-        run = _WorkerRun(marshal.loads(info))
-        run.import_dag()
-        _remote_runs[token] = run
-        while len(_remote_runs) > 50:
-            del _remote_runs[next(iter(_remote_runs))]
+    run = _remote_run(info)
     kind, *fields = marshal.loads(message)
     if kind == "find":
         return marshal.dumps(run.find_all(*fields))
@@ -7322,51 +7318,48 @@ class _ExecutorRunner(_Runner):
 
         super().__init__()
         self._executor: Executor = executor
-        self._token = ""
+        self._info = b""
         # Futures that ended, of callbacks too; an empty one only wakes it.
         self._done: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
-        self._info = b""
         self._futures: dict[_Attempt, Future[bytes]] = {}
         self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
         self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
     def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
-        self._token = os.urandom(8).hex()  # what workers know by another is another run's
-        self._info = marshal.dumps({**info, "db_path": None})
-        asked = self._submit("find", references)
-        asked.add_done_callback(lambda future: self.wake())
+        # What workers know by another token is another run's.
+        self._info = marshal.dumps({**info, "db_path": None, "token": os.urandom(8)})
+        asked = self._submit(None, "find", references)
         while not asked.done():
             self._check()
             self.wait(0.5)
         missing, named = marshal.loads(asked.result())
+        if missing and info["key"][0] == "__main__":
+            raise UnreachableTask(
+                f"task {missing[0]!r} can't be found by the executor's workers, where `__main__` "
+                "is another program: import the DAG from a module that they have"
+            )
         if missing:
-            if info["key"][0] == "__main__":
-                raise UnreachableTask(
-                    f"task {missing[0]!r} can't be found by the executor's workers, where "
-                    "`__main__` is another program: import the DAG from a module that they have"
-                )
             raise UnreachableTask(_unreachable(missing, info["key"][0]))
         return set(named)
 
-    def _submit(self, *message: Any) -> Future[bytes]:
-        return self._executor.submit(_run_remotely, self._token, self._info, marshal.dumps(message))
+    def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
+        future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))
+        future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
+        return future
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         self._given_up.append((attempt, None))
         try:
-            future = self._submit("run", *job)
+            self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
             why = f"the executor took no task: {_one_line(error)}"
             self._given_up.append((attempt, _Outcome("failed", why)))
-            return
-        self._futures[attempt] = future
-        future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
         import queue
 
         events, self._given_up = self._given_up, []
-        try:
+        with contextlib.suppress(queue.Empty):
             attempt, future = self._done.get(timeout=0 if events else timeout)
             while True:
                 self._calls.pop(future, None)
@@ -7378,8 +7371,7 @@ class _ExecutorRunner(_Runner):
                         outcome = _Outcome("failed", why)
                     events.append((attempt, outcome))
                 attempt, future = self._done.get_nowait()
-        except queue.Empty:
-            return events
+        return events
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         future = self._futures.pop(attempt, None)
@@ -7390,9 +7382,7 @@ class _ExecutorRunner(_Runner):
 
     def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
-            future = self._submit("call", *call)
-            self._calls[future] = time.monotonic() + _CALLBACK_LIMIT
-            future.add_done_callback(lambda ended: self._done.put((None, ended)))
+            self._calls[self._submit(None, "call", *call)] = time.monotonic() + _CALLBACK_LIMIT
         return True
 
     def is_calling(self) -> bool:
@@ -7407,7 +7397,7 @@ class _ExecutorRunner(_Runner):
         self._done.put((None, None))
 
     def close(self) -> None:
-        _remote_runs.pop(self._token, None)
+        _remote_run.cache_clear()  # in this process, where threads may have run it
 
 
 class _InProcessRunner(_ExecutorRunner):
