@@ -4908,14 +4908,21 @@ class _WorkerRun:
     def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
         """The task of the DAG or, if it has `settings`, one like the scheduler's, made of the
         function that has this name. Raises UnreachableTask."""
-        if task_id not in self._tasks:
-            task = self._built(task_id, function)
-            if task is None:
-                named = None if settings is None else _resolve(function)
-                if named is None or settings is None:
-                    raise UnreachableTask(task_id)
-                task = self._stand_in(task_id, named, *_load(settings))
-            self._tasks[task_id] = task
+        if task_id in self._tasks:
+            return self._tasks[task_id]
+        task: Any = self._built(task_id, function)
+        if task is None:
+            named = _resolve(function)
+            if named is None or settings is None:
+                raise UnreachableTask(task_id)
+            kind, own, *near = _load(settings)
+            maker: Any = _FunctionOperator if kind is None else _decorated(kind)
+            made_of: Any = _TaskFunction(named, _task_signature(named), {})
+            outside = contextvars.Context()  # of any DAG
+            task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
+            task.dag = Dag(self.info["dag_id"])  # for one that no import builds
+            task._upstream, task._downstream = map(dict.fromkeys, near)
+        self._tasks[task_id] = task
         return self._tasks[task_id]
 
     def _built(self, task_id: str, function: str) -> BaseOperator | None:
@@ -4928,15 +4935,6 @@ class _WorkerRun:
         lost = [each for each in references if self._built(*each[:2]) is None]
         named = {task_id for task_id, function, by in lost if by and _resolve(function)}
         return [task_id for task_id, *_ in lost if task_id not in named], named
-
-    def _stand_in(self, task_id: str, function: Any, kind: Any, own: Any, *near: Any) -> Any:
-        maker: Any = _FunctionOperator if kind is None else _decorated(kind)
-        made_of: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), {})
-        outside = contextvars.Context()  # of any DAG
-        task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-        task.dag = Dag(self.info["dag_id"])  # for one that no import builds
-        task._upstream, task._downstream = map(dict.fromkeys, near)
-        return task
 
 
 def _function_name(task: BaseOperator) -> str:
@@ -5133,8 +5131,8 @@ class _Execution:
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             raise AirflowException(
-                f"the values of {task_id!r}, which is not directly upstream, can't be had: this "
-                "worker is on a foreign executor, which brings only those of direct upstream tasks"
+                f"the values of {task_id!r} can't be had here: a foreign executor's workers get "
+                "only those of direct upstream tasks"
             )
         return _read(Path(path), select, row, task_id, *more, most=_ROW_LIMIT)
 
@@ -5305,10 +5303,9 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         status, error, job.exception = "skipped", _one_line(skip), skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.seconds}
-    except (AirflowFailException, AirflowSensorTimeout) as failure:
-        status, error, job.exception = "fatal", _traceback(failure), failure
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
-        status, error, job.exception = "failed", _traceback(failure), failure
+        fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
+        status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
     finally:
         _running.reset(token)
     xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
@@ -5405,9 +5402,8 @@ def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
     if job.task._flow != "branch":
         return {}
     chosen = [result] if isinstance(result, str) else result
-    if chosen is not None and not (
-        isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
-    ):
+    listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
+    if chosen is not None and not listed:
         raise AirflowException(
             f"a branch must return a task id, a list of them, or None, found {_shown(result)}"
         )
@@ -5419,23 +5415,21 @@ _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max
 
 def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     """The elements of a result that others expand over: each one's preview, and it pickled."""
-    taken = "and others expand over its result"
+    no_list = isinstance(result, (str, bytes, bytearray))
+    kind: type[AirflowException] = XComForMappingNotPushed
     if not job.task.do_xcom_push:
-        raise XComForMappingNotPushed(f"task {job.task_id!r} has do_xcom_push=False, {taken}")
-    if result is None:
-        raise XComForMappingNotPushed(f"task {job.task_id!r} returned None, {taken}")
-    if isinstance(result, (str, bytes, bytearray)) or not isinstance(result, (Sequence, Mapping)):
-        raise UnmappableXComTypePushed(
-            f"task {job.task_id!r} returned {_shown(result)}, {taken}: a list, tuple or dict is "
-            "needed"
-        )
-    if len(result) > _MAP_LIMIT:
-        raise UnmappableXComLengthPushed(
-            f"task {job.task_id!r} returned {len(result)} elements, {taken}: at most {_MAP_LIMIT} "
-            "are allowed"
-        )
-    elements = result.items() if isinstance(result, Mapping) else result
-    return [(_preview(x), _dump(x)) for x in elements]
+        found = "has do_xcom_push=False"
+    elif result is None:
+        found = "returned None"
+    elif no_list or not isinstance(result, (Sequence, Mapping)):
+        kind, found = UnmappableXComTypePushed, f"returned {_shown(result)}: no list, tuple or dict"
+    elif len(result) > _MAP_LIMIT:
+        found = f"returned {len(result)} elements: at most {_MAP_LIMIT} are allowed"
+        kind = UnmappableXComLengthPushed
+    else:
+        elements = result.items() if isinstance(result, Mapping) else result
+        return [(_preview(x), _dump(x)) for x in elements]
+    raise kind(f"others expand over the result of task {job.task_id!r}, which {found}")
 
 
 def _push(job: _Execution, key: str, value: Any, said: str) -> None:
@@ -5764,10 +5758,8 @@ class _Worker:
                 self.leaving = True  # once there was word of its last job
             else:
                 self.importing = kind == "join"
-                answer = getattr(self, f"_on_{kind}")(*fields)
+                getattr(self, f"_on_{kind}")(*fields)
                 self.importing = False
-                if answer is not None:
-                    self.control.send(answer)
             if self.leaving and not self.held:
                 self._leave()
             message = self.control.receive()
@@ -5837,7 +5829,7 @@ class _Worker:
         self.shared = mmap.mmap(descriptor, 2)
         os.close(descriptor)
 
-    def _on_join(self, info: dict[str, Any], references: Sequence[Any]) -> tuple[Any, ...]:
+    def _on_join(self, info: dict[str, Any], references: Sequence[Any]) -> None:
         """Serve a run: import its DAG, and find its tasks."""
         self.run = _WorkerRun(info)
         # After run()'s own entries, what the pool's initializer may have added.
@@ -5848,13 +5840,13 @@ class _Worker:
             found = self.run.find_all(references)
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
             why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
-            return ("joined", why, None, None)
+            return self.control.send(("joined", why, None, None))
         self._flush()
         if not logging.root.handlers:  # where nothing is set up, what people expect
             form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
             logging.basicConfig(level=logging.INFO, format=form)
         self._note_state()
-        return ("joined", None, self.run.edited, found)
+        self.control.send(("joined", None, self.run.edited, found))
 
     def _on_work(self, path: str, run_row: int, queue: bool) -> None:
         """The run is recorded: here is the log, and its queue of jobs."""
@@ -5869,7 +5861,7 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def _on_call(self, job: Sequence[Any] | None, name: Any, *why: Any) -> tuple[Any, ...]:
+    def _on_call(self, job: Sequence[Any] | None, name: Any, *why: Any) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
         last, self.last = self.last, None
@@ -5887,7 +5879,7 @@ class _Worker:
                 os.ftruncate(self.log_file, 0)
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
-        return ("called", spoilt, end)
+        self.control.send(("called", spoilt, end))
 
     def _leave(self) -> None:
         """The slot is wanted elsewhere, or the run is over."""
@@ -6041,9 +6033,7 @@ def _die_with_parent() -> None:
     import fcntl
     import multiprocessing
 
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    parent: Any = multiprocessing.parent_process()
     if not hasattr(fcntl, "F_SETSIG"):
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         return
@@ -6055,7 +6045,7 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _watch_parent(parent: multiprocessing.process.BaseProcess) -> None:
+def _watch_parent(parent: Any) -> None:
     parent.join()
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
