@@ -3776,7 +3776,6 @@ class _Attempt:
     ended: str | None = None
     pid: int | None = None
     error: str | None = None
-    number = 0  # of its job
     log_parts = 0  # a rescheduled sensor's log goes on where it was
     first_start: float | None = None  # of a sensor, whose time counts from its first poke
     pokes = 0
@@ -6194,49 +6193,47 @@ class _Runner:
 class _SlotLog:
     """The file that a slot's worker writes its output to, read in slices of one attempt each."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self.start = 0  # of the attempt's slice in the file
+        self.begin(0)
+
+    def begin(self, start: int) -> None:
+        """The next attempt's slice begins there."""
+        self.start = start
         self._read = 0  # bytes of the slice that are stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
         self._head = 0
-        self.parts = 0  # of the attempt's output that were taken
-
-    def begin(self, parts: int = 0) -> None:
-        """An attempt's slice begins at `start`; so many parts of its output were taken before."""
-        self._read = self._dropped = self._head = 0
-        self.parts = parts
 
     def size(self) -> int:
         """Of the file, in bytes."""
         return os.fstat(self._file).st_size
 
     def take(
-        self, final: bool, end: int | None = None, output: bytes | None = None
-    ) -> list[tuple[int, str]]:
-        """(part, text) of new output; whole lines, unless it is the end of the attempt, which is
-        at `end`, where the next one's begins, or at that of the file; all `output`, if known."""
-        if output is not None and not (self._read or self._dropped or self.parts):
-            self.parts = 1 if output else 0
-            return [(1, output.decode(errors="replace"))] if output else []
-        size = self.size() if end is None else end
+        self, attempt: _Attempt, end: int | None = None, output: bytes | None = None
+    ) -> list[tuple[_Attempt, int, str]]:
+        """(attempt, part, text) of new output: up to `end`, where the next slice begins, or, while
+        the attempt runs, whole lines; all its `output`, if known."""
+        size, data = self.size() if end is None else end, b""
         if size < self.start + self._read:  # the task truncated the file
             if size < self.start:
                 self.start = 0
             self._read = min(self._read, size - self.start)
-        parts, at = [], self.start + self._read
-        if (room := min(size - at, _LOG_HEAD - self._head)) > 0:
+        at = self.start + self._read
+        if output is not None and not (self._read or self._dropped):
+            data = output
+        elif (room := min(size - at, _LOG_HEAD - self._head)) > 0:
             data = os.pread(self._file, room, at)
-            if not final and room < _LOG_HEAD - self._head:
+            if end is None and room < _LOG_HEAD - self._head:
                 data = data[: data.rfind(b"\n") + 1]
-            self._read += len(data)
-            self._head += len(data)
-            if data:
-                self.parts += 1
-                parts.append((self.parts, data.decode(errors="replace")))
+        self._read += len(data)
+        self._head += len(data)
+        parts = []
+        if data:
+            attempt.log_parts += 1
+            parts.append((attempt, attempt.log_parts, data.decode(errors="replace")))
         if self._head >= _LOG_HEAD and size > self.start + self._read:
-            parts.append((_TAIL_PART, self._tail(size)))
+            parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts
 
     def _tail(self, size: int) -> str:
@@ -6254,7 +6251,7 @@ class _SlotLog:
         """Let the file go; where its worker is gone, it is of no use."""
         os.close(self._file)
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            os.unlink(self.path)
 
 
 class _Slot:
@@ -6365,8 +6362,7 @@ class _Slot:
     def signal_group(self, number: int, session: bool = True) -> None:
         """Signal the worker and its children (it leads their group, once it has started); also
         those of its `session` that have left the group, which takes a look at all processes."""
-        log = None if self.log is None else os.path.realpath(self.log.path)
-        for pid in _others_in_session(self.pid, log) if session else ():
+        for pid in self._strays() if session else ():
             with contextlib.suppress(OSError):
                 os.kill(pid, number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -6374,6 +6370,17 @@ class _Slot:
             return
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self.process.kill() if number == signal.SIGKILL else self.process.terminate()
+
+    def _strays(self) -> Iterator[int]:
+        """Processes of the worker's session that have left its group (`timeout` and shells do
+        that), and those that hold its output."""
+        log = None if self.log is None else os.path.realpath(self.log.path)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                inside = int(fields[3]) == self.pid and int(fields[2]) != self.pid
+                if inside or log in [os.path.realpath(path / "fd" / n) for n in "12"]:
+                    yield int(path.name)
 
     def ask_to_end(self, reason: str) -> None:
         """TERM to the group now, KILL after the grace."""
@@ -6435,21 +6442,6 @@ class _Slot:
             with contextlib.suppress(OSError):
                 if descriptor != self.process.sentinel:
                     os.close(descriptor)
-
-
-def _others_in_session(leader: int, log: str | None) -> list[int]:
-    """Processes of the worker's session that have left its group (`timeout` and shells do that),
-    and those that hold its output."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(name)
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                inside = int(fields[3]) == leader and int(fields[2]) != leader
-                if inside or log in [os.path.realpath(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)]:
-                    found.append(pid)
-    return found
 
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
@@ -6803,11 +6795,11 @@ class _SlotRunner(_Runner):
         if slot.state != "joined" or self._folder is None:
             return
         try:
-            slot.log = _SlotLog(self._folder / f"log-{slot.pid}")
+            slot.log = _SlotLog(f"{self._folder}/log-{slot.pid}")
         except OSError as error:
             raise DatabaseError(f"{self._folder} can't be used: {error}") from None
         queue = self._theirs.fileno() if _PULLS else None
-        slot.send("work", str(slot.log.path), self._run_row, _PULLS, file=queue)
+        slot.send("work", slot.log.path, self._run_row, _PULLS, file=queue)
         slot.state, slot.lent = "serving", time.monotonic()
 
     # Slots that come and go.
@@ -7050,8 +7042,8 @@ class _SlotRunner(_Runner):
 
     def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
         if slot.attempt is not None:
-            self._take_output(slot, end)
-        slot.log.start = 0 if end > _LOG_LIMIT else end
+            self._last_output += slot.log.take(slot.attempt, end)
+        slot.log.begin(0 if end > _LOG_LIMIT else end)
         slot.attempt, slot.deadline = None, None
         slot.state = "leaving" if slot.spoilt == "" else "serving"
         slot.spoilt = slot.spoilt or spoilt
@@ -7066,7 +7058,6 @@ class _SlotRunner(_Runner):
         attempt.pid = slot.pid
         slot.timeout = job.timeout
         slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        slot.log.begin(attempt.log_parts)
         self._begun[attempt] = time.monotonic() + _SOON
         if attempt in self._ending:
             reason, now = self._ending.pop(attempt)
@@ -7092,28 +7083,18 @@ class _SlotRunner(_Runner):
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
             outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
-        self._take_output(slot, outcome.log_end, outcome.output)
-        slot.log.start = outcome.log_end
+        self._last_output += slot.log.take(attempt, outcome.log_end, outcome.output)
+        slot.log.begin(outcome.log_end)
         self._events.append((attempt, outcome))
         slot.attempt = slot.deadline = slot.reason = None
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
-            slot.log.begin(attempt.log_parts)
             if not attempt.instance.node.holds or outcome.status == "reschedule":
                 self._calling(slot, None, None, None)
         elif slot.spoilt == "":
             slot.state = "leaving"
         if took:
             self._on_took(slot, took)
-
-    def _take_output(
-        self, slot: _Slot, end: int | None = None, output: bytes | None = None, final: bool = True
-    ) -> None:
-        """What an attempt has printed until now, which is its last if `final`."""
-        assert slot.attempt is not None
-        parts = slot.log.take(final, end, output)
-        self._last_output += [(slot.attempt, *part) for part in parts]
-        slot.attempt.log_parts = slot.log.parts
 
     # Callbacks.
 
@@ -7130,7 +7111,6 @@ class _SlotRunner(_Runner):
             return False
         slot = next(slot for slot in self._slots if slot.is_idle)
         slot.attempt = attempt
-        slot.log.begin(attempt.log_parts)
         self._calling(slot, *call)
         return True
 
@@ -7176,7 +7156,7 @@ class _SlotRunner(_Runner):
                     getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
         if attempt is not None:
-            self._take_output(slot)
+            self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
         if attempt is not None and not calls:
             told = slot.reason is not None or slot.exitcode == -signal.SIGTERM
@@ -7246,7 +7226,7 @@ class _SlotRunner(_Runner):
         # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
         for slot in () if least is None or self._out else self._slots:
             if slot.attempt is not None and slot.log.size() >= least:
-                self._take_output(slot, final=False)
+                self._last_output += slot.log.take(slot.attempt)
         fresh, self._last_output = self._last_output, []
         return fresh
 

@@ -2273,9 +2273,8 @@ class WorkerTest(Case):
 
     def test_a_log_file_is_cut_before_it_fills_the_disk(self):
         path = self.folder / "log"
-        log = liteflow._SlotLog(path)
+        log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
         self.addCleanup(log.close)
-        log.begin()
         before = liteflow._LOG_FILE_LIMIT
         liteflow._LOG_FILE_LIMIT = 2_000_000
         self.addCleanup(setattr, liteflow, "_LOG_FILE_LIMIT", before)
@@ -2283,10 +2282,10 @@ class WorkerTest(Case):
         with open(path, "ab", buffering=0) as file:
             for i in range(5):
                 file.write(b"%d" % i + b"." * 1_000_000 + b"\n")
-                parts.update(log.take(final=False))
+                parts.update({part: text for _, part, text in log.take(attempt)})
                 self.assertLess(path.stat().st_size, 3_100_000)
             file.write(b"the end\n")
-        parts.update(log.take(final=True))
+        parts.update({part: text for _, part, text in log.take(attempt, log.size())})
         text = "".join(parts[key] for key in sorted(parts))
         self.assertTrue(text.startswith("0..."))
         self.assertTrue(text.endswith("the end\n"))
