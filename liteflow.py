@@ -6300,12 +6300,11 @@ class _Slot:
         self.pidfd: int | None = None
         _live_slots.add(self)
 
-        def remember(*args: Any, **kwargs: Any) -> Any:
-            kwargs["name"] = f"{_WORKER_MARK}{os.urandom(4).hex()}"
-            made.append(context.Process(*args, **kwargs))
-            return made[0]
+        def remember(*args: Any, **options: Any) -> Any:
+            name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
+            self.process = context.Process(*args, name=name, **options)
+            return self.process
 
-        made: list[Any] = []
         remembering = copy(context)
         remembering.Process = remember
         self._executor = ProcessPoolExecutor(
@@ -6313,16 +6312,14 @@ class _Slot:
         )
         try:
             with _allowed_to_start(context):
-                served = self._executor.submit(os.getpid)  # it serves first, and to its end
+                self._executor.submit(os.getpid)  # it serves first, and to its end
         except BaseException:  # whatever it is: cleaned up after, and raised again
             self.dismiss()
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
-        served.add_done_callback(lambda future: future.exception())
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
-        self.process = made[0]
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             self.pidfd = os.pidfd_open(self.pid)
@@ -6396,9 +6393,13 @@ class _Slot:
 
         return bool(wait([self.end], timeout))
 
-    def bury(self, session: bool = True) -> None:
-        """Kill what is left of the group, and free all that the slot holds."""
-        self.signal_group(signal.SIGKILL, session)
+    def bury(self, grace: float = 0.0) -> None:
+        """Kill what is left of the group, and free all that the slot holds; an idle worker has
+        `grace` seconds to end in order."""
+        if grace:
+            self.dismiss()
+        # It has been looked at after its last task: that has left nothing behind.
+        self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         self.dismiss()
         if self._executor_thread is not None:
             self._executor_thread.join()
@@ -6409,39 +6410,12 @@ class _Slot:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
-        self.close_log()
-
-    def close_log(self) -> None:
-        """Its output is another run's from here, or nobody's."""
-        if self.log is not None:
-            self.log.close()
-            self.log = None
 
     def dismiss(self) -> None:
-        """Tell an idle worker that there is no more to do; `close` waits for its end."""
+        """Tell an idle worker that there is no more to do; `bury` waits for its end."""
         self.state = "dead"
         self.wire.close()
         self._executor.shutdown(wait=False)
-
-    def close(self) -> None:
-        """End an idle worker in order, and whatever it left by force."""
-        self.dismiss()
-        # An idle one has been looked at after its last task: that has left nothing behind.
-        self.bury(session=not self.has_ended(timeout=2.0))
-
-    def close_in_child(self) -> None:
-        """In a process that the host forked: let go of what tells the worker that we live."""
-        self.state, self.bytes = "dead", bytearray(2)
-        self.wire.close()
-        # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
-        from multiprocessing import process
-
-        getattr(process, "_children", set()).discard(self.process)
-        finalizer = getattr(getattr(self.process, "_popen", None), "finalizer", None)
-        for descriptor in getattr(finalizer, "_args", None) or ():
-            with contextlib.suppress(OSError):
-                if descriptor != self.process.sentinel:
-                    os.close(descriptor)
 
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
@@ -6467,8 +6441,19 @@ def _set_up_slots() -> None:
 
 
 def _let_go_of_slots() -> None:
+    """In a process that the host forked: let go of what tells the workers that we live."""
+    from multiprocessing import process
+
     for slot in list(_live_slots):
-        slot.close_in_child()
+        slot.state, slot.bytes = "dead", bytearray(2)
+        slot.wire.close()
+        # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
+        getattr(process, "_children", set()).discard(slot.process)
+        finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
+        for descriptor in getattr(finalizer, "_args", None) or ():
+            with contextlib.suppress(OSError):
+                if descriptor != slot.process.sentinel:
+                    os.close(descriptor)
     _live_slots.clear()
     for pool in list(_open_pools):
         pool._empty()
@@ -6590,7 +6575,7 @@ class WorkerPool:
         for slot in idle:  # their workers end side by side
             slot.dismiss()
         for slot in idle:
-            slot.close()
+            slot.bury(grace=2.0)
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
         """A slot for the runner, or None: then it stands in line, and whoever can spare one has
@@ -6669,7 +6654,7 @@ class WorkerPool:
                 self._count -= 1
             self._wake_next()
         if not keep and slot.state != "dead":
-            slot.close()
+            slot.bury(grace=2.0)
 
     def _leave(self, runner: _SlotRunner) -> None:
         self._leave_line(runner)
@@ -6842,10 +6827,12 @@ class _SlotRunner(_Runner):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
         if free:
-            slot.close_log()
             slot.state, slot.spoilt, slot.deadline = "free", None, None
         else:
             slot.bury()
+        if slot.log is not None:  # its output is another run's from here, or nobody's
+            slot.log.close()
+            slot.log = None
         self._pool._give_back(slot, self)
 
     def _hand_over(self, now: float) -> None:
