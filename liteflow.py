@@ -5860,7 +5860,7 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def _on_call(self, job: Sequence[Any] | None, name: Any, *why: Any) -> None:
+    def _on_call(self, job: Sequence[Any] | None = None, name: Any = None, *why: Any) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
         last, self.last = self.last, None
@@ -5868,7 +5868,7 @@ class _Worker:
             self.run.restore()
             _call_elsewhere(self.run, job, name, *why)
         elif name is not None and last is not None:
-            _call_back_at_end(last, name, *why)
+            _call_back_at_end(last, name, why[0])
         self._flush()
         self.held = self.terminated = False
         end = self.log_start = self._log_size()
@@ -6049,7 +6049,7 @@ def _watch_parent(parent: Any) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _call_elsewhere(run: _WorkerRun, job: Any, name: str, reason: str | None, of: Any) -> None:
+def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: str | None, of: Any) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
@@ -6111,7 +6111,9 @@ _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the exec
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
-_Reference = tuple[str, str, bool]  # to a task: its id, its function, whether that is enough
+# To tasks: the id, the function, whether that is enough to find it.
+_References = list[tuple[str, str, bool]]
+_Check = Callable[[], None]
 
 
 class _Runner:
@@ -6126,15 +6128,11 @@ class _Runner:
     def __init__(self) -> None:
         self.notes: list[str] = []  # what people should be told at the end
 
-    def launch(self, check: Callable[[], None]) -> None:
-        """Begin to start what workers are started by, without waiting for it. `check`, which may
-        raise, is to be called where it waits later."""
-        self._check = check
-
-    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
+    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
 
-        Begins to start workers for so many jobs. Raises UnreachableTask for what can't be found.
+        Begins to start workers for so many jobs; calls `check`, which may raise, while it waits.
+        Raises UnreachableTask for what can't be found.
         """
         return set()
 
@@ -6169,14 +6167,9 @@ class _Runner:
         file has at least so many bytes."""
         return []
 
-    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        """The outcome is committed: let the worker that still holds the attempt run the callbacks
-        of this name, if any. False if there is none that does."""
-        return name is None
-
-    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
-        """Run callbacks where no attempt of theirs is held: (job, name, reason, of). False if no
-        worker is free for it now."""
+    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
+        """The outcome is committed: let the worker that still holds the attempt run what is due,
+        if anything; or, if its `job` is given, one that is free. False if there is none."""
         return True
 
     def is_calling(self) -> bool:
@@ -6696,7 +6689,14 @@ class _SlotRunner(_Runner):
         self.thread = threading.current_thread()
         self._pool = pool
         self._own_pool = own_pool
-        self._interactive = interactive
+        asked = pool._asked
+        try:  # to start what starts workers, without waiting for it
+            self._context = _start_context("fork" if interactive and asked is None else asked)
+        except ValueError:  # it has no fork
+            raise UnreachableTask(
+                "tasks defined in a notebook, at a prompt or on standard input can't be imported "
+                "by a worker process on this system: put the DAG in a file, or use dag.test()"
+            ) from None
         self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
         self._slots: list[_Slot] = []
         self._wanted = 1  # slots that there are jobs for
@@ -6732,21 +6732,10 @@ class _SlotRunner(_Runner):
 
     # Its beginning.
 
-    def launch(self, check: Callable[[], None]) -> None:
-        super().launch(check)
-        asked = self._pool._asked
-        try:
-            self._context = _start_context("fork" if self._interactive and asked is None else asked)
-        except ValueError:  # it has no fork
-            raise UnreachableTask(
-                "tasks defined in a notebook, at a prompt or on standard input can't be imported "
-                "by a worker process on this system: put the DAG in a file, or use dag.test()"
-            ) from None
-
-    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
+    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
             self.wait(0.5)
-        self._info, self._references = info, references
+        self._info, self._tasks = info, tasks
         for slot in self._slots:
             self._join(slot)
         # Side by side, as each has to import the DAG's module.
@@ -6756,7 +6745,7 @@ class _SlotRunner(_Runner):
         while self._found is None:
             if not self._slots and self._lend():  # one that was warm may be gone
                 continue
-            self._check()
+            check()
             self.wait(0.5)
         missing, named = self._found
         if missing:
@@ -6767,7 +6756,7 @@ class _SlotRunner(_Runner):
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
         slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
         slot.wire.folder = None  # it was that of an earlier run
-        slot.send("join", self._info, self._references if self._found is None else ())
+        slot.send("join", self._info, self._tasks if self._found is None else ())
 
     def open_logs(self, folder: Path, run_row: int) -> None:
         self._folder, self._run_row = folder, run_row
@@ -7077,7 +7066,7 @@ class _SlotRunner(_Runner):
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._calling(slot, None, None, None)
+                self._calling(slot)
         elif slot.spoilt == "":
             slot.state = "leaving"
         if took:
@@ -7085,21 +7074,17 @@ class _SlotRunner(_Runner):
 
     # Callbacks.
 
-    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        for slot in self._slots:
-            if slot.attempt is attempt and slot.state == "held":
-                self._calling(slot, None, name, reason)
-                return True
-        return False
-
-    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
-        if not self.is_free():
+    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
+        if job is not None and not self.is_free():
             self.room(1)
             return False
-        slot = next(slot for slot in self._slots if slot.is_idle)
-        slot.attempt = attempt
-        self._calling(slot, *call)
-        return True
+        for slot in self._slots:
+            holds = slot.state == "held" and slot.attempt is due.attempt
+            if holds if job is None else slot.is_idle:
+                slot.attempt = due.attempt
+                self._calling(slot, job, due.name, due.reason, due.of)
+                return True
+        return False
 
     def _calling(self, slot: _Slot, *call: Any) -> None:
         slot.state = "calling"
@@ -7282,12 +7267,12 @@ class _ExecutorRunner(_Runner):
         self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
         self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
-    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
+    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         # What workers know by another token is another run's.
         self._info = marshal.dumps({**info, "db_path": None, "token": os.urandom(8)})
-        asked = self._submit(None, "find", references)
+        asked = self._submit(None, "find", tasks)
         while not asked.done():
-            self._check()
+            check()
             self.wait(0.5)
         missing, named = marshal.loads(asked.result())
         if missing and info["key"][0] == "__main__":
@@ -7337,9 +7322,12 @@ class _ExecutorRunner(_Runner):
             self._given_up.append((attempt, _Outcome("failed", reason, terminated=True)))
             self.wake()
 
-    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
+    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
+        if job is None:
+            return False
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
-            self._calls[self._submit(None, "call", *call)] = time.monotonic() + _CALLBACK_LIMIT
+            asked = self._submit(None, "call", job, due.name, due.reason, due.of)
+            self._calls[asked] = time.monotonic() + _CALLBACK_LIMIT
         return True
 
     def is_calling(self) -> bool:
@@ -7368,7 +7356,7 @@ class _InProcessRunner(_ExecutorRunner):
         self._run: Any = None  # a _WorkerRun, once it began
         self._held: dict[_Attempt, _Execution] = {}  # the last one, for its callbacks
 
-    def begin(self, info: dict[str, Any], references: list[_Reference], jobs: int) -> set[str]:
+    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         self._run = _WorkerRun(info, self._dag)
         return set()
 
@@ -7411,15 +7399,13 @@ class _InProcessRunner(_ExecutorRunner):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
-    def call_back(self, attempt: _Attempt, name: str | None, reason: str | None) -> bool:
-        execution = self._held.get(attempt)
-        if execution is not None and name is not None:
-            _call_back_at_end(execution, name, reason)
-        return execution is not None or name is None
-
-    def start_call(self, attempt: _Attempt, call: tuple[Any, ...]) -> bool:
-        _call_elsewhere(self._run, *call)
-        return True
+    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
+        execution = self._held.get(due.attempt)
+        if job is not None:
+            _call_elsewhere(self._run, job, due.name, due.reason, due.of)
+        elif execution is not None and due.name is not None:
+            _call_back_at_end(execution, due.name, due.reason)
+        return job is not None or execution is not None
 
 
 # --- Run: owners and signals ----------------------------------------------------------------------
@@ -7670,7 +7656,7 @@ class _Start:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
         jobs = min(roots, dag.max_active_tasks)
-        by_name = self.runner.begin(info, functions, jobs)
+        by_name = self.runner.begin(info, functions, jobs, self._check)
         for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
             job = (calls[task_id], function, known.setdefault(settings, settings))
@@ -8003,8 +7989,6 @@ class _Run(_Start):
         """Run it to its end. Raises what Dag.run does."""
         try:
             with contextlib.closing(self.runner), self._noting_signals():
-                if self.dag.task_dict:
-                    self.runner.launch(self._check)
                 while True:
                     with contextlib.suppress(_LookAgain):
                         found = self._execute()
@@ -8185,8 +8169,8 @@ class _Run(_Start):
     def _choose(self, ready: int) -> None:
         """Start what may start, as far as there is room for it; callbacks come first."""
         while self._callbacks and not self._callbacks[0].held:
-            attempt, name, reason, _, of = self._callbacks[0]
-            if not self.runner.start_call(attempt, (tuple(self._job(attempt)), name, reason, of)):
+            due = self._callbacks[0]
+            if not self.runner.call_back(due, tuple(self._job(due.attempt))):
                 return
             self._callbacks.popleft()
         room = self.runner.room(ready)
@@ -8274,7 +8258,7 @@ class _Run(_Start):
         self._batch = _Batch()
         due, self._callbacks = self._callbacks, collections.deque()
         for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
-            handed = call.held and self.runner.call_back(call.attempt, call.name, call.reason)
+            handed = call.held and self.runner.call_back(call)
             if not handed and call.name is not None:
                 self._callbacks.append(call._replace(held=False))
         return True
