@@ -6049,7 +6049,7 @@ def _watch_parent(parent: Any) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: str | None, of: Any) -> None:
+def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: Any, of: Any) -> None:
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
@@ -6548,7 +6548,7 @@ class WorkerPool:
         self._idle: list[_Slot] = []
         self._count = 0
         self._most: int | None = None  # workers, as far as the limit of open files allows
-        self._runners: list[_SlotRunner] = []
+        self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
 
     def __enter__(self) -> WorkerPool:
@@ -6649,11 +6649,6 @@ class WorkerPool:
         if not keep and slot.state != "dead":
             slot.bury(grace=2.0)
 
-    def _leave(self, runner: _SlotRunner) -> None:
-        self._leave_line(runner)
-        with self._lock, contextlib.suppress(ValueError):  # a fork has emptied it
-            self._runners.remove(runner)
-
 
 _open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
@@ -6707,8 +6702,6 @@ class _SlotRunner(_Runner):
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._info: dict[str, Any] = {}
-        self._folder: Path | None = None
-        self._run_row = 0
         # The queue: what is not in it yet, and what is and nobody told to have taken.
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
         self._ours.socket.setblocking(False)
@@ -6721,14 +6714,14 @@ class _SlotRunner(_Runner):
         self._unclear: list[_Slot] = []  # ... unless one of these did
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
         self._poll = select.poll()
-        self._watched: dict[int, tuple[_Slot, bool]] = {}
+        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its end
         self._wake_reader, self._wake_writer = os.pipe()
         for end in (self._wake_reader, self._wake_writer):
             os.set_blocking(end, False)
         self._poll.register(self._wake_reader, select.POLLIN)
         self._cpus = _cpus()
         with pool._lock:
-            pool._runners.append(self)
+            pool._runners.add(self)
 
     # Its beginning.
 
@@ -6759,21 +6752,21 @@ class _SlotRunner(_Runner):
         slot.send("join", self._info, self._tasks if self._found is None else ())
 
     def open_logs(self, folder: Path, run_row: int) -> None:
-        self._folder, self._run_row = folder, run_row
-        self._ours.folder = str(folder)
+        self._info["run_row"], self._ours.folder = run_row, str(folder)
         for slot in self._slots:
             self._let_work(slot)
 
     def _let_work(self, slot: _Slot) -> None:
         """Once the run is recorded: the slot's log, and the queue."""
-        if slot.state != "joined" or self._folder is None:
+        folder = self._ours.folder
+        if slot.state != "joined" or folder is None:
             return
         try:
-            slot.log = _SlotLog(f"{self._folder}/log-{slot.pid}")
+            slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
         except OSError as error:
-            raise DatabaseError(f"{self._folder} can't be used: {error}") from None
+            raise DatabaseError(f"{folder} can't be used: {error}") from None
         queue = self._theirs.fileno() if _PULLS else None
-        slot.send("work", slot.log.path, self._run_row, _PULLS, file=queue)
+        slot.send("work", slot.log.path, self._info["run_row"], _PULLS, file=queue)
         slot.state, slot.lent = "serving", time.monotonic()
 
     # Slots that come and go.
@@ -6803,8 +6796,8 @@ class _SlotRunner(_Runner):
             return False
         slot.lent = time.monotonic()
         self._slots.append(slot)
-        for descriptor, at_end in ((slot.wire.fileno(), False), (slot.end, True)):
-            self._watched[descriptor] = (slot, at_end)
+        for descriptor in (slot.wire.fileno(), slot.end):
+            self._watched[descriptor] = slot
             self._poll.register(descriptor, select.POLLIN)
         self._join(slot)
         return True
@@ -6871,8 +6864,7 @@ class _SlotRunner(_Runner):
         while self._unsent:
             attempt, job = self._unsent[0]
             try:
-                if not self._send(job):
-                    return
+                self._send(job)
             except (BlockingIOError, ConnectionError):
                 return  # it is full; or its worker is dead, which is noticed elsewhere
             except OSError as error:
@@ -6883,17 +6875,17 @@ class _SlotRunner(_Runner):
             self._out[job.number] = self._unsent.popleft()
             self._heard = time.monotonic()
 
-    def _send(self, job: _Job) -> bool:
+    def _send(self, job: _Job) -> None:
         if _PULLS:
             self._ours.send(tuple(job))
-            return True
+            return
         for slot in self._slots:
             if slot.is_idle and not slot.bytes[_TAKING]:
                 slot.wire.folder = self._ours.folder
                 slot.wire.send(("job", *job))
                 slot.bytes[_TAKING] = 1  # as a worker that pulls does itself
-                return True
-        return False
+                return
+        raise BlockingIOError
 
     def _recall(self) -> list[tuple[_Attempt, _Job]]:
         """Take back what lies in the queue: what is received here can never start."""
@@ -6922,7 +6914,7 @@ class _SlotRunner(_Runner):
             self._hand_over(time.monotonic())
         self._flush()
         if not self._events:
-            self._look(self._until_deadline(timeout))
+            self._look(timeout)
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline is not None and slot.deadline <= now:
@@ -6934,22 +6926,19 @@ class _SlotRunner(_Runner):
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
         self._flush()
-        return self._news(now)
-
-    def _news(self, now: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        """What has begun, and what has ended, since the last time."""
-        for attempt, _ in self._events:
+        ended, self._events = self._events, []
+        for attempt, _ in ended:
             self._begun.pop(attempt, None)
         begun = [attempt for attempt, due in self._begun.items() if due <= now]
         for attempt in begun:
             del self._begun[attempt]
-        ended, self._events = self._events, []
         return [*((attempt, None) for attempt in begun), *ended]
 
-    def _until_deadline(self, timeout: float | None) -> float | None:
+    def _look(self, timeout: float | None) -> None:
+        """Sleep until somebody says something, or something is due; hear it."""
         times = [slot.deadline for slot in self._slots if slot.deadline is not None]
-        now = time.monotonic()
         times += self._begun.values()
+        now = time.monotonic()
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
@@ -6958,21 +6947,17 @@ class _SlotRunner(_Runner):
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         if timeout is not None:
             times.append(now + timeout)
-        return max(0.0, min(times) - now) if times else None
-
-    def _look(self, timeout: float | None) -> None:
         busy = sum(slot.attempt is not None for slot in self._slots)
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
         if self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus:
             _linger(lambda: self._poll.poll(0))
         ended = []
-        milliseconds = None if timeout is None else math.ceil(timeout * 1000)
+        milliseconds = max(0.0, min(times) - now) * 1000 if times else None
         for descriptor, _ in self._poll.poll(milliseconds):
+            slot = self._watched.get(descriptor)
             if descriptor == self._wake_reader:
-                os.read(self._wake_reader, 1000)
-                continue
-            slot, at_end = self._watched.get(descriptor, (None, False))
-            if at_end and slot is not None:
+                os.read(descriptor, 1000)
+            elif slot is not None and descriptor == slot.end:
                 ended.append(slot)
             elif slot is not None:
                 self._hear(slot)
@@ -7025,8 +7010,6 @@ class _SlotRunner(_Runner):
         slot.spoilt = slot.spoilt or spoilt
 
     def _on_took(self, slot: _Slot, number: int) -> None:
-        if number not in self._out:
-            raise AssertionError(f"job {number} was taken, and not sent [a bug in liteflow]")
         attempt, job = self._out.pop(number)
         if not _PULLS:
             slot.bytes[_TAKING] = 0
@@ -7186,10 +7169,10 @@ class _SlotRunner(_Runner):
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
         if slot in self._slots:
-            slot.spoilt, slot.served = why, True
+            slot.spoilt = why
             self._lose(slot)
         self._failed_starts += 1
-        if self._folder is None or self._failed_starts >= 3 or not self._slots:
+        if self._ours.folder is None or self._failed_starts >= 3 or not self._slots:
             raise UnreachableTask(why)
 
     # Output, and its own end.
@@ -7214,7 +7197,9 @@ class _SlotRunner(_Runner):
             self._let_go(slot, free)
         if self._own_pool:
             self._pool.shutdown()
-        self._pool._leave(self)
+        self._pool._leave_line(self)
+        with self._pool._lock:
+            self._pool._runners.discard(self)
         self._ours.close()
         self._theirs.close()
         os.close(self._wake_reader)
