@@ -6193,10 +6193,9 @@ class _SlotLog:
 
     def begin(self, start: int) -> None:
         """The next attempt's slice begins there."""
-        self.start = start
-        self._read = 0  # bytes of the slice that are stored, or passed over
+        self.start = self._at = start  # what is before `_at` is stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file
-        self._head = 0
+        self._head = 0  # bytes that are stored
 
     def size(self) -> int:
         """Of the file, in bytes."""
@@ -6208,36 +6207,34 @@ class _SlotLog:
         """(attempt, part, text) of new output: up to `end`, where the next slice begins, or, while
         the attempt runs, whole lines; all its `output`, if known."""
         size, data = self.size() if end is None else end, b""
-        if size < self.start + self._read:  # the task truncated the file
-            if size < self.start:
-                self.start = 0
-            self._read = min(self._read, size - self.start)
-        at = self.start + self._read
-        if output is not None and not (self._read or self._dropped):
+        if size < self._at:  # the task truncated the file
+            self._at = size if size >= self.start else 0
+            self.start = min(self.start, self._at)
+        if output is not None and not self._head:
             data = output
-        elif (room := min(size - at, _LOG_HEAD - self._head)) > 0:
-            data = os.pread(self._file, room, at)
+        elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
+            data = os.pread(self._file, room, self._at)
             if end is None and room < _LOG_HEAD - self._head:
                 data = data[: data.rfind(b"\n") + 1]
-        self._read += len(data)
+        self._at += len(data)
         self._head += len(data)
         parts = []
         if data:
             attempt.log_parts += 1
             parts.append((attempt, attempt.log_parts, data.decode(errors="replace")))
-        if self._head >= _LOG_HEAD and size > self.start + self._read:
+        if self._head >= _LOG_HEAD and size > self._at:
             parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts
 
     def _tail(self, size: int) -> str:
-        at = max(self.start + self._read, size - _LOG_TAIL)
-        cut = at - self.start - self._read + self._dropped
+        at = max(self._at, size - _LOG_TAIL)
+        cut = at - self._at + self._dropped
         text = os.pread(self._file, size - at, at).decode(errors="replace")
         if size - self.start > _LOG_FILE_LIMIT:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
-            self._dropped += size - self.start - self._read
-            self.start = self._read = 0
+            self._dropped += size - self._at
+            self.start = self._at = 0
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:
@@ -6271,27 +6268,24 @@ class _Slot:
         self.deaf = False  # it looks idle, and left a job lying
         self.stuck: float | None = None  # since when it has been about to take a job
         self.process: Any = None
+        self.pidfd: int | None = None
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
-        if not _PULLS:
-            self._start(pool, context)
-            return
-        import mmap
-
-        with open(os.memfd_create("liteflow"), "r+b") as file:
-            file.truncate(2)
-            self.bytes = mmap.mmap(file.fileno(), 2)
-            self._start(pool, context)
-            self.send("share", file=file.fileno())
+        self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
+        import mmap
         from concurrent.futures import ProcessPoolExecutor
         from copy import copy
 
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(not self.wire._whole)
-        self.pidfd: int | None = None
         _live_slots.add(self)
+        if _PULLS:
+            with open(os.memfd_create("liteflow"), "r+b") as file:
+                file.truncate(2)
+                self.bytes = mmap.mmap(file.fileno(), 2)
+                self.send("share", file=file.fileno())
 
         def remember(*args: Any, **options: Any) -> Any:
             name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
@@ -6448,9 +6442,8 @@ def _let_go_of_slots() -> None:
                 if descriptor != slot.process.sentinel:
                     os.close(descriptor)
     _live_slots.clear()
-    for pool in list(_open_pools):
+    for pool in list(_pools):
         pool._empty()
-    _open_pools.clear()
 
 
 @contextlib.contextmanager
@@ -6463,13 +6456,11 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     import multiprocessing
     import warnings
 
+    quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
     daemon = config.pop("daemon", None)
     try:
-        with contextlib.ExitStack() as stack:
-            if context.get_start_method() == "fork":
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore", DeprecationWarning)
+        with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
             yield
     finally:
         if daemon is not None:
@@ -6544,6 +6535,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
+        _pools.add(self)
         self._lock = threading.Lock()
         self._idle: list[_Slot] = []
         self._count = 0
@@ -6564,7 +6556,6 @@ class WorkerPool:
             idle, self._idle = self._idle, []
             for runner in self._runners:
                 runner.wake()
-        _open_pools.discard(self)
         for slot in idle:  # their workers end side by side
             slot.dismiss()
         for slot in idle:
@@ -6597,7 +6588,6 @@ class WorkerPool:
             self._wake_next()
             if found is not None:
                 return found
-            _open_pools.add(self)
         try:
             _set_up_slots()
             return _Slot(self, context)
@@ -6650,12 +6640,12 @@ class WorkerPool:
             slot.bury(grace=2.0)
 
 
-_open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
 def _close_pools() -> None:
     """At the interpreter's end, which waits for threads that are no daemons, and their runs."""
-    for pool in list(_open_pools):
+    for pool in list(_pools):
         for runner in list(pool._runners):
             if not runner.thread.daemon and runner.thread is not threading.main_thread():
                 runner.thread.join()
