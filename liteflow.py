@@ -8000,46 +8000,37 @@ class _Run(_Start):
 
     def prepare_again(self, name: str) -> _Execution:
         """A task of the recorded run, ready to run here with the inputs that it had; of a mapped
-        one without an index, the first instance that failed, else the first."""
+        one the first instance that failed, unless it is named. Raises TaskNotFound."""
+        task_id, index = _task_named(name, self.dag.task_dict)
         self._look_ahead()
         assert self.recorded is not None
-        row = self.recorded.id
-        task_id, index = _task_named(name, self.dag.task_dict)
+        row, task = self.recorded, self.dag.task_dict[task_id]
+        look: Any = functools.partial(_read, self.path, most=_ROW_LIMIT)
         recorded = {
             (i.task_id, i.map_index): i._replace(
                 state=i.state if i.state in _ENDED else None, flow={}
             )
-            for i in self._read_only(_select_past, row)
+            for i in look(_select_past, row.id)
         }
-        own = {key[1]: found for key, found in recorded.items() if key[0] == task_id}
-        if index is None and own:
-            index = min([i for i, found in own.items() if found.state == _S.FAILED] or own)
-        if index not in own:
-            raise _UsageError(f"run {self.run_id!r} has no task {name!r}")
-        task = self.dag.task_dict[task_id]
         for up in _taken_by(task):
-            _refuse_without_values(self.recorded)
+            _refuse_without_values(row)
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
-                said = ", ".join(sorted(state or "not run" for state in states))
+                said = ", ".join(sorted(state or "not run" for state in states)) or "not there"
                 raise _UsageError(
-                    f"task {up!r}, whose result {task_id!r} takes, is {said or 'not there'} in "
-                    f"run {self.run_id!r}"
+                    f"task {up!r}, whose result {task_id!r} takes, is {said} in run {row.run_id!r}"
                 )
-        self._store = types.SimpleNamespace(run_row=row, look=self._read_only)
-        lengths = self._read_only(_select_lengths, row)
+        self._store = types.SimpleNamespace(run_row=row.id, look=look)
+        lengths = look(_select_lengths, row.id)
         self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
         self._calls[task_id] = _dump_call(task), _function_name(task), None
-        instances = self.plan._by_id[task_id].instances
-        instance = next((i for i in instances if i.map_index == index), None)
-        if instance is None:
-            raise TaskNotFound(f"the code has no instance {index} of task {task_id!r}")
+        found = [i for i in self.plan._by_id[task_id].instances if index in (None, i.map_index)]
+        if not found:
+            raise TaskNotFound(f"there is no instance {index} of task {task_id!r}")
+        instance = next((i for i in found if i.state is _S.FAILED), found[0])
         instance.try_number = max(1, instance.try_number)
-        here = _WorkerRun({**self._info(), "run_row": row}, self.dag)
+        here = _WorkerRun({**self._info(), "run_row": row.id}, self.dag)
         return _Execution(here, self._job(_Attempt(instance)))
-
-    def _read_only(self, look: Callable[..., T], *arguments: Any) -> T:
-        return _read(self.path, look, *arguments, most=_ROW_LIMIT)
 
     # Its turns.
 
@@ -9660,8 +9651,6 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             progress=report,
             **{name: getattr(options, name) for name in same},
         ).execute()
-    except (ValueError, TypeError) as error:
-        raise _UsageError(str(error)) from None
     except (KeyboardInterrupt, SystemExit):
         report.clear()
         _say(f"to go on: {command} --resume")
