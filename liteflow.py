@@ -1184,22 +1184,22 @@ class _Mappable(_Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
     itself it is the elements of one source after those of another."""
 
-    __slots__ = ("_sources",)
+    __slots__ = ("_by", "_sources")
     _sources: tuple[_Mappable, ...]
 
-    def __init__(self, *sources: _Mappable) -> None:
-        self._sources = sources
+    def __init__(self, *sources: _Mappable, by: Any = None) -> None:
+        self._sources, self._by = sources, by
 
     def map(self, function: Callable[[Any], Any]) -> _MapResult:
         """For `expand`: each element, with the plain function applied when it is taken."""
         if not callable(function) or isinstance(function, _TaskFunction):
             raise TypeError(f"map() takes a plain function, found {_shown(function)}")
-        return _MapResult(self, function)
+        return _MapResult(self, by=function)
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _ZipResult:
         """For `expand`: tuples of elements side by side, as many as the shortest has, or, with a
         fillvalue, the longest."""
-        return _ZipResult(self, *others, fillvalue=fillvalue)
+        return _ZipResult(self, *others, by=fillvalue)
 
     def concat(self, *others: _Mappable) -> _Mappable:
         """For `expand`: the elements of one after those of another."""
@@ -1230,36 +1230,26 @@ class _Mappable(_Dependency):
 class _MapResult(_Mappable):
     """Each element of a source, with a function applied."""
 
-    __slots__ = ("_function",)
-
-    def __init__(self, source: _Mappable, function: Callable[[Any], Any]) -> None:
-        super().__init__(source)
-        self._function = function
+    __slots__ = ()
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        inner = super()._element(i, known, functions)
-        return ("map", functions.index(self._function), inner)
+        return ("map", functions.index(self._by), super()._element(i, known, functions))
 
 
 class _ZipResult(_Mappable):
-    """Elements of the sources side by side."""
+    """Elements of the sources side by side, filled up with a value (`...`: cut off)."""
 
-    __slots__ = ("_fill",)
-
-    def __init__(self, *sources: _Mappable, fillvalue: Any) -> None:
-        super().__init__(*sources)
-        self._fill = fillvalue
+    __slots__ = ()
 
     def _count(self, known: _Known) -> int:
         counts = [source._count(known) for source in self._sources]
-        return min(counts) if self._fill is ... else max(counts)
+        return min(counts) if self._by is ... else max(counts)
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         parts = [
-            source._element(i, known, functions) if i < source._count(known)
-            else ("value", _dump(self._fill))
-            for source in self._sources
-        ]  # fmt: skip
+            x._element(i, known, functions) if i < x._count(known) else ("value", _dump(self._by))
+            for x in self._sources
+        ]
         return ("tuple", parts)
 
 
@@ -1285,7 +1275,7 @@ class XComArg(_Mappable, _OneTask):
         return XComArg(self.operator, key)
 
     def __iter__(self) -> Iterator[Any]:
-        raise TypeError(f"{self!r} is a placeholder until the DAG runs: hand it to a task")
+        raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, XComArg):
@@ -1357,24 +1347,22 @@ class _GroupArg(_DagParam):
 class _ExpandInput:
     """What a task or a group is mapped over: the cross product of named arguments, or dicts."""
 
-    def __init__(self, what: str, named: Mapping[str, Any] | None, dicts: Any = None) -> None:
-        if named is not None and not named:
+    def __init__(self, what: str, mapped: Mapping[Any, Any]) -> None:
+        if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
-        self.named = named is not None
-        sources = named.items() if named is not None else [(None, dicts)]
-        self.sources = [(name, _checked_source(what, name, source)) for name, source in sources]
+        # By the arguments' names; by None, what gives dicts of them.
+        self.sources = [(name, _checked_source(what, name, x)) for name, x in mapped.items()]
         mappables = [source for _, source in self.sources if isinstance(source, _Mappable)]
         # The results whose elements have to be known before there are instances.
         self.results = [part for source in mappables for part in source._parts(XComArg)]
         # The functions of `map`: in a worker they have the same numbers.
-        self.functions = [m._function for source in mappables for m in source._parts(_MapResult)]
+        self.functions = [m._by for source in mappables for m in source._parts(_MapResult)]
 
     def check_rule_of(self, task: BaseOperator) -> None:
         """Raises ValueError if the task would not wait for the results it is expanded over."""
         if task.trigger_rule is TriggerRule.ALWAYS and self.results:
             raise ValueError(
-                f"task {task.task_id!r}: trigger_rule 'always' does not wait for what it, or its "
-                "group, expands over"
+                f"task {task.task_id!r}: trigger_rule 'always' does not wait for what is expanded"
             )
 
     def count(self, known: _Known) -> int:
@@ -1389,7 +1377,7 @@ class _ExpandInput:
         for name, source in reversed(self.sources):
             constant = not isinstance(source, _Mappable)
             count = len(source) if constant else source._count(known)
-            i, j = divmod(i, count) if self.named else (0, i)
+            i, j = divmod(i, count)
             element = ("constant", j) if constant else source._element(j, known, self.functions)
             found.append((name, element))
         return found[::-1]
@@ -1403,20 +1391,15 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
     if isinstance(source, _Mappable):
         return source
     if name is None:
-        listed = isinstance(source, (list, tuple))
-        for item in source if listed else [None]:
-            if not isinstance(item, (Mapping, _Mappable)):
-                found = _shown(item if listed else source)
-                raise TypeError(
-                    f"{what}: expand_kwargs() takes a list of dicts or a result, found {found}"
-                )
+        items = source if isinstance(source, (list, tuple)) else [None]
+        if not all(isinstance(item, (Mapping, _Mappable)) for item in items):
+            must = "expand_kwargs() takes a list of dicts or a result"
+            raise TypeError(f"{what}: {must}, found {_shown(source)}")
     elif isinstance(source, dict):
         return list(source.items())
     elif not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
-        raise ValueError(
-            f"{what}: can't expand {name!r} over {_shown(source)}: a list, tuple, dict or a "
-            "task's result is needed"
-        )
+        must = "a list, tuple, dict or a task's result is needed"
+        raise ValueError(f"{what}: can't expand {name!r} over {_shown(source)}: {must}")
     return list(source)
 
 
@@ -1769,7 +1752,7 @@ class _Expandable:
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or over a result that is one."""
-        return self._make(_ExpandInput(self._what(), None, dicts), self._fixed.copy())
+        return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
 
 class _Partial(_Expandable):
@@ -1921,8 +1904,8 @@ class _GroupFunction(_Decorated[P, R]):
                         f"{self._what()}: a mapped group inside a mapped group"
                     )
                 group._mapped, group._mapping = group, expand
-                names: Iterable[Any] = [name for name, _ in expand.sources]
-                if not expand.named:
+                names: Collection[Any] = [name for name, _ in expand.sources]
+                if None in names:
                     names = self._signature.parameters.keys() - kwargs.keys()
                 kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
             result = self.function(*args, **kwargs)
