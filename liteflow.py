@@ -8107,7 +8107,6 @@ class _Run(_Start):
                 self._batch.withdrawn.append(attempt)
             self._batch.instances[instance] = None
             self.plan.withdraw(instance)
-            self.report.withdrawn(instance)
         ended_by = "dagrun_timeout" if self.plan.timed_out else "fail_fast"
         for instance in self.plan.doomed:
             if instance in self._attempts:
@@ -9122,7 +9121,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = []
     for row in cells:
         padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
-        padded[-1] = padded[-1].rstrip()
         if color:
             padded = [_paint(p, c) for p, c in zip(padded, row, strict=True)]
         lines.append("  ".join(padded).rstrip())
@@ -9411,10 +9409,6 @@ class _Report(_Screen):
             said.append(f"({_last_line(error)})")
         self._changes.append((instance, state, "  ".join(said)))
 
-    def withdrawn(self, instance: _Instance) -> None:
-        """An instance that was said to run did not start after all."""
-        self._started.pop(instance, None)
-
     def committed(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         """What happened in a turn is recorded: tell it, with what tasks printed."""
         if not self._listens:
@@ -9454,7 +9448,8 @@ class _Report(_Screen):
         now = time.monotonic()
         states = collections.Counter(instance.state for instance in self._plan.instances())
         counts = {state.value if state else "none": n for state, n in states.items()}
-        running = [(i.label, now - started) for i, started in self._started.items()]
+        began = self._started.items()
+        running = [(i.label, now - at) for i, at in began if i.state is _S.RUNNING]
         return _Snapshot(counts, sorted(running, key=lambda x: -x[1]), now - self._began)
 
     def ended(self, run: DagRun) -> None:
@@ -9548,7 +9543,6 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     """Run the DAG, or with --task one task; `command` is how the same is started again."""
-    _fill_standard_descriptors()
     if options.task is None:
         return _exit_code(lambda: _run_by_options(dag, options, command))
     job = _exit_code(lambda: _job_again(dag, options))
@@ -9962,16 +9956,16 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:
-    def at(map_index: int, text: object) -> str:
-        return f"{text}" if map_index < 0 else f"[{map_index}] {text}"
-
     rows = []
     for ti in attempts:
         _, state, tries, *when, error = _line_of([ti]).cells()
-        rows.append((at(ti.map_index, tries), state, *when, ti.pid or "", error))
+        tried = f"{_label_of('', ti.map_index)} {tries}".strip()
+        rows.append((tried, state, *when, ti.pid or "", error))
     print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
     if values:
-        cells = [(at(x.map_index, x.key), x.type, x.preview) for x in values]
+        cells = [
+            (f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in values
+        ]
         print("\n" + _table(("XCOM", "TYPE", "VALUE"), cells))
 
 
