@@ -1589,10 +1589,8 @@ class PythonOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         if not callable(python_callable):
-            raise AirflowException(
-                f"task {self.task_id!r}: python_callable must be callable, found "
-                f"{_shown(python_callable)}"
-            )
+            found = _shown(python_callable)
+            raise AirflowException(f"task {self.task_id!r}: can't call python_callable, {found}")
         self.python_callable = python_callable
         self.op_args = op_args
         self.op_kwargs = op_kwargs if op_kwargs is not None else {}
@@ -1653,8 +1651,7 @@ def _refuse_templates(task: BaseOperator) -> None:
         if text is not None and importlib.util.find_spec("jinja2") is None:
             raise ValueError(
                 f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
-                "install jinja2 to have it rendered, or use @task.bash or @task, where a "
-                "string is passed as it is"
+                "install jinja2 to have it rendered, or use @task: there a string stays as it is"
             )
 
 
@@ -1853,8 +1850,7 @@ class _TaskFunction(_Decorated[P, R]):
             if isinstance(value, _TaskFunction):
                 name = value.function.__name__
                 raise TypeError(
-                    f"{self._what()}: an argument is the task function {name!r} itself: call it, "
-                    f"{name}(), to hand over its result"
+                    f"{self._what()}: an argument is a task function: call it, {name}()"
                 )
         try:
             self._signature.bind(*args, **kwargs)
@@ -1878,8 +1874,7 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
                 raise ValueError(
-                    f"@task function {name!r}: parameter {p.name!r} is filled from the context, "
-                    f"so its default must be None or absent, found {_shown(p.default)}"
+                    f"@task {name!r}: {p.name!r} comes from the context: its default must be None"
                 )
             p = p.replace(default=None)
         parameters.append(p)
@@ -1900,9 +1895,7 @@ class _GroupFunction(_Decorated[P, R]):
         with TaskGroup(**settings) as group:
             if expand is not None:
                 if group._mapped is not None:
-                    raise NotImplementedError(
-                        f"{self._what()}: a mapped group inside a mapped group"
-                    )
+                    raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
                 group._mapped, group._mapping = group, expand
                 names: Collection[Any] = [name for name, _ in expand.sources]
                 if None in names:
@@ -1949,9 +1942,7 @@ class _TaskDecorator:
         if self._dag is not None:
             settings.setdefault("dag", self._dag)
         if not callable(function):
-            raise TypeError(
-                f"@task takes one function, or settings by keyword; found {_shown(function)}"
-            )
+            raise TypeError(f"@task takes a function or settings by keyword: {_shown(function)}")
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
         made._maker = self._maker
         return made
@@ -1975,10 +1966,8 @@ class _TaskDecorator:
         return _conditional(condition, False, skip_message)
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(
-            f"there is no @task.{name} here: liteflow has branch, short_circuit, bash, sensor, "
-            "python, run_if and skip_if"
-        )
+        known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
+        raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
 def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
@@ -2038,9 +2027,7 @@ def task_group(function: Any = None, /, **settings: Any) -> Any:
 def _schedule(what: str, value: Any) -> Any:
     """Airflow's schedules: kept, and nothing more."""
     if isinstance(value, (int, float, bytes)) or type(value) is object:
-        raise ValueError(
-            f"{what} must be None, a cron string or a timedelta, found {_shown(value)}"
-        )
+        raise ValueError(f"{what} must be None, cron or a timedelta, found {_shown(value)}")
     return value
 
 
@@ -2174,14 +2161,10 @@ class Dag:
 
     def _add(self, task: BaseOperator) -> None:
         if task.task_id in self:
-            raise DuplicateTaskIdFound(
-                f"DAG {self.dag_id!r} already has a task {task.task_id!r}: give this one another "
-                "task_id"
-            )
+            raise DuplicateTaskIdFound(f"DAG {self.dag_id!r} already has a task {task.task_id!r}")
         if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:
             raise FailFastDagInvalidTriggerRule(
-                f"task {task.task_id!r} has trigger_rule {task.trigger_rule.value!r}, and DAG "
-                f"{self.dag_id!r} has fail_fast=True, which only allows 'all_success'"
+                f"task {task.task_id!r}: fail_fast=True allows all_success, not {task.trigger_rule}"
             )
         task.dag = self
         self.task_dict[task.task_id] = task
@@ -2213,9 +2196,8 @@ class Dag:
             for below in setup.downstream_list:
                 if below.trigger_rule not in allowed:
                     raise ValueError(
-                        f"task {below.task_id!r} stands right below the setup {setup.task_id!r}, "
-                        "so its trigger_rule must be 'all_success', found "
-                        f"{below.trigger_rule.value!r}"
+                        f"task {below.task_id!r} stands right below the setup {setup.task_id!r}: "
+                        f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
                     )
         return order
 
@@ -2234,10 +2216,8 @@ class Dag:
             return [self.task_dict[t] for t in sorter.static_order()]
         except graphlib.CycleError as error:
             circle = error.args[1]
-            shown = circle if len(circle) <= 12 else [*circle[:6], "...", *circle[-5:]]
-            raise AirflowDagCycleException(
-                f"DAG {self.dag_id!r} has a cycle: {' -> '.join(shown)}"
-            ) from None
+            path = " -> ".join(circle if len(circle) <= 12 else [*circle[:6], "...", *circle[-5:]])
+            raise AirflowDagCycleException(f"DAG {self.dag_id!r} has a cycle: {path}") from None
 
     def run(
         self,
@@ -2296,8 +2276,7 @@ class Dag:
         unused = (conn_file_path, variable_file_path, mark_success_pattern)
         if use_executor or any(value is not None for value in unused):
             raise ValueError(
-                "dag.test() here takes logical_date, run_conf and db_path; conn_file_path, "
-                "variable_file_path, use_executor and mark_success_pattern have no meaning"
+                "dag.test() here takes logical_date, run_conf and db_path: all else has no meaning"
             )
         run = _Run(self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True)
         return run.execute()
@@ -4651,8 +4630,7 @@ class _Unpickler(pickle.Unpickler):
                 raise
             raise AttributeError(
                 f"the value is of class {name!r} of {self.script or 'the script that stored it'}, "
-                "which is not the running script: read it there, or define the class in a module "
-                "of its own"
+                "not the running one: read it there, or define the class in a module of its own"
             ) from error
 
 
@@ -4711,9 +4689,8 @@ def _blamed(task: BaseOperator, named: Mapping[Any, Any]) -> UnreachableTask:
             _dump(value)
         except Exception as error:  # as above
             return UnreachableTask(
-                f"task {task.task_id!r}: argument {name!r} is a {type(value).__name__}, which "
-                f"can't be sent to a worker ({type(error).__name__}: {error}): hand over plain "
-                "data, or make the object inside the task"
+                f"task {task.task_id!r}: argument {name!r}, a {type(value).__name__}, can't be "
+                f"sent to a worker ({_one_line(error)}): hand over plain data, or make it there"
             )
     return UnreachableTask(f"task {task.task_id!r}: its arguments can't be pickled together")
 
