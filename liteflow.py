@@ -3066,21 +3066,25 @@ class _Plan:
     def take(self) -> _Instance | None:
         """The next of the instances that may start: the caller must start, hold or enqueue it. In
         a pool, nothing overtakes what finds no room."""
-        full, queues = [], self._queues
-        for key, queue in [*queues.items()]:
-            while queue and queue[0][-1].state in _ENDED:  # a branch may have skipped it meanwhile
-                heapq.heappop(queue)
-            if not queue:
+        queues = self._queues
+        while True:
+            full = []
+            for key in sorted(queues, key=queues.__getitem__) if len(queues) > 1 else queues:
+                instance, (pool, node) = queues[key][0][-1], key
+                if instance.state in _ENDED:  # a branch may have skipped it meanwhile
+                    break
+                if pool in full or (node is not None and node.running >= node.limit):
+                    continue
+                if self._free.get(pool, math.inf) >= instance.node.task.pool_slots:
+                    break
+                full.append(pool)
+            else:
+                return None
+            heapq.heappop(queues[key])
+            if not queues[key]:
                 del queues[key]
-        for key in sorted(queues, key=queues.__getitem__):
-            instance, (pool, node) = queues[key][0][-1], key
-            if pool in full or (node is not None and node.running >= node.limit):
-                continue
-            if self._free.get(pool, math.inf) >= instance.node.task.pool_slots:
-                heapq.heappop(queues[key])
+            if instance.state not in _ENDED:
                 return instance
-            full.append(pool)
-        return None
 
     def release(self) -> None:
         """Look again at what was held: in other runs one may have ended."""
