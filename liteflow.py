@@ -7460,23 +7460,10 @@ class _LookAgain(Exception):
     """The runs have changed since they were looked at."""
 
 
-class _Asked(NamedTuple):
-    """What a run is asked for: see `Dag.run`."""
-
-    db_path: _StrPath | None = None
-    run_id: str | None = None
-    logical_date: _datetime.datetime | None = None
-    conf: Mapping[str, Any] | None = None
-    resume: bool = False
-    max_workers: int | None = None
-    executor: Any = None
-    mp_context: Any = None
-    pools: Mapping[str, int] | None = None
-    wait: bool = False
-    progress: bool | Callable[[str], object] | _Report = False
-    stop: threading.Event | None = None
-    in_process: bool = False
-    again: Sequence[str] = ()  # tasks, or TASK[INDEX], of the run to resume that run again
+# What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
+# TASK[INDEX], of the run to resume that run again.
+_ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
+    progress stop in_process again""".split()
 
 
 class _Start:
@@ -7486,7 +7473,7 @@ class _Start:
         """Refuse wrong arguments and a wrong graph before anything is started or written."""
         _refuse_reentry()
         _fill_standard_descriptors()
-        self.asked = asked = _Asked(**options)
+        self.asked = asked = types.SimpleNamespace(**dict.fromkeys(_ASKED) | options)
         _check_request(asked)
         self._order = dag.validate()
         self.dag = dag
@@ -7587,7 +7574,7 @@ class _Start:
                 isinstance(task, _FunctionOperator) and resolve(function) is task.python_callable
             )
             functions.append((task_id, function, named))
-        for name in self.asked.again:
+        for name in self.asked.again or ():
             _task_named(name, dag.task_dict)
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
@@ -7710,7 +7697,9 @@ class _Start:
         store = self._store
         store.run_row = row.id
         store.mark(
-            row.id, [_task_named(name, self.dag.task_dict) for name in self.asked.again], _CLEARED
+            row.id,
+            [_task_named(name, self.dag.task_dict) for name in self.asked.again or ()],
+            _CLEARED,
         )
         found = self._resumption(row.id)
         store.resume_run(found)
@@ -7792,48 +7781,39 @@ def _refuse_reentry() -> None:
     )
 
 
-def _check_request(asked: _Asked) -> None:
+def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     if asked.stop is not None and not hasattr(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Report)):
         raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
-    if run_id is not None and (not isinstance(run_id, str) or not run_id or len(run_id) > 250):
-        raise ValueError(f"run_id must be a str of 1 to 250 characters, found {_shown(run_id)}")
-    if run_id is not None and not run_id.isprintable():
-        raise ValueError(f"run_id must be printable, found {_shown(run_id)}")
-    if date is not None and not isinstance(date, _datetime.datetime):
-        raise TypeError(f"logical_date must be a datetime, found {_shown(date)}")
+    fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
+    if not (fits or run_id is None):
+        raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
+    if date is not None:
+        _of_type(_datetime.datetime)("logical_date", date)
     if asked.resume and (asked.conf is not None or date is not None):
-        raise ValueError(
-            "run(resume=True) takes conf and logical_date from the recorded run: leave them out"
-        )
+        raise ValueError("resume=True takes conf and logical_date from the recorded run")
 
 
-def _checked_pools(dag: Dag, asked: _Asked) -> dict[str, int]:
+def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
     """Sizes of pools by name; each pool that a task names must have one, and room for it."""
     sizes = _string_keyed("pools", asked.pools)
     for name, size in sizes.items():
         _of_type(int, least=1)(f"pools[{name!r}]", size)
-    if asked.in_process:
-        return {}
-    for task in dag.task_dict.values():
-        size = sizes.get(task.pool)
-        if size is None and task.pool != "default_pool":
+    for task in () if asked.in_process else dag.task_dict.values():
+        size = sizes.get(task.pool, math.inf if task.pool == "default_pool" else 0)
+        if task.pool_slots > size:
             raise ValueError(
-                f"task {task.task_id!r} is in pool {task.pool!r}, whose size is not given: run "
-                f"with pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
-            )
-        if size is not None and task.pool_slots > size:
-            raise ValueError(
-                f"task {task.task_id!r} takes {task.pool_slots} slots of pool {task.pool!r}, which "
-                f"has {size}"
+                f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}, whose size "
+                f"is {size or 'not given'}: run with pools={{{task.pool!r}: N}}, or --pool "
+                f"{task.pool}=N"
             )
     return sizes
 
 
-def _make_runner(dag: Dag, asked: _Asked) -> _Runner:
+def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     executor = asked.executor
     if asked.in_process:
         return _InProcessRunner(dag)
@@ -7841,21 +7821,14 @@ def _make_runner(dag: Dag, asked: _Asked) -> _Runner:
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
         if not callable(getattr(executor, "submit", None)):
-            raise TypeError(
-                "executor must be a WorkerPool or a concurrent.futures.Executor, found "
-                f"{_shown(executor)}"
-            )
+            raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
-        raise RuntimeError(
-            "liteflow's workers need POSIX process groups and signals, which Windows has not: run "
-            "it in WSL, or use dag.test() or executor="
-        )
+        raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
     # A `__main__` that no other process can import: a notebook's, a prompt's.
     main = sys.modules.get("__main__")
-    is_file = getattr(main, "__spec__", None) or os.path.exists(
-        getattr(main, "__file__", None) or ""
-    )
+    file = getattr(main, "__file__", None) or ""
+    is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = dag._module == "__main__" and not is_file
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, interactive)
