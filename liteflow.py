@@ -75,7 +75,6 @@ import reprlib
 import select
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -3743,7 +3742,7 @@ class _Attempt:
     pid: int | None = None
     error: str | None = None
     log_parts = 0  # a rescheduled sensor's log goes on where it was
-    first_start: float | None = None  # of a sensor, whose time counts from its first poke
+    first_start = 0.0  # of a sensor, whose time counts from its first poke
     pokes = 0
 
     def __init__(self, instance: _Instance) -> None:
@@ -4211,7 +4210,7 @@ class _Store:
     # A run's turns.
 
     def record(
-        self, batch: _Batch, expand: Callable[[_Node], None] | None = None, ended: bool = False
+        self, batch: _Batch, elements: Callable[..., Any] | None = None, ended: bool = False
     ) -> None:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError.
 
@@ -4234,8 +4233,8 @@ class _Store:
                     "map_index = -1",
                     (self.run_row, node.task.task_id),
                 )
-                assert expand is not None
-                expand(node)
+                assert elements is not None
+                self.write_instances(node.instances, elements)
             self._many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
                 "WHERE id = ?",
@@ -7428,13 +7427,11 @@ def _owner_lives(path: Path, owner: str | None) -> bool:
 
 def _sweep(path: Path) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
-    names = [name for name in os.listdir(path.parent) if name.startswith(f"{path.name}-run-")]
-    for folder in map(path.with_name, names):
-        if folder.is_symlink():
+    for folder in path.parent.iterdir():
+        if not folder.name.startswith(f"{path.name}-run-") or folder.is_symlink():
             continue
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
-            regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
-            marked = regular and b'"liteflow"' in mark.read(1000)
+            marked = b'"liteflow"' in (mark.read(1000) or b"")  # None: a pipe
             if marked and _lock(mark.fileno(), shared=False):
                 _remove_folder(folder)
 
@@ -7443,8 +7440,7 @@ def _remove_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         # The owner's file last: it says whose the rest is.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
-            with contextlib.suppress(OSError):
-                file.unlink()
+            file.unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -7481,6 +7477,7 @@ class _Start:
         named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
         self.pools = _checked_pools(dag, asked)
+        self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
         self.runner = _make_runner(dag, asked)
@@ -7518,8 +7515,7 @@ class _Start:
                 signal.signal(number, before[number])
                 os.kill(os.getpid(), number)
 
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        noted = in_main_thread and not self.asked.in_process
+        noted = not self.asked.in_process and threading.current_thread() is threading.main_thread()
         for name in ("SIGINT", "SIGTERM", "SIGHUP") if noted else ():
             number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -7528,12 +7524,9 @@ class _Start:
         with put_back:
             yield
 
-    def _told_to_stop(self) -> bool:
-        return bool(self._caught) or self._stop_is_set()
-
     def _check(self) -> None:
         """Raises AirflowException if it was told to stop before it has begun."""
-        if self._told_to_stop():
+        if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
 
     def _look_ahead(self) -> None:
@@ -7549,7 +7542,7 @@ class _Start:
         if row is None:
             wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
             raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
-        if row.values_deleted is not None and self.asked.again:
+        if row.values_deleted is not None and self._again:
             _refuse_without_values(row)
         self.recorded, self.run_id = row, row.run_id
         self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
@@ -7569,13 +7562,9 @@ class _Start:
         for task_id, task in dag.task_dict.items():
             # A worker may go by a function's name alone if that means this very function here: one
             # that was redefined in a loop has one name and many meanings.
-            function = sys.intern(_function_name(task))
-            named = (
-                isinstance(task, _FunctionOperator) and resolve(function) is task.python_callable
-            )
-            functions.append((task_id, function, named))
-        for name in self.asked.again or ():
-            _task_named(name, dag.task_dict)
+            name = sys.intern(_function_name(task))
+            named = isinstance(task, _FunctionOperator) and resolve(name) is task.python_callable
+            functions.append((task_id, name, named))
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
@@ -7618,90 +7607,75 @@ class _Start:
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
         }
 
-    def _open_in_turn(self) -> list[_Row]:
+    def _open_in_turn(self) -> None:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
         said = False
         while True:
             try:
                 return _until_unlocked(self.path, self._open, self._check)
             except AlreadyRunning as busy:
-                if not self.asked.wait or self._told_to_stop():
+                if not self.asked.wait:
                     raise
                 if not said:
                     self.report.tell(f"waiting: {busy}")
                     said = True
             self.runner.wait(1.0)
+            self._check()
 
-    def _open(self) -> list[_Row]:
-        """Create or take over the run, in one transaction with all that a resume decides; the
-        DAG's runs that were found dead. Raises _LookAgain if it was deleted or has succeeded."""
-        store, row = self._store, self.recorded
+    def _open(self) -> None:
+        """Create or take over the run, in one transaction with all that a resume decides. Raises
+        _LookAgain if it was deleted or has succeeded."""
+        store, dag, row = self._store, self.dag, self.recorded
         with store.transaction():
             if row is not None:
                 row = store.look(_find_run, row.id)
                 if row is None or row.run_id != self.run_id or self._has_succeeded(row):
                     raise _LookAgain
-            dead = self._make_way(row)
-            if row is None:
-                self._create()
+            self._make_way(row and row.id)
+            if row is not None:
+                self._take_over(row.id)
+            elif store.look(_find_named_run, dag.dag_id, self.run_id) is None:
+                store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
+            elif self.asked.run_id is None:
+                raise _LookAgain  # another run began in the same microsecond
             else:
-                self._take_over(row)
-            self._write(self.plan.instances())
+                raise ValueError(
+                    f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
+                    "resume it, or give another"
+                )
+            store.write_instances(self.plan.instances(), self._element_of)
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
             store.claim_run(store.run_row, self._owner, who, row is not None)
-        return dead
-
-    def _write(self, instances: Iterable[_Instance]) -> None:
-        self._store.write_instances(instances, self._element_of)
 
     def _has_succeeded(self, row: _Row) -> bool:
-        return row.state == "success" and not self.asked.again
+        return row.state == "success" and not self._again
 
-    def _make_way(self, ours: _Row | None) -> list[_Row]:
+    def _make_way(self, ours: int | None) -> None:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
-        alive, dead = [], []
+        alive, self._dead = [], []
         for row in self._store.look(_select_live_runs, self.dag.dag_id):
-            is_ours = ours is not None and row.id == ours.id
             if _owner_lives(self.path, row.owner):
-                if is_ours:
-                    raise AlreadyRunning(
-                        f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running: {_whose(row)}"
-                    )
                 alive.append(row)
                 continue
             self._store.close_run(row.id)
-            if not is_ours:
-                dead.append(row)
+            if row.id != ours:
+                self._dead.append(row)
                 self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
         most = self.dag.max_active_runs
-        if len(alive) >= most:
-            raise AlreadyRunning(
-                f"DAG {self.dag.dag_id!r} has max_active_runs={most}, and run "
-                f"{alive[0].run_id!r} is running: {_whose(alive[0])}"
-            )
-        return dead
+        for row in alive:
+            if row.id == ours or len(alive) >= most:
+                limit = "" if row.id == ours else f" (max_active_runs={most})"
+                raise AlreadyRunning(
+                    f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running{limit}: "
+                    f"{_whose(row)}"
+                )
 
-    def _create(self) -> None:
-        store, dag = self._store, self.dag
-        if store.look(_find_named_run, dag.dag_id, self.run_id) is not None:
-            if self.asked.run_id is None:
-                raise _LookAgain  # another run began in the same microsecond
-            raise ValueError(
-                f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
-                "resume it, or give another"
-            )
-        store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
-
-    def _take_over(self, row: _Row) -> None:
+    def _take_over(self, run_row: int) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         store = self._store
-        store.run_row = row.id
-        store.mark(
-            row.id,
-            [_task_named(name, self.dag.task_dict) for name in self.asked.again or ()],
-            _CLEARED,
-        )
-        found = self._resumption(row.id)
+        store.run_row = run_row
+        store.mark(run_row, self._again, _CLEARED)
+        found = self._resumption(run_row)
         store.resume_run(found)
         for instance in self.plan.instances():
             past = found.instances.get((instance.task_id, instance.map_index))
@@ -7852,7 +7826,7 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
 
     gone = [
-        row.task_id if row.map_index < 0 else _label_of(row.task_id, row.map_index)
+        _label_of(row.task_id, row.map_index)
         for row, _ in found.removed
         if row.state != "removed" and (row.try_number or row.task_id not in totals)
     ]
@@ -7919,16 +7893,14 @@ class _Run(_Start):
     def _execute(self) -> DagRun:
         self._look_ahead()
         if self.recorded is not None and self._has_succeeded(self.recorded):
-            said = f"run {self.run_id} of DAG {self.dag.dag_id!r} is a success: nothing to resume"
-            self.report.tell(said)
+            of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"
+            self.report.tell(f"{of} is a success: nothing to resume")
             return _read_run(self.path, self.dag.dag_id, self.run_id)
         self._find_tasks()
         self._store = _Store(self.path, self._check)
-        with (
-            contextlib.closing(self._store),
-            _owned_folder(self.path) as (self._owner, folder),
-        ):
-            self._drive_to_the_end(folder, self._open_in_turn())
+        with contextlib.closing(self._store), _owned_folder(self.path) as (self._owner, folder):
+            self._open_in_turn()
+            self._drive_to_the_end(folder)
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
         for note in self.runner.notes:
             self.report.tell(note)
@@ -7971,13 +7943,11 @@ class _Run(_Start):
 
     # Its turns.
 
-    def _drive_to_the_end(self, folder: Path, dead: Sequence[_Row]) -> None:
+    def _drive_to_the_end(self, folder: Path) -> None:
         try:
             self.report.began(self.dag, self.run_id, self.path, self.plan)
             self.runner.open_logs(folder, self._store.run_row)
             self._drive()
-        except _Fenced:
-            raise  # the run is another's now
         except BaseException as error:  # a full disk, a bug, a progress= that raises: said, raised
             why = f"{type(error).__name__}: {_text_of(error)}"
             with contextlib.suppress(_Busy, AirflowException):
@@ -7987,14 +7957,17 @@ class _Run(_Start):
             self.state = self.plan.run_state()
             self.reason = "dagrun_timeout" if self.plan.timed_out else None
         _until_unlocked(self.path, lambda: self._store.end_run(self.state, self.reason))
-        self._call_dag(dead)
+        self._call_dag()
 
     def _drive(self) -> None:
-        limit = getattr(self.dag, "dagrun_timeout", None)
-        seconds = math.inf if limit is None else limit.total_seconds()
-        self._timeout_at = time.monotonic() + seconds
+        limit = self.dag.dagrun_timeout
+        self._timeout_at = time.monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
-            self._collect()
+            self._settle()
+            if self.plan.doomed:
+                self._end_doomed()
+            if not self._to_send and not self._forced:
+                self._choose(self.plan.ready_count(time.monotonic()))
             if self._record():
                 self._send()
             if self._is_over():
@@ -8028,15 +8001,8 @@ class _Run(_Start):
             assert self.plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
 
-    def _collect(self) -> None:
-        """Put into the batch what rules decided, and what can start now."""
-        self._settle()
-        if self.plan.doomed:
-            self._end_doomed()
-        if not self._to_send and not self._forced:
-            self._choose(self.plan.ready_count(time.monotonic()))
-
     def _settle(self) -> None:
+        """Put into the batch what rules decided."""
         plan = self.plan
         plan.settle(time.monotonic())
         for instance in plan.changed:
@@ -8148,7 +8114,7 @@ class _Run(_Start):
         if not self._batch:
             return True
         try:
-            self._store.record(self._batch, lambda node: self._write(node.instances))
+            self._store.record(self._batch, self._element_of)
         except _Busy:
             now = time.monotonic()
             self._locked_since = self._locked_since or now
@@ -8179,7 +8145,6 @@ class _Run(_Start):
         call, function, settings = self._calls[instance.task_id]
         timeout = node.task.execution_timeout
         elements, takes = self._elements(instance, call)
-        waited = 0.0 if attempt.first_start is None else time.monotonic() - attempt.first_start
         return _Job(
             0,
             instance.task_id,
@@ -8196,7 +8161,7 @@ class _Run(_Start):
             elements=elements,
             in_group=node.group is not None,
             pokes=attempt.pokes,
-            waited=waited if attempt.pokes else 0.0,
+            waited=time.monotonic() - attempt.first_start if attempt.pokes else 0.0,
         )
 
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
@@ -8379,26 +8344,25 @@ class _Run(_Start):
 
     # Callbacks.
 
-    def _call_dag(self, dead: Sequence[_Row]) -> None:
+    def _call_dag(self) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
         scheduler died. A second signal ends them."""
         if not self.plan.nodes:
             return
         first = _Attempt(self.plan.nodes[0].instances[0])
-        calls = []
-        for row in dead:
-            of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
-            calls.append(_Callback(first, "on_failure_callback", _DIED, False, of))
+        if self.dag.on_failure_callback is not None:
+            for row in self._dead:
+                of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
+                call = _Callback(first, "dag_on_failure_callback", _DIED, False, of)
+                self._callbacks.append(call)
         success = self.state is DagRunState.SUCCESS
         last = self._last.get(_S.SUCCESS if success else _S.FAILED)
         last = last or next(iter(self._last.values()), first)
         reason = "success" if success else self.reason or "task_failure"
         reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
         name = f"on_{'success' if success else 'failure'}_callback"
-        calls.append(_Callback(last, name, reason, held=False))
-        for call in calls:
-            if getattr(self.dag, call.name or "", None) is not None:
-                self._callbacks.append(call._replace(name=f"dag_{call.name}"))
+        if getattr(self.dag, name) is not None:
+            self._callbacks.append(_Callback(last, f"dag_{name}", reason, held=False))
         told = len(self._caught)
         while self._callbacks or self.runner.is_calling():
             self._choose(0)

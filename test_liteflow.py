@@ -244,7 +244,7 @@ class Case(unittest.TestCase):
         instance.move(TaskInstanceState.RUNNING)
         attempt = liteflow._Attempt(instance)
         attempt.state, attempt.started, attempt.pid = "running", "2024-01-01T00:00:00+00:00", 1
-        store.record(self.batch_of(attempt))
+        store.record(self.batch_of(attempt), None)
         return store, attempt
 
     def write_instances(self, store, plan):
@@ -1881,7 +1881,7 @@ class StoreTest(StoreCase):
         row = liteflow._XComRow("k", "int", "1", None, b"x")
         late.xcoms.append((attempt.instance, [row]))
         with self.assertRaises(liteflow.AlreadyRunning):
-            store.record(late)
+            store.record(late, None)
         self.assertEqual(self.query("SELECT state FROM task_instance"), [("running",)])
         self.assertEqual(self.query("SELECT count(*) FROM xcom"), [(0,)])
 
@@ -5915,6 +5915,7 @@ class FlowCase(Case):
             if turn < at or committed:
                 record(store, *args)
             if turn >= at:
+                store.owner = "nobody"
                 raise liteflow._Fenced("its scheduler died")
 
         dead = self.assertRaises(liteflow._Fenced)
@@ -8175,7 +8176,7 @@ class Promise1Test(KilledAtCommitsCase):
                 setattr(late, name, event)
                 self.assertTrue(late)
                 with self.assertRaises(liteflow._Fenced):
-                    store.record(late)
+                    store.record(late, None)
         with self.assertRaises(liteflow.AlreadyRunning):
             store.end_run(DagRunState.SUCCESS, None)
         with self.assertRaises(liteflow._Fenced):
