@@ -6658,7 +6658,7 @@ class _SlotRunner(_Runner):
         # The queue: what is not in it yet, and what is and nobody told to have taken.
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
         self._ours.socket.setblocking(False)
-        self._number = 0
+        self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
         self._out: dict[int, tuple[_Attempt, _Job]] = {}
         self._heard = 0.0  # when a worker last said something
@@ -6689,8 +6689,8 @@ class _SlotRunner(_Runner):
             pass
         self._pool._leave_line(self)  # it takes none before its run is recorded
         while self._found is None:
-            if not self._slots and self._lend():  # one that was warm may be gone
-                continue
+            if not self._slots:  # one that was warm may be gone
+                self._lend()
             check()
             self.wait(0.5)
         missing, named = self._found
@@ -6775,16 +6775,15 @@ class _SlotRunner(_Runner):
         line = self._pool._line
         wanted = len(line) - (self in line) - len(self._pool._idle)
         wanted -= sum(slot.spoilt is not None or slot.state == "leaving" for slot in self._slots)
-        for slot in self.spare() if wanted > 0 else ():
-            if wanted > 0 and slot.lent + _TURN <= now:
-                wanted -= 1
-                if slot.state == "joined":
-                    self._let_go(slot, free=True)
-                    continue
-                if slot.attempt is None:
-                    slot.state = "leaving"
-                slot.spoilt = ""  # it leaves after its job
-                slot.send("leave")
+        spare = [slot for slot in self.spare() if slot.lent + _TURN <= now]
+        for slot in spare[: max(0, wanted)]:
+            if slot.state == "joined":
+                self._let_go(slot, free=True)
+                continue
+            if slot.attempt is None:
+                slot.state = "leaving"
+            slot.spoilt = ""  # it leaves after its job
+            slot.send("leave")
 
     # Jobs.
 
@@ -6807,8 +6806,7 @@ class _SlotRunner(_Runner):
         return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        self._number += 1
-        self._unsent.append((attempt, _Job(self._number, *job[1:])))
+        self._unsent.append((attempt, _Job(next(self._numbers), *job[1:])))
         if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
             self._flush()
 
@@ -6937,9 +6935,7 @@ class _SlotRunner(_Runner):
 
     # What workers say.
 
-    def _on_joined(
-        self, slot: _Slot, error: str | None, edited: str | None, found: tuple[Any, Any]
-    ) -> None:
+    def _on_joined(self, slot: _Slot, error: str | None, edited: str | None, found: Any) -> None:
         if error is not None:
             self._fail_start(slot, error)
             return
@@ -6975,12 +6971,9 @@ class _SlotRunner(_Runner):
             reason, now = self._ending.pop(attempt)
             self.end(attempt, reason, now)
 
-    def _on_done(
-        self, slot: _Slot, fields: Sequence[Any], took: int, values: Sequence[bytes] = ()
-    ) -> None:
+    def _on_done(self, slot: _Slot, fields: Any, took: int, values: Sequence[bytes] = ()) -> None:
         outcome, attempt = _with_values(_Outcome(*fields), values), slot.attempt
-        if attempt is None:
-            return
+        assert attempt is not None  # it said that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
@@ -7067,9 +7060,8 @@ class _SlotRunner(_Runner):
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
         if attempt is not None and not calls:
-            told = slot.reason is not None or slot.exitcode == -signal.SIGTERM
-            why = slot.reason or _end_of(slot.exitcode)
-            unasked = told and slot.reason is None
+            unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
+            told, why = unasked or slot.reason is not None, slot.reason or _end_of(slot.exitcode)
             lost = _Outcome("failed", why, terminated=told, unasked=unasked)
             self._events.append((attempt, lost))
         elif never_served or slot.exitcode == _UNGUARDED:
@@ -7104,7 +7096,7 @@ class _SlotRunner(_Runner):
                 slot.deaf = slot.is_idle
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
-        if any(now_ for attempt, (_, now_) in self._ending.items()):
+        if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]
         for slot in self._slots if limits else ():
             if not slot.bytes[_TAKING]:
