@@ -9538,6 +9538,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             progress=report,
             **{name: getattr(options, name) for name in same},
         ).execute()
+    except (ValueError, TypeError) as error:
+        raise _UsageError(str(error)) from None
     except (KeyboardInterrupt, SystemExit):
         report.clear()
         _say(f"to go on: {command} --resume")
