@@ -6250,11 +6250,12 @@ class _Slot:
                 self.bytes = mmap.mmap(file.fileno(), 2)
                 self.send("share", file=file.fileno())
 
-        def remember(*args: Any, **options: Any) -> Any:
+        def remember(*args: Any, **options: Any) -> Any:  # without `self`: no cycle
             name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
-            self.process = context.Process(*args, name=name, **options)
-            return self.process
+            made.append(context.Process(*args, name=name, **options))
+            return made[0]
 
+        made: list[Any] = []
         remembering = copy(context)
         remembering.Process = remember
         self._executor = ProcessPoolExecutor(
@@ -6270,6 +6271,7 @@ class _Slot:
             theirs.close()  # so that the worker's death is the end of the pair
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
+        self.process = made[0]
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             self.pidfd = os.pidfd_open(self.pid)
