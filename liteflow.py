@@ -8539,9 +8539,6 @@ class DagRun:
 
     def __init__(self, row: _Row, path: Path) -> None:
         self.db_path = path
-        self._set(row)
-
-    def _set(self, row: _Row) -> None:
         self._row = row
         self.dag_id = row.dag_id
         self.run_id = row.run_id
@@ -8571,7 +8568,7 @@ class DagRun:
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
-        self._set(_read_run(self.db_path, self.dag_id, self.run_id)._row)
+        vars(self).update(vars(_read_run(self.db_path, self.dag_id, self.run_id)))
         return self
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
@@ -9481,7 +9478,7 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     own = ("db", "run_id", "task", "file", "dag", "command")
     for name, value in vars(options).items():
         if name not in own and value not in (None, False, []):
-            option = f"--{name.rstrip('_').replace('_', '-')}"
+            option = f"--{name.replace('_', '-')}"
             raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
     try:
         run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
@@ -9529,13 +9526,13 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
         command += f" {_typed('--db', Path(db))}"
     report = _Report(not options.quiet, options.logs and not options.quiet)
-    same = "run_id logical_date conf max_workers wait".split()
+    same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     try:
         run = _Run(
             dag,
             db_path=options.db,
-            resume=options.resume or bool(options.from_),
-            again=options.from_,
+            resume=options.resume or bool(again),
+            again=again,
             pools=dict(options.pool) or None,
             progress=report,
             **{name: getattr(options, name) for name in same},
@@ -9653,27 +9650,23 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _cmd_visualize(options: argparse.Namespace) -> None:
-    run, suffix = _run_of(options), Path(options.output or "").suffix
-    if options.output is not None and options.url:
+    run, output = _run_of(options), options.output
+    if output is not None and options.url:
         raise _UsageError("--url prints a link: leave --output out")
-    if options.output is not None and suffix not in (".md", ".mmd"):
-        raise _UsageError(
-            f"--output must end in .mmd (the diagram) or .md (a page), found {options.output}"
-        )
-    if suffix == ".md":
+    if output is not None and output.suffix == ".md":
         text = _page_of(run, options.direction)
     else:
         text = _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
-    if options.output is None:
+    if output is None:
         _write(f"{_live_url(text)}\n" if options.url else text)
         if warning := _too_large(text):
             _say(f"liteflow: {warning}")
         return
     try:
-        Path(options.output).write_text(text, encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _UsageError(f"{options.output} can't be written: {error.strerror}") from None
-    _say(f"wrote {options.output}")
+        raise _UsageError(f"{output} can't be written: {error.strerror}") from None
+    _say(f"wrote {output}")
 
 
 def _gantt_of(run: DagRun) -> str:
@@ -9898,7 +9891,7 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
 
 def _cmd_logs(options: argparse.Namespace) -> None:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
-    run, tries, follow = _run_of(options), options.try_, options.follow
+    run, tries, follow = _run_of(options), getattr(options, "try"), options.follow
     task_id, index = (None, None) if options.task is None else _task_in(run, options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
@@ -10069,7 +10062,7 @@ visualize: draw a run as a Mermaid flowchart
 RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
 --gantt  when each attempt ran, instead
 --direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
---output FILE  write FILE: .mmd, or .md for a page
+--output PICTURE  write a file: .mmd, or .md for a page
 --url  print a mermaid.live link instead
 $ etl > run.mmd             the newest run of `etl`, as a flowchart
 $ etl --gantt               when each attempt ran
@@ -10158,6 +10151,7 @@ def _pool_size(text: str) -> tuple[str, int]:
 _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"\d+(\.\d+)?[smhdw]", _long_ago, "a number and one of s, m, h, d, w"),
+    "PICTURE": (r".*\.(mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
     "N": (r"\d+", int, "a number"),
     "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
@@ -10189,8 +10183,6 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
         settings["action"] = "store_true"
     elif value.endswith("..."):
         settings |= {"action": "append", "default": []}
-    if name in ("--from", "--try"):  # which are Python's words
-        settings["dest"] = f"{name[2:]}_"
     if "|" in value:
         settings["choices"] = value.split("|")
     elif value:
