@@ -4449,9 +4449,10 @@ def _select_run_ids(db: sqlite3.Connection) -> list[tuple[str, str]]:
     ).fetchall()
 
 
-def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str | None, int]:
-    """How many task instances of a run are in each state."""
-    query = "SELECT state, count(*) FROM task_instance WHERE dag_run_id = ? GROUP BY state"
+def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
+    """How many task instances of a run are in each state, or in `none`."""
+    what = "coalesce(CAST(state AS TEXT), 'none'), count(*)"
+    query = f"SELECT {what} FROM task_instance WHERE dag_run_id = ? GROUP BY state"
     return dict(db.execute(query, (run_row,)))
 
 
@@ -8671,8 +8672,7 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
     """Runs, newest first; `asked` as for the look."""
-    rows = _read(path, _select_some_runs, dag_id, **asked)
-    return [DagRun(row, path) for row in rows]
+    return [DagRun(row, path) for row in _read(path, _select_some_runs, dag_id, **asked)]
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
@@ -8787,10 +8787,6 @@ def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool 
     order = sorted(counts, key=[*_LOOKS, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
     return ", ".join(_paint(text, word) if color else text for text, word in said)
-
-
-def _state_counts(run: DagRun) -> dict[str, int]:
-    return {state or "none": n for state, n in run._look(_select_run_counts).items()}
 
 
 def _spaced(state: str) -> str:
@@ -9368,7 +9364,7 @@ class _Report(_Screen):
         self.clear()
         self.output("", "")  # which ends a line that has no end
         why = f" ({run.reason})" if run.reason else ""
-        each = _counts_text(_state_counts(run)) or "no tasks"
+        each = _counts_text(run._look(_select_run_counts)) or "no tasks"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
         self.tell(text, run.state.value)
         slowest = [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]
@@ -9414,10 +9410,6 @@ if __name__ == "__main__":
 '''
 
 
-def _fail(message: object) -> None:
-    _say(f"liteflow: error: {_clean(message)}")
-
-
 def _exit_code(act: Callable[[], T]) -> T | int:
     """Run a command; what went wrong is one sentence on standard error and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -9432,12 +9424,12 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _fail(f"the output can't be written: {error.strerror}")
+        _say(f"liteflow: error: the output can't be written: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         return 130
     except AirflowException as error:
-        _fail(error)
+        _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
         return next(code for kind, code in known if isinstance(error, kind))
 
@@ -9796,7 +9788,7 @@ def _follow(run: DagRun) -> None:
             lines = [_line_of([ti]) for ti in run._instances(state="running")]
             running = sorted(((x.label, x.seconds or 0.0) for x in lines), key=lambda x: -x[1])
             seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
-            now = _Snapshot(_state_counts(run), running, seconds)
+            now = _Snapshot(run._look(_select_run_counts), running, seconds)
             line = _counts_text(now.counts, "to come")
             if not screen.redraws and line != said:
                 screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
@@ -9917,9 +9909,8 @@ def _cmd_logs(options: argparse.Namespace) -> None:
 
 
 def _cmd_stop(options: argparse.Namespace) -> None:
-    path = _database_path(options.db, None)
-    live = [DagRun(row, path) for row in _read(path, _select_live_runs, options.run)]
-    live = [run for run in live if run.owner_alive]
+    running = _read_runs(_database_path(options.db, None), options.run, state="running")
+    live = [run for run in running if run.owner_alive]
     if len(live) > 1:
         names = ", ".join(f"{run.dag_id}/{run.run_id}" for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
