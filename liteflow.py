@@ -273,10 +273,7 @@ class UnreachableTask(AirflowException):
 
 
 class _Reschedule(BaseException):
-    """A sensor in mode `reschedule` gives its worker back for so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    """A sensor in mode `reschedule` gives its worker back for so many seconds, its argument."""
 
 
 class _UsageError(AirflowException):
@@ -648,14 +645,10 @@ class TaskGroup(_Dependency):
         self.default_args = _string_keyed(f"group {group_id!r}: default_args", default_args)
         self.label = group_id
         self.group_id = parent.child_id(group_id) if parent is not None else group_id
-        if self.group_id in dag:
-            if not add_suffix_on_collision:
-                raise DuplicateTaskIdFound(
-                    f"DAG {dag.dag_id!r} already has a task or group {self.group_id!r}"
-                )
+        if add_suffix_on_collision:
             self.group_id = dag._free_task_id(self.group_id)
+        dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
-        dag._note_suffix(self.group_id)
         self.children: list[BaseOperator] = []
         # The groups around this one, outermost first, and itself; and which of them is mapped.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
@@ -680,13 +673,8 @@ class TaskGroup(_Dependency):
 
     def _ends(self) -> list[BaseOperator]:
         """The last work: what nothing but teardowns comes after, and no setup."""
-        inside = {t.task_id: t for t in self.children}
-        return [
-            t
-            for t in self.children
-            if not (t.is_setup or t.is_teardown)
-            and all(inside[d].is_teardown for d in t._downstream if d in inside)
-        ]
+        work = {t.task_id: t for t in self.children if not t.is_teardown}
+        return [t for t in work.values() if not (t.is_setup or work.keys() & t._downstream.keys())]
 
     def __repr__(self) -> str:
         return f"<TaskGroup: {self.group_id}>"
@@ -1052,7 +1040,7 @@ def _results_in(value: Any) -> Iterator[XComArg]:
 
 def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those values in which something is known only at run time."""
-    late = (_Mappable, _DagParam)
+    late = (_Mappable, _Argument)
     return {k: v for k, v in values.items() if any(isinstance(x, late) for x in _leaves(v))}
 
 
@@ -1318,29 +1306,22 @@ def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg]]:
     return found
 
 
-class _DagParam:
-    """An argument of a `@dag` function while the DAG is built: `conf[name]`, else the default."""
+class _Argument:
+    """An argument while the DAG is built: of a `@dag` function, at run time the job's `param`, or
+    of a mapped group, its `group_value`."""
 
-    def __init__(self, name: str, default: Any = None) -> None:
-        self.name, self.default = name, default
+    def __init__(self, look: str, name: str, *default: Any) -> None:
+        self.look, self.name, self.default = look, name, default
 
     def __reduce__(self) -> tuple[Any, ...]:
         _pickled_for(self)
-        return _of_job, ("param", self.name, self.default)
+        return _of_job, (self.look, self.name, *self.default)
 
     def __iter__(self) -> Iterator[Any]:
-        raise TypeError(f"argument {self.name!r} is a placeholder until the DAG runs")
+        raise TypeError(f"{self!r} is a placeholder until the DAG runs")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__.strip('_')}({self.name!r})"
-
-
-class _GroupArg(_DagParam):
-    """An argument of a mapped group while the DAG is built: each instance has its element."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        _pickled_for(self)
-        return _of_job, ("group_value", self.name)
+        return f"argument {self.name!r}"
 
 
 class _ExpandInput:
@@ -1899,12 +1880,12 @@ class _GroupFunction(_Decorated[P, R]):
                 names: Collection[Any] = [name for name, _ in expand.sources]
                 if None in names:
                     names = self._signature.parameters.keys() - kwargs.keys()
-                kwargs = {**kwargs, **{name: _GroupArg(name) for name in names}}
+                kwargs = {**kwargs, **{name: _Argument("group_value", name) for name in names}}
             result = self.function(*args, **kwargs)
         if expand is not None:
             for member in group.children:
-                taken = any(isinstance(leaf, _GroupArg) for leaf in _leaves(member._call()))
-                if taken or not member._upstream:
+                placed = (leaf for leaf in _leaves(member._call()) if isinstance(leaf, _Argument))
+                if not member._upstream or any(leaf.look == "group_value" for leaf in placed):
                     member._join(expand.sources)
                 expand.check_rule_of(member)
         return group if result is None else result
@@ -2159,19 +2140,21 @@ class Dag:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
 
     def _add(self, task: BaseOperator) -> None:
-        if task.task_id in self:
-            raise DuplicateTaskIdFound(f"DAG {self.dag_id!r} already has a task {task.task_id!r}")
         if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:
             raise FailFastDagInvalidTriggerRule(
                 f"task {task.task_id!r}: fail_fast=True allows all_success, not {task.trigger_rule}"
             )
+        self._claim(task.task_id)
         task.dag = self
         self.task_dict[task.task_id] = task
         if self._scopes:
             self._scopes[-1]._made_inside.append(task)
-        self._note_suffix(task.task_id)
 
-    def _note_suffix(self, node_id: str) -> None:
+    def _claim(self, node_id: str) -> None:
+        if node_id in self:
+            raise DuplicateTaskIdFound(
+                f"DAG {self.dag_id!r} already has a task or group {node_id!r}: take another id"
+            )
         core, _, number = node_id.rpartition("__")
         if number.isdecimal():
             self._suffixes[core] = max(self._suffixes[core], int(number))
@@ -2391,7 +2374,7 @@ def dag(function: Any = None, /, **settings: Any) -> Any:
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         for name, value in bound.arguments.items():
             param = made.params[name] = value if isinstance(value, Param) else Param(value)
-            bound.arguments[name] = _DagParam(name, param.default)
+            bound.arguments[name] = _Argument("param", name, param.default)
         with made:
             function(*bound.args, **bound.kwargs)
         return made
@@ -5265,7 +5248,7 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     except AirflowSkipException as skip:
         status, error, job.exception = "skipped", _one_line(skip), skip
     except _Reschedule as pause:
-        status, note = "reschedule", {"wait": pause.seconds}
+        status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure

@@ -3472,7 +3472,7 @@ class OperatorsTest(Case):
                 decorated()
                 Own.partial(task_id="mapped").expand(field=[1, 2])
                 @task
-                def placeholder(): return liteflow._DagParam("p", 1)
+                def placeholder(): return liteflow._Argument("param", "p", 1)
                 placeholder()
                 EmptyOperator(task_id=TriggerRule.ALL_DONE)
             dag = build("echo done")
