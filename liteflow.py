@@ -1397,10 +1397,8 @@ def _decorated(kind: type[BaseOperator]) -> Any:
 
 def _codes(what: str, value: Any) -> Any:
     """Exit codes that mean skipped: an int, several, or None."""
-    codes = () if value is None else (value,) if isinstance(value, int) else tuple(value)
-    for code in codes:
-        _of_type(int)(what, code)
-    return codes
+    codes = () if value is None else (value,) if isinstance(value, int) else value
+    return tuple(_of_type(int)(what, code) for code in codes)
 
 
 class BashOperator(BaseOperator):
@@ -1939,24 +1937,21 @@ class _TaskDecorator:
 
     def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
         """Above `@task`: skip the task unless `condition(context)` is true."""
-        return _conditional(condition, True, skip_message)
+        return functools.partial(_with_condition, (condition, True, skip_message))
 
     def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
         """Above `@task`: skip the task if `condition(context)` is true."""
-        return _conditional(condition, False, skip_message)
+        return functools.partial(_with_condition, (condition, False, skip_message))
 
     def __getattr__(self, name: str) -> NoReturn:
         known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
         raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
-def _conditional(*condition: Any) -> Callable[[_TaskFunction[P, R]], _TaskFunction[P, R]]:
-    def add(function: _TaskFunction[P, R]) -> _TaskFunction[P, R]:
-        if not isinstance(function, _TaskFunction):
-            raise TypeError("@task.run_if and @task.skip_if stand above @task")
-        return function._with(_conditions=(condition, *function._conditions))
-
-    return add
+def _with_condition(condition: Any, function: Any) -> Any:
+    if not isinstance(function, _TaskFunction):
+        raise TypeError("@task.run_if and @task.skip_if stand above @task")
+    return function._with(_conditions=(condition, *function._conditions))
 
 
 task = _TaskDecorator()
@@ -2454,7 +2449,7 @@ class Param:
         value = self.default if value is ... else value
         if value is ...:
             raise ParamValidationError("no value was given and there is no default")
-        _validate(value, self.schema, "value")
+        _validate(value, self.schema)
         return value
 
 
@@ -2526,12 +2521,19 @@ _KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
     "maxLength": ("string", lambda value, rule: len(value) <= rule),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
     "format": ("string", _has_format),
+    "items": ("array", lambda value, rule: all(_validate(item, rule) for item in value)),
     "minItems": ("array", lambda value, rule: len(value) >= rule),
     "maxItems": ("array", lambda value, rule: len(value) <= rule),
     "required": ("object", lambda value, rule: value.keys() >= set(rule)),
+    "properties": (
+        "object",
+        lambda value, rule: all(
+            _validate(value[name], rule[name]) for name in rule if name in value
+        ),
+    ),
     **dict.fromkeys(
-        """items properties title examples description_md values_display section source
-        custom_html_form $schema""".split(),
+        """title examples description_md values_display section source custom_html_form
+        $schema""".split(),
         (None, lambda value, rule: True),
     ),
 }
@@ -2552,20 +2554,13 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             raise ValueError(f"Param: {keyword} can't be {_shown(rule)}: {error}") from None
 
 
-def _validate(value: Any, schema: Mapping[str, Any], where: str) -> None:
+def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Raises ParamValidationError if the value, or a part of it, does not fit."""
     for keyword, rule in schema.items():
         kind, fits = _KEYWORDS[keyword]
         if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
-            raise ParamValidationError(
-                f"{where} must fit {keyword} {_shown(rule)}, found {_shown(value)}"
-            )
-    if isinstance(value, (list, tuple)) and "items" in schema:
-        for i, item in enumerate(value):
-            _validate(item, schema["items"], f"{where}[{i}]")
-    elif isinstance(value, dict):
-        for name, rule in schema.get("properties", {}).items():
-            if name in value:
-                _validate(value[name], rule, f"{where}[{name!r}]")
+            raise ParamValidationError(f"{_shown(value)} does not fit {keyword} {_shown(rule)}")
+    return True
 
 
 def _plain_copy(value: Any) -> Any:
