@@ -361,11 +361,11 @@ def _moment(text: str | None) -> _datetime.datetime | None:
         return None
 
 
-def _shown(value: object, limit: int = 200) -> str:
-    """A value's repr for an error message, bounded, whatever its class does."""
+def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -> str:
+    """A value's repr for people, bounded, whatever its class does."""
     try:
-        text = repr(value)
-    except BaseException as error:  # a user's __repr__ may raise anything; this is only a message
+        text = show(value)
+    except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -4751,7 +4751,7 @@ def _element_previews(mapping: _ExpandInput, elements: Iterable[tuple[str | None
     shown = {name: _preview(sources[name][at[1]]) for name, at in elements if at[0] == "constant"}
     if len(shown) == 1:
         return next(iter(shown.values()))
-    return _preview_cut(", ".join(f"{name}={text}" for name, text in shown.items()))
+    return _shown(", ".join(f"{name}={text}" for name, text in shown.items()), _PREVIEW, str)
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
@@ -4779,17 +4779,8 @@ def _storable(text: object) -> str:
 
 def _preview(value: Any) -> str:
     if value is None or type(value) in (bool, int, float) or type(value) is str and len(value) < 60:
-        text = repr(value)
-    else:
-        try:
-            text = _SHORT.repr(value)
-        except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
-            text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    return _preview_cut(_storable(text))
-
-
-def _preview_cut(text: str) -> str:
-    return text if len(text) <= _PREVIEW else text[: _PREVIEW - 3] + "..."
+        return _shown(value, _PREVIEW)
+    return _shown(value, _PREVIEW, lambda x: _storable(_SHORT.repr(x)))
 
 
 class _ShortRepr(reprlib.Repr):
@@ -7710,7 +7701,7 @@ class _Start:
         for _, (kind, *where) in elements:
             if kind in ("item", "xcom"):
                 shown.append(previews[where[0]].get(where[1], ""))
-        return keys[index], _preview_cut(", ".join(filter(None, shown))) or None
+        return keys[index], _shown(", ".join(filter(None, shown)), _PREVIEW, str) or None
 
 
 def _refuse_reentry() -> None:
