@@ -733,8 +733,17 @@ class _OperatorType(type):
         defaults = _surroundings(kwargs)[2]
         named = {name: defaults[name] for name in _keywords_of(kind) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
-        _refuse_templates(made)
-        made._join([getattr(made, name, None) for name in kind.template_fields])
+        fields = {name: getattr(made, name, None) for name in kind.template_fields}
+        made._join(fields)
+        text = _template_in(fields)
+        if text is not None:  # without jinja2 it would quietly mean its own text
+            import importlib.util
+
+            if importlib.util.find_spec("jinja2") is None:
+                said = (
+                    "install jinja2 to have it rendered, or use @task: there a string is a string"
+                )
+                raise ValueError(f"task {made.task_id!r}: {_shown(text, 60)} is a template: {said}")
         return made
 
 
@@ -995,9 +1004,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in."""
-        mine = self._filled(kwargs)
-        _render_templates(mine, kwargs, job.context)
-        return mine.execute(job.context)
+        for name in self.template_fields:
+            value = getattr(self, name, None)
+            if name not in kwargs and _template_in(value) is not None:  # results are not rendered
+                kwargs[name] = _rendered(value, job.context)
+        return self._filled(kwargs).execute(job.context)
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
@@ -1620,33 +1631,9 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
         return PythonOperator.execute(self, context)
 
 
-def _refuse_templates(task: BaseOperator) -> None:
-    """Without jinja2, a template would quietly mean its own text: refuse it when it is made."""
-    import importlib.util
-
-    for name in task.template_fields:
-        text = _template_in(getattr(task, name, None))
-        if text is not None and importlib.util.find_spec("jinja2") is None:
-            raise ValueError(
-                f"task {task.task_id!r}: {name} holds a Jinja template, {_shown(text, 60)}: "
-                "install jinja2 to have it rendered, or use @task: there a string stays as it is"
-            )
-
-
-def _render_templates(task: BaseOperator, values: Mapping[str, Any], context: Context) -> None:
-    """Render what a file written for Airflow has in its template fields; values of results are
-    not rendered."""
-    for name in task.template_fields:
-        value = getattr(task, name, None)
-        if name not in values and _template_in(value) is not None:
-            object.__setattr__(task, name, _rendered(value, context))
-
-
 def _rendered(value: Any, context: Context) -> Any:
     if isinstance(value, str):
-        import importlib
-
-        jinja2: Any = importlib.import_module("jinja2")  # the user's, if it is there
+        jinja2: Any = __import__("jinja2")  # the user's, if it is there
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
         environment.filters.update(_FILTERS)
         return environment.from_string(value).render(context)
