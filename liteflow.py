@@ -1876,14 +1876,9 @@ class _GroupFunction(_Decorated[P, R]):
         return group if result is None else result
 
 
-class _Kind:
+def _decorator_of(kind: type[BaseOperator]) -> Any:
     """`@task.bash` and its kin: a task of the operator's settings and ways, around a function."""
-
-    def __init__(self, kind: type[BaseOperator]) -> None:
-        self._kind, self.__doc__ = kind, kind.__doc__
-
-    def __get__(self, decorator: _TaskDecorator, owner: Any) -> _TaskDecorator:
-        return _TaskDecorator(decorator._dag, _decorated(self._kind))
+    return property(lambda task: _TaskDecorator(task._dag, _decorated(kind)), doc=kind.__doc__)
 
 
 class _TaskDecorator:
@@ -1912,10 +1907,10 @@ class _TaskDecorator:
         made._maker = self._maker
         return made
 
-    branch = _Kind(BranchPythonOperator)
-    short_circuit = _Kind(ShortCircuitOperator)
-    bash = _Kind(BashOperator)
-    sensor = _Kind(BaseSensorOperator)
+    branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
+    short_circuit: _TaskDecorator = _decorator_of(ShortCircuitOperator)
+    bash: _TaskDecorator = _decorator_of(BashOperator)
+    sensor: _TaskDecorator = _decorator_of(BaseSensorOperator)
 
     @property
     def python(self) -> _TaskDecorator:
@@ -2003,7 +1998,7 @@ _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar(
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
-_built_counts: collections.Counter[tuple[str, str]] = collections.Counter()
+_built_counts: dict[tuple[str, str], Iterator[int]] = collections.defaultdict(itertools.count)
 _kept_dags: list[Dag] = []
 
 
@@ -2060,8 +2055,7 @@ class Dag:
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc: str | None = names.get("__file__")
         place = (self._module, self.dag_id)
-        self._key = (*place, _built_counts[place])
-        _built_counts[place] += 1
+        self._key = (*place, next(_built_counts[place]))
         _built[self._key] = self
         if _importing_in_child():
             _kept_dags.append(self)
@@ -2216,8 +2210,7 @@ class Dag:
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
         options = dict(locals())
-        del options["self"]
-        return _Run(self, **options).execute()
+        return _Run(options.pop("self"), **options).execute()
 
     def test(
         self,
@@ -2237,8 +2230,7 @@ class Dag:
         timeout otherwise than by raising AirflowTaskTimeout in it. The signature is Airflow's;
         what has no meaning here (`conn_file_path`, ...) is refused unless left out.
         """
-        unused = (conn_file_path, variable_file_path, mark_success_pattern)
-        if use_executor or any(value is not None for value in unused):
+        if use_executor or conn_file_path or variable_file_path or mark_success_pattern:
             raise ValueError(
                 "dag.test() here takes logical_date, run_conf and db_path: all else has no meaning"
             )
