@@ -3920,6 +3920,8 @@ class _Store:
         `check` is called while it is locked, and may raise.
         """
         self.path = path
+        # What an instance is mapped over: a digest, and what people may know of it.
+        self.element_of: Callable[[_Instance], Any] = lambda instance: (None, None)
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
@@ -4029,10 +4031,10 @@ class _Store:
         with self.transaction(""):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def look(self, look: Callable[..., T], *arguments: Any) -> T:
+    def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What one of the looks below finds, in this connection."""
         try:
-            return look(self._connection, *arguments)
+            return look(self._connection, *arguments, **named)
         except Exception as error:
             _explain(error, self.path)
             raise
@@ -4138,22 +4140,30 @@ class _Store:
         for table in ("xcom", "xcom_item"):
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
-    def write_instances(self, instances: Iterable[_Instance], elements: Callable[..., Any]) -> None:
+    def write_instances(self, instances: Iterable[_Instance]) -> None:
         """Write rows whole, by task and index: new ones, which get their id, and those that a
         resume goes on with."""
-        facts = functools.lru_cache(1)(_task_facts)  # they come task by task
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
+        ids = itertools.count(last + 1)
 
-        def row(i: _Instance) -> tuple[Any, ...]:
-            nonlocal last
-            i.row_id = i.row_id or (last := last + 1)
-            return (
-                i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                i.try_number, i.max_tries, i.lost, 0, None, *elements(i), *facts(i.node.task),
-            )  # fmt: skip
+        def rows() -> Iterator[tuple[Any, ...]]:
+            for node, together in itertools.groupby(instances, lambda i: i.node):
+                task, takes, group = node.task, _taken_by(node.task), node.task.task_group
+                facts = (
+                    json.dumps(list(task._upstream)) if task._upstream else "[]",
+                    json.dumps(sorted(takes)) if takes else None,
+                    group.group_id if group is not None else None,
+                    "setup" if task.is_setup else "teardown" if task.is_teardown else None,
+                )
+                for i in together:
+                    i.row_id = i.row_id or next(ids)
+                    yield (
+                        i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
+                        i.try_number, i.max_tries, i.lost, 0, None, *self.element_of(i), *facts,
+                    )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
-        self._connection.executemany(_upserting("task_instance", 4, "flow"), map(row, instances))
+        self._connection.executemany(_upserting("task_instance", 4, "flow"), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -4166,9 +4176,7 @@ class _Store:
 
     # A run's turns.
 
-    def record(
-        self, batch: _Batch, elements: Callable[..., Any] | None = None, ended: bool = False
-    ) -> None:
+    def record(self, batch: _Batch, ended: bool = False) -> None:
         """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError.
 
         `ended`: what a DAG's callbacks print comes after the run's end, when it has no owner.
@@ -4184,14 +4192,12 @@ class _Store:
             )
             if batch.renewed:  # behind the values of a try that failed in this turn
                 self._delete_values([i.row_id for i in batch.renewed])
+            self._many(
+                "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND map_index = -1",
+                [(self.run_row, node.task.task_id) for node in batch.expanded],
+            )
             for node in batch.expanded:  # the previews of its elements are there now
-                self._connection.execute(
-                    "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND "
-                    "map_index = -1",
-                    (self.run_row, node.task.task_id),
-                )
-                assert elements is not None
-                self.write_instances(node.instances, elements)
+                self.write_instances(node.instances)
             self._many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
                 "WHERE id = ?",
@@ -4258,7 +4264,7 @@ class _Store:
     ) -> None:
         """Do one of what follows to a run; `check` sees it under the write lock, and may raise."""
         with self.transaction():
-            row = _find_run(self._connection, run_row)
+            row = _find_run(self._connection, id=run_row)
             check(row)
             act(row, *how)
 
@@ -4292,17 +4298,6 @@ class _Store:
                 # PASSIVE: waiting for a reader would keep others from the lock.
                 execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 before = free
-
-
-def _task_facts(task: BaseOperator) -> tuple[Any, ...]:
-    """What a row says of its task: what it waits for and takes, its group and role."""
-    takes = _taken_by(task)
-    return (
-        json.dumps(list(task._upstream)) if task._upstream else "[]",
-        json.dumps(sorted(takes)) if takes else None,
-        task.task_group.group_id if task.task_group is not None else None,
-        "setup" if task.is_setup else "teardown" if task.is_teardown else None,
-    )
 
 
 def _until_unlocked(
@@ -4362,42 +4357,29 @@ def _select(
     return [_Row(**dict(zip(terms, row, strict=True))) for row in found]
 
 
-def _select_runs(db: sqlite3.Connection, where: str, limit: int = -1, **values: Any) -> list[_Row]:
-    """Runs, newest first, by a condition on dag_run."""
-    rest = f"WHERE {where} ORDER BY dag_run.id DESC LIMIT {limit}"
-    return _select(db, "dag_run", _COLUMNS["dag_run"], rest, values)
-
-
-def _find_run(db: sqlite3.Connection, run_row: int) -> _Row | None:
-    return next(iter(_select_runs(db, "id = :id", id=run_row)), None)
-
-
-def _find_named_run(db: sqlite3.Connection, dag_id: str, run_id: str | None = None) -> _Row | None:
-    """A DAG's run of this id, or its newest one."""
-    where = "dag_id = :dag" if run_id is None else "dag_id = :dag AND run_id = :run"
-    return next(iter(_select_runs(db, where, 1, dag=dag_id, run=run_id)), None)
-
-
-def _select_live_runs(db: sqlite3.Connection, dag_id: str) -> list[_Row]:
-    """A DAG's runs that read `running`, oldest first."""
+# What is asked of runs, but that a column is equal to something.
+_RUN_TERMS = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
-    return _select_runs(db, "state = 'running' AND +dag_id = :dag", dag=dag_id)[::-1]
+    "live_of": "state = 'running' AND +dag_id = :live_of",
+    "since": "coalesce(start_date, '') >= :since",
+    "before": "coalesce(start_date, '') < :before",
+    "keep": "(SELECT count(*) FROM dag_run AS newer WHERE newer.dag_id = dag_run.dag_id AND "
+    "newer.id > dag_run.id) >= :keep",
+}
 
 
-def _select_some_runs(
-    db: sqlite3.Connection, dag_id: str | None, limit: int | None = None, **asked: Any
-) -> list[_Row]:
-    """The runs of a DAG, or of all, of a `state`, begun `since` or `before` a time, behind the
-    `keep` newest ones of their DAG."""
-    where = (
-        "dag_id = coalesce(:dag, dag_id) AND state = coalesce(:state, state) AND "
-        "coalesce(start_date, '') >= coalesce(:since, '') AND "
-        "coalesce(start_date, '') < coalesce(:before, '~') AND (:keep IS NULL OR :keep <= "
-        "(SELECT count(*) FROM dag_run AS newer WHERE newer.dag_id = dag_run.dag_id AND "
-        "newer.id > dag_run.id))"
-    )
-    values = {**dict.fromkeys(("state", "since", "before", "keep")), **asked}
-    return _select_runs(db, where, -1 if limit is None else limit, dag=dag_id, **values)
+def _select_runs(db: sqlite3.Connection, limit: int | None = None, **asked: Any) -> list[_Row]:
+    """Runs, newest first, by what is not None: columns that are equal to it, a DAG of which they
+    read `running`, a time `since` or `before` which they began, how many newer ones to `keep`."""
+    asked = {name: value for name, value in asked.items() if value is not None}
+    terms = [_RUN_TERMS.get(name, f"dag_run.{name} = :{name}") for name in asked]
+    where = f"WHERE {' AND '.join(terms)}" if terms else ""
+    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {-1 if limit is None else limit}"
+    return _select(db, "dag_run", _COLUMNS["dag_run"], rest, asked)
+
+
+def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
+    return next(iter(_select_runs(db, 1, **asked)), None)
 
 
 def _select_run_ids(db: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -4423,7 +4405,7 @@ def _select_dags(db: sqlite3.Connection) -> list[dict[str, Any]]:
             "FROM dag_run WHERE dag_id = ?",
             (row.dag_id,),
         )
-        newest = _find_named_run(db, row.dag_id)
+        newest = _find_run(db, dag_id=row.dag_id)
         dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
     return dags
 
@@ -7481,7 +7463,7 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
             return
         dag_id = self.dag.dag_id
-        row = _read(self.path, _find_named_run, dag_id, run_id)
+        row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
         if row is None:
             wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
             raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
@@ -7571,13 +7553,13 @@ class _Start:
         store, dag, row = self._store, self.dag, self.recorded
         with store.transaction():
             if row is not None:
-                row = store.look(_find_run, row.id)
+                row = store.look(_find_run, id=row.id)
                 if row is None or row.run_id != self.run_id or self._has_succeeded(row):
                     raise _LookAgain
             self._make_way(row and row.id)
             if row is not None:
                 self._take_over(row.id)
-            elif store.look(_find_named_run, dag.dag_id, self.run_id) is None:
+            elif store.look(_find_run, dag_id=dag.dag_id, run_id=self.run_id) is None:
                 store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
             elif self.asked.run_id is None:
                 raise _LookAgain  # another run began in the same microsecond
@@ -7586,7 +7568,7 @@ class _Start:
                     f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
                     "resume it, or give another"
                 )
-            store.write_instances(self.plan.instances(), self._element_of)
+            store.write_instances(self.plan.instances())
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
             store.claim_run(store.run_row, self._owner, who, row is not None)
 
@@ -7596,7 +7578,7 @@ class _Start:
     def _make_way(self, ours: int | None) -> None:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
         alive, self._dead = [], []
-        for row in self._store.look(_select_live_runs, self.dag.dag_id):
+        for row in self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]:
             if _owner_lives(self.path, row.owner):
                 alive.append(row)
                 continue
@@ -7841,6 +7823,7 @@ class _Run(_Start):
             return _read_run(self.path, self.dag.dag_id, self.run_id)
         self._find_tasks()
         self._store = _Store(self.path, self._check)
+        self._store.element_of = self._element_of
         with contextlib.closing(self._store), _owned_folder(self.path) as (self._owner, folder):
             self._open_in_turn()
             self._drive_to_the_end(folder)
@@ -8057,7 +8040,7 @@ class _Run(_Start):
         if not self._batch:
             return True
         try:
-            self._store.record(self._batch, self._element_of)
+            self._store.record(self._batch)
         except _Busy:
             now = time.monotonic()
             self._locked_since = self._locked_since or now
@@ -8268,7 +8251,7 @@ class _Run(_Start):
             self._stop("stopped")
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.time_out()
-        row = self._store.look(_find_run, self._store.run_row)
+        row = self._store.look(_find_run, id=self._store.run_row)
         if row is not None and row.stop_requested is not None:
             self._stop("stopped on request")
         self._store.check_in_place()
@@ -8620,11 +8603,11 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
     """Runs, newest first; `asked` as for the look."""
-    return [DagRun(row, path) for row in _read(path, _select_some_runs, dag_id, **asked)]
+    return [DagRun(row, path) for row in _read(path, _select_runs, dag_id=dag_id, **asked)]
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
-    row = _read(path, _find_named_run, dag_id, run_id)
+    row = _read(path, _find_run, dag_id=dag_id, run_id=run_id)
     if row is None:
         known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")

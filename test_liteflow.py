@@ -239,16 +239,13 @@ class Case(unittest.TestCase):
         with store.transaction():
             store.create_run(d, "r", None, "{}")
             store.claim_run(store.run_row, "me", "pid 1 on here", False)
-            self.write_instances(store, plan)
+            store.write_instances(plan.instances())
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
         attempt = liteflow._Attempt(instance)
         attempt.state, attempt.started, attempt.pid = "running", "2024-01-01T00:00:00+00:00", 1
         store.record(self.batch_of(attempt), None)
         return store, attempt
-
-    def write_instances(self, store, plan):
-        store.write_instances(plan.instances(), lambda instance: (None, None))
 
     def batch_of(self, attempt):
         batch = liteflow._Batch()
@@ -1700,9 +1697,10 @@ class StoreTest(StoreCase):
             )
             steps = []
             connection.set_progress_handler(lambda: steps.append(100), 100)
-            self.assertEqual(liteflow._select_live_runs(connection, "small"), [])
-            self.assertIsNone(liteflow._find_named_run(connection, "small", "new"))
-            self.assertEqual(liteflow._find_named_run(connection, "small").run_id, "earlier 4999")
+            self.assertEqual(liteflow._select_runs(connection, live_of="small"), [])
+            self.assertIsNone(liteflow._find_run(connection, dag_id="small", run_id="new"))
+            newest = liteflow._find_run(connection, dag_id="small")
+            self.assertEqual(newest.run_id, "earlier 4999")
             self.assertLess(sum(steps), 5000)
 
     def test_what_is_recorded_can_be_read_with_plain_sql(self):
@@ -1766,7 +1764,7 @@ class StoreTest(StoreCase):
             store.create_run(d, "r", None, "{}")
             store.claim_run(store.run_row, "me", "pid 1 on here", False)
             plan = liteflow._Plan(d)
-            self.write_instances(store, plan)
+            store.write_instances(plan.instances())
         store.request_stop(store.run_row)
         begins = [s for s in said if s.startswith("BEGIN")]
         writes = [s for s in said if re.match("INSERT|UPDATE|DELETE|CREATE", s)]
