@@ -569,11 +569,10 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     many = value if isinstance(value, (list, tuple)) else (value,)
     for one in many:
         if not isinstance(one, _Dependency):
-            decorate = "" if isinstance(one, _TaskFunction) else "decorate it with @task and "
-            raise TypeError(
-                "the order can be set between tasks, their results, and lists of these, found "
-                f"{_shown(one)}" + (f": {decorate}call it" if callable(one) else "")
-            )
+            plain = "" if isinstance(one, _TaskFunction) else "decorate it with @task and "
+            hint = f": {plain}call it" if callable(one) else ""
+            can = "the order can be set between tasks, their results, and lists of these"
+            raise TypeError(f"{can}, found {_shown(one)}{hint}")
     return many
 
 
@@ -684,9 +683,7 @@ _current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", defa
 _PLACE = ("dag", "task_group", "default_args")
 
 
-def _surroundings(
-    given: Mapping[str, Any],
-) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
+def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
     """The DAG and group of a task with these arguments (the current ones, unless given), and the
     default_args that reach it: the DAG's, under its groups', under its own."""
     dag, group = given.get("dag") or _current_dag.get(), given.get("task_group")
@@ -900,12 +897,16 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         if dag is not None:
             dag._add(self)
 
-    def _map_over(self, mapping: _ExpandInput) -> None:
-        """Expand the task; its instances wait for all that it is expanded over."""
-        if self._mapped_group is not None:
+    def _map_over(self, mapping: _ExpandInput, waits: bool = True) -> None:
+        """Expand the task, alone or with its group; it waits for all that it is expanded over,
+        unless others in its group do so before it."""
+        if self._mapping not in (None, mapping):
             raise NotImplementedError(f"task {self.task_id!r}: expand() inside a mapped group")
-        mapping.check_rule_of(self)
-        self._join(mapping.sources)
+        if mapping.results and self.trigger_rule is TriggerRule.ALWAYS:
+            rule = "trigger_rule 'always' does not wait for what is expanded"
+            raise ValueError(f"task {self.task_id!r}: {rule}")
+        if waits:
+            self._join(mapping.sources)
         self._mapping = mapping
 
     @classmethod
@@ -1348,13 +1349,6 @@ class _ExpandInput:
         self.results = [part for source in mappables for part in source._parts(XComArg)]
         # The functions of `map`: in a worker they have the same numbers.
         self.functions = [m._by for source in mappables for m in source._parts(_MapResult)]
-
-    def check_rule_of(self, task: BaseOperator) -> None:
-        """Raises ValueError if the task would not wait for the results it is expanded over."""
-        if task.trigger_rule is TriggerRule.ALWAYS and self.results:
-            raise ValueError(
-                f"task {task.task_id!r}: trigger_rule 'always' does not wait for what is expanded"
-            )
 
     def count(self, known: _Known) -> int:
         """How many instances there are."""
@@ -1870,9 +1864,8 @@ class _GroupFunction(_Decorated[P, R]):
         if expand is not None:
             for member in group.children:
                 placed = (leaf for leaf in _leaves(member._call()) if isinstance(leaf, _Argument))
-                if not member._upstream or any(leaf.look == "group_value" for leaf in placed):
-                    member._join(expand.sources)
-                expand.check_rule_of(member)
+                waits = any(leaf.look == "group_value" for leaf in placed) or not member._upstream
+                member._map_over(expand, waits)
         return group if result is None else result
 
 
