@@ -2577,8 +2577,8 @@ class _Past(NamedTuple):
     lost: int = 0  # attempts in a row that went down with their scheduler
     cleared: int = 0  # 1: by somebody, with what hangs on it; 2: it alone
     element: str | None = None  # what it was mapped over, as a digest
-    takes: frozenset[str] | None = None  # the tasks whose results it took
-    flow: Mapping[str, Any] = {}  # what a branch chose, or whether a short circuit went on
+    takes: str | None = None  # the tasks whose results it took, as JSON
+    flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
     attempt_state: str | None = None
     began: str | None = None
     ended: str | None = None
@@ -2610,7 +2610,7 @@ class _Instance:
     """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
     __slots__ = tuple(
-        "alone before lost map_index max_tries node ready row_id state try_number".split()
+        "alone before flow lost map_index max_tries node ready row_id state try_number".split()
     )
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
@@ -2620,6 +2620,7 @@ class _Instance:
         self.try_number = recorded.try_number
         self.max_tries = recorded.max_tries
         self.lost = recorded.lost
+        self.flow = recorded.flow
         self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
         self.row_id = recorded.row_id
         self.ready = False  # its rule has let it run
@@ -2939,13 +2940,11 @@ class _Plan:
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
         self.known = _Known(lengths or {})
-        self._make_instances(unexpanded)
-        self._begin()
+        self._begin(unexpanded)
 
-    # Building.
-
-    def _make_instances(self, unexpanded: Collection[str]) -> None:
-        """The instances there are at first: recorded ones, those of constants, or one."""
+    def _begin(self, unexpanded: Collection[str]) -> None:
+        """Make the instances there are at first: recorded ones, those of constants, or one. Count
+        what a resumed run keeps; then every instance that is left has to be decided."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
             task_id, count = node.task.task_id, 0
@@ -2955,6 +2954,15 @@ class _Plan:
                     count = node.mapping.count(self.known)
                 node.expanded = count > 0 or not node.sources
             self._give_instances(node, range(count) if count else [-1])
+        kept = [i for i in self.instances() if i.state is not None]
+        for instance in kept:
+            self._ended(instance)
+        for instance in [i for i in kept if i.flow]:  # what one that is kept has left out
+            self.skip(instance, self.left_out(instance, _plain(instance.flow, dict), strict=False))
+        self._dirty.clear()
+        for node in self.nodes:
+            if node.open:
+                self._touch(node)
 
     def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
         task_id = node.task.task_id
@@ -2963,19 +2971,6 @@ class _Plan:
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.open = len(node.instances)
         self.unfinished += node.open
-
-    def _begin(self) -> None:
-        """Count what a resumed run keeps; then every instance that is left has to be decided."""
-        kept = [i for i in self.instances() if i.state is not None]
-        for instance in kept:
-            self._ended(instance)
-        for instance in kept:  # what a branch or short circuit that is kept has left out
-            flow = self._recorded[instance.task_id, instance.map_index].flow
-            self.skip(instance, self.left_out(instance, flow, strict=False))
-        self._dirty.clear()
-        for node in self.nodes:
-            if node.open:
-                self._touch(node)
 
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
         """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
@@ -3460,12 +3455,13 @@ class _Resumption:
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
         takes = _taken_by(task)
+        took = json.dumps(sorted(takes))
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
             own = row is None or not row.is_kept()
-            pulled = self._is_pulled(task, index, takes)
-            pulled = pulled or (row is not None and row.takes is not None and row.takes != takes)
+            pulled = row is not None and (row.takes or "[]") != took
+            pulled = pulled or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
             self.again.add(key)
@@ -3539,7 +3535,7 @@ class _Resumption:
             if (task_id, index) not in self.again:
                 row = row._replace(lost=0)
             elif row.state is None and not row.cleared and row.lost >= retries + 3:
-                row = row._replace(state="failed", flow={}, died=False)
+                row = row._replace(state="failed", flow=None, died=False)
             else:
                 row = row._replace(state=None, max_tries=tries)
             found[task_id, index] = row
@@ -3658,10 +3654,10 @@ def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> st
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({places})"
 
 
-def _upserting(table: str, known: int, kept: str = "") -> str:
+def _upserting(table: str, known: int) -> str:
     """The same, but where there is a row of its key, sets all but the first, `known` columns."""
     key, *others = _COLUMNS[table]
-    terms = ", ".join(f"{name} = excluded.{name}" for name in others[known - 1 :] if name != kept)
+    terms = ", ".join(f"{name} = excluded.{name}" for name in others[known - 1 :])
     return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {terms}"
 
 
@@ -3705,7 +3701,6 @@ class _Batch:
 
     def __init__(self) -> None:
         self.instances: dict[_Instance, None] = {}
-        self.flows: dict[_Instance, Mapping[str, Any]] = {}  # what branches chose
         self.attempts: dict[_Attempt, None] = {}
         self.withdrawn: list[_Attempt] = []
         self.expanded: list[_Node] = []
@@ -4152,11 +4147,11 @@ class _Store:
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                        i.try_number, i.max_tries, i.lost, 0, None, *self.element_of(i), *facts,
+                        i.try_number, i.max_tries, i.lost, 0, i.flow, *self.element_of(i), *facts,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
-        self._connection.executemany(_upserting("task_instance", 4, "flow"), rows())
+        self._connection.executemany(_upserting("task_instance", 4), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -4192,16 +4187,12 @@ class _Store:
             for node in batch.expanded:  # the previews of its elements are there now
                 self.write_instances(node.instances)
             self._many(
-                "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ? "
-                "WHERE id = ?",
+                "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ?, "
+                "flow = ? WHERE id = ?",
                 [
-                    (i.state and i.state.value, i.try_number, i.max_tries, i.lost, i.row_id)
+                    (i.state and i.state.value, i.try_number, i.max_tries, i.lost, i.flow, i.row_id)
                     for i in batch.instances
                 ],
-            )
-            self._many(
-                "UPDATE task_instance SET flow = ? WHERE id = ?",
-                [(json.dumps(note), i.row_id) for i, note in batch.flows.items()],
             )
             self._many(
                 "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
@@ -4469,10 +4460,9 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
     for row in _select_of_run(_LATEST, columns, "", db, run_row):
-        *own, takes, flow, state, began, ended, error = vars(row).values()
+        *own, error = vars(row).values()
         died = row.state is None and error == f"interrupted: {_DIED}"
-        own += frozenset(_plain(takes, list)), _plain(flow, dict)
-        found.append(_Past._make([*own, state, began, ended, died]))
+        found.append(_Past._make([*own, died]))
     return found
 
 
@@ -7836,7 +7826,7 @@ class _Run(_Start):
         look: Any = functools.partial(_read, self.path, most=_ROW_LIMIT)
         recorded = {
             (i.task_id, i.map_index): i._replace(
-                state=i.state if i.state in _ENDED else None, flow={}
+                state=i.state if i.state in _ENDED else None, flow=None
             )
             for i in look(_select_past, row.id)
         }
@@ -8213,7 +8203,7 @@ class _Run(_Start):
             left_out = self.plan.left_out(instance, note)
         except _BadBranch as error:
             return outcome._replace(status="failed", error=str(error), xcoms=kept), ()
-        self._batch.flows[instance] = {k: note[k] for k in ("chosen", "go_on") if k in note}
+        instance.flow = json.dumps({k: note[k] for k in ("chosen", "go_on") if k in note})
         return outcome._replace(xcoms=kept) if left_out else outcome, left_out
 
     # What comes from outside.

@@ -6800,7 +6800,7 @@ class PlanGrowthTest(Case):
             keys = liteflow._element_keys(flow(1).tasks[0]._mapping, None)
             return [
                 liteflow._Past(
-                    i * 20 + k, f"m{i}", k, "success", 1, 0, 0, 0, keys[k], frozenset(), {},
+                    i * 20 + k, f"m{i}", k, "success", 1, 0, 0, 0, keys[k], None, None,
                     "success", "2024", "2024", False,
                 )
                 for i in range(n)
@@ -8159,7 +8159,6 @@ class Promise1Test(KilledAtCommitsCase):
         events = (
             ("instances", {instance: None}),
             ("attempts", {attempt: None}),
-            ("flows", {instance: {"chosen": []}}),
             ("withdrawn", [attempt]),
             ("expanded", [instance.node]),
             ("xcoms", [(instance, [row])]),
