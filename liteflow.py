@@ -2587,17 +2587,12 @@ class _Past(NamedTuple):
     def is_kept(self) -> bool:
         """Whether it stays as it is, unless something that it waits for runs again: a success, and
         what skipped itself."""
-        if self.cleared:
-            return False
-        return self.state == "success" or (self.state == self.attempt_state == "skipped")
-
-    def was_left_out(self) -> bool:
-        """Whether it did not run for what others did: decided anew, it may well end so again."""
-        left_out = self.state == "skipped" or self.state == "upstream_failed"
-        return left_out and not self.cleared and not self.is_kept()
+        kept = self.state == "success" or self.state == self.attempt_state == "skipped"
+        return kept and not self.cleared
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
+_LEFT_OUT = ("skipped", "upstream_failed")
 
 # How the instances that one waits for have ended: how many in each way, and, in the last place, how
 # many tasks have not.
@@ -3466,7 +3461,8 @@ class _Resumption:
                 continue
             self.again.add(key)
             self._changed.add(task.task_id)
-            if row is not None and row.was_left_out() and not pulled:
+            if not (pulled or row is None or row.cleared) and row.state in _LEFT_OUT:
+                # It did not run for what others did: decided anew, it may well end so again.
                 pulls = key in self._running
                 if not pulls:
                     self.left_out.add(key)
@@ -3940,6 +3936,8 @@ class _Store:
             raise
 
     def _prepare(self) -> None:
+        import sqlite3
+
         execute = self._connection.execute
         with self.transaction("BEGIN"):  # one snapshot: another process may create the tables now
             ours = _check_ours(self._connection, self.path)
@@ -3959,23 +3957,16 @@ class _Store:
                 return
         with self.transaction():
             if not _check_ours(self._connection, self.path):
-                self._create()
+                strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
+                # One page less to write for each value than a table with its index.
+                without_rowid = f"{strict}, WITHOUT ROWID".removeprefix(", ")
+                schema = _SCHEMA.format(strict=strict, without_rowid=without_rowid)
+                for statement in schema.split(";\n"):  # executescript would commit
+                    execute(statement)
+                execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                execute(f"PRAGMA user_version={_USER_VERSION}")
             for table, column, declaration in _missing_columns(self._connection):
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
-
-    def _create(self) -> None:
-        """Make the tables, inside the caller's transaction (so not by executescript)."""
-        import sqlite3
-
-        strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-        # One page less to write for each value than a table with its index.
-        without_rowid = f"{strict}, WITHOUT ROWID".removeprefix(", ")
-        schema = _SCHEMA.format(strict=strict, without_rowid=without_rowid)
-        for statement in schema.split(";\n"):
-            if statement.strip():
-                self._connection.execute(statement)
-        self._connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        self._connection.execute(f"PRAGMA user_version={_USER_VERSION}")
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
@@ -4110,8 +4101,7 @@ class _Store:
             "DELETE FROM task_instance WHERE id = ?",
             [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
         )
-        moves: list[tuple[int, str | None, int]]
-        moves = [(index, "removed", row.row_id) for row, index in found.removed]
+        moves: list[Any] = [(index, "removed", row.row_id) for row, index in found.removed]
         moves += [
             (index, row.state, row.row_id)
             for (_, index), row in found.instances.items()
@@ -4317,6 +4307,7 @@ _LATEST = (
     "task_instance LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
     "task_attempt.try_number = task_instance.try_number"
 )
+_EACH_ATTEMPT = "task_instance JOIN task_attempt ON task_instance_id = task_instance.id"
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
 _WHOSE = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
@@ -4430,10 +4421,7 @@ _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 # with each of their attempts.
 _select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER)
 _select_attempts = functools.partial(
-    _select_of_run,
-    "task_instance JOIN task_attempt ON task_instance_id = task_instance.id",
-    _INSTANCE,
-    f"{_ORDER}, task_attempt.try_number",
+    _select_of_run, _EACH_ATTEMPT, _INSTANCE, f"{_ORDER}, task_attempt.try_number"
 )
 # The stored output, in order: of a try (None: any), and what came behind an id; the ends of long
 # logs, which are written anew, are always there.
