@@ -386,15 +386,17 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 _SECOND = _datetime.timedelta(seconds=1)
 
+# What Airflow's context has, and nothing here gives a value.
+_NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
+    prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
+    templates_dict""".split()
 # Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
 # filled from the context.
-_CONTEXT_KEYS = frozenset(
-    """conn dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
-    logical_date macros map_index_template outlet_events outlets params partition_date
-    partition_key prev_data_interval_end_success prev_data_interval_start_success
-    prev_end_date_success prev_start_date_success run_id task task_instance
-    task_instance_key_str task_reschedule_count task_state_store templates_dict ti
-    triggering_asset_events ts ts_nodash ts_nodash_with_tz var
+_CONTEXT_KEYS = frozenset(_NOT_HERE).union(
+    """dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
+    logical_date macros outlet_events outlets params run_id task task_instance
+    task_instance_key_str task_reschedule_count ti triggering_asset_events ts ts_nodash
+    ts_nodash_with_tz var
     asset_state_store exception expanded_ti_count reason test_mode try_number""".split()
 )
 
@@ -4979,12 +4981,17 @@ class _Execution:
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        found = self.job.inputs.get((task_id, key))
-        rows = found if found is not None else self._read(task_id, key)
-        results = _Results([data or b"" for _, data in rows], self.run.info["fileloc"])
+        data = [data or b"" for _, data in self._rows(task_id, key)]
+        results = _Results(data, self.run.info["fileloc"])
         if not plain:
             return results
         return None if not results else results[0] if len(results) == 1 else list(results)
+
+    def _rows(self, task_id: str, key: str) -> Sequence[tuple[int, bytes | None]]:
+        """(map_index, data) of another task's XComs of one key."""
+        if self.run.info["db_path"] is None and task_id in self.task._upstream:
+            return self.job.inputs.get((task_id, key), ())  # all of them came with the job
+        return self._read(task_id, key)
 
     def _read(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, bytes]]:
         found = self._look(_select_values, task_id, key, index)
@@ -5002,17 +5009,12 @@ class _Execution:
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
-        found: Sequence[tuple[int, bytes | None]]
         pushed = self.pushed.get(key) if task_id == self.task_id else None
         if pushed is not None:
-            found = [(self.map_index, pushed.value)]
-        elif task_id == self.task_id and self.map_index < 0:
-            found = []
-        elif self.run.info["db_path"] is None and task_id in self.task._upstream:
-            found = self.job.inputs.get((task_id, key), [])
-        else:
-            found = self._read(task_id, key)
-        return [(i, self._loaded(data or b"")) for i, data in found]
+            return [(self.map_index, self._loaded(pushed.value))]
+        if task_id == self.task_id and self.map_index < 0:
+            return []
+        return [(i, self._loaded(data or b"")) for i, data in self._rows(task_id, key)]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5133,10 +5135,6 @@ class _Macros:
         return _datetime.datetime.strptime(str(ds), input_format).strftime(output_format)
 
 
-# What Airflow's context has, and nothing here gives a value.
-_NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
-    prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
-    templates_dict""".split()
 # Airflow's Jinja filters for a logical date.
 _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
     "ds": lambda when: when.strftime("%Y-%m-%d"),
@@ -5358,8 +5356,7 @@ _PULLS = sys.platform == "linux"
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that are connected; of whole messages, where the system has that."""
-    kind = socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM
-    ends = socket.socketpair(socket.AF_UNIX, kind)
+    ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, size, _SOCKET_BUFFER)
@@ -5407,8 +5404,6 @@ class _Wire:
             packed = len(packed).to_bytes(4, "big") + packed
         if file is not None:
             socket.send_fds(self.socket, [packed], [file])
-        elif self._whole:
-            self.socket.send(packed)
         else:
             self.socket.sendall(packed)
 
@@ -5831,37 +5826,33 @@ class _Worker:
         # kernel does not count them where SIGCHLD was ignored.
         same, self._children = used == self._children, used
         try:
-            if same:
-                self._point_output_at_log()
-            else:
-                self._renew_output()
+            self._renew_output(anew=not same)
         except OSError:
             return "the task closed its output, or left a process that holds it"
         return None
 
-    def _point_output_at_log(self) -> None:
-        """Let descriptors 1 and 2 be the log, whatever they are now. Raises OSError."""
-        for standard in (1, 2):
-            os.get_inheritable(standard)  # raises if it is closed
-            os.dup2(self.log_file, standard)
-
-    def _renew_output(self) -> None:
-        """Write to the log through a new description of the file.
+    def _renew_output(self, anew: bool = True) -> None:
+        """Let descriptors 1 and 2 be the log, whatever they are now; `anew`, through a new
+        description of the file.
 
         Raises OSError if that can't be, or if another process still holds the old one, which its
         lock tells (a child that the task left, even if orphaned).
         """
         import fcntl
 
-        file, self.log_file = self.log_file, -1  # its number may soon be another's
-        if file >= 0:
-            os.close(file)
-        file = os.open(self.log, os.O_RDWR | os.O_APPEND)
-        if file <= 2:
-            raise OSError("a standard descriptor is closed")
-        self.log_file = file
-        self._point_output_at_log()
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it goes with the last copy of `file`
+        if anew:
+            file, self.log_file = self.log_file, -1  # its number may soon be another's
+            if file >= 0:
+                os.close(file)
+            file = os.open(self.log, os.O_RDWR | os.O_APPEND)
+            if file <= 2:
+                raise OSError("a standard descriptor is closed")
+            self.log_file = file
+        for standard in (1, 2):
+            os.get_inheritable(standard)  # raises if it is closed
+            os.dup2(self.log_file, standard)
+        if anew:  # the lock goes with the last copy of the descriptor
+            fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
@@ -5930,17 +5921,17 @@ def _serve(
     global _worker
     _worker = _Worker(_Wire(control))
     _worker.prepare()
+    starting = True
     try:
         if initializer is not None:
             initializer(*initargs)
-    except BaseException as error:  # the user's function may raise anything: told, and raised again
-        why = f"the pool's initializer failed in a worker:\n{_traceback(error)}"
-        _worker.control.send(("joined", why, None, None))
-        raise
-    try:
+        starting = False
         _worker.serve()
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
+            if starting:
+                why = f"the pool's initializer failed in a worker:\n{_traceback(error)}"
+                _worker.control.send(("joined", why, None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(70)
 

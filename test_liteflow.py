@@ -2411,7 +2411,7 @@ class WorkerTest(Case):
                     others = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
             os.write(1, b"said")
             for other in others: assert os.path.sameopenfile(other, others[-1])
-            worker._point_output_at_log()
+            worker._renew_output(anew=False)
             """
         )
         done = self.python("my_flow.py")
@@ -5440,7 +5440,11 @@ class RunnersTest(Case):
                 def flaky(ti):
                     if ti.try_number == 1: sys.exit(3)
                     return "second"
-                far(order=take(give())); flaky()
+                @task
+                def none(x): raise liteflow.AirflowSkipException
+                @task(trigger_rule="all_done")
+                def count(results): return len(results)
+                far(order=take(give())); flaky(); count(none.expand(x=[1, 2]))
             """
         kinds = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
         for kind in kinds:
@@ -5450,8 +5454,10 @@ class RunnersTest(Case):
                     run = self.run_flow(source, executor=executor)
                 self.assertEqual(
                     self.states(run),
-                    {"give": "success", "take": "success", "far": "failed", "flaky": "success"},
+                    {"give": "success", "take": "success", "far": "failed", "flaky": "success"}
+                    | {"none[0]": "skipped", "none[1]": "skipped", "count": "success"},
                 )
+                self.assertEqual(run.xcom_pull("count"), 0)
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
 
