@@ -6532,14 +6532,9 @@ class _SlotRunner(_Runner):
         self.thread = threading.current_thread()
         self._pool = pool
         self._own_pool = own_pool
-        asked = pool._asked
-        try:  # to start what starts workers, without waiting for it
-            self._context = _start_context("fork" if interactive and asked is None else asked)
-        except ValueError:  # it has no fork
-            raise UnreachableTask(
-                "tasks defined in a notebook, at a prompt or on standard input can't be imported "
-                "by a worker process on this system: put the DAG in a file, or use dag.test()"
-            ) from None
+        # What starts workers is started now, and not waited for. A notebook can't be imported.
+        method = "fork" if interactive and pool._asked is None else pool._asked
+        self._context = _start_context(method)
         self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
         self._slots: list[_Slot] = []
         self._wanted = 1  # slots that there are jobs for
