@@ -6010,7 +6010,7 @@ class _Runner:
         """Take back what was sent and is not taken: it does not start."""
         return []
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
         """Wait until something happens or `wake` is called; the attempts that were taken by a
         worker (None), and those that ended."""
         return []
@@ -6113,8 +6113,8 @@ class _Slot:
         self.state = "free"
         self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: Any = None  # a _SlotLog, once it serves
-        self.deadline: float | None = None
-        self.timeout: float | None = None  # seconds, of its job
+        self.deadline = math.inf
+        self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job
@@ -6122,7 +6122,7 @@ class _Slot:
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, and left a job lying
-        self.stuck: float | None = None  # since when it has been about to take a job
+        self.stuck = math.inf  # since when it has been about to take a job
         self.process: Any = None
         self.pidfd: int | None = None
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
@@ -6203,26 +6203,20 @@ class _Slot:
 
     def signal_group(self, number: int, session: bool = True) -> None:
         """Signal the worker and its children (it leads their group, once it has started); also
-        those of its `session` that have left the group, which takes a look at all processes."""
-        for pid in self._strays() if session else ():
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
+        those of its `session` that have left the group (`timeout` and shells do that) or hold its
+        output, which takes a look at all processes."""
+        log = None if self.log is None else os.path.realpath(self.log.path)
+        for path in Path("/proc").glob("[0-9]*") if session else ():
+            with contextlib.suppress(OSError, ValueError):
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                inside = int(fields[3]) == self.pid and int(fields[2]) != self.pid
+                if inside or log in [os.path.realpath(path / "fd" / n) for n in "12"]:
+                    os.kill(int(path.name), number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
             return
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self.process.kill() if number == signal.SIGKILL else self.process.terminate()
-
-    def _strays(self) -> Iterator[int]:
-        """Processes of the worker's session that have left its group (`timeout` and shells do
-        that), and those that hold its output."""
-        log = None if self.log is None else os.path.realpath(self.log.path)
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-                inside = int(fields[3]) == self.pid and int(fields[2]) != self.pid
-                if inside or log in [os.path.realpath(path / "fd" / n) for n in "12"]:
-                    yield int(path.name)
 
     def ask_to_end(self, reason: str) -> None:
         """TERM to the group now, KILL after the grace."""
@@ -6652,7 +6646,7 @@ class _SlotRunner(_Runner):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
         if free:
-            slot.state, slot.spoilt, slot.deadline = "free", None, None
+            slot.state, slot.spoilt, slot.deadline = "free", None, math.inf
         else:
             slot.bury()
         if slot.log is not None:  # its output is another run's from here, or nobody's
@@ -6750,7 +6744,7 @@ class _SlotRunner(_Runner):
 
     # What happens.
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
         if self._pool._line:
             self._hand_over(time.monotonic())
         self._flush()
@@ -6758,7 +6752,7 @@ class _SlotRunner(_Runner):
             self._look(timeout)
         now = time.monotonic()
         for slot in list(self._slots):
-            if slot.deadline is not None and slot.deadline <= now:
+            if slot.deadline <= now:
                 self._overdue(slot)
         if self._suspects:
             self._settle()
@@ -6775,26 +6769,22 @@ class _SlotRunner(_Runner):
             del self._begun[attempt]
         return [*((attempt, None) for attempt in begun), *ended]
 
-    def _look(self, timeout: float | None) -> None:
+    def _look(self, timeout: float) -> None:
         """Sleep until somebody says something, or something is due; hear it."""
-        times = [slot.deadline for slot in self._slots if slot.deadline is not None]
-        times += self._begun.values()
         now = time.monotonic()
+        times = [now + timeout, *self._begun.values(), *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
             times.append(self._heard + _STALL)
         if self._pool._line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
-        if timeout is not None:
-            times.append(now + timeout)
         busy = sum(slot.attempt is not None for slot in self._slots)
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
         if self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus:
             _linger(lambda: self._poll.poll(0))
         ended = []
-        milliseconds = max(0.0, min(times) - now) * 1000 if times else None
-        for descriptor, _ in self._poll.poll(milliseconds):
+        for descriptor, _ in self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
             if descriptor == self._wake_reader:
                 os.read(descriptor, 1000)
@@ -6833,7 +6823,7 @@ class _SlotRunner(_Runner):
             self.notes.append(edited)
         self._failed_starts = 0
         self._found = self._found or found
-        slot.served, slot.state, slot.deadline = True, "joined", None
+        slot.served, slot.state, slot.deadline = True, "joined", math.inf
         self._let_work(slot)
 
     def _on_left(self, slot: _Slot) -> None:
@@ -6844,7 +6834,7 @@ class _SlotRunner(_Runner):
         if slot.attempt is not None:
             self._last_output += slot.log.take(slot.attempt, end)
         slot.log.begin(0 if end > _LOG_LIMIT else end)
-        slot.attempt, slot.deadline = None, None
+        slot.attempt, slot.deadline = None, math.inf
         slot.state = "leaving" if slot.spoilt == "" else "serving"
         slot.spoilt = slot.spoilt or spoilt
 
@@ -6852,14 +6842,12 @@ class _SlotRunner(_Runner):
         attempt, job = self._out.pop(number)
         if not _PULLS:
             slot.bytes[_TAKING] = 0
-        slot.attempt, slot.stuck = attempt, None
-        attempt.pid = slot.pid
-        slot.timeout = job.timeout
-        slot.deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        self._begun[attempt] = time.monotonic() + _SOON
+        slot.attempt, slot.stuck = attempt, math.inf
+        attempt.pid, now = slot.pid, time.monotonic()
+        slot.timeout = math.inf if job.timeout is None else job.timeout
+        slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
-            reason, now = self._ending.pop(attempt)
-            self.end(attempt, reason, now)
+            self.end(attempt, *self._ending.pop(attempt))
 
     def _on_done(self, slot: _Slot, fields: Any, took: int, values: Sequence[bytes] = ()) -> None:
         outcome, attempt = _with_values(_Outcome(*fields), values), slot.attempt
@@ -6881,7 +6869,7 @@ class _SlotRunner(_Runner):
         self._last_output += slot.log.take(attempt, outcome.log_end, outcome.output)
         slot.log.begin(outcome.log_end)
         self._events.append((attempt, outcome))
-        slot.attempt = slot.deadline = slot.reason = None
+        slot.attempt, slot.reason, slot.deadline = None, None, math.inf
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
@@ -6926,10 +6914,10 @@ class _SlotRunner(_Runner):
             self._ending[attempt] = (reason, now)
 
     def _overdue(self, slot: _Slot) -> None:
-        slot.deadline = None
+        slot.deadline = math.inf
         calls, starts = slot.state == "calling", slot.state == "asked"
         if slot.attempt is not None and slot.reason is None and not calls:
-            slot.ask_to_end(f"timeout after {slot.timeout or 0:g} s")
+            slot.ask_to_end(f"timeout after {slot.timeout:g} s")
             return
         slot.signal_group(signal.SIGKILL)
         if calls:
@@ -6989,11 +6977,8 @@ class _SlotRunner(_Runner):
         if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]
         for slot in self._slots if limits else ():
-            if not slot.bytes[_TAKING]:
-                slot.stuck = None
-            elif slot.stuck is None:
-                slot.stuck = now
-            elif now > slot.stuck + max(limits):
+            slot.stuck = min(slot.stuck, now) if slot.bytes[_TAKING] else math.inf
+            if now > slot.stuck + max(limits):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
