@@ -6320,24 +6320,22 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 
 
 def _start_context(asked: Any) -> Any:
-    """The multiprocessing context: the one asked for, else forkserver where it exists, else spawn.
+    """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
 
     Raises ValueError for an unknown start method.
     """
     import multiprocessing
 
-    if asked is not None and not isinstance(asked, str):
-        return asked
-    known = multiprocessing.get_all_start_methods()
     if asked is None:
         asked = "spawn"
-        # ChildProcessError: this process was forked from one that has a fork server.
-        with contextlib.suppress(ChildProcessError):
-            if "forkserver" in known:
-                from multiprocessing import forkserver
+        with contextlib.suppress(ChildProcessError):  # forked from one that has a fork server
+            from multiprocessing import forkserver
 
-                forkserver.ensure_running()  # it is up in 40 ms
-                asked = "forkserver"
+            forkserver.ensure_running()  # it is up in 40 ms
+            asked = "forkserver"
+    if not isinstance(asked, str):
+        return asked
+    known = multiprocessing.get_all_start_methods()
     if asked not in known:
         raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
     return multiprocessing.get_context(asked)
@@ -6553,8 +6551,7 @@ class _SlotRunner(_Runner):
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its end
         self._wake_reader, self._wake_writer = os.pipe()
-        for end in (self._wake_reader, self._wake_writer):
-            os.set_blocking(end, False)
+        os.set_blocking(self._wake_writer, False)
         self._poll.register(self._wake_reader, select.POLLIN)
         self._cpus = _cpus()
         with pool._lock:
