@@ -2289,6 +2289,20 @@ class WorkerTest(Case):
         self.assertTrue(text.endswith("the end\n"))
         self.assertIn("bytes cut", text)
 
+    def test_what_follows_in_a_log_that_a_task_has_emptied_is_read_though_it_was_read_before(self):
+        path = self.folder / "log"
+        path.write_bytes(b"the attempt before\n")
+        log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
+        self.addCleanup(log.close)
+        log.begin(log.size())
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"first words\n")
+            parts = log.take(attempt)
+            file.truncate(0)
+            file.write(b"last words\n")
+        parts += log.take(attempt, log.size())
+        self.assertEqual([text for _, _, text in parts], ["first words\n", "last words\n"])
+
     def test_tracebacks_are_the_users_own_and_name_the_reason_last(self):
         run = self.run_flow(
             BAD_VALUES
