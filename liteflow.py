@@ -5720,7 +5720,7 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def _on_call(self, job: Sequence[Any] | None = None, name: Any = None, *why: Any) -> None:
+    def _on_call(self, job: Any = None, name: Any = None, *why: Any) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
         last, self.last = self.last, None
@@ -6721,10 +6721,7 @@ class _SlotRunner(_Runner):
 
     def _recall(self) -> list[tuple[_Attempt, _Job]]:
         """Take back what lies in the queue: what is received here can never start."""
-        taken = []
-        while _PULLS and (message := self._theirs.receive()) is not None:
-            taken.append(self._out.pop(message[0][0]))
-        return taken
+        return [self._out.pop(data[0]) for data, _ in iter(self._theirs.receive, None)]
 
     def withdraw(self) -> list[_Attempt]:
         taken = [*self._recall(), *self._unsent]
@@ -6748,9 +6745,8 @@ class _SlotRunner(_Runner):
         if not self._events:
             self._look(timeout)
         now = time.monotonic()
-        for slot in list(self._slots):
-            if slot.deadline <= now:
-                self._overdue(slot)
+        for slot in [each for each in self._slots if each.deadline <= now]:
+            self._overdue(slot)
         if self._suspects:
             self._settle()
         if self._out:
@@ -6912,14 +6908,14 @@ class _SlotRunner(_Runner):
 
     def _overdue(self, slot: _Slot) -> None:
         slot.deadline = math.inf
-        calls, starts = slot.state == "calling", slot.state == "asked"
+        calls = slot.state == "calling"
         if slot.attempt is not None and slot.reason is None and not calls:
             slot.ask_to_end(f"timeout after {slot.timeout:g} s")
             return
         slot.signal_group(signal.SIGKILL)
         if calls:
             self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
-        elif starts and not slot.served:  # a warm one that does not stir is replaced
+        elif not slot.served:  # a warm one that does not stir is replaced
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
     def _lose(self, slot: _Slot) -> None:
