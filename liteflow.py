@@ -104,67 +104,16 @@ if TYPE_CHECKING:
     import sqlite3
     from concurrent.futures import Executor, Future
 
-__all__ = [
-    "DAG",
-    "AirflowDagCycleException",
-    "AirflowException",
-    "AirflowFailException",
-    "AirflowSensorTimeout",
-    "AirflowSkipException",
-    "AirflowTaskTerminated",
-    "AirflowTaskTimeout",
-    "AlreadyRunning",
-    "BaseBranchOperator",
-    "BaseOperator",
-    "BaseSensorOperator",
-    "BashOperator",
-    "BranchPythonOperator",
-    "Context",
-    "Dag",
-    "DagNotFound",
-    "DagRun",
-    "DagRunState",
-    "DatabaseError",
-    "DuplicateTaskIdFound",
-    "EdgeModifier",
-    "EmptyOperator",
-    "FailFastDagInvalidTriggerRule",
-    "Label",
-    "NodeNotFound",
-    "Param",
-    "ParamValidationError",
-    "PokeReturnValue",
-    "PythonOperator",
-    "PythonSensor",
-    "RunNotFound",
-    "ShortCircuitOperator",
-    "TaskAlreadyInTaskGroup",
-    "TaskGroup",
-    "TaskInstance",
-    "TaskInstanceState",
-    "TaskNotFound",
-    "TriggerRule",
-    "UnmappableXComLengthPushed",
-    "UnmappableXComTypePushed",
-    "UnreachableTask",
-    "Variable",
-    "WeightRule",
-    "WorkerPool",
-    "XCom",
-    "XComArg",
-    "XComForMappingNotPushed",
-    "XComNotFound",
-    "chain",
-    "chain_linear",
-    "cross_downstream",
-    "dag",
-    "get_current_context",
-    "main",
-    "setup",
-    "task",
-    "task_group",
-    "teardown",
-]
+__all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException AirflowSensorTimeout
+    AirflowSkipException AirflowTaskTerminated AirflowTaskTimeout AlreadyRunning
+    BaseBranchOperator BaseOperator BaseSensorOperator BashOperator BranchPythonOperator Context
+    Dag DagNotFound DagRun DagRunState DatabaseError DuplicateTaskIdFound EdgeModifier
+    EmptyOperator FailFastDagInvalidTriggerRule Label NodeNotFound Param ParamValidationError
+    PokeReturnValue PythonOperator PythonSensor RunNotFound ShortCircuitOperator
+    TaskAlreadyInTaskGroup TaskGroup TaskInstance TaskInstanceState TaskNotFound TriggerRule
+    UnmappableXComLengthPushed UnmappableXComTypePushed UnreachableTask Variable WeightRule
+    WorkerPool XCom XComArg XComForMappingNotPushed XComNotFound chain chain_linear
+    cross_downstream dag get_current_context main setup task task_group teardown""".split()
 __version__ = "0.1.0"
 
 _log = logging.getLogger("liteflow")
