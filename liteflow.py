@@ -7418,16 +7418,14 @@ class _Start:
 
     def _open_in_turn(self) -> None:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
-        said = False
-        while True:
+        for turn in itertools.count():
             try:
                 return _until_unlocked(self.path, self._open, self._check)
             except AlreadyRunning as busy:
                 if not self.asked.wait:
                     raise
-                if not said:
+                if not turn:
                     self.report.tell(f"waiting: {busy}")
-                    said = True
             self.runner.wait(1.0)
             self._check()
 
@@ -7677,7 +7675,7 @@ class _Run(_Start):
         self._wrote_large = False
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
-        self._locked_since: float | None = None
+        self._locked_until = math.inf  # it gives up then
         self._next_tick = self._next_glance = 0.0
 
     def execute(self) -> DagRun:
@@ -7778,12 +7776,12 @@ class _Run(_Start):
                 self._end_doomed()
             if not self._to_send and not self._forced:
                 self._choose(self.plan.ready_count(time.monotonic()))
-            if self._record():
-                self._send()
+            self._record()
             if self._is_over():
                 return
-            events = self.runner.wait(self._timeout())
-            self._heed_signals()
+            due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
+            events = self.runner.wait(0.05 if self._locked_until < math.inf else max(0.0, due))
+            self._look_around()
             for attempt, outcome in events:
                 if outcome is None:
                     self._begin(attempt)
@@ -7791,14 +7789,13 @@ class _Run(_Start):
                     self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
                 else:
                     self._take(attempt, outcome)
-            self._look_around()
             # What somebody told to end counts as interrupted if the run is stopped, too (systemd
             # tells the whole group at once), else, a moment later, as failed.
             while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
                 self._take(*self._unasked.popleft()[1:])
 
     def _is_over(self) -> bool:
-        if self._batch or self._to_send:
+        if self._batch:
             return False
         if self._forced:
             return not self._attempts
@@ -7918,30 +7915,28 @@ class _Run(_Start):
         if wanted:
             self._callbacks.append(_Callback(attempt, "+".join(wanted), None, held=False))
 
-    def _record(self) -> bool:
-        """Commit the batch; False if the database is locked, and everything has to wait."""
-        self._batch.logs += self.runner.output()
-        if not self._batch:
-            return True
+    def _record(self) -> None:
+        """Commit the batch, then send the jobs; if the database is locked, all has to wait."""
+        batch = self._batch
+        batch.logs += self.runner.output()
+        if not batch:
+            return
         try:
-            self._store.record(self._batch)
+            self._store.record(batch)
         except _Busy:
             now = time.monotonic()
-            self._locked_since = self._locked_since or now
-            if now - self._locked_since > _LOCKED_LIMIT:
+            self._locked_until = min(self._locked_until, now + _LOCKED_LIMIT)
+            if now > self._locked_until:
                 raise _locked_out(self.path) from None
-            return False
-        self._locked_since = None
-        self.report.committed(self._batch.logs)
+            return
+        self._locked_until = math.inf
         self._batch = _Batch()
+        self.report.committed(batch.logs)
         due, self._callbacks = self._callbacks, collections.deque()
         for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
             handed = call.held and self.runner.call_back(call)
             if not handed and call.name is not None:
                 self._callbacks.append(call._replace(held=False))
-        return True
-
-    def _send(self) -> None:
         waiting, self._to_send = self._to_send, []
         for attempt in waiting:
             self.runner.start(attempt, self._job(attempt))
@@ -8029,12 +8024,6 @@ class _Run(_Start):
                 found[up_id, key] = [(i, value) for _, i, _, value in rows]
         return found
 
-    def _timeout(self) -> float:
-        if self._locked_since is not None:
-            return 0.05
-        due = self.plan.next_time() or math.inf
-        return max(0.0, min(self._next_glance, due) - time.monotonic())
-
     # What workers say.
 
     def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
@@ -8109,18 +8098,15 @@ class _Run(_Start):
 
     # What comes from outside.
 
-    def _heed_signals(self) -> None:
-        """Before the outcomes are looked at: an end that belongs to the run's is no failure."""
-        caught = self._caught
+    def _look_around(self) -> None:
+        """What was asked for from outside, and what is due by time. The outcomes come after it: an
+        end that belongs to the run's is no failure."""
         if self.runner.interrupted:
             self.runner.interrupted = False
-            caught.append(signal.SIGINT)
-        if caught:
-            name = signal.Signals(caught[0]).name
-            self._stop(f"stopped by {name}", now=len(caught) > 1)
-
-    def _look_around(self) -> None:
-        """What is due by time, and what was asked for from outside."""
+            self._caught.append(signal.SIGINT)
+        if self._caught:
+            name = signal.Signals(self._caught[0]).name
+            self._stop(f"stopped by {name}", now=len(self._caught) > 1)
         now = time.monotonic()
         if now < self._next_glance:
             return
@@ -8146,11 +8132,9 @@ class _Run(_Start):
             self.reason = reason
             self.report.tell(f"{reason}: ending {len(self._attempts)} running tasks")
             self.plan.stop()
-            self._end_doomed()
         if now and not self._forced:
             self._forced = True
             self.plan.doomed = list(self._attempts)
-            self._end_doomed()
 
     # Callbacks.
 
