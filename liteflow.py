@@ -7293,7 +7293,6 @@ class _Start:
         self.run_id = ""
         self.logical_date: _datetime.datetime | None = None
         self.recorded: _Row | None = None  # the run to resume
-        self.state = DagRunState.FAILED
         self.reason: str | None = None  # why it was stopped, if it was
         self._caught: list[int] = []  # signals
         self._stop_is_set = getattr(asked.stop, "is_set", bool)
@@ -7301,17 +7300,12 @@ class _Start:
         # Of mappings: what each instance is mapped over, and previews of results' elements.
         self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
-        self._owner = ""
         self._batch = _Batch()
 
-    @contextlib.contextmanager
-    def _noting_signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP meanwhile are noted.
-
-        Only in the main thread, only where the handler is still the default; put back at the end.
-        """
+    def _note_signals(self, put_back: contextlib.ExitStack) -> None:
+        """Note SIGINT, SIGTERM and SIGHUP until the handlers are put back: only in the main thread,
+        only where the handler is still the default."""
         before: dict[int, Any] = {}
-        put_back = contextlib.ExitStack()
         pid = os.getpid()
 
         def note(number: int, frame: object) -> None:
@@ -7330,8 +7324,6 @@ class _Start:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, note)
                 put_back.callback(signal.signal, number, before[number])
-        with put_back:
-            yield
 
     def _check(self) -> None:
         """Raises AirflowException if it was told to stop before it has begun."""
@@ -7392,8 +7384,7 @@ class _Start:
         params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
         for task in dag.task_dict.values():
             _task_params(task, params, self.conf)
-        main = sys.modules.get(dag._module)
-        module_path = getattr(main, "__file__", None)
+        module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         paths = [os.path.abspath(path) for path in {module_path, dag.fileloc} if path]
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
@@ -7452,7 +7443,7 @@ class _Start:
                 )
             store.write_instances(self.plan.instances())
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
-            store.claim_run(store.run_row, self._owner, who, row is not None)
+            store.claim_run(store.run_row, store.owner, who, row is not None)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self._again
@@ -7531,19 +7522,14 @@ class _Start:
         if mapping is None or index < 0:
             return None, None
         if id(mapping) not in self._keys:
-            previews = {
-                source.task.task_id: self._store.look(
-                    _select_item_previews, self._store.run_row, source.task.task_id
-                )
-                for source in instance.node.sources
-            }
+            look, row = self._store.look, self._store.run_row
+            ids = {source.task.task_id for source in instance.node.sources}
+            previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
             self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
         elements = mapping.elements(index, self.plan.known)
         shown = [_element_previews(mapping, elements)]
-        for _, (kind, *where) in elements:
-            if kind in ("item", "xcom"):
-                shown.append(previews[where[0]].get(where[1], ""))
+        shown += [previews[at[1]].get(at[2], "") for _, at in elements if at[0] in ("item", "xcom")]
         return keys[index], _shown(", ".join(filter(None, shown)), _PREVIEW, str) or None
 
 
@@ -7681,7 +7667,8 @@ class _Run(_Start):
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
         try:
-            with contextlib.closing(self.runner), self._noting_signals():
+            with contextlib.closing(self.runner), contextlib.ExitStack() as put_back:
+                self._note_signals(put_back)
                 while True:
                     with contextlib.suppress(_LookAgain):
                         found = self._execute()
@@ -7704,9 +7691,9 @@ class _Run(_Start):
             self.report.tell(f"{of} is a success: nothing to resume")
             return _read_run(self.path, self.dag.dag_id, self.run_id)
         self._find_tasks()
-        self._store = _Store(self.path, self._check)
-        self._store.element_of = self._element_of
-        with contextlib.closing(self._store), _owned_folder(self.path) as (self._owner, folder):
+        store = self._store = _Store(self.path, self._check)
+        store.element_of = self._element_of
+        with contextlib.closing(store), _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
             self._drive_to_the_end(folder)
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
@@ -7757,15 +7744,13 @@ class _Run(_Start):
             self.runner.open_logs(folder, self._store.run_row)
             self._drive()
         except BaseException as error:  # a full disk, a bug, a progress= that raises: said, raised
-            why = f"{type(error).__name__}: {_text_of(error)}"
             with contextlib.suppress(_Busy, AirflowException):
-                self._store.end_run(DagRunState.FAILED, why)
+                self._store.end_run(DagRunState.FAILED, _one_line(error))
             raise
-        if self.reason is None:
-            self.state = self.plan.run_state()
-            self.reason = "dagrun_timeout" if self.plan.timed_out else None
-        _until_unlocked(self.path, lambda: self._store.end_run(self.state, self.reason))
-        self._call_dag()
+        state = DagRunState.FAILED if self.reason else self.plan.run_state()
+        self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
+        _until_unlocked(self.path, lambda: self._store.end_run(state, self.reason))
+        self._call_dag(state is DagRunState.SUCCESS)
 
     def _drive(self) -> None:
         limit = self.dag.dagrun_timeout
@@ -8138,7 +8123,7 @@ class _Run(_Start):
 
     # Callbacks.
 
-    def _call_dag(self) -> None:
+    def _call_dag(self, success: bool) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
         scheduler died. A second signal ends them."""
         if not self.plan.nodes:
@@ -8149,7 +8134,6 @@ class _Run(_Start):
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
                 call = _Callback(first, "dag_on_failure_callback", _DIED, False, of)
                 self._callbacks.append(call)
-        success = self.state is DagRunState.SUCCESS
         last = self._last.get(_S.SUCCESS if success else _S.FAILED)
         last = last or next(iter(self._last.values()), first)
         reason = "success" if success else self.reason or "task_failure"
