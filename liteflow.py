@@ -7438,8 +7438,7 @@ class _Start:
                 raise _LookAgain  # another run began in the same microsecond
             else:
                 raise ValueError(
-                    f"run_id {self.run_id!r}: DAG {dag.dag_id!r} has a run of this id already; "
-                    "resume it, or give another"
+                    f"DAG {dag.dag_id!r} has a run {self.run_id!r} already: resume it?"
                 )
             store.write_instances(self.plan.instances())
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
@@ -7542,10 +7541,7 @@ def _refuse_reentry() -> None:
     process = sys.modules["multiprocessing.process"]
     if process.current_process().name.startswith(_WORKER_MARK):
         os._exit(_UNGUARDED)
-    raise RuntimeError(
-        "run() was called while a child process imports the script: put the call below "
-        '`if __name__ == "__main__":`'
-    )
+    raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
 
 
 def _check_request(asked: types.SimpleNamespace) -> None:
@@ -7711,9 +7707,7 @@ class _Run(_Start):
         row, task = self.recorded, self.dag.task_dict[task_id]
         look: Any = functools.partial(_read, self.path, most=_ROW_LIMIT)
         recorded = {
-            (i.task_id, i.map_index): i._replace(
-                state=i.state if i.state in _ENDED else None, flow=None
-            )
+            (i.task_id, i.map_index): i._replace(state=i.state if i.state in _ENDED else None)
             for i in look(_select_past, row.id)
         }
         for up in _taken_by(task):
@@ -7725,8 +7719,7 @@ class _Run(_Start):
                     f"task {up!r}, whose result {task_id!r} takes, is {said} in run {row.run_id!r}"
                 )
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
-        lengths = look(_select_lengths, row.id)
-        self.plan = _Plan(self.dag, self.logical_date, recorded, lengths)
+        self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
         self._calls[task_id] = _dump_call(task), _function_name(task), None
         found = [i for i in self.plan._by_id[task_id].instances if index in (None, i.map_index)]
         if not found:
@@ -7819,11 +7812,10 @@ class _Run(_Start):
                 self._batch.withdrawn.append(attempt)
             self._batch.instances[instance] = None
             self.plan.withdraw(instance)
-        ended_by = "dagrun_timeout" if self.plan.timed_out else "fail_fast"
+        why = "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
         for instance in self.plan.doomed:
             if instance in self._attempts:
-                reason = self.reason or f"ended by {ended_by}"
-                self.runner.end(self._attempts[instance], reason, self._forced)
+                self.runner.end(self._attempts[instance], self.reason or why, self._forced)
         self.plan.doomed.clear()
 
     def _choose(self, ready: int) -> None:
@@ -7992,12 +7984,10 @@ class _Run(_Start):
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
         found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
-        row, node = self._store.run_row, instance.node
+        look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
             index = instance.map_index if up.is_in_step_with(node) else None
-            for up_id, i, key, value in self._store.look(
-                _select_values, row, up.task.task_id, None, index
-            ):
+            for up_id, i, key, value in look(_select_values, row, up.task.task_id, None, index):
                 found.setdefault((up_id, key), []).append((i, value))
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan._by_id[up_id]
@@ -8005,7 +7995,7 @@ class _Run(_Start):
             if own or up.mapping is None:  # of a mapped one the worker looks for all
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
-                rows = rows or self._store.look(_select_values, row, up_id, key, index, _INLINE)
+                rows = rows or look(_select_values, row, up_id, key, index, _INLINE)
                 found[up_id, key] = [(i, value) for _, i, _, value in rows]
         return found
 
