@@ -82,20 +82,9 @@ import types
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    NamedTuple,
-    NoReturn,
-    ParamSpec,
-    Self,
-    TypeVar,
-    get_type_hints,
-    overload,
-)
+from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
 
+TYPE_CHECKING = False  # but for a type checker
 if TYPE_CHECKING:
     import argparse
     import inspect
@@ -792,14 +781,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     pool_slots: int = _setting(1, _of_type(int, least=1))
     max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
     max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
-    depends_on_past: bool = _none_earlier
-    wait_for_downstream: bool = _none_earlier
+    depends_on_past = wait_for_downstream = _none_earlier
     owner: str = _setting("airflow", _of_type(str))
     doc_md: str | None = _optional(None, _of_type(str))
     task_display_name: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = pre_execute = post_execute = _callback
-    _known_settings: ClassVar[dict[str, _Setting]] = dict.fromkeys(
+    _known_settings: dict[str, _Setting] = dict.fromkeys(
         """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
         map_index_template logger_name inlets outlets email email_on_failure email_on_retry
@@ -807,17 +795,15 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         _as_given,
     )
 
-    template_fields: Sequence[str] = ()
+    template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     _mapped_group: TaskGroup | None = None
-    is_setup = False
-    is_teardown = False
+    is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
-    on_failure_fail_dagrun = False
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
@@ -1019,7 +1005,6 @@ _LATE = "__settings__"  # no parameter can have this name
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
 
-    template_fields: Sequence[str] = ()  # of `@task.bash`: settings that may be results
     _made_by_us = True
 
     def __init__(
@@ -1048,12 +1033,10 @@ class _FunctionOperator(BaseOperator):
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
-        late = kwargs.pop(_LATE, None)
-        if late:
-            return self._filled(late)._run(args, kwargs, job)
+        mine = self._filled(kwargs.pop(_LATE)) if _LATE in kwargs else self
         function, context = self.python_callable, job.context if self._wants_context else {}
         call = functools.partial(_called, function, self._signature, args, kwargs, context)
-        return self._follow(call, job)
+        return mine._follow(call, job)
 
     @functools.cached_property
     def _wants_context(self) -> bool:
@@ -1094,10 +1077,12 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
+        import typing
+
         # Of the return annotation alone: another may name what only a type checker imports.
         only = type("only", (), {"__annotations__": {"return": annotation}})
         try:
-            annotation = get_type_hints(only, function.__globals__).get("return")
+            annotation = typing.get_type_hints(only, function.__globals__).get("return")
         except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
             return False
     kind = getattr(annotation, "__origin__", annotation)
@@ -1216,8 +1201,7 @@ class XComArg(_Mappable, _OneTask):
     def __init__(self, operator: BaseOperator, key: str = "return_value") -> None:
         if not isinstance(operator, BaseOperator):
             raise TypeError(f"XComArg takes a task, found {_shown(operator)}")
-        self.operator = operator
-        self.key = key
+        self.operator, self.key = operator, key
 
     def __getitem__(self, key: str) -> XComArg:
         if not isinstance(key, str):
@@ -1414,7 +1398,7 @@ class BashOperator(BaseOperator):
 
 
 def _airflow_environ(context: Context) -> dict[str, str]:
-    ti, when = context["ti"], context["dag_run"].logical_date
+    ti = context["ti"]
     return {
         "AIRFLOW_CTX_DAG_ID": ti.dag_id,
         "AIRFLOW_CTX_TASK_ID": ti.task_id,
@@ -1422,7 +1406,6 @@ def _airflow_environ(context: Context) -> dict[str, str]:
         "AIRFLOW_CTX_TRY_NUMBER": str(ti.try_number),
         "AIRFLOW_CTX_LOGICAL_DATE": context.get("ts", ""),
         "AIRFLOW_CTX_DAG_OWNER": context["task"].owner,
-        "AIRFLOW_CTX_DAG_RUN_LOGICAL_DATE": when.isoformat() if when else "",
     }
 
 
@@ -1461,9 +1444,8 @@ class BaseSensorOperator(BaseOperator):
 
     def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
-        timeout, number = self.timeout.total_seconds(), job.job.pokes
-        while True:
-            number += 1
+        timeout = self.timeout.total_seconds()
+        for number in itertools.count(job.job.pokes):
             found = self._found(call)
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
@@ -1472,7 +1454,7 @@ class BaseSensorOperator(BaseOperator):
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
             if self.exponential_backoff:
-                wait = min(wait * 2.0 ** min(number - 1, 60), timeout)
+                wait = min(wait * 2.0 ** min(number, 60), timeout)
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":
@@ -1597,7 +1579,7 @@ class _MappedOperator(BaseOperator):
     def __init__(
         self, kind: type[BaseOperator], task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     ) -> None:
-        self._known_settings = kind._known_settings  # type: ignore[misc]
+        self._known_settings = kind._known_settings
         known = {*_PLACE, *kind._known_settings}
         super().__init__(task_id=task_id, **{n: v for n, v in fixed.items() if n in known})
         for name in kind._known_settings.keys() - BaseOperator._known_settings.keys():
@@ -1776,8 +1758,7 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
     """The function's signature, in which context parameters need not be given."""
     import inspect
 
-    name = getattr(function, "__name__", repr(function))
-    parameters = []
+    name, parameters = function.__name__, []
     for p in inspect.signature(function).parameters.values():
         if p.name == "self":
             raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
@@ -1893,11 +1874,7 @@ def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **se
 
     Its failure does not fail the run unless `on_failure_fail_dagrun`.
     """
-    if "trigger_rule" in settings:
-        raise ValueError("a teardown has a trigger rule of its own: leave trigger_rule out")
-    role = functools.partial(
-        BaseOperator.as_teardown, on_failure_fail_dagrun=on_failure_fail_dagrun
-    )
+    role = operator.methodcaller("as_teardown", on_failure_fail_dagrun=on_failure_fail_dagrun)
     return _with_role(role, function, settings)
 
 
@@ -2797,10 +2774,19 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         for below in node.downstream if node.task.is_setup else ():
             if below.task.is_teardown:
                 _note_setup(node, below)
-        far = node.task._flow == "short_circuit" and _skips_far(node)
-        for below in _with_below(node.downstream) if far else node.downstream:
-            if node.task._flow is not None:
-                _note_gate(node, below)
+        if (flow := node.task._flow) is None:
+            continue
+        far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
+        # As in Airflow, a mapped one leaves out nothing outside of its group, a short circuit no
+        # teardown.
+        node.guarded = tuple(
+            below
+            for below in (_with_below(node.downstream) if far else node.downstream)
+            if (node.mapping is None or below.is_in_step_with(node))
+            and (flow == "branch" or not below.task.is_teardown)
+        )
+        for below in node.guarded:
+            below.gates = (*below.gates, node)
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
@@ -2822,20 +2808,6 @@ def _note_setup(setup: _Node, node: _Node) -> None:
     node.setups = (*node.setups, setup)
     if not node.is_in_step_with(setup):
         node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
-
-
-def _note_gate(gate: _Node, node: _Node) -> None:
-    # As in Airflow, a mapped one leaves out nothing outside of its group, a short circuit no
-    # teardown.
-    apart = gate.task._mapping is not None and not node.is_in_step_with(gate)
-    if not apart and (not node.task.is_teardown or gate.task._flow == "branch"):
-        node.gates = (*node.gates, gate)
-        gate.guarded = (*gate.guarded, node)
-
-
-def _skips_far(node: _Node) -> bool:
-    """Whether a false short circuit skips all below it, near and far."""
-    return bool(getattr(node.task, "ignore_downstream_trigger_rules", True))
 
 
 # --- Plan: the machine ----------------------------------------------------------------------------
@@ -3616,14 +3588,8 @@ _ADDED_COLUMNS: list[tuple[str, str, str]] = []
 _Row = types.SimpleNamespace  # a row by the names of its columns
 
 
-class _XComRow(NamedTuple):
-    """A value on its way to the database: pickled, with what can be shown and planned without."""
-
-    key: str
-    type: str
-    preview: str
-    length: int | None
-    value: bytes
+# A value on its way to the database: its key, type, preview and length, and itself as a pickle.
+_XComRow = tuple[str, str, str, int | None, bytes]
 
 
 class _Attempt:
@@ -3651,7 +3617,7 @@ class _Batch:
         self.attempts: dict[_Attempt, None] = {}
         self.withdrawn: list[_Attempt] = []
         self.expanded: list[_Node] = []
-        self.xcoms: list[tuple[_Instance, Sequence[tuple[Any, ...]]]] = []
+        self.xcoms: list[tuple[_Instance, Sequence[_XComRow]]] = []
         self.items: list[tuple[_Instance, Sequence[tuple[str, bytes]]]] = []
         self.renewed: list[_Instance] = []  # their values are those of an earlier try
         self.logs: list[tuple[_Attempt, int, str]] = []
@@ -4365,7 +4331,7 @@ def _select_of_run(
 
 
 _INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
-    task_group_id role cleared {_ATTEMPT}"""
+    task_group_id cleared {_ATTEMPT}"""
 _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 
 # A run's task instances, in the order in which the DAG has them, with their latest attempts; and
@@ -4607,14 +4573,10 @@ def _canonical(value: Any) -> bytes:
         value, (_datetime.date, _datetime.time, _datetime.timedelta)
     ):
         return f"{kind.__name__} {value!r}".encode(errors="surrogatepass")
-    if kind in (list, tuple, set, frozenset):
-        parts = map(_canonical, value)
+    if kind in (list, tuple, set, frozenset, dict):
+        parts = map(_canonical, value.items() if kind is dict else value)
         ordered = parts if kind in (list, tuple) else sorted(parts)
         return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
-    if kind is dict:
-        return b"{%s}" % b",".join(
-            sorted(_canonical(k) + b":" + _canonical(v) for k, v in value.items())
-        )
     if isinstance(value, XComArg):
         return f"result {value.operator.task_id} {value.key}".encode()
     if isinstance(value, os.PathLike):
@@ -4650,9 +4612,8 @@ def _xcom_row(key: str, value: Any) -> _XComRow:
             f"the value of {key!r} has {len(data):,} bytes pickled, more than the database holds "
             f"({_VALUE_LIMIT:,}): write it to a file and return the path"
         )
-    kind = type(value)
     length = len(value) if isinstance(value, (list, tuple, dict)) else None
-    return _XComRow(key, _storable(kind.__qualname__), _preview(value), length, data)
+    return key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
 def _storable(text: object) -> str:
@@ -4832,7 +4793,7 @@ class _Outcome(NamedTuple):
 
     status: str  # a _Status
     error: str | None
-    xcoms: Sequence[tuple[str, str, str, int | None, bytes]] = ()  # as in _XComRow
+    xcoms: Sequence[_XComRow] = ()
     items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
     start: float | None = None
@@ -4960,7 +4921,7 @@ class _Execution:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
         pushed = self.pushed.get(key) if task_id == self.task_id else None
         if pushed is not None:
-            return [(self.map_index, self._loaded(pushed.value))]
+            return [(self.map_index, self._loaded(pushed[-1]))]
         if task_id == self.task_id and self.map_index < 0:
             return []
         return [(i, self._loaded(data or b"")) for i, data in self._rows(task_id, key)]
@@ -5119,7 +5080,7 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
     finally:
         _running.reset(token)
-    xcoms: list[Any] = [tuple(row) for row in job.pushed.values()]
+    xcoms = [*job.pushed.values()]
     took = time.perf_counter() - job.clock
     return _Outcome(status, error, xcoms, items, note, job.started, took)
 
@@ -5203,7 +5164,7 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
         for key, value in result.items():
             _push(job, key, value, f"returned for {key!r} a")
     _push(job, "return_value", result, "returned")
-    return {**note, "stored": True, "length": job.pushed["return_value"].length}
+    return {**note, "stored": True, "length": job.pushed["return_value"][3]}
 
 
 def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
@@ -7253,9 +7214,9 @@ def _remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _whose(row: _Row) -> str:
-    """A live run's owner, for a refusal."""
-    return f"{row.owner_process}, since {row.resumed_date or row.start_date}"
+def _refusal(row: _Row, more: str) -> AlreadyRunning:
+    whose = f"{row.owner_process}, since {row.resumed_date or row.start_date}"
+    return AlreadyRunning(f"run {row.run_id!r} of DAG {row.dag_id!r} is running: {whose}{more}")
 
 
 # --- Run: from the request to its first task ------------------------------------------------------
@@ -7290,8 +7251,6 @@ class _Start:
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
         self.runner = _make_runner(dag, asked)
-        self.run_id = ""
-        self.logical_date: _datetime.datetime | None = None
         self.recorded: _Row | None = None  # the run to resume
         self.reason: str | None = None  # why it was stopped, if it was
         self._caught: list[int] = []  # signals
@@ -7332,8 +7291,8 @@ class _Start:
 
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
-        now = _utcnow()
-        run_id = self.asked.run_id
+        self.logical_date: _datetime.datetime | None
+        now, run_id = _utcnow(), self.asked.run_id
         if not self.asked.resume:
             self.run_id = run_id or f"manual__{now.isoformat(timespec='microseconds')}"
             self.logical_date = _aware(self.asked.logical_date or now)
@@ -7423,16 +7382,15 @@ class _Start:
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
         _LookAgain if it was deleted or has succeeded."""
-        store, dag, row = self._store, self.dag, self.recorded
+        store, dag, known = self._store, self.dag, self.recorded
         with store.transaction():
-            if row is not None:
-                row = store.look(_find_run, id=row.id)
-                if row is None or row.run_id != self.run_id or self._has_succeeded(row):
-                    raise _LookAgain
-            self._make_way(row and row.id)
-            if row is not None:
-                self._take_over(row.id)
-            elif store.look(_find_run, dag_id=dag.dag_id, run_id=self.run_id) is None:
+            row = store.look(_find_run, dag_id=dag.dag_id, run_id=self.run_id)
+            if known and (row is None or row.id != known.id or self._has_succeeded(row)):
+                raise _LookAgain
+            self._make_way(known and known.id)
+            if known is not None:
+                self._take_over(known.id)
+            elif row is None:
                 store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
             elif self.asked.run_id is None:
                 raise _LookAgain  # another run began in the same microsecond
@@ -7442,12 +7400,12 @@ class _Start:
                 )
             store.write_instances(self.plan.instances())
             who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
-            store.claim_run(store.run_row, store.owner, who, row is not None)
+            store.claim_run(store.run_row, store.owner, who, known is not None)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self._again
 
-    def _make_way(self, ours: int | None) -> None:
+    def _make_way(self, ours: Any) -> None:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
         alive, self._dead = [], []
         for row in self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]:
@@ -7461,11 +7419,7 @@ class _Start:
         most = self.dag.max_active_runs
         for row in alive:
             if row.id == ours or len(alive) >= most:
-                limit = "" if row.id == ours else f" (max_active_runs={most})"
-                raise AlreadyRunning(
-                    f"run {row.run_id!r} of DAG {self.dag.dag_id!r} is running{limit}: "
-                    f"{_whose(row)}"
-                )
+                raise _refusal(row, "" if row.id == ours else f"; max_active_runs is {most}")
 
     def _take_over(self, run_row: int) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
@@ -8189,7 +8143,6 @@ class TaskInstance:
         self.upstream_task_ids: set[str] = set()
         self.hostname = ""
         self.task_group_id: str | None = None
-        self.role: str | None = None  # "setup" or "teardown"
         self.element: str | None = None  # what a mapped one was mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
         self.task: Any = None
@@ -8298,7 +8251,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
         ti.end_date = _moment(row.end_date)
     ti.element = row.element_preview
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
-    ti.task_group_id, ti.role = row.task_group_id, row.role
+    ti.task_group_id = row.task_group_id
     return ti
 
 
@@ -8413,7 +8366,7 @@ class DagRun:
         if row is None or row.run_id != self.run_id:
             raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
         if row.state == "running" and _owner_lives(self.db_path, row.owner):
-            raise AlreadyRunning(f"run {self.run_id!r} is running: {_whose(row)}; stop it first")
+            raise _refusal(row, "; stop it first")
 
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
@@ -9212,7 +9165,10 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
     lines = _RUN_OPTIONS.strip().splitlines()
     parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}", lines)
-    return _run_or_debug(dag, parser.parse_args(argv), _script_command())
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    module = "" if spec is None else spec.name.removesuffix(".__main__")
+    command = f"python3 -m {module}" if module else _typed("python3", Path(sys.argv[0]))
+    return _run_or_debug(dag, parser.parse_args(argv), command)
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
@@ -9250,14 +9206,6 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     except ValueError as error:
         raise _UsageError(str(error)) from None
     return run.prepare_again(options.task)
-
-
-def _script_command() -> str:
-    """How the running script is started."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is not None:
-        return f"python3 -m {spec.name.removesuffix('.__main__')}"
-    return _typed("python3", Path(sys.argv[0]))
 
 
 def _own_command() -> str:

@@ -1876,7 +1876,7 @@ class StoreTest(StoreCase):
             other.execute("UPDATE dag_run SET owner = 'another'")
         attempt.instance.move(TaskInstanceState.SUCCESS)
         late = self.batch_of(attempt)
-        row = liteflow._XComRow("k", "int", "1", None, b"x")
+        row = ("k", "int", "1", None, b"x")
         late.xcoms.append((attempt.instance, [row]))
         with self.assertRaises(liteflow.AlreadyRunning):
             store.record(late, None)
@@ -8175,7 +8175,7 @@ class Promise1Test(KilledAtCommitsCase):
         instance = attempt.instance
         store.owner = "another"
         before = list(self.dump())
-        row = liteflow._XComRow("k", "int", "1", None, b"x")
+        row = ("k", "int", "1", None, b"x")
         events = (
             ("instances", {instance: None}),
             ("attempts", {attempt: None}),
