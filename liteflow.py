@@ -1576,17 +1576,13 @@ class _MappedOperator(BaseOperator):
 
     _made_by_us = True
 
-    def __init__(
-        self, kind: type[BaseOperator], task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
-    ) -> None:
-        self._known_settings = kind._known_settings
-        known = {*_PLACE, *kind._known_settings}
-        super().__init__(task_id=task_id, **{n: v for n, v in fixed.items() if n in known})
-        for name in kind._known_settings.keys() - BaseOperator._known_settings.keys():
-            self.__dict__.setdefault(name, kind._known_settings[name].default)
-        self._kind = kind
-        self._flow = kind._flow
-        self._fixed = fixed
+    def __init__(self, kind: Any, task_id: str, expand: _ExpandInput, fixed: Any) -> None:
+        self._known_settings = known = kind._known_settings  # type: ignore[misc]
+        own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
+        super().__init__(task_id=task_id, **own)
+        for name in known.keys() - BaseOperator._known_settings.keys():
+            self.__dict__.setdefault(name, known[name].default)
+        self._kind, self._flow, self._fixed = kind, kind._flow, fixed
         defaults = _surroundings(fixed)[2]
         self._defaults = {n: v for n, v in defaults.items() if n in _keywords_of(kind)}
         self._map_over(expand)
@@ -1599,7 +1595,7 @@ class _MappedOperator(BaseOperator):
         settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
         kwargs.clear()
         # In a context of its own it joins no DAG that is being built.
-        made = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
+        made: BaseOperator = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
@@ -1647,9 +1643,7 @@ class _Expandable:
 class _Partial(_Expandable):
     """What `partial` of a decorated function or an operator's class gives."""
 
-    def __init__(
-        self, what: str, check: Callable[..., None], make: Callable[..., Any], fixed: dict[str, Any]
-    ) -> None:
+    def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
@@ -1661,9 +1655,7 @@ class _Decorated(_Expandable, Generic[P, R]):
 
     _makes = ""  # "task" or "group"
 
-    def __init__(
-        self, function: Callable[P, R], signature: inspect.Signature, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, function: Callable[P, R], signature: Any, settings: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self.function = function  # the plain one, to call directly
         self._signature = signature
@@ -1713,9 +1705,7 @@ class _TaskFunction(_Decorated[P, R]):
             raise ValueError(f"{self._what()}: can't expand over the context key {min(filled)!r}")
         super()._check(names, method)
 
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
+    def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         settings = self._settings.copy()
         dag, group, defaults = _surroundings(settings)
         for p in self._signature.parameters.values() if defaults else ():
@@ -1778,9 +1768,7 @@ class _GroupFunction(_Decorated[P, R]):
 
     _makes = "group"
 
-    def _make(
-        self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: tuple[Any, ...] = ()
-    ) -> Any:
+    def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         settings = {"add_suffix_on_collision": True, **self._settings}
         settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
         with TaskGroup(**settings) as group:
@@ -1913,9 +1901,7 @@ def _date(what: str, value: Any) -> Any:
     return _aware(_of_type(_datetime.datetime)(what, value))
 
 
-_current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar(
-    "liteflow_current_dag", default=None
-)
+_current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
