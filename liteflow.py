@@ -1812,10 +1812,9 @@ class _TaskDecorator:
     def __call__(self, function: Any = None, /, **settings: Any) -> Any:
         if function is None:
             return functools.partial(self, **settings)
-        if self._dag is not None:
-            settings.setdefault("dag", self._dag)
         if not callable(function):
             raise TypeError(f"@task takes a function or settings by keyword: {_shown(function)}")
+        settings = {"dag": self._dag, **settings}
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
         made._maker = self._maker
         return made
@@ -2056,10 +2055,9 @@ class Dag:
         with another trigger rule than all_success.
         """
         order = self.topological_sort()
-        allowed = (TriggerRule.ALL_SUCCESS, TriggerRule.ALL_DONE_SETUP_SUCCESS)
         for setup in (task for task in order if task.is_setup):
             for below in setup.downstream_list:
-                if below.trigger_rule not in allowed:
+                if below.trigger_rule not in ("all_success", "all_done_setup_success"):
                     raise ValueError(
                         f"task {below.task_id!r} stands right below the setup {setup.task_id!r}: "
                         f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
@@ -4595,8 +4593,8 @@ def _xcom_row(key: str, value: Any) -> _XComRow:
     data = _dump(value)
     if len(data) > _VALUE_LIMIT:
         raise AirflowFailException(
-            f"the value of {key!r} has {len(data):,} bytes pickled, more than the database holds "
-            f"({_VALUE_LIMIT:,}): write it to a file and return the path"
+            f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
+            "write it to a file and return the path"
         )
     length = len(value) if isinstance(value, (list, tuple, dict)) else None
     return key, _storable(type(value).__qualname__), _preview(value), length, data
