@@ -2504,7 +2504,6 @@ class _Past(NamedTuple):
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
-_LEFT_OUT = ("skipped", "upstream_failed")
 
 # How the instances that one waits for have ended: how many in each way, and, in the last place, how
 # many tasks have not.
@@ -3281,7 +3280,7 @@ class _Resumption:
         running: Collection[tuple[str, int]] = (),
     ) -> None:
         """`running`: of those that were left out, what runs now, as far as that is known."""
-        self.instances: dict[tuple[str, int], _Past | None] = {}  # of today's code; None: new
+        self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
         self.again: set[tuple[str, int]] = set()
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
@@ -3325,22 +3324,21 @@ class _Resumption:
         rows = {row.map_index: row for row in past}
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
-        found: dict[int, _Past | None] = {}
+        found = {-1: _Past(0, task.task_id, -1, None, 0, task.retries)}
         if keys:
             at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
-            for index, key in enumerate(keys):
-                found[index] = rows.pop(at[key]) if key in at else None
-        elif mapping is None or -1 not in rows or not rows[-1].try_number:
-            found[-1] = rows.pop(-1, None)
-        else:  # what ran under this index was not mapped then
-            found[-1] = None
+            for i, key in enumerate(keys):
+                found[i] = rows.pop(at[key]) if key in at else found[-1]._replace(map_index=i)
+            del found[-1]
+        elif -1 in rows and (mapping is None or not rows[-1].try_number):
+            found[-1] = rows.pop(-1)  # else it was not mapped when it ran under this index
         if mapping is not None and keys is None:
             self.unexpanded.add(task.task_id)
         self._indexes[task.task_id] = list(found)
         self._remove(rows.values(), found)
         for index, row in found.items():
             self.instances[task.task_id, index] = row
-            if row is None or row.map_index != index:
+            if not row.row_id or row.map_index != index:
                 self._moved.add(task.task_id)
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
@@ -3361,21 +3359,20 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            own = row is None or not row.is_kept()
-            pulled = row is not None and (row.takes or "[]") != took
-            pulled = pulled or self._is_pulled(task, index, takes)
+            own = not row.is_kept()
+            pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
             self.again.add(key)
             self._changed.add(task.task_id)
-            if not (pulled or row is None or row.cleared) and row.state in _LEFT_OUT:
+            if not (pulled or row.cleared) and row.state in ("skipped", "upstream_failed"):
                 # It did not run for what others did: decided anew, it may well end so again.
                 pulls = key in self._running
                 if not pulls:
                     self.left_out.add(key)
             else:  # a teardown that is only taken along pulls nothing else
                 pulls = own or not task.is_teardown
-            if pulls and not (row is not None and row.cleared == _CLEARED_ALONE):
+            if pulls and row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
@@ -3406,11 +3403,10 @@ class _Resumption:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
-                key = setup.task_id, index
-                row, torn = self.instances[key], [self.instances[end] for end in ends]
+                key, torn = (setup.task_id, index), [self.instances[end] for end in ends]
                 # One that was sent, and whose start nobody could record, may have begun.
-                begun = [past.began or ("~" if past.died else "") for past in torn if past]
-                if row is not None and any(began >= (row.ended or "~") for began in begun):
+                begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
+                if begun >= (self.instances[key].ended or "~"):
                     if key not in self.again:
                         self.along.add(key)
                     self.again.add(key)
@@ -3431,7 +3427,6 @@ class _Resumption:
         found = {}
         for (task_id, index), row in self.instances.items():
             retries = self._dag.task_dict[task_id].retries
-            row = row or _Past(0, task_id, index, None, 0, retries)
             tries = row.try_number + retries  # fresh ones, as when Airflow clears it
             if row.state is None and not row.cleared and row.try_number:
                 tries = row.max_tries  # what an end that was not its fault left of them
@@ -4006,13 +4001,13 @@ class _Store:
         moves += [
             (index, row.state, row.row_id)
             for (_, index), row in found.instances.items()
-            if row is not None and row.map_index != index
+            if row.map_index != index
         ]
         # In two steps: an index may be another's until that one has moved.
         many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
         many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
-        again = [row.row_id for key in found.again if (row := found.instances[key]) is not None]
-        self._delete_values([*again, *(row.row_id for row, _ in found.removed)])
+        stale = [found.instances[key] for key in found.again] + [row for row, _ in found.removed]
+        self._delete_values(row.row_id for row in stale)
 
     def _delete_values(self, instances: Iterable[int]) -> None:
         ids = [(row_id,) for row_id in instances]
@@ -7434,7 +7429,7 @@ class _Start:
             kept = {
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
-                if row and key not in found.again and (row.task_id, row.map_index) in lengths
+                if key not in found.again and (row.task_id, row.map_index) in lengths
             }
             recorded = found.recorded()
             # First as if the setups that are taken along had succeeded again: what runs then?
@@ -7559,7 +7554,10 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
     ]
     for what, names in (
         ("kept, as they succeeded", by_task(k for k in found.instances if k not in found.again)),
-        ("new in the code, will run", by_task(k for k, row in found.instances.items() if not row)),
+        (
+            "new in the code, will run",
+            by_task(k for k, row in found.instances.items() if not row.row_id),
+        ),
         ("gone from the code, now removed", list(dict.fromkeys(gone))),
     ):
         if names:
