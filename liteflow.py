@@ -1577,7 +1577,7 @@ class _MappedOperator(BaseOperator):
     _made_by_us = True
 
     def __init__(self, kind: Any, task_id: str, expand: _ExpandInput, fixed: Any) -> None:
-        self._known_settings = known = kind._known_settings  # type: ignore[misc]
+        self._known_settings = known = kind._known_settings
         own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
         super().__init__(task_id=task_id, **own)
         for name in known.keys() - BaseOperator._known_settings.keys():
