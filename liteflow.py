@@ -5417,8 +5417,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
-        with contextlib.suppress(PermissionError):  # already a leader
-            os.setsid()
+        os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
@@ -5612,6 +5611,9 @@ class _Worker:
     def _on_call(self, job: Any = None, name: Any = None, *why: Any) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
+        if self.log_start > _LOG_LIMIT:  # it has been read: the log begins anew
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.log_file, 0)
         last, self.last = self.last, None
         if job is not None:
             self.run.restore()
@@ -5620,14 +5622,10 @@ class _Worker:
             _call_back_at_end(last, name, why[0])
         self._flush()
         self.held = self.terminated = False
-        end = self.log_start = self._log_size()
-        if end > _LOG_LIMIT:
-            self.log_start = 0
-            with contextlib.suppress(OSError):
-                os.ftruncate(self.log_file, 0)
+        self.log_start = self._log_size()
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
-        self.control.send(("called", spoilt, end))
+        self.control.send(("called", spoilt, self.log_start))
 
     def _leave(self) -> None:
         """The slot is wanted elsewhere, or the run is over."""
@@ -5738,7 +5736,6 @@ class _Worker:
                 raise OSError("a standard descriptor is closed")
             self.log_file = file
         for standard in (1, 2):
-            os.get_inheritable(standard)  # raises if it is closed
             os.dup2(self.log_file, standard)
         if anew:  # the lock goes with the last copy of the descriptor
             fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -6715,7 +6712,7 @@ class _SlotRunner(_Runner):
     def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
         if slot.attempt is not None:
             self._last_output += slot.log.take(slot.attempt, end)
-        slot.log.begin(0 if end > _LOG_LIMIT else end)
+        slot.log.begin(end)
         slot.attempt, slot.deadline = None, math.inf
         slot.state = "leaving" if slot.spoilt == "" else "serving"
         slot.spoilt = slot.spoilt or spoilt

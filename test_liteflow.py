@@ -4878,6 +4878,20 @@ class CallbacksTest(Case):
             EmptyOperator(task_id="empty")
     """
 
+    def test_what_it_prints_after_much_output_is_kept(self):
+        # The worker's log is so long that it begins anew.
+        run = self.run_flow(
+            """
+            with DAG("loud") as dag:
+                @task(on_success_callback=lambda context: print("called back"))
+                def loud(): print("x" * 2_000_000)
+                loud() >> task(print)("next")
+            """,
+            max_workers=1,
+        )
+        self.assertIn("called back", run.log("loud"))
+        self.assertEqual(run.log("print"), "next\n")
+
     def test_order_and_cases(self):
         run = self.run_flow(self.SOURCE)
         notes = (self.folder / "notes").read_text().splitlines()
