@@ -6415,7 +6415,6 @@ class _SlotRunner(_Runner):
         self._context = _start_context(method)
         self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
         self._slots: list[_Slot] = []
-        self._wanted = 1  # slots that there are jobs for
         # Which tasks can't be found, and which only by name; until then, slots go to no other run.
         self._found: tuple[list[str], list[str]] | None = None
         self._failed_starts = 0
@@ -6499,8 +6498,7 @@ class _SlotRunner(_Runner):
         able.sort(key=lambda slot: not slot.is_idle)
         more = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
         if not (self._out or self._unsent or self in self._pool._line):
-            needless = min(sum(slot.is_idle for slot in able), len(mine) - self._wanted)
-            more = max(more, needless)
+            more = max(more, sum(slot.is_idle for slot in able))
         return able[: max(0, more)] if self._found is not None else []
 
     def _lend(self) -> bool:
@@ -6558,8 +6556,6 @@ class _SlotRunner(_Runner):
         idle = sum(slot.is_idle and not slot.deaf for slot in self._slots)
         waiting = len(self._out) + len(self._unsent)
         coming = sum(slot.state in ("asked", "joined") for slot in self._slots)
-        busy = len(self._slots) - idle - coming
-        self._wanted = busy + jobs + waiting
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1
