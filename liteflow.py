@@ -6303,13 +6303,11 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
-            for slot in list(self._idle):
-                # Killed while nobody looked, or forked before the cell that defines the DAG was
-                # run: another takes its place.
-                if slot.has_ended() or slot.born < runner.since:
-                    self._idle.remove(slot)
-                    self._count -= 1
-                    slot.bury()
+            # Killed while nobody looked, or forked before the cell that defines the DAG was run.
+            for slot in [s for s in self._idle if s.has_ended() or s.born < runner.since]:
+                self._idle.remove(slot)
+                self._count -= 1
+                slot.bury()
             room = self._count < self._limit(runner)
             if next(iter(self._line), runner) is not runner or not (self._idle or room):
                 if runner not in self._line:
@@ -6344,10 +6342,8 @@ class WorkerPool:
                     free -= len(os.listdir("/proc/self/fd"))
                 self._most = max(1, min(self._most, (free - _FREE_FILES) // _SLOT_FILES))
             if self._most < self.max_workers:
-                runner.notes.append(
-                    f"{self._most} of {self.max_workers} workers fit into the limit of open files "
-                    "(ulimit -n)"
-                )
+                fit = f"{self._most} of {self.max_workers} workers fit into"
+                runner.notes.append(f"{fit} the limit of open files (ulimit -n)")
         return self._most
 
     def _leave_line(self, runner: _SlotRunner) -> None:
