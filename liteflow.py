@@ -7616,7 +7616,18 @@ class _Run(_Start):
         store.element_of = self._element_of
         with contextlib.closing(store), _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
-            self._drive_to_the_end(folder)
+            try:
+                self.report.began(self.dag, self.run_id, self.path, self.plan)
+                self.runner.open_logs(folder, store.run_row)
+                self._drive()
+            except BaseException as error:  # a full disk, a bug, a progress= that raises
+                with contextlib.suppress(_Busy, AirflowException):
+                    store.end_run(DagRunState.FAILED, _one_line(error))
+                raise
+            state = DagRunState.FAILED if self.reason else self.plan.run_state()
+            self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
+            _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
+            self._call_dag(state is DagRunState.SUCCESS)
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
         for note in self.runner.notes:
             self.report.tell(note)
@@ -7655,20 +7666,6 @@ class _Run(_Start):
         return _Execution(here, self._job(_Attempt(instance)))
 
     # Its turns.
-
-    def _drive_to_the_end(self, folder: Path) -> None:
-        try:
-            self.report.began(self.dag, self.run_id, self.path, self.plan)
-            self.runner.open_logs(folder, self._store.run_row)
-            self._drive()
-        except BaseException as error:  # a full disk, a bug, a progress= that raises: said, raised
-            with contextlib.suppress(_Busy, AirflowException):
-                self._store.end_run(DagRunState.FAILED, _one_line(error))
-            raise
-        state = DagRunState.FAILED if self.reason else self.plan.run_state()
-        self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
-        _until_unlocked(self.path, lambda: self._store.end_run(state, self.reason))
-        self._call_dag(state is DagRunState.SUCCESS)
 
     def _drive(self) -> None:
         limit = self.dag.dagrun_timeout
@@ -8056,12 +8053,10 @@ class _Run(_Start):
         name = f"on_{'success' if success else 'failure'}_callback"
         if getattr(self.dag, name) is not None:
             self._callbacks.append(_Callback(last, f"dag_{name}", reason, held=False))
-        told = len(self._caught)
-        while self._callbacks or self.runner.is_calling():
+        most = max(len(self._caught), 1)
+        while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
             self._choose(0)
             self.runner.wait(0.5)
-            if len(self._caught) > max(told, 1):
-                break
         self._batch.logs += self.runner.output()
         if self._batch:
             with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
