@@ -526,10 +526,8 @@ def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None
             if task.dag is None:
                 dag._add(task)
         if first.dag is not then.dag:
-            raise RuntimeError(
-                f"task {a!r} is in DAG {first.dag_id!r} and task {b!r} in DAG {then.dag_id!r}: "
-                "tasks of two DAGs can't wait for each other"
-            )
+            two = f"two DAGs, {first.dag_id!r} and {then.dag_id!r},"
+            raise RuntimeError(f"tasks {a!r} and {b!r} of {two} can't wait for each other")
         first._downstream[b] = None
         then._upstream[a] = None
 
@@ -699,9 +697,7 @@ class _OneTask(_Dependency):
         between did; `setups` are set before it."""
         [task] = self._ends()
         if "trigger_rule" in task.__dict__ and not task.is_teardown:
-            raise ValueError(
-                f"teardown {task.task_id!r} has a trigger rule of its own: leave trigger_rule out"
-            )
+            raise ValueError(f"teardown {task.task_id!r} has its own rule: leave trigger_rule out")
         task.is_teardown = True
         task.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
         if on_failure_fail_dagrun is not None:
@@ -1233,6 +1229,9 @@ class XComArg(_Mappable, _OneTask):
             return _of_job, ("sequence", self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
+
+    def _ends(self) -> list[BaseOperator]:
+        return [self.operator]
 
     def _count(self, known: _Known) -> int:
         return len(known.stored(self.operator))
@@ -2034,9 +2033,7 @@ class Dag:
 
     def _claim(self, node_id: str) -> None:
         if node_id in self:
-            raise DuplicateTaskIdFound(
-                f"DAG {self.dag_id!r} already has a task or group {node_id!r}: take another id"
-            )
+            raise DuplicateTaskIdFound(f"id {node_id!r} is taken already in DAG {self.dag_id!r}")
         core, _, number = node_id.rpartition("__")
         if number.isdecimal():
             self._suffixes[core] = max(self._suffixes[core], int(number))
