@@ -1445,7 +1445,18 @@ class BaseSensorOperator(BaseOperator):
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
         timeout = self.timeout.total_seconds()
         for number in itertools.count(job.job.pokes):
-            found = self._found(call)
+            try:
+                found = call()
+            except AirflowSkipException:
+                raise
+            except Exception as error:  # a user's poke may raise anything
+                final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
+                if self.never_fail or (final and self.soft_fail):
+                    raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
+                if final or not self.silent_fail:
+                    raise
+                self.log.exception("the poke failed")
+                found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
             if time.monotonic() - job.waiting_since > timeout:
@@ -1459,21 +1470,6 @@ class BaseSensorOperator(BaseOperator):
             if self.mode == "reschedule":
                 raise _Reschedule(wait)
             time.sleep(wait)
-
-    def _found(self: Any, call: Callable[[], Any]) -> Any:
-        """What a poke finds; its exceptions, as the settings say."""
-        try:
-            return call()
-        except AirflowSkipException:
-            raise
-        except Exception as error:  # a user's poke may raise anything
-            final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
-            if self.never_fail or (final and self.soft_fail):
-                raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
-            if final or not self.silent_fail:
-                raise
-            self.log.exception("the poke failed")
-            return False
 
 
 class EmptyOperator(BaseOperator):
@@ -1895,10 +1891,7 @@ def _schedule(what: str, value: Any) -> Any:
     return value
 
 
-def _date(what: str, value: Any) -> Any:
-    return _aware(_of_type(_datetime.datetime)(what, value))
-
-
+_is_date = _of_type(_datetime.datetime)
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none.
@@ -1931,7 +1924,7 @@ class Dag:
     dag_display_name: str = _optional(None, _of_type(str))
     on_success_callback = on_failure_callback = _callback
     schedule = _setting(None, _schedule)
-    start_date = end_date = _optional(None, _date)
+    start_date = end_date = _optional(None, lambda what, value: _aware(_is_date(what, value)))
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
 
@@ -4477,7 +4470,17 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     try:
         data = _dump(value)
     except Exception:  # pickling runs the arguments' own code, which may raise anything
-        raise _blamed(task, named) from None
+        why = "its arguments can't be pickled together"
+        for name, each in named.items():
+            try:
+                _dump(each)
+            except Exception as error:  # as above: this is the one
+                why = (
+                    f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker "
+                    f"({_one_line(error)}): hand over plain data, or make it there"
+                )
+                break
+        raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
         _pickling.reset(token)
     for result in results:
@@ -4487,19 +4490,6 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
                 "object, where it is not found: only lists, tuples, sets and dicts are searched"
             )
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
-
-
-def _blamed(task: BaseOperator, named: Mapping[Any, Any]) -> UnreachableTask:
-    """Which of a task's arguments can't be pickled, and why."""
-    for name, value in named.items():
-        try:
-            _dump(value)
-        except Exception as error:  # as above
-            return UnreachableTask(
-                f"task {task.task_id!r}: argument {name!r}, a {type(value).__name__}, can't be "
-                f"sent to a worker ({_one_line(error)}): hand over plain data, or make it there"
-            )
-    return UnreachableTask(f"task {task.task_id!r}: its arguments can't be pickled together")
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
