@@ -4556,15 +4556,6 @@ def _canonical(value: Any) -> bytes:
     return pickle.dumps(value, 2).replace(b"c__mp_main__\n", b"c__main__\n")
 
 
-def _element_previews(mapping: _ExpandInput, elements: Iterable[tuple[str | None, Any]]) -> str:
-    """What people may know of an instance: the constants that it is mapped over."""
-    sources = dict(mapping.sources)
-    shown = {name: _preview(sources[name][at[1]]) for name, at in elements if at[0] == "constant"}
-    if len(shown) == 1:
-        return next(iter(shown.values()))
-    return _shown(", ".join(f"{name}={text}" for name, text in shown.items()), _PREVIEW, str)
-
-
 def _of_job(name: str, *arguments: Any) -> Any:
     """Called by unpickling a task's arguments: what stands for a placeholder in this job."""
     return getattr(_running_job(), name)(*arguments)
@@ -7435,10 +7426,15 @@ class _Start:
             previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
             self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
-        elements = mapping.elements(index, self.plan.known)
-        shown = [_element_previews(mapping, elements)]
-        shown += [previews[at[1]].get(at[2], "") for _, at in elements if at[0] in ("item", "xcom")]
-        return keys[index], _shown(", ".join(filter(None, shown)), _PREVIEW, str) or None
+        sources, constants, results = dict(mapping.sources), {}, []
+        for name, (kind, *where) in mapping.elements(index, self.plan.known):
+            if kind == "constant":
+                constants[name] = _preview(sources[name][where[0]])
+            elif kind in ("item", "xcom"):
+                results.append(previews[where[0]].get(where[1], ""))
+        shown = [f"{n}={text}" if len(constants) > 1 else text for n, text in constants.items()]
+        shown += filter(None, results)
+        return keys[index], _shown(", ".join(shown), _PREVIEW, str) or None
 
 
 def _refuse_reentry() -> None:
