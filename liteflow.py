@@ -2824,9 +2824,8 @@ class _Plan:
         self._free = dict(pools or {})
         # What may start: of each pool, and apart from it of each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
-        self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a retry, a next poke
+        self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a time
         self._dirty: dict[_Instance, None] = {}  # to be looked at
-        self.held: list[_Instance] = []  # at a limit that other runs fill
         self._recorded = recorded or {}
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
@@ -2899,7 +2898,7 @@ class _Plan:
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:
-        """The next of the instances that may start: the caller must start, hold or enqueue it. In
+        """The next of the instances that may start: the caller must start, delay or enqueue it. In
         a pool, nothing overtakes what finds no room."""
         queues = self._queues
         while True:
@@ -2921,11 +2920,10 @@ class _Plan:
             if instance.state not in _ENDED:
                 return instance
 
-    def release(self) -> None:
-        """Look again at what was held: in other runs one may have ended."""
-        held, self.held = self.held, []
-        for instance in held:
-            self.enqueue(instance)
+    def delay(self, instance: _Instance, until: float) -> None:
+        """It may start then: for a retry, a next poke, or at a limit that other runs fill."""
+        entry = (until, instance.node.order, instance.map_index, instance)
+        heapq.heappush(self._delayed, entry)
 
     def next_time(self) -> float | None:
         """When time alone changes something next: a wait for a retry ends."""
@@ -2970,8 +2968,7 @@ class _Plan:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
-            entry = (now + wait, instance.node.order, instance.map_index, instance)
-            heapq.heappush(self._delayed, entry)
+            self.delay(instance, now + wait)
             return
         if status == _Status.SUCCESS and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))
@@ -3044,8 +3041,13 @@ class _Plan:
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
-        if self._winding is not None:
-            self._wind_down()
+        if self._winding is not None:  # once all else has ended, teardowns run, inner ones first
+            sent = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
+            left = {i.node for i in self._winding}
+            for instance in self._winding if self.running <= sent else ():
+                if not instance.ready and left.isdisjoint(instance.node.upstream):
+                    instance.ready = True
+                    self.enqueue(instance)
             return
         while self._dirty:
             round_of, self._dirty = self._dirty, {}
@@ -3169,7 +3171,6 @@ class _Plan:
         self._winding = {}
         self._queues.clear()
         self._delayed.clear()
-        self.held.clear()
         for instance in self.instances():
             if instance.state in _ENDED:
                 continue
@@ -3180,18 +3181,6 @@ class _Plan:
                 self._winding[instance] = None
             elif sent:
                 self.doomed.append(instance)
-
-    def _wind_down(self) -> None:
-        """Once all else has ended, run the teardowns, inner ones first."""
-        assert self._winding is not None
-        sent = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
-        if self.running > sent:
-            return
-        left = {i.node for i in self._winding}
-        for instance in self._winding:
-            if not instance.ready and left.isdisjoint(instance.node.upstream):
-                instance.ready = True
-                self.enqueue(instance)
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""
@@ -3658,10 +3647,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     kinds = dict(db.execute("SELECT name, type FROM sqlite_master"))
     if application != _APPLICATION_ID:
         if application or version or kinds:
-            raise DatabaseError(
-                f"{path} is another application's SQLite file: liteflow leaves it alone; choose "
-                "another path"
-            )
+            raise DatabaseError(f"{path} is another application's SQLite file: choose another path")
         return False
     if version != _USER_VERSION:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
@@ -3679,9 +3665,7 @@ def _check_before_run(path: Path) -> None:
     import sqlite3
 
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-        raise DatabaseError(
-            f"SQLite {sqlite3.sqlite_version} is too old: liteflow needs 3.34 or newer"
-        )
+        raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     _check_place(path)
     if path.exists() and path.stat().st_size:
         with contextlib.suppress(_Empty):  # somebody is just creating it, or died when he did
@@ -3784,7 +3768,7 @@ class _Store:
     still its owner's: what an owner that was taken over reports late raises _Fenced.
     """
 
-    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, check: Callable[[], Any] = bool) -> None:
         """Open the database, and make it if it is missing or empty. Raises DatabaseError.
 
         `check` is called while it is locked, and may raise.
@@ -4160,9 +4144,7 @@ class _Store:
                 before = free
 
 
-def _until_unlocked(
-    path: Path, act: Callable[[], T], check: Callable[[], None] = lambda: None
-) -> T:
+def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
     """Do it, again and again while somebody else holds the write lock. Raises DatabaseError.
 
     `check` is called between, and may raise to end the wait.
@@ -7686,7 +7668,7 @@ class _Run(_Start):
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
-        waits = self._attempts or self.plan.held or self.plan.next_time()
+        waits = self._attempts or self.plan.next_time()
         if self.plan.unfinished and not waits:
             assert self.plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
@@ -7738,7 +7720,7 @@ class _Run(_Start):
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
             elif self._has_to_wait(instance):
-                self.plan.held.append(instance)
+                self.plan.delay(instance, time.monotonic() + _GLANCE)
             elif room <= 0 or (instance.alone and (self._to_send or not self.runner.is_free())):
                 self.plan.enqueue(instance)
                 return
@@ -7992,7 +7974,6 @@ class _Run(_Start):
             return
         self._next_glance = now + _GLANCE
         self.report.tick()
-        self.plan.release()
         # One that prints without end is cut at once.
         due = now >= self._next_tick
         self._next_tick = now + _TICK if due else self._next_tick

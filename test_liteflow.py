@@ -1167,9 +1167,9 @@ class PlanTest(Case):
             liteflow.BaseOperator(task_id="a", max_active_tis_per_dag=1)
         plan = liteflow._Plan(d)
         plan.settle(0)
-        plan.held.append(plan.take())
+        plan.delay(plan.take(), 1)
         self.assertFalse(plan.ready_count(0))
-        plan.release()
+        self.assertTrue(plan.ready_count(1))
         self.assertEqual(list(self.all_sent(plan)), ["a"])
 
     def scoped(self, **settings):
