@@ -2622,11 +2622,8 @@ class _Node:
 
     def is_gated(self, instance: _Instance) -> bool:
         """Whether a branch or short circuit that has not ended may still leave it out."""
-        for gate in self.gates:
-            twin = instance.twin(gate)
-            if gate.open if twin is None else twin.state not in _ENDED:
-                return True
-        return False
+        twins = [(gate, instance.twin(gate)) for gate in self.gates]
+        return any(gate.open if twin is None else twin.state not in _ENDED for gate, twin in twins)
 
 
 def _by_rule(
@@ -2664,16 +2661,6 @@ def _by_rule(
             return _S.SKIPPED if k else run
         case TriggerRule.ALWAYS:
             return _S.RUNNING
-
-
-class _Status(enum.StrEnum):
-    """How an attempt ended, as its worker or runner reports it."""
-
-    SUCCESS = "success"
-    SKIPPED = "skipped"
-    FAILED = "failed"  # retried while tries are left
-    FATAL = "fatal"  # failed, and not retried
-    RESCHEDULE = "reschedule"  # a sensor gives its worker back for a while
 
 
 # --- Plan: the graph ------------------------------------------------------------------------------
@@ -2953,26 +2940,30 @@ class _Plan:
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] | None = None
     ) -> None:
-        """The instance's attempt ended (a _Status); `note`: whether it stored a result, of which
-        length, or how long a sensor waits."""
+        """The instance's attempt ended; `note`: whether it stored a result, of which length, or how
+        long a sensor waits.
+
+        Its status: success; skipped; failed, which is retried while tries are left; fatal, which
+        is not; reschedule, if a sensor gives its worker back for a while.
+        """
         note = note or {}
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
         self._leave(instance)
         again, wait = None, note.get("wait", 0.0)
-        if self.timed_out and status != _Status.SUCCESS:
-            status = _Status.SKIPPED
-        elif status == _Status.FAILED and instance.try_number <= instance.max_tries:
+        if self.timed_out and status != "success":
+            status = "skipped"
+        elif status == "failed" and instance.try_number <= instance.max_tries:
             again, wait = _S.UP_FOR_RETRY, _retry_wait(instance, self.logical_date)
-        elif status == _Status.RESCHEDULE and not self.gave_up:
+        elif status == "reschedule" and not self.gave_up:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
             self.delay(instance, now + wait)
             return
-        if status == _Status.SUCCESS and note.get("stored"):
+        if status == "success" and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))
-        ended = _S(status) if status in (_Status.SUCCESS, _Status.SKIPPED) else _S.FAILED
+        ended = _S(status) if status in ("success", "skipped") else _S.FAILED
         instance.move(ended)
         self._ended(instance)
         if ended is _S.FAILED and self.dag.fail_fast:
@@ -4730,7 +4721,7 @@ class _Outcome(NamedTuple):
     `log_end`.
     """
 
-    status: str  # a _Status
+    status: str  # see _Plan.finish
     error: str | None
     xcoms: Sequence[_XComRow] = ()
     items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
@@ -7767,7 +7758,7 @@ class _Run(_Start):
     def _pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
         self.plan.start(instance)
-        self.plan.finish(instance, _Status.SUCCESS, 0.0)
+        self.plan.finish(instance, "success", 0.0)
         attempt = _Attempt(instance)
         attempt.state, attempt.started = "success", _now()
         attempt.ended = attempt.started
