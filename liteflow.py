@@ -4321,20 +4321,15 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int
 
 
 def _select_values(
-    db: sqlite3.Connection,
-    run_row: int,
-    task_id: str | None = None,
-    key: str | None = None,
-    map_index: int | None = None,
-    most: int = _ROW_LIMIT,
+    db: sqlite3.Connection, run_row: int, limit: int = _ROW_LIMIT, **equal: Any
 ) -> list[tuple[str, int, str, bytes | None]]:
-    """(task_id, map_index, key, value) of XComs, by index; value None if over `most` bytes."""
-    where, values = _of_run(run_row, task_id=task_id, key=key, map_index=map_index)
-    order = "task_instance.id, key" if task_id is None else "map_index"
+    """(task_id, map_index, key, value) of XComs, by index; value None if over `limit` bytes."""
+    where, values = _of_run(run_row, **equal)
+    order = "map_index" if "task_id" in equal else "task_instance.id, key"
     return db.execute(
         "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
         f"length(value) <= ? THEN value END FROM xcom {_JOINED} WHERE {where} ORDER BY {order}",
-        (most, *values),
+        (limit, *values),
     ).fetchall()
 
 
@@ -4783,7 +4778,7 @@ class _Execution:
             case "xcom", task_id, i:
                 return self._loaded(self._read(task_id, "return_value", i)[0][1])
         _, task_id, i = plan
-        data = self._look(_select_item, task_id, i)
+        data = self._look(_select_item, task_id, item=i)
         if data is not None:
             return self._loaded(data)
         # Stored by code of which nobody expanded over it: taken apart here.
@@ -4834,10 +4829,10 @@ class _Execution:
         return self._read(task_id, key)
 
     def _read(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, bytes]]:
-        found = self._look(_select_values, task_id, key, index)
+        found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
-    def _look(self, select: Callable[..., T], task_id: str, *more: Any) -> T:
+    def _look(self, select: Callable[..., T], task_id: str, **which: Any) -> T:
         """What is in the database of a task of this run, where this worker is on its machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
@@ -4845,7 +4840,7 @@ class _Execution:
                 f"the values of {task_id!r} can't be had here: a foreign executor's workers get "
                 "only those of direct upstream tasks"
             )
-        return _read(Path(path), select, row, task_id, *more, most=_ROW_LIMIT)
+        return _read(Path(path), select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
@@ -7851,8 +7846,8 @@ class _Run(_Start):
         if element[0] == "item":
             data = self._store.look(_select_item, row, element[1], element[2], most)
         elif element[0] == "xcom":
-            key = (element[1], "return_value", element[2])
-            found = self._store.look(_select_values, row, *key, most)
+            which = {"task_id": element[1], "key": "return_value", "map_index": element[2]}
+            found = self._store.look(_select_values, row, most, **which)
             data = found[0][3] if found else None
         return element if data is None else ("value", data)
 
@@ -7865,7 +7860,8 @@ class _Run(_Start):
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
             index = instance.map_index if up.is_in_step_with(node) else None
-            for up_id, i, key, value in look(_select_values, row, up.task.task_id, None, index):
+            which = {"task_id": up.task.task_id, "map_index": index}
+            for up_id, i, key, value in look(_select_values, row, **which):
                 found.setdefault((up_id, key), []).append((i, value))
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan._by_id[up_id]
@@ -7873,7 +7869,8 @@ class _Run(_Start):
             if own or up.mapping is None:  # of a mapped one the worker looks for all
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
-                rows = rows or look(_select_values, row, up_id, key, index, _INLINE)
+                which = {"task_id": up_id, "key": key, "map_index": index}
+                rows = rows or look(_select_values, row, _INLINE, **which)
                 found[up_id, key] = [(i, value) for _, i, _, value in rows]
         return found
 
