@@ -4655,7 +4655,7 @@ def _import(module: str, path: str | None) -> None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # ValueError: a module without a spec is in the way
         spec = None
-    if spec is not None and _same_file(spec.origin, path):
+    if spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1:
         importlib.import_module(module)
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -4663,10 +4663,6 @@ def _import(module: str, path: str | None) -> None:
             raise ImportError(f"{path} can't be imported as a module")
         sys.modules[module] = made = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(made)
-
-
-def _same_file(one: str | None, other: str | None) -> bool:
-    return one == other or bool(one and other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def _resolve(function: str) -> Callable[..., Any] | None:
@@ -5359,7 +5355,6 @@ class _Worker:
         self.in_task = False
         self.terminated = False
         self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
-        self._stdio: list[Any] = [None, None]
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
@@ -5621,11 +5616,10 @@ class _Worker:
                 stream.flush()
 
     def _open_streams(self) -> None:
-        # Line-buffered, so that a killed task's last words are in its log.
-        sys.stdout, sys.stderr = self._stdio = [
-            open(n, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-            for n in (1, 2)
-        ]
+        """Line-buffered ones, so that a killed task's last words are in its log."""
+        kept: Any = {"errors": "backslashreplace", "closefd": False}
+        self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
+        sys.stdout, sys.stderr = self._stdio
 
     def _restore(self) -> str | None:
         """Undo what a task changed in the process; what can't be undone, and needs a new one."""
