@@ -4672,7 +4672,7 @@ def _resolve(function: str) -> Callable[..., Any] | None:
     module, _, name = function.partition(":")
     try:
         found: Any = operator.attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):  # ValueError: a method without a module
         return None
     if isinstance(found, _TaskFunction):
         found = found.function

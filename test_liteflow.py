@@ -2552,6 +2552,15 @@ class ContextTest(Case):
 
 
 class FindingTest(Case):
+    def test_a_method_of_a_builtin_has_no_module(self):
+        run = self.run_flow(
+            """
+            with DAG("joins") as dag:
+                task(",".join, task_id="join")(["a", "b"])
+            """
+        )
+        self.assertEqual(run.xcom_pull("join"), "a,b")
+
     def test_functions_in_a_loop_keep_their_own_meaning(self):
         run = self.run_flow(
             """
