@@ -1764,8 +1764,11 @@ class _GroupFunction(_Decorated[P, R]):
     _makes = "group"
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        settings = {"add_suffix_on_collision": True, **self._settings}
-        settings["tooltip"] = settings.get("tooltip") or self.__doc__ or ""
+        settings = {
+            "add_suffix_on_collision": True,
+            "tooltip": self.__doc__ or "",
+            **self._settings,
+        }
         with TaskGroup(**settings) as group:
             if expand is not None:
                 if group._mapped is not None:
@@ -1933,8 +1936,7 @@ class Dag:
         self.db_path = db_path
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, (default, check) in _DAG_SETTINGS.items():
-            value = settings.get(name, default)
-            setattr(self, name, check(f"DAG {dag_id!r}: {name}", value))
+            setattr(self, name, check(f"DAG {dag_id!r}: {name}", settings.get(name, default)))
         self.dag_display_name = self.dag_display_name or dag_id
         self.params = {**self.params, **self.default_args.pop("params", {})}
         self.task_dict: dict[str, BaseOperator] = {}
@@ -2399,12 +2401,7 @@ _KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
     "minItems": ("array", lambda value, rule: len(value) >= rule),
     "maxItems": ("array", lambda value, rule: len(value) <= rule),
     "required": ("object", lambda value, rule: value.keys() >= set(rule)),
-    "properties": (
-        "object",
-        lambda value, rule: all(
-            _validate(value[name], rule[name]) for name in rule if name in value
-        ),
-    ),
+    "properties": ("object", lambda x, rule: all(_validate(x[n], rule[n]) for n in rule if n in x)),
     **dict.fromkeys(
         """title examples description_md values_display section source custom_html_form
         $schema""".split(),
