@@ -1703,14 +1703,12 @@ class _TaskFunction(_Decorated[P, R]):
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         settings = self._settings.copy()
         dag, group, defaults = _surroundings(settings)
-        for p in self._signature.parameters.values() if defaults else ():
-            if p.name in defaults and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+        named = defaults.keys() - dict(expand.sources if expand is not None else ())
+        for p in self._signature.parameters.values() if named else ():
+            if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
         if expand is None:
             self._check_call(args, kwargs)
-        else:
-            mapped = {name for name, _ in expand.sources}
-            kwargs = {name: value for name, value in kwargs.items() if name not in mapped}
         if dag is not None and isinstance(settings["task_id"], str):
             prefix = group.child_id("") if group is not None else ""
             free = dag._free_task_id(prefix + settings["task_id"])
@@ -1764,12 +1762,8 @@ class _GroupFunction(_Decorated[P, R]):
     _makes = "group"
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        settings = {
-            "add_suffix_on_collision": True,
-            "tooltip": self.__doc__ or "",
-            **self._settings,
-        }
-        with TaskGroup(**settings) as group:
+        defaults = {"add_suffix_on_collision": True, "tooltip": self.__doc__ or ""}
+        with TaskGroup(**{**defaults, **self._settings}) as group:
             if expand is not None:
                 if group._mapped is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
