@@ -1724,9 +1724,7 @@ class _TaskFunction(_Decorated[P, R]):
         for value in (*args, *kwargs.values()):
             if isinstance(value, _TaskFunction):
                 name = value.function.__name__
-                raise TypeError(
-                    f"{self._what()}: an argument is a task function: call it, {name}()"
-                )
+                raise TypeError(f"{self._what()}: an argument is a task function: call {name}()")
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -1748,7 +1746,7 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
                 raise ValueError(
-                    f"@task {name!r}: {p.name!r} comes from the context: its default must be None"
+                    f"@task {name!r}: {p.name!r} is of the context: no default but None"
                 )
             p = p.replace(default=None)
         parameters.append(p)
@@ -2122,9 +2120,7 @@ class Dag:
         what has no meaning here (`conn_file_path`, ...) is refused unless left out.
         """
         if use_executor or conn_file_path or variable_file_path or mark_success_pattern:
-            raise ValueError(
-                "dag.test() here takes logical_date, run_conf and db_path: all else has no meaning"
-            )
+            raise ValueError("dag.test() here takes only logical_date, run_conf and db_path")
         run = _Run(self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True)
         return run.execute()
 
