@@ -1707,8 +1707,15 @@ class _TaskFunction(_Decorated[P, R]):
         for p in self._signature.parameters.values() if named else ():
             if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, _TaskFunction):
+                name = value.function.__name__
+                raise TypeError(f"{self._what()}: an argument is a task function: call {name}()")
         if expand is None:
-            self._check_call(args, kwargs)
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
         if dag is not None and isinstance(settings["task_id"], str):
             prefix = group.child_id("") if group is not None else ""
             free = dag._free_task_id(prefix + settings["task_id"])
@@ -1719,16 +1726,6 @@ class _TaskFunction(_Decorated[P, R]):
         if self._role is not None:
             self._role(made)
         return made.output
-
-    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, _TaskFunction):
-                name = value.function.__name__
-                raise TypeError(f"{self._what()}: an argument is a task function: call {name}()")
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
 
     def __repr__(self) -> str:
         return f"<@task {self.function.__qualname__}>"
@@ -1746,7 +1743,7 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
                 raise ValueError(
-                    f"@task {name!r}: {p.name!r} is of the context: no default but None"
+                    f"task {name!r}: {p.name!r} is of the context: no default but None"
                 )
             p = p.replace(default=None)
         parameters.append(p)
