@@ -1803,8 +1803,7 @@ class _TaskDecorator:
             raise TypeError(f"@task takes a function or settings by keyword: {_shown(function)}")
         settings = {"dag": self._dag, **settings}
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
-        made._maker = self._maker
-        return made
+        return made._with(_maker=self._maker)
 
     branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
     short_circuit: _TaskDecorator = _decorator_of(ShortCircuitOperator)
@@ -2176,12 +2175,16 @@ class _RecordedDag(Dag):
         """No worker looks for it."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("cli", "task", "task_dict", "_tokens"):
-            raise RuntimeError(
-                f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history and "
-                f"not its tasks; run the script which defines it ({self.fileloc or 'no file'})"
-            )
+        if name in ("task", "task_dict", "_tokens"):
+            self.cli()
         return super().__getattribute__(name)
+
+    def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Raises RuntimeError, as does all that looks for the DAG's tasks."""
+        raise RuntimeError(
+            f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history and not "
+            f"its tasks; run the script which defines it ({self.fileloc or 'no file'})"
+        )
 
 
 def _module_name(name: str) -> str:
