@@ -2795,7 +2795,7 @@ class _Plan:
         self.timed_out = False
         self.gave_up = False
         self._winding: dict[_Instance, None] | None = None  # teardowns to run before a stop
-        self._free = dict(pools or {})
+        self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
         # What may start: of each pool, and apart from it of each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a time
@@ -2883,7 +2883,7 @@ class _Plan:
                     break
                 if pool in full or (node is not None and node.running >= node.limit):
                     continue
-                if self._free.get(pool, math.inf) >= instance.node.task.pool_slots:
+                if self._free[pool] >= instance.node.task.pool_slots:
                     break
                 full.append(pool)
             else:
@@ -2913,16 +2913,13 @@ class _Plan:
         instance.move(_S.QUEUED)
         self.running += 1
         instance.node.running += 1
-        pool = instance.node.task.pool
-        if pool in self._free:
-            self._free[pool] -= instance.node.task.pool_slots
+        self._free[instance.node.task.pool] -= instance.node.task.pool_slots
 
     def _leave(self, instance: _Instance) -> None:
         node = instance.node
         self.running -= 1
         node.running -= 1
-        if node.task.pool in self._free:
-            self._free[node.task.pool] += node.task.pool_slots
+        self._free[node.task.pool] += node.task.pool_slots
 
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] | None = None
@@ -3174,8 +3171,8 @@ class _Plan:
         works = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
         leaves = [node for node in works if works.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
-        bad = (_S.FAILED, _S.UPSTREAM_FAILED)
-        failed = any(i.state in bad for node in leaves for i in node.instances)
+        ends = {instance.state for node in leaves for instance in node.instances}
+        failed = not ends.isdisjoint({_S.FAILED, _S.UPSTREAM_FAILED})
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
