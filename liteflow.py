@@ -4055,14 +4055,10 @@ class _Store:
 
     def _check_fence(self, ended: bool = False) -> None:
         """Whatever is written next is written under the same lock. Raises _Fenced."""
-        if not self._connection.execute(
-            "SELECT 1 FROM dag_run WHERE id = ? AND (owner = ? OR ? AND owner IS NULL)",
-            (self.run_row, self.owner, ended),
-        ).fetchone():
-            raise _Fenced(
-                "another process has taken this run over, or it was deleted: nothing more of it "
-                "is written here"
-            )
+        query = "SELECT 1 FROM dag_run WHERE id = ? AND (owner = ? OR ? AND owner IS NULL)"
+        found = self._connection.execute(query, (self.run_row, self.owner, ended))
+        if not found.fetchone():
+            raise _Fenced("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
