@@ -7191,7 +7191,7 @@ class ReadingTest(Case):
             lambda: loaded.tasks,
             lambda: loaded.roots,
             loaded.test,
-            lambda: loaded.cli(),
+            loaded.cli,
             loaded.check_cycle,
             lambda: loaded["a"],
             loaded.to_mermaid,
