@@ -670,16 +670,20 @@ class _OperatorType(type):
         made = super().__call__(**{**named, **kwargs})
         fields = {name: getattr(made, name, None) for name in kind.template_fields}
         made._join(fields)
-        text = _template_in(fields)
-        if text is not None:  # without jinja2 it would quietly mean its own text
-            import importlib.util
-
-            if importlib.util.find_spec("jinja2") is None:
-                said = (
-                    "install jinja2 to have it rendered, or use @task: there a string is a string"
+        for name, value in fields.items():
+            text = _template_in(value)
+            if text is not None and not _has_jinja():  # it would quietly mean its own text
+                raise ValueError(
+                    f"task {made.task_id!r}: {name} {_shown(text, 60)} is a template: install "
+                    "jinja2 to have it rendered, or use @task: there a string is a string"
                 )
-                raise ValueError(f"task {made.task_id!r}: {_shown(text, 60)} is a template: {said}")
         return made
+
+
+def _has_jinja() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("jinja2") is not None
 
 
 class _OneTask(_Dependency):
