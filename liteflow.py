@@ -1022,7 +1022,8 @@ class _FunctionOperator(BaseOperator):
         if expand is not None:
             self._map_over(expand)
         text = _template_in((args, kwargs))
-        if text is not None:  # Airflow renders it; here a string is what it is
+        # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
+        if text is not None and not _importing_in_child():
             import warnings
 
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
@@ -1123,7 +1124,13 @@ class _Mappable(_Dependency):
     _sources: tuple[_Mappable, ...]
 
     def __init__(self, *sources: _Mappable, by: Any = None) -> None:
+        for source in sources:
+            if not isinstance(source, _Mappable):
+                raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._sources, self._by = sources, by
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("what map(), zip() and concat() give is for expand()")
 
     def map(self, function: Callable[[Any], Any]) -> _MapResult:
         """For `expand`: each element, with the plain function applied when it is taken."""
@@ -2138,7 +2145,14 @@ class Dag:
     def runs(
         self, db_path: _StrPath | None = None, *, state: str | None = None, limit: int | None = None
     ) -> list[DagRun]:
-        """The recorded runs of this DAG, newest first. Raises DatabaseError."""
+        """The recorded runs of this DAG, newest first; `state`: only these, at most `limit`.
+
+        Raises DatabaseError; TypeError or ValueError for a state or limit that is none.
+        """
+        if limit is not None:
+            _of_type(int, least=0)("limit", limit)
+        if state is not None:
+            state = _one_of(DagRunState)("state", state).value
         return _read_runs(_database_path(db_path, self), self.dag_id, state=state, limit=limit)
 
     def get_run(self, run_id: str, db_path: _StrPath | None = None) -> DagRun:
@@ -4257,7 +4271,7 @@ def _select_of_run(
 
 
 _INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
-    task_group_id cleared {_ATTEMPT}"""
+    task_group_id role cleared {_ATTEMPT}"""
 _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 
 # A run's task instances, in the order in which the DAG has them, with their latest attempts; and
@@ -7317,6 +7331,10 @@ class _Start:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         store = self._store
         store.run_row = run_row
+        known = {(row.task_id, row.map_index) for row in store.look(_select_past, run_row)}
+        for task_id, index in self._again:
+            if index is not None and (task_id, index) not in known:
+                raise TaskNotFound(f"task {task_id!r} of run {self.run_id!r} has no index {index}")
         store.mark(run_row, self._again, _CLEARED)
         found = self._resumption(run_row)
         store.resume_run(found)
@@ -7400,7 +7418,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     if asked.stop is not None and not hasattr(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
-    if not (progress in (None, True, False) or callable(progress) or isinstance(progress, _Report)):
+    if not (isinstance(progress, (bool, _Report)) or progress is None or callable(progress)):
         raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
     fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
     if not (fits or run_id is None):
@@ -7870,7 +7888,8 @@ class _Run(_Start):
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
-        self.report.changed(instance, outcome.error)
+        took = None if outcome.start is None else outcome.took
+        self.report.changed(instance, outcome.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
@@ -8039,6 +8058,7 @@ class TaskInstance:
         self.upstream_task_ids: set[str] = set()
         self.hostname = ""
         self.task_group_id: str | None = None
+        self.role: str | None = None  # "setup" or "teardown"
         self.element: str | None = None  # what a mapped one was mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
         self.task: Any = None
@@ -8147,7 +8167,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
         ti.end_date = _moment(row.end_date)
     ti.element = row.element_preview
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
-    ti.task_group_id = row.task_group_id
+    ti.task_group_id, ti.role = row.task_group_id, row.role
     return ti
 
 
@@ -8246,12 +8266,19 @@ class DagRun:
         """
         _refuse_without_values(self._row)
         wanted = [task_ids] if isinstance(task_ids, str) else list(task_ids)
-        known = {ti.task_id for ti in self.get_task_instances()}
-        names = [_task_named(name, known) for name in wanted]
+        names = [self._task_in(name) for name in wanted]
         how = _CLEARED if downstream else _CLEARED_ALONE
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
         self.refresh()
         return wanted
+
+    def _task_in(self, name: str) -> tuple[str, int | None]:
+        """`task` or `task[3]` of the run, as (task_id, map_index). Raises TaskNotFound."""
+        known = {(ti.task_id, ti.map_index) for ti in self.get_task_instances()}
+        task_id, index = _task_named(name, {known_id for known_id, _ in known})
+        if index is not None and (task_id, index) not in known:
+            raise TaskNotFound(f"task {task_id!r} of run {self.run_id!r} has no index {index}")
+        return task_id, index
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:
@@ -8917,8 +8944,10 @@ class _Report(_Screen):
         if not plan.nodes:
             self.tell("the DAG has no tasks: a @task function makes one when it is called")
 
-    def changed(self, instance: _Instance, error: str | None = None) -> None:
-        """An instance's state changed; told with the turn's `committed`."""
+    def changed(
+        self, instance: _Instance, error: str | None = None, took: float | None = None
+    ) -> None:
+        """An instance's state changed; told with the turn's `committed`. `took`: seconds."""
         if not self._listens:
             return
         state = instance.state
@@ -8929,7 +8958,7 @@ class _Report(_Screen):
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started if took is None else took
             self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
             said.append(_seconds_text(seconds))
         if state is not _S.SUCCESS and error:
@@ -9194,7 +9223,10 @@ def _cmd_run(options: argparse.Namespace) -> int:
         exec(code, vars(main_module))
     except AirflowException:
         raise
-    except Exception as error:  # the user's file may raise anything; it is shown whole
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # the user's file may raise anything; it is shown whole
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     chosen = _chosen_dag(found, options.dag, path)
@@ -9435,18 +9467,9 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     print(_table(_HEADS, [line.cells() for line in lines]))
 
 
-def _task_in(run: DagRun, name: str) -> tuple[str, int | None]:
-    """`task` or `task[3]` of a run, as (task_id, map_index). Raises TaskNotFound."""
-    known = {(ti.task_id, ti.map_index) for ti in run.get_task_instances()}
-    task_id, index = _task_named(name, {known_id for known_id, _ in known})
-    if index is not None and (task_id, index) not in known:
-        raise _UsageError(f"task {task_id!r} of run {run.run_id!r} has no index {index}")
-    return task_id, index
-
-
 def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
-    task_id, index = _task_in(run, options.task)
+    task_id, index = run._task_in(options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     instances = _seen(run, **which)
     attempts = _seen(run, attempts=True, **which)
@@ -9501,7 +9524,7 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
 def _cmd_logs(options: argparse.Namespace) -> None:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, tries, follow = _run_of(options), getattr(options, "try"), options.follow
-    task_id, index = (None, None) if options.task is None else _task_in(run, options.task)
+    task_id, index = (None, None) if options.task is None else run._task_in(options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
@@ -9533,7 +9556,9 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
     run = live[0] if live else _run_of(options)
     if not run.owner_alive:
-        raise _UsageError(f"run {run.run_id!r} is not running: it is {_run_state(run)}")
+        dead = run.state is DagRunState.RUNNING
+        why = "its scheduler died; resume it" if dead else f"it is {run.state}"
+        raise _UsageError(f"run {run.run_id!r} is not running: {why}")
     run._write(lambda store: store.request_stop(run._row.id))
     _say(f"asked run {run.run_id!r} to stop")
     while run.refresh().owner_alive:
@@ -9761,7 +9786,7 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "AGE": (r"\d+(\.\d+)?[smhdw]", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
-    "N": (r"\d+", int, "a number"),
+    "N": (r"\d+", int, "a whole number, not negative"),
     "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
 }
 

@@ -3074,6 +3074,30 @@ class MappingTest(Case):
         ran = sorted((self.folder / "ran").read_text().split())
         self.assertEqual(ran, ["1", "2", "2", "3", "4"])
 
+    def test_what_map_and_its_kin_give_is_for_expand_alone(self):
+        for made in ("n.map(str)", "n.zip(n)", "n.concat(n)", "[n.map(str)]"):
+            d = self.module(
+                f"""
+                with DAG("d") as dag:
+                    @task
+                    def names(): return ["a"]
+                    @task
+                    def show(x): print(x)
+                    n = names()
+                    show({made})
+                """
+            ).dag
+            with self.subTest(made=made), self.assertRaises(liteflow.UnreachableTask) as caught:
+                d.run(db_path=self.db)
+            self.assertIn("expand()", str(caught.exception))
+            self.assertFalse(self.db.exists())
+        with DAG("other"):
+            n = task(sorted)([1])
+            for act in (lambda: n.zip([1]), lambda: n.concat("abc"), lambda: n.zip(n, 3)):
+                with self.assertRaises(TypeError) as caught:
+                    act()
+                self.assertIn("results of tasks", str(caught.exception))
+
     def test_a_resume_knows_mapped_instances_by_their_element(self):
         source = """
             with DAG("moved") as dag:
@@ -7227,6 +7251,18 @@ class ReadingTest(Case):
         self.assertFalse(run.owner_alive)
         self.assertEqual(run.refresh().state, "failed")
 
+    def test_a_limit_or_state_that_is_none_is_refused(self):
+        DAG("d").run(db_path=self.db)
+        for limit in ("x", "1; DROP TABLE xcom", 2.5, -1, True):
+            with self.subTest(limit=limit), self.assertRaises((TypeError, ValueError)):
+                DAG("d").runs(self.db, limit=limit)
+        with self.assertRaises(ValueError):
+            DAG("d").runs(self.db, state="bogus")
+        self.assertEqual(DAG("d").runs(self.db, limit=0), [])
+        with self.assertRaises(TypeError):
+            DAG("e").run(db_path=self.db, progress=1)
+        self.assertEqual(DAG("e").runs(self.db), [])
+
     def test_looking_leaves_no_trace(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
         before = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
@@ -7869,6 +7905,46 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.cli("clear", "night", "good").returncode, 2)
         self.assertEqual(Dag("night").runs(self.db)[0].state, "success")
         self.assertEqual(self.python("my_flow.py", "--task", "good").returncode, 0)
+
+    def test_an_instance_that_is_not_there_is_not_cleared(self):
+        self.python("my_flow.py", "--run-id", "first")
+        before = self.db.read_bytes()
+        for name in ("double[7]", "good[0]", "bda"):
+            self.assertEqual(self.cli("clear", "night", name).returncode, 2, name)
+            done = self.python("my_flow.py", "--from", name)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            with self.assertRaises(liteflow.TaskNotFound):
+                Dag("night").runs(self.db)[0].clear(name)
+        with contextlib.closing(sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)) as found:
+            rows = found.execute("SELECT state, reason FROM dag_run").fetchall()
+        self.assertEqual(rows, [("failed", None)])
+        self.assertEqual(len(before), len(self.db.read_bytes()))
+
+    def test_the_time_that_a_task_took_is_told_whole(self):
+        self.script(
+            """
+            import time
+            from liteflow import DAG, task
+            with DAG("naps") as dag:
+                @task(execution_timeout=0.5)
+                def long(): time.sleep(9)
+                @task
+                def nap(): time.sleep(0.3)
+                nap() >> long()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        told = dict(re.findall(r"(\w+)  (?:success|failed)  ([\d.]+) s", done.stderr))
+        self.assertGreaterEqual(float(told["nap"]), 0.3)
+        self.assertGreaterEqual(float(told["long"]), 0.5)
+
+    def test_a_script_that_ends_while_it_is_loaded_is_bad_usage(self):
+        self.script("import sys\nsys.exit(0)\n", "ends.py")
+        done = self.python("-m", "liteflow", "run", "ends.py")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("ends.py can't be loaded", done.stderr)
 
     def test_names_that_fit_by_chance_are_refused(self):
         self.python("my_flow.py", "--run-id", "first-run")
