@@ -1705,6 +1705,11 @@ class _TaskFunction(_Decorated[P, R]):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
+    def _uncalled(self, other: object) -> None:
+        _operands(self)  # raises: it has to be called first
+
+    __rshift__ = __lshift__ = __rrshift__ = __rlshift__ = _uncalled
+
     def _check(self, names: Iterable[str], method: str) -> None:
         filled = _CONTEXT_KEYS.intersection(names)
         if filled and method == "expand":
@@ -8252,9 +8257,11 @@ class DagRun:
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed: of its latest attempt, or of that of the given number."""
+        if try_number is None:
+            ti = self.get_task_instance(task_id, map_index)
+            try_number = ti.try_number if ti is not None else 0
         rows = self._look(_select_log, try_number, 0, task_id=task_id, map_index=map_index)
-        last = max((row.try_number for row in rows), default=0)
-        return "".join(row.text for row in rows if row.try_number == last)
+        return "".join(row.text for row in rows)
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
         """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a
@@ -9357,7 +9364,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
         if options.check:
             dag["trouble"] = _trouble_of(path, dag, options.max_age)
-            if dag["trouble"] is None:
+            if dag["trouble"] is None or not dag["runs"]:  # of a DAG whose runs were deleted
                 continue
         dags.append(dag)
         state, start = (_run_state(run), _when(run.start_date)) if run else ("", "")
@@ -9452,8 +9459,8 @@ def _follow(run: DagRun) -> None:
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     instances = _seen(run)
     if options.state is not None:
-        wanted = None if options.state == "none" else options.state
-        instances = [ti for ti in instances if ti.state == wanted]
+        none = options.state == "none"
+        instances = [ti for ti in instances if ti._word == options.state or (none and not ti.state)]
     if options.json:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         _print_json({**_run_document(run), "task_instances": found})
@@ -9721,7 +9728,7 @@ $ --since 24h --state failed   what failed since yesterday, and why
 show: the tasks of a run, or one task's attempts and values
 RUN
 [TASK]
---state {"|".join(sorted(_TASK_STATES))}|none  only those
+--state {"|".join(sorted(_TASK_STATES))}|interrupted|none  only those
 --follow  until a live run ends
 --json  print one JSON document
 $ etl                       the tasks of the newest run of `etl`

@@ -346,6 +346,20 @@ class BuildingTest(Case):
         for word in words if isinstance(words, (list, tuple)) else [words]:
             self.assertIn(word, str(caught.exception))
 
+    def test_a_task_function_that_was_not_called_has_no_order(self):
+        with DAG("d"):
+            a, b = task(sample), task(task_id="b")(sample)
+            for act in (
+                lambda: a >> b,
+                lambda: a << b,
+                lambda: a(1) >> b,
+                lambda: [a(1)] >> b,
+                lambda: b << [a(1)],
+            ):
+                with self.assertRaises(TypeError) as caught:
+                    act()
+                self.assertIn(": call it", str(caught.exception))
+
     def test_a_call_adds_a_task_and_returns_its_placeholder(self):
         with self.build() as d:
             result = task(sample)(1)
@@ -7251,6 +7265,20 @@ class ReadingTest(Case):
         self.assertFalse(run.owner_alive)
         self.assertEqual(run.refresh().state, "failed")
 
+    def test_a_log_is_that_of_the_latest_attempt(self):
+        run = self.run_flow(
+            """
+            with DAG("t") as dag:
+                @task(retries=1)
+                def f(ti):
+                    if ti.try_number == 1: print("first"); raise ValueError
+                f()
+            """
+        )
+        self.assertEqual((run.state, run.log("f")), ("success", ""))
+        self.assertEqual(run.log("f", try_number=1), "first\n")
+        self.assertEqual(run.log("g"), "")
+
     def test_a_limit_or_state_that_is_none_is_refused(self):
         DAG("d").run(db_path=self.db)
         for limit in ("x", "1; DROP TABLE xcom", 2.5, -1, True):
@@ -7871,6 +7899,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual((run.xcom_pull("f"), run.log("f")), (None, "x" * 3000 + "\n"))
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
+        self.seen("list", "--check")  # there is nothing left to be in trouble
         self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
         self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
         self.assertEqual(copy.stat().st_mode & 0o777, 0o600)
@@ -7986,6 +8015,9 @@ class SeeingTest(ScriptCase):
         process.kill()
         process.wait()
         self.assertRegex(self.seen("show", "night"), r"waits +interrupted")
+        self.assertIn("waits", self.seen("show", "night", "--state", "interrupted"))
+        self.assertNotIn("good", self.seen("show", "night", "--state", "interrupted"))
+        self.assertIn("waits", self.seen("show", "night", "--state", "none"))
         self.assertIn("aits interrupted :crit", self.seen("visualize", "night", "--gantt"))
         self.assertNotIn("running", self.seen("visualize", "night"))
         found = json.loads(self.seen("show", "night", "--json"))
