@@ -7117,7 +7117,8 @@ class KilledAtCommitsCase(Case):
         self.script(self.SCRIPT + self.RUN)
         code, commits = self.crash("whole", 0, "after")
         self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
-        return [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+        points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
+        return points if SOAK else points[random.randrange(2) :: 2]
 
 
 class KilledScopeTest(KilledAtCommitsCase):
@@ -7204,8 +7205,6 @@ class KilledScopeTest(KilledAtCommitsCase):
 
     def test_killed_before_and_after_every_commit(self):
         points = self.points()
-        if not os.environ.get("LITEFLOW_SOAK"):
-            points = points[::2] if random.random() < 0.5 else points[1::2]
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             codes = list(threads.map(self.sweep, points))
         self.assertGreater(codes.count(-signal.SIGKILL), len(points) // 3)
@@ -8216,14 +8215,18 @@ class Promise1Test(KilledAtCommitsCase):
         self.assertGreater(codes.count(-signal.SIGKILL), len(points) // 4)
 
     def test_killed_again_during_the_resume(self):
-        commits = len(self.points()) // 2
+        commits = max(n for n, _ in self.points())
         firsts = range(2, commits + 1) if SOAK else [commits // 2]
-        for first in firsts:
-            for second in range(1, commits if SOAK else 6):
-                name = f"twice{first}-{second}"
-                self.crash(name, first, "after")
-                self.crash(name, second, "before" if second % 2 else "after", resume=True)
-                self.go_on(name)
+
+        def twice(first, second):
+            name = f"twice{first}-{second}"
+            self.crash(name, first, "after")
+            self.crash(name, second, "before" if second % 2 else "after", resume=True)
+            self.go_on(name)
+
+        pairs = [(a, b) for a in firsts for b in range(1, commits if SOAK else 6)]
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            list(threads.map(twice, *zip(*pairs, strict=True)))
 
     def test_a_task_starts_after_the_commit_of_those_it_waits_for(self):
         run = self.run_flow(
