@@ -9439,17 +9439,20 @@ def _cmd_show(options: argparse.Namespace) -> int:
 def _follow(run: DagRun) -> None:
     """Show a live run until it ends: its status on a terminal, else a line for what changes."""
     screen, said = _Screen(), ""
+
+    def snapshot() -> _Snapshot:
+        lines = [_line_of([ti]) for ti in run._instances(state="running")]
+        running = sorted(((x.label, x.seconds or 0.0) for x in lines), key=lambda x: -x[1])
+        seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
+        return _Snapshot(run._look(_select_run_counts), running, seconds)
+
     try:
         while run.owner_alive:
-            lines = [_line_of([ti]) for ti in run._instances(state="running")]
-            running = sorted(((x.label, x.seconds or 0.0) for x in lines), key=lambda x: -x[1])
-            seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
-            now = _Snapshot(run._look(_select_run_counts), running, seconds)
-            line = _counts_text(now.counts, "to come")
-            if not screen.redraws and line != said:
+            screen.status(snapshot)
+            line = "" if screen.redraws else _counts_text(run._look(_select_run_counts), "to come")
+            if line != said:
                 screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
-            screen.status(lambda: now)  # noqa: B023 - it is called at once
-            said = line
+                said = line
             time.sleep(_POLL)
             run.refresh()
     finally:
