@@ -49,7 +49,7 @@ States of a task instance (None: not decided yet), and what may follow:
 
 The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
 one-line call downwards), each under a heading `# --- Name: part ---`: errors and states, building,
-plan, store, values, worker, runners, run loop, reading back, showing, command line.
+plan, store, values, worker, runners, run, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -2231,10 +2231,6 @@ def _importing_in_child() -> bool:
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 
-@overload
-def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
-@overload
-def dag(name: str = ..., /, **settings: Any) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
 def dag(function: Any = None, /, **settings: Any) -> Any:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
@@ -4775,7 +4771,8 @@ class _Execution:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
-                return self._loaded(self._read(task_id, "return_value", i)[0][1])
+                [(_, data)] = self._read(task_id, "return_value", i)
+                return self._loaded(data)
         _, task_id, i = plan
         data = self._look(_select_item, task_id, item=i)
         if data is not None:
@@ -4808,7 +4805,7 @@ class _Execution:
                 )
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
-                data = self._read(task_id, key, map_index)[0][1]
+                [(_, data)] = self._read(task_id, key, map_index)
             self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
 
@@ -4845,7 +4842,8 @@ class _Execution:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
         pushed = self.pushed.get(key) if task_id == self.task_id else None
         if pushed is not None:
-            return [(self.map_index, self._loaded(pushed[-1]))]
+            *_, data = pushed
+            return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
         return [(i, self._loaded(data or b"")) for i, data in self._rows(task_id, key)]
@@ -5088,7 +5086,8 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
         for key, value in result.items():
             _push(job, key, value, f"returned for {key!r} a")
     _push(job, "return_value", result, "returned")
-    return {**note, "stored": True, "length": job.pushed["return_value"][3]}
+    _, _, _, length, _ = job.pushed["return_value"]
+    return {**note, "stored": True, "length": length}
 
 
 def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
@@ -5422,7 +5421,7 @@ class _Worker:
         if done is None:
             self.control.send(("took", number))
             return
-        values = [row[-1] for row in done.xcoms] + [value for _, value in done.items]
+        values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
         bare = _with_values(done, itertools.repeat(b""))
         try:
             self.control.send(("done", tuple(bare), number), values)
@@ -7336,10 +7335,6 @@ class _Start:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         store = self._store
         store.run_row = run_row
-        known = {(row.task_id, row.map_index) for row in store.look(_select_past, run_row)}
-        for task_id, index in self._again:
-            if index is not None and (task_id, index) not in known:
-                raise TaskNotFound(f"task {task_id!r} of run {self.run_id!r} has no index {index}")
         store.mark(run_row, self._again, _CLEARED)
         found = self._resumption(run_row)
         store.resume_run(found)
@@ -7357,6 +7352,7 @@ class _Start:
     def _resumption(self, run_row: int) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
         rows = self._store.look(_select_past, run_row)
+        _refuse_index(self.run_id, self._again, {(row.task_id, row.map_index) for row in rows})
         lengths = self._store.look(_select_lengths, run_row)
         known = _Known(lengths)
         running: set[tuple[str, int]] = set()
@@ -7478,6 +7474,13 @@ def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
     if task_id not in known:
         raise TaskNotFound(f"there is no task {name!r}{_near(task_id, known)}")
     return task_id, index
+
+
+def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[tuple[str, int]]) -> None:
+    """Raises TaskNotFound for an index that the run has not (None: all of the task)."""
+    for task_id, index in names:
+        if index is not None and (task_id, index) not in known:
+            raise TaskNotFound(f"task {task_id!r} of run {run_id!r} has no index {index}")
 
 
 def _report_resume(report: _Report, found: _Resumption) -> None:
@@ -7840,16 +7843,17 @@ class _Run(_Start):
         """An element of results: where it is, or, if it is small, what it is."""
         most = _VALUE_LIMIT if self.runner.remote else _INLINE
         row, data = self._store.run_row, None
-        if element[0] == "map":
-            return ("map", element[1], self._inlined(element[2]))
-        if element[0] == "tuple":
-            return ("tuple", [self._inlined(part) for part in element[1]])
-        if element[0] == "item":
-            data = self._store.look(_select_item, row, element[1], element[2], most)
-        elif element[0] == "xcom":
-            which = {"task_id": element[1], "key": "return_value", "map_index": element[2]}
-            found = self._store.look(_select_values, row, most, **which)
-            data = found[0][3] if found else None
+        match element:
+            case "map", function, inner:
+                return ("map", function, self._inlined(inner))
+            case "tuple", parts:
+                return ("tuple", [self._inlined(part) for part in parts])
+            case "item", task_id, i:
+                data = self._store.look(_select_item, row, task_id, i, most)
+            case "xcom", task_id, i:
+                which = {"task_id": task_id, "key": "return_value", "map_index": i}
+                found = self._store.look(_select_values, row, most, **which)
+                data = next((value for *_, value in found), None)
         return element if data is None else ("value", data)
 
     def _inputs(
@@ -7910,7 +7914,7 @@ class _Run(_Start):
         if success:
             instance.lost, instance.alone = 0, False
         self._batch.xcoms.append((instance, outcome.xcoms))
-        self._wrote_large |= any(len(row[-1]) > _LARGE for row in outcome.xcoms)
+        self._wrote_large |= any(len(value) > _LARGE for *_, value in outcome.xcoms)
         if outcome.items and success:
             self._batch.items.append((instance, outcome.items))
         if state is _S.UP_FOR_RESCHEDULE:
@@ -7940,7 +7944,7 @@ class _Run(_Start):
         note = outcome.note
         if outcome.status != "success" or instance.node.task._flow is None:
             return outcome, ()
-        kept = [row for row in outcome.xcoms if row[0] != "return_value"]
+        kept: Any = [(key, *rest) for key, *rest in outcome.xcoms if key != "return_value"]
         try:
             left_out = self.plan.left_out(instance, note)
         except _BadBranch as error:
@@ -8282,10 +8286,9 @@ class DagRun:
     def _task_in(self, name: str) -> tuple[str, int | None]:
         """`task` or `task[3]` of the run, as (task_id, map_index). Raises TaskNotFound."""
         known = {(ti.task_id, ti.map_index) for ti in self.get_task_instances()}
-        task_id, index = _task_named(name, {known_id for known_id, _ in known})
-        if index is not None and (task_id, index) not in known:
-            raise TaskNotFound(f"task {task_id!r} of run {self.run_id!r} has no index {index}")
-        return task_id, index
+        found = _task_named(name, {task_id for task_id, _ in known})
+        _refuse_index(self.run_id, [found], known)
+        return found
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:
@@ -8359,10 +8362,10 @@ def _chosen_run(path: Path, name: str) -> DagRun:
     Raises RunNotFound if none fits, or several do.
     """
     rows = _read(path, _select_run_ids)
-    exact = [row for row in rows if row[0] == name][:1]  # a DAG's newest
-    parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
-    exact = exact or [row for row, part in parts.items() if part == row[1]]
-    fits = exact or [row for row, part in parts.items() if part and part in row[1]]
+    exact = [(of, run) for of, run in rows if of == name][:1]  # a DAG's newest
+    parts = {(of, run): name.removeprefix(f"{of}/") for of, run in rows}
+    exact = exact or [(of, run) for (of, run), part in parts.items() if part == run]
+    fits = exact or [(of, run) for (of, run), part in parts.items() if part and part in run]
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
