@@ -2506,6 +2506,7 @@ _CLEARED, _CLEARED_ALONE = 1, 2
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
+_NO_NODES: list[_Node] = []  # in the scope of what is no setup
 
 
 class _Instance:
@@ -2569,7 +2570,7 @@ class _Node:
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
         self.setups: tuple[_Node, ...] = ()  # that it needs; a teardown's own, else further up
-        self.sheltered: tuple[_Node, ...] = ()  # those that need this setup
+        self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
@@ -2739,7 +2740,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     for node in order:
         for below in node.downstream if node.task.is_setup else ():
             if below.task.is_teardown:
-                _note_setup(node, below)
+                _shelter(node, below)
         if (flow := node.task._flow) is None:
             continue
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
@@ -2764,13 +2765,15 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         while bits and not node.task.is_teardown:
             setup = setups[(bits & -bits).bit_length() - 1]
             bits &= bits - 1
-            inside = not ends[setup] or ends[setup] & below_of[node]
-            if inside and setup not in node.upstream:
-                _note_setup(setup, node)
+            if not ends[setup] or ends[setup] & below_of[node]:
+                _shelter(setup, node)
 
 
-def _note_setup(setup: _Node, node: _Node) -> None:
-    setup.sheltered = (*setup.sheltered, node)
+def _shelter(setup: _Node, node: _Node) -> None:
+    """A node stands in a setup's scope; work right below it waits for it by its own rule."""
+    setup.sheltered.append(node)
+    if setup in node.upstream and not node.task.is_teardown:
+        return
     node.setups = (*node.setups, setup)
     if not node.is_in_step_with(setup):
         node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
@@ -3010,7 +3013,8 @@ class _Plan:
         for below in node.downstream:
             self._tell(below, below.counts, instance)
         for below in node.sheltered:
-            self._tell(below, below.needs, instance)
+            if node in below.setups:
+                self._tell(below, below.needs, instance)
 
     def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, state = instance.node, instance.state
@@ -3262,7 +3266,7 @@ class _Resumption:
         self._keys = keys
         self._running = running
         self.left_out: set[tuple[str, int]] = set()
-        self.along: set[tuple[str, int]] = set()  # setups that succeeded, and are only taken along
+        self.along: set[tuple[str, int]] = set()  # setups and teardowns that are only taken along
         self._changed: set[str] = set()  # tasks of which an instance runs again
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
         # What hangs on these runs again: on one instance, on any of a task's (index None).
@@ -3337,14 +3341,16 @@ class _Resumption:
             if not (own or pulled):
                 continue
             self.again.add(key)
+            if task.is_teardown and not own:  # it is only taken along, and pulls nothing else
+                self.along.add(key)
+                continue
             self._changed.add(task.task_id)
+            pulls = True
             if not (pulled or row.cleared) and row.state in ("skipped", "upstream_failed"):
                 # It did not run for what others did: decided anew, it may well end so again.
                 pulls = key in self._running
                 if not pulls:
                     self.left_out.add(key)
-            else:  # a teardown that is only taken along pulls nothing else
-                pulls = own or not task.is_teardown
             if pulls and row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
 
@@ -3364,9 +3370,9 @@ class _Resumption:
         nodes = _make_nodes(self._dag, order)
         for setup in [task for task in reversed(order) if task.is_setup]:
             # Inner ones come first: they are work of outer ones, and so are their teardowns.
-            below, inside = nodes[setup.task_id].downstream, nodes[setup.task_id].sheltered
-            teardowns = [node.task for node in below if node.task.is_teardown]
-            work = [n.task for n in (*below, *inside) if not n.task.is_teardown]
+            inside = [node.task for node in nodes[setup.task_id].sheltered]
+            teardowns = [task for task in inside if task.is_teardown]
+            work = [task for task in inside if not task.is_teardown]
             above = {up for t in teardowns for up in t._upstream}
             inner = {d for t in work if t.is_setup for d in t._downstream if d in above}
             work += [t for d in inner if (t := self._dag.task_dict[d]).is_teardown]
@@ -7358,13 +7364,13 @@ class _Start:
         running: set[tuple[str, int]] = set()
         while True:
             found = _Resumption(self.dag, rows, known, _element_keys, running)
-            kept = {
+            kept = {  # what is mapped over one that is taken along stays, too
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
-                if key not in found.again and (row.task_id, row.map_index) in lengths
+                if key not in found.again - found.along and (row.task_id, row.map_index) in lengths
             }
             recorded = found.recorded()
-            # First as if the setups that are taken along had succeeded again: what runs then?
+            # First as if those that are taken along had succeeded again: what runs then?
             again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
             self._plan_on({**recorded, **again}, kept, found)
             now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
