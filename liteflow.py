@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 __all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException AirflowSensorTimeout
     AirflowSkipException AirflowTaskTerminated AirflowTaskTimeout AlreadyRunning
     BaseBranchOperator BaseOperator BaseSensorOperator BashOperator BranchPythonOperator Context
-    Dag DagNotFound DagRun DagRunState DatabaseError DuplicateTaskIdFound EdgeModifier
+    Dag DagNotFound DagRun DagRunFailed DagRunState DatabaseError DuplicateTaskIdFound EdgeModifier
     EmptyOperator FailFastDagInvalidTriggerRule Label NodeNotFound Param ParamValidationError
     PokeReturnValue PythonOperator PythonSensor RunNotFound ShortCircuitOperator
     TaskAlreadyInTaskGroup TaskGroup TaskInstance TaskInstanceState TaskNotFound TriggerRule
@@ -204,6 +204,14 @@ class RunNotFound(AirflowException, LookupError):
 
 class AlreadyRunning(AirflowException):
     """The run, or another run of the DAG that rules it out, is alive."""
+
+
+class DagRunFailed(AirflowException):
+    """What `DagRun.raise_if_failed` raises: `run` is the run; the text names tasks and reasons."""
+
+    def __init__(self, text: str, run: DagRun | None = None) -> None:
+        super().__init__(text)
+        self.run = run
 
 
 class UnreachableTask(AirflowException):
@@ -425,12 +433,35 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def _function(what: str, value: Any) -> Any:
+    """A plain callable: what the decorators make, called in a worker, would do nothing."""
+    if not callable(value) or isinstance(value, (_Expandable, _TaskDecorator, _OperatorType)):
+        plain = (
+            f": {value.function.__name__}.function is one" if isinstance(value, _Decorated) else ""
+        )
+        raise TypeError(f"{what} must be a plain function, found {_shown(value)}{plain}")
+    return value
+
+
 def _callbacks(what: str, value: Any) -> Any:
     """A callable or a list of them."""
-    for one in value if isinstance(value, (list, tuple)) else [value]:
-        if not callable(one):
-            raise TypeError(f"{what} must be a callable or a list of them, found {_shown(one)}")
-    return list(value) if isinstance(value, tuple) else value
+    if not isinstance(value, (list, tuple)):
+        return _function(what, value)
+    return [_function(what, one) for one in value]
+
+
+def _remedy(found: object) -> str:
+    """What to do with what stands where a task or a value should."""
+    if isinstance(found, _Decorated):
+        return f": call it, {found.function.__name__}()"
+    if isinstance(found, _Partial):
+        return ": call its expand()"
+    if isinstance(found, BaseOperator):
+        return f": pass its result, .output of task {found.task_id!r}"
+    if isinstance(found, type) and issubclass(found, (_Dependency, Dag)):
+        return f": make one, {found.__name__}(...)"
+    plain = callable(found) and not isinstance(found, (_TaskDecorator, Dag))
+    return ": decorate it with @task and call it" if plain else ""
 
 
 class _Setting(NamedTuple):
@@ -449,6 +480,8 @@ _setting: Any = _Setting  # in a class it stands for a value of the setting's ty
 _is_bool = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _callback = _optional(None, _callbacks)
+_is_path = _of_type(str, os.PathLike)
+_date = _optional(None, lambda what, x: _aware(_of_type(_datetime.datetime)(what, x)))
 _as_given: Any = _Setting(None, lambda what, value: value)
 _none_earlier = _setting(False, _one_of([False], ": not supported, runs are independent"))
 
@@ -472,8 +505,10 @@ class _Dependency:
     def set_downstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) after this.
 
-        Raises RuntimeError for tasks of two DAGs, ValueError if neither has a DAG.
+        `edge_modifier`: a Label for the edge. Raises RuntimeError for tasks of two DAGs, ValueError
+        if neither has a DAG.
         """
+        _optional(None, _of_type(EdgeModifier)).check("edge_modifier", edge_modifier)
         for after in _operands(other):
             ends, starts = self._ends(), after._starts()
             if isinstance(self, EdgeModifier):
@@ -485,7 +520,7 @@ class _Dependency:
     def set_upstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) before this."""
         for before in _operands(other):
-            before.set_downstream(self)
+            before.set_downstream(self, edge_modifier)
 
     def __rshift__(self, other: Any) -> Any:
         self.set_downstream(other)
@@ -509,10 +544,8 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     many = value if isinstance(value, (list, tuple)) else (value,)
     for one in many:
         if not isinstance(one, _Dependency):
-            plain = "" if isinstance(one, _TaskFunction) else "decorate it with @task and "
-            hint = f": {plain}call it" if callable(one) else ""
             can = "the order can be set between tasks, their results, and lists of these"
-            raise TypeError(f"{can}, found {_shown(one)}{hint}")
+            raise TypeError(f"{can}, found {_shown(one)}{_remedy(one)}")
     return many
 
 
@@ -536,7 +569,7 @@ class EdgeModifier(_Dependency):
     """`a >> Label("text") >> b` is `a >> b`: a text on an edge, for people."""
 
     def __init__(self, label: str) -> None:
-        self.label = label
+        self.label = _of_type(str)("label", label)
         self._before: list[BaseOperator] = []
         self._after: list[BaseOperator] = []
 
@@ -570,8 +603,11 @@ class TaskGroup(_Dependency):
         ui_fgcolor: str = "",
         add_suffix_on_collision: bool = False,
         group_display_name: str = "",
+        doc_md: str | None = None,
     ) -> None:
         _checked_id("group_id", group_id, more="", limit=200)
+        _is_bool(f"group {group_id!r}: prefix_group_id", prefix_group_id)
+        _is_bool(f"group {group_id!r}: add_suffix_on_collision", add_suffix_on_collision)
         dag, parent, _ = _surroundings({"dag": dag, "task_group": parent_group})
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
@@ -579,6 +615,7 @@ class TaskGroup(_Dependency):
         self.prefix_group_id = prefix_group_id
         self.parent_group = parent
         self.tooltip = tooltip
+        self.doc_md = doc_md
         self.default_args = _string_keyed(f"group {group_id!r}: default_args", default_args)
         self.label = group_id
         self.group_id = parent.child_id(group_id) if parent is not None else group_id
@@ -598,6 +635,9 @@ class TaskGroup(_Dependency):
         return f"{self.group_id}.{label}" if self.prefix_group_id else label
 
     def __enter__(self) -> TaskGroup:
+        if _current_dag.get() not in (None, self.dag):
+            theirs = f"group {self.group_id!r} is of DAG {self.dag.dag_id!r}"
+            raise ValueError(f"{theirs}: it can't be opened inside {_current_dag.get()!r}")
         self._tokens.append(_current_group.set(self))
         return self
 
@@ -624,12 +664,15 @@ _PLACE = ("dag", "task_group", "default_args")
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
     """The DAG and group of a task with these arguments (the current ones, unless given), and the
     default_args that reach it: the DAG's, under its groups', under its own."""
-    dag, group = given.get("dag") or _current_dag.get(), given.get("task_group")
-    if dag is not None and not isinstance(dag, Dag):
-        raise TypeError(f"dag must be a DAG, found {_shown(dag)}")
+    dag = _optional(_current_dag.get(), _of_type(Dag)).check("dag", given.get("dag"))
+    group = _optional(None, _of_type(TaskGroup)).check("task_group", given.get("task_group"))
     if group is None:
         current = _current_group.get()
         group = current if current is not None and current.dag is dag else None
+    elif dag is None:
+        dag = group.dag
+    elif group.dag is not dag:
+        raise ValueError(f"{group!r} is of DAG {group.dag.dag_id!r}, not of {dag.dag_id!r}")
     defaults = dict(dag.default_args) if dag is not None else {}
     for each in group._path if group is not None else ():
         defaults |= each.default_args
@@ -670,14 +713,20 @@ class _OperatorType(type):
         made = super().__call__(**{**named, **kwargs})
         fields = {name: getattr(made, name, None) for name in kind.template_fields}
         made._join(fields)
-        for name, value in fields.items():
-            text = _template_in(value)
-            if text is not None and not _has_jinja():  # it would quietly mean its own text
-                raise ValueError(
-                    f"task {made.task_id!r}: {name} {_shown(text, 60)} is a template: install "
-                    "jinja2 to have it rendered, or use @task: there a string is a string"
-                )
+        _check_templates(made.task_id, fields)
         return made
+
+
+def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for a template where there is no Jinja: it would quietly mean its own
+    text."""
+    for name, value in fields.items():
+        text = _template_in(value)
+        if text is not None and not _has_jinja():
+            raise ValueError(
+                f"task {task_id!r}: {name} {_shown(text, 60)} is a template: install jinja2 to "
+                "have it rendered, or use @task: there a string is a string"
+            )
 
 
 def _has_jinja() -> bool:
@@ -692,28 +741,42 @@ class _OneTask(_Dependency):
     __slots__ = ()
 
     def as_setup(self) -> Self:
-        """Make the task a setup: what comes after it needs it to succeed."""
-        self._ends()[0].is_setup = True
+        """Make the task a setup: what comes after it needs it to succeed. Raises ValueError for a
+        teardown."""
+        [task] = self._ends()
+        if task.is_teardown:
+            raise ValueError(f"task {task.task_id!r} is a teardown: it can't be a setup, too")
+        task.is_setup = True
         return self
 
     def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
         """Make the task a teardown: it runs once its setups have succeeded, whatever the work
-        between did; `setups` are set before it."""
+        between did; `setups` are set before it. Raises ValueError for a setup, and for a task that
+        has a trigger rule of its own."""
         [task] = self._ends()
-        if "trigger_rule" in task.__dict__ and not task.is_teardown:
+        if task.is_setup:
+            raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
+        place = {"dag": task.dag, "task_group": task.task_group}
+        rule = task.__dict__.get("trigger_rule")  # that of default_args is for other tasks
+        if not task.is_teardown and rule not in (None, _surroundings(place)[2].get("trigger_rule")):
             raise ValueError(f"teardown {task.task_id!r} has its own rule: leave trigger_rule out")
+        if on_failure_fail_dagrun is not None:
+            what = f"task {task.task_id!r}: on_failure_fail_dagrun"
+            task.on_failure_fail_dagrun = _is_bool(what, on_failure_fail_dagrun)
+        for setup in _operands(() if setups is None else setups):
+            if not isinstance(setup, _OneTask):
+                raise TypeError(f"setups of task {task.task_id!r} must be tasks, found {setup!r}")
+            setup.as_setup()
+            _join(setup._ends(), [task])
         task.is_teardown = True
         task.trigger_rule = TriggerRule.ALL_DONE_SETUP_SUCCESS
-        if on_failure_fail_dagrun is not None:
-            task.on_failure_fail_dagrun = on_failure_fail_dagrun
-        for setup in _operands(() if setups is None else setups):
-            for before in setup._ends():
-                _join([before.as_setup()], [task])
         return self
 
     def __enter__(self) -> Self:
         [task] = self._ends()
-        task._made_inside = []
+        if not (task.is_setup or task.is_teardown):
+            raise AirflowException(f"`with` takes a setup or teardown; {task.task_id!r} is neither")
+        task._made_inside, task._takes_more = [], True
         task._dag_or_error()._scopes.append(task)
         return self
 
@@ -724,11 +787,12 @@ class _OneTask(_Dependency):
         scope = scopes.pop()
         setups, teardowns = _around(scope)
         work = [t for t in scope._made_inside if not (t.is_setup or t.is_teardown)]
-        first = [t for t in work if not t._upstream] or work[:1]
+        first = [t for t in work if not (t._upstream or t._will_wait())] or work[:1]
         last = [t for t in work if not t._downstream] or work[-1:]
         _join(setups, first)
         _join(last, teardowns)
         if scopes:
+            scopes[-1]._takes_more = False  # as in Airflow, where this ends the outer block
             outer_setups, outer_teardowns = _around(scopes[-1])
             _join(outer_setups, setups)
             _join(teardowns, outer_teardowns)
@@ -736,8 +800,9 @@ class _OneTask(_Dependency):
     def add_task(self, task: Any) -> None:
         """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
         [mine] = self._ends()
-        if mine not in mine._dag_or_error()._scopes:
-            raise RuntimeError(f"add_task() of {mine.task_id!r} is for use in its `with` block")
+        if mine not in mine._dag_or_error()._scopes or not mine._takes_more:
+            use = "is for use in its `with` block, before any inner one"
+            raise AirflowException(f"add_task() of {mine.task_id!r} {use}")
         for each in _operands(task):
             mine._made_inside += each._ends()
 
@@ -747,6 +812,10 @@ def _around(task: BaseOperator) -> tuple[list[BaseOperator], list[BaseOperator]]
     setups = [task] if task.is_setup else [t for t in task.upstream_list if t.is_setup]
     below = [task] if task.is_teardown else task.downstream_list
     return setups, [t for t in below if t.is_teardown]
+
+
+def _no_hook(task: BaseOperator, context: Context, result: Any = None) -> None:
+    """What `super().pre_execute(context)` and `super().post_execute(context, result)` do."""
 
 
 class BaseOperator(_OneTask, metaclass=_OperatorType):
@@ -777,26 +846,29 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     params: dict[str, Any] = _setting(None, _params)  # so that each task has a dict of its own
     priority_weight: int = _setting(1, _weight)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
-    pool: str = _setting("default_pool", _of_type(str))
+    pool: str = _optional("default_pool", _of_type(str))
     pool_slots: int = _setting(1, _of_type(int, least=1))
     max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
     max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
     depends_on_past = wait_for_downstream = _none_earlier
+    start_date = end_date = _date
     owner: str = _setting("airflow", _of_type(str))
     doc_md: str | None = _optional(None, _of_type(str))
     task_display_name: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
-    on_retry_callback = on_skipped_callback = pre_execute = post_execute = _callback
+    on_retry_callback = on_skipped_callback = _callback
+    pre_execute = post_execute = _setting(_no_hook, lambda what, x: _function(what, x or _no_hook))
     _known_settings: dict[str, _Setting] = dict.fromkeys(
-        """doc doc_json doc_yaml doc_rst start_date end_date queue executor executor_config
+        """doc doc_json doc_yaml doc_rst queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
-        map_index_template logger_name inlets outlets email email_on_failure email_on_retry
+        map_index_template logger_name inlets outlets email email_on_failure email_on_retry sla
         """.split(),
         _as_given,
     )
 
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
+    _fixed: Mapping[str, Any] = {}  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
@@ -805,6 +877,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
+    _takes_more: bool
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
@@ -812,7 +885,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         given = {"params": {}, **{n: value for n, value in defaults.items() if n in known}}
         given |= {name: value for name, value in settings.items() if name not in _PLACE}
         if "params" in defaults:
-            given["params"] = {**defaults["params"], **settings.get("params", {})}
+            what = f"task {_shown(task_id)}: params"
+            own = _params(what, settings.get("params"))
+            given["params"] = {**_params(what, defaults["params"]), **own}
         kind = "@task" if self._made_by_us else type(self).__name__
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
@@ -846,6 +921,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             self._join(mapping.sources)
         self._mapping = mapping
 
+    def _will_wait(self) -> bool:
+        """Whether it takes an argument of its mapped group, and so will wait for the results that
+        the group is mapped over."""
+        if self._mapping is None or not self._mapping.results:
+            return False
+        placed = (leaf for leaf in _leaves(self._call()) if isinstance(leaf, _Argument))
+        return any(leaf.look == "group_value" for leaf in placed)
+
     @classmethod
     def partial(cls, *, task_id: str, **fixed: Any) -> _Partial:
         """Fix arguments of an operator that `expand` or `expand_kwargs` maps over others.
@@ -853,12 +936,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         Raises TypeError for an argument that the operator does not have.
         """
         what, known = f"task {task_id!r}", {*_PLACE, *cls._known_settings, *_keywords_of(cls)}
-        bare = _Partial(
-            what,
-            lambda names, method: _refuse_unknown(f"{what}: {method}()", names, known),
-            functools.partial(_MappedOperator, cls, task_id),
-            {},
-        )
+
+        def check(names: Iterable[str], method: str) -> None:
+            _refuse_unknown(f"{what}: {method}()", names, known)
+            if method != "partial":
+                _refuse_mapped_settings(f"{what}: {method}()", names)
+
+        bare = _Partial(what, check, functools.partial(_MappedOperator, cls, task_id), {})
         return bare.partial(**fixed)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -870,10 +954,20 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         object.__setattr__(self, name, value)
         if name in self.template_fields and "_downstream" in self.__dict__:
             self._join(value)
+            if not self._made_by_us:
+                _check_templates(self.task_id, {name: value})
 
     def _join(self, value: Any) -> None:
-        """Set this task after those whose results the value holds."""
-        _join([result.operator for result in _results_in(value)], [self])
+        """Set this task after those whose results the value holds. Raises TypeError for what
+        stands where a value should."""
+        results: list[XComArg] = []
+        for leaf in _leaves(value):
+            if isinstance(leaf, _Mappable):
+                results += leaf._parts(XComArg)
+            elif isinstance(leaf, (_Dependency, _Expandable, _TaskDecorator, _OperatorType, Dag)):
+                what = f"task {self.task_id!r}: an argument"
+                raise TypeError(f"{what} is no value: {_shown(leaf)}{_remedy(leaf)}")
+        _join([result.operator for result in results], [self])
 
     def execute(self, context: Context) -> Any:
         """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
@@ -964,6 +1058,12 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
     named = [p for x in kinds for p in inspect.signature(x.__init__).parameters.values()]
     return frozenset(p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+
+
+def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
+    """Raises ValueError: the scheduler needs a task's settings before there are instances."""
+    for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
+        raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -1130,21 +1230,26 @@ class _Mappable(_Dependency):
         self._sources, self._by = sources, by
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("what map(), zip() and concat() give is for expand()")
+        """As a task's argument it is the list of its elements."""
+        _pickled_for(self)
+        by = ("fill", self._by) if isinstance(self, _ZipResult) else ("map", self._by)
+        return _of_job, ("elements", *by, *self._sources)
+
+    def __str__(self) -> str:
+        """Raises TypeError: in an f-string it would be the text of a placeholder."""
+        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
 
     def map(self, function: Callable[[Any], Any]) -> _MapResult:
-        """For `expand`: each element, with the plain function applied when it is taken."""
-        if not callable(function) or isinstance(function, _TaskFunction):
-            raise TypeError(f"map() takes a plain function, found {_shown(function)}")
-        return _MapResult(self, by=function)
+        """Each element, with the plain function applied when it is taken."""
+        return _MapResult(self, by=_function("what map() takes", function))
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _ZipResult:
-        """For `expand`: tuples of elements side by side, as many as the shortest has, or, with a
-        fillvalue, the longest."""
+        """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
+        longest."""
         return _ZipResult(self, *others, by=fillvalue)
 
     def concat(self, *others: _Mappable) -> _Mappable:
-        """For `expand`: the elements of one after those of another."""
+        """The elements of one after those of another."""
         return _Mappable(self, *others)
 
     def _parts(self, kind: type[T]) -> list[T]:
@@ -1206,9 +1311,8 @@ class XComArg(_Mappable, _OneTask):
     _sources = ()
 
     def __init__(self, operator: BaseOperator, key: str = "return_value") -> None:
-        if not isinstance(operator, BaseOperator):
-            raise TypeError(f"XComArg takes a task, found {_shown(operator)}")
-        self.operator, self.key = operator, key
+        _of_type(BaseOperator)("operator", operator)
+        self.operator, self.key = operator, _of_type(str)("key", key)
 
     def __getitem__(self, key: str) -> XComArg:
         if not isinstance(key, str):
@@ -1347,8 +1451,14 @@ def _decorated(kind: type[BaseOperator]) -> Any:
 
 def _codes(what: str, value: Any) -> Any:
     """Exit codes that mean skipped: an int, several, or None."""
-    codes = () if value is None else (value,) if isinstance(value, int) else value
-    return tuple(_of_type(int)(what, code) for code in codes)
+    codes = value if isinstance(value, (list, tuple, set, range)) else (value,)
+    return () if value is None else tuple(_of_type(int)(what, code) for code in codes)
+
+
+def _late(*types: type) -> Callable[[str, Any], Any]:
+    """A check that the value is of one of the types, or a placeholder of what is known later."""
+    of_type = _of_type(*types)
+    return lambda what, x: x if isinstance(x, (_Mappable, _Argument)) else of_type(what, x)
 
 
 class BashOperator(BaseOperator):
@@ -1360,14 +1470,16 @@ class BashOperator(BaseOperator):
     """
 
     template_fields = ("bash_command", "env", "cwd")
-    env = cwd = output_processor = _as_given
+    env = _optional(None, _late(dict))
+    cwd = _optional(None, _late(str, os.PathLike))
+    output_processor = _optional(None, _function)
     append_env: bool = _setting(False, _is_bool)
     skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.bash_command = bash_command
+        self.bash_command = _late(str)(f"task {self.task_id!r}: bash_command", bash_command)
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
@@ -1510,13 +1622,18 @@ class PythonOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not callable(python_callable):
-            found = _shown(python_callable)
-            raise AirflowException(f"task {self.task_id!r}: can't call python_callable, {found}")
-        self.python_callable = python_callable
-        self.op_args = op_args
-        self.op_kwargs = op_kwargs if op_kwargs is not None else {}
-        self.templates_dict = templates_dict
+        try:
+            self.python_callable = _function(
+                f"task {self.task_id!r}: python_callable", python_callable
+            )
+        except TypeError as error:
+            raise AirflowException(str(error)) from None
+        what, a_dict = f"task {self.task_id!r}", _optional({}, _late(dict))
+        self.op_args = _optional((), _late(list, tuple)).check(f"{what}: op_args", op_args)
+        self.op_kwargs = a_dict.check(f"{what}: op_kwargs", op_kwargs)
+        self.templates_dict = templates_dict and a_dict.check(
+            f"{what}: templates_dict", templates_dict
+        )
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
@@ -1572,8 +1689,10 @@ def _rendered(value: Any, context: Context) -> Any:
         return environment.from_string(value).render(context)
     if isinstance(value, dict):
         return {key: _rendered(item, context) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_rendered(item, context) for item in value)
+    if isinstance(value, _CONTAINERS):
+        items = [_rendered(item, context) for item in value]
+        kind: Any = type(value)
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
     return value
 
 
@@ -1592,12 +1711,17 @@ class _MappedOperator(BaseOperator):
         defaults = _surroundings(fixed)[2]
         self._defaults = {n: v for n, v in defaults.items() if n in _keywords_of(kind)}
         self._map_over(expand)
-        self._join(fixed)
+        mapped = dict(expand.sources).items()
+        values = {n: x for n, x in (*fixed.items(), *mapped) if n not in _PLACE}
+        self._join(values)
+        late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
+        _check_templates(self.task_id, late)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), _with_placeholders(self._fixed)
 
     def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
+        _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
         settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
         kwargs.clear()
         # In a context of its own it joins no DAG that is being built.
@@ -1643,6 +1767,8 @@ class _Expandable:
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or over a result that is one."""
+        for each in dicts if isinstance(dicts, (list, tuple)) else ():
+            self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
 
@@ -1723,10 +1849,6 @@ class _TaskFunction(_Decorated[P, R]):
         for p in self._signature.parameters.values() if named else ():
             if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, _TaskFunction):
-                name = value.function.__name__
-                raise TypeError(f"{self._what()}: an argument is a task function: call {name}()")
         if expand is None:
             try:
                 self._signature.bind(*args, **kwargs)
@@ -1747,13 +1869,30 @@ class _TaskFunction(_Decorated[P, R]):
         return f"<@task {self.function.__qualname__}>"
 
 
+def _signature_of(decorator: str, function: Any) -> inspect.Signature:
+    """Raises TypeError for what is no plain function with a name and a signature."""
+    import inspect
+
+    _function(f"what {decorator} decorates", function)
+    try:
+        found = inspect.signature(function)
+    except ValueError:  # some that are written in C have none
+        found = None
+    if found is None or not hasattr(function, "__name__"):
+        missing = "signature" if found is None else "name"
+        wrap = "write a function that calls it"
+        raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: {wrap}")
+    return found
+
+
 @functools.lru_cache  # many tasks may be made of one function
 def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
     """The function's signature, in which context parameters need not be given."""
     import inspect
 
+    signature = _signature_of("@task", function)
     name, parameters = function.__name__, []
-    for p in inspect.signature(function).parameters.values():
+    for p in signature.parameters.values():
         if p.name == "self":
             raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
@@ -1779,17 +1918,27 @@ class _GroupFunction(_Decorated[P, R]):
                 if group._mapped is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
                 group._mapped, group._mapping = group, expand
-                names: Collection[Any] = [name for name, _ in expand.sources]
-                if None in names:
-                    names = self._signature.parameters.keys() - kwargs.keys()
-                kwargs = {**kwargs, **{name: _Argument("group_value", name) for name in names}}
+                kwargs = {**kwargs, **self._placeholders(expand, kwargs)}
             result = self.function(*args, **kwargs)
         if expand is not None:
+            ids = {member.task_id for member in group.children}
             for member in group.children:
-                placed = (leaf for leaf in _leaves(member._call()) if isinstance(leaf, _Argument))
-                waits = any(leaf.look == "group_value" for leaf in placed) or not member._upstream
-                member._map_over(expand, waits)
+                member._map_over(expand, member._will_wait() or ids.isdisjoint(member._upstream))
         return group if result is None else result
+
+    def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the arguments that are mapped over are while the group is built."""
+        names = {name for name, _ in expand.sources}
+        found = {}
+        for p in self._signature.parameters.values():
+            if None in names and p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                raise TypeError(
+                    f"{self._what()}: expand_kwargs() can't fill {p}: name its arguments"
+                )
+            if p.name in names or (None in names and p.name not in given):
+                default = () if p.default is p.empty else (p.default,)
+                found[p.name] = _Argument("group_value", p.name, *default)
+        return found
 
 
 def _decorator_of(kind: type[BaseOperator]) -> Any:
@@ -1815,9 +1964,8 @@ class _TaskDecorator:
     def __call__(self, function: Any = None, /, **settings: Any) -> Any:
         if function is None:
             return functools.partial(self, **settings)
-        if not callable(function):
-            raise TypeError(f"@task takes a function or settings by keyword: {_shown(function)}")
         settings = {"dag": self._dag, **settings}
+        _function("what @task decorates", function)
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
         return made._with(_maker=self._maker)
 
@@ -1845,6 +1993,7 @@ class _TaskDecorator:
 
 
 def _with_condition(condition: Any, function: Any) -> Any:
+    _function("the condition of @task.run_if or @task.skip_if", condition[0])
     if not isinstance(function, _TaskFunction):
         raise TypeError("@task.run_if and @task.skip_if stand above @task")
     return function._with(_conditions=(condition, *function._conditions))
@@ -1871,6 +2020,8 @@ def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
     if function is None:
         return functools.partial(_with_role, role, settings=settings)
     made = function if isinstance(function, _TaskFunction) else task(function)
+    if made._role is not None:
+        raise ValueError(f"{made!r} can't be @setup and @teardown at once")
     return made.override(**settings)._with(_role=role)
 
 
@@ -1880,12 +2031,10 @@ def task_group(function: Any = None, /, **settings: Any) -> Any:
     Calling the decorated function makes a group of the tasks made inside it; a second call gets
     an id with a suffix.
     """
-    if callable(function):
-        import inspect
-
-        return _GroupFunction(function, inspect.signature(function), settings)
-    named = {} if function is None else {"group_id": function}
-    return functools.partial(task_group, **named, **settings)
+    if function is None or isinstance(function, str):
+        named = {} if function is None else {"group_id": function}
+        return functools.partial(task_group, **named, **settings)
+    return _GroupFunction(function, _signature_of("@task_group", function), settings)
 
 
 # --- Building: DAGs -------------------------------------------------------------------------------
@@ -1898,7 +2047,6 @@ def _schedule(what: str, value: Any) -> Any:
     return value
 
 
-_is_date = _of_type(_datetime.datetime)
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none.
@@ -1927,28 +2075,37 @@ class Dag:
     dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     fail_fast: bool = _setting(False, _is_bool)
     doc_md: str | None = _optional(None, _of_type(str))
-    tags: set[str] = _setting(frozenset(), lambda what, value: set(value or ()))
+    tags: set[str] = _optional(
+        frozenset(), lambda what, x: {*_of_type(list, tuple, set, frozenset)(what, x)}
+    )
     dag_display_name: str = _optional(None, _of_type(str))
     on_success_callback = on_failure_callback = _callback
     schedule = _setting(None, _schedule)
-    start_date = end_date = _optional(None, lambda what, value: _aware(_is_date(what, value)))
+    start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
-        self.db_path = db_path
+        self.db_path = _optional(None, _is_path).check(f"DAG {dag_id!r}: db_path", db_path)
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
-        for name, (default, check) in _DAG_SETTINGS.items():
-            setattr(self, name, check(f"DAG {dag_id!r}: {name}", settings.get(name, default)))
+        for name, (default, _) in _DAG_SETTINGS.items():
+            setattr(self, name, settings.get(name, default))
         self.dag_display_name = self.dag_display_name or dag_id
-        self.params = {**self.params, **self.default_args.pop("params", {})}
+        near = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
+        self.params = {**self.params, **near}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting is checked when it is assigned later, too."""
+        if name in _DAG_SETTINGS:
+            value = _DAG_SETTINGS[name].check(f"DAG {self.dag_id!r}: {name}", value)
+        object.__setattr__(self, name, value)
 
     def _register(self) -> None:
         """Note which module's import builds this Dag: the nearest one on the stack."""
@@ -1998,22 +2155,26 @@ class Dag:
 
     def has_task(self, task_id: str) -> bool:
         """Whether the DAG has a task of this id."""
-        return task_id in self.task_dict
+        return _of_type(str)("task_id", task_id) in self.task_dict
 
     def get_task(self, task_id: str) -> BaseOperator:
         """The task of this id. Raises TaskNotFound."""
-        if task_id not in self.task_dict:
+        if not self.has_task(task_id):
             raise TaskNotFound(self._no_task(task_id))
         return self.task_dict[task_id]
 
     def __getitem__(self, node_id: str) -> BaseOperator | TaskGroup:
         """The task or group of this id. Raises NodeNotFound, a KeyError."""
+        _of_type(str)("node_id", node_id)
         found = self.task_dict.get(node_id) or self.task_group_dict.get(node_id)
         if found is None:
             raise NodeNotFound(self._no_task(node_id))
         return found
 
-    def __contains__(self, node_id: str) -> bool:
+    def __contains__(self, node_id: object) -> bool:
+        return isinstance(node_id, str) and self._has_node(node_id)
+
+    def _has_node(self, node_id: str) -> bool:
         return node_id in self.task_dict or node_id in self.task_group_dict
 
     def _no_task(self, task_id: str) -> str:
@@ -2131,10 +2292,18 @@ class Dag:
         timeout otherwise than by raising AirflowTaskTimeout in it. The signature is Airflow's;
         what has no meaning here (`conn_file_path`, ...) is refused unless left out.
         """
-        if use_executor or conn_file_path or variable_file_path or mark_success_pattern:
+        others = (run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)
+        if any(other not in (None, False) for other in others):
             raise ValueError("dag.test() here takes only logical_date, run_conf and db_path")
         run = _Run(self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True)
         return run.execute()
+
+    def param(self, name: str, default: Any = ...) -> Any:
+        """A placeholder for the run's param of this name, which gets this default, if one is given;
+        to be handed to tasks (Airflow's `dag.param`)."""
+        if default is not ...:
+            self.params = {**self.params, name: default}
+        return _Argument("param", name, *(() if default is ... else (default,)))
 
     def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Make the script a command: run this DAG by `argv`, then exit with the run's code.
@@ -2239,17 +2408,18 @@ def dag(function: Any = None, /, **settings: Any) -> Any:
     arguments become params: inside it each is a placeholder that can be handed to tasks, at run
     time `conf[name]`, else the value of the call.
     """
-    if not callable(function):
+    if function is None or isinstance(function, str):
         named = {} if function is None else {"dag_id": function}
         return functools.partial(dag, **named, **settings)
-    import inspect
-
-    signature = inspect.signature(function)
+    signature = _signature_of("@dag", function)
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:
         """Make the DAG."""
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"@dag {function.__name__}() {error}") from None
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         for name, value in bound.arguments.items():
@@ -2303,9 +2473,15 @@ class Variable:
 
         Raises KeyError if it is not set and no default is given.
         """
-        name = f"AIRFLOW_VAR_{key.upper()}"
+        name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
+        parsed = _is_bool("deserialize_json", deserialize_json)
         if name in os.environ:
-            return json.loads(os.environ[name]) if deserialize_json else os.environ[name]
+            if not parsed:
+                return os.environ[name]
+            try:
+                return json.loads(os.environ[name])
+            except ValueError as error:
+                raise ValueError(f"Variable {key!r}: {name} is no JSON: {error}") from None
         if default is ...:
             raise KeyError(f"Variable {key!r}: set {name} in the environment")
         return default
@@ -2324,7 +2500,7 @@ class Param:
     def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):
         self.default = self.value = default
         self.description = description
-        self.schema = schema
+        self.schema = schema = _string_keyed("Param: schema", schema.get("schema", schema))
         _check_schema(schema)
         if default is not ...:
             _json_text("Param default", default, ParamValidationError)
@@ -2378,9 +2554,9 @@ _DURATION = re.compile(
 )  # ISO 8601
 # A text that does not fit is a ValueError, or gives something false.
 _FORMATS: dict[str, Callable[[str], Any]] = {
-    "date": _datetime.date.fromisoformat,
-    "date-time": lambda text: text[10:] and _datetime.datetime.fromisoformat(text),
-    "time": _datetime.time.fromisoformat,
+    "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
+    "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
+    "time": lambda text: text[2:3] == ":" and _datetime.time.fromisoformat(text),
     "duration": _DURATION.fullmatch,
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
@@ -2420,11 +2596,29 @@ _KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
 _SAMPLES: dict[str | None, Any] = {None: 0, "number": 0, "string": "", "array": (), "object": {}}
 
 
+_is_count, _is_list = _of_type(int, least=0), _of_type(list, tuple)
+
+
+def _is_number(what: str, value: Any) -> None:
+    if math.isnan(_of_type(int, float)(what, value)):
+        raise ValueError(f"{what} must be a number")
+
+
+_RULES: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(["minLength", "maxLength", "minItems", "maxItems"], _is_count),
+    **dict.fromkeys(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"], _is_number),
+    **dict.fromkeys(["enum", "required"], _is_list),
+    "type": _of_type(str, list, tuple),
+}
+
+
 def _check_schema(schema: Mapping[str, Any]) -> None:
     """Raises ValueError for a keyword that is not checked, or can't be so."""
     for keyword, rule in schema.items():
         kind, fits = _known(_KEYWORDS, keyword)
         try:
+            if keyword in _RULES:
+                _RULES[keyword](keyword, rule)
             fits(_SAMPLES[kind], rule)
             if keyword == "items":
                 _check_schema(rule)
@@ -2444,8 +2638,12 @@ def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def _plain_copy(value: Any) -> Any:
-    """A deep copy of plain data: a task may change what it gets."""
-    return marshal.loads(marshal.dumps(value))
+    """A deep copy of JSON: a task may change what it gets. What only counts as JSON (an enum's
+    member that is text, an OrderedDict) becomes what it stands for."""
+    try:
+        return marshal.loads(marshal.dumps(value))
+    except ValueError:
+        return json.loads(json.dumps(value))
 
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
@@ -4762,7 +4960,7 @@ class _Execution:
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
-        if twice := mapped.keys() & kwargs.keys():
+        if twice := mapped.keys() & {*kwargs, *self.task._fixed}:
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
         return args, kwargs | mapped
 
@@ -4787,13 +4985,25 @@ class _Execution:
         whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
-    def group_value(self, name: str) -> Any:
-        """The element of an argument of the mapped group."""
-        return self.group_values[name]
+    def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
+        """What `map`, `zip` and `concat` of results, which are here now, give as an argument."""
+        each = [list(x.items()) if isinstance(x, dict) else x or () for x in sources]
+        if how == "map":  # no function: concat()
+            return [x if by is None else by(x) for x in itertools.chain.from_iterable(each)]
+        return list(
+            zip(*each, strict=False) if by is ... else itertools.zip_longest(*each, fillvalue=by)
+        )
 
-    def param(self, name: str, default: Any) -> Any:
-        """The value of an argument of a @dag function."""
-        return _plain_copy(self.run.info["conf"]).get(name, default)
+    def group_value(self, name: str, *default: Any) -> Any:
+        """The element of an argument of the mapped group."""
+        if name not in self.group_values and not default:
+            raise TypeError(f"the group's argument {name!r} is not in what expand_kwargs() got")
+        return self.group_values.get(name, *default)
+
+    def param(self, name: str, *default: Any) -> Any:
+        """The value of an argument of a @dag function, or of `dag.param`."""
+        params = _plain_copy({**self.run.info["params"], **self.run.info["conf"]})
+        return params.get(name, *default) if default else params[name]
 
     def _loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])
@@ -5017,14 +5227,18 @@ def _run_hooked(job: _Execution) -> Any:
     """Between `pre_execute` and `post_execute`, which an operator's class may define."""
     args, kwargs = job.arguments()
     task: Any = job.task._made(kwargs)
-    if task.pre_execute is not None:
+    if not _is_default_hook(task.pre_execute):
         task.pre_execute(job.context)
     if not job.job.pokes:
         _call_back(job, job.task, "on_execute_callback")
     result = task._run(args, kwargs, job)
-    if task.post_execute is not None:
+    if not _is_default_hook(task.post_execute):
         task.post_execute(job.context, result)
     return result
+
+
+def _is_default_hook(hook: Any) -> bool:
+    return getattr(hook, "__func__", None) is _no_hook
 
 
 def _check_conditions(job: _Execution) -> None:
@@ -6156,10 +6370,14 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
 
-    Raises ValueError for an unknown start method.
+    Raises ValueError for an unknown start method, TypeError for what is none.
     """
     import multiprocessing
 
+    if asked is not None and not isinstance(asked, str) and not hasattr(asked, "Process"):
+        raise TypeError(
+            f"mp_context must be a start method's name or a context, found {_shown(asked)}"
+        )
     if asked is None:
         asked = "spawn"
         with contextlib.suppress(ChildProcessError):  # forked from one that has a fork server
@@ -6208,11 +6426,10 @@ class WorkerPool:
     ) -> None:
         checked = _optional(_cpus(), _of_type(int, least=1)).check("max_workers", max_workers)
         self.max_workers: int = min(checked, 1000)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable, found {_shown(initializer)}")
-        self._initializer = (initializer, tuple(initargs))
+        _optional(None, _function).check("initializer", initializer)
+        self._initializer = (initializer, tuple(_of_type(list, tuple)("initargs", initargs)))
         self._asked = mp_context
-        if isinstance(mp_context, str):
+        if mp_context is not None:
             _start_context(mp_context)
         self._closed = False
         self._empty()
@@ -7423,10 +7640,14 @@ def _refuse_reentry() -> None:
 def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
-    if asked.stop is not None and not hasattr(asked.stop, "is_set"):
+    for name in ("resume", "wait"):
+        _optional(False, _is_bool).check(name, getattr(asked, name))
+    if asked.stop is not None and (
+        not hasattr(asked.stop, "is_set") or isinstance(asked.stop, type)
+    ):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
-    if not (isinstance(progress, (bool, _Report)) or progress is None or callable(progress)):
-        raise TypeError(f"progress must be a bool or a function, found {_shown(progress)}")
+    if not isinstance(progress, (bool, _Report)):
+        _optional(None, _function).check("progress, where it is no bool,", progress)
     fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
     if not (fits or run_id is None):
         raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
@@ -7459,7 +7680,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
-        if not callable(getattr(executor, "submit", None)):
+        if not callable(getattr(executor, "submit", None)) or isinstance(executor, type):
             raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
@@ -8114,11 +8335,14 @@ class TaskInstance:
         if dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id):
             raise ValueError("xcom_pull() here reads values of this run only")
         job = _running_job()
+        _of_type(str)("key", key)
+        if map_indexes is not ... and map_indexes is not None:
+            _of_type(int, list, tuple, range)("map_indexes", map_indexes)
         if task_ids is None or isinstance(task_ids, str):
             return _pulled(job.pull(task_ids or self.task_id, key), map_indexes, default)
         values: list[Any] = []
-        for task_id in task_ids:
-            rows = job.pull(task_id, key)
+        for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
+            rows = job.pull(_of_type(str)("task_ids", task_id), key)
             if map_indexes is ... and any(i >= 0 for i, _ in rows):
                 values += [value for _, value in rows]
             elif isinstance(map_indexes, Sequence):
@@ -8234,12 +8458,25 @@ class DagRun:
         found = self._instances()
         if state is None:
             return found
-        wanted = {state} if isinstance(state, str) else set(state)
+        several = [state] if isinstance(state, str) else _of_type(Iterable)("state", state)
+        wanted = {_one_of(TaskInstanceState)("state", each) for each in several}
         return [ti for ti in found if ti.state in wanted]
 
     def get_task_instance(self, task_id: str, map_index: int = -1) -> TaskInstance | None:
         """The task instance of this id and index, or None."""
+        _of_type(str)("task_id", task_id)
+        _of_type(int, least=-1)("map_index", map_index)
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
+
+    def _instances_of(self, task_id: str) -> list[TaskInstance]:
+        """Those of a task. Raises TaskNotFound."""
+        found = self._instances(task_id=_of_type(str)("task_id", task_id))
+        if not found:
+            known = {ti.task_id for ti in self._instances()}
+            raise TaskNotFound(
+                f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
+            )
+        return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
         """Those of a task, an index or a state; with `attempts` one for each of their attempts."""
@@ -8251,8 +8488,21 @@ class DagRun:
         return _read(self.db_path, look, self._row.id, *more, **which)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """A stored value, or None. Unpickles it: only for databases whose writers you trust."""
-        values = self._values(task_id=task_id, key=key, map_index=map_index)
+        """A stored value; of a mapped task, without an index, the list of its values in order.
+
+        None if the task returned none, or has not succeeded. Unpickles it: only for databases
+        whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there.
+        """
+        mapped = any(ti.map_index >= 0 for ti in self._instances_of(task_id))
+        _of_type(int, least=-1)("map_index", map_index)
+        which = {} if mapped and map_index < 0 else {"map_index": map_index}
+        values = self._values(task_id=task_id, key=_of_type(str)("key", key), **which)
+        if not values and key != "return_value":
+            known = {row[2] for row in self._look(_select_values, task_id=task_id)}
+            missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
+            raise XComNotFound(f"{missing}{_near(key, known)}")
+        if not which:
+            return [row.value for row in values]
         return values[0].value if values else None
 
     def xcoms(self) -> list[XCom]:
@@ -8266,10 +8516,13 @@ class DagRun:
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
-        """What a task printed: of its latest attempt, or of that of the given number."""
+        """What a task printed: of its latest attempt, or of that of the given number. Raises
+        TaskNotFound."""
+        tries = {ti.map_index: ti.try_number for ti in self._instances_of(task_id)}
+        _of_type(int, least=-1)("map_index", map_index)
         if try_number is None:
-            ti = self.get_task_instance(task_id, map_index)
-            try_number = ti.try_number if ti is not None else 0
+            try_number = tries.get(map_index, 0)
+        _of_type(int, least=0)("try_number", try_number)
         rows = self._look(_select_log, try_number, 0, task_id=task_id, map_index=map_index)
         return "".join(row.text for row in rows)
 
@@ -8282,9 +8535,11 @@ class DagRun:
         tasks would need.
         """
         _refuse_without_values(self._row)
-        wanted = [task_ids] if isinstance(task_ids, str) else list(task_ids)
+        wanted = (
+            [task_ids] if isinstance(task_ids, str) else [*_of_type(Iterable)("task_ids", task_ids)]
+        )
         names = [self._task_in(name) for name in wanted]
-        how = _CLEARED if downstream else _CLEARED_ALONE
+        how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
         self.refresh()
         return wanted
@@ -8292,7 +8547,7 @@ class DagRun:
     def _task_in(self, name: str) -> tuple[str, int | None]:
         """`task` or `task[3]` of the run, as (task_id, map_index). Raises TaskNotFound."""
         known = {(ti.task_id, ti.map_index) for ti in self.get_task_instances()}
-        found = _task_named(name, {task_id for task_id, _ in known})
+        found = _task_named(_of_type(str)("a task id", name), {task_id for task_id, _ in known})
         _refuse_index(self.run_id, [found], known)
         return found
 
@@ -8315,8 +8570,26 @@ class DagRun:
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.delete_run))
         self._write(lambda db: db.give_back())
 
+    def raise_if_failed(self) -> DagRun:
+        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
+        if self.state is DagRunState.FAILED:
+            told = f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {self._failures(10)}"
+            raise DagRunFailed(told, self)
+        return self
+
+    def _failures(self, most: int) -> str:
+        """The reason of the run, and those of its failed tasks."""
+        failed = self.get_task_instances("failed")
+        told = [f"task {ti._label!r}: {_last_line(ti.error)}" for ti in failed[:most]]
+        more = [f"{len(failed) - most} more"] if len(failed) > most else []
+        return "; ".join([*filter(None, [self.reason]), *told, *more])
+
     def __repr__(self) -> str:
-        return f"<DagRun {self.dag_id} {self.run_id} [{self.state}]>"
+        why = ""
+        if self.state is DagRunState.FAILED:
+            with contextlib.suppress(AirflowException):  # it may have been deleted
+                why = f": {self._failures(2)}"
+        return f"<DagRun {self.dag_id} {self.run_id} [{self.state}{why}]>"
 
 
 def _refuse_without_values(row: _Row) -> None:
@@ -8341,6 +8614,7 @@ def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
+    _of_type(str)("run_id", run_id)
     row = _read(path, _find_run, dag_id=dag_id, run_id=run_id)
     if row is None:
         known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
@@ -9179,6 +9453,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         return 0
     if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
         command += f" {_typed('--db', Path(db))}"
+    _refuse_strange_keys(dag, options)
     report = _Report(not options.quiet, options.logs and not options.quiet)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     try:
@@ -9205,6 +9480,19 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if failed:
         _say(f"to go on once it is mended: {command} --resume")
     return int(failed)
+
+
+def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
+    """A slip of the pen in --conf or --pool changes what runs. A DAG without params takes any
+    conf, as in Airflow; so does `Dag.run`."""
+    params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
+    pools = {"default_pool", *(task.pool for task in dag.tasks)}
+    for option, given, known in (
+        ("--conf", options.conf if params else (), params),
+        ("--pool", dict(options.pool), pools),
+    ):
+        for name in sorted(set(given or ()) - known):
+            raise _UsageError(f"{option}: DAG {dag.dag_id!r} has no {name!r}{_near(name, known)}")
 
 
 _NAMED = 10  # failed tasks that are told one by one
