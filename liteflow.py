@@ -303,7 +303,7 @@ def _moment(text: str | None) -> _datetime.datetime | None:
     """A stored time; None for what is not there or, in a file that was tampered with, no time."""
     try:
         return _aware(_datetime.datetime.fromisoformat(text or ""))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -2896,13 +2896,12 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(
-    order: Sequence[_Node], near: str, away: str, marked: Sequence[_Node]
+    order: Sequence[_Node], near: str, away: str, marks: Mapping[_Node, int]
 ) -> Iterator[tuple[_Node, int]]:
-    """Each node of an order with the marked ones that lie beyond it, as a bit set.
+    """Each node of an order with the marks of those that lie beyond it, as a bit set.
 
     A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
     """
-    places = {node: i for i, node in enumerate(marked)}
     sets: dict[_Node, int] = {}
     left: dict[_Node, int] = {}
     for node in order:
@@ -2913,21 +2912,26 @@ def _reach(
             if not left[other]:
                 del sets[other]
         if getattr(node, away):
-            own = 1 << places[node] if node in places else 0
-            sets[node], left[node] = bits | own, len(getattr(node, away))
+            sets[node], left[node] = bits | marks.get(node, 0), len(getattr(node, away))
         yield node, bits
 
 
+def _bits(nodes: Iterable[_Node]) -> dict[_Node, int]:
+    return {node: 1 << i for i, node in enumerate(nodes)}
+
+
 def _weigh(order: Sequence[_Node]) -> None:
-    """Priorities: a task's own weight, with those of all descendants or ancestors."""
+    """Priorities: a task's own weight, with those of all descendants or ancestors; a bit of the
+    weights at a time, so that it does not matter how many there are."""
     for rule, ordered, near, away in (
         (WeightRule.DOWNSTREAM, order[::-1], "downstream", "upstream"),
         (WeightRule.UPSTREAM, order, "upstream", "downstream"),
     ):
         needed = any(n.task.weight_rule is rule and getattr(n, near) for n in order)
-        for weight in {n.task.priority_weight for n in order} if needed else ():
-            heavy = [n for n in ordered if n.task.priority_weight == weight]
-            for node, bits in _reach(ordered, near, away, heavy):
+        for sign, place in itertools.product((1, -1), range(32)) if needed else ():
+            weight = sign << place
+            heavy = [n for n in ordered if max(0, sign * n.task.priority_weight) & 1 << place]
+            for node, bits in _reach(ordered, near, away, _bits(heavy)) if heavy else ():
                 if node.task.weight_rule is rule:
                     node.weight += weight * bits.bit_count()
 
@@ -2955,16 +2959,20 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
-    teardowns = [n for n in order if n.task.is_teardown]
-    below_of = dict(_reach(order[::-1], "downstream", "upstream", teardowns))
-    bit = {node: 1 << i for i, node in enumerate(teardowns)}
-    ends = {n: sum(bit.get(d, 0) for d in n.downstream) for n in setups}
-    for node, bits in _reach(order, "upstream", "downstream", setups):
-        while bits and not node.task.is_teardown:
-            setup = setups[(bits & -bits).bit_length() - 1]
-            bits &= bits - 1
-            if not ends[setup] or ends[setup] & below_of[node]:
-                _shelter(setup, node)
+    # Of each teardown its setups; those without a teardown are as if one were below everything.
+    bit = _bits(setups)
+    ends = [[below for below in n.downstream if below.task.is_teardown] for n in setups]
+    endless = sum(bit[n] for n, own in zip(setups, ends, strict=True) if not own)
+    marks: collections.Counter[_Node] = collections.Counter()
+    for setup, own in zip(setups, ends, strict=True):
+        for end in own:
+            marks[end] |= bit[setup]
+    ended_below = dict(_reach(order[::-1], "downstream", "upstream", marks))
+    for node, above in _reach(order, "upstream", "downstream", bit):
+        inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
+        while inside:
+            _shelter(setups[(inside & -inside).bit_length() - 1], node)
+            inside &= inside - 1
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
@@ -5379,6 +5387,7 @@ def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
     import traceback
 
+    _cut_chain(error)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
@@ -5397,6 +5406,16 @@ def _traceback(error: BaseException) -> str:
         half = _ERROR_LIMIT // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
     return text
+
+
+def _cut_chain(error: BaseException, most: int = 100) -> None:
+    """Formatting takes a time that is quadratic in how many exceptions came before this one."""
+    for _ in range(most):
+        before = error.__cause__ or error.__context__
+        if before is None:
+            return
+        error = before
+    error.__cause__ = error.__context__ = None
 
 
 # --- Worker: messages -----------------------------------------------------------------------------
@@ -6178,8 +6197,6 @@ class _Slot:
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
         import mmap
-        from concurrent.futures import ProcessPoolExecutor
-        from copy import copy
 
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
@@ -6190,6 +6207,36 @@ class _Slot:
                 file.truncate(2)
                 self.bytes = mmap.mmap(file.fileno(), 2)
                 self.send("share", file=file.fileno())
+        try:
+            self.process = self._launch(context, (theirs, *pool._initializer))
+        except BaseException:  # whatever it is: cleaned up after, and raised again
+            self.wire.close()
+            raise
+        finally:
+            theirs.close()  # so that the worker's death is the end of the pair
+        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
+        self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
+        self.pid: int = self.process.pid
+        with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
+            self.pidfd = os.pidfd_open(self.pid)
+        # What is readable once the worker process is gone.
+        self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
+        # The executor is to watch the same: a worker outlives the fork server that it came from.
+        self._executor._processes[self.pid] = _Watched(self.pid, self.end)
+
+    def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
+        """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
+        socket went with its folder, its address was too long, it is that of a parent)."""
+        if context.get_start_method() == "forkserver":
+            with contextlib.suppress(OSError, EOFError):
+                if _fork_server_answers():
+                    return self._submit(context, arguments)
+            context = _start_context("spawn")
+        return self._submit(context, arguments)
+
+    def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
+        from concurrent.futures import ProcessPoolExecutor
+        from copy import copy
 
         def remember(*args: Any, **options: Any) -> Any:  # without `self`: no cycle
             name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
@@ -6199,25 +6246,15 @@ class _Slot:
         made: list[Any] = []
         remembering = copy(context)
         remembering.Process = remember
-        self._executor = ProcessPoolExecutor(
-            1, remembering, initializer=_serve, initargs=(theirs, *pool._initializer)
-        )
+        executor: Any = ProcessPoolExecutor(1, remembering, _serve, arguments)
         try:
             with _allowed_to_start(context):
-                self._executor.submit(os.getpid)  # it serves first, and to its end
-        except BaseException:  # whatever it is: cleaned up after, and raised again
-            self.dismiss()
+                executor.submit(os.getpid)  # it serves first, and to its end
+        except BaseException:
+            executor.shutdown(wait=False)
             raise
-        finally:
-            theirs.close()  # so that the worker's death is the end of the pair
-        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
-        self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
-        self.process = made[0]
-        self.pid: int = self.process.pid
-        with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
-            self.pidfd = os.pidfd_open(self.pid)
-        # What is readable once the worker process is gone.
-        self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
+        self._executor = executor
+        return made[0]
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message; a worker that is dead, or does not listen, is noticed elsewhere."""
@@ -6290,8 +6327,12 @@ class _Slot:
         self.dismiss()
         if self._executor_thread is not None:
             self._executor_thread.join()
-        # Only now is the exit code to be relied on: the executor's thread reads it as well.
-        self.exitcode = self.process.exitcode
+        # A fork server tells it, at once, unless it is stopped, or deaf to its children's ends.
+        until = time.monotonic() + 2.0
+        while (code := self.process.exitcode) is None and time.monotonic() < until:
+            time.sleep(0.001)
+        self.exitcode = code
+        _forget(self.process)
         self.bytes = bytearray(self.bytes)  # as it left them; what was shared is let go
         _live_slots.discard(self)
         if self.pidfd is not None:
@@ -6303,6 +6344,33 @@ class _Slot:
         self.state = "dead"
         self.wire.close()
         self._executor.shutdown(wait=False)
+
+
+class _Watched:
+    """What a slot's executor knows of its worker: when it ends. All else is the slot's to do."""
+
+    exitcode = None
+
+    def __init__(self, pid: int, sentinel: int) -> None:
+        self.pid, self.sentinel = pid, sentinel
+
+    def join(self) -> None:
+        """Nothing."""
+
+    kill = terminate = join
+
+    def is_alive(self) -> bool:
+        """Whether it has to be told that there is no more to do."""
+        from multiprocessing.connection import wait
+
+        return not wait([self.sentinel], 0)
+
+
+def _forget(process: Any) -> None:
+    """Let multiprocessing not wait for the process as the interpreter ends."""
+    from multiprocessing import process as module
+
+    getattr(module, "_children", set()).discard(process)
 
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
@@ -6329,13 +6397,11 @@ def _set_up_slots() -> None:
 
 def _let_go_of_slots() -> None:
     """In a process that the host forked: let go of what tells the workers that we live."""
-    from multiprocessing import process
-
     for slot in list(_live_slots):
         slot.state, slot.bytes = "dead", bytearray(2)
         slot.wire.close()
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
-        getattr(process, "_children", set()).discard(slot.process)
+        _forget(slot.process)
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
         for descriptor in getattr(finalizer, "_args", None) or ():
             with contextlib.suppress(OSError):
@@ -6378,19 +6444,34 @@ def _start_context(asked: Any) -> Any:
         raise TypeError(
             f"mp_context must be a start method's name or a context, found {_shown(asked)}"
         )
-    if asked is None:
-        asked = "spawn"
-        with contextlib.suppress(ChildProcessError):  # forked from one that has a fork server
-            from multiprocessing import forkserver
-
-            forkserver.ensure_running()  # it is up in 40 ms
-            asked = "forkserver"
+    known = multiprocessing.get_all_start_methods()
+    asked = asked or ("forkserver" if "forkserver" in known else "spawn")
     if not isinstance(asked, str):
         return asked
-    known = multiprocessing.get_all_start_methods()
+    if asked == "forkserver" and asked in known and _fork_server_answers():
+        from multiprocessing import forkserver
+
+        # It waits for its children's ends by SIGCHLD, and has the mask of who starts it.
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        try:
+            with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._launch`
+                forkserver.ensure_running()  # it is up in 40 ms
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if asked not in known:
         raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
     return multiprocessing.get_context(asked)
+
+
+def _fork_server_answers() -> bool:
+    """Whether a fork server can be asked for a worker, without waiting for one that is stopped; a
+    new one reads `sys.path` from its command line, where only text has a place."""
+    server = sys.modules.get("multiprocessing.forkserver")
+    pid = getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None)
+    with contextlib.suppress(OSError):  # it is gone, or there is no /proc
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+            return False
+    return all(isinstance(entry, str) for entry in sys.path)
 
 
 def _cpus() -> int:
@@ -6669,7 +6750,10 @@ class _SlotRunner(_Runner):
             slot = self._pool._lend(self, self._context)
         except OSError as error:
             if not self._slots:
-                raise UnreachableTask(f"no worker process could be started: {error}") from None
+                gone = "" if os.path.isdir(".") else ": the working directory was deleted"
+                raise UnreachableTask(
+                    f"no worker process could be started: {error}{gone}"
+                ) from None
             return False  # those that there are go on
         if slot is None:
             return False
@@ -8756,13 +8840,16 @@ def _lines_of(instances: Iterable[TaskInstance], whole: bool = False) -> list[_L
     return lines
 
 
+_UNDER_WAY = (_S.RUNNING, _S.QUEUED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE)
+
+
 def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
     none is running."""
     instances = run._instances(attempts, **which)
     if run.state is DagRunState.RUNNING and not run.owner_alive:
         for ti in instances:
-            if ti.state in (_S.RUNNING, _S.QUEUED):
+            if ti.state in _UNDER_WAY:
                 ti.state, ti.interrupted = None, True
                 ti.start_date = ti.end_date = ti.start_date if attempts else None
     return instances
@@ -9365,7 +9452,7 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _say(f"liteflow: error: the output can't be written: {error.strerror}")
+        _say(f"liteflow: error: {_stdout_error() or error}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -9373,6 +9460,15 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
         return next(code for kind, code in known if isinstance(error, kind))
+
+
+def _stdout_error() -> str | None:
+    """Why our output can't be written, if it can't: what is left of it is tried once more."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return f"the output can't be written: {error.strerror}"
+    return None
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -9457,7 +9553,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     report = _Report(not options.quiet, options.logs and not options.quiet)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     try:
-        run = _Run(
+        asked = _Run(
             dag,
             db_path=options.db,
             resume=options.resume or bool(again),
@@ -9465,9 +9561,11 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             pools=dict(options.pool) or None,
             progress=report,
             **{name: getattr(options, name) for name in same},
-        ).execute()
+        )
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
+    try:
+        run = asked.execute()
     except (KeyboardInterrupt, SystemExit):
         report.clear()
         _say(f"to go on: {command} --resume")
@@ -9902,6 +10000,8 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     state = "success" if options.values else None
     runs = _read_runs(path, options.dag, state=state, keep=options.keep, before=before)[::-1]
     runs = [run for run in runs if not run.owner_alive]
+    if options.values:
+        runs = [run for run in runs if run._row.values_deleted is None]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     what = f"the values of {what}" if options.values else what
     if options.dry_run:

@@ -5675,6 +5675,84 @@ class SpawnTest(StartMethodsContract, Case):
     method = "spawn"
 
 
+class ForkServerFaultsTest(Case):
+    """What befalls the fork server, or the folder of its socket, ends no run."""
+
+    SCRIPT = """
+        import os, shutil, signal, sys, tempfile, threading, time
+        from pathlib import Path
+        from liteflow import *
+
+        def wait_for(*names):
+            while not all(os.path.exists(name) for name in names):
+                time.sleep(0.01)
+
+        with DAG("faults") as dag:
+            @task
+            def goes_on(x):
+                Path(f"goes_on{x}").touch()
+                wait_for("hurt")
+                return x
+            @task(retries=1)
+            def dies(ti):
+                if ti.try_number == 1:
+                    Path("dies").touch()
+                    wait_for("hurt")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            goes_on.expand(x=[1, 2])
+            dies()
+
+        def hurt():
+            from multiprocessing import forkserver, util
+            wait_for("goes_on1", "goes_on2", "dies")
+            how = sys.argv[1]
+            if how.isdecimal():
+                os.kill(forkserver._forkserver._forkserver_pid, int(how))
+            elif how == "wipe":
+                shutil.rmtree(util.get_temp_dir())
+                os.mkdir(util.get_temp_dir())
+            Path("hurt").touch()
+
+        if __name__ == "__main__":
+            if sys.argv[1] == "block":
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            if sys.argv[1] == "path":
+                sys.path.append(Path("somewhere"))
+            threading.Thread(target=hurt, daemon=True).start()
+            run = dag.run(db_path="flow.db", max_workers=3, mp_context="forkserver")
+            if sys.argv[1] == str(int(signal.SIGSTOP)):
+                from multiprocessing import forkserver
+                os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
+            tries = [ti.try_number for ti in run.raise_if_failed().get_task_instances()]
+            assert tries == [1, 1, 2], tries
+        """
+
+    def check(self, how, **environ):
+        path = self.script(self.SCRIPT)
+        done = self.python(path, how, env={**os.environ, **environ})
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_it_is_killed(self):
+        self.check(str(int(signal.SIGKILL)))
+
+    def test_it_is_stopped(self):
+        self.check(str(int(signal.SIGSTOP)))
+
+    def test_its_folder_is_wiped(self):
+        self.check("wipe")
+
+    def test_its_socket_would_have_too_long_a_name(self):
+        folder = self.folder / ("x" * 100)
+        folder.mkdir()
+        self.check("no", TMPDIR=str(folder))
+
+    def test_the_signal_that_it_waits_for_is_blocked(self):
+        self.check("block")
+
+    def test_a_path_object_in_sys_path(self):
+        self.check("path")
+
+
 class RunnersTest(Case):
     def test_wrong_options(self):
         module = self.module("with DAG('d') as dag:\n    task(print)('x')\n")
