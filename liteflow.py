@@ -2060,9 +2060,9 @@ class Dag:
 
     Use it as a context manager (tasks made inside the block belong to it) or hand it to tasks as
     `dag=`. Arguments are Airflow's: `description`, `default_args`, `params`, `max_active_tasks`
-    (16 a run), `max_active_runs`, `fail_fast`, `doc_md`, `tags`, ...; `schedule`, `start_date`,
-    `catchup` and the like are kept and change nothing: liteflow schedules nothing. `db_path` is
-    the database of its runs. `DAG` and `Dag` are one class.
+    (16 a run), `max_active_runs` (any number), `fail_fast`, `doc_md`, `tags`, ...; `schedule`,
+    `start_date`, `catchup` and the like are kept and change nothing: liteflow schedules nothing.
+    `db_path` is the database of its runs. `DAG` and `Dag` are one class.
 
     Raises TypeError for an unknown argument, ValueError for a wrong id.
     """
@@ -2071,7 +2071,7 @@ class Dag:
     default_args: dict[str, Any] = _setting({}, _string_keyed)
     params: dict[str, Any] = _setting({}, _params)
     max_active_tasks: int = _optional(16, _of_type(int, least=1))
-    max_active_runs: int = _optional(16, _of_type(int, least=1))
+    max_active_runs: int | None = _optional(None, _of_type(int, least=1))
     dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     fail_fast: bool = _setting(False, _is_bool)
     doc_md: str | None = _optional(None, _of_type(str))
@@ -5398,10 +5398,15 @@ def _traceback(error: BaseException) -> str:
     last = text.rstrip("\n").rpartition("\n")[2]
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif "\n" in _text_of(error).rstrip("\n") or last != last.strip(" |+-"):
+    elif (
+        "\n" in _text_of(error).rstrip("\n")
+        or getattr(error, "__notes__", None)
+        or last != last.strip(" |+-")
+    ):
         # A message of several lines, or a group's frame: the last line is to be the reason.
         text += f"{type(error).__qualname__}: {_text_of(error).partition(chr(10))[0]}\n"
-    text = _storable(text.rstrip("\n"))
+    # A class of the script is shown as Python shows it: by its name alone.
+    text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
     if len(text) > _ERROR_LIMIT:
         half = _ERROR_LIMIT // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
@@ -5600,7 +5605,8 @@ class _Worker:
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
         os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scheduler's to handle
+        # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
+        signal.signal(signal.SIGINT, _pass_over)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         _die_with_parent()
@@ -5610,6 +5616,7 @@ class _Worker:
         os.close(null)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
         self._open_streams()
+        _let_c_print_lines()
         sys.breakpointhook = _no_breakpoint
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -5620,6 +5627,7 @@ class _Worker:
         """What the process is like between tasks, once the DAG's module is imported."""
         self._threads = threading.active_count()
         self._limits, self._children = _resources()
+        self._helpers = _child_pids()  # of the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _getsignal(number) for number in numbers}
@@ -5728,6 +5736,8 @@ class _Worker:
         if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
             self.last, spoilt = None, self._restore()
         self.log_start = log_end
+        if terminated or spoilt is not None:
+            _unlink_semaphores()
         return _Outcome(*outcome[:7], terminated, spoilt, held, log_end, output)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
@@ -5807,6 +5817,8 @@ class _Worker:
         self.log_start = self._log_size()
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
+        if self.spent:
+            _unlink_semaphores()
         self.control.send(("called", spoilt, self.log_start))
 
     def _leave(self) -> None:
@@ -5873,7 +5885,8 @@ class _Worker:
             if _getsignal(number) is not handler:
                 signal.signal(number, handler)
                 self._children = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         logging.root.handlers[:], logging.root.level = self._logging[0], self._logging[1]
         return self._damage()
@@ -5886,10 +5899,11 @@ class _Worker:
             # Zombies are reaped: the task that could have waited for them has ended.
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-            return "the task left a child process"
+            if not self._helpers or not _child_pids() <= self._helpers:
+                return "the task left a child process"
         limits, used = _resources()
         if limits != self._limits:
-            return "the task changed a resource limit"
+            return "the task changed a resource limit, its priority or its CPUs"
         # A child that is gone has been waited for by now, and shows in what those have used; the
         # kernel does not count them where SIGCHLD was ignored.
         same, self._children = used == self._children, used
@@ -5922,6 +5936,28 @@ class _Worker:
             fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _let_c_print_lines() -> None:
+    """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
+    with contextlib.suppress(Exception):  # no ctypes, or another C library
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
+        out = ctypes.c_void_p.in_dll(libc, name)
+        libc.setvbuf(out, None, 1, 0)  # _IOLBF
+
+
+def _unlink_semaphores() -> None:
+    """Of a worker that will be killed, before its resource tracker complains of them."""
+    if (made := sys.modules.get("multiprocessing.synchronize")) is not None:
+        from multiprocessing import util
+
+        for each in list(getattr(util, "_finalizer_registry", {}).values()):
+            if getattr(each, "_callback", None) is made.SemLock._cleanup:
+                with contextlib.suppress(Exception):
+                    each()
+
+
 def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
     raise RuntimeError(
         "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), in "
@@ -5932,7 +5968,23 @@ def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
 # Without the enums of the `signal` module around it, which cost more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CPU")
+_LIMITS = (
+    "RLIMIT_AS",
+    "RLIMIT_DATA",
+    "RLIMIT_NOFILE",
+    "RLIMIT_FSIZE",
+    "RLIMIT_CPU",
+    "RLIMIT_NPROC",
+)
+
+
+def _child_pids() -> set[int]:
+    """The process's living children; none where the system does not list them."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, path.read_text().split()))
+    return found
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
@@ -5940,7 +5992,10 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
     of that are the same."""
     import resource
 
-    limits = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
+    limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
+    limits.append(os.nice(0))
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(os.sched_getaffinity(0))
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
@@ -5976,6 +6031,10 @@ def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: Any, of: Any) 
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
+
+
+def _pass_over(signum: int, frame: object) -> None:
+    pass
 
 
 _worker: _Worker | None = None
@@ -6219,6 +6278,7 @@ class _Slot:
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             self.pidfd = os.pidfd_open(self.pid)
+            self._let_pidfd_go = weakref.finalize(self, os.close, self.pidfd)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         # The executor is to watch the same: a worker outlives the fork server that it came from.
@@ -6336,7 +6396,7 @@ class _Slot:
         self.bytes = bytearray(self.bytes)  # as it left them; what was shared is let go
         _live_slots.discard(self)
         if self.pidfd is not None:
-            os.close(self.pidfd)
+            self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
 
     def dismiss(self) -> None:
@@ -7054,6 +7114,7 @@ class _SlotRunner(_Runner):
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
                     getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
+        calling = slot.state == "calling" and slot.deadline < math.inf  # else it was ended
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
@@ -7062,6 +7123,8 @@ class _SlotRunner(_Runner):
             told, why = unasked or slot.reason is not None, slot.reason or _end_of(slot.exitcode)
             lost = _Outcome("failed", why, terminated=told, unasked=unasked)
             self._events.append((attempt, lost))
+        elif calling:
+            self.notes.append(f"a callback ended its worker: {_end_of(slot.exitcode)}")
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
         if self._out and slot.bytes[_TAKING]:  # one that it took without a word?
@@ -7097,7 +7160,7 @@ class _SlotRunner(_Runner):
         if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]
         for slot in self._slots if limits else ():
-            slot.stuck = min(slot.stuck, now) if slot.bytes[_TAKING] else math.inf
+            slot.stuck = min(slot.stuck, now) if slot.bytes[_TAKING] or slot.deaf else math.inf
             if now > slot.stuck + max(limits):
                 slot.signal_group(signal.SIGKILL)
 
@@ -7635,7 +7698,7 @@ class _Start:
                 self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
         most = self.dag.max_active_runs
         for row in alive:
-            if row.id == ours or len(alive) >= most:
+            if row.id == ours or (most is not None and len(alive) >= most):
                 raise _refusal(row, "" if row.id == ours else f"; max_active_runs is {most}")
 
     def _take_over(self, run_row: int) -> None:
@@ -7853,6 +7916,7 @@ class _Run(_Start):
 
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
+        trouble: BaseException | None = None
         try:
             with contextlib.closing(self.runner), contextlib.ExitStack() as put_back:
                 self._note_signals(put_back)
@@ -7864,11 +7928,13 @@ class _Run(_Start):
             if not self._caught:
                 raise
             # It was being ended: a worker's start cut off by the same Ctrl-C, say.
-            if isinstance(error, DatabaseError):
-                self.report.tell(str(error))
+            if isinstance(error, DatabaseError) or not isinstance(error, AirflowException):
+                trouble = error
+                _log.error("%s", _one_line(error), exc_info=error)
         if self._caught:
             number = self._caught[0]
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+            raise end from trouble
         return found
 
     def _execute(self) -> DagRun:
@@ -7886,13 +7952,13 @@ class _Run(_Start):
                 self.report.began(self.dag, self.run_id, self.path, self.plan)
                 self.runner.open_logs(folder, store.run_row)
                 self._drive()
+                state = DagRunState.FAILED if self.reason else self.plan.run_state()
+                self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
+                _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
             except BaseException as error:  # a full disk, a bug, a progress= that raises
                 with contextlib.suppress(_Busy, AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
-            state = DagRunState.FAILED if self.reason else self.plan.run_state()
-            self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
-            _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
             self._call_dag(state is DagRunState.SUCCESS)
         found = _read_run(self.path, self.dag.dag_id, self.run_id)
         for note in self.runner.notes:
@@ -9024,10 +9090,14 @@ def _too_large(diagram: str) -> str | None:
 # --- Showing: text --------------------------------------------------------------------------------
 
 
+# Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
+_HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
+
+
 def _clean(text: object) -> str:
     """Text for a terminal: control characters, which could steer it, as visible escapes."""
     return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode()
         for c in str(text)
     )
 
@@ -9062,9 +9132,12 @@ def _width(text: str) -> int:
     """The columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
-    from unicodedata import combining, east_asian_width
+    from unicodedata import category, east_asian_width
 
-    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if category(c) in ("Mn", "Me", "Cf") else 2 if east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def _seconds_text(seconds: float | None) -> str:
@@ -9550,6 +9623,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
         command += f" {_typed('--db', Path(db))}"
     _refuse_strange_keys(dag, options)
+    shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
+    if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
+        _log.propagate = False
     report = _Report(not options.quiet, options.logs and not options.quiet)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     try:
@@ -9566,8 +9642,10 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         raise _UsageError(str(error)) from None
     try:
         run = asked.execute()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as end:
         report.clear()
+        if end.__cause__ is not None:
+            _say(f"liteflow: error: {_clean(_traceback(end.__cause__))}")
         _say(f"to go on: {command} --resume")
         raise
     failed = run.state is not DagRunState.SUCCESS
@@ -9682,13 +9760,13 @@ def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
     return {**{name: getattr(of, name) for name in names.split()}, **more}
 
 
-_INSTANCE_NAMES = """task_id map_index state try_number max_tries start_date end_date error
-    upstream_task_ids"""
-_ATTEMPT_NAMES = "map_index try_number state start_date end_date pid error"
+_INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
+    duration error upstream_task_ids"""
+_ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid error"
 
 
 def _run_document(run: DagRun) -> dict[str, Any]:
-    names = "dag_id run_id state owner_alive reason logical_date start_date end_date conf"
+    names = "dag_id run_id state owner_alive reason logical_date start_date end_date duration conf"
     return _document(run, names, state=_run_state(run))
 
 
@@ -9800,7 +9878,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         count = len(failed)
         if count == _RUN_ERRORS:
             count = run._look(_select_run_counts)["failed"]
-        errors = [_document(x, "task_id map_index", error=_last_line(x.error)) for x in failed]
+        errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
         said += [f"and {count - len(failed)} more"] if count > len(failed) else []
@@ -9882,6 +9960,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     if options.json:
         document = {
             "task_instances": [_document(ti, _INSTANCE_NAMES) for ti in instances],
+            **_document(run, "dag_id run_id"),
             "attempts": [_document(ti, _ATTEMPT_NAMES, state=ti._word) for ti in attempts],
             "xcoms": [_document(x, "map_index key type preview") for x in values],
         }

@@ -470,7 +470,7 @@ class BuildingTest(Case):
             max_active_tasks=None,
         )
         self.assertEqual(
-            (d.schedule, d.tags, d.max_active_runs, d.max_active_tasks), ("@daily", {"a"}, 16, 16)
+            (d.schedule, d.tags, d.max_active_runs, d.max_active_tasks), ("@daily", {"a"}, None, 16)
         )
         for name in ("max_active_tasks", "max_active_runs"):
             self.assert_raises(ValueError, name, DAG, "d", **{name: 0})
@@ -1987,6 +1987,137 @@ class WholePlanTest(Case):
         note = self.note_of(instance.node.task, rng)
         plan.skip(instance, plan.left_out(instance, note))
         oracle.skip(instance.node.task, instance.map_index, note, running)
+
+
+class LimitedPlanTest(WholePlanTest):
+    """The same with limits, pools, priorities, retries, fail_fast and dagrun_timeout: what starts,
+    and in which order, by counting."""
+
+    POOLS: typing.ClassVar = {"one": 1, "three": 3}
+    test_random_graphs_of_every_kind_against_brute_force = None
+    test_no_result_depends_on_which_worker_is_faster = None
+
+    def test_random_graphs_with_limits_against_brute_force(self):
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        rng = random.Random(seed)
+        for number in range(5_000 if SOAK else 600):
+            with self.subTest(seed=seed, number=number):
+                fail_fast = rng.random() < 0.2
+                d = random_whole_dag(rng, ["all_success"] if fail_fast else RULES)
+                d.fail_fast = fail_fast
+                d.max_active_tasks = rng.choice([1, 2, 3, 1000])
+                for t in d.tasks:
+                    t.priority_weight = rng.choice([1, 1, 2, 5, -3])
+                    t.weight_rule = rng.choice(["downstream", "upstream", "absolute"])
+                    t.retries = rng.choice([0, 0, 1, 2])
+                    t.pool = rng.choice(["default_pool", "one", "three"])
+                    t.pool_slots = rng.randrange(1, self.POOLS.get(t.pool, 1) + 1)
+                    if t._mapping is not None and rng.random() < 0.3:
+                        t.max_active_tis_per_dagrun = rng.choice([1, 2])
+                self.drive(d, rng)
+
+    def drive(self, d, rng):
+        plan, oracle = liteflow._Plan(d, pools=self.POOLS), WholeOracle(d)
+        self.weights = {t.task_id: self.weight_of(t, oracle) for t in d.tasks}
+        self.tries = collections.Counter()
+        running, given_up, late = {}, False, rng.randrange(20) if rng.random() < 0.1 else -1
+        for turn in itertools.count():
+            plan.settle(0.0)
+            oracle.settle()
+            while plan.ready_count(0.0) and (instance := plan.take()) is not None:
+                key = instance.task_id, instance.map_index
+                fitting = self.fitting(d, oracle.ready - running.keys(), running)
+                self.assertIn(key, fitting)
+                # In a pool nothing overtakes what has a higher weight.
+                best = max(self.weights[task_id] for task_id, _ in fitting)
+                self.assertEqual(self.weights[key[0]], best)
+                plan.start(instance)
+                running[key] = instance
+            self.assertEqual(self.fitting(d, oracle.ready - running.keys(), running), set())
+            states = {
+                (i.task_id, i.map_index): i.state.value
+                for i in plan.instances()
+                if i.state in liteflow._ENDED
+            }
+            self.assertEqual(states, oracle.state)
+            if not running:
+                break
+            if turn == late:
+                plan.time_out()
+                given_up = True
+                self.give_up(oracle, True, running)
+                continue
+            key = rng.choice(sorted(running))
+            instance = running.pop(key)
+            failed = self.end_one(plan, oracle, instance, rng, given_up, {*running})
+            if failed and d.fail_fast and not given_up:
+                given_up = True
+                self.give_up(oracle, False, running)
+        self.assertEqual(plan.unfinished, 0)
+
+    def end_one(self, plan, oracle, instance, rng, given_up, running):
+        """End it in some way; whether it failed for good."""
+        key = instance.task_id, instance.map_index
+        t = instance.node.task
+        self.tries[key] += 1
+        left_alone = t.is_teardown and not plan.timed_out
+        if given_up and not left_alone:
+            status = "skipped" if plan.timed_out else "failed"  # it was told to end
+        else:
+            status = rng.choice(ENDS)
+            if status == "failed" and self.tries[key] <= t.retries:
+                plan.finish(instance, "failed", 0.0, {})
+                return False
+        length = rng.randrange(3)
+        oracle.ready.discard(key)
+        oracle.state[key] = {"fatal": "failed"}.get(status, status)
+        plan.finish(instance, status, 0.0, {"stored": True, "length": length})
+        if status == "success":
+            oracle.lengths[key[0]] = length
+            oracle.stored[key[0]].add(key[1])
+            note = self.note_of(t, rng)
+            plan.skip(instance, plan.left_out(instance, note))
+            oracle.skip(t, key[1], note, running)
+        return oracle.state[key] == "failed"
+
+    def give_up(self, oracle, teardowns, running):
+        """All that has not begun is skipped; teardowns only where the run took too long."""
+        for t in oracle.dag.tasks:
+            for i in oracle.ids[t.task_id]:
+                key = t.task_id, i
+                begun = key in oracle.state or key in running
+                if not begun and (teardowns or not t.is_teardown):
+                    oracle.ready.discard(key)
+                    oracle.state[key] = "skipped"
+
+    def fitting(self, d, ready, running):
+        """What may start now: there is room for it in the run, in its pool and among its own."""
+        if len(running) >= d.max_active_tasks:
+            return set()
+        found, full = set(), set()
+        order = list(d.task_dict)
+        for key in sorted(ready, key=lambda k: (-self.weights[k[0]], order.index(k[0]), k[1])):
+            t = d.task_dict[key[0]]
+            own = sum(task_id == key[0] for task_id, _ in running)
+            if t._mapping is not None and own >= (t.max_active_tis_per_dagrun or 1000):
+                continue
+            used = sum(
+                x.node.task.pool_slots for x in running.values() if x.node.task.pool == t.pool
+            )
+            if used + t.pool_slots > self.POOLS.get(t.pool, 1000):
+                full.add(t.pool)
+            if t.pool not in full:
+                found.add(key)
+        return found
+
+    def weight_of(self, t, oracle):
+        rule = t.weight_rule.value
+        others = {
+            "downstream": [x for x in oracle.dag.tasks if t in oracle.above(x)],
+            "upstream": oracle.above(t),
+            "absolute": [],
+        }[rule]
+        return t.priority_weight + sum(x.priority_weight for x in others)
 
 
 # --- Store ----------------------------------------------------------------------------------------
