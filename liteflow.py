@@ -93,6 +93,11 @@ if TYPE_CHECKING:
     import sqlite3
     from concurrent.futures import Executor, Future
 
+    class _RunFuture(Future["DagRun"]):
+        dag_id: str
+        run_id: str
+
+
 __all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException AirflowSensorTimeout
     AirflowSkipException AirflowTaskTerminated AirflowTaskTimeout AlreadyRunning
     BaseBranchOperator BaseOperator BaseSensorOperator BashOperator BranchPythonOperator Context
@@ -2049,9 +2054,10 @@ def _schedule(what: str, value: Any) -> Any:
 
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
-# imports the module finds its own Dag under the same key, or none.
+# imports the module finds its own Dag under the same key, or none. Each import counts anew (it has
+# a spec of its own, kept so that its id stays its own): Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
-_built_counts: dict[tuple[str, str], Iterator[int]] = collections.defaultdict(itertools.count)
+_built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _kept_dags: list[Dag] = []
 
 
@@ -2115,8 +2121,9 @@ class Dag:
         names = frame.f_globals if frame is not None else {}
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc: str | None = names.get("__file__")
-        place = (self._module, self.dag_id)
-        self._key = (*place, next(_built_counts[place]))
+        place, spec = (self._module, self.dag_id), names.get("__spec__")
+        count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
+        self._key = (*place, next(count))
         _built[self._key] = self
         if _importing_in_child():
             _kept_dags.append(self)
@@ -3965,6 +3972,8 @@ def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
 # --- Store: a run's writes ------------------------------------------------------------------------
 
 _DIED = "its scheduler died"
+_SHUT_DOWN = "its pool was shut down"
+_SUBMITTED = "submitted"  # and waits in line
 
 
 class _Store:
@@ -4099,7 +4108,7 @@ class _Store:
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
     ) -> None:
-        """Insert the run, with its DAG's metadata."""
+        """Insert the run, which has not begun, with its DAG's metadata."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), getattr(dag, "schedule", None)
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
@@ -4107,9 +4116,9 @@ class _Store:
             _upserting("dag", 1), [None if x is None else _storable(x) for x in known]
         )
         made = self._connection.execute(
-            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, start_date, conf) "
-            "VALUES (?, ?, 'queued', ?, ?, ?)",
-            (dag.dag_id, run_id, logical_date and _iso(logical_date), _now(), conf),
+            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, conf) "
+            "VALUES (?, ?, 'queued', ?, ?)",
+            (dag.dag_id, run_id, logical_date and _iso(logical_date), conf),
         )
         self.run_row = made.lastrowid or 0
 
@@ -4118,12 +4127,28 @@ class _Store:
         query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {also}"
         self._connection.execute(query, {**values, "run_row": run_row})
 
-    def claim_run(self, run_row: int, owner: str, owner_process: str, resumed: bool) -> None:
-        """Make this the run's owner."""
+    def queue_run(self, run_row: int, owner: str) -> None:
+        """The run stands in line in a process, which holds the owner's lock."""
+        self._set_run(run_row, state="queued", owner=owner, owner_process=_who(), reason=_SUBMITTED)
+
+    def cancel_run(self, dag_id: str, run_id: str, owner: str | None, reason: str) -> None:
+        """Close a run that stands in line there and has not begun, as failed."""
+        with self.transaction():
+            row = _find_run(self._connection, dag_id=dag_id, run_id=run_id, owner=owner)
+            if row is not None and row.state == "queued":
+                self._end(row.id, "failed", reason, _now())
+
+    def claim_run(self, run_row: int, owner: str) -> None:
+        """Make this the run's owner: it begins, or goes on."""
         self.run_row, self.owner = run_row, owner
+        self._connection.execute(
+            "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
+            "start_date = coalesce(start_date, :now) WHERE id = :run_row",
+            {"now": _now(), "run_row": run_row},
+        )
         self._set_run(
-            run_row, state="running", owner=owner, owner_process=owner_process, reason=None,
-            end_date=None, stop_requested=None, resumed_date=_now() if resumed else None,
+            run_row, state="running", owner=owner, owner_process=_who(), reason=None,
+            end_date=None, stop_requested=None,
         )  # fmt: skip
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
@@ -4866,7 +4891,9 @@ def _import(module: str, path: str | None) -> None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # ValueError: a module without a spec is in the way
         spec = None
-    if spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1:
+    elsewhere = path is not None and not os.path.exists(path)  # it is another machine's
+    same = spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1
+    if spec is not None and (elsewhere or same):
         importlib.import_module(module)
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -6062,6 +6089,9 @@ def _serve(
         os._exit(70)
 
 
+_remote_lock = threading.RLock()
+
+
 @functools.lru_cache(50)
 def _remote_run(info: bytes) -> _WorkerRun:
     run = _WorkerRun(marshal.loads(info))
@@ -6071,7 +6101,8 @@ def _remote_run(info: bytes) -> _WorkerRun:
 
 def _run_remotely(info: bytes, message: bytes) -> bytes:
     """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
-    run = _remote_run(info)
+    with _remote_lock:  # threads that begin together: none may see a DAG half built
+        run = _remote_run(info)
     kind, *fields = marshal.loads(message)
     if kind == "find":
         return marshal.dumps(run.find_all(*fields))
@@ -6553,7 +6584,8 @@ class WorkerPool:
     runs one task at a time; runs that share the pool take turns. `max_workers` is the number of
     CPUs this process may use unless given; `mp_context` a start method or a multiprocessing
     context (forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
-    before any DAG's module is imported. Workers start when they are needed.
+    before any DAG's module is imported. Workers start when they are needed. Runs that are handed to
+    `submit` begin in order, at most `max_runs` at a time.
 
     Raises TypeError or ValueError for a wrong argument.
     """
@@ -6564,7 +6596,10 @@ class WorkerPool:
         mp_context: multiprocessing.context.BaseContext | str | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        *,
+        max_runs: int = 16,
     ) -> None:
+        self.max_runs = _of_type(int, least=1)("max_runs", max_runs)
         checked = _optional(_cpus(), _of_type(int, least=1)).check("max_workers", max_workers)
         self.max_workers: int = min(checked, 1000)
         _optional(None, _function).check("initializer", initializer)
@@ -6584,6 +6619,30 @@ class WorkerPool:
         self._most: int | None = None  # workers, as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
+        self._runs: Any = None  # a _RunLine, once it is needed
+
+    def submit(self, dag: Dag, **options: Any) -> _RunFuture:
+        """Put a run in line, recorded as `queued`; it begins in a thread of the pool.
+
+        `options` are those of `Dag.run`, without `executor`, `max_workers`, `mp_context` and
+        `wait`: a run whose DAG has `max_active_runs` active ones waits, and holds up no other DAG.
+        Returns a `concurrent.futures.Future` of its DagRun that has `dag_id` and `run_id`; `cancel`
+        closes a run that has not begun as failed, reason `cancelled`.
+
+        Raises what `Dag.run` raises for a wrong graph, argument or conf; RuntimeError once the pool
+        is shut down. What a worker can't find then closes the run as failed.
+        """
+        return _run_line(self).submit(dag, options)
+
+    def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
+        """Put the DAG's runs in line that lost their process: those that `submit` had queued, and
+        those that were cut off by its death or `shutdown(stop=True)`; never one that somebody
+        stopped, cancelled or cleared. Several processes that do so share them, and none runs twice:
+        the future of one that another has begun is cancelled.
+
+        `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`.
+        """
+        return _run_line(self).recover(dag, options)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -6591,8 +6650,19 @@ class WorkerPool:
     def __exit__(self, *exc: object) -> None:
         self.shutdown()
 
-    def shutdown(self) -> None:
-        """End all workers. Runs that still use the pool fail."""
+    def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
+        """End all workers, once the submitted runs have ended. Other runs that use the pool fail.
+
+        `cancel_futures`: those that have not begun stay `queued` in the file, for `recover`, and
+        their futures are cancelled; `stop`: what runs is cut off, too, in order, also for
+        `recover`. Without `wait` it returns at once.
+        """
+        if self._runs is not None:
+            self._runs.close(cancel_futures or stop, stop)
+            if not wait:
+                threading.Thread(target=self.shutdown).start()
+                return
+            self._runs.drain()
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -7401,6 +7471,11 @@ class _InProcessRunner(_ExecutorRunner):
 _held: dict[str, int] = {}  # the owners of this process's runs, with their locked files
 
 
+def _who() -> str:
+    """This process, for people."""
+    return f"pid {os.getpid()} on {socket.gethostname()}"
+
+
 @contextlib.contextmanager
 def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     """An owner for a run, and its private folder beside the database, for its workers' logs (not
@@ -7507,9 +7582,9 @@ class _LookAgain(Exception):
 
 
 # What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
-# TASK[INDEX], of the run to resume that run again.
+# TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again""".split()
+    progress stop in_process again held""".split()
 
 
 class _Start:
@@ -7530,7 +7605,7 @@ class _Start:
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
-        self.runner = _make_runner(dag, asked)
+        self.runner: _Runner = _Runner() if asked.executor is _LATER else _make_runner(dag, asked)
         self.recorded: _Row | None = None  # the run to resume
         self.reason: str | None = None  # why it was stopped, if it was
         self._caught: list[int] = []  # signals
@@ -7568,6 +7643,8 @@ class _Start:
         """Raises AirflowException if it was told to stop before it has begun."""
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
+        if self.asked.held is not None:
+            self.asked.held.check_time()
 
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
@@ -7667,6 +7744,8 @@ class _Start:
             row = store.look(_find_run, dag_id=dag.dag_id, run_id=self.run_id)
             if known and (row is None or row.id != known.id or self._has_succeeded(row)):
                 raise _LookAgain
+            if row is not None and self.asked.held is not None:
+                self.asked.held.check_row(row)
             self._make_way(known and known.id)
             if known is not None:
                 self._take_over(known.id)
@@ -7679,8 +7758,27 @@ class _Start:
                     f"DAG {dag.dag_id!r} has a run {self.run_id!r} already: resume it?"
                 )
             store.write_instances(self.plan.instances())
-            who = f"pid {os.getpid()} on {socket.gethostname()}"  # for people
-            store.claim_run(store.run_row, store.owner, who, known is not None)
+            store.claim_run(store.run_row, store.owner)
+            if self.asked.held is not None:
+                self.asked.held.begin()
+
+    def enqueue(self, store: _Store, owner: str) -> None:
+        """Record the run as queued, having checked all that can be without a worker."""
+        self._look_ahead()
+        self._info()
+        with store.transaction():
+            row = store.look(_find_run, dag_id=self.dag.dag_id, run_id=self.run_id)
+            if self.recorded is None and row is not None:
+                raise ValueError(
+                    f"DAG {self.dag.dag_id!r} has a run {self.run_id!r} already: resume it?"
+                )
+            if row is None:
+                store.create_run(self.dag, self.run_id, self.logical_date, json.dumps(self.conf))
+                store.queue_run(store.run_row, owner)
+            elif row.state != "success":
+                if _owner_lives(self.path, row.owner):
+                    raise _refusal(row, "")
+                store.queue_run(row.id, owner)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self._again
@@ -7717,7 +7815,8 @@ class _Start:
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
                 self.report.tell(f"task {instance.label!r} was {why}: failed")
-        _report_resume(self.report, found)
+        if self.recorded is not None and self.recorded.start_date is not None:
+            _report_resume(self.report, found)
 
     def _resumption(self, run_row: int) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
@@ -8351,6 +8450,8 @@ class _Run(_Start):
         self._batch.logs += self.runner.output(0 if due else _LOG_FILE_LIMIT)
         if self._stop_is_set():
             self._stop("stopped")
+        elif self.asked.held is not None and self.asked.held.line.stopping:
+            self._stop(_SHUT_DOWN)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.time_out()
         row = self._store.look(_find_run, id=self._store.run_row)
@@ -8407,6 +8508,231 @@ class _Callback(NamedTuple):
     reason: str | None
     held: bool = True  # by a worker, which is to run them once the attempt is recorded
     of: Mapping[str, Any] | None = None  # an earlier run, whose they are
+
+
+# --- Run: runs in line ----------------------------------------------------------------------------
+
+_LATER: Any = object()  # in place of a pool: no worker is to be lent yet
+_TRIED_AGAIN = (
+    1.0  # seconds after which a run that those of other processes rule out is tried again
+)
+
+
+class _Taken(Exception):
+    """The run is another process's, or nobody's any more."""
+
+
+class _InLine:
+    """A run that waits for its turn: how it is to be run, and its future."""
+
+    def __init__(
+        self, line: _RunLine, dag: Dag, path: Path, options: Mapping[str, Any], owner: str | None
+    ) -> None:
+        from concurrent import futures
+
+        self.line, self.dag, self.path, self.owner = line, dag, path, owner
+        self.options = {n: options[n] for n in ("pools", "progress", "stop") if n in options}
+        self.due = 0.0  # not before that time
+        self.future: Any = futures.Future()
+        self._give_up = self.future.cancel
+        own = {"dag_id": dag.dag_id, "run_id": options["run_id"], "cancel": self.cancel}
+        vars(self.future).update(own)
+
+    @property
+    def key(self) -> tuple[Path, str]:
+        """Whose runs it may have to wait for."""
+        return self.path, self.dag.dag_id
+
+    def cancel(self, close: bool = True) -> bool:
+        """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
+        if not self._give_up():
+            return False
+        self.line.forget(self)
+        if close and self.owner is not None:
+            self.end("cancelled")
+        return True
+
+    def end(self, reason: str) -> None:
+        """Close the run, which has not begun, as failed."""
+        with contextlib.closing(_Store(self.path)) as store:
+            close = functools.partial(store.cancel_run, self.dag.dag_id, self.future.run_id)
+            _until_unlocked(self.path, lambda: close(self.owner, reason))
+
+    def check_time(self) -> None:
+        """Raises _Taken if it is not to begin any more."""
+        if self.future.cancelled() or (self.line.stopping and not self.future.running()):
+            raise _Taken
+
+    def check_row(self, row: _Row) -> None:
+        """Raises _Taken if the run is not, or no more, this process's to begin."""
+        self.check_time()
+        if row.owner != self.owner if self.owner else not _is_left(row, self.path):
+            raise _Taken
+
+    def begin(self) -> None:
+        """From now on it can't be cancelled."""
+        if not self.future.running() and not self.future.set_running_or_notify_cancel():
+            raise _Taken
+
+    def run(self, pool: WorkerPool) -> None:
+        """Run it to its end, and tell the future; or put it back, if others rule it out now."""
+        try:
+            asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
+            found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
+        except _Taken:
+            self.cancel(close=False)
+        except AlreadyRunning:
+            self.due = time.monotonic() + _TRIED_AGAIN
+            self.line.enter(self, first=True)
+        except BaseException as error:  # it is the future's to tell
+            if not self.future.running() and self.owner is not None:
+                with contextlib.suppress(AirflowException):
+                    self.end(_one_line(error))
+            if not self.future.cancelled():
+                self.future.set_exception(error)
+        else:
+            if self.future.running() or self.future.set_running_or_notify_cancel():
+                self.future.set_result(found)
+
+
+def _is_left(row: _Row, path: Path) -> bool:
+    """Whether the run lost its process, and is nobody's: what `recover` goes on with."""
+    if row.state == "success" or _owner_lives(path, row.owner):
+        return False
+    why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
+    return row.state == "running" or row.reason in why.get(row.state, ())
+
+
+class _RunLine:
+    """The runs that a WorkerPool was given: each begins in order, as one of its threads falls free.
+
+    One that has to wait for others of its DAG holds up none but those. Threads are there only while
+    there is something to begin; at most one sleeps, until a run may be tried again.
+    """
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._changed = threading.Condition(threading.RLock())
+        # Of each DAG and file, in order of arrival; and how many of them run here.
+        self._waiting: dict[tuple[Path, str], collections.deque[_InLine]] = {}
+        self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
+        self._threads: set[threading.Thread] = set()
+        self._sleeps = False
+        self._closed = self.stopping = False
+        self._owners: dict[Path, str] = {}
+        self._locks = contextlib.ExitStack()
+
+    def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
+        """See WorkerPool.submit."""
+        known = "db_path run_id logical_date conf resume pools progress stop".split()
+        _refuse_unknown("submit()", options, known)
+        self._refuse_closed()
+        run = _Run(dag, executor=_LATER, **options)
+        with contextlib.closing(_Store(run.path)) as store:
+            owner = self._owner_of(run.path)
+            _until_unlocked(run.path, lambda: run.enqueue(store, owner))
+        job = _InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner)
+        return self.enter(job)
+
+    def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
+        """See WorkerPool.recover."""
+        _refuse_unknown("recover()", options, "db_path pools progress stop".split())
+        self._refuse_closed()
+        path = _Run(dag, executor=_LATER, **options).path
+        if not path.exists():
+            return []
+        rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1]
+        left = [row.run_id for row in rows if _is_left(row, path)]
+        return [
+            self.enter(_InLine(self, dag, path, {**options, "run_id": run_id}, None))
+            for run_id in left
+        ]
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the WorkerPool is shut down")
+
+    def _owner_of(self, path: Path) -> str:
+        """The owner of all the runs of a file that wait here."""
+        with self._changed:
+            if path not in self._owners:
+                self._owners[path], _ = self._locks.enter_context(_owned_folder(path))
+            return self._owners[path]
+
+    def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
+        """Put it in line; its future."""
+        with self._changed:
+            waiting = self._waiting.setdefault(job.key, collections.deque())
+            waiting.appendleft(job) if first else waiting.append(job)
+            if self._sleeps:
+                self._changed.notify()
+            elif len(self._threads) < self._pool.max_runs:
+                name = f"liteflow-run-{job.dag.dag_id}"
+                thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                self._threads.add(thread)
+                thread.start()
+        found: _RunFuture = job.future
+        return found
+
+    def forget(self, job: _InLine) -> None:
+        """It was cancelled: it is not to begin."""
+        with self._changed, contextlib.suppress(ValueError, KeyError):
+            self._waiting[job.key].remove(job)
+
+    def _serve(self) -> None:
+        while (job := self._next()) is not None:
+            job.run(self._pool)
+            with self._changed:
+                self._active[job.key] -= 1
+
+    def _next(self) -> _InLine | None:
+        """The next run that may begin; None if this thread is not needed."""
+        with self._changed:
+            while True:
+                now, dues = time.monotonic(), []
+                for key, waiting in list(self._waiting.items()):
+                    if not waiting:
+                        del self._waiting[key]
+                        continue
+                    most = waiting[0].dag.max_active_runs
+                    if waiting[0].due > now:
+                        dues.append(waiting[0].due)
+                    elif most is None or self._active[key] < most:
+                        self._active[key] += 1
+                        # The DAGs take turns.
+                        self._waiting[key] = self._waiting.pop(key)
+                        return waiting.popleft()
+                if self._sleeps or not dues:
+                    self._threads.discard(threading.current_thread())
+                    return None
+                self._sleeps = True
+                self._changed.wait(min(dues) - now)
+                self._sleeps = False
+
+    def close(self, give_up: bool, stop: bool) -> None:
+        """Take no more runs; `give_up` those that have not begun, `stop` those that have."""
+        with self._changed:
+            self._closed = True
+            self.stopping = self.stopping or stop
+            left = [job for waiting in self._waiting.values() for job in waiting]
+        for job in left if give_up else ():
+            job.cancel(close=False)
+        with self._changed:
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Wait for the runs to end, and let go of the owners' locks."""
+        while others := self._threads - {threading.current_thread()}:
+            others.pop().join()
+        self._locks.close()
+
+
+def _run_line(pool: WorkerPool) -> _RunLine:
+    with pool._lock:
+        if pool._runs is None:
+            pool._runs = _RunLine(pool)
+        found: _RunLine = pool._runs
+        return found
 
 
 # --- Reading back ---------------------------------------------------------------------------------
@@ -8595,8 +8921,10 @@ class DagRun:
 
     @property
     def owner_alive(self) -> bool:
-        """Whether the process that works on the run is alive; False once the run has ended."""
-        return self._row.state == "running" and _owner_lives(self.db_path, self._row.owner)
+        """Whether the process that works on the run, or has it in line, is alive; False once the
+        run has ended."""
+        active = self._row.state in ("running", "queued")
+        return active and _owner_lives(self.db_path, self._row.owner)
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""

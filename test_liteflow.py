@@ -3213,6 +3213,37 @@ class FindingTest(Case):
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
 
+class ElsewhereTest(Case):
+    """A worker that has files of its own, and imports them in its own way, as Dask's do."""
+
+    SOURCE = """
+        with DAG("elsewhere") as dag:
+            @task
+            def numbers(): return [1]
+            numbers()
+        """
+
+    def test_a_module_that_was_imported_twice_has_its_dag_under_the_same_key(self):
+        module = self.module(self.SOURCE)
+        key = module.dag._key
+        module.__spec__.loader.exec_module(module)  # the same import goes on
+        self.assertEqual(module.dag._key, (*key[:2], key[2] + 1))
+        spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+        module.__spec__ = spec  # another one, as of importlib.reload
+        spec.loader.exec_module(module)
+        self.assertEqual(module.dag._key, key)
+        self.assertIs(liteflow._built[key], module.dag)
+
+    def test_a_file_that_is_not_on_this_machine_is_imported_by_name(self):
+        module = self.module(self.SOURCE)
+        folder, name = str(self.folder), module.__name__
+        self.addCleanup(setattr, sys, "path", sys.path[:])
+        sys.path.append(folder)
+        del sys.modules[name]
+        liteflow._import(name, "/on/another/machine/flow.py")
+        self.assertEqual(sys.modules[name].__file__, module.__file__)
+
+
 class SurroundingsTest(Case):
     """Wherever Python code runs, a DAG runs, or one sentence says why not."""
 

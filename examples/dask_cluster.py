@@ -46,9 +46,11 @@ def main(address: str | None = None, db_path: str | None = None) -> int:
     dask.config.set({"distributed.scheduler.allowed-failures": 0})
     cluster = None if address else LocalCluster(n_workers=2, threads_per_worker=1)
     with Client(address or cluster) as client:
-        # Every worker imports the module of the DAG, and liteflow itself.
-        client.upload_file(str(HERE.parent.parent / "liteflow.py"))
-        client.upload_file(str(HERE))
+        # Every worker, those that join later too, gets the module of the DAG, and liteflow itself.
+        # Not loaded by the upload, which would do so twice and in any order, and here as well if
+        # the scheduler is in this process. After an edit: client.restart(), then upload again.
+        client.upload_file(str(HERE.parent.parent / "liteflow.py"), load=False)
+        client.upload_file(str(HERE), load=False)
         with client.get_executor(pure=False) as executor:
             run = dag.run(db_path=db_path, executor=executor, progress=True)
     if cluster is not None:
