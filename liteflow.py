@@ -8039,6 +8039,8 @@ class _Run(_Start):
     def _execute(self) -> DagRun:
         self._look_ahead()
         if self.recorded is not None and self._has_succeeded(self.recorded):
+            if self.asked.held is not None and self.asked.held.owner is None:
+                raise _Taken
             of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"
             self.report.tell(f"{of} is a success: nothing to resume")
             return _read_run(self.path, self.dag.dag_id, self.run_id)
@@ -8611,6 +8613,7 @@ class _RunLine:
     """
 
     def __init__(self, pool: WorkerPool) -> None:
+        _set_up_slots()
         self._pool = pool
         self._changed = threading.Condition(threading.RLock())
         # Of each DAG and file, in order of arrival; and how many of them run here.

@@ -8047,6 +8047,288 @@ class PlanGrowthTest(Case):
             self.assertEqual(self.ends(d, order, outcomes, hook)["g.two"], "skipped", order)
 
 
+class SubmitTest(FlowCase):
+    """Runs that are handed to a pool: what was accepted is in the file, and is run once."""
+
+    SOURCE = """
+        with DAG("line", params={"n": 1}) as dag:
+            @task
+            def f(params): return params["n"] * 2
+            f()
+        with DAG("held", params={"name": "a"}) as held:
+            @task
+            def g(params):
+                folder = Path(os.environ["CASE_DIR"])
+                with open(folder / "began", "a") as file: file.write(params["name"] + " ")
+                while not (folder / "go").exists(): time.sleep(0.005)
+            g()
+        """
+
+    def setUp(self):
+        super().setUp()
+        self.flows = self.module(self.SOURCE)
+
+    def began(self):
+        path = self.folder / "began"
+        return path.read_text().split() if path.exists() else []
+
+    def go_on(self):
+        (self.folder / "go").touch()
+
+    def state(self, future):
+        run = Dag(future.dag_id).get_run(future.run_id, self.db)
+        return run.state.value, run.reason
+
+    def hold(self, pool, *names, **options):
+        submit = functools.partial(pool.submit, self.flows.held, db_path=self.db, **options)
+        futures = [submit(conf={"name": name}) for name in names]
+        wait_until(self.began)
+        return futures
+
+    def test_a_future_gives_the_run(self):
+        with WorkerPool(2, max_runs=3) as pool:
+            submit = functools.partial(pool.submit, self.flows.dag, db_path=self.db)
+            futures = [submit(conf={"n": n}) for n in range(8)]
+            runs = [future.result(LIMIT) for future in futures]
+        self.assertEqual([run.xcom_pull("f") for run in runs], [2 * n for n in range(8)])
+        self.assertEqual([run.run_id for run in runs], [future.run_id for future in futures])
+        self.assertEqual({future.dag_id for future in futures}, {"line"})
+        self.assert_nothing_left()
+
+    def test_what_is_accepted_is_in_the_file_at_once_and_runs_in_order(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            futures = self.hold(pool, *"abc")
+            self.assertEqual(self.began(), ["a"])
+            self.assertEqual(self.state(futures[0]), ("running", None))
+            self.assertEqual([self.state(x) for x in futures[1:]], [("queued", "submitted")] * 2)
+            queued = Dag("held").get_run(futures[1].run_id, self.db)
+            self.assertTrue(queued.owner_alive)
+            self.assertIsNone(queued.start_date)
+            self.assertEqual(queued.conf, {"name": "b"})
+            self.go_on()
+            states = [future.result(LIMIT).state for future in futures]
+        self.assertEqual((states, self.began()), (["success"] * 3, [*"abc"]))
+
+    def test_what_is_wrong_is_refused_and_nothing_is_written(self):
+        with WorkerPool(1) as pool:
+            for error, options in (
+                (TypeError, {"executor": pool}),
+                (TypeError, {"wait": True}),
+                (TypeError, {"nope": 1}),
+                (TypeError, {"conf": {"n": object()}}),
+                (ValueError, {"run_id": ""}),
+                (liteflow.RunNotFound, {"resume": True, "run_id": "r"}),
+            ):
+                with self.subTest(options=options), self.assertRaises(error):
+                    pool.submit(self.flows.dag, db_path=self.db, **options)
+            self.assertEqual(recorded_runs("line", self.db), [])
+            pool.submit(self.flows.dag, db_path=self.db, run_id="r").result(LIMIT)
+            with self.assertRaises(ValueError):
+                pool.submit(self.flows.dag, db_path=self.db, run_id="r")
+        with self.assertRaises(RuntimeError):
+            pool.submit(self.flows.dag, db_path=self.db)
+
+    def test_a_run_that_waits_for_others_of_its_dag_holds_up_no_other_dag(self):
+        self.flows.held.max_active_runs = 1
+        with WorkerPool(2, max_runs=2) as pool:
+            futures = self.hold(pool, *"abc")
+            other = pool.submit(self.flows.dag, db_path=self.db)
+            self.assertEqual(other.result(LIMIT).state, "success")
+            self.assertEqual(self.began(), ["a"])
+            self.go_on()
+            self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
+        self.assertEqual(self.began(), [*"abc"])
+
+    def test_a_run_that_another_process_rules_out_is_tried_again(self):
+        self.flows.dag.max_active_runs = 1
+        self.flows.dag.run(db_path=self.db, executor=pool(), run_id="other")
+        lock = contextlib.ExitStack()
+        owner, _ = lock.enter_context(liteflow._owned_folder(self.db))
+        self.abandon(owner, running=False)
+        with mock.patch.object(liteflow, "_TRIED_AGAIN", 0.02), WorkerPool(1) as mine:
+            future = mine.submit(self.flows.dag, db_path=self.db)
+            wait_until(lambda: mine._runs._sleeps)
+            self.assertEqual(self.state(future)[0], "queued")
+            lock.close()
+            self.assertEqual(future.result(LIMIT).state, "success")
+
+    def test_cancel_closes_a_run_that_has_not_begun(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            first, second = self.hold(pool, *"ab")
+            self.assertEqual(
+                (second.cancel(), second.cancel(), first.cancel()), (True, True, False)
+            )
+            self.assertEqual(self.state(second), ("failed", "cancelled"))
+            self.go_on()
+            self.assertEqual(first.result(LIMIT).state, "success")
+            with self.assertRaises(concurrent.futures.CancelledError):
+                second.result()
+        self.assertEqual(self.began(), ["a"])
+
+    def test_what_a_worker_can_not_find_closes_the_run_as_failed(self):
+        with DAG("nowhere") as d:
+            task(task_id="f")(lambda: 1)()
+        with WorkerPool(1) as pool:
+            future = pool.submit(d, db_path=self.db)
+            with self.assertRaises(UnreachableTask):
+                future.result(LIMIT)
+            state, reason = self.state(future)
+        self.assertEqual(state, "failed")
+        self.assertIn("UnreachableTask: task 'f'", reason)
+
+    def test_a_run_that_was_deleted_or_cleared_meanwhile_is_not_run(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            first, gone, cleared = self.hold(pool, *"abc")
+            Dag("held").get_run(gone.run_id, self.db).delete()
+            Dag("held").get_run(cleared.run_id, self.db).clear([])
+            self.go_on()
+            self.assertEqual(first.result(LIMIT).state, "success")
+            with self.assertRaises(liteflow.RunNotFound):
+                gone.result(LIMIT)
+            with self.assertRaises(concurrent.futures.CancelledError):
+                cleared.result(LIMIT)
+        self.assertEqual((self.began(), self.state(cleared)), (["a"], ("queued", None)))
+
+    def test_a_resume_may_be_submitted(self):
+        self.flows.held.run(
+            db_path=self.db, executor=pool(), run_id="r", stop=mock.Mock(is_set=self.began)
+        )
+        self.assertEqual(Dag("held").get_run("r", self.db).reason, "stopped")
+        self.go_on()
+        with WorkerPool(1) as mine:
+            again = functools.partial(mine.submit, self.flows.held, db_path=self.db, resume=True)
+            self.assertEqual(again(run_id="r").result(LIMIT).state, "success")
+            self.assertEqual(again().result(LIMIT).run_id, "r")  # there is nothing to do
+        self.assertEqual(self.began(), ["a", "a"])
+
+    def test_shutdown_waits_for_all_runs_or_gives_up_those_that_have_not_begun(self):
+        for give_up in (False, True):
+            with self.subTest(give_up=give_up):
+                self.db = self.folder / f"{give_up}.db"
+                for name in ("began", "go"):
+                    (self.folder / name).unlink(missing_ok=True)
+                mine = WorkerPool(1, max_runs=1)
+                futures = self.hold(mine, *"ab")
+                mine.shutdown(wait=False, cancel_futures=give_up)
+                self.assertEqual(futures[1].cancelled(), give_up)
+                self.go_on()
+                mine.shutdown()
+                self.assertEqual(futures[0].result(0).state, "success")
+                wanted = ("queued", "submitted") if give_up else ("success", None)
+                self.assertEqual(self.state(futures[1]), wanted)
+        self.assertFalse(Dag("held").get_run(futures[1].run_id, self.db).owner_alive)
+        with WorkerPool(1) as mine:
+            [found] = mine.recover(self.flows.held, db_path=self.db)
+            self.assertEqual(
+                (found.run_id, found.result(LIMIT).conf), (futures[1].run_id, {"name": "b"})
+            )
+
+    def test_shutdown_may_cut_off_what_runs_for_recover(self):
+        mine = WorkerPool(1, max_runs=1)
+        futures = self.hold(mine, *"ab")
+        mine.shutdown(stop=True)
+        self.assertEqual(self.state(futures[0]), ("failed", "its pool was shut down"))
+        self.assertEqual(futures[0].result(0).state, "failed")
+        self.assertTrue(futures[1].cancelled())
+        self.go_on()
+        with WorkerPool(1) as mine:
+            found = mine.recover(self.flows.held, db_path=self.db)
+            self.assertEqual([x.run_id for x in found], [x.run_id for x in futures])
+            self.assertEqual({x.result(LIMIT).state for x in found}, {"success"})
+            self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
+        self.assertEqual(self.began(), ["a", "a", "b"])
+
+    def test_recover_revives_nothing_that_somebody_ended(self):
+        with WorkerPool(1, max_runs=1) as mine:
+            futures = self.hold(mine, *"abc", stop=mock.Mock(is_set=lambda: len(self.began()) == 1))
+            futures[1].cancel()
+            futures[0].result(LIMIT)
+        states = {self.state(future) for future in futures}
+        self.assertLessEqual({("failed", "cancelled"), ("failed", "stopped")}, states)
+        run = self.flows.dag.run(db_path=self.db, executor=pool())
+        run.clear("f")
+        with WorkerPool(1) as mine:
+            self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
+            self.assertEqual(mine.recover(self.flows.dag, db_path=self.db), [])
+            self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "none.db"), [])
+
+    def test_processes_that_recover_at_once_share_the_runs(self):
+        source = textwrap.dedent(self.SOURCE).replace('"CASE_DIR"', '"CASE_DIR"')
+        path = self.script(
+            "import os, sys, time\nfrom pathlib import Path\nfrom liteflow import *\n"
+            + source
+            + textwrap.dedent(
+                """
+                if __name__ == "__main__":
+                    pool = WorkerPool(1, max_runs=2)
+                    if sys.argv[1] == "die":
+                        futures = [pool.submit(held, conf={"name": str(n)}) for n in range(20)]
+                        while not Path("began").exists(): time.sleep(0.005)
+                        os.kill(os.getpid(), 9)
+                    futures = pool.recover(held)
+                    print(len(futures), flush=True)
+                    Path("go").touch()
+                    pool.shutdown()
+                    done = [f for f in futures if not f.cancelled()]
+                    assert all(f.result().state == "success" for f in done)
+                    print(len(done))
+                """
+            )
+        )
+        environ = {**os.environ, "CASE_DIR": str(self.folder)}
+        self.assertEqual(self.python(path, "die", env=environ).returncode, -signal.SIGKILL)
+        self.db = self.folder / "liteflow.db"
+        cut_off = len(self.began())
+        both = [self.start(path, "recover", env=environ) for _ in range(2)]
+        counts = []
+        for process in both:
+            out, err = process.communicate(timeout=LIMIT)
+            self.assertEqual((process.returncode, err), (0, ""))
+            counts.append(int(out.split()[1]))
+        self.assertEqual(sum(counts), 20)
+        self.assertEqual(self.query("SELECT DISTINCT state FROM dag_run"), [("success",)])
+        # What was cut off began twice, all else once.
+        began = collections.Counter(self.began())
+        self.assertEqual((len(began), sum(began.values())), (20, 20 + cut_off))
+
+    def test_the_interpreters_end_drains_the_line(self):
+        path = self.script(
+            "from liteflow import *\n"
+            "with DAG('d') as d:\n    task(task_id='f')(print)()\n"
+            "if __name__ == '__main__':\n"
+            "    pool = WorkerPool(1, max_runs=1)\n"
+            "    for _ in range(5): pool.submit(d)\n"
+        )
+        done = self.python(path)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.db = self.folder / "liteflow.db"
+        self.assertEqual([run.state for run in Dag("d").runs(self.db)], ["success"] * 5)
+        self.assert_nothing_left()
+
+    def test_asyncio_may_wait_for_it(self):
+        import asyncio
+
+        async def main(mine):
+            future = mine.submit(self.flows.dag, db_path=self.db, conf={"n": 4})
+            return await asyncio.shield(asyncio.wrap_future(future))
+
+        with WorkerPool(1) as mine:
+            self.assertEqual(asyncio.run(main(mine)).xcom_pull("f"), 8)
+
+    def test_a_line_costs_no_thread_and_no_cpu(self):
+        with WorkerPool(1, max_runs=2) as mine:
+            before = threading.active_count()
+            futures = self.hold(mine, *"abcdefgh")
+            self.assertLessEqual(threading.active_count() - before, 2 + 2)  # and the executor's
+            mine.submit(self.flows.held, db_path=self.db)
+            spent = time.process_time()
+            self.assertFalse(concurrent.futures.wait(futures, 1.0).done)
+            self.assertLess(time.process_time() - spent, 0.2)
+            self.go_on()
+            concurrent.futures.wait(futures, LIMIT)
+        self.assertEqual(threading.active_count(), before - 0)
+
+
 class LockTest(FlowCase):
     """The store: later columns, earlier files, and whose a run is."""
 
