@@ -4127,9 +4127,10 @@ class _Store:
         query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {also}"
         self._connection.execute(query, {**values, "run_row": run_row})
 
-    def queue_run(self, run_row: int, owner: str) -> None:
-        """The run stands in line in a process, which holds the owner's lock."""
-        self._set_run(run_row, state="queued", owner=owner, owner_process=_who(), reason=_SUBMITTED)
+    def queue_run(self, run_row: int) -> None:
+        """The run stands in line in this process, which holds the owner's lock."""
+        why = {"state": "queued", "reason": _SUBMITTED}
+        self._set_run(run_row, owner=self.owner, owner_process=_who(), **why)
 
     def cancel_run(self, dag_id: str, run_id: str, owner: str | None, reason: str) -> None:
         """Close a run that stands in line there and has not begun, as failed."""
@@ -6619,6 +6620,8 @@ class WorkerPool:
         self._most: int | None = None  # workers, as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
+        if vars(self).get("_runs") is not None:
+            _left_behind.append(self._runs)
         self._runs: Any = None  # a _RunLine, once it is needed
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -6749,6 +6752,7 @@ class WorkerPool:
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_left_behind: list[Any] = []  # in a forked process: what must not be closed there
 
 
 def _close_pools() -> None:
@@ -7762,7 +7766,7 @@ class _Start:
             if self.asked.held is not None:
                 self.asked.held.begin()
 
-    def enqueue(self, store: _Store, owner: str) -> None:
+    def enqueue(self, store: _Store) -> None:
         """Record the run as queued, having checked all that can be without a worker."""
         self._look_ahead()
         self._info()
@@ -7774,11 +7778,11 @@ class _Start:
                 )
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, json.dumps(self.conf))
-                store.queue_run(store.run_row, owner)
+                store.queue_run(store.run_row)
             elif row.state != "success":
                 if _owner_lives(self.path, row.owner):
                     raise _refusal(row, "")
-                store.queue_run(row.id, owner)
+                store.queue_run(row.id)
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self._again
@@ -8556,9 +8560,8 @@ class _InLine:
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
-        with contextlib.closing(_Store(self.path)) as store:
-            close = functools.partial(store.cancel_run, self.dag.dag_id, self.future.run_id)
-            _until_unlocked(self.path, lambda: close(self.owner, reason))
+        of = (self.dag.dag_id, self.future.run_id, self.owner)
+        self.line.write(self.path, lambda store: store.cancel_run(*of, reason))
 
     def check_time(self) -> None:
         """Raises _Taken if it is not to begin any more."""
@@ -8622,8 +8625,10 @@ class _RunLine:
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
         self._closed = self.stopping = False
-        self._owners: dict[Path, str] = {}
-        self._locks = contextlib.ExitStack()
+        self._writing = threading.Lock()
+        # Of each file a connection, and the owner of all its runs that wait here.
+        self._files: dict[Path, tuple[_Store, str]] = {}
+        self._open = contextlib.ExitStack()
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
         """See WorkerPool.submit."""
@@ -8631,11 +8636,8 @@ class _RunLine:
         _refuse_unknown("submit()", options, known)
         self._refuse_closed()
         run = _Run(dag, executor=_LATER, **options)
-        with contextlib.closing(_Store(run.path)) as store:
-            owner = self._owner_of(run.path)
-            _until_unlocked(run.path, lambda: run.enqueue(store, owner))
-        job = _InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner)
-        return self.enter(job)
+        owner = self.write(run.path, run.enqueue)
+        return self.enter(_InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner))
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         """See WorkerPool.recover."""
@@ -8655,12 +8657,19 @@ class _RunLine:
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
 
-    def _owner_of(self, path: Path) -> str:
-        """The owner of all the runs of a file that wait here."""
-        with self._changed:
-            if path not in self._owners:
-                self._owners[path], _ = self._locks.enter_context(_owned_folder(path))
-            return self._owners[path]
+    def write(self, path: Path, act: Callable[[_Store], None]) -> str:
+        """Do it in the file, with a connection that stays open: closing one waits for the disk.
+        The owner of the runs that wait here."""
+        with self._writing:
+            try:
+                self._files[path][0].check_in_place()
+            except (KeyError, DatabaseError):
+                store = self._open.enter_context(contextlib.closing(_Store(path)))
+                store.owner, _ = self._open.enter_context(_owned_folder(path))
+                self._files[path] = store, store.owner
+            store, owner = self._files[path]
+            _until_unlocked(path, lambda: act(store))
+            return owner
 
     def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
         """Put it in line; its future."""
@@ -8727,7 +8736,9 @@ class _RunLine:
         """Wait for the runs to end, and let go of the owners' locks."""
         while others := self._threads - {threading.current_thread()}:
             others.pop().join()
-        self._locks.close()
+        with self._writing:
+            self._files.clear()
+            self._open.close()
 
 
 def _run_line(pool: WorkerPool) -> _RunLine:

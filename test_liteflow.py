@@ -242,7 +242,7 @@ class Case(unittest.TestCase):
         instance = plan.take()
         with store.transaction():
             store.create_run(d, "r", None, "{}")
-            store.claim_run(store.run_row, "me", "pid 1 on here", False)
+            store.claim_run(store.run_row, "me")
             store.write_instances(plan.instances())
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
@@ -2253,7 +2253,7 @@ class StoreTest(StoreCase):
         store._connection.set_trace_callback(said.append)
         with store.transaction():
             store.create_run(d, "r", None, "{}")
-            store.claim_run(store.run_row, "me", "pid 1 on here", False)
+            store.claim_run(store.run_row, "me")
             plan = liteflow._Plan(d)
             store.write_instances(plan.instances())
         store.request_stop(store.run_row)
@@ -10948,6 +10948,9 @@ class ReadmeTest(Case):
 
     def test_every_python_block_runs(self):
         self.assertGreaterEqual(len(self.blocks("python")), 3)
+        copy_liteflow(self.folder)
+        scaffold = self.python("-m", "liteflow", "scaffold").stdout
+        (self.folder / "my_workflow.py").write_text(scaffold)
         for i, block in enumerate(self.blocks("python")):
             with self.subTest(block=block):
                 self.script(

@@ -45,11 +45,12 @@ dag.db_path = os.environ.get("LITEFLOW_DB", "service.db")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The pool lives as long as the server. What runs at its end is cut off, and is recovered."""
+    """The pool lives as long as the server. At its end what runs ends, too, and what has not begun
+    stays in the database; `stop=True` would cut off what runs, for `recover` to go on with."""
     app.state.pool = pool = WorkerPool(2)
     await asyncio.to_thread(pool.recover, dag)
     yield
-    await asyncio.to_thread(pool.shutdown, stop=True)
+    await asyncio.to_thread(pool.shutdown, cancel_futures=True)
 
 
 app = FastAPI(lifespan=lifespan)
