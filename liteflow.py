@@ -3907,6 +3907,9 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
         connection.backup(copy)
+        found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
 _ROW_LIMIT = 1_000_000_000  # SQLite's own
@@ -8934,6 +8937,11 @@ class DagRun:
         return float(self._row.seconds or 0) + (self.end_date - began).total_seconds()
 
     @property
+    def _name(self) -> str:
+        """For people: one line, in a file made to harm, too."""
+        return f"{self.dag_id}/{self.run_id}".replace("\n", "\\n")
+
+    @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run, or has it in line, is alive; False once the
         run has ended."""
@@ -10022,7 +10030,7 @@ def _name_failures(run: DagRun, command: str, tails: bool) -> None:
     for ti in failed[:_NAMED]:
         _say(f"{_clean(ti._label)} failed: {_clean(_last_line(ti.error))}")
         output = run.log(ti.task_id, ti.map_index) if tails else ""
-        for line in _failure_of(f"{run.dag_id}/{run.run_id}", ti._label, output, run.db_path):
+        for line in _failure_of(run._name, ti._label, output, run.db_path):
             _say(line)
         again = _typed("--task", ti._label, "--run-id", run.run_id)
         _say(f"    in a debugger: {command} {again}")
@@ -10225,7 +10233,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
         said += [f"and {count - len(failed)} more"] if count > len(failed) else []
         why = "" if run.state is DagRunState.SUCCESS else "; ".join(filter(None, said))
-        name, took = f"{run.dag_id}/{run.run_id}", _seconds_text(run.duration)
+        name, took = run._name, _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
     _print_json(documents) if options.json else print(_table(heads, rows))
@@ -10283,7 +10291,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         _print_json({**_run_document(run), "task_instances": found})
         return
-    said = [f"{run.dag_id}/{run.run_id}: {_run_state(run)}", _when(run.start_date)]
+    said = [f"{run._name}: {_run_state(run)}", _when(run.start_date)]
     said.append(_seconds_text(run.duration))
     print(_clean(", ".join(filter(None, said))))
     if run.reason:
@@ -10308,7 +10316,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         }
         return _print_json(document)
     counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
-    print(_clean(f"{run.dag_id}/{run.run_id} {options.task}: {counts}"))
+    print(_clean(f"{run._name} {options.task}: {counts}"))
     if len(instances) >= _FOLD:
         failed = [ti for ti in instances if ti.state is _S.FAILED]
         instances = (failed or instances)[:_SHOWN]
@@ -10378,7 +10386,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
     running = _read_runs(_database_path(options.db, None), options.run, state="running")
     live = [run for run in running if run.owner_alive]
     if len(live) > 1:
-        names = ", ".join(f"{run.dag_id}/{run.run_id}" for run in live)
+        names = ", ".join(run._name for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
     run = live[0] if live else _run_of(options)
     if not run.owner_alive:
@@ -10427,7 +10435,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     what = f"the values of {what}" if options.values else what
     if options.dry_run:
         for run in runs:
-            print(_clean(f"{run.dag_id}/{run.run_id}  {_run_state(run)}  {_when(run.start_date)}"))
+            print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         _say(f"would delete {what}")
         return
     size = path.stat().st_size

@@ -7923,6 +7923,28 @@ class PlanGrowthTest(Case):
         more, _, _ = self.cost(lambda: self.drive(limited, at_once=1))
         self.assertLess(more, seconds * 4 + 1)
 
+    def test_many_weights_or_scopes_in_a_chain_are_planned_cheaply(self):
+        def weights():
+            for n in range(4000):
+                yield task(task_id=f"t{n}", priority_weight=n)(one_argument)()
+
+        def scopes():
+            for n in range(700):
+                s, w, t = (task(task_id=f"{x}{n}")(one_argument)() for x in "swt")
+                s.as_setup() >> w >> t.as_teardown(setups=s)
+                yield from (s, w)
+
+        for tasks in (weights, scopes):
+            with self.subTest(tasks=tasks.__name__):
+                with DAG("d") as d:
+                    made = list(tasks())
+                    chain(*made[:1], *made[1:])
+                began = time.process_time()
+                plan = liteflow._Plan(d)
+                self.assertLess(time.process_time() - began, 2)
+                plan.settle(0)
+                self.assertEqual(plan.ready_count(0), 1)
+
     def test_thousands_of_scopes_are_planned_cheaply(self):
         def flow(n):
             with DAG("d") as d:
@@ -8327,6 +8349,58 @@ class SubmitTest(FlowCase):
             self.go_on()
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before - 0)
+
+
+class HarmedFileTest(FlowCase):
+    """Files that were damaged, or made to harm."""
+
+    def test_a_damaged_file_gives_no_backup(self):
+        with DAG("d") as d:
+            task(task_id="f")(one_argument).expand(x=[str(n) * 2000 for n in range(50)])
+        d.test(db_path=self.db)
+        data = bytearray(self.db.read_bytes())
+        root = self.query("SELECT rootpage FROM sqlite_master WHERE name = 'xcom'")[0][0]
+        at = (root - 1) * 4096
+        data[at + 12 : at + 76] = bytes(range(64))
+        self.db.write_bytes(data)
+        done = self.cli_here("backup", "copy.db", "--db", self.db)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertFalse((self.folder / "copy.db").exists())
+
+    def test_times_at_the_edge_and_names_of_several_lines(self):
+        DAG("d").run(db_path=self.db, run_id="r")
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "UPDATE dag_run SET start_date = '0001-01-01T00:00:00+23:59', run_id = 'r' || "
+                "char(10) || 'a', end_date = '9999-12-31T23:59:59-23:59'"
+            )
+        shown = self.cli_here("show", "d", "--db", self.db)
+        self.assertEqual((shown.returncode, shown.stderr), (0, ""))
+        self.assertIn("d/r\\na: success", shown.stdout.splitlines()[0])
+
+    def test_values_are_deleted_once(self):
+        DAG("d").run(db_path=self.db)
+        prune = functools.partial(self.cli_here, "prune", "--values", "--db", self.db)
+        self.assertIn("deleted the values of 1 run", prune().stderr)
+        self.assertIn("deleted the values of 0 runs", prune().stderr)
+
+    def test_a_long_chain_of_exceptions_is_formatted_at_once(self):
+        def chained():
+            error = None
+            for n in range(20_000):
+                try:
+                    raise ValueError(n) from error
+                except ValueError as caught:
+                    error = caught
+            raise error
+
+        with DAG("d") as d:
+            task(task_id="f")(chained)()
+        began = time.process_time()
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = d.test(db_path=self.db)
+        self.assertLess(time.process_time() - began, 3)
+        self.assertEqual(liteflow._last_line(run.get_task_instance("f").error), "ValueError: 19999")
 
 
 class LockTest(FlowCase):
@@ -8828,6 +8902,194 @@ class ScriptCase(Case):
         super().setUp()
         self.script(self.FLOW)
         self.db = self.folder / "liteflow.db"
+
+
+def start_a_helper() -> None:
+    """An initializer whose helper process lives as long as the worker."""
+    subprocess.Popen(["sleep", "100"])
+
+
+class LeftAsFoundTest(ScriptCase):
+    """A worker is left to the next task as it was found, and what people see is what was meant."""
+
+    def run_here(self, source, **options):
+        options.setdefault("executor", pool())
+        return self.run_flow(source, **options).raise_if_failed()
+
+    def test_what_c_code_prints_is_in_its_own_tasks_log(self):
+        before = os.environ.pop("PYTHONUNBUFFERED", None)
+        if before is not None:
+            self.addCleanup(os.environ.__setitem__, "PYTHONUNBUFFERED", before)
+        with WorkerPool(1, "spawn") as mine:
+            run = self.run_here(
+                """
+                import ctypes
+                with DAG("c") as dag:
+                    @task
+                    def says(x): ctypes.CDLL(None).puts(b"from C, %d" % x)
+                    says.expand(x=[1, 2])
+                """,
+                executor=mine,
+            )
+        self.assertEqual([run.log("says", i) for i in (0, 1)], ["from C, 1\n", "from C, 2\n"])
+
+    def test_what_a_task_starts_can_be_interrupted(self):
+        run = self.run_here(
+            """
+            import subprocess
+            with DAG("interrupted") as dag:
+                @task
+                def f():
+                    started = subprocess.Popen(["sleep", "60"])
+                    started.send_signal(signal.SIGINT)
+                    return started.wait()
+                f()
+            """
+        )
+        self.assertEqual(run.xcom_pull("f"), -signal.SIGINT)
+
+    def test_a_helper_of_the_initializer_is_no_child_of_a_task(self):
+        with WorkerPool(1, initializer=start_a_helper) as mine:
+            run = self.run_here(
+                """
+                import subprocess
+                with DAG("helped") as dag:
+                    @task
+                    def f(x):
+                        if x == 2: subprocess.Popen(["sleep", "100"])
+                        return os.getpid()
+                    f.expand(x=[0, 1, 2, 3])
+                """,
+                executor=mine,
+                conf={},
+            )
+        pids = run.xcom_pull("f")
+        self.assertEqual((len({*pids[:3]}), len({*pids})), (1, 2))
+
+    def test_timers_limits_and_niceness_do_not_reach_the_next_task(self):
+        with WorkerPool(1) as mine:
+            run = self.run_here(
+                """
+                import resource
+                def state():
+                    timers = [signal.getitimer(t)[0] for t in (signal.ITIMER_PROF, signal.ITIMER_VIRTUAL)]
+                    return *timers, resource.getrlimit(resource.RLIMIT_NPROC), os.nice(0)
+                with DAG("left") as dag:
+                    @task
+                    def changes(what):
+                        if what == "timer": signal.setitimer(signal.ITIMER_PROF, 100)
+                        if what == "nice": os.nice(3)
+                        if what == "limit":
+                            soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+                            resource.setrlimit(resource.RLIMIT_NPROC, (1000, hard))
+                        return os.getpid()
+                    @task
+                    def sees(): return state()
+                    first = sees()
+                    chain(first, changes("timer"), sees(), changes("nice"), sees(), changes("limit"), sees())
+                """,
+                executor=mine,
+            )
+        seen = {ti.task_id: run.xcom_pull(ti.task_id) for ti in run.get_task_instances()}
+        self.assertEqual(len({v for name, v in seen.items() if name.startswith("sees")}), 1)
+
+    def test_semaphores_of_a_worker_that_is_replaced_are_let_go(self):
+        self.script(
+            """
+            import multiprocessing, threading, time
+            from liteflow import DAG, task
+            with DAG("bar") as dag:
+                @task
+                def shows():
+                    held.append(multiprocessing.RLock())
+                    threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+                shows()
+            held = []
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py", "--quiet")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_a_callback_that_ends_its_worker_is_told(self):
+        lines = []
+        self.run_here(
+            """
+            def ends(context): os.abort()
+            with DAG("ends") as dag:
+                task(task_id="f", on_success_callback=ends)(print)()
+            """,
+            progress=lines.append,
+        )
+        self.assertIn("a callback ended its worker: killed by SIGABRT", lines)
+
+    def test_logging_that_is_set_up_says_nothing_twice(self):
+        self.script(
+            """
+            import logging
+            from liteflow import DAG, task
+            logging.basicConfig(level=logging.INFO)
+            with DAG("logged") as dag:
+                task(task_id="f")(print)()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assertNotIn("INFO:liteflow", self.python("my_flow.py").stderr)
+        self.assertEqual(self.python("my_flow.py", "--quiet").stderr, "")
+
+    def test_an_error_while_it_ends_by_a_signal_is_told(self):
+        self.script(
+            """
+            import os, signal, time
+            import liteflow
+            from liteflow import DAG, task
+            with DAG("ending") as dag:
+                @task
+                def f(): os.kill(os.getppid(), 0); open("runs", "w").close(); time.sleep(60)
+                f()
+            def broken(*args): raise OSError("no more room")
+            if __name__ == "__main__":
+                liteflow._Store.end_run = broken
+                dag.cli(["--quiet"])
+            """
+        )
+        process = self.start("my_flow.py")
+        self.assertTrue(wait_until((self.folder / "runs").exists))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=LIMIT)
+        self.assertEqual(process.returncode, 143)
+        self.assertIn("OSError: no more room", err)
+
+    def test_ordinary_text_stays_itself(self):
+        for text in ("1\u202f000\xa0€", "\U0001f469\u200d\U0001f4bb", "a\u3000b"):
+            text = text.encode().decode("unicode_escape") if "\\\\" in text else text
+            self.assertEqual(liteflow._clean(text), text)
+        for text in ("\x1b[31m", "a\u202eb", "\u2028"):
+            self.assertNotEqual(liteflow._clean(text), text)
+
+    def test_the_reason_is_the_exception_not_its_note_nor_the_workers_name_of_a_module(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            class Mine(Exception): pass
+            with DAG("noted") as dag:
+                @task
+                def f():
+                    error = Mine("boo")
+                    error.add_note("row 7")
+                    raise error
+                f()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertIn("f failed: Mine: boo", done.stderr)
+        self.assertNotIn("__mp_main__", done.stderr)
+        [ti] = Dag("noted").runs(self.folder / "liteflow.db")[0].get_task_instances()
+        self.assertIn("row 7", ti.error)
 
 
 class CommandLineTest(ScriptCase):
