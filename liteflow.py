@@ -6423,7 +6423,7 @@ class _Slot:
         if self._executor_thread is not None:
             self._executor_thread.join()
         # A fork server tells it, at once, unless it is stopped, or deaf to its children's ends.
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 0.5
         while (code := self.process.exitcode) is None and time.monotonic() < until:
             time.sleep(0.001)
         self.exitcode = code
@@ -7559,8 +7559,12 @@ def _owner_lives(path: Path, owner: str | None) -> bool:
 
 def _sweep(path: Path) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
-    for folder in path.parent.iterdir():
-        if not folder.name.startswith(f"{path.name}-run-") or folder.is_symlink():
+    # By name first: a folder like /tmp may hold thousands of others.
+    for name in os.listdir(path.parent):
+        if not name.startswith(f"{path.name}-run-"):
+            continue
+        folder = path.with_name(name)
+        if folder.is_symlink():
             continue
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
             marked = b'"liteflow"' in (mark.read(1000) or b"")  # None: a pipe
