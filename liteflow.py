@@ -965,7 +965,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds. Raises TypeError for what
         stands where a value should."""
-        results: list[XComArg] = []
+        results: list[XComArg[Any]] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
                 results += leaf._parts(XComArg)
@@ -999,7 +999,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return [self._dag_or_error().task_dict[t] for t in self._downstream]
 
     @property
-    def output(self) -> XComArg:
+    def output(self) -> XComArg[Any]:
         """The placeholder of this task's result, to hand to other tasks."""
         return XComArg(self)
 
@@ -1086,7 +1086,7 @@ def _leaves(value: Any, keys: bool = True) -> list[Any]:
     return found
 
 
-def _results_in(value: Any) -> Iterator[XComArg]:
+def _results_in(value: Any) -> Iterator[XComArg[Any]]:
     """The results anywhere in a value."""
     mappables = (leaf for leaf in _leaves(value) if isinstance(leaf, _Mappable))
     return (result for mappable in mappables for result in mappable._parts(XComArg))
@@ -1305,8 +1305,8 @@ class _ZipResult(_Mappable):
         return ("tuple", parts)
 
 
-class XComArg(_Mappable, _OneTask):
-    """The placeholder of a task's result while the DAG is built.
+class XComArg(_Mappable, _OneTask, Generic[T]):
+    """The placeholder of a task's result, of type `T`, while the DAG is built.
 
     Handed to another task, alone or inside lists, tuples, sets and dicts, it makes that task wait
     and is replaced by the value when that task runs. `x["key"]` is another key of the same task.
@@ -1319,7 +1319,7 @@ class XComArg(_Mappable, _OneTask):
         _of_type(BaseOperator)("operator", operator)
         self.operator, self.key = operator, _of_type(str)("key", key)
 
-    def __getitem__(self, key: str) -> XComArg:
+    def __getitem__(self, key: str) -> XComArg[Any]:
         if not isinstance(key, str):
             raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
         return XComArg(self.operator, key)
@@ -1365,8 +1365,8 @@ class XComArg(_Mappable, _OneTask):
 _pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickling", default=None)
 
 
-def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg]]:
-    found: tuple[BaseOperator, list[XComArg]] | None = _pickling.get()
+def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg[Any]]]:
+    found: tuple[BaseOperator, list[XComArg[Any]]] | None = _pickling.get()
     if found is None:  # there is no other use in pickling a placeholder
         raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store")
     return found
@@ -1814,7 +1814,6 @@ class _Decorated(_Expandable, Generic[P, R]):
         """Add a task that calls the function with these arguments, or a group of what it makes.
 
         Returns the task's `XComArg`; what the function of a group returns, or else the group.
-        (Declared as Any, so that a type checker accepts it where the function's result fits.)
         Raises TypeError if the arguments do not fit the function.
         """
         return self._make(None, kwargs, args)
@@ -1835,6 +1834,11 @@ class _TaskFunction(_Decorated[P, R]):
     _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
+
+    # A type checker knows the result, and can't know that results fit where values are wanted.
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> XComArg[R]: ...
 
     def _uncalled(self, other: object) -> None:
         _operands(self)  # raises: it has to be called first
@@ -4673,7 +4677,7 @@ def _dump_call(task: BaseOperator) -> _Call:
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
     """`named`: the arguments of which one is named if they can't be pickled."""
-    results: list[XComArg] = []
+    results: list[XComArg[Any]] = []
     token = _pickling.set((task, results))
     try:
         data = _dump(value)
