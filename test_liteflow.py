@@ -8284,7 +8284,7 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "none.db"), [])
 
     def test_processes_that_recover_at_once_share_the_runs(self):
-        source = textwrap.dedent(self.SOURCE).replace('"CASE_DIR"', '"CASE_DIR"')
+        source, count = textwrap.dedent(self.SOURCE), 1000 if SOAK else 20
         path = self.script(
             "import os, sys, time\nfrom pathlib import Path\nfrom liteflow import *\n"
             + source
@@ -8293,7 +8293,8 @@ class SubmitTest(FlowCase):
                 if __name__ == "__main__":
                     pool = WorkerPool(1, max_runs=2)
                     if sys.argv[1] == "die":
-                        futures = [pool.submit(held, conf={"name": str(n)}) for n in range(20)]
+                        count = int(sys.argv[2])
+                        futures = [pool.submit(held, conf={"name": str(n)}) for n in range(count)]
                         while not Path("began").exists(): time.sleep(0.005)
                         os.kill(os.getpid(), 9)
                     futures = pool.recover(held)
@@ -8307,7 +8308,7 @@ class SubmitTest(FlowCase):
             )
         )
         environ = {**os.environ, "CASE_DIR": str(self.folder)}
-        self.assertEqual(self.python(path, "die", env=environ).returncode, -signal.SIGKILL)
+        self.assertEqual(self.python(path, "die", count, env=environ).returncode, -signal.SIGKILL)
         self.db = self.folder / "liteflow.db"
         cut_off = len(self.began())
         both = [self.start(path, "recover", env=environ) for _ in range(2)]
@@ -8316,11 +8317,11 @@ class SubmitTest(FlowCase):
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((process.returncode, err), (0, ""))
             counts.append(int(out.split()[1]))
-        self.assertEqual(sum(counts), 20)
+        self.assertEqual(sum(counts), count)
         self.assertEqual(self.query("SELECT DISTINCT state FROM dag_run"), [("success",)])
         # What was cut off began twice, all else once.
         began = collections.Counter(self.began())
-        self.assertEqual((len(began), sum(began.values())), (20, 20 + cut_off))
+        self.assertEqual((len(began), sum(began.values())), (count, count + cut_off))
 
     def test_the_interpreters_end_drains_the_line(self):
         path = self.script(
@@ -8383,7 +8384,7 @@ class SubmitTest(FlowCase):
             mine.submit(self.flows.held, db_path=self.db)
             spent = time.process_time()
             self.assertFalse(concurrent.futures.wait(futures, 1.0).done)
-            self.assertLess(time.process_time() - spent, 0.2)
+            self.assertLess(time.process_time() - spent, 0.05)
             self.go_on()
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before - 0)
