@@ -8025,6 +8025,7 @@ class _Run(_Start):
         self._wrote_large = False
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
+        self.has_begun = False  # it is recorded
         self._locked_until = math.inf  # it gives up then
         self._next_tick = self._next_glance = 0.0
 
@@ -8064,6 +8065,7 @@ class _Run(_Start):
         store.element_of = self._element_of
         with contextlib.closing(store), _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
+            self.has_begun = True
             try:
                 self.report.began(self.dag, self.run_id, self.path, self.plan)
                 self.runner.open_logs(folder, store.run_row)
@@ -9144,12 +9146,16 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
 _SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
 
 
-def _chosen_run(path: Path, name: str) -> DagRun:
-    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id.
+def _chosen_run(path: Path, name: str | None) -> DagRun:
+    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id;
+    None: the newest of all.
 
     Raises RunNotFound if none fits, or several do.
     """
     rows = _read(path, _select_run_ids)
+    if name is None and rows:
+        return _read_run(path, *rows[0])
+    name = name or ""
     exact = [(of, run) for of, run in rows if of == name][:1]  # a DAG's newest
     parts = {(of, run): name.removeprefix(f"{of}/") for of, run in rows}
     exact = exact or [(of, run) for (of, run), part in parts.items() if part == run]
@@ -9568,7 +9574,18 @@ def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
     """What is said of a failed task besides its error: the end of its output, and the command
     that shows the rest."""
     lines = [f"    | {line}" for line in _tail(output)]
-    return [*lines, f"    its output: {_own_command()} {_typed('logs', run, label, '--db', path)}"]
+    return [*lines, f"    all of it: {_own_command()} {_typed('show', run, label, '--db', path)}"]
+
+
+def _place_of(error: str | None) -> str:
+    """Where in the user's code a traceback ends: file, line, function, and the line itself."""
+    form = r'^ +(?:\| )?File "(.*)", line (\d+), in (.*)\n(?: +(?:\| )?(.*))?'
+    frames = re.findall(form, error or "", re.MULTILINE)
+    libraries = ("site-packages", os.path.dirname(contextlib.__file__))
+    own = [frame for frame in frames if not any(part in frame[0] for part in libraries)]
+    for path, line, name, source in (own or frames)[-1:]:
+        return f"{path}:{line}, in {name}: {source}"
+    return ""
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
@@ -9978,8 +9995,6 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
-    if db := options.db or os.environ.get("LITEFLOW_DB"):  # else it is what the DAG itself says
-        command += f" {_typed('--db', Path(db))}"
     _refuse_strange_keys(dag, options)
     shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
@@ -10004,7 +10019,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         report.clear()
         if end.__cause__ is not None:
             _say(f"liteflow: error: {_clean(_traceback(end.__cause__))}")
-        _say(f"to go on: {command} --resume")
+        if asked.has_begun:
+            _say(f"to go on: {_again(command, asked.run_id, asked.path, options)}")
         raise
     failed = run.state is not DagRunState.SUCCESS
     if failed and options.quiet:
@@ -10012,8 +10028,14 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
         _name_failures(run, command, failed and not report.redraws)
     if failed:
-        _say(f"to go on once it is mended: {command} --resume")
+        _say(f"to go on once it is mended: {_again(command, run.run_id, run.db_path, options)}")
     return int(failed)
+
+
+def _again(command: str, run_id: str, path: Path, options: argparse.Namespace) -> str:
+    """The command that goes on with the run, in whatever folder it is pasted."""
+    pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
+    return f"{command} {_typed('--resume', '--run-id', run_id, '--db', path, *pools)}"
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
@@ -10036,11 +10058,15 @@ def _name_failures(run: DagRun, command: str, tails: bool) -> None:
     """What failed, why, the last lines of its output, and the commands that show more."""
     failed = run._instances(state="failed")
     for ti in failed[:_NAMED]:
-        _say(f"{_clean(ti._label)} failed: {_clean(_last_line(ti.error))}")
+        which = f"{ti._label} {ti.element or ''}".rstrip()
+        tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
+        _say(_clean(f"{which} failed{tries}: {_last_line(ti.error)}"))
+        if place := _place_of(ti.error):
+            _say(f"    {_clean(place)}")
         output = run.log(ti.task_id, ti.map_index) if tails else ""
         for line in _failure_of(run._name, ti._label, output, run.db_path):
             _say(line)
-        again = _typed("--task", ti._label, "--run-id", run.run_id)
+        again = _typed("--task", ti._label, "--run-id", run.run_id, "--db", run.db_path)
         _say(f"    in a debugger: {command} {again}")
     if len(failed) > _NAMED:
         _say(f"... and {len(failed) - _NAMED} more")
@@ -10563,7 +10589,7 @@ $ etl                       the runs of a DAG
 $ --since 24h --state failed   what failed since yesterday, and why
 
 show: the tasks of a run, or one task's attempts and values
-RUN
+[RUN]  the newest one unless given
 [TASK]
 --state {"|".join(sorted(_TASK_STATES))}|interrupted|none  only those
 --follow  until a live run ends
@@ -10574,7 +10600,7 @@ $ etl --state failed        only what failed, every mapped instance
 $ etl --follow              a live run, until it ends; exits 1 if it failed
 
 logs: what a run's tasks printed
-RUN
+[RUN]  the newest one unless given
 [TASK]
 --try N  only attempt N
 --follow  also what comes, until the run ends
@@ -10691,7 +10717,7 @@ def _main_parser() -> argparse.ArgumentParser:
     parser = _parser("liteflow", text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
     of = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for block in _COMMANDS.strip().split("\n\n"):
         head, *lines = block.splitlines()
         name, _, text = head.partition(": ")
@@ -10708,7 +10734,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     See `--help`. argparse itself ends the process with code 2 on wrong usage.
     """
     _fill_standard_descriptors()
-    options = _main_parser().parse_args(argv)
+    parser = _main_parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
     act = globals()[f"_cmd_{options.command}"]
     return _exit_code(lambda: act(options) or 0)
 

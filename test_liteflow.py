@@ -7425,6 +7425,9 @@ class ResumeModel:
                 left_out = oracle.state[key] == "skipped" and any(u._flow for u in t.upstream_list)
                 if (kept and not ran) or left_out or (key[1] < 0 and t._mapping is not None):
                     continue
+                over = self.flow.tasks[t.task_id]["over"]
+                if isinstance(over, str) and self.flow.tasks[over]["role"]:
+                    continue  # that is taken along, and may now have fewer elements
                 rule = oracle.verdict(t, key[1])
                 if rule != ("run" if ran else oracle.state[key]):
                     yield f"{key} is {state}, by its rule {rule}"
@@ -9163,7 +9166,7 @@ class CommandLineTest(ScriptCase):
         return done
 
     def test_the_life_of_a_workflow(self):
-        self.assert_exit(1, "script", words=["bad luck", "--resume", "logs flow/manual"], out="")
+        self.assert_exit(1, "script", words=["bad luck", "--resume", "show flow/manual"], out="")
         self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", "two", out="")
         runs = json.loads(self.assert_exit(0, "runs", "--json").stdout)
         self.assertEqual([r["state"] for r in runs], ["success", "failed"])
@@ -9204,7 +9207,7 @@ class CommandLineTest(ScriptCase):
         self.assertIn("nonsense_module", done.stderr)
 
     def test_bad_usage_is_2_on_standard_error(self):
-        for argv in ((), ("frobnicate",), ("show",), ("runs", "--nope")):
+        for argv in (("frobnicate",), ("clear",), ("runs", "--nope")):
             with self.subTest(argv=argv):
                 done = self.command(*argv)
                 self.assertEqual((done.returncode, done.stdout), (2, ""))
@@ -9215,6 +9218,16 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "script", "--logical-date", "soon", words=["--logical-date"])
         self.assert_exit(2, "script", "--max-workers", "0", words=["max_workers"])
         self.assertFalse(self.db.exists())
+
+    def test_a_bare_command_is_the_help_and_the_newest_run_need_not_be_named(self):
+        done = self.command()
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("examples:", done.stdout)
+        self.assert_exit(3, "show", words=[str(self.db)], out="")
+        for run_id in ("one", "two"):
+            self.assert_exit(1, "script", "--run-id", run_id)
+        self.assertIn("flow/two: failed", self.assert_exit(0, "show").stdout)
+        self.assert_exit(0, "logs")
 
     def test_a_database_that_cannot_be_used_is_3(self):
         for argv in (
@@ -9379,11 +9392,14 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--quiet")
         first, *others = done.stderr.splitlines()
         self.assertRegex(first, "^run manual__.* of DAG 'night' failed")
-        self.assertEqual(others[0], "bad failed: ValueError: no luck")
+        self.assertEqual(others[0], "bad failed, try 2 of 2: ValueError: no luck")
+        self.assertRegex(others[1], r"^    /.*/my_flow.py:\d+, in bad: .*raise ValueError")
         self.assertIn("    | about to\\x1b[2J fail", others)
         # What is read elsewhere, in a mail say, names whole paths.
         script = os.path.realpath(self.folder / "my_flow.py")
-        self.assertEqual(others[-1], f"to go on once it is mended: python3 {script} --resume")
+        [run] = Dag("night").runs(self.folder / "liteflow.db")
+        again = f"python3 {script} --resume --run-id {run.run_id} --db {run.db_path}"
+        self.assertEqual(others[-1], f"to go on once it is mended: {again}")
 
     def test_logs_are_streamed_with_their_task_before_them(self):
         done = self.python("my_flow.py", "--logs")
