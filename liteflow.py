@@ -4358,6 +4358,13 @@ class _Store:
         """Delete a run with all that belongs to it."""
         self._connection.execute("DELETE FROM dag_run WHERE id = ?", (row.id,))
 
+    def forget_dag(self, dag_id: str) -> None:
+        """Delete what is known of a DAG that has no runs any more."""
+        with self.transaction():
+            known = "SELECT 1 FROM dag_run WHERE dag_id = :dag_id"
+            query = f"DELETE FROM dag WHERE dag_id = :dag_id AND NOT EXISTS ({known})"
+            self._connection.execute(query, {"dag_id": dag_id})
+
     def drop_values(self, row: _Row) -> None:
         """Delete a run's XComs."""
         query = "SELECT id FROM task_instance WHERE dag_run_id = ?"
@@ -10443,13 +10450,41 @@ def _cmd_clear(options: argparse.Namespace) -> None:
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
+    """Delete a run, or with --all a DAG: never what only resembles the name that was given."""
+    if options.all:
+        return _forget_dag(options)
     run = _run_of(options)
+    if options.run not in (run.run_id, run._name):
+        said = f"{options.run!r} is no whole run id, nor DAG/RUN"
+        raise _UsageError(f"{said}: to delete {run._name}, name it so")
     if options.dry_run:
         run._refuse_live(run._row)
     else:
         run.delete()
     would = "would delete" if options.dry_run else "deleted"
     _say(f"{would} run {run.run_id!r} of DAG {run.dag_id!r}")
+    return None
+
+
+def _forget_dag(options: argparse.Namespace) -> None:
+    """Delete all runs of a DAG, and what is known of it; a terminal is asked first."""
+    path = _database_path(options.db, None)
+    dag = _load_dag(options.run, path)
+    runs = dag.runs(path)
+    what = f"DAG {dag.dag_id!r} with {len(runs)} run{'s' * (len(runs) != 1)}"
+    if live := [run._name for run in runs if run.owner_alive]:
+        raise AlreadyRunning(f"{', '.join(live)} is running: stop it first")
+    if options.dry_run:
+        return _say(f"would delete {what}")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise _UsageError(f"delete --all needs --yes to delete {what}")
+        if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            return _say("nothing was deleted")
+    _prune(path, runs, values=False)
+    with contextlib.closing(_Store(path)) as store:
+        _until_unlocked(path, lambda: store.forget_dag(dag.dag_id))
+    return _say(f"deleted {what}")
 
 
 def _cmd_prune(options: argparse.Namespace) -> None:
@@ -10629,10 +10664,13 @@ $ --older-than 30d --dry-run   what would go
 $ etl --keep 10             all but the ten newest runs of `etl`
 $ --values                  keep history and logs, drop values of successes
 
-delete: delete a run with its values and logs
-RUN
+delete: delete a run with its values and logs, or a DAG with all its runs
+RUN  a whole run id, or DAG/RUN
+--all  all runs of the DAG that RUN names, and what is known of it
+--yes  don't ask
 --dry-run  say what would go
-$ etl/manual__2026-01-31
+$ etl/manual__2026-01-31T06:00:00.000000+00:00
+$ old_etl --all             a DAG that there is no more
 
 backup: copy the database, also while a run writes
 FILE  the new file

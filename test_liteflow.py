@@ -9219,6 +9219,18 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "script", "--max-workers", "0", words=["max_workers"])
         self.assertFalse(self.db.exists())
 
+    def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
+        for run_id in ("first", "second"):
+            self.assert_exit(1, "script", "--run-id", run_id)
+        for name in ("secon", "flow"):
+            self.assert_exit(2, "delete", name, words=["name it so", "flow/second"])
+        self.assert_exit(0, "delete", "flow/second")
+        self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
+        self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
+        self.assertEqual([run.run_id for run in Dag("flow").runs(self.db)], ["first"])
+        self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
+        self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
+
     def test_a_bare_command_is_the_help_and_the_newest_run_need_not_be_named(self):
         done = self.command()
         self.assertEqual((done.returncode, done.stderr), (0, ""))
