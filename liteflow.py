@@ -9486,8 +9486,12 @@ def _markdown(text: object) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns that line up, made safe for a terminal; with colours for states."""
-    color = _may_color(sys.stdout)
+    """Columns that line up, made safe for a terminal; with colours for states. On a terminal a
+    line is cut to its width, so that it stays one."""
+    color, columns = _may_color(sys.stdout), sys.maxsize
+    if _may_redraw(sys.stdout):
+        with contextlib.suppress(OSError):
+            columns = os.get_terminal_size(sys.stdout.fileno()).columns or columns
     cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     lines = []
@@ -9495,7 +9499,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
         if color:
             padded = [_paint(p, c) for p, c in zip(padded, row, strict=True)]
-        lines.append("  ".join(padded).rstrip())
+        line = "  ".join(padded).rstrip()
+        lines.append(
+            line if sum(widths, 2 * len(widths)) <= columns else _fit(line, columns, color)
+        )
     return "\n".join(lines)
 
 
@@ -10002,6 +10009,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
+    if options.param:
+        options.conf = {**(options.conf or {}), **dict(options.param)}
     _refuse_strange_keys(dag, options)
     shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
@@ -10574,6 +10583,7 @@ _RUN_OPTIONS = """
 --logical-date ISO  the date that the run is for
 --resume  go on with the newest run, or --run-id
 --conf JSON  a JSON object for the run
+--param KEY=VALUE...  one key of it; the value as JSON, or else as text
 --max-workers N  processes (default: CPUs)
 --pool NAME=N...  the size of a pool
 --from TASK...  run TASK of the newest run again, and what hangs on it
@@ -10688,6 +10698,13 @@ def _pool_size(text: str) -> tuple[str, int]:
     return name, int(size)
 
 
+def _param_of(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        return key, json.loads(value)
+    return key, value
+
+
 # How a value of each kind is written and read, and what it must be.
 _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
@@ -10696,7 +10713,9 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
     "N": (r"\d+", int, "a whole number, not negative"),
     "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
+    "KEY=VALUE": (r"(?s)[^=]+=.*", _param_of, "KEY=VALUE"),
 }
+_SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}
 
 
 def _argument_value(kind: str, text: str) -> Any:
@@ -10714,6 +10733,8 @@ def _argument_value(kind: str, text: str) -> Any:
 
 
 def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
+    import argparse
+
     words, _, text = line.partition("  ")
     name, _, value = words.partition(" ")
     settings: dict[str, Any] = {"help": text}
@@ -10724,12 +10745,14 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
         settings["action"] = "store_true"
     elif value.endswith("..."):
         settings |= {"action": "append", "default": []}
+    if name == "--db":
+        settings["default"] = argparse.SUPPRESS  # it may also stand before the command
     if "|" in value:
         settings["choices"] = value.split("|")
     elif value:
         metavar = value.strip("[].")
         settings |= {"metavar": metavar, "type": functools.partial(_argument_value, metavar)}
-    parser.add_argument(name, **settings)
+    parser.add_argument(*filter(None, [_SHORT_OPTIONS.get(name), name]), **settings)
 
 
 def _parser(
@@ -10742,8 +10765,10 @@ def _parser(
     parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
         name, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
-    for line in [*lines, _DB] if lines else ():
+    for line in [*lines, _DB]:
         _add_argument(parser, line)
+    if make is None:
+        parser.set_defaults(db=None)
     return parser
 
 

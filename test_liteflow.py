@@ -9231,6 +9231,25 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
 
+    def test_options_as_people_type_them(self):
+        self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
+        self.assert_exit(2, "script", "-p", "n", words=["KEY=VALUE"])
+        for argv in (
+            ["--db", str(self.db), "runs", "-n", "1"],
+            ["runs", "-n1", "--db", str(self.db)],
+        ):
+            self.assertIn("two", self.command(*argv).stdout)
+        conf = Dag("flow").get_run("two", self.db).conf
+        self.assertEqual(conf, {"n": 2})
+        with (
+            mock.patch.object(liteflow, "_may_redraw", lambda stream: True),
+            mock.patch.object(
+                os, "get_terminal_size", lambda descriptor: os.terminal_size((40, 24))
+            ),
+        ):
+            table = liteflow._table(["A", "B"], [["a" * 30, "b" * 30]])
+        self.assertEqual({len(line) for line in table.splitlines()[1:]}, {40})
+
     def test_a_bare_command_is_the_help_and_the_newest_run_need_not_be_named(self):
         done = self.command()
         self.assertEqual((done.returncode, done.stderr), (0, ""))
