@@ -8013,6 +8013,19 @@ _FRESH = 256  # small values that a run remembers
 _LARGE = 1_000_000  # bytes of a value after which the WAL is copied into the file
 
 
+_LARGE = 10_000_000  # bytes of values, from which on it is asked whether they can be stored
+
+
+def _has_room(size: int) -> bool:
+    """Whether there is memory for the copies that SQLite makes: a value that has none fails its
+    attempt alone, where a MemoryError within a transaction would end the run."""
+    try:
+        bytearray(2 * size)  # pages that nobody touches are only promised
+    except MemoryError:
+        return False
+    return True
+
+
 class _Run(_Start):
     """A run under way, to its end.
 
@@ -8404,6 +8417,10 @@ class _Run(_Start):
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
+        size = sum(len(value) for *_, value in outcome.xcoms)
+        if size > _LARGE and not _has_room(size):
+            why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
+            outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
         outcome, left_out = self._branch(instance, outcome)
         success = outcome.status == "success"
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)

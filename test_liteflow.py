@@ -8393,6 +8393,18 @@ class SubmitTest(FlowCase):
         self.assertEqual(threading.active_count(), before - 0)
 
 
+class ShortOfMemoryTest(FlowCase):
+    def test_a_value_that_there_is_no_room_for_fails_its_attempt_alone(self):
+        with DAG("d") as d:
+            task(task_id="big")(lambda: bytes(11_000_000))()
+            task(task_id="small")(lambda: 1)()
+        with mock.patch.object(liteflow, "_has_room", lambda size: size < 11_000_000):
+            self.go(d)
+        self.assertEqual(self.state_of("big", "small"), ["failed", "success"])
+        self.assertIn("no room to store 11,000", self.last.get_task_instance("big").error)
+        self.assertFalse(liteflow._has_room(1 << 60))
+
+
 class HarmedFileTest(FlowCase):
     """Files that were damaged, or made to harm."""
 
