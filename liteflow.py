@@ -5640,6 +5640,7 @@ class _Worker:
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
+        self.log_before = b""  # the last bytes before it: others, if a job has cut the file
         self.in_task = False
         self.terminated = False
         self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
@@ -5777,7 +5778,7 @@ class _Worker:
         spoilt = None
         if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
             self.last, spoilt = None, self._restore()
-        self.log_start = log_end
+        self._note_log_start(log_end)
         if terminated or spoilt is not None:
             _unlink_semaphores()
         return _Outcome(*outcome[:7], terminated, spoilt, held, log_end, output)
@@ -5787,12 +5788,24 @@ class _Worker:
         and it is short: the next job may cut the file before the scheduler has read it."""
         end = self._log_size()
         start = self.log_start if self.log_start <= end else 0  # the task cut the file
+        if end > start > 0 and self._log_before(start) != self.log_before:
+            start = 0  # it did, and has printed as much since
         if took > _UNSEEN or end - start > _INLINE:
             return end, None
         try:
             return end, os.pread(self.log_file, end - start, start) if end > start else b""
         except OSError:  # the task has closed it
             return end, None
+
+    def _note_log_start(self, start: int) -> None:
+        if start != self.log_start:
+            self.log_start, self.log_before = start, self._log_before(start)
+
+    def _log_before(self, start: int) -> bytes:
+        try:
+            return os.pread(self.log_file, min(start, 16), max(0, start - 16))
+        except OSError:  # the task has closed it
+            return b""
 
     def _log_size(self) -> int:
         try:
@@ -5856,7 +5869,7 @@ class _Worker:
             _call_back_at_end(last, name, why[0])
         self._flush()
         self.held = self.terminated = False
-        self.log_start = self._log_size()
+        self._note_log_start(self._log_size())
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
         if self.spent:

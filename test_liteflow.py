@@ -5284,6 +5284,24 @@ def bool_true() -> bool:
 
 
 class OutputTest(QueueCase):
+    def test_a_task_that_cuts_its_output_and_prints_more_than_there_was_keeps_it(self):
+        run = self.run_flow(
+            """
+            with DAG("cut") as dag:
+                @task
+                def says(): print("as long as this")
+                @task
+                def cuts(x): os.truncate("/proc/self/fd/1", 0); print("and this is longer than that")
+                @task
+                def after(x): print("the next one")
+                after(cuts(says()))
+            """,
+            executor=self.enterContext(WorkerPool(1)),
+        )
+        logs = [run.log(name) for name in ("says", "cuts", "after")]
+        wanted = ["as long as this\n", "and this is longer than that\n", "the next one\n"]
+        self.assertEqual(logs, wanted)
+
     def test_quick_tasks_that_print_much_or_truncate_their_output_keep_their_logs_apart(self):
         module = self.module(
             """
