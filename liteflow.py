@@ -8569,9 +8569,7 @@ class _Callback(NamedTuple):
 # --- Run: runs in line ----------------------------------------------------------------------------
 
 _LATER: Any = object()  # in place of a pool: no worker is to be lent yet
-_TRIED_AGAIN = (
-    1.0  # seconds after which a run that those of other processes rule out is tried again
-)
+_TRIED_AGAIN = 1.0  # seconds after which a run is tried again that other processes rule out
 
 
 class _Taken(Exception):
