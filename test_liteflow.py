@@ -19,6 +19,7 @@ import gc
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -11389,6 +11390,39 @@ class ReadmeTest(Case):
         self.assertEqual(
             [(r[1], r[2], r[4]) for r in self.query(block)], [("a", "success", "[1, 2]")]
         )
+
+    def test_the_reference_names_what_there_is(self):
+        text = (HERE / "README.md").read_text()
+        reference = text[text.index("## Reference") : text.index("## Limits")]
+        self.assertLessEqual(reference.count("\n"), 120)
+        self.assertLess(text.count("\n"), 650)
+        tables = re.findall(r"^\| \| default \| \|\n(.*?)\n\n", reference, re.DOTALL | re.MULTILINE)
+        first = [" ".join(row.split("|")[1] for row in table.splitlines()[1:]) for table in tables]
+        dag, own, run = (re.findall(r"`(\w+)`( \*)?", cells) for cells in first)
+
+        for named, table in (
+            (dag, liteflow._DAG_SETTINGS),
+            (own, liteflow.BaseOperator._known_settings),
+        ):
+            known = {n for n, setting in table.items() if setting is not liteflow._as_given}
+            self.assertEqual({name for name, _ in named}, known)
+        known = {*inspect.signature(Dag.run).parameters} - {"self"}
+        self.assertEqual({name for name, _ in run}, known)
+        taken = "db_path run_id logical_date conf resume pools progress stop".split()
+        self.assertEqual([name for name, star in run if star], taken)
+        for name in re.findall(r"`(\w+)(?:\(.*?\))?`", reference[reference.index("`DagRun`:") :]):
+            if name not in ("DagRun", "TaskInstance"):
+                self.assertTrue(
+                    hasattr(self.a_run(), name) or hasattr(self.a_run(True), name), name
+                )
+
+    def a_run(self, instance=False):
+        if not self.db.exists():
+            with DAG("d") as d:
+                task(task_id="f")(one_argument)()
+            d.test(db_path=self.db)
+        run = Dag("d").runs(self.db)[0]
+        return run.get_task_instances()[0] if instance else run
 
     def test_the_table_of_the_subset_is_true(self):
         rows = dict(
