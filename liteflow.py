@@ -448,11 +448,18 @@ def _function(what: str, value: Any) -> Any:
     return value
 
 
+def _called_here(what: str, value: Any) -> Any:
+    """A plain function whose result counts when it returns: one to be awaited would do nothing."""
+    if getattr(getattr(value, "__code__", None), "co_flags", 0) & 0x80:  # inspect.CO_COROUTINE
+        raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
+    return _function(what, value)
+
+
 def _callbacks(what: str, value: Any) -> Any:
     """A callable or a list of them."""
     if not isinstance(value, (list, tuple)):
-        return _function(what, value)
-    return [_function(what, one) for one in value]
+        return _called_here(what, value)
+    return [_called_here(what, one) for one in value]
 
 
 def _remedy(found: object) -> str:
@@ -862,7 +869,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     task_display_name: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
-    pre_execute = post_execute = _setting(_no_hook, lambda what, x: _function(what, x or _no_hook))
+    pre_execute = post_execute = _setting(
+        _no_hook, lambda what, x: _called_here(what, x or _no_hook)
+    )
     _known_settings: dict[str, _Setting] = dict.fromkeys(
         """doc doc_json doc_yaml doc_rst queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
@@ -1386,6 +1395,10 @@ class _Argument:
     def __iter__(self) -> Iterator[Any]:
         raise TypeError(f"{self!r} is a placeholder until the DAG runs")
 
+    def __str__(self) -> str:
+        """Raises TypeError: in an f-string it would be the text of a placeholder."""
+        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
+
     def __repr__(self) -> str:
         return f"argument {self.name!r}"
 
@@ -1764,11 +1777,12 @@ class _Expandable:
         all results.
 
         Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an argument that there is not. One that is fixed, too, is the expanded one.
+        TypeError for an argument that there is not, or that `partial` has fixed.
         """
         self._check(mapped, "expand")
-        fixed = {name: value for name, value in self._fixed.items() if name not in mapped}
-        return self._make(_ExpandInput(self._what(), mapped), fixed)
+        if twice := self._fixed.keys() & mapped.keys():
+            raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() and in expand()")
+        return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or over a result that is one."""
@@ -2002,7 +2016,7 @@ class _TaskDecorator:
 
 
 def _with_condition(condition: Any, function: Any) -> Any:
-    _function("the condition of @task.run_if or @task.skip_if", condition[0])
+    _called_here("the condition of @task.run_if or @task.skip_if", condition[0])
     if not isinstance(function, _TaskFunction):
         raise TypeError("@task.run_if and @task.skip_if stand above @task")
     return function._with(_conditions=(condition, *function._conditions))
@@ -3553,7 +3567,7 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            own = not row.is_kept()
+            own = not row.is_kept() or self._chose_what_is_gone(row)
             pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
@@ -3570,6 +3584,12 @@ class _Resumption:
                     self.left_out.add(key)
             if pulls and row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
+
+    def _chose_what_is_gone(self, row: _Past) -> bool:
+        """Whether a branch's choice names what the code does not have any more: it chooses anew."""
+        chosen = _plain(row.flow, dict).get("chosen") or ()
+        there = (self._dag.task_dict, self._dag.task_group_dict)
+        return any(all(name not in known for known in there) for name in chosen)
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
         group = task._mapped_group
@@ -6337,11 +6357,12 @@ class _Slot:
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             self.pidfd = os.pidfd_open(self.pid)
-            self._let_pidfd_go = weakref.finalize(self, os.close, self.pidfd)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         # The executor is to watch the same: a worker outlives the fork server that it came from.
-        self._executor._processes[self.pid] = _Watched(self.pid, self.end)
+        watched = self._executor._processes[self.pid] = _Watched(self.pid, self.end)
+        if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
+            self._let_pidfd_go = weakref.finalize(watched, os.close, self.pidfd)
 
     def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
         """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
@@ -6677,8 +6698,8 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
+    def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
+        self.shutdown(stop=kind is KeyboardInterrupt)
 
     def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
         """End all workers, once the submitted runs have ended. Other runs that use the pool fail.
@@ -6692,7 +6713,11 @@ class WorkerPool:
             if not wait:
                 threading.Thread(target=self.shutdown).start()
                 return
-            self._runs.drain()
+            try:
+                self._runs.drain()
+            except KeyboardInterrupt:  # whoever can't wait for what runs does not want the rest
+                self._runs.close(True, True)
+                raise
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -7605,7 +7630,11 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _refusal(row: _Row, more: str) -> AlreadyRunning:
-    whose = f"{row.owner_process}, since {row.resumed_date or row.start_date}"
+    whose = row.owner_process
+    if row.state == "queued":
+        whose = f"it is queued there: {whose}"
+    elif since := row.resumed_date or row.start_date:
+        whose = f"{whose}, since {since}"
     return AlreadyRunning(f"run {row.run_id!r} of DAG {row.dag_id!r} is running: {whose}{more}")
 
 
@@ -8682,7 +8711,7 @@ class _RunLine:
         """See WorkerPool.submit."""
         known = "db_path run_id logical_date conf resume pools progress stop".split()
         _refuse_unknown("submit()", options, known)
-        self._refuse_closed()
+        self._refuse_closed(dag)
         run = _Run(dag, executor=_LATER, **options)
         owner = self.write(run.path, run.enqueue)
         return self.enter(_InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner))
@@ -8690,7 +8719,7 @@ class _RunLine:
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         """See WorkerPool.recover."""
         _refuse_unknown("recover()", options, "db_path pools progress stop".split())
-        self._refuse_closed()
+        self._refuse_closed(dag)
         path = _Run(dag, executor=_LATER, **options).path
         if not path.exists():
             return []
@@ -8701,7 +8730,8 @@ class _RunLine:
             for run_id in left
         ]
 
-    def _refuse_closed(self) -> None:
+    def _refuse_closed(self, dag: Dag) -> None:
+        _of_type(Dag)("dag", dag)
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
 
@@ -10467,6 +10497,11 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         names = ", ".join(run._name for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
     run = live[0] if live else _run_of(options)
+    if run.reason == _SUBMITTED and run.state is DagRunState.QUEUED:
+        of = (run.dag_id, run.run_id, run._row.owner)
+        run._write(lambda store: store.cancel_run(*of, "stopped"))
+        if run.refresh().state is DagRunState.FAILED:
+            return _say(f"run {run.run_id!r} was queued, and will not begin")
     if not run.owner_alive:
         dead = run.state is DagRunState.RUNNING
         why = "its scheduler died; resume it" if dead else f"it is {run.state}"
@@ -10477,7 +10512,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         time.sleep(0.2)
     if run.state is DagRunState.RUNNING:
         raise _UsageError(f"the scheduler of run {run.run_id!r} died meanwhile: resume the run")
-    _say(f"it has stopped: {run.state}")
+    return _say(f"it has stopped: {run.state}")
 
 
 def _cmd_clear(options: argparse.Namespace) -> None:

@@ -846,6 +846,25 @@ class RefusalsTest(Case):
         for act in (lambda: f"got {self.result}", lambda: str(self.result.map(one_argument))):
             self.refused(TypeError, "is no text while the DAG is built", act)
 
+    def test_a_groups_argument_is_no_text_either(self):
+        with self.dag:
+            named = task_group(group_id="n")(lambda n: self.f(f"v{n}"))
+            self.refused(TypeError, "argument 'n' is no text", named.expand, n=[1, 2])
+
+    def test_an_async_callback_or_condition_would_never_be_awaited(self):
+        async def later(context):
+            return False
+
+        said = "can't be an `async def`"
+        self.refused(
+            TypeError, said, liteflow.EmptyOperator, task_id="t", on_failure_callback=later
+        )
+        self.refused(TypeError, said, task.run_if(later), self.f)
+        task(task_id="awaited")(later)  # a task may be one
+
+    def test_an_argument_is_fixed_or_mapped_over(self):
+        self.refused(TypeError, "in partial() and in expand()", self.f.partial(x=1).expand, x=[2])
+
     def test_what_stands_for_a_value_is_named_with_its_remedy(self):
         f = self.f.override(task_id="t")
         with self.dag:
@@ -6725,6 +6744,19 @@ class AgainTest(FlowCase):
         self.assertLess(self.ran.index("outer"), self.ran.index("drop"))
         self.assertLess(self.ran.index("drop"), self.ran.index("stop"))
 
+    def test_a_branch_whose_choice_is_gone_from_the_code_chooses_anew(self):
+        def flow(name):
+            with DAG("d") as d:
+                pick = self.step("pick", [name], kind="branch")()
+                pick >> [self.step(name)(), self.step("other")()]
+            return d
+
+        self.bad = {"smal"}
+        self.go(flow("smal"))
+        self.bad = set()
+        self.assertEqual(self.resume(flow("small")), ["pick", "small"])
+        self.assertEqual(self.state_of("small", "other"), ["success", "skipped"])
+
     def test_a_task_that_is_new_in_a_mapped_group_runs_for_each_index(self):
         def flow(new):
             with DAG("d") as d:
@@ -8168,6 +8200,7 @@ class SubmitTest(FlowCase):
                 (TypeError, {"executor": pool}),
                 (TypeError, {"wait": True}),
                 (TypeError, {"nope": 1}),
+                (TypeError, {"pools": 1}),
                 (TypeError, {"conf": {"n": object()}}),
                 (ValueError, {"run_id": ""}),
                 (liteflow.RunNotFound, {"resume": True, "run_id": "r"}),
@@ -8178,6 +8211,9 @@ class SubmitTest(FlowCase):
             pool.submit(self.flows.dag, db_path=self.db, run_id="r").result(LIMIT)
             with self.assertRaises(ValueError):
                 pool.submit(self.flows.dag, db_path=self.db, run_id="r")
+            for act in (pool.submit, pool.recover):
+                with self.assertRaises(TypeError):
+                    act("line")
         with self.assertRaises(RuntimeError):
             pool.submit(self.flows.dag, db_path=self.db)
 
@@ -8290,6 +8326,46 @@ class SubmitTest(FlowCase):
             self.assertEqual({x.result(LIMIT).state for x in found}, {"success"})
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
         self.assertEqual(sorted(self.began()), ["a", "a", "b"])
+
+    def test_stop_reaches_a_run_that_has_not_begun(self):
+        with WorkerPool(1, max_runs=1) as mine:
+            first, second = self.hold(mine, *"ab")
+            done = self.cli_here("stop", f"held/{second.run_id}", "--db", self.db)
+            self.assertIn("was queued, and will not begin", done.stderr)
+            self.assertEqual(self.state(second), ("failed", "stopped"))
+            self.go_on()
+            self.assertEqual(first.result(LIMIT).state, "success")
+            with self.assertRaises(concurrent.futures.CancelledError):
+                second.result(LIMIT)
+        self.assertEqual(self.began(), ["a"])
+
+    def test_a_pool_that_is_dropped_keeps_nobody(self):
+        path = self.script(
+            "import gc\nfrom liteflow import *\n"
+            "with DAG('d') as d:\n    task(task_id='f')(print)()\n"
+            "def work(): return WorkerPool(1).submit(d).result().state.value\n"
+            "if __name__ == '__main__':\n    print(work())\n    gc.collect()\n    print('end')\n"
+        )
+        done = self.python(path)
+        self.assertEqual((done.stdout, done.stderr), ("success\nend\n", ""))
+
+    def test_ctrl_c_while_it_waits_begins_nothing_more(self):
+        path = self.script(
+            "import os, sys, time\nfrom pathlib import Path\nfrom liteflow import *\n"
+            + textwrap.dedent(self.SOURCE)
+            + "if __name__ == '__main__':\n"
+            "    with WorkerPool(1, max_runs=1) as pool:\n"
+            "        for n in range(20): pool.submit(held, conf={'name': str(n)})\n"
+        )
+        process = self.start(path, env={**os.environ, "CASE_DIR": str(self.folder)})
+        self.assertTrue(wait_until(self.began))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT)
+        self.db = self.folder / "liteflow.db"
+        self.assertEqual(self.began(), ["0"])
+        states = collections.Counter(self.query("SELECT state, reason FROM dag_run"))
+        wanted = {("failed", "its pool was shut down"): 1, ("queued", "submitted"): 19}
+        self.assertEqual(states, wanted)
 
     def test_recover_revives_nothing_that_somebody_ended(self):
         with WorkerPool(1, max_runs=1) as mine:
