@@ -1230,7 +1230,23 @@ class _Known:
         return found
 
 
-class _Mappable(_Dependency):
+class _Placeholder:
+    """What stands for a value while the DAG is built, and is none."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Raises TypeError: in an f-string it would be the text of a placeholder."""
+        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
+
+    def __bool__(self) -> bool:
+        """Raises TypeError: an `if` would take it for true."""
+        raise TypeError(
+            f"{self!r} is neither true nor false while the DAG is built: use @task.branch"
+        )
+
+
+class _Mappable(_Placeholder, _Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
     itself it is the elements of one source after those of another."""
 
@@ -1248,10 +1264,6 @@ class _Mappable(_Dependency):
         _pickled_for(self)
         by = ("fill", self._by) if isinstance(self, _ZipResult) else ("map", self._by)
         return _of_job, ("elements", *by, *self._sources)
-
-    def __str__(self) -> str:
-        """Raises TypeError: in an f-string it would be the text of a placeholder."""
-        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
 
     def map(self, function: Callable[[Any], Any]) -> _MapResult:
         """Each element, with the plain function applied when it is taken."""
@@ -1381,7 +1393,7 @@ def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg[Any]]]
     return found
 
 
-class _Argument:
+class _Argument(_Placeholder):
     """An argument while the DAG is built: of a `@dag` function, at run time the job's `param`, or
     of a mapped group, its `group_value`."""
 
@@ -1394,10 +1406,6 @@ class _Argument:
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError(f"{self!r} is a placeholder until the DAG runs")
-
-    def __str__(self) -> str:
-        """Raises TypeError: in an f-string it would be the text of a placeholder."""
-        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
 
     def __repr__(self) -> str:
         return f"argument {self.name!r}"
@@ -1649,8 +1657,10 @@ class PythonOperator(BaseOperator):
         what, a_dict = f"task {self.task_id!r}", _optional({}, _late(dict))
         self.op_args = _optional((), _late(list, tuple)).check(f"{what}: op_args", op_args)
         self.op_kwargs = a_dict.check(f"{what}: op_kwargs", op_kwargs)
-        self.templates_dict = templates_dict and a_dict.check(
-            f"{what}: templates_dict", templates_dict
+        self.templates_dict = (
+            None
+            if templates_dict is None
+            else a_dict.check(f"{what}: templates_dict", templates_dict)
         )
 
     def execute(self, context: Context) -> Any:

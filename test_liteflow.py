@@ -865,6 +865,13 @@ class RefusalsTest(Case):
     def test_an_argument_is_fixed_or_mapped_over(self):
         self.refused(TypeError, "in partial() and in expand()", self.f.partial(x=1).expand, x=[2])
 
+    def test_a_result_is_neither_true_nor_false(self):
+        said = "is neither true nor false"
+        self.refused(TypeError, said, lambda: not self.result)
+        with self.dag:
+            asked = task_group(group_id="asked")(lambda n: self.f(1) if n else self.f(2))
+            self.refused(TypeError, said, asked.expand, n=[1, 2])
+
     def test_what_stands_for_a_value_is_named_with_its_remedy(self):
         f = self.f.override(task_id="t")
         with self.dag:
@@ -7318,15 +7325,16 @@ class PastRows:
     """A run's instances as the file has them, by task and index."""
 
     def __init__(self, query):
-        self.state, self.tries, self.began, self.ended = {}, {}, {}, {}
-        for name, index, state, attempt, tries, began, ended in query(
-            "SELECT task_id, map_index, t.state, a.state, t.try_number, start_date, end_date FROM "
+        self.state, self.tries, self.began, self.ended, self.chosen = {}, {}, {}, {}, {}
+        for name, index, state, attempt, tries, began, ended, flow in query(
+            "SELECT task_id, map_index, t.state, a.state, t.try_number, start_date, end_date, flow FROM "
             "task_instance t LEFT JOIN task_attempt a ON task_instance_id = id AND a.try_number = "
             "t.try_number WHERE t.state IS NOT 'removed'"
         ):
             key = name, index
             self.state[key] = "skipped itself" if state == attempt == "skipped" else state
             self.tries[key], self.began[key], self.ended[key] = tries, began, ended
+            self.chosen[key] = json.loads(flow or "{}").get("chosen") or []
 
 
 class ResumeModel:
@@ -7401,6 +7409,10 @@ class ResumeModel:
         """Why a success may run again; "" if nothing speaks for it."""
         if self.takes_others(t.task_id):
             return "takes others' results"
+        if set(self.before.chosen.get((t.task_id, self.past[t.task_id, i]), ())) - {
+            *self.flow.tasks
+        }:
+            return "chose what is gone"
         for up, key in self.upstream(t, i):
             if self.may_pull(up, key):
                 return f"hangs on {key}"
@@ -7435,8 +7447,8 @@ class ResumeModel:
             return  # a skip may be its rule's now: see wrong_states
         if not kept:
             yield f"{key} is {state} and did not run"
-        if self.takes_others(t.task_id):
-            yield f"{key} takes other results than when it ran"
+        if self.takes_others(t.task_id) or reason == "chose what is gone":
+            yield f"{key} is kept, though it {reason}"
         for up, other in self.upstream(t, i):
             if self.must_pull(up, other):
                 yield f"{key} is kept, and hangs on {other}, which ran again"
