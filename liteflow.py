@@ -7285,16 +7285,17 @@ class _SlotRunner(_Runner):
         """A worker that was woken and died, was stopped or left leaves its job lying, and nobody
         else is woken: send it again. One that is stopped with a job in its hand has until the
         job's timeout."""
+        # Before jobs are taken back: they are there again in a moment.
+        limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
+        limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
+        if any(at_once for _, at_once in self._ending.values()):
+            limits = [0.5]
         idle = any(slot.is_idle for slot in self._slots)
         if _PULLS and idle and now > self._heard + _STALL and not self._suspects:
             self._heard = now
             self._send_again(self._recall())
             for slot in self._slots:
                 slot.deaf = slot.is_idle
-        limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
-        limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
-        if any(at_once for _, at_once in self._ending.values()):
-            limits = [0.5]
         for slot in self._slots if limits else ():
             slot.stuck = min(slot.stuck, now) if slot.bytes[_TAKING] or slot.deaf else math.inf
             if now > slot.stuck + max(limits):

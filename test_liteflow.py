@@ -9154,6 +9154,40 @@ class LeftAsFoundTest(ScriptCase):
         seen = {ti.task_id: run.xcom_pull(ti.task_id) for ti in run.get_task_instances()}
         self.assertEqual(len({v for name, v in seen.items() if name.startswith("sees")}), 1)
 
+    def test_a_term_to_an_idle_worker_ends_no_later_task(self):
+        source = "with DAG('later') as dag:\n    task(task_id='pid')(os.getpid)()\n"
+        module = self.module(source)
+        with WorkerPool(1) as mine:
+            pids = []
+            for _ in range(2):
+                run = module.dag.run(db_path=self.db, executor=mine).raise_if_failed()
+                self.assertEqual(run.get_task_instance("pid").try_number, 1)
+                pids.append(run.xcom_pull("pid"))
+                os.kill(pids[-1], signal.SIGTERM)
+                self.assertTrue(wait_until(lambda: not alive(pids[-1])))
+        self.assertEqual(len({*pids}), 2)
+
+    def test_a_worker_that_was_stopped_before_its_job_is_replaced_by_the_jobs_timeout(self):
+        def stop(line):
+            if "up_for_retry" in line:  # and a moment later its worker is idle
+                pid = int((self.folder / "pid").read_text())
+                threading.Timer(0.3, os.kill, (pid, signal.SIGSTOP)).start()
+
+        run = self.run_here(
+            """
+            with DAG("stopped") as dag:
+                @task(retries=1, retry_delay=1, execution_timeout=0.5)
+                def f(ti):
+                    Path(os.environ["CASE_DIR"], "pid").write_text(str(os.getpid()))
+                    if ti.try_number == 1: raise ValueError
+                f()
+            """,
+            executor=None,
+            max_workers=1,
+            progress=stop,
+        )
+        self.assertEqual(run.get_task_instance("f").try_number, 2)
+
     def test_semaphores_of_a_worker_that_is_replaced_are_let_go(self):
         self.script(
             """
