@@ -1437,8 +1437,13 @@ class _ExpandInput:
         for name, source in reversed(self.sources):
             constant = not isinstance(source, _Mappable)
             count = len(source) if constant else source._count(known)
-            i, j = divmod(i, count)
-            element = ("constant", j) if constant else source._element(j, known, self.functions)
+            i, j = divmod(i, count or 1)
+            element: tuple[Any, ...] = ("constant", j)
+            if not constant:
+                try:
+                    element = source._element(j, known, self.functions)
+                except IndexError:  # a setup that was taken along has given fewer than before
+                    element = ("gone", j)
             found.append((name, element))
         return found[::-1]
 
@@ -2842,7 +2847,9 @@ class _Node:
         elif self.setups and rule is not TriggerRule.ALWAYS:
             ends = self.ends(instance, self.needs, self.setups)
             allowed = _by_rule(TriggerRule.ALL_SUCCESS, *ends)
-            if allowed is not _S.RUNNING and (allowed or decision is not _S.UPSTREAM_FAILED):
+            # Here, too, a failure wins over a skip, whatever came first.
+            waits = decision is None and allowed is _S.SKIPPED
+            if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
         if decision is _S.UPSTREAM_FAILED and self.is_gated(instance):
@@ -5051,6 +5058,10 @@ class _Execution:
                 return self._loaded(data)
             case "tuple", parts:
                 return tuple(map(self.element, parts))
+            case "gone", n:
+                raise LookupError(
+                    f"what it is mapped over has no element {n} any more: resume again"
+                )
             case "map", n, inner:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))

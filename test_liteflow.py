@@ -1718,8 +1718,10 @@ class WholeOracle(Oracle):
         setups = [state for s in self.setups(t) for state in self.ends(t, i, s)]
         if "failed" in setups or "upstream_failed" in setups:
             return "upstream_failed"
+        if what in ("upstream_failed", "wait"):  # a failure wins over a skip
+            return what
         if None in setups:
-            return what if what == "upstream_failed" else "wait"
+            return "wait"
         return "skipped" if "skipped" in setups else what
 
     def by_upstreams(self, t, i):
@@ -7439,7 +7441,9 @@ class ResumeModel:
             work = [(w, k) for w in self.scope(t)[1] for k in self.keys(w)]
             if not ran and any(k in self.ran for _, k in work):
                 yield f"{key} was torn down, and work in its scope ran without it"
-            if any(self.reasons[k] or self.may_pull(w, k) for w, k in work):
+            # Under fail_fast what was to run may not run after all.
+            anew = any(self.reasons[k] or self.may_pull(w, k) for w, k in work)
+            if anew or self.flow.fail_fast:
                 reason = "work in its scope is decided anew"
         if ran and kept and not reason:
             yield f"{key} ran again without a reason"
