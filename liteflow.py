@@ -6455,8 +6455,12 @@ class _Slot:
         for path in Path("/proc").glob("[0-9]*") if session else ():
             with contextlib.suppress(OSError, ValueError):
                 fields = (path / "stat").read_text().rpartition(")")[2].split()
-                inside = int(fields[3]) == self.pid and int(fields[2]) != self.pid
-                if inside or log in [os.path.realpath(path / "fd" / n) for n in "12"]:
+                if int(fields[2]) == self.pid:
+                    continue  # of the group: a second TERM would cut off what the first lets run
+                held = int(fields[3]) == self.pid or log in [
+                    os.path.realpath(path / "fd" / n) for n in "12"
+                ]
+                if held:
                     os.kill(int(path.name), number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)

@@ -1939,7 +1939,7 @@ class WholePlanTest(Case):
     def test_random_graphs_of_every_kind_against_brute_force(self):
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
         rng = random.Random(seed)
-        for number in range(10_000 if SOAK else 1_500):
+        for number in range(10_000 if SOAK else 600):
             with self.subTest(seed=seed, number=number):
                 self.compare(random_whole_dag(rng), rng)
 
@@ -1949,7 +1949,7 @@ class WholePlanTest(Case):
         rules = ["all_success", "all_done", "none_failed", "none_failed_min_one_success"]
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
         rng = random.Random(seed)
-        for number in range(5_000 if SOAK else 700):
+        for number in range(5_000 if SOAK else 300):
             d = random_whole_dag(rng, rules, skips_far=False)
             with self.subTest(seed=seed, number=number):
                 first, second = (self.ends_of(d, number, rng) for _ in range(2))
@@ -2031,7 +2031,7 @@ class LimitedPlanTest(WholePlanTest):
     def test_random_graphs_with_limits_against_brute_force(self):
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
         rng = random.Random(seed)
-        for number in range(5_000 if SOAK else 600):
+        for number in range(5_000 if SOAK else 300):
             with self.subTest(seed=seed, number=number):
                 fail_fast = rng.random() < 0.2
                 d = random_whole_dag(rng, ["all_success"] if fail_fast else RULES)
@@ -6239,7 +6239,7 @@ class RunnersTest(Case):
         with liteflow.WorkerPool(1) as workers:
             module.dag.run(db_path=self.db, executor=workers)
             os.kill(workers._idle[0].pid, signal.SIGSTOP)
-            with mock.patch.object(liteflow, "_START_LIMIT", 3):
+            with mock.patch.object(liteflow, "_START_LIMIT", 1.5):
                 self.assertEqual(module.dag.run(db_path=self.db, executor=workers).state, "success")
 
     def test_multiprocessing_may_be_half_imported_by_another_thread(self):
@@ -8709,7 +8709,7 @@ class KilledAtCommitsCase(Case):
         code, commits = self.crash("whole", 0, "after")
         self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
         points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
-        return points if SOAK else points[random.randrange(2) :: 2]
+        return points if SOAK else points[random.randrange(4) :: 4]
 
 
 class KilledScopeTest(KilledAtCommitsCase):
@@ -10295,7 +10295,7 @@ class Promise2Test(Case):
         self.script(self.SCRIPT)
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
         rng = random.Random(seed)
-        for what, wanted in (("scheduler", 300 if SOAK else 6), ("worker", 300 if SOAK else 3)):
+        for what, wanted in (("scheduler", 300 if SOAK else 4), ("worker", 300 if SOAK else 2)):
             kills = rounds = 0
             while kills < wanted and rounds < 20 + wanted * 3:
                 faulthandler.dump_traceback_later(LIMIT, exit=True)  # of each round
@@ -10837,6 +10837,7 @@ class Promise5Test(Case):
             self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
         self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
 
+    @mock.patch.object(liteflow, "_GRACE", 1.5)
     def test_who_ignores_it_is_killed_after_the_grace_and_who_catches_it_has_failed(self):
         run = self.run_flow(
             """
