@@ -5049,7 +5049,7 @@ class PoolTest(QueueCase):
             )  # b ends only after c did
 
     def test_a_run_gets_a_slot_although_another_always_wants_one_more(self):
-        b, a, c = self.naps("make('b', 'c-done')", "make('a', *[0.05] * 60)", "make('c', 0)")
+        b, a, c = self.naps("make('b', 'c-done')", "make('a', *[0.05] * 30)", "make('c', 0)")
         with WorkerPool(2) as pool:
             ended = self.run_all(
                 pool, (b, bool_true), (a, self.has("b-began")), (c, self.has("a-nap__3"))
@@ -5099,7 +5099,7 @@ class PoolTest(QueueCase):
         self.assertEqual(set(sent.values()), {1})
 
     def test_runs_in_line_sleep(self):
-        dags = self.naps(*[f"make('d{i}', {0 if i else 1.5})" for i in range(3)])
+        dags = self.naps(*[f"make('d{i}', {0 if i else 0.8})" for i in range(3)])
         used = {}
 
         def run(dag, condition) -> None:
@@ -5124,7 +5124,7 @@ class PoolTest(QueueCase):
     def test_three_runs_share_a_pool_fairly(self):
         for workers in (1, 2):
             with self.subTest(workers=workers), WorkerPool(workers) as pool:
-                dags = self.naps(*[f"make('r{workers}{i}', *[0.02] * 30)" for i in range(3)])
+                dags = self.naps(*[f"make('r{workers}{i}', *[0.02] * 18)" for i in range(3)])
                 ended = self.run_all(pool, *[(d, bool_true) for d in dags])
                 self.assertEqual(len(ended), 3)
                 rows = self.query(
@@ -5149,7 +5149,7 @@ class PoolTest(QueueCase):
                 def nothing(i): Path(F, "began").touch() if i == 50 else None
                 @task
                 def ends(xs): Path(F, "ended").touch()
-                ends(nothing.expand(i=list(range(6000))))
+                ends(nothing.expand(i=list(range(3000))))
             with DAG("other") as other:
                 @task
                 def link(x): return [*x, os.path.exists(F + "/ended")]
