@@ -8078,17 +8078,14 @@ _TICK = 1.0  # seconds between looks at new output
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
-_LARGE = 1_000_000  # bytes of a value after which the WAL is copied into the file
-
-
-_LARGE = 10_000_000  # bytes of values, from which on it is asked whether they can be stored
+_LARGE = 1_000_000  # bytes of values: is there room for them? The WAL is copied into the file, too
 
 
 def _has_room(size: int) -> bool:
     """Whether there is memory for the copies that SQLite makes: a value that has none fails its
     attempt alone, where a MemoryError within a transaction would end the run."""
     try:
-        bytearray(2 * size)  # pages that nobody touches are only promised
+        bytes(2 * size)  # pages of zeros that nobody touches are only promised
     except MemoryError:
         return False
     return True
@@ -8501,7 +8498,7 @@ class _Run(_Start):
         if success:
             instance.lost, instance.alone = 0, False
         self._batch.xcoms.append((instance, outcome.xcoms))
-        self._wrote_large |= any(len(value) > _LARGE for *_, value in outcome.xcoms)
+        self._wrote_large |= size > _LARGE
         if outcome.items and success:
             self._batch.items.append((instance, outcome.items))
         if state is _S.UP_FOR_RESCHEDULE:

@@ -28,6 +28,7 @@ import os
 import py_compile
 import random
 import re
+import resource
 import shutil
 import signal
 import sqlite3
@@ -8501,7 +8502,7 @@ class SubmitTest(FlowCase):
             self.assertLess(time.process_time() - spent, 0.05)
             self.go_on()
             concurrent.futures.wait(futures, LIMIT)
-        self.assertEqual(threading.active_count(), before - 0)
+        self.assertEqual(threading.active_count(), before)
 
 
 class ShortOfMemoryTest(FlowCase):
@@ -8514,6 +8515,12 @@ class ShortOfMemoryTest(FlowCase):
         self.assertEqual(self.state_of("big", "small"), ["failed", "success"])
         self.assertIn("no room to store 11,000", self.last.get_task_instance("big").error)
         self.assertFalse(liteflow._has_room(1 << 60))
+
+    def test_to_ask_for_room_takes_none(self):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.assertTrue(liteflow._has_room(500_000_000))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most
+        self.assertLess(grown, 200_000)  # KiB; on macOS bytes
 
 
 class HarmedFileTest(FlowCase):
