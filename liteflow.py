@@ -7829,24 +7829,18 @@ class _Start:
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
         _LookAgain if it was deleted or has succeeded."""
-        store, dag, known = self._store, self.dag, self.recorded
+        store = self._store
         with store.transaction():
-            row = store.look(_find_run, dag_id=dag.dag_id, run_id=self.run_id)
-            if known and (row is None or row.id != known.id or self._has_succeeded(row)):
+            row = self._found_again(store)
+            if row is not None and self._has_succeeded(row):
                 raise _LookAgain
             if row is not None and self.asked.held is not None:
                 self.asked.held.check_row(row)
-            self._make_way(known and known.id)
-            if known is not None:
-                self._take_over(known.id)
-            elif row is None:
-                store.create_run(dag, self.run_id, self.logical_date, json.dumps(self.conf))
-            elif self.asked.run_id is None:
-                raise _LookAgain  # another run began in the same microsecond
+            self._make_way(row and row.id)
+            if row is None:
+                self._create(store)
             else:
-                raise ValueError(
-                    f"DAG {dag.dag_id!r} has a run {self.run_id!r} already: resume it?"
-                )
+                self._take_over(row.id)
             store.write_instances(self.plan.instances())
             store.claim_run(store.run_row, store.owner)
             if self.asked.held is not None:
@@ -7854,21 +7848,35 @@ class _Start:
 
     def enqueue(self, store: _Store) -> None:
         """Record the run as queued, having checked all that can be without a worker."""
-        self._look_ahead()
-        self._info()
-        with store.transaction():
-            row = store.look(_find_run, dag_id=self.dag.dag_id, run_id=self.run_id)
-            if self.recorded is None and row is not None:
-                raise ValueError(
-                    f"DAG {self.dag.dag_id!r} has a run {self.run_id!r} already: resume it?"
-                )
-            if row is None:
-                store.create_run(self.dag, self.run_id, self.logical_date, json.dumps(self.conf))
-                store.queue_run(store.run_row)
-            elif row.state != "success":
-                if _owner_lives(self.path, row.owner):
-                    raise _refusal(row, "")
-                store.queue_run(row.id)
+        while True:
+            self._look_ahead()
+            self._info()
+            with contextlib.suppress(_LookAgain), store.transaction():
+                row = self._found_again(store)
+                if row is None:
+                    self._create(store)
+                    store.queue_run(store.run_row)
+                elif row.state != "success":
+                    if _owner_lives(self.path, row.owner):
+                        raise _refusal(row, "")
+                    store.queue_run(row.id)
+                return
+
+    def _found_again(self, store: _Store) -> _Row | None:
+        """The recorded run, now that nobody else writes; None if it is a new one.
+
+        Raises _LookAgain if it is another by now; ValueError for an id that a run has already.
+        """
+        known, dag_id = self.recorded, self.dag.dag_id
+        row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
+        if (row and row.id) == (known and known.id):
+            return row
+        if known is None and self.asked.run_id is not None:
+            raise ValueError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
+        raise _LookAgain  # it was deleted, or another began in the same microsecond
+
+    def _create(self, store: _Store) -> None:
+        store.create_run(self.dag, self.run_id, self.logical_date, json.dumps(self.conf))
 
     def _has_succeeded(self, row: _Row) -> bool:
         return row.state == "success" and not self._again

@@ -8197,6 +8197,22 @@ class SubmitTest(FlowCase):
         self.assertEqual({future.dag_id for future in futures}, {"line"})
         self.assert_nothing_left()
 
+    def test_two_submits_in_the_same_microsecond_are_two_runs(self):
+        with WorkerPool(1) as pool:
+            first = pool.submit(self.flows.dag, db_path=self.db)
+            at = datetime.datetime.fromisoformat(first.run_id.removeprefix("manual__"))
+            clock = [at]
+
+            def now(real=liteflow._utcnow):
+                return clock.pop() if clock else real()
+
+            with mock.patch.object(liteflow, "_utcnow", now):
+                second = pool.submit(self.flows.dag, db_path=self.db, logical_date=at)
+            self.assertNotEqual(first.run_id, second.run_id)
+            with self.assertRaisesRegex(ValueError, "has a run .* already: resume it"):
+                pool.submit(self.flows.dag, db_path=self.db, run_id=first.run_id)
+            self.assertEqual([x.result(LIMIT).xcom_pull("f") for x in (first, second)], [2, 2])
+
     def test_what_is_accepted_is_in_the_file_at_once_and_runs_in_order(self):
         with WorkerPool(1, max_runs=1) as pool:
             futures = self.hold(pool, *"abc")
