@@ -37,7 +37,10 @@ How a run works, and who may do what:
               v                                |
         worker process: find the function, load its arguments, run it, pickle the result
 
-        _Store (SQLite): written by the run loop alone, one transaction a turn
+        _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
+
+A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed; failed and
+cleared ones, and those whose process died, go on by a resume.
 
 States of a task instance (None: not decided yet), and what may follow:
 
@@ -441,10 +444,10 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 def _function(what: str, value: Any) -> Any:
     """A plain callable: what the decorators make, called in a worker, would do nothing."""
     if not callable(value) or isinstance(value, (_Expandable, _TaskDecorator, _OperatorType)):
-        plain = (
-            f": {value.function.__name__}.function is one" if isinstance(value, _Decorated) else ""
-        )
-        raise TypeError(f"{what} must be a plain function, found {_shown(value)}{plain}")
+        must = f"{what} must be a plain function, found {_shown(value)}"
+        if isinstance(value, _Decorated):
+            must += f": {value.function.__name__}.function is one"
+        raise TypeError(must)
     return value
 
 
@@ -1103,8 +1106,7 @@ def _results_in(value: Any) -> Iterator[XComArg[Any]]:
 
 def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those values in which something is known only at run time."""
-    late = (_Mappable, _Argument)
-    return {k: v for k, v in values.items() if any(isinstance(x, late) for x in _leaves(v))}
+    return {k: v for k, v in values.items() if any(isinstance(x, _Placeholder) for x in _leaves(v))}
 
 
 def _template_in(value: Any) -> str | None:
@@ -1489,7 +1491,7 @@ def _codes(what: str, value: Any) -> Any:
 def _late(*types: type) -> Callable[[str, Any], Any]:
     """A check that the value is of one of the types, or a placeholder of what is known later."""
     of_type = _of_type(*types)
-    return lambda what, x: x if isinstance(x, (_Mappable, _Argument)) else of_type(what, x)
+    return lambda what, x: x if isinstance(x, _Placeholder) else of_type(what, x)
 
 
 class BashOperator(BaseOperator):
@@ -1659,14 +1661,11 @@ class PythonOperator(BaseOperator):
             )
         except TypeError as error:
             raise AirflowException(str(error)) from None
-        what, a_dict = f"task {self.task_id!r}", _optional({}, _late(dict))
+        what, a_dict = f"task {self.task_id!r}", _late(dict)
         self.op_args = _optional((), _late(list, tuple)).check(f"{what}: op_args", op_args)
-        self.op_kwargs = a_dict.check(f"{what}: op_kwargs", op_kwargs)
-        self.templates_dict = (
-            None
-            if templates_dict is None
-            else a_dict.check(f"{what}: templates_dict", templates_dict)
-        )
+        self.op_kwargs = _optional({}, a_dict).check(f"{what}: op_kwargs", op_kwargs)
+        of_templates = f"{what}: templates_dict"
+        self.templates_dict = _optional(None, a_dict).check(of_templates, templates_dict)
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
@@ -2636,18 +2635,16 @@ _KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
 _SAMPLES: dict[str | None, Any] = {None: 0, "number": 0, "string": "", "array": (), "object": {}}
 
 
-_is_count, _is_list = _of_type(int, least=0), _of_type(list, tuple)
-
-
 def _is_number(what: str, value: Any) -> None:
     if math.isnan(_of_type(int, float)(what, value)):
         raise ValueError(f"{what} must be a number")
 
 
+# What a keyword's own value must be, where a sample does not show it.
 _RULES: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(["minLength", "maxLength", "minItems", "maxItems"], _is_count),
-    **dict.fromkeys(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"], _is_number),
-    **dict.fromkeys(["enum", "required"], _is_list),
+    **dict.fromkeys("minLength maxLength minItems maxItems".split(), _of_type(int, least=0)),
+    **dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), _is_number),
+    **dict.fromkeys(["enum", "required"], _of_type(list, tuple)),
     "type": _of_type(str, list, tuple),
 }
 
@@ -7981,14 +7978,17 @@ def _refuse_reentry() -> None:
     raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
 
 
+def _can(thing: object, method: str) -> bool:
+    """Whether it has the method, and is no class of such things."""
+    return callable(getattr(thing, method, None)) and not isinstance(thing, type)
+
+
 def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     for name in ("resume", "wait"):
         _optional(False, _is_bool).check(name, getattr(asked, name))
-    if asked.stop is not None and (
-        not hasattr(asked.stop, "is_set") or isinstance(asked.stop, type)
-    ):
+    if asked.stop is not None and not _can(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, (bool, _Report)):
         _optional(None, _function).check("progress, where it is no bool,", progress)
@@ -8024,7 +8024,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
-        if not callable(getattr(executor, "submit", None)) or isinstance(executor, type):
+        if not _can(executor, "submit"):
             raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
@@ -10192,10 +10192,8 @@ def _cmd_run(options: argparse.Namespace) -> int:
         exec(code, vars(main_module))
     except AirflowException:
         raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # the user's file may raise anything; it is shown whole
+    except (Exception, SystemExit) as error:
+        # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     chosen = _chosen_dag(found, options.dag, path)
