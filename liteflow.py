@@ -525,12 +525,18 @@ class _Dependency:
         """
         _optional(None, _of_type(EdgeModifier)).check("edge_modifier", edge_modifier)
         for after in _operands(other):
-            ends, starts = self._ends(), after._starts()
+            ends, starts, label = (
+                self._ends(),
+                after._starts(),
+                edge_modifier and edge_modifier.label,
+            )
             if isinstance(self, EdgeModifier):
                 self._after += starts
+                label = self.label
             if isinstance(after, EdgeModifier):
                 after._before += ends
-            _join(ends, starts)
+                label = after.label
+            _join(ends, starts, label)
 
     def set_upstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) before this."""
@@ -564,7 +570,9 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     return many
 
 
-def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None:
+def _join(
+    before: Iterable[BaseOperator], after: Iterable[BaseOperator], label: str | None = None
+) -> None:
     """Make an edge from each task to each; one that is in no DAG joins the other's."""
     for first, then in itertools.product(before, after):
         a, b, dag = first.task_id, then.task_id, first.dag or then.dag
@@ -577,11 +585,11 @@ def _join(before: Iterable[BaseOperator], after: Iterable[BaseOperator]) -> None
             two = f"two DAGs, {first.dag_id!r} and {then.dag_id!r},"
             raise RuntimeError(f"tasks {a!r} and {b!r} of {two} can't wait for each other")
         first._downstream[b] = None
-        then._upstream[a] = None
+        then._upstream[a] = label or then._upstream.get(a)
 
 
 class EdgeModifier(_Dependency):
-    """`a >> Label("text") >> b` is `a >> b`: a text on an edge, for people."""
+    """`a >> Label("text") >> b` is `a >> b`, with a text on the edge where the DAG is drawn."""
 
     def __init__(self, label: str) -> None:
         self.label = _of_type(str)("label", label)
@@ -870,6 +878,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     owner: str = _setting("airflow", _of_type(str))
     doc_md: str | None = _optional(None, _of_type(str))
     task_display_name: str | None = _optional(None, _of_type(str))
+    map_index_template: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
     pre_execute = post_execute = _setting(
@@ -878,7 +887,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _known_settings: dict[str, _Setting] = dict.fromkeys(
         """doc doc_json doc_yaml doc_rst queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
-        map_index_template logger_name inlets outlets email email_on_failure email_on_retry sla
+        logger_name inlets outlets email email_on_failure email_on_retry sla
         """.split(),
         _as_given,
     )
@@ -915,7 +924,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             kept = check(f"task {self.task_id!r}: {name}", value)
             if kept != default:
                 self.__dict__[name] = kept
-        self._upstream: dict[str, None] = {}
+        self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
         self.dag = None
         if group is not None:
@@ -2382,6 +2391,10 @@ class Dag:
         """
         return _load_dag(dag_id, _database_path(db_path, None))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the graph."""
+        return _notebook_dag(self)
+
     def __repr__(self) -> str:
         return f"<DAG: {self.dag_id}>"
 
@@ -3785,7 +3798,12 @@ def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> st
 def _upserting(table: str, known: int) -> str:
     """The same, but where there is a row of its key, sets all but the first, `known` columns."""
     key, *others = _COLUMNS[table]
-    terms = ", ".join(f"{name} = excluded.{name}" for name in others[known - 1 :])
+    terms = ", ".join(
+        f"{name} = coalesce(excluded.{name}, {name})"
+        if name == "element_preview"
+        else f"{name} = excluded.{name}"
+        for name in others[known - 1 :]
+    )
     return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {terms}"
 
 
@@ -3829,6 +3847,7 @@ class _Batch:
         self.xcoms: list[tuple[_Instance, Sequence[_XComRow]]] = []
         self.items: list[tuple[_Instance, Sequence[tuple[str, bytes]]]] = []
         self.renewed: list[_Instance] = []  # their values are those of an earlier try
+        self.named: list[tuple[str, _Instance]] = []  # by their map_index_template
         self.logs: list[tuple[_Attempt, int, str]] = []
 
     def __bool__(self) -> bool:
@@ -4277,10 +4296,13 @@ class _Store:
                     "setup" if task.is_setup else "teardown" if task.is_teardown else None,
                 )
                 for i in together:
+                    element, preview = self.element_of(i)
+                    if i.row_id and i.state is _S.SUCCESS:
+                        preview = None  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                        i.try_number, i.max_tries, i.lost, 0, i.flow, *self.element_of(i), *facts,
+                        i.try_number, i.max_tries, i.lost, 0, i.flow, element, preview, *facts,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
@@ -4326,6 +4348,10 @@ class _Store:
                     (i.state and i.state.value, i.try_number, i.max_tries, i.lost, i.flow, i.row_id)
                     for i in batch.instances
                 ],
+            )
+            self._many(
+                "UPDATE task_instance SET element_preview = ? WHERE id = ?",
+                [(name, i.row_id) for name, i in batch.named],
             )
             self._many(
                 "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
@@ -4501,10 +4527,10 @@ def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
     return next(iter(_select_runs(db, 1, **asked)), None)
 
 
-def _select_run_ids(db: sqlite3.Connection) -> list[tuple[str, str]]:
-    return db.execute(
-        "SELECT CAST(dag_id AS TEXT), CAST(run_id AS TEXT) FROM dag_run ORDER BY id DESC"
-    ).fetchall()
+def _select_run_ids(db: sqlite3.Connection) -> dict[tuple[str, str], str | None]:
+    """When each run began, the newest first."""
+    query = "SELECT dag_id, run_id, start_date FROM dag_run ORDER BY id DESC"
+    return {(str(dag), str(run)): start and str(start) for dag, run, start in db.execute(query)}
 
 
 def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
@@ -4567,15 +4593,25 @@ _select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER
 _select_attempts = functools.partial(
     _select_of_run, _EACH_ATTEMPT, _INSTANCE, f"{_ORDER}, task_attempt.try_number"
 )
-# The stored output, in order: of a try (None: any), and what came behind an id; the ends of long
-# logs, which are written anew, are always there.
+# The stored output, in the order in which attempts began: of a try (None: any), and what came
+# behind an id; the ends of long logs, which are written anew, are always there.
 _select_log = functools.partial(
     _select_of_run,
-    f"task_log {_JOINED}",
+    "task_log JOIN task_instance ON task_instance.id = task_log.task_instance_id LEFT JOIN "
+    "task_attempt ON task_attempt.task_instance_id = task_log.task_instance_id AND "
+    "task_attempt.try_number = task_log.try_number",
     f"id try_number part text {_WHOSE}",
     "AND task_log.try_number = coalesce(?, task_log.try_number) AND "
     f"(task_log.id > ? OR part = {_TAIL_PART}) "
-    "ORDER BY task_instance.id, task_log.try_number, part",
+    "ORDER BY start_date, task_instance.id, task_log.try_number, part",
+)
+# The output of callbacks that failed.
+_select_callback_errors = functools.partial(
+    _select_of_run,
+    f"task_log {_JOINED}",
+    f"text {_WHOSE}",
+    "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!' "
+    "ORDER BY task_log.id DESC",
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
@@ -5306,9 +5342,24 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
     finally:
         _running.reset(token)
+    if job.map_index >= 0 and job.task.map_index_template is not None:
+        note = {**note, **_name_of(job)}
     xcoms = [*job.pushed.values()]
     took = time.perf_counter() - job.clock
     return _Outcome(status, error, xcoms, items, note, job.started, took)
+
+
+def _name_of(job: _Execution) -> dict[str, str]:
+    """What `map_index_template` makes of a mapped instance, from what the task put into its
+    context, too; nothing without Jinja."""
+    if not _has_jinja():
+        return {}
+    try:
+        name = _rendered(job.task.map_index_template, job.context)
+    except Exception as error:  # a template is the user's code
+        print(f"liteflow: map_index_template failed: {_one_line(error)}", file=sys.stderr)
+        return {}
+    return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
 def _run_hooked(job: _Execution) -> Any:
@@ -5349,7 +5400,9 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
         try:
             callback(job.context)
         except (Exception, SystemExit) as error:  # a user's callback may raise anything
-            print(f"liteflow: {name} failed:\n{_traceback(error)}", file=sys.stderr)
+            whose = f"task {job.task_id!r}" if owner is job.task else f"DAG {owner.dag_id!r}"
+            said = f"liteflow: {name} of {whose} failed: {_one_line(error)}"
+            print(f"{said}\n{_traceback(error)}", file=sys.stderr)
         finally:
             _running.reset(token)
 
@@ -8506,6 +8559,8 @@ class _Run(_Start):
         if success:
             instance.lost, instance.alone = 0, False
         self._batch.xcoms.append((instance, outcome.xcoms))
+        if "name" in outcome.note:
+            self._batch.named.append((outcome.note["name"], instance))
         self._wrote_large |= size > _LARGE
         if outcome.items and success:
             self._batch.items.append((instance, outcome.items))
@@ -9197,6 +9252,10 @@ class DagRun:
                 why = f": {self._failures(2)}"
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}{why}]>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the facts, what failed, the graph and the tasks."""
+        return _notebook_run(self)
+
 
 def _refuse_without_values(row: _Row) -> None:
     if row.values_deleted is not None:
@@ -9243,19 +9302,23 @@ _SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer
 
 
 def _chosen_run(path: Path, name: str | None) -> DagRun:
-    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id;
-    None: the newest of all.
+    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
+    of the local time when it began; None: the newest of all.
 
     Raises RunNotFound if none fits, or several do.
     """
     rows = _read(path, _select_run_ids)
     if name is None and rows:
-        return _read_run(path, *rows[0])
+        return _read_run(path, *next(iter(rows)))
     name = name or ""
-    exact = [(of, run) for of, run in rows if of == name][:1]  # a DAG's newest
-    parts = {(of, run): name.removeprefix(f"{of}/") for of, run in rows}
-    exact = exact or [(of, run) for (of, run), part in parts.items() if part == run]
-    fits = exact or [(of, run) for (of, run), part in parts.items() if part and part in run]
+    parts = {(dag, run): name.removeprefix(f"{dag}/") for dag, run in rows}
+    exact = [(dag, run) for dag, run in rows if dag == name][:1]  # a DAG's newest
+    exact = exact or [(dag, run) for (dag, run), part in parts.items() if part == run]
+    fits = exact or [
+        (dag, run)
+        for (dag, run), part in parts.items()
+        if part and (part in run or part in _local(rows[dag, run]))
+    ]
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
@@ -9263,6 +9326,12 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         raise RunNotFound(f"{name!r} fits {len(fits)} runs in {path}: {few}; name one as DAG/RUN")
     near = _near(name, {known for row in rows for known in row})
     raise RunNotFound(f"there is no DAG with a run, and no run, {name!r} in {path}{near}")
+
+
+def _local(start: str | None) -> str:
+    """When a run began, as tables show it."""
+    moment = _moment(start)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
 
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
@@ -9407,12 +9476,17 @@ class _Box(NamedTuple):
     task_id: str
     lines: list[str]
     style: str
-    upstream: Sequence[str]
+    upstream: Mapping[str, str | None]  # with the texts on those edges
     prefix: str
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
+    known = {name for name, (_, look, _) in _LOOKS.items() if look}
+    boxes = [
+        box._replace(style=box.style if box.style in known else "none") if box.style else box
+        for box in boxes
+    ]
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     lines = [f"flowchart {direction or _direction_of(boxes)}"]
     numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
@@ -9430,7 +9504,9 @@ def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
         lines.append(f'{"    " * len(opened)}{ids[box.task_id]}["{label}"]{style}')
     lines += [f"{'    ' * depth}end" for depth in range(len(opened) - 1, 0, -1)]
     for box in boxes:
-        lines += [f"    {ids[up]} --> {ids[box.task_id]}" for up in box.upstream if up in ids]
+        for up, text in box.upstream.items():
+            said = "" if text is None else f'|"{_mermaid_text(text)}"|'
+            lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
     used = {box.style for box in boxes}
     lines += [f"    classDef {name} {box}" for name, (_, box, _) in _LOOKS.items() if name in used]
     return "\n".join(lines) + "\n"
@@ -9441,28 +9517,35 @@ _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
 
 def _direction_of(boxes: Sequence[_Box]) -> str:
     """TD, or LR for what would be so wide that renderers shrink it beyond reading."""
+    layers = collections.Counter(_depths(boxes).values())
+    return "LR" if max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
+
+
+def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
+    """How many layers stand above each box."""
     import graphlib
 
-    known = {box.task_id for box in boxes}
-    sorter = graphlib.TopologicalSorter({box.task_id: known & {*box.upstream} for box in boxes})
-    layers = []
+    depths = dict.fromkeys([box.task_id for box in boxes], 0)
+    graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
     with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
-        sorter.prepare()
-        while sorter.is_active():
-            ready = sorter.get_ready()
-            layers.append(len(ready))
-            sorter.done(*ready)
-    return "LR" if max(layers, default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
+        for task_id in graphlib.TopologicalSorter(graph).static_order():
+            depths[task_id] = max((1 + depths[up] for up in graph[task_id]), default=0)
+    return depths
 
 
 def _draw_dag(dag: Dag, direction: str | None) -> str:
     if direction not in (*_DIRECTIONS, None):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
-    boxes = [
-        _Box(t, [t], "", list(x._upstream), f"{x.task_group.group_id}." if x.task_group else "")
-        for t, x in dag.task_dict.items()
-    ]
-    return _draw(boxes, direction)
+    return _draw(_boxes_of(dag), direction)
+
+
+def _boxes_of(dag: Dag) -> list[_Box]:
+    boxes = []
+    for task_id, task in dag.task_dict.items():
+        prefix = f"{task.task_group.group_id}." if task.task_group else ""
+        text = [task_id.removeprefix(prefix)]
+        boxes.append(_Box(task_id, text, "", task._upstream, prefix))
+    return boxes
 
 
 def _draw_run(instances: Iterable[TaskInstance], direction: str | None = None) -> str:
@@ -9479,12 +9562,12 @@ def _box_of(members: Sequence[TaskInstance]) -> _Box:
         said += [f"try {line.tries}"] if line.tries > 1 else []
     prefix = f"{first.task_group_id}." if first.task_group_id else ""
     text = [line.label.removeprefix(prefix), " - ".join(said)]
-    style = line.style if _LOOKS[line.style][1] else "none"
     upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
-    return _Box(first.task_id, text, style, upstream, prefix)
+    return _Box(first.task_id, text, line.style, dict.fromkeys(upstream), prefix)
 
 
-_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
+_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
+_TIMELINE_FOLD = 20
 
 
 def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
@@ -9510,9 +9593,9 @@ def _bar(line: _Line) -> tuple[int, int, str]:
     return start, end, f"{name} :{_LOOKS[line.style][2]}"
 
 
-def _bar_lines(attempts: Iterable[TaskInstance]) -> Iterator[_Line]:
+def _bar_lines(attempts: Iterable[TaskInstance], fold: int = _GANTT_FOLD) -> Iterator[_Line]:
     for members in _by_task(ti for ti in attempts if ti.start_date):
-        if len({ti.map_index for ti in members}) >= _GANTT_FOLD:
+        if len({ti.map_index for ti in members}) >= fold:
             yield _line_of(members)
             continue
         for before, ti in zip([None, *members], members, strict=False):
@@ -9655,10 +9738,19 @@ def _last_line(error: str | None) -> str:
 _LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
 
 
+def _printed(text: str) -> str:
+    """Output as it was last seen: a line that carriage returns began anew, a progress bar's say,
+    is what stands behind the last of them."""
+    if "\r" in text:
+        lines = text.split("\n")
+        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    return _clean(text)
+
+
 def _tail(text: str, count: int = 10) -> list[str]:
     """The last lines of a task's output, made safe for a terminal, none of them endless."""
-    lines = text[-100 * _LINE_SHOWN :].rstrip("\n").splitlines()[-count:]
-    return [_clean(x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]") for x in lines]
+    lines = _printed(text[-100 * _LINE_SHOWN :]).rstrip("\n").splitlines()[-count:]
+    return [x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]" for x in lines]
 
 
 def _say(line: str) -> None:
@@ -9673,11 +9765,113 @@ def _write(text: str) -> None:
         sys.stdout.flush()
 
 
-def _failure_of(run: str, label: str, output: str, path: Path) -> list[str]:
-    """What is said of a failed task besides its error: the end of its output, and the command
-    that shows the rest."""
-    lines = [f"    | {line}" for line in _tail(output)]
-    return [*lines, f"    all of it: {_own_command()} {_typed('show', run, label, '--db', path)}"]
+def _typed(*words: str | Path) -> str:
+    """Words as one types them in any folder, and in any shell."""
+    import shlex
+
+    return shlex.join(os.path.abspath(x) if isinstance(x, Path) else x for x in words)
+
+
+def _python() -> str:
+    """The interpreter as one types it: by its path, where `python3` would start another."""
+    import shutil
+
+    found, own = shutil.which("python3"), sys.executable
+    if not own or (found and os.path.dirname(found) == os.path.dirname(own)):
+        return "python3"
+    return _typed(own)
+
+
+def _own_command() -> str:
+    """How this module is started as a command, from any folder."""
+    here = Path(__file__).absolute()
+    if "site-packages" in here.parts:
+        return f"{_python()} -m {__name__}"
+    return f"{_python()} {_typed(here)}"
+
+
+# --- Showing: failures ----------------------------------------------------------------------------
+
+_REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
+_NAMED = 10  # failures that are told one by one
+_ALIKE = 3  # names that are told of several that are alike
+_CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
+
+
+class _Failure(NamedTuple):
+    """What is told of a failed task, alike wherever people look for it."""
+
+    ti: TaskInstance
+    others: Sequence[TaskInstance]  # of its task, that are not told one by one
+    head: str  # which, with its element, at which try, and why
+    facts: list[str]  # its exception's notes, its place, who failed alike, what did not run for it
+    output: str  # what it printed, without what its callbacks did
+    more: str  # the command that shows all of it
+
+
+def _failures_of(
+    run: DagRun, instances: Sequence[TaskInstance], most: int = _NAMED
+) -> list[_Failure]:
+    """The first failures of a run. Those of a task for the same reason are told as one, and with
+    the last reason all others."""
+    alike: dict[str, dict[str, list[TaskInstance]]] = {}
+    for ti in instances:
+        if ti.state is _S.FAILED:
+            reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
+            if reason not in reasons and len(reasons) == _ALIKE:
+                reason = [*reasons][-1]
+            reasons.setdefault(reason, []).append(ti)
+    groups = [group for reasons in alike.values() for group in reasons.values()]
+    return [_failure_of(run, instances, *group) for group in groups[:most]]
+
+
+def _failure_of(
+    run: DagRun, instances: Iterable[TaskInstance], ti: TaskInstance, *others: TaskInstance
+) -> _Failure:
+    tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
+    facts = [*_notes_of(ti.error)[:2], _place_of(ti.error)]
+    for said, names in (
+        (f"{len(others)} more failed", [_with_element(other) for other in others]),
+        ("not run for it", _left_out(ti.task_id, instances)),
+    ):
+        few = ", ".join(names[:_ALIKE]) + ", ..." * (len(names) > _ALIKE)
+        facts.append(f"{said}: {few}" if names else "")
+    return _Failure(
+        ti,
+        others,
+        f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}",
+        [fact for fact in facts if fact],
+        _own_output(run, ti),
+        f"{_own_command()} {_typed('show', run._name, ti._label, '--db', run.db_path)}",
+    )
+
+
+def _own_output(run: DagRun, ti: TaskInstance) -> str:
+    """What a task printed itself, not its callbacks that failed."""
+    text = run.log(ti.task_id, ti.map_index)
+    return re.split(_CALLBACK_FAILED, text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def _with_element(ti: TaskInstance) -> str:
+    return f"{ti._label} {ti.element or ''}".rstrip()
+
+
+def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
+    """The tasks that did not run because this one failed."""
+    blocked = {
+        ti.task_id: ti.upstream_task_ids for ti in instances if ti.state is _S.UPSTREAM_FAILED
+    }
+    found = reached = {task_id}
+    while found:
+        found = {name for name, upstream in blocked.items() if upstream & found} - reached
+        reached = reached | found
+    return [name for name in blocked if name in reached]
+
+
+def _notes_of(error: str | None) -> list[str]:
+    """What `add_note` added: it stands between the exception's own line and its repetition."""
+    *lines, last = (error or "").split("\n")
+    return lines[-lines[::-1].index(last) or len(lines) :] if last in lines else []
 
 
 def _place_of(error: str | None) -> str:
@@ -9691,10 +9885,499 @@ def _place_of(error: str | None) -> str:
     return ""
 
 
+def _report_of(run: DagRun, again: str | None = None) -> list[str]:
+    """What failed in a run, and the commands that show more and that go on, for people; `again`:
+    how its script was started."""
+    instances = _seen(run)
+    failures, lines = _failures_of(run, instances), []
+    for failure in failures:
+        told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
+        # Left for its output: all but the two commands, and a line that says which run it is.
+        room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told)
+        tail = _tail(failure.output, max(1, room) if len(failures) == 1 else 2)
+        while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:
+            del tail[0]
+        lines += [*told, *(f"    | {line}" for line in tail), f"    more: {failure.more}"]
+    if len(failures) == _NAMED:
+        count = sum(ti.state is _S.FAILED for ti in instances)
+        lines.append(f"{count} task instances failed in all")
+    lines += _callbacks_that_failed(run)
+    if run.state is not DagRunState.SUCCESS and not run.owner_alive:
+        lines.append(f"{_go_on(instances)}: {again or _script_command(run, '--resume')}")
+    return [_clean(line) for line in lines]
+
+
+def _go_on(instances: Iterable[TaskInstance]) -> str:
+    failed = any(ti.state is _S.FAILED for ti in instances)
+    return "to go on once it is mended" if failed else "to go on"
+
+
+def _callbacks_that_failed(run: DagRun) -> list[str]:
+    texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
+    found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
+    return [*dict.fromkeys(found)][:_ALIKE]  # what came last, a DAG's callback, stands first
+
+
+def _script_command(run: DagRun, *options: str) -> str:
+    """How the file of a run's DAG is started with options for this run."""
+    file = _load_dag(run.dag_id, run.db_path).fileloc or ""
+    if not os.path.isfile(file):
+        return f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
+    words = (*options, "--run-id", run.run_id, "--db", run.db_path)
+    return f"{_own_command()} {_typed('run', file, run.dag_id, *words)}"
+
+
+# --- Showing: pages -------------------------------------------------------------------------------
+
+# Of each state: its sign, fill and text. They differ in lightness and in shape, too, for those who
+# can't tell red from green.
+_SIGNS = {
+    "success": (" ", "#bfe5c8", "#0c3b1b"),
+    "failed": ("✕", "#b3202e", "#ffffff"),
+    "upstream_failed": ("▲", "#f0a04b", "#3a2000"),
+    "interrupted": ("‖", "#5b4a8a", "#ffffff"),
+    "running": ("▶", "#2c6fbb", "#ffffff"),
+    "queued": ("…", "#d8dee7", "#28313c"),
+    "up_for_retry": ("↻", "#f7dd72", "#3d3200"),
+    "up_for_reschedule": ("↻", "#f7dd72", "#3d3200"),
+    "none": (" ", "transparent", "currentColor"),
+    "skipped": ("–", "#e9d3ea", "#4d1a52"),
+    "removed": ("·", "#8d949e", "#ffffff"),
+}
+_STYLE = """
+.liteflow { --ink: #1c2430; --soft: #5a6675; --paper: #ffffff; --band: #f3f5f8; --line: #cfd6df;
+  color: var(--ink); background: var(--paper); font: 14px/1.5 system-ui, sans-serif; }
+@media (prefers-color-scheme: dark) { .liteflow { --ink: #e4e9f0; --soft: #a3b0c0;
+  --paper: #14181d; --band: #1d232b; --line: #3a444f; } }
+body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
+.liteflow h1 { font-size: 1.5rem; margin: .3rem 0; overflow-wrap: anywhere; }
+.liteflow h2 { font-size: 1.15rem; margin: 1.6rem 0 .5rem; overflow-wrap: anywhere; }
+.liteflow a { color: inherit; }
+.liteflow p { margin: .3rem 0; overflow-wrap: anywhere; }
+.liteflow .fact { display: inline-block; margin-right: 1.5rem; }
+.liteflow .soft { color: var(--soft); }
+.liteflow .wide { overflow-x: auto; }
+.liteflow table { border-collapse: collapse; }
+.liteflow th, .liteflow td { text-align: left; vertical-align: top; padding: .15rem .6rem;
+  border-bottom: 1px solid var(--line); white-space: nowrap; }
+.liteflow td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
+.liteflow .chip { background: var(--fill); color: var(--text); border: 1px solid var(--line);
+  border-radius: .3rem; padding: 0 .4rem; white-space: nowrap; }
+.liteflow pre { background: var(--band); padding: .5rem .7rem; margin: .3rem 0; overflow-x: auto;
+  font: 12px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.liteflow section { border-left: 4px solid var(--fill, var(--line)); padding-left: .8rem;
+  margin: .8rem 0; }
+.liteflow summary { cursor: pointer; }
+.liteflow > details > summary { font-size: 1.15rem; font-weight: bold; margin: 1.6rem 0 .5rem; }
+.liteflow svg { display: block; font: 12px system-ui, sans-serif; }
+.liteflow svg text { fill: var(--ink); }
+.liteflow svg .box { fill: var(--fill); stroke: var(--soft); }
+.liteflow svg .box ~ text { fill: var(--text); }
+.liteflow svg path { fill: none; stroke: var(--soft); }
+.liteflow .grid td, .liteflow .grid th { padding: 0; min-width: 1.1rem; border: 1px solid
+  var(--paper); text-align: center; vertical-align: bottom; font-size: 11px; }
+.liteflow .grid td { background: var(--fill); color: var(--text); height: 1.1rem; }
+.liteflow .strip .chip { display: inline-block; width: 1rem; padding: 0; text-align: center; }
+.liteflow .grid .none { box-shadow: inset 0 0 0 1px var(--line); }
+.liteflow .grid tr > :first-child { position: sticky; left: 0; background: var(--paper);
+  text-align: left; padding-right: .6rem; white-space: nowrap; font-size: 13px; }
+.liteflow .grid a { display: block; text-decoration: none; }
+.liteflow .bar { display: block; background: var(--fill); border: 1px solid var(--soft);
+  border-bottom: 0; margin: 0 1px; box-sizing: border-box; }
+"""
+_STYLE += "".join(
+    f".liteflow .{state} {{ --fill: {fill}; --text: {text}; }}\n"
+    for state, (_, fill, text) in _SIGNS.items()
+)
+
+
+class _Html(str):
+    """Text that is HTML already: all other is escaped where it is put into HTML."""
+
+
+def _html(tag: str, *inside: object, **attributes: object) -> _Html:
+    """An element, its attributes written as `class_` and `stroke_width`."""
+    import html
+
+    words = [tag]
+    for name, value in attributes.items():
+        name = name.rstrip("_").replace("_", "-")
+        words.append(f'{name}="{html.escape(_clean(value))}"')
+    text = "".join(x if isinstance(x, _Html) else html.escape(_clean(x)) for x in inside)
+    return _Html(f"<{' '.join(words)}>{text}</{tag}>")
+
+
+def _html_page(title: str, *body: _Html) -> str:
+    """A whole page, which needs nothing beside it: no script, no other file, no network."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{_html("title", title)}'
+        f"<style>{_STYLE}</style></head>\n{_html('body', *body, class_='liteflow')}</html>\n"
+    )
+
+
+def _chip(style: str, text: str) -> _Html:
+    return _html("span", f"{_SIGNS[style][0]} {text}".strip(), class_=f"chip {style}")
+
+
+def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
+    return _html("details", _html("summary", title), *inside, **{"open": ""} if is_open else {})
+
+
+def _html_table(heads: Iterable[object], rows: Iterable[Sequence[object]]) -> _Html:
+    head = _html("tr", *(_html("th", x) for x in heads))
+    body = [_html("tr", *(_html("td", x) for x in row)) for row in rows]
+    return _html("div", _html("table", head, *body), class_="wide")
+
+
+_Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
+_BOX = 190, 42  # pixels
+_GAP = 50, 14  # between boxes of two layers, and of one
+_DRAWN = 200  # boxes and bars, beyond which they are folded or left out
+
+
+def _svg_graph(boxes: Sequence[_Box]) -> _Html:
+    """Boxes in layers from left to right, edges between them; many of a kind in one box."""
+    boxes = _folded_boxes(boxes)
+    layers, links = _layered(boxes)
+    (wide, high), (apart, _) = _BOX, _GAP
+    ys = _untangled(layers, links)
+    top = min(ys.values(), default=0)
+    at = {
+        knot: (n * (wide + apart), round(ys[knot] - top + high / 2 + 1))
+        for n, layer in enumerate(layers)
+        for knot in layer
+    }
+    parts, upstream = [], {box.task_id: box.upstream for box in boxes}
+    for a, b in links:
+        (x1, y1), (x2, y2) = at[a], at[b]
+        x1, along = x1 + wide, f"H{x2 + wide}" if isinstance(b, tuple) else ""
+        bent = x1 + apart // 2
+        parts.append(_html("path", d=f"M{x1} {y1}C{bent} {y1} {bent} {y2} {x2} {y2}{along}"))
+        source = a if isinstance(a, str) else a[0]
+        if isinstance(b, str) and (label := upstream[b].get(source)):
+            parts.append(_html("text", label, x=x2 - 4, y=y2 - 5, text_anchor="end"))
+    for box in boxes:
+        x, y = at[box.task_id]
+        frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
+        texts = [_fit(_clean(line), 27, False) for line in box.lines]
+        texts[1:] = [f"{_SIGNS[box.style][0]} {text}".strip() for text in texts[1:]]
+        top_line = y + 4 - 8 * (len(texts) - 1)
+        lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
+        title = _html("title", ", ".join([box.task_id, *box.lines[1:]]))
+        parts.append(_html("g", title, frame, *lines, class_=box.style or "none"))
+    height = round(max(ys.values(), default=0) - top) + high + 2
+    width = len(layers) * (wide + apart) - apart + 2
+    return _html("div", _html("svg", *parts, width=width, height=height), class_="wide")
+
+
+def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
+    """Of more than can be seen, one for those of a depth and a state."""
+    if len(boxes) <= _DRAWN:
+        return boxes
+    depths, alike = _depths(boxes), collections.defaultdict[tuple[int, str], list[_Box]](list)
+    step = 1 + max(depths.values()) // 20
+    kinds = {box.task_id: (depths[box.task_id] // step, box.style) for box in boxes}
+    for box in boxes:
+        alike[kinds[box.task_id]].append(box)
+    folded = []
+    for kind, members in alike.items():
+        above = {kinds[up] for box in members for up in box.upstream if up in kinds}
+        upstream = dict.fromkeys(str(other) for other in sorted(above) if other[0] < kind[0])
+        lines = [f"{len(members)} tasks", _spaced(kind[1])]
+        folded.append(_Box(str(kind), lines, kind[1], upstream, ""))
+    return folded
+
+
+def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[tuple[_Knot, _Knot], None]]:
+    """The boxes by depth, with the knots of edges that pass them; the edges from layer to layer."""
+    depths = _depths(boxes)
+    layers: list[list[_Knot]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
+    links: dict[tuple[_Knot, _Knot], None] = {}
+    for box in boxes:
+        layers[depths[box.task_id]].append(box.task_id)
+    for box in boxes:
+        for up in sorted(depths.keys() & {*box.upstream}):
+            at: _Knot = up
+            for depth in range(depths[up] + 1, depths[box.task_id]):
+                if (at, (up, depth)) not in links:  # edges of one box share their way
+                    layers[depth].append((up, depth))
+                    links[at, (up, depth)] = None
+                at = up, depth
+            links[at, box.task_id] = None
+    return layers, links
+
+
+def _untangled(
+    layers: Sequence[list[_Knot]], links: Iterable[tuple[_Knot, _Knot]]
+) -> dict[_Knot, float]:
+    """Order each layer so that few edges cross: in two sweeps down and up each knot goes to the
+    mean of its neighbours. Gives the place of each."""
+    above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
+    for a, b in links:
+        above[b].append(a)
+        below[a].append(b)
+    places: dict[_Knot, float] = {}
+    for layer in layers:
+        places.update(_spread(layer, dict.fromkeys(layer, 0.0)))
+    for near, sweep in ((above, layers), (below, layers[::-1])) * 2:
+        for layer in sweep:
+            wanted = {}
+            for knot in layer:
+                others = near.get(knot, [knot])
+                wanted[knot] = sum(places[other] for other in others) / len(others)
+            layer.sort(key=wanted.__getitem__)
+            places.update(_spread(layer, wanted))
+    return places
+
+
+def _spread(layer: Iterable[_Knot], wanted: Mapping[_Knot, float]) -> dict[_Knot, float]:
+    """Places near to the wanted ones, in this order and apart."""
+    places: dict[_Knot, float] = {}
+    low = -math.inf
+    for knot in layer:
+        room = (_BOX[1] + _GAP[1]) / (2 if isinstance(knot, tuple) else 1)
+        places[knot] = max(wanted[knot], low + room / 2)
+        low = places[knot] + room / 2
+    shift = sum(places[knot] - wanted[knot] for knot in places) / max(len(places), 1)
+    return {knot: place - shift for knot, place in places.items()}
+
+
+_NAMES, _SPAN, _ROW = 230, 760, 20  # pixels of a timeline: its names, its bars, a row
+
+
+def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
+    """When each attempt ran, and the waits for a retry."""
+    lines = sorted(_bar_lines(attempts, _TIMELINE_FOLD), key=lambda line: str(line.start))
+    if not lines:
+        return _html("p", "nothing has started", class_="soft")
+    began = min(line.start.timestamp() for line in lines if line.start)
+    length = max(0.001, *(line.end.timestamp() - began for line in lines if line.end))
+    high, parts = _ROW * (len(lines[:_DRAWN]) + 1), []
+    for n in range(5):
+        x = _NAMES + _SPAN * n // 4
+        parts.append(_html("path", d=f"M{x} {_ROW}V{high}", stroke_dasharray="2 4"))
+        parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
+    for n, line in enumerate(lines[:_DRAWN], 1):
+        parts += _svg_bar(line, n * _ROW, began, _SPAN / length)
+    svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=high + 4)
+    more = [_html("p", f"and {len(lines) - _DRAWN} more")] if len(lines) > _DRAWN else []
+    return _html("div", svg, *more, class_="wide")
+
+
+def _svg_bar(line: _Line, y: int, began: float, scale: float) -> list[_Html]:
+    """A row of a timeline: its name, its bar, and how long that took; a wait's bar is thin."""
+    assert line.start is not None
+    label = line.label + (f" try {line.tries}" if line.tries > 1 else "")
+    took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
+    x = round(_NAMES + scale * (line.start.timestamp() - began), 1)
+    width = round(max(2.0, scale * (line.seconds or 0)), 1)
+    place = {"x": x, "y": y + (_ROW - high) // 2, "width": width, "height": high}
+    title = _html("title", f"{label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
+    return [
+        _html("g", title, _html("rect", class_="box", **place), class_=line.style),
+        _html("text", _fit(_clean(label), 34, False), x=0, y=y + 14),
+        _html("text", took, x=x + width + 4, y=y + 14),
+    ]
+
+
+_PAGE_ROWS = 500  # of a table
+_PAGE_RUNS = 50  # columns of a DAG's grid
+_PAGE_CELLS = 10_000  # of a grid
+
+
+def _run_page(run: DagRun) -> str:
+    """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
+    instances = _seen(run)
+    graph = _svg_graph([_box_of(members) for members in _by_task(instances)])
+    return _html_page(
+        f"{run._name}: {_run_state(run)}",
+        _html("h1", run.dag_id, " ", _run_chip(run)),
+        *_facts(run, instances),
+        *_failure_sections(run, instances, _SHOWN),
+        _html("h2", "Graph"),
+        graph,
+        _html("h2", "Timeline"),
+        _svg_timeline(_seen(run, attempts=True)),
+        _task_table(instances),
+        *_value_table(run),
+    )
+
+
+def _run_style(run: DagRun) -> str:
+    return run.state.value if _run_state(run) == run.state.value else "interrupted"
+
+
+def _run_chip(run: DagRun) -> _Html:
+    return _chip(_run_style(run), _run_state(run))
+
+
+def _facts(run: DagRun, instances: Iterable[TaskInstance]) -> list[_Html]:
+    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+    began = run.start_date.astimezone() if run.start_date else None
+    facts = {
+        "run": run.run_id,
+        "began": f"{began:%Y-%m-%d %H:%M:%S %Z}" if began else "",
+        "took": _seconds_text(run.duration),
+        "tasks": counts,
+        "logical date": run.logical_date or "",
+        "conf": json.dumps(run.conf) if run.conf else "",
+        "database": run.db_path,
+        "reason": run.reason or "",
+    }
+    return [
+        _html("p", _html("span", f"{name} ", class_="soft"), text, class_="fact")
+        for name, text in facts.items()
+        if text
+    ]
+
+
+def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
+    """What failed, told as everywhere, with tracebacks and output folded away."""
+    parts = []
+    for failure in _failures_of(run, instances, most):
+        told = [_html("b", failure.head), *failure.facts]
+        parts.append(
+            _html(
+                "section",
+                *(_html("p", line) for line in told),
+                _folded_away("traceback", _html("pre", _shortened(failure.ti.error or ""))),
+                *_output_of(run, failure.ti, *failure.others[: most - 1]),
+                _html("pre", failure.more),
+                class_="failed",
+            )
+        )
+    parts += [_html("section", _html("p", x), class_="failed") for x in _callbacks_that_failed(run)]
+    if run.state is not DagRunState.SUCCESS and not run.owner_alive:
+        command = _html("pre", _script_command(run, "--resume"))
+        parts.append(_html("section", _html("p", _go_on(instances)), command))
+    return parts
+
+
+def _output_of(run: DagRun, *several: TaskInstance) -> Iterator[_Html]:
+    for ti in several:
+        if tail := _tail(_own_output(run, ti), _SHOWN):
+            title = f"the end of its output: {_with_element(ti)}"
+            yield _folded_away(title, _html("pre", "\n".join(tail)))
+
+
+def _shortened(text: str, most: int = 4000) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}\n[...]\n{text[-most // 2 :]}"
+
+
+def _task_table(instances: Iterable[TaskInstance]) -> _Html:
+    lines = _lines_of(instances)
+    # Of very many, those that went well can be missed.
+    kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
+    rows = []
+    for line in lines:
+        label, state, *others = line.cells()
+        chip = _chip(line.style, _spaced(str(state) or "no state"))
+        rows += [[label, chip, *others]] if id(line) in kept else []
+    more = [_html("p", f"and {len(lines) - len(rows)} more")] if len(lines) > len(rows) else []
+    return _folded_away("Tasks", _html_table(_HEADS, rows), *more, is_open=len(rows) <= 100)
+
+
+def _value_table(run: DagRun) -> list[_Html]:
+    values = run._look(_select_xcoms, limit=_PAGE_ROWS)
+    if not values:
+        return []
+    rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
+    return [_folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows))]
+
+
+def _dag_page(dag: Dag, path: Path) -> str:
+    """A DAG's grid: its last runs beside each other, with what each task did in them."""
+    runs = _read_runs(path, dag.dag_id, limit=_PAGE_RUNS)
+    seen = {run.run_id: _seen(run) for run in runs}
+    sections = []
+    for n, run in enumerate(runs):
+        head = _html("h2", _when(run.start_date), " ", _run_chip(run), id=f"run{n}")
+        parts = _failure_sections(run, seen[run.run_id], _ALIKE)
+        sections += [head, *_facts(run, seen[run.run_id]), *parts]
+    return _html_page(
+        dag.dag_id,
+        _html("h1", dag.dag_id),
+        _html("p", dag.description or ""),
+        _grid(runs, seen),
+        *sections,
+    )
+
+
+def _grid(runs: Sequence[DagRun], seen: Mapping[str, Sequence[TaskInstance]]) -> _Html:
+    """Columns are runs, the newest first, below bars of their durations; rows are tasks."""
+    longest = max([run.duration or 0 for run in runs], default=0) or 1
+    heads = [_html("th", "")]
+    for n, run in enumerate(runs):
+        title = f"{run.run_id}: {_run_state(run)}, {_seconds_text(run.duration)}"
+        high = 4 + round(60 * (run.duration or 0) / longest)
+        bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
+        heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
+    cells: dict[str, dict[int, _Html]] = {}
+    for n, run in enumerate(runs):
+        for members in _by_task(seen[run.run_id]):
+            line = _line_of(members)
+            tries = f", try {line.tries}" if line.tries > 1 else ""
+            words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
+            row = cells.setdefault(members[0].task_id, {})
+            row[n] = _html("td", _SIGNS[line.style][0].strip(), class_=line.style, title=words)
+    most = _PAGE_CELLS // max(len(runs), 1)
+    rows = [
+        _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
+        for task_id, row in [*cells.items()][:most]
+    ]
+    more = [_html("p", f"and {len(cells) - most} more tasks")] if len(cells) > most else []
+    table = _html("table", _html("tr", *heads), *rows, class_="grid")
+    return _html("div", table, *more, class_="wide")
+
+
+def _file_page(path: Path) -> str:
+    """All DAGs of a file with their last runs, and what failed in the newest of each."""
+    rows, sections = [], []
+    for found in _read(path, _select_dags):
+        runs = _read_runs(path, found["dag_id"], limit=20)
+        said = [(run, f"{_when(run.start_date)}: {_run_state(run)}") for run in runs]
+        last = [
+            _html("span", _SIGNS[_run_style(run)][0], class_=f"chip {_run_style(run)}", title=text)
+            for run, text in said
+        ]
+        newest = runs[0] if runs else None
+        rows.append(
+            (
+                found["dag_id"],
+                _html("span", *last, class_="strip"),
+                *((_run_chip(newest), _when(newest.start_date)) if newest else ("", "")),
+                _seconds_text(newest.duration) if newest else "",
+                _ago(_moment(found["last_success"])),
+                found["description"] or "",
+            )
+        )
+        if newest and (parts := _failure_sections(newest, _seen(newest), _ALIKE)):
+            sections += [_html("h2", found["dag_id"]), *parts]
+    heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
+    return _html_page(str(path), _html("h1", path.name), _html_table(heads, rows), *sections)
+
+
+def _notebook(*parts: _Html) -> str:
+    """What a notebook shows of an object."""
+    return _html("div", _Html(f"<style>{_STYLE}</style>"), *parts, class_="liteflow")
+
+
+def _notebook_dag(dag: Dag) -> str:
+    return _notebook(_html("h1", dag.dag_id), _svg_graph(_boxes_of(dag)))
+
+
+def _notebook_run(run: DagRun) -> str:
+    instances = _seen(run)
+    graph = _svg_graph([_box_of(members) for members in _by_task(instances)])
+    head = _html("h1", run.dag_id, " ", _run_chip(run))
+    parts = _failure_sections(run, instances, _ALIKE)
+    return _notebook(head, *_facts(run, instances), *parts, graph, _task_table(instances))
+
+
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
-_TAIL_KEPT = 4000  # characters of a running task's output, to be shown if it fails
 
 
 def _may_redraw(stream: Any) -> bool:
@@ -9831,7 +10514,7 @@ class _LogLines:
 
     def add(self, label: str, text: str) -> None:
         """Show some more of a task's output."""
-        label, text = _clean(label), text if self._raw else _clean(text)
+        label, text = _clean(label), text if self._raw else _printed(text)
         if label != self._of:
             self.end()
             _write(self.head.format(label))
@@ -9856,7 +10539,6 @@ class _Report(_Screen):
         self._began = time.monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
-        self._tails: dict[_Instance, str] = {}
         self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
         self._slowest: list[tuple[float, str]] = []
 
@@ -9867,7 +10549,7 @@ class _Report(_Screen):
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
-        self._plan, self._run, self._path = plan, f"{dag.dag_id}/{run_id}", path
+        self._plan = plan
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         if not plan.nodes:
             self.tell("the DAG has no tasks: a @task function makes one when it is called")
@@ -9899,7 +10581,6 @@ class _Report(_Screen):
             return
         for attempt, part, text in logs:
             instance = attempt.instance
-            self._tails[instance] = (self._tails.get(instance, "") + text)[-_TAIL_KEPT:]
             if part == _TAIL_PART:
                 self._ends[instance] = text
             else:
@@ -9914,15 +10595,8 @@ class _Report(_Screen):
         if state is not _S.RUNNING and (end := self._ends.pop(instance, None)) is not None:
             self.output(instance.label, end)
         # On a terminal the status tells what runs; elsewhere every change is a line.
-        bad = state in (_S.FAILED, _S.UP_FOR_RETRY, None)
-        if bad or not self.redraws:
+        if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
             self.tell(said, state and state.value)
-        tail = "" if state is _S.RUNNING else self._tails.pop(instance, "")
-        if bad and self.redraws:
-            tail = tail if self.logs is None else ""
-            lines = _failure_of(self._run, instance.label, tail, self._path)
-            for line in lines if state is _S.FAILED else lines[:-1]:
-                self.line(line)
 
     def tick(self) -> None:
         """Time has passed: the status is drawn anew, if there is one."""
@@ -10029,7 +10703,9 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}", lines)
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = "" if spec is None else spec.name.removesuffix(".__main__")
-    command = f"python3 -m {module}" if module else _typed("python3", Path(sys.argv[0]))
+    command = f"{_python()} {_typed(Path(sys.argv[0]))}"
+    if module:
+        command = f"cd {_typed(Path.cwd())} && {_python()} -m {module}"
     return _run_or_debug(dag, parser.parse_args(argv), command)
 
 
@@ -10056,13 +10732,16 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
+    """Refuse options that would be ignored."""
+    for name, value in vars(options).items():
+        if value not in (None, False, []) and name not in (*known, "db", "file", "dag", "command"):
+            raise _UsageError(f"{why}: it can't be combined with --{name.replace('_', '-')}")
+
+
 def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     """A task of a recorded run, ready to run here with its recorded inputs."""
-    own = ("db", "run_id", "task", "file", "dag", "command")
-    for name, value in vars(options).items():
-        if name not in own and value not in (None, False, []):
-            option = f"--{name.replace('_', '-')}"
-            raise _UsageError(f"--task runs one task, here: it can't be combined with {option}")
+    _refuse_beside("--task runs one task, here", options, "run_id", "task")
     try:
         run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
     except ValueError as error:
@@ -10070,34 +10749,14 @@ def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     return run.prepare_again(options.task)
 
 
-def _own_command() -> str:
-    """How this module is started as a command from here."""
-    here = Path(__file__).absolute()
-    if __name__ != "liteflow" or "site-packages" in here.parts or here.parent == Path.cwd():
-        return f"python3 -m {__name__}"
-    return _typed("python3", here)
-
-
-def _typed(*words: str | Path) -> str:
-    """Words as one types them: a path relative, if that is shorter; whole, where it is read
-    elsewhere."""
-    import shlex
-
-    texts = []
-    for word in words:
-        texts.append(os.path.abspath(word) if isinstance(word, Path) else word)
-        if isinstance(word, Path) and _may_redraw(sys.stderr):
-            # Not from another drive, nor from a working directory that is gone.
-            with contextlib.suppress(ValueError, OSError):
-                texts[-1] = min(os.path.relpath(word), texts[-1], key=len)
-    return shlex.join(texts)
-
-
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
+        _refuse_beside("--graph runs nothing", options, "graph")
         dag.validate()
         _write(_draw_dag(dag, None))
         return 0
+    if options.quiet and options.logs:
+        raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
     if options.param:
         options.conf = {**(options.conf or {}), **dict(options.param)}
     _refuse_strange_keys(dag, options)
@@ -10131,9 +10790,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        _name_failures(run, command, failed and not report.redraws)
-    if failed:
-        _say(f"to go on once it is mended: {_again(command, run.run_id, run.db_path, options)}")
+        for line in _report_of(run, _again(command, run.run_id, run.db_path, options)):
+            _say(line)
     return int(failed)
 
 
@@ -10154,27 +10812,6 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
     ):
         for name in sorted(set(given or ()) - known):
             raise _UsageError(f"{option}: DAG {dag.dag_id!r} has no {name!r}{_near(name, known)}")
-
-
-_NAMED = 10  # failed tasks that are told one by one
-
-
-def _name_failures(run: DagRun, command: str, tails: bool) -> None:
-    """What failed, why, the last lines of its output, and the commands that show more."""
-    failed = run._instances(state="failed")
-    for ti in failed[:_NAMED]:
-        which = f"{ti._label} {ti.element or ''}".rstrip()
-        tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
-        _say(_clean(f"{which} failed{tries}: {_last_line(ti.error)}"))
-        if place := _place_of(ti.error):
-            _say(f"    {_clean(place)}")
-        output = run.log(ti.task_id, ti.map_index) if tails else ""
-        for line in _failure_of(run._name, ti._label, output, run.db_path):
-            _say(line)
-        again = _typed("--task", ti._label, "--run-id", run.run_id, "--db", run.db_path)
-        _say(f"    in a debugger: {command} {again}")
-    if len(failed) > _NAMED:
-        _say(f"... and {len(failed) - _NAMED} more")
 
 
 def _cmd_run(options: argparse.Namespace) -> int:
@@ -10261,8 +10898,10 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     run, output = _run_of(options), options.output
     if output is not None and options.url:
         raise _UsageError("--url prints a link: leave --output out")
+    if options.gantt and options.direction:
+        raise _UsageError("a gantt has no --direction")
     if output is not None and output.suffix == ".md":
-        text = _page_of(run, options.direction)
+        text = _markdown_of(run, options.direction)
     else:
         text = _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
     if output is None:
@@ -10270,11 +10909,32 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         if warning := _too_large(text):
             _say(f"liteflow: {warning}")
         return
+    _write_file(output, text)
+
+
+def _write_file(output: Path, text: str) -> None:
+    """Write a file that somebody may read meanwhile: they see it as it was, or whole."""
+    output = output.resolve()
+    coming = output.with_name(f"{output.name}.{os.urandom(4).hex()}")
     try:
-        output.write_text(text, encoding="utf-8")
+        coming.write_text(text, encoding="utf-8")
+        coming.replace(output)
     except OSError as error:
         raise _UsageError(f"{output} can't be written: {error.strerror}") from None
+    finally:
+        coming.unlink(missing_ok=True)
     _say(f"wrote {output}")
+
+
+def _cmd_page(options: argparse.Namespace) -> None:
+    path = _database_path(options.db, None)
+    if options.run is None:
+        text = _file_page(path)
+    elif options.run in {found["dag_id"] for found in _read(path, _select_dags)}:
+        text = _dag_page(_load_dag(options.run, path), path)
+    else:
+        text = _run_page(_run_of(options))
+    _write_file(options.output, text) if options.output else _write(text)
 
 
 def _gantt_of(run: DagRun) -> str:
@@ -10284,7 +10944,7 @@ def _gantt_of(run: DagRun) -> str:
     return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
 
 
-def _page_of(run: DagRun, direction: str | None) -> str:
+def _markdown_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
     instances = _seen(run)
     when = f"{run.start_date.astimezone():%Y-%m-%d %H:%M:%S}" if run.start_date else ""
@@ -10359,7 +11019,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     path = _database_path(options.db, None)
     if options.dag is not None:
         _load_dag(options.dag, path)
-    documents, rows = [], []
+    documents, rows, known = [], [], _read(path, _select_run_ids)
     for run in _runs_asked_for(path, options):
         failed = run._instances(state="failed", limit=_RUN_ERRORS)
         count = len(failed)
@@ -10370,10 +11030,19 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
         said += [f"and {count - len(failed)} more"] if count > len(failed) else []
         why = "" if run.state is DagRunState.SUCCESS else "; ".join(filter(None, said))
-        name, took = run._name, _seconds_text(run.duration)
+        name, took = _short_name(run, known), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
     _print_json(documents) if options.json else print(_table(heads, rows))
+
+
+def _short_name(run: DagRun, known: Iterable[tuple[str, str]]) -> str:
+    """A run's name; on a terminal what is unique of it, if it was made of a time."""
+    made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
+    if made is None or not _may_redraw(sys.stdout):
+        return run._name
+    alike = sum(dag == run.dag_id and made[1] in other for dag, other in known)
+    return f"{run.dag_id}/{made[1]}" if alike == 1 else run._name
 
 
 def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
@@ -10435,6 +11104,8 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         print(_clean(run.reason))
     lines = _lines_of(instances, whole=options.state is not None)
     print(_table(_HEADS, [line.cells() for line in lines]))
+    if options.state is None and (report := _report_of(run)):
+        print("", *report, sep="\n")
 
 
 def _show_task(run: DagRun, options: argparse.Namespace) -> None:
@@ -10463,6 +11134,9 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
     _show_attempts(attempts, values)
     _show_errors(run, instances)
+    if instances and instances[0].state is _S.FAILED:
+        print(f"\nin a debugger: {_script_command(run, '--task', instances[0]._label)}")
+        print(f"to go on once it is mended: {_script_command(run, '--resume')}")
 
 
 def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:
@@ -10492,7 +11166,7 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
             print("\n".join(f"    | {line}" for line in _tail(text)))
 
 
-def _cmd_logs(options: argparse.Namespace) -> None:
+def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, tries, follow = _run_of(options), getattr(options, "try"), options.follow
     task_id, index = (None, None) if options.task is None else run._task_in(options.task)
@@ -10514,6 +11188,7 @@ def _cmd_logs(options: argparse.Namespace) -> None:
                 lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
         time.sleep(_POLL if live else 0)
     lines.end()
+    return int(follow and run.state is not DagRunState.SUCCESS)
 
 
 # --- Command line: keeping ------------------------------------------------------------------------
@@ -10657,7 +11332,7 @@ _EXAMPLES = """examples:
   python3 -m liteflow logs my_etl report             what a task printed
   python3 -m liteflow visualize my_etl --output page.md   draw it, with its errors
 
-RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id."""
+RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id or local time."""
 
 _RUN_EXAMPLES = """examples:
   %(prog)s                              run it
@@ -10708,6 +11383,13 @@ $ etl > run.mmd             the newest run of `etl`, as a flowchart
 $ etl --gantt               when each attempt ran
 $ etl --output run.md       a page: both diagrams, tasks, errors, logs
 $ etl --url                 a link that holds the diagram
+
+page: one HTML file, to be opened in a browser or put beside a web server
+[RUN]  a DAG's id (its runs as a grid), DAG/RUN, or a part of a run's id; else all DAGs
+--output FILE.html  write it there
+$ --output all.html         all DAGs with their last runs
+$ etl --output etl.html     the grid of a DAG's runs
+$ etl/run7 --output run.html   one run: failures, graph, timeline, tasks, values
 
 list: the DAGs that ran
 --json  print one JSON document
@@ -10802,6 +11484,7 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"\d+(\.\d+)?[smhdw]", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
+    "FILE.html": (".+", Path, "a file"),
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
     "N": (r"\d+", int, "a whole number, not negative"),
     "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
@@ -10869,7 +11552,10 @@ def _main_parser() -> argparse.ArgumentParser:
     import sqlite3
 
     text = "run DAGs of tasks, and see what ran"
-    parser = _parser("liteflow", text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
+    # The command that an installation makes; a copied file has none.
+    installed = os.path.basename(sys.argv[0]) == "liteflow"
+    name = "liteflow" if installed else f"python3 -m {__name__}"
+    parser = _parser(name, text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
     of = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
