@@ -11058,6 +11058,8 @@ def _cmd_show(options: argparse.Namespace) -> int:
     run = _run_of(options)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
+    if options.task is not None:  # said at once, not when the run has ended
+        run._instances_of(options.task.partition("[")[0])
     if options.follow:
         _follow(run)
     show = _show_run if options.task is None else _show_task

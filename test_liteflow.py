@@ -8920,7 +8920,8 @@ class ReadingTest(Case):
 MERMAID_LINES = re.compile(
     r"gantt|    title ([A-Za-z0-9 _.-]|#\d+;)+|    dateFormat x|    axisFormat [%HMSLmd:. -]+"
     r"|    #\d+;([A-Za-z0-9 _.-]|#\d+;)* :((done|crit|active), )?\d+, \d+"
-    r'|flowchart (TD|TB|LR|RL|BT)| +n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?|    n\d+ --> n\d+'
+    r'|flowchart (TD|TB|LR|RL|BT)| +n\d+\["([A-Za-z0-9 _.-]|#\d+;|<br/>)+"\](:::\w+)?'
+    r'|    n\d+ -->(\|"([A-Za-z0-9 _.-]|#\d+;)+"\|)? n\d+'
     r'| +subgraph g\d+\["([A-Za-z0-9 _.-]|#\d+;)+"\]| +end'
     r"|    classDef \w+ [\w:#,]+"
 )
@@ -9649,6 +9650,8 @@ class SeeingTest(ScriptCase):
         # Each has begun once it has said something.
         first = [followers[0].stdout.readline(), followers[1].stdout.readline()]
         first.append(next(line for line in followers[2].stderr if "1 running" in line))
+        typo = self.cli("show", "night", "typo", "--follow")  # which does not wait for the end
+        self.assertEqual((typo.returncode, run.poll()), (2, None), typo.stderr)
         self.assertIn(" | ", first[0])
         self.assertEqual(first[1], "waiting\n")
         (self.folder / "go").touch()
