@@ -9550,7 +9550,11 @@ def _boxes_of(dag: Dag) -> list[_Box]:
 
 def _draw_run(instances: Iterable[TaskInstance], direction: str | None = None) -> str:
     """A run's task instances; those of a mapped task in one box."""
-    return _draw([_box_of(members) for members in _by_task(instances)], direction)
+    return _draw(_run_boxes(instances), direction)
+
+
+def _run_boxes(instances: Iterable[TaskInstance]) -> list[_Box]:
+    return [_box_of(members) for members in _by_task(instances)]
 
 
 def _box_of(members: Sequence[TaskInstance]) -> _Box:
@@ -10084,7 +10088,7 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     for kind, members in alike.items():
         above = {kinds[up] for box in members for up in box.upstream if up in kinds}
         upstream = dict.fromkeys(str(other) for other in sorted(above) if other[0] < kind[0])
-        lines = [f"{len(members)} tasks", _spaced(kind[1])]
+        lines = [f"{len(members)} tasks", *filter(None, [_spaced(kind[1])])]
         folded.append(_Box(str(kind), lines, kind[1], upstream, ""))
     return folded
 
@@ -10189,14 +10193,13 @@ _PAGE_CELLS = 10_000  # of a grid
 def _run_page(run: DagRun) -> str:
     """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
     instances = _seen(run)
-    graph = _svg_graph([_box_of(members) for members in _by_task(instances)])
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
         *_facts(run, instances),
         *_failure_sections(run, instances, _SHOWN),
         _html("h2", "Graph"),
-        graph,
+        _svg_graph(_run_boxes(instances)),
         _html("h2", "Timeline"),
         _svg_timeline(_seen(run, attempts=True)),
         _task_table(instances),
@@ -10287,48 +10290,37 @@ def _value_table(run: DagRun) -> list[_Html]:
 
 
 def _dag_page(dag: Dag, path: Path) -> str:
-    """A DAG's grid: its last runs beside each other, with what each task did in them."""
+    """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
+    duration, and a row for each task; then what is to be said of each run."""
     runs = _read_runs(path, dag.dag_id, limit=_PAGE_RUNS)
-    seen = {run.run_id: _seen(run) for run in runs}
-    sections = []
-    for n, run in enumerate(runs):
-        head = _html("h2", _when(run.start_date), " ", _run_chip(run), id=f"run{n}")
-        parts = _failure_sections(run, seen[run.run_id], _ALIKE)
-        sections += [head, *_facts(run, seen[run.run_id]), *parts]
-    return _html_page(
-        dag.dag_id,
-        _html("h1", dag.dag_id),
-        _html("p", dag.description or ""),
-        _grid(runs, seen),
-        *sections,
-    )
-
-
-def _grid(runs: Sequence[DagRun], seen: Mapping[str, Sequence[TaskInstance]]) -> _Html:
-    """Columns are runs, the newest first, below bars of their durations; rows are tasks."""
     longest = max([run.duration or 0 for run in runs], default=0) or 1
-    heads = [_html("th", "")]
+    heads, sections = [_html("th", "")], []
+    cells: dict[str, dict[int, _Html]] = {}
     for n, run in enumerate(runs):
         title = f"{run.run_id}: {_run_state(run)}, {_seconds_text(run.duration)}"
         high = 4 + round(60 * (run.duration or 0) / longest)
         bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
-    cells: dict[str, dict[int, _Html]] = {}
-    for n, run in enumerate(runs):
-        for members in _by_task(seen[run.run_id]):
-            line = _line_of(members)
-            tries = f", try {line.tries}" if line.tries > 1 else ""
-            words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
-            row = cells.setdefault(members[0].task_id, {})
-            row[n] = _html("td", _SIGNS[line.style][0].strip(), class_=line.style, title=words)
+        instances = _seen(run)  # of one run at a time: they may be many
+        for members in _by_task(instances):
+            cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
+        sections.append(_html("h2", _when(run.start_date), " ", _run_chip(run), id=f"run{n}"))
+        sections += [*_facts(run, instances), *_failure_sections(run, instances, _ALIKE)]
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
         for task_id, row in [*cells.items()][:most]
     ]
+    grid = _html("table", _html("tr", *heads), *rows, class_="grid")
     more = [_html("p", f"and {len(cells) - most} more tasks")] if len(cells) > most else []
-    table = _html("table", _html("tr", *heads), *rows, class_="grid")
-    return _html("div", table, *more, class_="wide")
+    head = [_html("h1", dag.dag_id), _html("p", dag.description or "")]
+    return _html_page(dag.dag_id, *head, _html("div", grid, class_="wide"), *more, *sections)
+
+
+def _grid_cell(line: _Line) -> _Html:
+    tries = f", try {line.tries}" if line.tries > 1 else ""
+    words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
+    return _html("td", _SIGNS[line.style][0].strip(), class_=line.style, title=words)
 
 
 def _file_page(path: Path) -> str:
@@ -10336,22 +10328,18 @@ def _file_page(path: Path) -> str:
     rows, sections = [], []
     for found in _read(path, _select_dags):
         runs = _read_runs(path, found["dag_id"], limit=20)
-        said = [(run, f"{_when(run.start_date)}: {_run_state(run)}") for run in runs]
-        last = [
-            _html("span", _SIGNS[_run_style(run)][0], class_=f"chip {_run_style(run)}", title=text)
-            for run, text in said
-        ]
+        last = []
+        for run in runs:
+            sign, style = _SIGNS[_run_style(run)][0], f"chip {_run_style(run)}"
+            title = f"{_when(run.start_date)}: {_run_state(run)}"
+            last.append(_html("span", sign, class_=style, title=title))
         newest = runs[0] if runs else None
-        rows.append(
-            (
-                found["dag_id"],
-                _html("span", *last, class_="strip"),
-                *((_run_chip(newest), _when(newest.start_date)) if newest else ("", "")),
-                _seconds_text(newest.duration) if newest else "",
-                _ago(_moment(found["last_success"])),
-                found["description"] or "",
-            )
-        )
+        now = ("", "", "")
+        if newest:
+            now = (_run_chip(newest), _when(newest.start_date), _seconds_text(newest.duration))
+        success, text = _ago(_moment(found["last_success"])), found["description"] or ""
+        strip = _html("span", *last, class_="strip")
+        rows.append((found["dag_id"], strip, *now, success, text))
         if newest and (parts := _failure_sections(newest, _seen(newest), _ALIKE)):
             sections += [_html("h2", found["dag_id"]), *parts]
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
@@ -10369,7 +10357,7 @@ def _notebook_dag(dag: Dag) -> str:
 
 def _notebook_run(run: DagRun) -> str:
     instances = _seen(run)
-    graph = _svg_graph([_box_of(members) for members in _by_task(instances)])
+    graph = _svg_graph(_run_boxes(instances))
     head = _html("h1", run.dag_id, " ", _run_chip(run))
     parts = _failure_sections(run, instances, _ALIKE)
     return _notebook(head, *_facts(run, instances), *parts, graph, _task_table(instances))

@@ -10392,6 +10392,10 @@ class PageTest(ScriptCase):
                 self.assertLessEqual(drawn.count("<rect"), liteflow._DRAWN)
                 self.crossings(boxes[:60])
         self.check(liteflow._svg_graph([]))
+        with DAG("large") as dag:
+            tasks = [task(task_id=f"t{i}")(sample)(1) for i in range(300)]
+            liteflow.chain(*tasks[:250])
+        self.check(dag._repr_html_())
         circle = [
             liteflow._Box("a", ["a"], "none", {"b": None}, ""),
             liteflow._Box("b", ["b"], "none", {"a": None}, ""),
