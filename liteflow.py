@@ -986,14 +986,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds. Raises TypeError for what
         stands where a value should."""
-        results: list[XComArg[Any]] = []
+        before: list[BaseOperator] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
-                results += leaf._parts(XComArg)
+                before += leaf._ends()
             elif isinstance(leaf, (_Dependency, _Expandable, _TaskDecorator, _OperatorType, Dag)):
                 what = f"task {self.task_id!r}: an argument"
                 raise TypeError(f"{what} is no value: {_shown(leaf)}{_remedy(leaf)}")
-        _join([result.operator for result in results], [self])
+        _join(before, [self])
 
     def execute(self, context: Context) -> Any:
         """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
@@ -1381,9 +1381,6 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
             return _of_job, ("sequence", self.operator.task_id, self.key, group is not None)
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
-
-    def _ends(self) -> list[BaseOperator]:
-        return [self.operator]
 
     def _count(self, known: _Known) -> int:
         return len(known.stored(self.operator))
