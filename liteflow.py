@@ -881,9 +881,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     map_index_template: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
-    pre_execute = post_execute = _setting(
-        _no_hook, lambda what, x: _called_here(what, x or _no_hook)
-    )
+    pre_execute = post_execute = _optional(_no_hook, _called_here)
     _known_settings: dict[str, _Setting] = dict.fromkeys(
         """doc doc_json doc_yaml doc_rst queue executor executor_config
         run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
@@ -2368,10 +2366,8 @@ class Dag:
 
         Raises DatabaseError; TypeError or ValueError for a state or limit that is none.
         """
-        if limit is not None:
-            _of_type(int, least=0)("limit", limit)
-        if state is not None:
-            state = _one_of(DagRunState)("state", state).value
+        _optional(None, _of_type(int, least=0)).check("limit", limit)
+        state = _optional(None, _one_of(DagRunState)).check("state", state)
         return _read_runs(_database_path(db_path, self), self.dag_id, state=state, limit=limit)
 
     def get_run(self, run_id: str, db_path: _StrPath | None = None) -> DagRun:
