@@ -1049,22 +1049,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         """Runs in the worker process: the operator that does the work; it may take arguments."""
         return self
 
-    def _filled(self, values: Mapping[str, Any]) -> Self:
-        """A copy with these attributes: what `execute` sets on it is seen by nobody later."""
-        import copy
-
-        mine = copy.copy(self)
-        for name, value in values.items():
-            object.__setattr__(mine, name, value)
-        return mine
-
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in."""
         for name in self.template_fields:
             value = getattr(self, name, None)
             if name not in kwargs and _template_in(value) is not None:  # results are not rendered
                 kwargs[name] = _rendered(value, job.context)
-        return self._filled(kwargs).execute(job.context)
+        # What `execute` sets on the copy is seen by nobody later.
+        return _copy_with(self, **kwargs).execute(job.context)
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
@@ -1072,6 +1064,16 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def __repr__(self) -> str:
         return f"<Task({type(self).__name__}): {self.task_id}>"
+
+
+def _copy_with(original: T, /, **values: Any) -> T:
+    """A copy with these attributes, unchecked."""
+    import copy
+
+    made = copy.copy(original)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 @functools.cache
@@ -1157,7 +1159,7 @@ class _FunctionOperator(BaseOperator):
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
-        mine = self._filled(kwargs.pop(_LATE)) if _LATE in kwargs else self
+        mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         function, context = self.python_callable, job.context if self._wants_context else {}
         call = functools.partial(_called, function, self._signature, args, kwargs, context)
         return mine._follow(call, job)
@@ -1833,14 +1835,7 @@ class _Decorated(_Expandable, Generic[P, R]):
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
-        return self._with(_settings={**self._settings, **settings})
-
-    def _with(self, **attributes: Any) -> Self:
-        import copy
-
-        changed = copy.copy(self)
-        changed.__dict__.update(attributes)
-        return changed
+        return _copy_with(self, _settings={**self._settings, **settings})
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Add a task that calls the function with these arguments, or a group of what it makes.
@@ -2008,7 +2003,7 @@ class _TaskDecorator:
         settings = {"dag": self._dag, **settings}
         _function("what @task decorates", function)
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
-        return made._with(_maker=self._maker)
+        return _copy_with(made, _maker=self._maker)
 
     branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
     short_circuit: _TaskDecorator = _decorator_of(ShortCircuitOperator)
@@ -2037,7 +2032,7 @@ def _with_condition(condition: Any, function: Any) -> Any:
     _called_here("the condition of @task.run_if or @task.skip_if", condition[0])
     if not isinstance(function, _TaskFunction):
         raise TypeError("@task.run_if and @task.skip_if stand above @task")
-    return function._with(_conditions=(condition, *function._conditions))
+    return _copy_with(function, _conditions=(condition, *function._conditions))
 
 
 task = _TaskDecorator()
@@ -2063,7 +2058,7 @@ def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
     made = function if isinstance(function, _TaskFunction) else task(function)
     if made._role is not None:
         raise ValueError(f"{made!r} can't be @setup and @teardown at once")
-    return made.override(**settings)._with(_role=role)
+    return _copy_with(made.override(**settings), _role=role)
 
 
 def task_group(function: Any = None, /, **settings: Any) -> Any:
