@@ -1160,14 +1160,11 @@ class _FunctionOperator(BaseOperator):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
-        function, context = self.python_callable, job.context if self._wants_context else {}
-        call = functools.partial(_called, function, self._signature, args, kwargs, context)
-        return mine._follow(call, job)
-
-    @functools.cached_property
-    def _wants_context(self) -> bool:
         parameters = self._signature.parameters.values()
-        return any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
+        wanted = any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
+        context = job.context if wanted else {}
+        function, signature = self.python_callable, self._signature
+        return mine._follow(lambda: _called(function, signature, args, kwargs, context), job)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
