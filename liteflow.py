@@ -1253,6 +1253,9 @@ class _Placeholder:
             f"{self!r} is neither true nor false while the DAG is built: use @task.branch"
         )
 
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
+
 
 class _Mappable(_Placeholder, _Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
@@ -1353,9 +1356,6 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
             raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
         return XComArg(self.operator, key)
 
-    def __iter__(self) -> Iterator[Any]:
-        raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, XComArg):
             return NotImplemented
@@ -1408,9 +1408,6 @@ class _Argument(_Placeholder):
     def __reduce__(self) -> tuple[Any, ...]:
         _pickled_for(self)
         return _of_job, (self.look, self.name, *self.default)
-
-    def __iter__(self) -> Iterator[Any]:
-        raise TypeError(f"{self!r} is a placeholder until the DAG runs")
 
     def __repr__(self) -> str:
         return f"argument {self.name!r}"
