@@ -2974,9 +2974,6 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     """Of each node the setups above it in whose scope it stands (right above it, a teardown's), and
     the branches and short circuits that may leave it out."""
     for node in order:
-        for below in node.downstream if node.task.is_setup else ():
-            if below.task.is_teardown:
-                _shelter(node, below)
         if (flow := node.task._flow) is None:
             continue
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
@@ -2994,12 +2991,13 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     if not setups:
         return
     # Of each teardown its setups; those without a teardown are as if one were below everything.
-    bit = _bits(setups)
-    ends = [[below for below in n.downstream if below.task.is_teardown] for n in setups]
-    endless = sum(bit[n] for n, own in zip(setups, ends, strict=True) if not own)
+    bit, endless = _bits(setups), 0
     marks: collections.Counter[_Node] = collections.Counter()
-    for setup, own in zip(setups, ends, strict=True):
-        for end in own:
+    for setup in setups:
+        ends = [below for below in setup.downstream if below.task.is_teardown]
+        endless |= 0 if ends else bit[setup]
+        for end in ends:
+            _shelter(setup, end)
             marks[end] |= bit[setup]
     ended_below = dict(_reach(order[::-1], "downstream", "upstream", marks))
     for node, above in _reach(order, "upstream", "downstream", bit):
