@@ -743,19 +743,15 @@ class _OperatorType(type):
 def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
     """Raises ValueError for a template where there is no Jinja: it would quietly mean its own
     text."""
+    import importlib.util
+
     for name, value in fields.items():
         text = _template_in(value)
-        if text is not None and not _has_jinja():
+        if text is not None and importlib.util.find_spec("jinja2") is None:
             raise ValueError(
                 f"task {task_id!r}: {name} {_shown(text, 60)} is a template: install jinja2 to "
                 "have it rendered, or use @task: there a string is a string"
             )
-
-
-def _has_jinja() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("jinja2") is not None
 
 
 class _OneTask(_Dependency):
