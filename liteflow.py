@@ -1651,17 +1651,14 @@ class PythonOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        of, a_dict = f"task {self.task_id!r}:", _late(dict)
         try:
-            self.python_callable = _function(
-                f"task {self.task_id!r}: python_callable", python_callable
-            )
+            self.python_callable = _function(f"{of} python_callable", python_callable)
         except TypeError as error:
             raise AirflowException(str(error)) from None
-        what, a_dict = f"task {self.task_id!r}", _late(dict)
-        self.op_args = _optional((), _late(list, tuple)).check(f"{what}: op_args", op_args)
-        self.op_kwargs = _optional({}, a_dict).check(f"{what}: op_kwargs", op_kwargs)
-        of_templates = f"{what}: templates_dict"
-        self.templates_dict = _optional(None, a_dict).check(of_templates, templates_dict)
+        self.op_args = _optional((), _late(list, tuple)).check(f"{of} op_args", op_args)
+        self.op_kwargs = _optional({}, a_dict).check(f"{of} op_kwargs", op_kwargs)
+        self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
