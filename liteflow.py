@@ -3108,9 +3108,7 @@ class _Plan:
     def ready_count(self, now: float) -> int:
         """How many instances may start now, at most."""
         while self._delayed and self._delayed[0][0] <= now:
-            instance = heapq.heappop(self._delayed)[-1]
-            if instance.state not in _ENDED:
-                self.enqueue(instance)
+            self.enqueue(heapq.heappop(self._delayed)[-1])
         queued = (
             len(queue) if node is None else min(len(queue), node.limit - node.running)
             for (_, node), queue in self._queues.items()
