@@ -1436,12 +1436,10 @@ class _ExpandInput:
             constant = not isinstance(source, _Mappable)
             count = len(source) if constant else source._count(known)
             i, j = divmod(i, count or 1)
-            element: tuple[Any, ...] = ("constant", j)
-            if not constant:
-                try:
-                    element = source._element(j, known, self.functions)
-                except IndexError:  # a setup that was taken along has given fewer than before
-                    element = ("gone", j)
+            try:
+                element = ("constant", j) if constant else source._element(j, known, self.functions)
+            except IndexError:  # a setup that was taken along has given fewer than before
+                element = ("gone", j)
             found.append((name, element))
         return found[::-1]
 
