@@ -1728,11 +1728,12 @@ class _MappedOperator(BaseOperator):
         self._known_settings = known = kind._known_settings
         own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
         super().__init__(task_id=task_id, **own)
-        for name in known.keys() - BaseOperator._known_settings.keys():
+        special = known.keys() - BaseOperator._known_settings.keys()
+        for name in special:
             self.__dict__.setdefault(name, known[name].default)
         self._kind, self._flow, self._fixed = kind, kind._flow, fixed
         defaults = _surroundings(fixed)[2]
-        self._defaults = {n: v for n, v in defaults.items() if n in _keywords_of(kind)}
+        self._defaults = {n: v for n, v in defaults.items() if n in special | _keywords_of(kind)}
         self._map_over(expand)
         mapped = dict(expand.sources).items()
         values = {n: x for n, x in (*fixed.items(), *mapped) if n not in _PLACE}

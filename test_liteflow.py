@@ -3736,6 +3736,17 @@ class MappingTest(Case):
         )
         self.assertEqual(run.xcom_pull("total"), [count, sum(range(count))])
 
+    def test_default_args_reach_the_settings_of_a_mapped_operator(self):
+        run = self.run_flow(
+            """
+            with DAG("defaults", default_args={"env": {"A": "1"}, "skip_on_exit_code": 7}) as dag:
+                bash = BashOperator.partial(task_id="bash")
+                bash.expand(bash_command=["echo $A", "exit 7"])
+            """
+        )
+        self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
+        self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
+
 
 class FlowTest(Case):
     def test_branches_by_group_list_and_none(self):
