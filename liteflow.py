@@ -509,9 +509,7 @@ class _Dependency:
 
     __slots__ = ()
 
-    def _ends(self) -> list[BaseOperator]:
-        """The tasks to be waited for when something comes after this."""
-        raise NotImplementedError
+    _ends: Callable[[], list[BaseOperator]]  # the tasks that what comes after this waits for
 
     def _starts(self) -> list[BaseOperator]:
         """The tasks that have to wait when something comes before this."""
@@ -852,7 +850,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     """
 
     task_id: str
-    dag: Dag | None
+    dag: Dag | None = None
     retries: int = _optional(0, _of_type(int, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
     retry_exponential_backoff: float = _optional(0.0, _backoff)
@@ -920,7 +918,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 self.__dict__[name] = kept
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
-        self.dag = None
         if group is not None:
             self.task_group = group
             self._mapped_group, self._mapping = group._mapped, group._mapping
