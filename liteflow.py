@@ -357,8 +357,7 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raises TypeError, which names it, for an argument that is not among the known ones."""
-    unknown = set(given).difference(known)
-    if unknown:
+    if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
 
@@ -1768,8 +1767,7 @@ class _Expandable:
 
         Raises TypeError for one that there is not, or that is fixed already.
         """
-        twice = self._fixed.keys() & fixed.keys()
-        if twice:
+        if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
         return _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
