@@ -2755,11 +2755,11 @@ class _Instance:
         """`task_id`, or `task_id[3]` for a mapped instance."""
         return _label_of(self.task_id, self.map_index)
 
-    def twin(self, node: _Node) -> _Instance | None:
-        """Of another task in its mapped group, the instance of its index, if there is one."""
-        if self.map_index < 0 or not self.node.is_in_step_with(node):
-            return None
-        return None if node.instances[0].map_index < 0 else node.instances[self.map_index]
+    def beside(self, node: _Node) -> Sequence[_Instance]:
+        """Those of another task: in its mapped group that of its index, else all there are."""
+        expanded = self.map_index >= 0 and node.instances[0].map_index >= 0
+        in_step = expanded and self.node.is_in_step_with(node)
+        return (node.instances[self.map_index],) if in_step else node.instances
 
     def move(self, state: TaskInstanceState | None) -> None:
         """Change the state, if the table of transitions allows it."""
@@ -2842,14 +2842,13 @@ class _Node:
         counts = counts.copy()
         for node in nodes:
             if self.is_in_step_with(node):
-                state = (instance.twin(node) or node.instances[0]).state
+                state = instance.beside(node)[0].state
                 counts[_PENDING if state is None else _END_AT.get(state, _PENDING)] += 1
         return counts
 
     def is_gated(self, instance: _Instance) -> bool:
         """Whether a branch or short circuit that has not ended may still leave it out."""
-        twins = [(gate, instance.twin(gate)) for gate in self.gates]
-        return any(gate.open if twin is None else twin.state not in _ENDED for gate, twin in twins)
+        return any(x.state not in _ENDED for gate in self.gates for x in instance.beside(gate))
 
 
 def _by_rule(
@@ -3086,8 +3085,7 @@ class _Plan:
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
         """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
         each, or the one of the index of another."""
-        twin = None if by is None else by.twin(node)
-        for instance in node.instances if twin is None else (twin,):
+        for instance in node.instances if by is None else by.beside(node):
             if instance.state is None and not instance.ready:
                 self._dirty[instance] = None
                 if node.group is None:
@@ -3362,8 +3360,7 @@ class _Plan:
         """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
         branch's own index."""
         for node in nodes:
-            twin = instance.twin(node)
-            for each in list(node.instances) if twin is None else (twin,):
+            for each in instance.beside(node):
                 if each.state is None:
                     self._decide(each, _S.SKIPPED)
 
