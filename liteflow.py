@@ -3154,15 +3154,14 @@ class _Plan:
         if instance.state is not _S.UP_FOR_RESCHEDULE:
             instance.try_number += 1
         instance.move(_S.QUEUED)
-        self.running += 1
-        instance.node.running += 1
-        self._free[instance.node.task.pool] -= instance.node.task.pool_slots
+        self._occupy(instance, 1)
 
-    def _leave(self, instance: _Instance) -> None:
+    def _occupy(self, instance: _Instance, places: int) -> None:
+        """It takes a place, or gives it back (-1): in the run, among its task's, in its pool."""
         node = instance.node
-        self.running -= 1
-        node.running -= 1
-        self._free[node.task.pool] += node.task.pool_slots
+        self.running += places
+        node.running += places
+        self._free[node.task.pool] -= places * node.task.pool_slots
 
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] | None = None
@@ -3176,7 +3175,7 @@ class _Plan:
         note = note or {}
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
-        self._leave(instance)
+        self._occupy(instance, -1)
         again, wait = None, note.get("wait", 0.0)
         if self.timed_out and status != "success":
             status = "skipped"
@@ -3198,7 +3197,7 @@ class _Plan:
 
     def withdraw(self, instance: _Instance) -> None:
         """The instance's attempt did not start after all: it may again."""
-        self._leave(instance)
+        self._occupy(instance, -1)
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
         instance.move(instance.before)
@@ -3209,9 +3208,7 @@ class _Plan:
 
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
-        if instance.state is _S.QUEUED:
-            instance.move(_S.RUNNING)
-        self._leave(instance)
+        self._occupy(instance, -1)
         instance.max_tries += 1
         instance.move(None)
 
