@@ -2590,23 +2590,31 @@ def _has_format(text: str, name: str) -> bool:
     return False
 
 
-# JSON Schema: of what type of values a keyword says something (None: of all), and what.
-_KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
-    "type": (None, _is_of_type),
-    "enum": (None, _is_one_of),
+def _is_number(what: str, value: Any) -> None:
+    if math.isnan(_of_type(int, float)(what, value)):
+        raise ValueError(f"{what} must be a number")
+
+
+_is_size = _of_type(int, least=0)
+_is_list = _of_type(list, tuple)
+# JSON Schema: of what type of values a keyword says something (None: of all), what, and what its
+# own value must be, where a sample does not show it.
+_KEYWORDS: dict[str, tuple[Any, ...]] = {
+    "type": (None, _is_of_type, _of_type(str, list, tuple)),
+    "enum": (None, _is_one_of, _is_list),
     "const": (None, lambda value, rule: _is_one_of(value, [rule])),
-    "minimum": ("number", operator.ge),
-    "maximum": ("number", operator.le),
-    "exclusiveMinimum": ("number", operator.gt),
-    "exclusiveMaximum": ("number", operator.lt),
-    "minLength": ("string", lambda value, rule: len(value) >= rule),
-    "maxLength": ("string", lambda value, rule: len(value) <= rule),
+    "minimum": ("number", operator.ge, _is_number),
+    "maximum": ("number", operator.le, _is_number),
+    "exclusiveMinimum": ("number", operator.gt, _is_number),
+    "exclusiveMaximum": ("number", operator.lt, _is_number),
+    "minLength": ("string", lambda value, rule: len(value) >= rule, _is_size),
+    "maxLength": ("string", lambda value, rule: len(value) <= rule, _is_size),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
     "format": ("string", _has_format),
     "items": ("array", lambda value, rule: all(_validate(item, rule) for item in value)),
-    "minItems": ("array", lambda value, rule: len(value) >= rule),
-    "maxItems": ("array", lambda value, rule: len(value) <= rule),
-    "required": ("object", lambda value, rule: value.keys() >= set(rule)),
+    "minItems": ("array", lambda value, rule: len(value) >= rule, _is_size),
+    "maxItems": ("array", lambda value, rule: len(value) <= rule, _is_size),
+    "required": ("object", lambda value, rule: value.keys() >= set(rule), _is_list),
     "properties": ("object", lambda x, rule: all(_validate(x[n], rule[n]) for n in rule if n in x)),
     **dict.fromkeys(
         """title examples description_md values_display section source custom_html_form
@@ -2617,27 +2625,13 @@ _KEYWORDS: dict[str, tuple[str | None, Callable[[Any, Any], Any]]] = {
 _SAMPLES: dict[str | None, Any] = {None: 0, "number": 0, "string": "", "array": (), "object": {}}
 
 
-def _is_number(what: str, value: Any) -> None:
-    if math.isnan(_of_type(int, float)(what, value)):
-        raise ValueError(f"{what} must be a number")
-
-
-# What a keyword's own value must be, where a sample does not show it.
-_RULES: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys("minLength maxLength minItems maxItems".split(), _of_type(int, least=0)),
-    **dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), _is_number),
-    **dict.fromkeys(["enum", "required"], _of_type(list, tuple)),
-    "type": _of_type(str, list, tuple),
-}
-
-
 def _check_schema(schema: Mapping[str, Any]) -> None:
     """Raises ValueError for a keyword that is not checked, or can't be so."""
     for keyword, rule in schema.items():
-        kind, fits = _known(_KEYWORDS, keyword)
+        kind, fits, *checks = _known(_KEYWORDS, keyword)
         try:
-            if keyword in _RULES:
-                _RULES[keyword](keyword, rule)
+            for check in checks:
+                check(keyword, rule)
             fits(_SAMPLES[kind], rule)
             if keyword == "items":
                 _check_schema(rule)
@@ -2650,7 +2644,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
     """Raises ParamValidationError if the value, or a part of it, does not fit."""
     for keyword, rule in schema.items():
-        kind, fits = _KEYWORDS[keyword]
+        kind, fits, *_ = _KEYWORDS[keyword]
         if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
             raise ParamValidationError(f"{_shown(value)} does not fit {keyword} {_shown(rule)}")
     return True
