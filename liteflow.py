@@ -2813,15 +2813,12 @@ class _Node:
             return _S.RUNNING
         rule = self.task.trigger_rule
         decision = _by_rule(rule, *self.ends(instance, self.counts, self.upstream))
-        if self.setups and self.task.is_teardown:
-            if decision is _S.RUNNING:
-                ends = self.ends(instance, self.needs, self.setups)
-                decision = _by_rule(TriggerRule.ONE_SUCCESS, *ends)
-        elif self.setups and rule is not TriggerRule.ALWAYS:
-            ends = self.ends(instance, self.needs, self.setups)
-            allowed = _by_rule(TriggerRule.ALL_SUCCESS, *ends)
+        if self.setups and rule is not TriggerRule.ALWAYS:
+            cleans = self.task.is_teardown  # after any of its setups, once all else has ended
+            enough = TriggerRule.ONE_SUCCESS if cleans else TriggerRule.ALL_SUCCESS
+            allowed = _by_rule(enough, *self.ends(instance, self.needs, self.setups))
             # Here, too, a failure wins over a skip, whatever came first.
-            waits = decision is None and allowed is _S.SKIPPED
+            waits = decision is None and (cleans or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
