@@ -5302,10 +5302,10 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
 def _name_of(job: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance, from what the task put into its
     context, too; nothing without Jinja."""
-    if not _has_jinja():
-        return {}
     try:
         name = _rendered(job.task.map_index_template, job.context)
+    except ImportError:
+        return {}
     except Exception as error:  # a template is the user's code
         print(f"liteflow: map_index_template failed: {_one_line(error)}", file=sys.stderr)
         return {}
