@@ -2185,16 +2185,15 @@ class Dag:
     def __getitem__(self, node_id: str) -> BaseOperator | TaskGroup:
         """The task or group of this id. Raises NodeNotFound, a KeyError."""
         _of_type(str)("node_id", node_id)
-        found = self.task_dict.get(node_id) or self.task_group_dict.get(node_id)
+        found = self.task_dict.get(node_id, self.task_group_dict.get(node_id))
         if found is None:
             raise NodeNotFound(self._no_task(node_id))
         return found
 
     def __contains__(self, node_id: object) -> bool:
-        return isinstance(node_id, str) and self._has_node(node_id)
-
-    def _has_node(self, node_id: str) -> bool:
-        return node_id in self.task_dict or node_id in self.task_group_dict
+        return isinstance(node_id, str) and (
+            node_id in self.task_dict or node_id in self.task_group_dict
+        )
 
     def _no_task(self, task_id: str) -> str:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
@@ -3327,20 +3326,17 @@ class _Plan:
     ) -> Sequence[_Node]:
         """What a branch's choice, or a short circuit's, leaves to be skipped: of what it may leave
         out, all that is neither chosen nor below that. Raises _BadBranch."""
-        guarded, tasks, groups = instance.node.guarded, self._by_id, self.dag.task_group_dict
+        guarded, dag = instance.node.guarded, self.dag
         if "chosen" not in note:
             return guarded if note.get("go_on") is False else ()
         chosen: list[_Node] = []
         for name in note["chosen"] or ():
-            if name in tasks:
-                chosen.append(tasks[name])
-            elif name in groups:
-                chosen += [tasks[task.task_id] for task in groups[name]._starts()]
+            if name in dag:
+                chosen += [self._by_id[task.task_id] for task in dag[name]._starts()]
             elif strict:  # else it has gone from the code since
-                raise _BadBranch(
-                    f"the branch chose {_shown(name)}, which is no task or group of DAG "
-                    f"{self.dag.dag_id!r}{_near(name, [*tasks, *groups])}"
-                )
+                near = _near(name, [*dag.task_dict, *dag.task_group_dict])
+                what = f"{_shown(name)}, which is no task or group of DAG {dag.dag_id!r}{near}"
+                raise _BadBranch(f"the branch chose {what}")
         keep = _with_below(chosen)
         return [node for node in guarded if node not in keep]
 
@@ -3565,8 +3561,7 @@ class _Resumption:
     def _chose_what_is_gone(self, row: _Past) -> bool:
         """Whether a branch's choice names what the code does not have any more: it chooses anew."""
         chosen = _plain(row.flow, dict).get("chosen") or ()
-        there = (self._dag.task_dict, self._dag.task_group_dict)
-        return any(all(name not in known for known in there) for name in chosen)
+        return any(name not in self._dag for name in chosen)
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
         group = task._mapped_group
