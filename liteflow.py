@@ -3476,14 +3476,14 @@ class _Resumption:
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
-        past: dict[str, list[_Past]] = {}
+        past: dict[str, dict[int, _Past]] = {}
         for row in rows:
-            past.setdefault(row.task_id, []).append(row)
+            past.setdefault(row.task_id, {})[row.map_index] = row
         for task_id in past.keys() - dag.task_dict.keys():
-            self._remove(past[task_id])
+            self._remove(past[task_id].values())
         order = dag.topological_sort()
         for task in order:
-            self._match(task, past.get(task.task_id, ()))
+            self._match(task, past.get(task.task_id, {}))
             self._decide(task)
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
@@ -3500,9 +3500,8 @@ class _Resumption:
             if row.state != "removed":
                 self._moved.add(row.task_id)
 
-    def _match(self, task: BaseOperator, past: Iterable[_Past]) -> None:
+    def _match(self, task: BaseOperator, rows: dict[int, _Past]) -> None:
         """Give the task's instances of today the rows that are theirs."""
-        rows = {row.map_index: row for row in past}
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
         found = {-1: _Past(0, task.task_id, -1, None, 0, task.retries)}
@@ -3540,7 +3539,9 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            own = not row.is_kept() or self._chose_what_is_gone(row)
+            # A branch that chose what the code does not have any more chooses anew.
+            chosen = _plain(row.flow, dict).get("chosen") or ()
+            own = not row.is_kept() or any(name not in self._dag for name in chosen)
             pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
@@ -3549,19 +3550,12 @@ class _Resumption:
                 self.along.add(key)
                 continue
             self._changed.add(task.task_id)
-            pulls = True
-            if not (pulled or row.cleared) and row.state in ("skipped", "upstream_failed"):
+            left_out = not (pulled or row.cleared) and row.state in ("skipped", "upstream_failed")
+            if left_out and key not in self._running:
                 # It did not run for what others did: decided anew, it may well end so again.
-                pulls = key in self._running
-                if not pulls:
-                    self.left_out.add(key)
-            if pulls and row.cleared != _CLEARED_ALONE:
+                self.left_out.add(key)
+            elif row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
-
-    def _chose_what_is_gone(self, row: _Past) -> bool:
-        """Whether a branch's choice names what the code does not have any more: it chooses anew."""
-        chosen = _plain(row.flow, dict).get("chosen") or ()
-        return any(name not in self._dag for name in chosen)
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
         group = task._mapped_group
@@ -3595,8 +3589,7 @@ class _Resumption:
                 # One that was sent, and whose start nobody could record, may have begun.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
-                    if key not in self.again:
-                        self.along.add(key)
+                    self.along |= {key} - self.again
                     self.again.add(key)
 
     def _beside(
