@@ -4788,18 +4788,6 @@ def _of_job(name: str, *arguments: Any) -> Any:
     return getattr(_running_job(), name)(*arguments)
 
 
-def _xcom_row(key: str, value: Any) -> _XComRow:
-    """A value pickled, with its type, a short preview and its length. Raises what pickling does."""
-    data = _dump(value)
-    if len(data) > _VALUE_LIMIT:
-        raise AirflowFailException(
-            f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
-            "write it to a file and return the path"
-        )
-    length = len(value) if isinstance(value, (list, tuple, dict)) else None
-    return key, _storable(type(value).__qualname__), _preview(value), length, data
-
-
 def _storable(text: object) -> str:
     """Text that SQLite takes: a file name may hold bytes that are none."""
     return str(text).encode(errors="backslashreplace").decode()
@@ -5432,15 +5420,20 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
     except UnicodeError:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     try:
-        job.pushed[key] = _xcom_row(key, value)
-    except AirflowFailException:
-        raise
+        data = _dump(value)
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         raise TypeError(
             f"{said} {type(value).__name__}, which cannot be pickled: "
             f"{type(error).__name__}: {error}{remedy}"
         ) from None
+    if len(data) > _VALUE_LIMIT:
+        raise AirflowFailException(
+            f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
+            "write it to a file and return the path"
+        )
+    length = len(value) if isinstance(value, (list, tuple, dict)) else None
+    job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
 def _one_line(error: BaseException) -> str:
