@@ -5671,7 +5671,7 @@ class _Worker:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
         os.setsid()
         # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
-        signal.signal(signal.SIGINT, _pass_over)
+        signal.signal(signal.SIGINT, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         _die_with_parent()
@@ -6045,14 +6045,7 @@ def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
 # Without the enums of the `signal` module around it, which cost more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_LIMITS = (
-    "RLIMIT_AS",
-    "RLIMIT_DATA",
-    "RLIMIT_NOFILE",
-    "RLIMIT_FSIZE",
-    "RLIMIT_CPU",
-    "RLIMIT_NPROC",
-)
+_LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
 
 
 def _child_pids() -> set[int]:
@@ -6108,10 +6101,6 @@ def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: Any, of: Any) 
     """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
     run = _WorkerRun({**run.info, **(of or {})}, run.dag)
     _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
-
-
-def _pass_over(signum: int, frame: object) -> None:
-    pass
 
 
 _worker: _Worker | None = None
