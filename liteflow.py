@@ -3960,11 +3960,10 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
 
 def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
     """What differs once a file has been written; None if there is none."""
-    try:
+    with contextlib.suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 # --- Store: a run's writes ------------------------------------------------------------------------
@@ -4409,8 +4408,7 @@ def _locked_out(path: Path) -> DatabaseError:
 # Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
 # made to harm gives texts where texts are expected.
 
-_ATTEMPT_COLUMNS = ("try_number", "state", "start_date", "end_date", "pid", "error")
-_ATTEMPT = " ".join(f"task_attempt.{name}" for name in _ATTEMPT_COLUMNS)
+_ATTEMPT = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
 _LATEST = (
     "task_instance LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
     "task_attempt.try_number = task_instance.try_number"
@@ -4838,10 +4836,9 @@ class _WorkerRun:
     @functools.cached_property
     def edited(self) -> str | None:
         """What to say of a file of the DAG that is not as it was at the run's start."""
-        said = "was edited since the run began: this worker runs the new version"
         for path, identity in self.info["files"].items():
             if identity and _file_identity(path) not in (identity, None):
-                return f"{path} {said}"
+                return f"{path} was edited since the run began: this worker runs the new version"
         return None
 
     def restore(self) -> None:
@@ -7337,10 +7334,9 @@ def _end_of(exitcode: int | None) -> str:
         return "the worker was lost"
     if exitcode >= 0:
         return f"worker exited with code {exitcode} before reporting"
-    try:
+    with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"killed by signal {-exitcode}"
+    return f"killed by signal {-exitcode}"
 
 
 def _unreachable(missing: Sequence[str], module: str) -> str:
@@ -8730,11 +8726,8 @@ class _RunLine:
         if not path.exists():
             return []
         rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1]
-        left = [row.run_id for row in rows if _is_left(row, path)]
-        return [
-            self.enter(_InLine(self, dag, path, {**options, "run_id": run_id}, None))
-            for run_id in left
-        ]
+        left = [{**options, "run_id": row.run_id} for row in rows if _is_left(row, path)]
+        return [self.enter(_InLine(self, dag, path, each, None)) for each in left]
 
     def _refuse_closed(self, dag: Dag) -> None:
         _of_type(Dag)("dag", dag)
