@@ -7458,17 +7458,15 @@ class _InProcessRunner(_ExecutorRunner):
 
     def __init__(self, dag: Dag) -> None:
         super().__init__(None)
-        self._dag = dag
-        self._run: Any = None  # a _WorkerRun, once it began
+        self._run = _WorkerRun({}, dag)
         self._held: dict[_Attempt, _Execution] = {}  # the last one, for its callbacks
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        self._run = _WorkerRun(info, self._dag)
+        self._run.info = info
         return set()
 
     def open_logs(self, folder: Path, run_row: int) -> None:
-        if self._run is not None:  # a DAG without tasks never began
-            self._run.info["run_row"] = run_row
+        self._run.info["run_row"] = run_row
 
     def room(self, jobs: int) -> int:
         return 0 if self._given_up else min(jobs, 1)
@@ -7480,12 +7478,13 @@ class _InProcessRunner(_ExecutorRunner):
         if outcome.error is not None:
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
+        self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
         ended = outcome._replace(terminated=self.interrupted)
         self._given_up += [(attempt, None), (attempt, ended)]
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Raises AirflowTaskTimeout in the task, and notes a Ctrl-C that it did not outlive."""
+        """Raises AirflowTaskTimeout in the task."""
 
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
@@ -7497,9 +7496,6 @@ class _InProcessRunner(_ExecutorRunner):
             signal.setitimer(signal.ITIMER_REAL, timeout or 0)
         try:
             yield
-        except KeyboardInterrupt:
-            self.interrupted = True
-            raise
         finally:
             if watched:
                 signal.setitimer(signal.ITIMER_REAL, 0)
