@@ -4141,13 +4141,11 @@ class _Store:
         self.run_row, self.owner = run_row, owner
         self._connection.execute(
             "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
-            "start_date = coalesce(start_date, :now) WHERE id = :run_row",
-            {"now": _now(), "run_row": run_row},
+            "start_date = coalesce(start_date, :now), state = 'running', owner = :owner, "
+            "owner_process = :who, reason = NULL, end_date = NULL, stop_requested = NULL "
+            "WHERE id = :run_row",
+            {"now": _now(), "owner": owner, "who": _who(), "run_row": run_row},
         )
-        self._set_run(
-            run_row, state="running", owner=owner, owner_process=_who(), reason=None,
-            end_date=None, stop_requested=None,
-        )  # fmt: skip
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
         """Record the run's end, in a transaction of its own. Raises _Fenced."""
