@@ -5436,10 +5436,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _text_of(error: BaseException) -> str:
-    try:
-        return _storable(error)
-    except BaseException as trouble:  # a user's __str__ may raise anything, sys.exit included
-        return f"<its text raised {type(trouble).__name__}>"
+    return _shown(error, sys.maxsize, _storable)
 
 
 def _traceback(error: BaseException) -> str:
