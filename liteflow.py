@@ -6361,15 +6361,10 @@ class _Slot:
         from concurrent.futures import ProcessPoolExecutor
         from copy import copy
 
-        def remember(*args: Any, **options: Any) -> Any:  # without `self`: no cycle
-            name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
-            made.append(context.Process(*args, name=name, **options))
-            return made[0]
-
-        made: list[Any] = []
-        remembering = copy(context)
-        remembering.Process = remember
-        executor: Any = ProcessPoolExecutor(1, remembering, _serve, arguments)
+        naming = copy(context)
+        name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
+        naming.Process = functools.partial(context.Process, name=name)
+        executor: Any = ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # it serves first, and to its end
@@ -6377,7 +6372,7 @@ class _Slot:
             executor.shutdown(wait=False)
             raise
         self._executor = executor
-        return made[0]
+        return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message; a worker that is dead, or does not listen, is noticed elsewhere."""
