@@ -6652,7 +6652,7 @@ class WorkerPool:
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
         if vars(self).get("_runs") is not None:
             _left_behind.append(self._runs)
-        self._runs: Any = None  # a _RunLine, once it is needed
+        self._runs: _RunLine | None = None  # once it is needed
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
         """Put a run in line, recorded as `queued`; it begins in a thread of the pool.
@@ -8606,8 +8606,7 @@ class _InLine:
         self.due = 0.0  # not before that time
         self.future: Any = futures.Future()
         self._give_up = self.future.cancel
-        own = {"dag_id": dag.dag_id, "run_id": options["run_id"], "cancel": self.cancel}
-        vars(self.future).update(own)
+        vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
 
     @property
     def key(self) -> tuple[Path, str]:
@@ -8691,8 +8690,7 @@ class _RunLine:
         self._sleeps = False
         self._closed = self.stopping = False
         self._writing = threading.Lock()
-        # Of each file a connection, and the owner of all its runs that wait here.
-        self._files: dict[Path, tuple[_Store, str]] = {}
+        self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
@@ -8725,14 +8723,14 @@ class _RunLine:
         The owner of the runs that wait here."""
         with self._writing:
             try:
-                self._files[path][0].check_in_place()
+                self._files[path].check_in_place()
             except (KeyError, DatabaseError):
                 store = self._open.enter_context(contextlib.closing(_Store(path)))
                 store.owner, _ = self._open.enter_context(_owned_folder(path))
-                self._files[path] = store, store.owner
-            store, owner = self._files[path]
+                self._files[path] = store
+            store = self._files[path]
             _until_unlocked(path, lambda: act(store))
-            return owner
+            return store.owner
 
     def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
         """Put it in line; its future."""
@@ -8808,8 +8806,7 @@ def _run_line(pool: WorkerPool) -> _RunLine:
     with pool._lock:
         if pool._runs is None:
             pool._runs = _RunLine(pool)
-        found: _RunLine = pool._runs
-        return found
+        return pool._runs
 
 
 # --- Reading back ---------------------------------------------------------------------------------
