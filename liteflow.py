@@ -8602,16 +8602,12 @@ class _InLine:
         from concurrent import futures
 
         self.line, self.dag, self.path, self.owner = line, dag, path, owner
+        self.key = path, dag.dag_id  # whose runs it may have to wait for
         self.options = {n: options[n] for n in ("pools", "progress", "stop") if n in options}
         self.due = 0.0  # not before that time
         self.future: Any = futures.Future()
         self._give_up = self.future.cancel
         vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
-
-    @property
-    def key(self) -> tuple[Path, str]:
-        """Whose runs it may have to wait for."""
-        return self.path, self.dag.dag_id
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
@@ -8974,6 +8970,8 @@ class DagRun:
         self._row = row
         self.dag_id = row.dag_id
         self.run_id = row.run_id
+        # For people: one line, in a file made to harm, too.
+        self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
         known = row.state in [state.value for state in DagRunState]
         self.state = DagRunState(row.state) if known else DagRunState.FAILED
         self.reason = row.reason
@@ -8992,11 +8990,6 @@ class DagRun:
         if began is None or self.end_date is None:
             return None
         return float(self._row.seconds or 0) + (self.end_date - began).total_seconds()
-
-    @property
-    def _name(self) -> str:
-        """For people: one line, in a file made to harm, too."""
-        return f"{self.dag_id}/{self.run_id}".replace("\n", "\\n")
 
     @property
     def owner_alive(self) -> bool:
