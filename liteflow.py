@@ -5451,16 +5451,12 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
-    last = text.rstrip("\n").rpartition("\n")[2]
+    last, said = text.rstrip("\n").rpartition("\n")[2], _text_of(error).rstrip("\n")
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif (
-        "\n" in _text_of(error).rstrip("\n")
-        or getattr(error, "__notes__", None)
-        or last != last.strip(" |+-")
-    ):
+    elif "\n" in said or getattr(error, "__notes__", None) or last != last.strip(" |+-"):
         # A message of several lines, or a group's frame: the last line is to be the reason.
-        text += f"{type(error).__qualname__}: {_text_of(error).partition(chr(10))[0]}\n"
+        text += f"{type(error).__qualname__}: {said.partition(chr(10))[0]}\n"
     # A class of the script is shown as Python shows it: by its name alone.
     text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
     if len(text) > _ERROR_LIMIT:
@@ -7416,7 +7412,6 @@ class _ExecutorRunner(_Runner):
         if future is not None:
             future.cancel()
             self._given_up.append((attempt, _Outcome("failed", reason, terminated=True)))
-            self.wake()
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         if job is None:
