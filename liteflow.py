@@ -5047,7 +5047,7 @@ class _Execution:
 
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
-        params = _plain_copy({**self.run.info["params"], **self.run.info["conf"]})
+        params = _plain_copy(self.run.info["params"])  # those of conf among them
         return params.get(name, *default) if default else params[name]
 
     def _loaded(self, data: bytes) -> Any:
@@ -5465,9 +5465,9 @@ def _traceback(error: BaseException) -> str:
     return text
 
 
-def _cut_chain(error: BaseException, most: int = 100) -> None:
+def _cut_chain(error: BaseException) -> None:
     """Formatting takes a time that is quadratic in how many exceptions came before this one."""
-    for _ in range(most):
+    for _ in range(100):
         before = error.__cause__ or error.__context__
         if before is None:
             return
@@ -7089,7 +7089,7 @@ class _SlotRunner(_Runner):
             getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
                 return
-        if slot in self._slots and slot.gone:
+        if slot.gone:
             if slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
                 self._lose(slot)
             else:
