@@ -1538,7 +1538,9 @@ class BashOperator(BaseOperator):
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:
-            raise AirflowException(f"the command ended with exit code {code}")
+            how = f"ended with exit code {code}" if code > 0 else f"was {_end_of(code)}"
+            first = _shown(command.strip().partition("\n")[0], 100, str)
+            raise AirflowException(f"the command {how}: {first}")
         return last if self.output_processor is None else self.output_processor(last)
 
 
@@ -3659,6 +3661,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     conf TEXT NOT NULL,          -- JSON object
     owner TEXT,                  -- of the run() that works on it: its folder's token, and a number
     owner_process TEXT,          -- for people: pid and host
+    command TEXT,                -- for people: how its script was started
     stop_requested TEXT,
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
@@ -3747,7 +3750,7 @@ def _upserting(table: str, known: int) -> str:
 
 # What later versions add to files of version 2, as (table, column, declaration): a new column is
 # declared here as well as above, with a default, and gets into older files when a run opens them.
-_ADDED_COLUMNS: list[tuple[str, str, str]] = []
+_ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
 
 _Row = types.SimpleNamespace  # a row by the names of its columns
@@ -4136,15 +4139,15 @@ class _Store:
             if row is not None and row.state == "queued":
                 self._end(row.id, "failed", reason, _now())
 
-    def claim_run(self, run_row: int, owner: str) -> None:
+    def claim_run(self, run_row: int, owner: str, command: str | None) -> None:
         """Make this the run's owner: it begins, or goes on."""
         self.run_row, self.owner = run_row, owner
         self._connection.execute(
             "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
             "start_date = coalesce(start_date, :now), state = 'running', owner = :owner, "
-            "owner_process = :who, reason = NULL, end_date = NULL, stop_requested = NULL "
-            "WHERE id = :run_row",
-            {"now": _now(), "owner": owner, "who": _who(), "run_row": run_row},
+            "owner_process = :who, reason = NULL, end_date = NULL, stop_requested = NULL, "
+            "command = :command WHERE id = :run_row",
+            {"now": _now(), "owner": owner, "who": _who(), "command": command, "run_row": run_row},
         )
 
     def end_run(self, state: DagRunState, reason: str | None) -> None:
@@ -4810,6 +4813,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 _INLINE = 16 * 1024  # bytes of a value that travel with a job
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
+_REASON_LIMIT = 300  # of what an exception says in one line
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
 
@@ -5322,8 +5326,9 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             callback(job.context)
         except (Exception, SystemExit) as error:  # a user's callback may raise anything
             whose = f"task {job.task_id!r}" if owner is job.task else f"DAG {owner.dag_id!r}"
-            said = f"liteflow: {name} of {whose} failed: {_one_line(error)}"
-            print(f"{said}\n{_traceback(error)}", file=sys.stderr)
+            said, text = f"liteflow: {name} of {whose} failed", _traceback(error)
+            place = f" ({_place_of(text)})".removesuffix(" ()")
+            print(f"{said}: {_last_line(text)}{place}\n{text}", file=sys.stderr)
         finally:
             _running.reset(token)
 
@@ -5451,18 +5456,56 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
-    last, said = text.rstrip("\n").rpartition("\n")[2], _text_of(error).rstrip("\n")
+    last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)
+    where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+    said = _shown(_text_of(error).partition("\n")[0], _REASON_LIMIT, str)
+    reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif "\n" in said or getattr(error, "__notes__", None) or last != last.strip(" |+-"):
-        # A message of several lines, or a group's frame: the last line is to be the reason.
-        text += f"{type(error).__qualname__}: {said.partition(chr(10))[0]}\n"
+    elif last != reason and (
+        isinstance(error, BaseExceptionGroup) or reason in text or len(last) > _REASON_LIMIT
+    ):
+        # More lines of its message, or notes, a group's members: the last line is the reason.
+        text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
     text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
     if len(text) > _ERROR_LIMIT:
         half = _ERROR_LIMIT // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
     return text
+
+
+def _parts_of(error: str) -> tuple[str, str]:
+    """What stands in a traceback before the exception's own line, and what behind it: more lines
+    of its message, notes, a group's members; the reason, which is said again at the end, apart."""
+    *lines, last = error.split("\n")
+    own = [i for i, line in enumerate(lines) if line.lstrip(" |") == last]
+    at = own[-1] if own else len(lines)
+    return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
+
+
+def _said_once(error: str) -> str:
+    """A traceback without the reason that is said again at its end."""
+    rest, _, last = error.rpartition("\n")
+    return rest if last in (line.lstrip(" |") for line in rest.split("\n")) else error
+
+
+def _place_of(error: str | None) -> str:
+    """Where in the user's code a traceback ends: file, line, function, and the line itself."""
+    lines, places = _parts_of(error or "")[0].split("\n"), []
+    form = r'[ |]*File "(.*)", line (\d+), in (.*)'
+    for line, source in itertools.pairwise([*lines, ""]):
+        if frame := re.match(form, line):
+            path, number, name = frame.groups()
+            source = "" if re.match(form, source) else source.strip(" |")
+            # Libraries are not the user's; nor are we, nor what has no file.
+            far = (path.startswith("<"), "site-packages" in path or path.startswith(_LIBRARY))
+            own = not (any(far) or os.path.basename(path) == os.path.basename(__file__))
+            places.append((own, f"{path}:{number}, in {name}: {source}".removesuffix(": ")))
+    return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
+
+
+_LIBRARY = os.path.dirname(contextlib.__file__)
 
 
 def _cut_chain(error: BaseException) -> None:
@@ -7618,10 +7661,15 @@ class _LookAgain(Exception):
     """The runs have changed since they were looked at."""
 
 
+class _IdTaken(AirflowException, ValueError):
+    """There is a run of this id."""
+
+
 # What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
-# TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine.
+# TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine;
+# `command`: how its script was started.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again held""".split()
+    progress stop in_process again held command""".split()
 
 
 class _Start:
@@ -7789,7 +7837,7 @@ class _Start:
             else:
                 self._take_over(row.id)
             store.write_instances(self.plan.instances())
-            store.claim_run(store.run_row, store.owner)
+            store.claim_run(store.run_row, store.owner, self.asked.command)
             if self.asked.held is not None:
                 self.asked.held.begin()
 
@@ -7819,7 +7867,7 @@ class _Start:
         if (row and row.id) == (known and known.id):
             return row
         if known is None and self.asked.run_id is not None:
-            raise ValueError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
+            raise _IdTaken(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
         raise _LookAgain  # it was deleted, or another began in the same microsecond
 
     def _create(self, store: _Store) -> None:
@@ -7979,11 +8027,11 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
-    # A `__main__` that no other process can import: a notebook's, a prompt's.
+    # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None) or ""
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
-    interactive = dag._module == "__main__" and not is_file
+    interactive = not is_file and (dag._module == "__main__" or bool(file))
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, interactive)
 
@@ -9201,21 +9249,15 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     fits = exact or [
         (dag, run)
         for (dag, run), part in parts.items()
-        if part and (part in run or part in _local(rows[dag, run]))
+        if part and (part in run or part in _local_time(_moment(rows[dag, run])))
     ]
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
         few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
         raise RunNotFound(f"{name!r} fits {len(fits)} runs in {path}: {few}; name one as DAG/RUN")
-    near = _near(name, {known for row in rows for known in row})
+    near = _near(name, {dag for dag, _ in rows})
     raise RunNotFound(f"there is no DAG with a run, and no run, {name!r} in {path}{near}")
-
-
-def _local(start: str | None) -> str:
-    """When a run began, as tables show it."""
-    moment = _moment(start)
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
 
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
@@ -9231,6 +9273,7 @@ class _Line(NamedTuple):
     start: _datetime.datetime | None
     end: _datetime.datetime | None  # of what runs: now
     error: str = ""
+    element: str = ""  # what a mapped one is mapped over
 
     @property
     def seconds(self) -> float | None:
@@ -9242,7 +9285,8 @@ class _Line(NamedTuple):
     def cells(self) -> tuple[object, ...]:
         """The line in a table."""
         took = _seconds_text(self.seconds)
-        return self.label, self.state, self.tries or "", _when(self.start), took, self.error
+        name = f"{self.label} {self.element}".rstrip()
+        return name, self.state, self.tries or "", _when(self.start), took, self.error
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
@@ -9281,7 +9325,14 @@ def _line_of(members: Sequence[TaskInstance]) -> _Line:
         min(starts, default=None),
         max(ends, default=None),
         error,
+        _element_text(first, 40) if len(members) == 1 else "",
     )
+
+
+def _element_text(ti: TaskInstance, most: int = 80) -> str:
+    """What a mapped instance is mapped over; a number would read as a count."""
+    text = _shown(ti.element or "", most, str)
+    return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
@@ -9605,6 +9656,11 @@ def _when(moment: _datetime.datetime | None) -> str:
     return f"{here:%H:%M:%S}" if today else f"{here:%Y-%m-%d %H:%M}"
 
 
+def _local_time(moment: _datetime.datetime | None) -> str:
+    """A local time, whole."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
 def _ago(moment: _datetime.datetime | None) -> str:
     """How long ago: 40 s, 5 min, 3 h, 2 d."""
     if moment is None:
@@ -9618,9 +9674,7 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 def _last_line(error: str | None) -> str:
     """The reason of a failure, short enough for a table."""
-    lines = (error or "").strip().splitlines()
-    reason = lines[-1] if lines else ""
-    return reason if len(reason) <= 200 else f"{reason[:197]}..."
+    return _shown((error or "").strip().rpartition("\n")[2], 200, str)
 
 
 _LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
@@ -9661,13 +9715,13 @@ def _typed(*words: str | Path) -> str:
 
 
 def _python() -> str:
-    """The interpreter as one types it: by its path, where `python3` would start another."""
+    """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
+    mail."""
     import shutil
 
     found, own = shutil.which("python3"), sys.executable
-    if not own or (found and os.path.dirname(found) == os.path.dirname(own)):
-        return "python3"
-    return _typed(own)
+    same = found is not None and os.path.dirname(found) == os.path.dirname(own)
+    return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
 
 def _own_command() -> str:
@@ -9692,8 +9746,9 @@ class _Failure(NamedTuple):
     ti: TaskInstance
     others: Sequence[TaskInstance]  # of its task, that are not told one by one
     head: str  # which, with its element, at which try, and why
-    facts: list[str]  # its exception's notes, its place, who failed alike, what did not run for it
+    facts: list[str]  # its exception's notes, members and cause, its place in the code
     output: str  # what it printed, without what its callbacks did
+    follows: list[str]  # who else failed, what did not run for it
     more: str  # the command that shows all of it
 
 
@@ -9701,14 +9756,14 @@ def _failures_of(
     run: DagRun, instances: Sequence[TaskInstance], most: int = _NAMED
 ) -> list[_Failure]:
     """The first failures of a run. Those of a task for the same reason are told as one, and with
-    the last reason all others."""
+    its last reason all others."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
-    for ti in instances:
-        if ti.state is _S.FAILED:
-            reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
-            if reason not in reasons and len(reasons) == _ALIKE:
-                reason = [*reasons][-1]
-            reasons.setdefault(reason, []).append(ti)
+    failed = [ti for ti in instances if ti.state is _S.FAILED]
+    for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # what came first is the cause
+        reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
+        if reason not in reasons and len(reasons) == _ALIKE:
+            reason = [*reasons][-1]
+        reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
     return [_failure_of(run, instances, *group) for group in groups[:most]]
 
@@ -9717,21 +9772,42 @@ def _failure_of(
     run: DagRun, instances: Iterable[TaskInstance], ti: TaskInstance, *others: TaskInstance
 ) -> _Failure:
     tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
-    facts = [*_notes_of(ti.error)[:2], _place_of(ti.error)]
-    for said, names in (
-        (f"{len(others)} more failed", [_with_element(other) for other in others]),
-        ("not run for it", _left_out(ti.task_id, instances)),
-    ):
-        few = ", ".join(names[:_ALIKE]) + ", ..." * (len(names) > _ALIKE)
-        facts.append(f"{said}: {few}" if names else "")
+    mixed = len({_last_line(each.error) for each in (ti, *others)}) > 1
+    said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
+    left_out = _left_out(ti.task_id, instances)
     return _Failure(
         ti,
         others,
         f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}",
-        [fact for fact in facts if fact],
+        _facts_of(ti.error or ""),
         _own_output(run, ti),
+        [
+            *([f"{said}: {_few(map(_with_element, others))}"] if others else []),
+            *([f"not run for it: {_few(left_out)}"] if left_out else []),
+        ],
         f"{_own_command()} {_typed('show', run._name, ti._label, '--db', run.db_path)}",
     )
+
+
+def _few(names: Iterable[str]) -> str:
+    first, more = [*itertools.islice(names := iter(names), _ALIKE)], sum(1 for _ in names)
+    return ", ".join(first) + f" and {more} more" * (more > 0)
+
+
+def _facts_of(error: str) -> list[str]:
+    """What an exception says beside its reason: notes and further lines, the first members of a
+    group, its cause; and where it was raised."""
+    before, behind = _parts_of(error)
+    notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
+    lines = [line for line in notes.split("\n") if line.strip(" |+-")]
+    facts = lines[:2] + ["..."] * (len(lines) > 2)
+    for n, member in enumerate(members[:2], 1):
+        text = re.sub(r"^[ |]*(\+-+$)?", "", member, flags=re.MULTILINE).strip()
+        place = f" ({_place_of(text)})".removesuffix(" ()")
+        facts.append(f"{n} of {len(members)}: {_last_line(text)}{place}")
+    cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
+    facts += [f"caused by {_last_line(cause)}"] if cause else []
+    return [*facts, *filter(None, [_place_of(error)])]
 
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
@@ -9741,7 +9817,7 @@ def _own_output(run: DagRun, ti: TaskInstance) -> str:
 
 
 def _with_element(ti: TaskInstance) -> str:
-    return f"{ti._label} {ti.element or ''}".rstrip()
+    return f"{ti._label} {_element_text(ti)}".rstrip()
 
 
 def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
@@ -9756,42 +9832,25 @@ def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
     return [name for name in blocked if name in reached]
 
 
-def _notes_of(error: str | None) -> list[str]:
-    """What `add_note` added: it stands between the exception's own line and its repetition."""
-    *lines, last = (error or "").split("\n")
-    return lines[-lines[::-1].index(last) or len(lines) :] if last in lines else []
-
-
-def _place_of(error: str | None) -> str:
-    """Where in the user's code a traceback ends: file, line, function, and the line itself."""
-    form = r'^ +(?:\| )?File "(.*)", line (\d+), in (.*)\n(?: +(?:\| )?(.*))?'
-    frames = re.findall(form, error or "", re.MULTILINE)
-    libraries = ("site-packages", os.path.dirname(contextlib.__file__))
-    own = [frame for frame in frames if not any(part in frame[0] for part in libraries)]
-    for path, line, name, source in (own or frames)[-1:]:
-        return f"{path}:{line}, in {name}: {source}"
-    return ""
-
-
-def _report_of(run: DagRun, again: str | None = None) -> list[str]:
-    """What failed in a run, and the commands that show more and that go on, for people; `again`:
-    how its script was started."""
+def _report_of(run: DagRun) -> list[str]:
+    """What failed in a run, and the commands that show more and that go on, for people."""
     instances = _seen(run)
     failures, lines = _failures_of(run, instances), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
+        follows = [f"    {line}" for line in failure.follows]
         # Left for its output: all but the two commands, and a line that says which run it is.
-        room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told)
+        room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told + follows)
         tail = _tail(failure.output, max(1, room) if len(failures) == 1 else 2)
         while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:
             del tail[0]
-        lines += [*told, *(f"    | {line}" for line in tail), f"    more: {failure.more}"]
+        lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
     if len(failures) == _NAMED:
         count = sum(ti.state is _S.FAILED for ti in instances)
         lines.append(f"{count} task instances failed in all")
-    lines += _callbacks_that_failed(run)
+    lines += _other_trouble(run, instances)
     if run.state is not DagRunState.SUCCESS and not run.owner_alive:
-        lines.append(f"{_go_on(instances)}: {again or _script_command(run, '--resume')}")
+        lines.append(f"{_go_on(instances)}: {_script_command(run, '--resume')}")
     return [_clean(line) for line in lines]
 
 
@@ -9800,19 +9859,27 @@ def _go_on(instances: Iterable[TaskInstance]) -> str:
     return "to go on once it is mended" if failed else "to go on"
 
 
-def _callbacks_that_failed(run: DagRun) -> list[str]:
+def _other_trouble(run: DagRun, instances: Iterable[TaskInstance]) -> list[str]:
+    """What was cut off in the midst of an attempt or before its next, and callbacks that failed."""
+    cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
+    for ti in instances:
+        if ti.state is _S.SKIPPED and ti.error and not ti.error.startswith("AirflowSkip"):
+            cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
-    return [*dict.fromkeys(found)][:_ALIKE]  # what came last, a DAG's callback, stands first
+    # What came last, a DAG's callback, stands first.
+    return [f"cut off: {_few(cut)}"] * bool(cut) + [*dict.fromkeys(found)][:_ALIKE]
 
 
 def _script_command(run: DagRun, *options: str) -> str:
     """How the file of a run's DAG is started with options for this run."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
+    words = _typed(*options, "--run-id", run.run_id, "--db", run.db_path)
+    if run._row.command:
+        return f"{run._row.command} {words}"
     if not os.path.isfile(file):
         return f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
-    words = (*options, "--run-id", run.run_id, "--db", run.db_path)
-    return f"{_own_command()} {_typed('run', file, run.dag_id, *words)}"
+    return f"{_own_command()} {_typed('run', file, run.dag_id)} {words}"
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -9898,9 +9965,10 @@ def _html(tag: str, *inside: object, **attributes: object) -> _Html:
 def _html_page(title: str, *body: _Html) -> str:
     """A whole page, which needs nothing beside it: no script, no other file, no network."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    made = _html("p", f"made {_local_time(_utcnow())} by liteflow {__version__}", class_="soft")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}{_html("title", title)}'
-        f"<style>{_STYLE}</style></head>\n{_html('body', *body, class_='liteflow')}</html>\n"
+        f"<style>{_STYLE}</style></head>\n{_html('body', *body, made, class_='liteflow')}</html>\n"
     )
 
 
@@ -10101,10 +10169,9 @@ def _run_chip(run: DagRun) -> _Html:
 
 def _facts(run: DagRun, instances: Iterable[TaskInstance]) -> list[_Html]:
     counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
-    began = run.start_date.astimezone() if run.start_date else None
     facts = {
         "run": run.run_id,
-        "began": f"{began:%Y-%m-%d %H:%M:%S %Z}" if began else "",
+        "began": _local_time(run.start_date),
         "took": _seconds_text(run.duration),
         "tasks": counts,
         "logical date": run.logical_date or "",
@@ -10124,31 +10191,35 @@ def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int)
     parts = []
     for failure in _failures_of(run, instances, most):
         told = [_html("b", failure.head), *failure.facts]
+        others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti, True)]
         parts.append(
             _html(
                 "section",
                 *(_html("p", line) for line in told),
+                *_output_of(run, failure.ti),
                 _folded_away("traceback", _html("pre", _shortened(failure.ti.error or ""))),
-                *_output_of(run, failure.ti, *failure.others[: most - 1]),
+                *(_html("p", line) for line in failure.follows),
+                *([_folded_away("their output", *others)] if others else []),
                 _html("pre", failure.more),
                 class_="failed",
             )
         )
-    parts += [_html("section", _html("p", x), class_="failed") for x in _callbacks_that_failed(run)]
+    trouble = _other_trouble(run, instances)
+    parts += [_html("section", _html("p", line), class_="failed") for line in trouble]
     if run.state is not DagRunState.SUCCESS and not run.owner_alive:
         command = _html("pre", _script_command(run, "--resume"))
         parts.append(_html("section", _html("p", _go_on(instances)), command))
     return parts
 
 
-def _output_of(run: DagRun, *several: TaskInstance) -> Iterator[_Html]:
-    for ti in several:
-        if tail := _tail(_own_output(run, ti), _SHOWN):
-            title = f"the end of its output: {_with_element(ti)}"
-            yield _folded_away(title, _html("pre", "\n".join(tail)))
+def _output_of(run: DagRun, ti: TaskInstance, named: bool = False) -> list[_Html]:
+    tail = _tail(_own_output(run, ti), _SHOWN)
+    head = [_html("p", _with_element(ti))] if named and tail else []
+    return [*head, _html("pre", "\n".join(tail))] if tail else []
 
 
-def _shortened(text: str, most: int = 4000) -> str:
+def _shortened(error: str, most: int = 4000) -> str:
+    text = _said_once(error)
     return text if len(text) <= most else f"{text[: most // 2]}\n[...]\n{text[-most // 2 :]}"
 
 
@@ -10188,8 +10259,9 @@ def _dag_page(dag: Dag, path: Path) -> str:
         instances = _seen(run)  # of one run at a time: they may be many
         for members in _by_task(instances):
             cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
-        sections.append(_html("h2", _when(run.start_date), " ", _run_chip(run), id=f"run{n}"))
-        sections += [*_facts(run, instances), *_failure_sections(run, instances, _ALIKE)]
+        head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
+        parts = _failure_sections(run, instances, _ALIKE)
+        sections.append([head, *_facts(run, instances), *parts])
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
@@ -10197,8 +10269,16 @@ def _dag_page(dag: Dag, path: Path) -> str:
     ]
     grid = _html("table", _html("tr", *heads), *rows, class_="grid")
     more = [_html("p", f"and {len(cells) - most} more tasks")] if len(cells) > most else []
-    head = [_html("h1", dag.dag_id), _html("p", dag.description or "")]
-    return _html_page(dag.dag_id, *head, _html("div", grid, class_="wide"), *more, *sections)
+    text = f"{dag.description or ''} (the last {len(runs)} runs)"
+    return _html_page(
+        dag.dag_id,
+        _html("h1", dag.dag_id),
+        _html("p", text.strip()),
+        *itertools.chain(*sections[:1]),  # what is newest can be seen at once
+        _html("div", grid, class_="wide"),
+        *more,
+        *itertools.chain(*sections[1:]),
+    )
 
 
 def _grid_cell(line: _Line) -> _Html:
@@ -10215,19 +10295,23 @@ def _file_page(path: Path) -> str:
         last = []
         for run in runs:
             sign, style = _SIGNS[_run_style(run)][0], f"chip {_run_style(run)}"
-            title = f"{_when(run.start_date)}: {_run_state(run)}"
+            title = f"{_local_time(run.start_date)}: {_run_state(run)}"
             last.append(_html("span", sign, class_=style, title=title))
         newest = runs[0] if runs else None
         now = ("", "", "")
         if newest:
-            now = (_run_chip(newest), _when(newest.start_date), _seconds_text(newest.duration))
+            now = (
+                _run_chip(newest),
+                _local_time(newest.start_date),
+                _seconds_text(newest.duration),
+            )
         success, text = _ago(_moment(found["last_success"])), found["description"] or ""
         strip = _html("span", *last, class_="strip")
         rows.append((found["dag_id"], strip, *now, success, text))
         if newest and (parts := _failure_sections(newest, _seen(newest), _ALIKE)):
             sections += [_html("h2", found["dag_id"]), *parts]
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
-    return _html_page(str(path), _html("h1", path.name), _html_table(heads, rows), *sections)
+    return _html_page(str(path), _html("h1", path), _html_table(heads, rows), *sections)
 
 
 def _notebook(*parts: _Html) -> str:
@@ -10575,7 +10659,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}", lines)
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = "" if spec is None else spec.name.removesuffix(".__main__")
-    command = f"{_python()} {_typed(Path(sys.argv[0]))}"
+    command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.isfile(sys.argv[0]) else ""
     if module:
         command = f"cd {_typed(Path.cwd())} && {_python()} -m {module}"
     return _run_or_debug(dag, parser.parse_args(argv), command)
@@ -10637,6 +10721,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         _log.propagate = False
     report = _Report(not options.quiet, options.logs and not options.quiet)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
+    pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
     try:
         asked = _Run(
             dag,
@@ -10645,6 +10730,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             again=again,
             pools=dict(options.pool) or None,
             progress=report,
+            command=" ".join([command, _typed(*pools)]).rstrip(),
             **{name: getattr(options, name) for name in same},
         )
     except (ValueError, TypeError) as error:
@@ -10656,21 +10742,19 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         if end.__cause__ is not None:
             _say(f"liteflow: error: {_clean(_traceback(end.__cause__))}")
         if asked.has_begun:
-            _say(f"to go on: {_again(command, asked.run_id, asked.path, options)}")
+            _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
         raise
+    _tell_end(run, options)
+    return int(run.state is not DagRunState.SUCCESS)
+
+
+def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
     failed = run.state is not DagRunState.SUCCESS
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        for line in _report_of(run, _again(command, run.run_id, run.db_path, options)):
+        for line in _report_of(run):
             _say(line)
-    return int(failed)
-
-
-def _again(command: str, run_id: str, path: Path, options: argparse.Namespace) -> str:
-    """The command that goes on with the run, in whatever folder it is pasted."""
-    pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
-    return f"{command} {_typed('--resume', '--run-id', run_id, '--db', path, *pools)}"
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
@@ -10835,7 +10919,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
     for ti in failed[:_SHOWN]:
         parts.append(f"## {_markdown(ti._label)}\n")
         if ti.error:
-            parts.append(_fenced(_clean(ti.error), "text"))
+            parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
         tail = _tail(run.log(ti.task_id, ti.map_index), 50)
         if tail:
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
@@ -11010,7 +11094,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
         print(f"\nin a debugger: {_script_command(run, '--task', instances[0]._label)}")
-        print(f"to go on once it is mended: {_script_command(run, '--resume')}")
+        if run.state is not DagRunState.SUCCESS:
+            print(f"{_go_on(instances)}: {_script_command(run, '--resume')}")
 
 
 def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:
@@ -11028,9 +11113,10 @@ def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> 
 
 
 def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
-    for ti in instances:
-        if ti.error:
-            print(f"\n{_clean(ti._label)}:\n{_clean(ti.error)}")
+    # Those of one reason once.
+    errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
+    for ti in [*errors.values()][::-1][:_NAMED]:
+        print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
         text = run.log(ti.task_id, ti.map_index)
         if text:
