@@ -522,18 +522,13 @@ class _Dependency:
         """
         _optional(None, _of_type(EdgeModifier)).check("edge_modifier", edge_modifier)
         for after in _operands(other):
-            ends, starts, label = (
-                self._ends(),
-                after._starts(),
-                edge_modifier and edge_modifier.label,
-            )
+            ends, starts = self._ends(), after._starts()
             if isinstance(self, EdgeModifier):
                 self._after += starts
-                label = self.label
             if isinstance(after, EdgeModifier):
                 after._before += ends
-                label = after.label
-            _join(ends, starts, label)
+            labels = [x.label for x in (edge_modifier, self, after) if isinstance(x, EdgeModifier)]
+            _join(ends, starts, labels[-1] if labels else None)
 
     def set_upstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) before this."""
@@ -2363,7 +2358,7 @@ class Dag:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the graph."""
-        return _notebook_dag(self)
+        return _notebook(_html("h1", self.dag_id), _svg_graph(_boxes_of(self)))
 
     def __repr__(self) -> str:
         return f"<DAG: {self.dag_id}>"
@@ -3739,13 +3734,9 @@ def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> st
 def _upserting(table: str, known: int) -> str:
     """The same, but where there is a row of its key, sets all but the first, `known` columns."""
     key, *others = _COLUMNS[table]
-    terms = ", ".join(
-        f"{name} = coalesce(excluded.{name}, {name})"
-        if name == "element_preview"
-        else f"{name} = excluded.{name}"
-        for name in others[known - 1 :]
-    )
-    return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {terms}"
+    kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
+    new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
+    return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
 
 
 # What later versions add to files of version 2, as (table, column, declaration): a new column is
@@ -5462,10 +5453,7 @@ def _traceback(error: BaseException) -> str:
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
-    elif last != reason and (
-        isinstance(error, BaseExceptionGroup) or reason in text or len(last) > _REASON_LIMIT
-    ):
-        # More lines of its message, or notes, a group's members: the last line is the reason.
+    elif last != reason:  # more lines of its message, notes, a group's members
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
     text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
@@ -5486,8 +5474,7 @@ def _parts_of(error: str) -> tuple[str, str]:
 
 def _said_once(error: str) -> str:
     """A traceback without the reason that is said again at its end."""
-    rest, _, last = error.rpartition("\n")
-    return rest if last in (line.lstrip(" |") for line in rest.split("\n")) else error
+    return error.rpartition("\n")[0] if _parts_of(error)[1] else error
 
 
 def _place_of(error: str | None) -> str:
@@ -9243,14 +9230,11 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     if name is None and rows:
         return _read_run(path, *next(iter(rows)))
     name = name or ""
-    parts = {(dag, run): name.removeprefix(f"{dag}/") for dag, run in rows}
-    exact = [(dag, run) for dag, run in rows if dag == name][:1]  # a DAG's newest
-    exact = exact or [(dag, run) for (dag, run), part in parts.items() if part == run]
-    fits = exact or [
-        (dag, run)
-        for (dag, run), part in parts.items()
-        if part and (part in run or part in _local_time(_moment(rows[dag, run])))
-    ]
+    parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
+    exact = [row for row in rows if row[0] == name][:1]  # a DAG's newest
+    exact = exact or [row for row, part in parts.items() if part == row[1]]
+    texts = {row: f"{row[1]} {_local_time(_moment(start))}" for row, start in rows.items()}
+    fits = exact or [row for row, part in parts.items() if part and part in texts[row]]
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
@@ -9781,10 +9765,8 @@ def _failure_of(
         f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}",
         _facts_of(ti.error or ""),
         _own_output(run, ti),
-        [
-            *([f"{said}: {_few(map(_with_element, others))}"] if others else []),
-            *([f"not run for it: {_few(left_out)}"] if left_out else []),
-        ],
+        [f"{said}: {_few(map(_with_element, others))}"] * bool(others)
+        + [f"not run for it: {_few(left_out)}"] * bool(left_out),
         f"{_own_command()} {_typed('show', run._name, ti._label, '--db', run.db_path)}",
     )
 
@@ -9907,7 +9889,6 @@ _STYLE = """
 body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow h1 { font-size: 1.5rem; margin: .3rem 0; overflow-wrap: anywhere; }
 .liteflow h2 { font-size: 1.15rem; margin: 1.6rem 0 .5rem; overflow-wrap: anywhere; }
-.liteflow a { color: inherit; }
 .liteflow p { margin: .3rem 0; overflow-wrap: anywhere; }
 .liteflow .fact { display: inline-block; margin-right: 1.5rem; }
 .liteflow .soft { color: var(--soft); }
@@ -9922,7 +9903,6 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
   font: 12px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .liteflow section { border-left: 4px solid var(--fill, var(--line)); padding-left: .8rem;
   margin: .8rem 0; }
-.liteflow summary { cursor: pointer; }
 .liteflow > details > summary { font-size: 1.15rem; font-weight: bold; margin: 1.6rem 0 .5rem; }
 .liteflow svg { display: block; font: 12px system-ui, sans-serif; }
 .liteflow svg text { fill: var(--ink); }
@@ -9932,7 +9912,7 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow .grid td, .liteflow .grid th { padding: 0; min-width: 1.1rem; border: 1px solid
   var(--paper); text-align: center; vertical-align: bottom; font-size: 11px; }
 .liteflow .grid td { background: var(--fill); color: var(--text); height: 1.1rem; }
-.liteflow .strip .chip { display: inline-block; width: 1rem; padding: 0; text-align: center; }
+.liteflow .strip .chip { display: inline-block; min-width: 1rem; padding: 0; text-align: center; }
 .liteflow .grid .none { box-shadow: inset 0 0 0 1px var(--line); }
 .liteflow .grid tr > :first-child { position: sticky; left: 0; background: var(--paper);
   text-align: left; padding-right: .6rem; white-space: nowrap; font-size: 13px; }
@@ -9972,8 +9952,8 @@ def _html_page(title: str, *body: _Html) -> str:
     )
 
 
-def _chip(style: str, text: str) -> _Html:
-    return _html("span", f"{_SIGNS[style][0]} {text}".strip(), class_=f"chip {style}")
+def _chip(style: str, text: str, **more: object) -> _Html:
+    return _html("span", f"{_SIGNS[style][0]} {text}".strip(), class_=f"chip {style}", **more)
 
 
 def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
@@ -10155,7 +10135,7 @@ def _run_page(run: DagRun) -> str:
         _html("h2", "Timeline"),
         _svg_timeline(_seen(run, attempts=True)),
         _task_table(instances),
-        *_value_table(run),
+        _value_table(run),
     )
 
 
@@ -10190,20 +10170,13 @@ def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int)
     """What failed, told as everywhere, with tracebacks and output folded away."""
     parts = []
     for failure in _failures_of(run, instances, most):
-        told = [_html("b", failure.head), *failure.facts]
+        told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti, True)]
-        parts.append(
-            _html(
-                "section",
-                *(_html("p", line) for line in told),
-                *_output_of(run, failure.ti),
-                _folded_away("traceback", _html("pre", _shortened(failure.ti.error or ""))),
-                *(_html("p", line) for line in failure.follows),
-                *([_folded_away("their output", *others)] if others else []),
-                _html("pre", failure.more),
-                class_="failed",
-            )
-        )
+        told += _output_of(run, failure.ti)
+        told.append(_folded_away("traceback", _html("pre", _shortened(failure.ti.error or ""))))
+        told += [_html("p", line) for line in failure.follows]
+        told += [_folded_away("their output", *others)] if others else []
+        parts.append(_html("section", *told, _html("pre", failure.more), class_="failed"))
     trouble = _other_trouble(run, instances)
     parts += [_html("section", _html("p", line), class_="failed") for line in trouble]
     if run.state is not DagRunState.SUCCESS and not run.owner_alive:
@@ -10236,12 +10209,10 @@ def _task_table(instances: Iterable[TaskInstance]) -> _Html:
     return _folded_away("Tasks", _html_table(_HEADS, rows), *more, is_open=len(rows) <= 100)
 
 
-def _value_table(run: DagRun) -> list[_Html]:
+def _value_table(run: DagRun) -> _Html:
     values = run._look(_select_xcoms, limit=_PAGE_ROWS)
-    if not values:
-        return []
     rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
-    return [_folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows))]
+    return _folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows))
 
 
 def _dag_page(dag: Dag, path: Path) -> str:
@@ -10292,24 +10263,14 @@ def _file_page(path: Path) -> str:
     rows, sections = [], []
     for found in _read(path, _select_dags):
         runs = _read_runs(path, found["dag_id"], limit=20)
-        last = []
-        for run in runs:
-            sign, style = _SIGNS[_run_style(run)][0], f"chip {_run_style(run)}"
-            title = f"{_local_time(run.start_date)}: {_run_state(run)}"
-            last.append(_html("span", sign, class_=style, title=title))
-        newest = runs[0] if runs else None
-        now = ("", "", "")
-        if newest:
-            now = (
-                _run_chip(newest),
-                _local_time(newest.start_date),
-                _seconds_text(newest.duration),
-            )
-        success, text = _ago(_moment(found["last_success"])), found["description"] or ""
-        strip = _html("span", *last, class_="strip")
-        rows.append((found["dag_id"], strip, *now, success, text))
-        if newest and (parts := _failure_sections(newest, _seen(newest), _ALIKE)):
-            sections += [_html("h2", found["dag_id"]), *parts]
+        last = [_chip(_run_style(run), "", title=_local_time(run.start_date)) for run in runs]
+        row = [found["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
+        for newest in runs[:1]:
+            took = _seconds_text(newest.duration)
+            row[2:] = [_run_chip(newest), _local_time(newest.start_date), took]
+            if parts := _failure_sections(newest, _seen(newest), _ALIKE):
+                sections += [_html("h2", found["dag_id"]), *parts]
+        rows.append([*row, _ago(_moment(found["last_success"])), found["description"] or ""])
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
     return _html_page(str(path), _html("h1", path), _html_table(heads, rows), *sections)
 
@@ -10317,10 +10278,6 @@ def _file_page(path: Path) -> str:
 def _notebook(*parts: _Html) -> str:
     """What a notebook shows of an object."""
     return _html("div", _Html(f"<style>{_STYLE}</style>"), *parts, class_="liteflow")
-
-
-def _notebook_dag(dag: Dag) -> str:
-    return _notebook(_html("h1", dag.dag_id), _svg_graph(_boxes_of(dag)))
 
 
 def _notebook_run(run: DagRun) -> str:
@@ -10869,17 +10826,22 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
 
 
 def _write_file(output: Path, text: str) -> None:
-    """Write a file that somebody may read meanwhile: they see it as it was, or whole."""
-    output = output.resolve()
-    coming = output.with_name(f"{output.name}.{os.urandom(4).hex()}")
-    try:
+    with _whole(output.resolve()) as coming:
         coming.write_text(text, encoding="utf-8")
-        coming.replace(output)
+    _say(f"wrote {output}")
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A file that takes the target's place once it is whole: others read it as it was, or so."""
+    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
+    try:
+        yield coming
+        coming.replace(target)
     except OSError as error:
-        raise _UsageError(f"{output} can't be written: {error.strerror}") from None
+        raise _UsageError(f"{target} can't be written: {error.strerror}") from None
     finally:
         coming.unlink(missing_ok=True)
-    _say(f"wrote {output}")
 
 
 def _cmd_page(options: argparse.Namespace) -> None:
@@ -10903,8 +10865,8 @@ def _gantt_of(run: DagRun) -> str:
 def _markdown_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
     instances = _seen(run)
-    when = f"{run.start_date.astimezone():%Y-%m-%d %H:%M:%S}" if run.start_date else ""
-    said = [f"Run {run.run_id}", when, _seconds_text(run.duration), run.reason or ""]
+    when, took = _local_time(run.start_date), _seconds_text(run.duration)
+    said = [f"Run {run.run_id}", when, took, run.reason or ""]
     counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
@@ -11266,16 +11228,8 @@ def _cmd_backup(options: argparse.Namespace) -> None:
     path, target = _database_path(options.db, None), Path(options.file).absolute()
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
-    if not target.parent.is_dir():
-        raise _UsageError(f"directory {target.parent} does not exist")
-    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
-    try:
+    with _whole(target) as coming:
         _read(path, _copy_database, coming)
-        coming.rename(target)
-    except OSError as error:
-        raise _UsageError(f"{target} can't be written: {error.strerror}") from None
-    finally:
-        coming.unlink(missing_ok=True)
     _say(f"copied {path} to {target}: {target.stat().st_size:,} bytes")
 
 
