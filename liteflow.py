@@ -9912,7 +9912,7 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow .grid td, .liteflow .grid th { padding: 0; min-width: 1.1rem; border: 1px solid
   var(--paper); text-align: center; vertical-align: bottom; font-size: 11px; }
 .liteflow .grid td { background: var(--fill); color: var(--text); height: 1.1rem; }
-.liteflow .strip .chip { display: inline-block; min-width: 1rem; padding: 0; text-align: center; }
+.liteflow .strip .chip { display: inline-block; min-width: 1rem; min-height: 1.3rem; padding: 0; }
 .liteflow .grid .none { box-shadow: inset 0 0 0 1px var(--line); }
 .liteflow .grid tr > :first-child { position: sticky; left: 0; background: var(--paper);
   text-align: left; padding-right: .6rem; white-space: nowrap; font-size: 13px; }
