@@ -10151,7 +10151,8 @@ class FailureTest(ScriptCase):
         said = (
             r"    \d\d more failed(, for other reasons, too)?: f\[\d+\] \(\d+\), .* and \d+ more$"
         )
-        self.assertEqual(sum(bool(re.match(said, line)) for line in lines), 2, lines)
+        # Which reason came third, and so took the others in, is a matter of luck.
+        self.assertIn(sum(bool(re.match(said, line)) for line in lines), (1, 2), lines)
         self.assertIn(", for other reasons, too: ", " ".join(lines))
         self.assertLess(len(lines), 25)
 
