@@ -64,6 +64,7 @@ import contextvars
 import datetime as _datetime
 import enum
 import functools
+import gc
 import heapq
 import io
 import itertools
@@ -78,6 +79,7 @@ import reprlib
 import select
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -2128,6 +2130,7 @@ class Dag:
         while frame is not None and frame.f_code.co_name != "<module>":
             frame = frame.f_back  # type: ignore[assignment]
         names = frame.f_globals if frame is not None else {}
+        self._line = frame.f_lineno if frame is not None else 0
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc: str | None = names.get("__file__")
         place, spec = (self._module, self.dag_id), names.get("__spec__")
@@ -2399,6 +2402,19 @@ class _RecordedDag(Dag):
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: workers call `__main__` differently."""
     return "__main__" if name == "__mp_main__" else name
+
+
+def _is_below_guard(path: str, line: int) -> bool:
+    """Whether a line of a script is met only where it is the main one: it belongs to a statement
+    like `if __name__ == "__main__":`, the last above it that begins at the margin."""
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()[:line]
+    except OSError:
+        return False
+    for text in reversed(lines):
+        if text[:1].strip() and text[0] not in "#)]}\"'":
+            return text.startswith("if ") and "__name__" in text
+    return False
 
 
 _WORKER_MARK = "liteflow-worker-"
@@ -4822,6 +4838,11 @@ class _WorkerRun:
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, n = self.info["key"]
+        if _is_forked:
+            dag = _built.get((module, dag_id, n)) if module in sys.modules else None
+            is_there = dag is not None and not _is_of_main_alone(module, dag._line)
+            self.dag = dag if is_there else None
+            return
         if module:
             _import(module, self.info["module_path"])
         self.dag = _built.get((module, dag_id, n))
@@ -4829,7 +4850,7 @@ class _WorkerRun:
     @functools.cached_property
     def edited(self) -> str | None:
         """What to say of a file of the DAG that is not as it was at the run's start."""
-        for path, identity in self.info["files"].items():
+        for path, identity in () if _is_forked else self.info["files"].items():
             if identity and _file_identity(path) not in (identity, None):
                 return f"{path} was edited since the run began: this worker runs the new version"
         return None
@@ -4915,7 +4936,19 @@ def _resolve(function: str) -> Callable[..., Any] | None:
         return None
     if isinstance(found, _TaskFunction):
         found = found.function
-    return found if callable(found) else None
+    line = getattr(getattr(found, "__code__", None), "co_firstlineno", 0)
+    is_there = callable(found) and not (_is_forked and _is_of_main_alone(module, line))
+    return found if is_there else None
+
+
+_is_forked = False  # this worker, from the scheduler's memory
+
+
+def _is_of_main_alone(module: str, line: int) -> bool:
+    """Whether a forked worker has something only since the script ran as the main one, so that a
+    worker that imports it would not have it."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    return module == "__main__" and path is not None and _is_below_guard(path, line)
 
 
 # --- Worker: one attempt --------------------------------------------------------------------------
@@ -6102,11 +6135,17 @@ def _die_with_parent() -> None:
     if not hasattr(fcntl, "F_SETSIG"):
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         return
-    sentinel = parent.sentinel
-    fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    if not parent.is_alive():  # it died before the kernel was told to watch
+    _die_with(parent.sentinel, -os.getpgrp())
+
+
+def _die_with(pipe: int, whom: int) -> None:
+    """Let the kernel kill a process, or a group, once the pipe has no writer any more."""
+    import fcntl
+
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([pipe], [], [], 0)[0]:  # there was none before the kernel was told to watch
         os._exit(1)
 
 
@@ -6314,6 +6353,237 @@ class _SlotLog:
             os.unlink(self.path)
 
 
+class _ForkedServer:
+    """Forks workers for a pool, from this process as it was when it had one thread.
+
+    So nothing is imported or compiled again, memory is shared, and workers have the code that the
+    scheduler has. It ends with its pool, and with the scheduler, however that dies.
+    """
+
+    def __init__(self, instead: str | None) -> None:
+        self.instead = instead  # the method to start workers if it is gone
+        self.born = time.monotonic()
+        self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
+        self._exitcodes: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.is_gone = False
+        requests, self._requests = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        alive, self._alive = os.pipe()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # it may be anything
+                stream.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            self._requests.close()
+            os.close(self._alive)
+            _fork_workers(requests, alive)
+        requests.close()
+        os.close(alive)
+        _forked_servers.add(self)
+
+    def serves(self, runner: _SlotRunner) -> bool:
+        """Whether it was forked when the runner's DAG had its tasks already."""
+        dag = runner.dag
+        return self.born >= runner.since and self._dags.get(dag._key) == [*dag.task_dict.values()]
+
+    def fork(self, name: str, control: int) -> tuple[int, int]:
+        """A worker that serves this end of a control pair: its process id, and a descriptor that
+        tells of its end. Raises OSError."""
+        with self._lock:
+            try:
+                if self.is_gone or not _answers(self.pid):
+                    raise OSError("the forked server does not answer")
+                socket.send_fds(self._requests, [name.encode()], [control])
+                while (made := self._hear(_FORK_LIMIT)) is None:
+                    pass
+                return made
+            except OSError:
+                self.is_gone = True  # what it may say later is not to be heard
+                raise
+
+    def exitcode(self, pid: int) -> int | None:
+        """How a worker ended, as multiprocessing says it, or None."""
+        with self._lock, contextlib.suppress(OSError):
+            while pid not in self._exitcodes and not self.is_gone:
+                self._hear(0.0)
+        return self._exitcodes.get(pid)
+
+    def _hear(self, timeout: float) -> tuple[int, int] | None:
+        """What it says: of a new worker, or how one ended, which is kept. Raises OSError if it
+        says nothing in time, or never will."""
+        self._requests.settimeout(timeout)
+        said, files, _, _ = socket.recv_fds(self._requests, 64, 1)
+        if not said:
+            raise OSError("the forked server is gone")
+        pid, *code = map(int, said.split())
+        if code:
+            self._exitcodes[pid] = code[0]
+        for file in files:
+            os.set_inheritable(file, False)
+            return pid, file
+        return None
+
+    def let_go(self) -> None:
+        """Close what tells it, and its workers, that this process lives."""
+        if self._alive >= 0:
+            self._requests.close()
+            os.close(self._alive)
+            self._alive = -1
+
+    def close(self) -> None:
+        """End it."""
+        self.let_go()
+        with contextlib.suppress(OSError):  # the program may have waited for it
+            os.waitpid(self.pid, 0)
+
+    __del__ = let_go
+
+
+_FORK_LIMIT = 5.0  # seconds for a forked server to fork
+_forked_servers: weakref.WeakSet[_ForkedServer] = weakref.WeakSet()
+
+
+class _ForkedProcess:
+    """A worker of a forked server, as its executor and its slot know it."""
+
+    def __init__(
+        self, server: _ForkedServer, name: str, control: socket.socket, **what: Any
+    ) -> None:
+        self._server, self._name, self._control = server, name, control
+
+    def start(self) -> None:
+        """Fork it. Raises OSError."""
+        self.pid, self.sentinel = self._server.fork(self._name, self._control.fileno())
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, or None."""
+        return self._server.exitcode(self.pid)
+
+
+def _may_fork() -> bool:
+    """Whether a server may be forked from this process: on Linux, where it has one thread (native
+    ones count), so that no lock can be held by another, and nothing open that must not be shared:
+    a pipe or socket that somebody waits for the end of, a file that is written to, a database.
+    Nor where a script starts its run as it is imported: that would go unnoticed."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        files = [int(name) for name in os.listdir("/proc/self/fd")]
+        for _ in range(10):
+            is_alone = len(os.listdir("/proc/self/task")) == 1
+            if is_alone or threading.active_count() > 1:
+                break
+            time.sleep(0.0005)  # one that has ended is there for a moment
+    except (AttributeError, OSError):  # no Linux, no /proc, or an older kernel
+        return False
+    return is_alone and not any(map(_is_shared_badly, files)) and _is_guarded()
+
+
+def _is_shared_badly(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        mode = os.fstat(descriptor).st_mode
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        is_own = fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:  # it was that of the list
+        return False
+    # What came from the parent is held as long by this process itself.
+    if not is_own or stat.S_ISCHR(mode) or stat.S_ISDIR(mode):
+        return False
+    is_read = flags & os.O_ACCMODE == os.O_RDONLY
+    return not (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
+
+
+def _is_guarded() -> bool:
+    """Whether a worker that imports the script, and its modules, would not come here."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    is_package = spec is not None and spec.name.endswith("__main__")  # which is not imported
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            path = frame.f_code.co_filename
+            known = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
+            if frame.f_globals is not vars(main) or not known:
+                return False
+        frame = frame.f_back
+    return True
+
+
+def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
+    """What a forked server does until the scheduler is gone."""
+    workers: dict[int, int] = {}  # process ids by what tells of their end
+    scheduler = os.getppid()
+    try:
+        _be_server(alive)
+        poll = select.poll()
+        poll.register(requests, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor in workers:
+                    pid = workers.pop(descriptor)
+                    poll.unregister(descriptor)
+                    os.close(descriptor)
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    with contextlib.suppress(BlockingIOError):  # nobody has asked for long
+                        requests.send(b"%d %d" % (pid, code), socket.MSG_DONTWAIT)
+                    continue
+                name, [control], _, _ = socket.recv_fds(requests, 256, 1)
+                pid = os.fork()
+                if not pid:
+                    requests.close()
+                    for other in workers:
+                        os.close(other)
+                    _be_forked(name.decode(), control, alive, scheduler)
+                os.close(control)
+                pidfd = os.pidfd_open(pid)
+                workers[pidfd] = pid
+                poll.register(pidfd, select.POLLIN)
+                socket.send_fds(requests, [b"%d" % pid], [pidfd])
+    finally:
+        os._exit(0)
+
+
+def _be_server(alive: int) -> None:
+    """Leave the terminal, give signals the meaning that they would have after an exec, and import
+    what each worker will need."""
+    import ctypes  # noqa: F401
+    import mmap  # noqa: F401
+    import multiprocessing.util  # noqa: F401
+    import resource  # noqa: F401
+
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in range(1, signal.NSIG):
+        if callable(_getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    _die_with(alive, os.getpid())
+    gc.freeze()
+
+
+def _be_forked(name: str, control: int, alive: int, scheduler: int) -> NoReturn:
+    """What a process does that a forked server has forked: it is a worker."""
+    import multiprocessing
+
+    global _is_forked
+    _is_forked, code = True, 70
+    try:
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        arguments = (socket.socket(fileno=control), None, ())
+        process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
+        process._parent_pid = scheduler
+        process._config.pop("daemon", None)
+        # A description of its own: whom the kernel tells of its end is noted there.
+        sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
+        os.close(alive)
+        sys.settrace(None)  # a debugger's, which has no terminal here
+        sys.setprofile(None)
+        code = contextvars.Context().run(process._bootstrap, sentinel)
+    finally:
+        os._exit(code)
+
+
 class _Slot:
     """One worker process, lent to one run at a time.
 
@@ -6338,6 +6608,7 @@ class _Slot:
         self.deaf = False  # it looks idle, and left a job lying
         self.stuck = math.inf  # since when it has been about to take a job
         self.process: Any = None
+        self.server: _ForkedServer | None = None  # that forked it
         self.pidfd: int | None = None
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
         self._start(pool, context)
@@ -6365,7 +6636,8 @@ class _Slot:
         self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
-            self.pidfd = os.pidfd_open(self.pid)
+            forked = self.server is not None
+            self.pidfd = self.process.sentinel if forked else os.pidfd_open(self.pid)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         # The executor is to watch the same: a worker outlives the fork server that it came from.
@@ -6376,6 +6648,10 @@ class _Slot:
     def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
         """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
         socket went with its folder, its address was too long, it is that of a parent)."""
+        if isinstance(context, _ForkedServer):
+            with contextlib.suppress(OSError):
+                return self._submit(_start_context("fork"), arguments, context)
+            context = _start_context(context.instead)
         if context.get_start_method() == "forkserver":
             with contextlib.suppress(OSError, EOFError):
                 if _fork_server_answers():
@@ -6383,13 +6659,17 @@ class _Slot:
             context = _start_context("spawn")
         return self._submit(context, arguments)
 
-    def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
+    def _submit(
+        self, context: Any, arguments: tuple[Any, ...], server: _ForkedServer | None = None
+    ) -> Any:
         from concurrent.futures import ProcessPoolExecutor
         from copy import copy
 
         naming = copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
+        if server is not None:
+            naming.Process = functools.partial(_ForkedProcess, server, name, arguments[0])
         executor: Any = ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
@@ -6397,7 +6677,7 @@ class _Slot:
         except BaseException:
             executor.shutdown(wait=False)
             raise
-        self._executor = executor
+        self._executor, self.server = executor, server
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
@@ -6486,12 +6766,14 @@ class _Slot:
         if self.pidfd is not None:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
+        self._executor = self._executor_thread = None  # with their pipes
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `bury` waits for its end."""
         self.state = "dead"
         self.wire.close()
-        self._executor.shutdown(wait=False)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
 
 
 class _Watched:
@@ -6556,6 +6838,8 @@ def _let_go_of_slots() -> None:
                 if descriptor != slot.process.sentinel:
                     os.close(descriptor)
     _live_slots.clear()
+    for server in list(_forked_servers):
+        server.let_go()
     for pool in list(_pools):
         pool._empty()
 
@@ -6616,10 +6900,14 @@ def _fork_server_answers() -> bool:
     new one reads `sys.path` from its command line, where only text has a place."""
     server = sys.modules.get("multiprocessing.forkserver")
     pid = getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None)
+    return _answers(pid) and all(isinstance(entry, str) for entry in sys.path)
+
+
+def _answers(pid: int | None) -> bool:
+    """Whether a process is not stopped."""
     with contextlib.suppress(OSError):  # it is gone, or there is no /proc
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
-            return False
-    return all(isinstance(entry, str) for entry in sys.path)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt"
+    return True
 
 
 def _cpus() -> int:
@@ -6640,7 +6928,8 @@ class WorkerPool:
     Use it as a context manager: `with WorkerPool(4) as pool: dag.run(executor=pool)`. Each worker
     runs one task at a time; runs that share the pool take turns. `max_workers` is the number of
     CPUs this process may use unless given; `mp_context` a start method or a multiprocessing
-    context (forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
+    context (unless given: a server forked from this process where that is safe, see the README,
+    else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
     before any DAG's module is imported. Workers start when they are needed. Runs that are handed to
     `submit` begin in order, at most `max_runs` at a time.
 
@@ -6673,6 +6962,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._idle: list[_Slot] = []
         self._count = 0
+        self._server: _ForkedServer | None = None
         self._most: int | None = None  # workers, as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
@@ -6735,6 +7025,35 @@ class WorkerPool:
             slot.dismiss()
         for slot in idle:
             slot.bury(grace=2.0)
+        if self._server is not None and not self._count:
+            self._server.close()
+            self._server = None
+
+    def _context(self, runner: _SlotRunner) -> Any:
+        """What starts the runner's workers; it begins to start now, and is not waited for."""
+        interactive = runner.since > 0
+        if self._asked is None and self._initializer[0] is None:
+            with self._lock, contextlib.suppress(OSError):  # no more processes: the others tell
+                self._weed(runner)
+                if self._server is not None and not self._count and not self._server.serves(runner):
+                    self._server.close()
+                    self._server = None
+                if self._server is None and not self._count and _may_fork():
+                    self._server = _ForkedServer("fork" if interactive else None)
+                if self._server is not None and self._server.serves(runner):
+                    return self._server
+        # A notebook can't be imported.
+        return _start_context("fork" if interactive and self._asked is None else self._asked)
+
+    def _weed(self, runner: _SlotRunner) -> None:
+        """End idle workers that were killed while nobody looked, or don't know the DAG: forked
+        before it was built, or before the cell that defines it was run."""
+        for slot in list(self._idle):
+            known = slot.server is None or slot.server.serves(runner)
+            if slot.has_ended() or slot.born < runner.since or not known:
+                self._idle.remove(slot)
+                self._count -= 1
+                slot.bury()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
         """A slot for the runner, or None: then it stands in line, and whoever can spare one has
@@ -6742,11 +7061,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
-            # Killed while nobody looked, or forked before the cell that defines the DAG was run.
-            for slot in [s for s in self._idle if s.has_ended() or s.born < runner.since]:
-                self._idle.remove(slot)
-                self._count -= 1
-                slot.bury()
+            self._weed(runner)
             room = self._count < self._limit(runner)
             if next(iter(self._line), runner) is not runner or not (self._idle or room):
                 if runner not in self._line:
@@ -6841,15 +7156,14 @@ class _SlotRunner(_Runner):
     still untold went down with the dead one, and is sent again.
     """
 
-    def __init__(self, pool: WorkerPool, own_pool: bool, interactive: bool) -> None:
+    def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, interactive: bool) -> None:
         super().__init__()
         self.thread = threading.current_thread()
         self._pool = pool
         self._own_pool = own_pool
-        # What starts workers is started now, and not waited for. A notebook can't be imported.
-        method = "fork" if interactive and pool._asked is None else pool._asked
-        self._context = _start_context(method)
+        self.dag = dag
         self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
+        self._context = pool._context(self)
         self._slots: list[_Slot] = []
         # Which tasks can't be found, and which only by name; until then, slots go to no other run.
         self._found: tuple[list[str], list[str]] | None = None
@@ -8020,7 +8334,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
-    return _SlotRunner(pool, executor is None, interactive)
+    return _SlotRunner(pool, executor is None, dag, interactive)
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:

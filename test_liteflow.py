@@ -4668,7 +4668,7 @@ class QueueTest(QueueCase):
         self.check_stop_in_hand(signal.SIGCONT)
 
     def test_a_death_that_is_heard_of_while_another_is_settled_is_in_doubt_itself(self):
-        runner = liteflow._SlotRunner(WorkerPool(3), False, False)
+        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), False)
         self.addCleanup(runner.close)
         names = "served spoilt state attempt exitcode deadline is_idle"
         values = (True, None, "serving", None, -9, None, True)
@@ -4812,7 +4812,7 @@ class QueueTest(QueueCase):
 
     def test_the_last_words_of_a_worker_that_is_replaced_are_heard(self):
         # It did not know that it was to be: it ran one job more, and took another.
-        runner = liteflow._SlotRunner(WorkerPool(1), False, False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
         attempts = {number: mock.Mock() for number in (1, 2)}
         for number, attempt in attempts.items():
@@ -9114,6 +9114,231 @@ class ScriptCase(Case):
         super().setUp()
         self.script(self.FLOW)
         self.db = self.folder / "liteflow.db"
+
+
+class ForkedServerTest(ScriptCase):
+    """Where a process has one thread, and nothing open that must not be shared, a server that is
+    forked from it starts the workers; it lives no longer than who needs it."""
+
+    FLOW = """
+        import multiprocessing, os, signal, socket, sqlite3, subprocess, sys, threading, time
+        import heavy
+        from pathlib import Path
+        from liteflow import DAG, WorkerPool, task
+        import liteflow
+
+        with DAG("forked") as dag:
+            @task
+            def see():
+                parent = multiprocessing.parent_process()
+                files = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
+                         if os.path.exists(f"/proc/self/fd/{n}")]
+                handler = signal.getsignal(signal.SIGUSR1)
+                return {
+                    "forked": liteflow._is_forked, "scheduler": parent.pid, "server": os.getppid(),
+                    "alive": parent.is_alive(), "name": multiprocessing.current_process().name,
+                    "files": files, "usr1": str(handler), "stdin": sys.stdin.read(),
+                    "session": os.getsid(0) == os.getpid(), "state": heavy.STATE,
+                }
+            see()
+
+        def run(**options):
+            return dag.run(db_path="flow.db", **options).raise_if_failed().xcom_pull("see")
+    """
+
+    def setUp(self):
+        super().setUp()
+        (self.folder / "heavy.py").write_text(
+            "print('imported', flush=True)\nSTATE = ['as imported']\n"
+        )
+
+    def main(self, body, *argv, code=0, **options):
+        """What the script prints with this below its main guard."""
+        flow = textwrap.dedent(self.FLOW)
+        flow += 'if __name__ == "__main__":\n' + textwrap.indent(textwrap.dedent(body), "    ")
+        path = self.script(flow)
+        done = self.python(path, *argv, **options)
+        self.assertEqual((done.returncode, done.stderr), (code, ""), done.stdout)
+        return done.stdout
+
+    def test_its_workers_are_like_others_but_have_what_is_imported(self):
+        text = self.main(
+            """
+            signal.signal(signal.SIGUSR1, lambda *args: None)
+            heavy.STATE.append("changed")
+            seen = run()
+            assert seen["forked"] and seen["alive"] and seen["session"], seen
+            assert seen["scheduler"] == os.getpid() != seen["server"], seen
+            assert seen["name"].startswith("liteflow-worker-"), seen
+            assert seen["usr1"] == str(signal.SIG_DFL) and seen["stdin"] == "", seen
+            assert seen["state"] == ["as imported", "changed"], seen
+            left = [name for name in seen["files"] if "flow.db" in name and "log-" not in name]
+            assert not left, left
+            print(threading.enumerate(), multiprocessing.active_children())
+            """
+        )
+        self.assertRegex(text, r"^imported\n\[<_MainThread[^,]*, started \d+\)>\] \[\]\n$")
+
+    def test_where_it_is_not_safe_others_start_them(self):
+        for what in (
+            "threading.Thread(target=time.sleep, args=(0.5,)).start()",
+            "held = socket.socket()",
+            "held = os.pipe()",
+            "held = open('out.txt', 'w')",
+            "held = sqlite3.connect('other.db'); held.execute('CREATE TABLE IF NOT EXISTS t (x)')",
+        ):
+            with self.subTest(what=what):
+                self.assertIn("False", self.main(f"{what}\nprint(run()['forked'])"))
+        for what in ("held = open(__file__)", "held = open('log.txt', 'a')", "pass"):
+            with self.subTest(what=what):
+                self.assertIn("True", self.main(f"{what}\nprint(run()['forked'])"))
+        self.assertIn("False", self.main("print(run(mp_context='forkserver')['forked'])"))
+        with_initializer = "with WorkerPool(1, None, heavy.STATE.append, (1,)) as pool:\n"
+        self.assertIn(
+            "False", self.main(with_initializer + "    print(run(executor=pool)['forked'])")
+        )
+
+    def test_what_only_the_main_script_has_is_refused_as_ever(self):
+        text = self.main(
+            """
+            def make():
+                with DAG("late") as late:
+                    @task
+                    def nested(): pass
+                    nested()
+                return late
+            def beside(): pass
+            for made in (make(), DAG("also")):
+                with made:
+                    task(beside)()
+                try:
+                    made.run(db_path="flow.db")
+                except liteflow.UnreachableTask as error:
+                    print(str(error).partition(" can't")[0])
+            """
+        )
+        self.assertEqual(text.splitlines()[-2:], ["tasks 'nested', 'beside'", "task 'beside'"])
+
+    def test_a_dag_that_is_younger_than_the_server_gets_another(self):
+        (self.folder / "source.txt").write_text(
+            "from liteflow import DAG, task\nimport liteflow\nwith DAG('young') as dag:\n"
+            "    @task\n    def number(): return [N, liteflow._is_forked]\n    number()\n"
+        )
+        text = self.main(
+            """
+            import importlib
+            source = Path("source.txt").read_text()
+            Path("module.py").write_text(source.replace("N", "1"))
+            with WorkerPool(2) as pool:
+                first = run(executor=pool)
+                assert run(executor=pool)["server"] == first["server"]
+                import module
+                for n in (1, 2):
+                    Path("module.py").write_text(source.replace("N", str(n)))
+                    os.utime("module.py", (n, n))
+                    importlib.reload(module)
+                    found = module.dag.run(db_path="flow.db", executor=pool).raise_if_failed()
+                    print(found.xcom_pull("number"))
+                assert run(executor=pool)["forked"]
+                # Another thread's run finds the idle workers of a server that does not know its DAG.
+                with DAG("younger") as younger:
+                    task(task_id="x")(abs)(-1)
+                thread = threading.Thread(
+                    target=lambda: print(younger.run(db_path="flow.db", executor=pool).state)
+                )
+                thread.start()
+                thread.join()
+            """
+        )
+        lines = [line for line in text.splitlines() if line != "imported"]
+        self.assertEqual(lines, ["[1, True]", "[2, True]", "success"])
+
+    HURT = """
+        go = Path("go")
+        with DAG("hurt") as hurt:
+            @task
+            def goes_on():
+                Path("going").touch()
+                while not Path("again").exists(): time.sleep(0.01)
+            @task(retries=1)
+            def dies(ti):
+                while not go.exists(): time.sleep(0.01)
+                if ti.try_number == 1: os.kill(os.getpid(), signal.SIGKILL)
+                Path("again").touch()  # in another worker, as the first one is busy
+                return [liteflow._is_forked, ti.try_number]
+            goes_on(), dies()
+    """
+
+    def test_a_server_that_is_killed_or_stopped_ends_no_run(self):
+        self.FLOW += self.HURT
+        for number in ("SIGKILL", "SIGSTOP"):
+            text = self.main(
+                f"""
+                pool = WorkerPool(2)
+                def hurt_it():
+                    while not Path("going").exists(): time.sleep(0.01)
+                    os.kill(pool._server.pid, signal.{number})
+                    go.touch()
+                begun = liteflow._Run._drive
+                def drive(self):
+                    threading.Thread(target=hurt_it).start()
+                    begun(self)
+                liteflow._Run._drive = drive
+                with pool:
+                    found = hurt.run(db_path="flow.db", executor=pool).raise_if_failed()
+                    assert pool._server.is_gone
+                print(found.xcom_pull("dies"))
+                """
+            )
+            self.assertEqual(text.splitlines()[-1], "[False, 2]")
+            for name in ("go", "going", "again"):
+                (self.folder / name).unlink()
+
+    def test_nothing_outlives_the_scheduler(self):
+        self.FLOW += self.HURT
+        for stopped in (False, True):
+            body = """
+                pool = WorkerPool(1)
+                print(os.getpid(), flush=True)
+                def tell():
+                    while not Path("going").exists(): time.sleep(0.01)
+                    print(pool._server.pid, *[slot.pid for r in pool._runners for slot in r._slots], flush=True)
+                begun = liteflow._Run._drive
+                def drive(self):
+                    threading.Thread(target=tell).start()
+                    begun(self)
+                liteflow._Run._drive = drive
+                hurt.run(db_path="flow.db", executor=pool)
+                """
+            flow = textwrap.dedent(self.FLOW)
+            flow += 'if __name__ == "__main__":\n' + textwrap.indent(textwrap.dedent(body), "    ")
+            run = self.start(self.script(flow))
+            lines = [run.stdout.readline() for _ in range(3)]
+            pids = [int(n) for n in lines[-1].split()]
+            self.assertEqual(len(pids), 2, lines)
+            for pid in pids if stopped else ():
+                os.kill(pid, signal.SIGSTOP)
+            run.kill()
+            run.wait(LIMIT)
+            self.assertTrue(wait_until(lambda pids=pids: not any(map(alive, pids)), 2))
+            (self.folder / "going").unlink()
+
+    def test_a_process_that_the_program_forks_keeps_nothing_alive(self):
+        self.main(
+            """
+            with WorkerPool(1) as pool:
+                run(executor=pool)
+                __import__("warnings").simplefilter("ignore")  # there are threads
+                child = os.fork()
+                if not child:
+                    time.sleep(60)
+                    os._exit(0)
+                began = time.monotonic()
+            assert time.monotonic() - began < 30
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            """
+        )
 
 
 def start_a_helper() -> None:
