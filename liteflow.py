@@ -2363,6 +2363,9 @@ class Dag:
         """What a notebook shows: the graph."""
         return _notebook(_html("h1", self.dag_id), _svg_graph(_boxes_of(self)))
 
+    def _repr_mimebundle_(self, **asked: Any) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
     def __repr__(self) -> str:
         return f"<DAG: {self.dag_id}>"
 
@@ -9489,6 +9492,9 @@ class DagRun:
         """What a notebook shows: the facts, what failed, the graph and the tasks."""
         return _notebook_run(self)
 
+    def _repr_mimebundle_(self, **asked: Any) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
 
 def _refuse_without_values(row: _Row) -> None:
     if row.values_deleted is not None:
@@ -10438,7 +10444,8 @@ _PAGE_CELLS = 10_000  # of a grid
 
 def _run_page(run: DagRun) -> str:
     """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
-    instances = _seen(run)
+    instances, values = _seen(run), run._look(_select_xcoms, limit=_PAGE_ROWS)
+    rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
@@ -10449,7 +10456,7 @@ def _run_page(run: DagRun) -> str:
         _html("h2", "Timeline"),
         _svg_timeline(_seen(run, attempts=True)),
         _task_table(instances),
-        _value_table(run),
+        _folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows)),
     )
 
 
@@ -10487,7 +10494,8 @@ def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int)
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti, True)]
         told += _output_of(run, failure.ti)
-        told.append(_folded_away("traceback", _html("pre", _shortened(failure.ti.error or ""))))
+        trace = _shown(_said_once(failure.ti.error or ""), 4000, str)
+        told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
         told += [_folded_away("their output", *others)] if others else []
         parts.append(_html("section", *told, _html("pre", failure.more), class_="failed"))
@@ -10505,11 +10513,6 @@ def _output_of(run: DagRun, ti: TaskInstance, named: bool = False) -> list[_Html
     return [*head, _html("pre", "\n".join(tail))] if tail else []
 
 
-def _shortened(error: str, most: int = 4000) -> str:
-    text = _said_once(error)
-    return text if len(text) <= most else f"{text[: most // 2]}\n[...]\n{text[-most // 2 :]}"
-
-
 def _task_table(instances: Iterable[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
     # Of very many, those that went well can be missed.
@@ -10521,12 +10524,6 @@ def _task_table(instances: Iterable[TaskInstance]) -> _Html:
         rows += [[label, chip, *others]] if id(line) in kept else []
     more = [_html("p", f"and {len(lines) - len(rows)} more")] if len(lines) > len(rows) else []
     return _folded_away("Tasks", _html_table(_HEADS, rows), *more, is_open=len(rows) <= 100)
-
-
-def _value_table(run: DagRun) -> _Html:
-    values = run._look(_select_xcoms, limit=_PAGE_ROWS)
-    rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
-    return _folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows))
 
 
 def _dag_page(dag: Dag, path: Path) -> str:

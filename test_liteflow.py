@@ -10636,6 +10636,8 @@ class PageTest(ScriptCase):
             task(task_id="a")(sample)(1) >> liteflow.Label("<u>") >> task(task_id="b")(sample)(1)
         for shown in (run, dag):
             self.check(shown._repr_html_())
+            bundle = shown._repr_mimebundle_(include=None, exclude=None)
+            self.assertEqual(bundle, {"text/html": shown._repr_html_(), "text/plain": repr(shown)})
         self.assertIn("&lt;u&gt;", dag._repr_html_())
 
     def test_a_page_is_written_as_a_whole_or_not_at_all(self):
