@@ -5888,6 +5888,30 @@ class StartMethodsContract:
         self.assertEqual(run.xcom_pull("see"), self.method != "fork")
 
 
+class ForkedTest(StartMethodsContract, Case):
+    """The server that is forked from this process, whatever else has a thread here."""
+
+    method = None
+
+    def setUp(self):
+        super().setUp()
+        forking = mock.patch.object(liteflow, "_may_fork", lambda: True)
+        forking.start()
+        self.addCleanup(forking.stop)
+
+    def test_they_are_forked(self):
+        run = self.run_flow(
+            """
+            with DAG("asks") as dag:
+                @task
+                def ask(): return liteflow._is_forked
+                ask()
+            """,
+            max_workers=1,
+        )
+        self.assertTrue(run.xcom_pull("ask"))
+
+
 class ForkTest(StartMethodsContract, Case):
     method = "fork"
 
@@ -11779,7 +11803,7 @@ class Promise6Test(Case):
             def queued(): Path("queued-ran").touch()
             for i in range(10): queued()
         if __name__ == "__main__":
-            dag.run(max_workers=6, mp_context=sys.argv[1])
+            dag.run(max_workers=6, mp_context=sys.argv[1] if sys.argv[1:] else None)
     """
 
     def pids(self):
@@ -11787,11 +11811,11 @@ class Promise6Test(Case):
 
     def test_nobody_outlives_a_killed_scheduler(self):
         self.script(self.SCRIPT)
-        for method in ("fork", "forkserver", "spawn"):
+        for method in ([], ["fork"], ["forkserver"], ["spawn"]):  # the first: forked from it
             with self.subTest(method=method):
                 for path in self.folder.glob("pid-*"):
                     path.unlink()
-                process = self.start("-W", "ignore", "my_flow.py", method)
+                process = self.start("-W", "ignore", "my_flow.py", *method)
                 self.assertTrue(wait_until(lambda: len(self.pids()) >= 8), self.pids())
                 process.kill()
                 process.wait()
