@@ -9415,10 +9415,11 @@ class DagRun:
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed: of its latest attempt, or of that of the given number. Raises
         TaskNotFound."""
-        tries = {ti.map_index: ti.try_number for ti in self._instances_of(task_id)}
-        _of_type(int, least=-1)("map_index", map_index)
+        found = self.get_task_instance(task_id, map_index)
+        if found is None:
+            self._instances_of(task_id)  # of which there may be others
         if try_number is None:
-            try_number = tries.get(map_index, 0)
+            try_number = 0 if found is None else found.try_number
         _of_type(int, least=0)("try_number", try_number)
         rows = self._look(_select_log, try_number, 0, task_id=task_id, map_index=map_index)
         return "".join(row.text for row in rows)
