@@ -1506,6 +1506,7 @@ class BashOperator(BaseOperator):
         return self._follow(lambda: self.bash_command, _running_job())
 
     def _follow(self: Any, call: Callable[[], Any], job: _Execution) -> Any:
+        import codecs
         import tempfile
         from subprocess import PIPE, STDOUT, Popen
 
@@ -1526,18 +1527,20 @@ class BashOperator(BaseOperator):
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
             stack.callback(process.kill)  # before the wait for it, where the task is told to end
+            decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
             last = ""
-            for raw in process.stdout:
-                line = raw.decode(self.output_encoding, errors="backslashreplace")
-                print(line.rstrip("\r\n"), flush=True)
-                last = line.rstrip()
-            code = process.wait()
+            while data := process.stdout.read1():  # a line that has no end yet, too
+                text = decode(data)
+                print(text, end="", flush=True)
+                last += text
+                last = last[last.rfind("\n", 0, len(last) - 1) + 1 :]
+            code, last = process.wait(), last.rstrip()
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:
             how = f"ended with exit code {code}" if code > 0 else f"was {_end_of(code)}"
-            first = _shown(command.strip().partition("\n")[0], 100, str)
-            raise AirflowException(f"the command {how}: {first}")
+            lines = [x for x in command.split("\n") if not re.match(r"\s*(#|set\b|$)", x)]
+            raise AirflowException(f"the command {how}: {_shown(' '.join(lines[:1]), 100, str)}")
         return last if self.output_processor is None else self.output_processor(last)
 
 
@@ -2132,7 +2135,9 @@ class Dag:
         names = frame.f_globals if frame is not None else {}
         self._line = frame.f_lineno if frame is not None else 0
         self._module = _module_name(names.get("__name__", ""))
-        self.fileloc: str | None = names.get("__file__")
+        # A debugger's file may be another kind of str, and a profiler's `__main__` its own.
+        self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
+        self._is_of_main = names is vars(sys.modules["__main__"])
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
@@ -4843,7 +4848,7 @@ class _WorkerRun:
         module, dag_id, n = self.info["key"]
         if _is_forked:
             dag = _built.get((module, dag_id, n)) if module in sys.modules else None
-            is_there = dag is not None and not _is_of_main_alone(module, dag._line)
+            is_there = dag is not None and not _is_of_main_alone(module, dag.fileloc, dag._line)
             self.dag = dag if is_there else None
             return
         if module:
@@ -4939,18 +4944,18 @@ def _resolve(function: str) -> Callable[..., Any] | None:
         return None
     if isinstance(found, _TaskFunction):
         found = found.function
-    line = getattr(getattr(found, "__code__", None), "co_firstlineno", 0)
-    is_there = callable(found) and not (_is_forked and _is_of_main_alone(module, line))
+    code = getattr(found, "__code__", None)
+    where = (code.co_filename, code.co_firstlineno) if code is not None else (None, 0)
+    is_there = callable(found) and not (_is_forked and _is_of_main_alone(module, *where))
     return found if is_there else None
 
 
 _is_forked = False  # this worker, from the scheduler's memory
 
 
-def _is_of_main_alone(module: str, line: int) -> bool:
+def _is_of_main_alone(module: str, path: str | None, line: int) -> bool:
     """Whether a forked worker has something only since the script ran as the main one, so that a
     worker that imports it would not have it."""
-    path = getattr(sys.modules["__main__"], "__file__", None)
     return module == "__main__" and path is not None and _is_below_guard(path, line)
 
 
@@ -5728,6 +5733,12 @@ class _Worker:
         signal.signal(signal.SIGINT, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=lambda: self._after_fork(signal.SIG_DFL),
+        )
         _die_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -5973,11 +5984,17 @@ class _Worker:
     def __exit__(self, *exc: object) -> None:
         self.in_task = False
 
+    def _before_fork(self) -> None:
+        # Python forgets what reaches a child on its way into being: let it wait in the kernel.
+        self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def _after_fork(self, meaning: Any = None) -> None:
+        """A child of the task inherits the handler of SIGTERM, not its meaning."""
+        if meaning is not None and _getsignal(signal.SIGTERM) == self._on_term:
+            signal.signal(signal.SIGTERM, meaning)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._unforked)
+
     def _on_term(self, signum: int, frame: object) -> None:
-        if os.getpid() != self.pid:  # a child of the task inherits the handler, not the meaning
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
         if self.idle:
             os._exit(128 + signal.SIGTERM)  # no later task is to be ended by this
         self.terminated = True
@@ -6561,6 +6578,8 @@ def _be_server(alive: int) -> None:
     for number in range(1, signal.NSIG):
         if callable(_getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _die_with(alive, os.getpid())
     gc.freeze()
 
@@ -7022,6 +7041,7 @@ class WorkerPool:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            self._count -= len(idle)
             for runner in self._runners:
                 runner.wake()
         for slot in idle:  # their workers end side by side
@@ -8090,6 +8110,7 @@ class _Start:
         for task in dag.task_dict.values():
             _task_params(task, params, self.conf)
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
+        module_path = module_path and str(module_path)  # a debugger's may be another kind of str
         paths = [os.path.abspath(path) for path in {module_path, dag.fileloc} if path]
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
@@ -8336,6 +8357,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     file = getattr(main, "__file__", None) or ""
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
+    interactive |= dag._module == "__main__" and not dag._is_of_main  # what profiles it is there
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, interactive)
 
@@ -10124,15 +10146,13 @@ def _with_element(ti: TaskInstance) -> str:
 
 
 def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
-    """The tasks that did not run because this one failed."""
-    blocked = {
-        ti.task_id: ti.upstream_task_ids for ti in instances if ti.state is _S.UPSTREAM_FAILED
-    }
+    """What did not run because this task failed."""
+    blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     found = reached = {task_id}
     while found:
-        found = {name for name, upstream in blocked.items() if upstream & found} - reached
+        found = {ti.task_id for ti in blocked if ti.upstream_task_ids & found} - reached
         reached = reached | found
-    return [name for name in blocked if name in reached]
+    return [ti._label for ti in blocked if ti.task_id in reached]
 
 
 def _report_of(run: DagRun) -> list[str]:
@@ -10148,10 +10168,7 @@ def _report_of(run: DagRun) -> list[str]:
         while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
-    if len(failures) == _NAMED:
-        count = sum(ti.state is _S.FAILED for ti in instances)
-        lines.append(f"{count} task instances failed in all")
-    lines += _other_trouble(run, instances)
+    lines += _other_trouble(run, instances, failures)
     if run.state is not DagRunState.SUCCESS and not run.owner_alive:
         lines.append(f"{_go_on(instances)}: {_script_command(run, '--resume')}")
     return [_clean(line) for line in lines]
@@ -10162,16 +10179,21 @@ def _go_on(instances: Iterable[TaskInstance]) -> str:
     return "to go on once it is mended" if failed else "to go on"
 
 
-def _other_trouble(run: DagRun, instances: Iterable[TaskInstance]) -> list[str]:
-    """What was cut off in the midst of an attempt or before its next, and callbacks that failed."""
+def _other_trouble(
+    run: DagRun, instances: Sequence[TaskInstance], failures: Iterable[_Failure]
+) -> list[str]:
+    """What failed and is not told; what was cut off in the midst of an attempt or before its next;
+    callbacks that failed."""
+    told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
+    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in told]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
     for ti in instances:
         if ti.state is _S.SKIPPED and ti.error and not ti.error.startswith("AirflowSkip"):
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
-    # What came last, a DAG's callback, stands first.
-    return [f"cut off: {_few(cut)}"] * bool(cut) + [*dict.fromkeys(found)][:_ALIKE]
+    lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
+    return [*lines, *[*dict.fromkeys(found)][:_ALIKE]]  # a DAG's callback, which came last, first
 
 
 def _script_command(run: DagRun, *options: str) -> str:
@@ -10490,8 +10512,8 @@ def _facts(run: DagRun, instances: Iterable[TaskInstance]) -> list[_Html]:
 
 def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
     """What failed, told as everywhere, with tracebacks and output folded away."""
-    parts = []
-    for failure in _failures_of(run, instances, most):
+    parts, failures = [], _failures_of(run, instances, most)
+    for failure in failures:
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti, True)]
         told += _output_of(run, failure.ti)
@@ -10500,7 +10522,7 @@ def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int)
         told += [_html("p", line) for line in failure.follows]
         told += [_folded_away("their output", *others)] if others else []
         parts.append(_html("section", *told, _html("pre", failure.more), class_="failed"))
-    trouble = _other_trouble(run, instances)
+    trouble = _other_trouble(run, instances, failures)
     parts += [_html("section", _html("p", line), class_="failed") for line in trouble]
     if run.state is not DagRunState.SUCCESS and not run.owner_alive:
         command = _html("pre", _script_command(run, "--resume"))

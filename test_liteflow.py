@@ -9199,6 +9199,12 @@ class ForkedServerTest(ScriptCase):
             left = [name for name in seen["files"] if "flow.db" in name and "log-" not in name]
             assert not left, left
             print(threading.enumerate(), multiprocessing.active_children())
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                assert run()["forked"]  # there is no server any more: the next run has another
+            else:
+                print("a process is left")
             """
         )
         self.assertRegex(text, r"^imported\n\[<_MainThread[^,]*, started \d+\)>\] \[\]\n$")
@@ -9351,6 +9357,36 @@ class ForkedServerTest(ScriptCase):
             run.wait(LIMIT)
             self.assertTrue(wait_until(lambda pids=pids: not any(map(alive, pids)), 2))
             (self.folder / "going").unlink()
+
+    SIGNALS = """
+        with DAG("signals") as signals:
+            @task(retries=1)
+            def dies(ti):
+                if ti.try_number == 1: os.kill(os.getpid(), signal.SIGKILL)
+                code = subprocess.run(["sh", "-c", "exit 3"]).returncode
+                return code, list(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            dies()
+    """
+
+    def test_the_script_s_signals_are_not_its_workers(self):
+        self.FLOW += self.SIGNALS
+        text = self.main(
+            """
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+            found = signals.run(db_path="flow.db")
+            print(found.xcom_pull("dies"), found.get_task_instance("dies").try_number)
+            attempts = found._instances(attempts=True)
+            print(attempts[0].error)
+            """
+        )
+        self.assertEqual(text.splitlines()[1:], ["(3, []) 2", "killed by SIGKILL"])
+
+    def test_under_a_profiler_and_a_debugger(self):
+        self.main("print(run()['forked'])")
+        for words in (["cProfile", "-o", "profile"], ["pdb", "-c", "c", "-c", "q"]):
+            done = self.python("-m", *words, "my_flow.py")
+            self.assertRegex(done.stdout, r"(?m)^(True|False)$", done.stderr)
 
     def test_a_process_that_the_program_forks_keeps_nothing_alive(self):
         self.main(
@@ -10544,6 +10580,55 @@ class FailureTest(ScriptCase):
         self.assertEqual(self.states(run)["dump"], "success")  # as in bash: its last command counts
         self.assertIn("the command was killed by SIGKILL: kill -9 $$", told)
 
+    def test_a_line_without_an_end_is_kept(self):
+        run = self.run_flow(
+            r"""
+            with DAG("unfinished") as dag:
+                @task.bash(execution_timeout=0.5)
+                def asks(): return "echo one; printf 'Password: '; sleep 20"
+                @task.bash
+                def last(): return "printf 'a\\nb \\r\\n'; printf 'c  '"
+                @task.bash
+                def blank(): return "printf 'a\\n\\n'"
+                asks(); last(); blank()
+            """
+        )
+        self.assertEqual(run.log("asks"), "one\nPassword: ")
+        self.assertEqual((run.xcom_pull("last"), run.xcom_pull("blank")), ("c", ""))
+        self.assertEqual(run.log("last"), "a\nb \r\nc  ")
+
+    def test_all_that_failed_is_named_and_only_what_did_not_run(self):
+        run = self.run_flow(
+            """
+            from liteflow import TaskGroup, task_group
+            with DAG("many") as dag:
+                @task
+                def f(): raise OSError("no")
+                for i in range(12): f()
+                @task_group
+                def each(x):
+                    @task
+                    def one(x):
+                        if x == 1: raise OSError("one")
+                    @task
+                    def two(): pass
+                    one(x) >> two()
+                each.expand(x=[0, 1, 2])
+            """
+        )
+        told = liteflow._report_of(run)
+        rest = [ti._label for ti in run.get_task_instances("failed")]
+        heads = [
+            line.split()[0] for line in told if re.match(r"\S+ (\(\d\) )?failed: OSError", line)
+        ]
+        [line] = [line for line in told if line.startswith("failed, too: ")]
+        self.assertEqual({*heads, *line[13:].split(", ")}, set(rest))
+        page = liteflow._failure_sections(run, run.get_task_instances(), 3)
+        self.assertIn("failed, too: ", "".join(page))
+        whole = liteflow._failures_of(run, run.get_task_instances(), 20)
+        [follows] = [x.follows for x in whole if x.ti.task_id == "each.one"]
+        self.assertEqual(follows, ["not run for it: each.two[1]"])
+
     def test_what_was_cut_off_is_named(self):
         self.script(
             """
@@ -11668,6 +11753,28 @@ class Promise4Test(Case):
             max_workers=2,
         )
         self.assertEqual(self.states(run), {"hangs": "failed", "long": "success"})
+
+    def test_a_child_that_is_told_to_end_as_soon_as_it_is_there_ends(self):
+        run = self.run_flow(
+            """
+            import multiprocessing
+            with DAG("children") as dag:
+                @task
+                def outlived():
+                    context, count = multiprocessing.get_context("fork"), 0
+                    for _ in range(40):
+                        child = context.Process(target=time.sleep, args=(60,))
+                        child.start()
+                        child.terminate()
+                        child.join(5)
+                        if child.is_alive():
+                            count += 1
+                            child.kill()
+                    return count
+                outlived()
+            """
+        )
+        self.assertEqual(run.xcom_pull("outlived"), 0)
 
     def test_leftovers_of_one_task_do_not_fail_the_next(self):
         bodies = {
