@@ -6384,6 +6384,8 @@ class _ForkedServer:
         self.instead = instead  # the method to start workers if it is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
+        tasks = itertools.chain.from_iterable(self._dags.values())
+        self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
         self._exitcodes: dict[int, int] = {}
         self._lock = threading.Lock()
         self.is_gone = False
@@ -6402,9 +6404,12 @@ class _ForkedServer:
         _forked_servers.add(self)
 
     def serves(self, runner: _SlotRunner) -> bool:
-        """Whether it was forked when the runner's DAG had its tasks already."""
-        dag = runner.dag
-        return self.born >= runner.since and self._dags.get(dag._key) == [*dag.task_dict.values()]
+        """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of
+        the same functions, so that these can be found by name."""
+        tasks = [*runner.dag.task_dict.values()]
+        named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
+        known = named or self._dags.get(runner.dag._key) == tasks
+        return known and self.born >= runner.since
 
     def fork(self, name: str, control: int) -> tuple[int, int]:
         """A worker that serves this end of a control pair: its process id, and a descriptor that

@@ -9274,7 +9274,12 @@ class ForkedServerTest(ScriptCase):
                     importlib.reload(module)
                     found = module.dag.run(db_path="flow.db", executor=pool).raise_if_failed()
                     print(found.xcom_pull("number"))
-                assert run(executor=pool)["forked"]
+                forked = run(executor=pool)
+                assert forked["forked"]
+                with DAG("again") as again:  # of functions that the server knows
+                    task(task_id="see")(see.function)()
+                seen = again.run(db_path="flow.db", executor=pool).xcom_pull("see")
+                assert seen["server"] == forked["server"], (seen, forked)
                 # Another thread's run finds the idle workers of a server that does not know its DAG.
                 with DAG("younger") as younger:
                     task(task_id="x")(abs)(-1)
