@@ -4443,7 +4443,8 @@ def _select(
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    missing = [added[:2] for added in _missing_columns(db)]
+    added = any(table in source for table, *_ in _ADDED_COLUMNS)
+    missing = [column[:2] for column in _missing_columns(db)] if added else []
     terms = {}
     for name in columns:
         table, column = name.split(".") if "." in name else (source.split()[0], name)
@@ -7060,7 +7061,8 @@ class WorkerPool:
     def _context(self, runner: _SlotRunner) -> Any:
         """What starts the runner's workers; it begins to start now, and is not waited for."""
         interactive = runner.since > 0
-        if self._asked is None and self._initializer[0] is None:
+        others = self._server is None and self._count > 0
+        if self._asked is None and self._initializer[0] is None and not others:
             with self._lock, contextlib.suppress(OSError):  # no more processes: the others tell
                 self._weed(runner)
                 if self._server is not None and not self._count and not self._server.serves(runner):
