@@ -6230,148 +6230,7 @@ def _run_remotely(info: bytes, message: bytes) -> bytes:
     return marshal.dumps(tuple(outcome))
 
 
-# --- Runners: slots of worker processes -----------------------------------------------------------
-
-_START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
-_CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
-_GRACE = 5.0  # seconds from TERM to KILL
-_LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
-_LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
-_SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
-_FREE_FILES = 40  # descriptors that are left to the program and to a run itself
-
-
-# To tasks: the id, the function, whether that is enough to find it.
-_References = list[tuple[str, str, bool]]
-_Check = Callable[[], None]
-
-
-class _Runner:
-    """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
-
-    Most can't do all of it: what is not overridden does nothing.
-    """
-
-    remote = False  # jobs carry all their inputs: there is no database where they run
-    interrupted = False  # by a Ctrl-C that a task in this process did not outlive
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []  # what people should be told at the end
-
-    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        """Find every task; the ids of those found by their function's name. Writes nothing.
-
-        Begins to start workers for so many jobs; calls `check`, which may raise, while it waits.
-        Raises UnreachableTask for what can't be found.
-        """
-        return set()
-
-    def open_logs(self, folder: Path, run_row: int) -> None:
-        """The run is recorded, and its private folder is there: jobs may be started."""
-
-    def room(self, jobs: int) -> int:
-        """How many of so many jobs may be started now; begins to start workers for the others."""
-        return jobs
-
-    def is_free(self) -> bool:
-        """Whether a worker is idle, and no job is on its way to any."""
-        return True
-
-    def start(self, attempt: _Attempt, job: _Job) -> None:
-        """Send the job, by the next `wait` at the latest."""
-
-    def withdraw(self) -> list[_Attempt]:
-        """Take back what was sent and is not taken: it does not start."""
-        return []
-
-    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        """Wait until something happens or `wake` is called; the attempts that were taken by a
-        worker (None), and those that ended."""
-        return []
-
-    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        """End a job: ask it to, and kill it after the grace (at once if `now`)."""
-
-    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
-        """New output of attempts: (attempt, part, text); of those that run only if their log's
-        file has at least so many bytes."""
-        return []
-
-    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """The outcome is committed: let the worker that still holds the attempt run what is due,
-        if anything; or, if its `job` is given, one that is free. False if there is none."""
-        return True
-
-    def is_calling(self) -> bool:
-        """Whether callbacks are running."""
-        return False
-
-    def wake(self) -> None:
-        """Let `wait` return; may be called from a signal handler or another thread."""
-
-    def close(self) -> None:
-        """Free all that the run used."""
-
-
-class _SlotLog:
-    """The file that a slot's worker writes its output to, read in slices of one attempt each."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self.begin(0)
-
-    def begin(self, start: int) -> None:
-        """The next attempt's slice begins there."""
-        self.start = self._at = start  # what is before `_at` is stored, or passed over
-        self._dropped = 0  # bytes of the slice that were cut out of the file
-        self._head = 0  # bytes that are stored
-
-    def size(self) -> int:
-        """Of the file, in bytes."""
-        return os.fstat(self._file).st_size
-
-    def take(
-        self, attempt: _Attempt, end: int | None = None, output: bytes | None = None
-    ) -> list[tuple[_Attempt, int, str]]:
-        """(attempt, part, text) of new output: up to `end`, where the next slice begins, or, while
-        the attempt runs, whole lines; all its `output`, if known."""
-        size, data = self.size() if end is None else end, b""
-        if size < self._at:  # the task truncated the file
-            self._at = size if size >= self.start else 0
-            self.start = min(self.start, self._at)
-        if output is not None and not self._head:
-            data = output
-        elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
-            data = os.pread(self._file, room, self._at)
-            if end is None and room < _LOG_HEAD - self._head:
-                data = data[: data.rfind(b"\n") + 1]
-        self._at += len(data)
-        self._head += len(data)
-        parts = []
-        if data:
-            attempt.log_parts += 1
-            parts.append((attempt, attempt.log_parts, data.decode(errors="replace")))
-        if self._head >= _LOG_HEAD and size > self._at:
-            parts.append((attempt, _TAIL_PART, self._tail(size)))
-        return parts
-
-    def _tail(self, size: int) -> str:
-        at = max(self._at, size - _LOG_TAIL)
-        cut = at - self._at + self._dropped
-        text = os.pread(self._file, size - at, at).decode(errors="replace")
-        if size - self.start > _LOG_FILE_LIMIT:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, 0)
-            self._dropped += size - self._at
-            self.start = self._at = 0
-        return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
-
-    def close(self) -> None:
-        """Let the file go; where its worker is gone, it is of no use."""
-        os.close(self._file)
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+# --- Runners: a server that is forked from the scheduler ------------------------------------------
 
 
 class _ForkedServer:
@@ -6610,6 +6469,157 @@ def _be_forked(name: str, control: int, alive: int, scheduler: int) -> NoReturn:
         code = contextvars.Context().run(process._bootstrap, sentinel)
     finally:
         os._exit(code)
+
+
+def _answers(pid: int | None) -> bool:
+    """Whether a process is not stopped."""
+    with contextlib.suppress(OSError):  # it is gone, or there is no /proc
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt"
+    return True
+
+
+# --- Runners: slots of worker processes -----------------------------------------------------------
+
+_START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
+_CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
+_GRACE = 5.0  # seconds from TERM to KILL
+_LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
+_LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
+_SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
+_FREE_FILES = 40  # descriptors that are left to the program and to a run itself
+
+
+# To tasks: the id, the function, whether that is enough to find it.
+_References = list[tuple[str, str, bool]]
+_Check = Callable[[], None]
+
+
+class _Runner:
+    """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
+
+    Most can't do all of it: what is not overridden does nothing.
+    """
+
+    remote = False  # jobs carry all their inputs: there is no database where they run
+    interrupted = False  # by a Ctrl-C that a task in this process did not outlive
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []  # what people should be told at the end
+
+    def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
+        """Find every task; the ids of those found by their function's name. Writes nothing.
+
+        Begins to start workers for so many jobs; calls `check`, which may raise, while it waits.
+        Raises UnreachableTask for what can't be found.
+        """
+        return set()
+
+    def open_logs(self, folder: Path, run_row: int) -> None:
+        """The run is recorded, and its private folder is there: jobs may be started."""
+
+    def room(self, jobs: int) -> int:
+        """How many of so many jobs may be started now; begins to start workers for the others."""
+        return jobs
+
+    def is_free(self) -> bool:
+        """Whether a worker is idle, and no job is on its way to any."""
+        return True
+
+    def start(self, attempt: _Attempt, job: _Job) -> None:
+        """Send the job, by the next `wait` at the latest."""
+
+    def withdraw(self) -> list[_Attempt]:
+        """Take back what was sent and is not taken: it does not start."""
+        return []
+
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
+        """Wait until something happens or `wake` is called; the attempts that were taken by a
+        worker (None), and those that ended."""
+        return []
+
+    def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
+        """End a job: ask it to, and kill it after the grace (at once if `now`)."""
+
+    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
+        """New output of attempts: (attempt, part, text); of those that run only if their log's
+        file has at least so many bytes."""
+        return []
+
+    def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
+        """The outcome is committed: let the worker that still holds the attempt run what is due,
+        if anything; or, if its `job` is given, one that is free. False if there is none."""
+        return True
+
+    def is_calling(self) -> bool:
+        """Whether callbacks are running."""
+        return False
+
+    def wake(self) -> None:
+        """Let `wait` return; may be called from a signal handler or another thread."""
+
+    def close(self) -> None:
+        """Free all that the run used."""
+
+
+class _SlotLog:
+    """The file that a slot's worker writes its output to, read in slices of one attempt each."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.begin(0)
+
+    def begin(self, start: int) -> None:
+        """The next attempt's slice begins there."""
+        self.start = self._at = start  # what is before `_at` is stored, or passed over
+        self._dropped = 0  # bytes of the slice that were cut out of the file
+        self._head = 0  # bytes that are stored
+
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return os.fstat(self._file).st_size
+
+    def take(
+        self, attempt: _Attempt, end: int | None = None, output: bytes | None = None
+    ) -> list[tuple[_Attempt, int, str]]:
+        """(attempt, part, text) of new output: up to `end`, where the next slice begins, or, while
+        the attempt runs, whole lines; all its `output`, if known."""
+        size, data = self.size() if end is None else end, b""
+        if size < self._at:  # the task truncated the file
+            self._at = size if size >= self.start else 0
+            self.start = min(self.start, self._at)
+        if output is not None and not self._head:
+            data = output
+        elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
+            data = os.pread(self._file, room, self._at)
+            if end is None and room < _LOG_HEAD - self._head:
+                data = data[: data.rfind(b"\n") + 1]
+        self._at += len(data)
+        self._head += len(data)
+        parts = []
+        if data:
+            attempt.log_parts += 1
+            parts.append((attempt, attempt.log_parts, data.decode(errors="replace")))
+        if self._head >= _LOG_HEAD and size > self._at:
+            parts.append((attempt, _TAIL_PART, self._tail(size)))
+        return parts
+
+    def _tail(self, size: int) -> str:
+        at = max(self._at, size - _LOG_TAIL)
+        cut = at - self._at + self._dropped
+        text = os.pread(self._file, size - at, at).decode(errors="replace")
+        if size - self.start > _LOG_FILE_LIMIT:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)
+            self._dropped += size - self._at
+            self.start = self._at = 0
+        return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
+
+    def close(self) -> None:
+        """Let the file go; where its worker is gone, it is of no use."""
+        os.close(self._file)
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
 
 
 class _Slot:
@@ -6929,13 +6939,6 @@ def _fork_server_answers() -> bool:
     server = sys.modules.get("multiprocessing.forkserver")
     pid = getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None)
     return _answers(pid) and all(isinstance(entry, str) for entry in sys.path)
-
-
-def _answers(pid: int | None) -> bool:
-    """Whether a process is not stopped."""
-    with contextlib.suppress(OSError):  # it is gone, or there is no /proc
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt"
-    return True
 
 
 def _cpus() -> int:
