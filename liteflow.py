@@ -5528,8 +5528,8 @@ def _place_of(error: str | None) -> str:
             path, number, name = frame.groups()
             source = "" if re.match(form, source) else source.strip(" |")
             # Libraries are not the user's; nor are we, nor what has no file.
-            far = (path.startswith("<"), "site-packages" in path or path.startswith(_LIBRARY))
-            own = not (any(far) or os.path.basename(path) == os.path.basename(__file__))
+            far = path.startswith(("<", _LIBRARY)) or re.search("/(site|dist)-packages/", path)
+            own = not (far or os.path.basename(path) == os.path.basename(__file__))
             places.append((own, f"{path}:{number}, in {name}: {source}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
 
@@ -10064,7 +10064,7 @@ def _python() -> str:
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
     here = Path(__file__).absolute()
-    if "site-packages" in here.parts:
+    if {"site-packages", "dist-packages"} & {*here.parts}:
         return f"{_python()} -m {__name__}"
     return f"{_python()} {_typed(here)}"
 
