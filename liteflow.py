@@ -7057,9 +7057,14 @@ class WorkerPool:
             slot.dismiss()
         for slot in idle:
             slot.bury(grace=2.0)
-        if self._server is not None and not self._count:
-            self._server.close()
-            self._server = None
+        self._end_server()
+
+    def _end_server(self) -> None:
+        """Once the pool is shut down, with its last worker."""
+        with self._lock:
+            if self._closed and not self._count and self._server is not None:
+                self._server.close()
+                self._server = None
 
     def _context(self, runner: _SlotRunner) -> Any:
         """What starts the runner's workers; it begins to start now, and is not waited for."""
@@ -7157,6 +7162,7 @@ class WorkerPool:
             self._wake_next()
         if not keep and slot.state != "dead":
             slot.bury(grace=2.0)
+        self._end_server()
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
@@ -10211,7 +10217,7 @@ def _script_command(run: DagRun, *options: str) -> str:
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
     words = _typed(*options, "--run-id", run.run_id, "--db", run.db_path)
     if run._row.command:
-        return f"{run._row.command} {words}"
+        return _clean(f"{run._row.command} {words}")
     if not os.path.isfile(file):
         return f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
     return f"{_own_command()} {_typed('run', file, run.dag_id)} {words}"
@@ -10998,7 +11004,7 @@ def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
 
 def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
     """A task of a recorded run, ready to run here with its recorded inputs."""
-    _refuse_beside("--task runs one task, here", options, "run_id", "task")
+    _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
     try:
         run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
     except ValueError as error:
@@ -11031,7 +11037,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             again=again,
             pools=dict(options.pool) or None,
             progress=report,
-            command=" ".join([command, _typed(*pools)]).rstrip(),
+            command=command and f"{command} {_typed(*pools)}".rstrip(),
             **{name: getattr(options, name) for name in same},
         )
     except (ValueError, TypeError) as error:

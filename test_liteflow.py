@@ -9309,6 +9309,28 @@ class ForkedServerTest(ScriptCase):
             goes_on(), dies()
     """
 
+    def test_it_ends_with_the_last_run_of_a_pool_that_is_shut_down(self):
+        self.FLOW += self.HURT
+        self.main(
+            """
+            pool = WorkerPool(2)
+            def shut():
+                while not Path("going").exists(): time.sleep(0.01)
+                pool.shutdown()
+                go.touch()
+            begun = liteflow._Run._drive
+            def drive(self):
+                threading.Thread(target=shut).start()
+                begun(self)
+            liteflow._Run._drive = drive
+            try:
+                hurt.run(db_path="flow.db", executor=pool)
+            except RuntimeError:
+                pass  # it needed another worker
+            assert pool._server is None, pool._count
+            """
+        )
+
     def test_a_server_that_is_killed_or_stopped_ends_no_run(self):
         self.FLOW += self.HURT
         for number in ("SIGKILL", "SIGSTOP"):
@@ -10689,6 +10711,9 @@ class FailureTest(ScriptCase):
             self.assertIn(f"cd {self.folder} && {sys.executable} -m app.flow --pool gpu=1", go_on)
             again = self.pasted(go_on)
             self.assertIn("kept, as they succeeded: load (1 of 2)", again.stderr)
+        told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
+        [debug] = [line for line in told if line.startswith("in a debugger: ")]
+        self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
 
     def test_a_run_id_that_is_taken_is_a_sentence(self):
         self.python("my_flow.py", "--run-id", "mine")
@@ -12084,7 +12109,7 @@ class Promise8Test(Case):
             )
             db.execute(
                 "UPDATE dag_run SET reason=?1, logical_date=?1, start_date=?1, end_date=?1, conf=?1, "
-                "owner=?1, owner_process=?1, resumed_date=?1, state='running'",
+                "owner=?1, owner_process=?1, command=?1, resumed_date=?1, state='running'",
                 (value,),
             )
             db.execute(
