@@ -9685,6 +9685,10 @@ def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool 
     return ", ".join(_paint(text, word) if color else text for text, word in said)
 
 
+def _counts_of(instances: Iterable[TaskInstance]) -> str:
+    return _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+
+
 def _spaced(state: str) -> str:
     return _clean(state).replace("_", " ")
 
@@ -10171,9 +10175,8 @@ def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
-def _report_of(run: DagRun) -> list[str]:
+def _report_of(run: DagRun, instances: Sequence[TaskInstance]) -> list[str]:
     """What failed in a run, and the commands that show more and that go on, for people."""
-    instances = _seen(run)
     failures, lines = _failures_of(run, instances), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
@@ -10185,14 +10188,17 @@ def _report_of(run: DagRun) -> list[str]:
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
     lines += _other_trouble(run, instances, failures)
-    if run.state is not DagRunState.SUCCESS and not run.owner_alive:
-        lines.append(f"{_go_on(instances)}: {_script_command(run, '--resume')}")
+    lines += [f"{said}: {command}" for said, command in _way_on(run, instances).items()]
     return [_clean(line) for line in lines]
 
 
-def _go_on(instances: Iterable[TaskInstance]) -> str:
+def _way_on(run: DagRun, instances: Iterable[TaskInstance]) -> dict[str, str]:
+    """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
+    if run.state is DagRunState.SUCCESS or run.owner_alive:
+        return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
-    return "to go on once it is mended" if failed else "to go on"
+    said = "to go on once it is mended" if failed else "to go on"
+    return {said: _script_command(run, "--resume")}
 
 
 def _other_trouble(
@@ -10323,6 +10329,10 @@ def _html_table(heads: Iterable[object], rows: Iterable[Sequence[object]]) -> _H
     head = _html("tr", *(_html("th", x) for x in heads))
     body = [_html("tr", *(_html("td", x) for x in row)) for row in rows]
     return _html("div", _html("table", head, *body), class_="wide")
+
+
+def _and_more(count: int) -> list[_Html]:
+    return [_html("p", f"and {count} more")] if count > 0 else []
 
 
 _Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
@@ -10456,8 +10466,7 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
     for n, line in enumerate(lines[:_DRAWN], 1):
         parts += _svg_bar(line, n * _ROW, began, _SPAN / length)
     svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=high + 4)
-    more = [_html("p", f"and {len(lines) - _DRAWN} more")] if len(lines) > _DRAWN else []
-    return _html("div", svg, *more, class_="wide")
+    return _html("div", svg, *_and_more(len(lines) - _DRAWN), class_="wide")
 
 
 def _svg_bar(line: _Line, y: int, began: float, scale: float) -> list[_Html]:
@@ -10508,7 +10517,7 @@ def _run_chip(run: DagRun) -> _Html:
 
 
 def _facts(run: DagRun, instances: Iterable[TaskInstance]) -> list[_Html]:
-    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+    counts = _counts_of(instances)
     facts = {
         "run": run.run_id,
         "began": _local_time(run.start_date),
@@ -10540,9 +10549,8 @@ def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int)
         parts.append(_html("section", *told, _html("pre", failure.more), class_="failed"))
     trouble = _other_trouble(run, instances, failures)
     parts += [_html("section", _html("p", line), class_="failed") for line in trouble]
-    if run.state is not DagRunState.SUCCESS and not run.owner_alive:
-        command = _html("pre", _script_command(run, "--resume"))
-        parts.append(_html("section", _html("p", _go_on(instances)), command))
+    for said, command in _way_on(run, instances).items():
+        parts.append(_html("section", _html("p", said), _html("pre", command)))
     return parts
 
 
@@ -10561,8 +10569,8 @@ def _task_table(instances: Iterable[TaskInstance]) -> _Html:
         label, state, *others = line.cells()
         chip = _chip(line.style, _spaced(str(state) or "no state"))
         rows += [[label, chip, *others]] if id(line) in kept else []
-    more = [_html("p", f"and {len(lines) - len(rows)} more")] if len(lines) > len(rows) else []
-    return _folded_away("Tasks", _html_table(_HEADS, rows), *more, is_open=len(rows) <= 100)
+    table, more = _html_table(_HEADS, rows), _and_more(len(lines) - len(rows))
+    return _folded_away("Tasks", table, *more, is_open=len(rows) <= 100)
 
 
 def _dag_page(dag: Dag, path: Path) -> str:
@@ -10589,7 +10597,6 @@ def _dag_page(dag: Dag, path: Path) -> str:
         for task_id, row in [*cells.items()][:most]
     ]
     grid = _html("table", _html("tr", *heads), *rows, class_="grid")
-    more = [_html("p", f"and {len(cells) - most} more tasks")] if len(cells) > most else []
     text = f"{dag.description or ''} (the last {len(runs)} runs)"
     return _html_page(
         dag.dag_id,
@@ -10597,7 +10604,7 @@ def _dag_page(dag: Dag, path: Path) -> str:
         _html("p", text.strip()),
         *itertools.chain(*sections[:1]),  # what is newest can be seen at once
         _html("div", grid, class_="wide"),
-        *more,
+        *_and_more(len(cells) - most),
         *itertools.chain(*sections[1:]),
     )
 
@@ -11060,7 +11067,7 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        for line in _report_of(run):
+        for line in _report_of(run, _seen(run)):
             _say(line)
 
 
@@ -11217,7 +11224,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
     instances = _seen(run)
     when, took = _local_time(run.start_date), _seconds_text(run.duration)
     said = [f"Run {run.run_id}", when, took, run.reason or ""]
-    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+    counts = _counts_of(instances)
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
         f"{_markdown(', '.join(filter(None, said)))}: {_markdown(counts)}.\n",
@@ -11374,7 +11381,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         print(_clean(run.reason))
     lines = _lines_of(instances, whole=options.state is not None)
     print(_table(_HEADS, [line.cells() for line in lines]))
-    if options.state is None and (report := _report_of(run)):
+    if options.state is None and (report := _report_of(run, instances)):
         print("", *report, sep="\n")
 
 
@@ -11393,7 +11400,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
             "xcoms": [_document(x, "map_index key type preview") for x in values],
         }
         return _print_json(document)
-    counts = _counts_text(collections.Counter(ti._word or "none" for ti in instances))
+    counts = _counts_of(instances)
     print(_clean(f"{run._name} {options.task}: {counts}"))
     if len(instances) >= _FOLD:
         failed = [ti for ti in instances if ti.state is _S.FAILED]
@@ -11406,8 +11413,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
         print(f"\nin a debugger: {_script_command(run, '--task', instances[0]._label)}")
-        if run.state is not DagRunState.SUCCESS:
-            print(f"{_go_on(instances)}: {_script_command(run, '--resume')}")
+        for said, command in _way_on(run, instances).items():
+            print(f"{said}: {command}")
 
 
 def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:

@@ -10462,7 +10462,7 @@ class FailureTest(ScriptCase):
                 f.expand(i=list(range(40))); g()
             """
         )
-        lines = liteflow._report_of(run)
+        lines = liteflow._report_of(run, liteflow._seen(run))
         heads = [line for line in lines if re.match(r"\w+(\[\d+\] \(\d+\))? failed", line)]
         self.assertEqual(len(heads), 4, lines)
         said = (
@@ -10533,7 +10533,11 @@ class FailureTest(ScriptCase):
                 bad()
             """
         )
-        lines = [line for line in liteflow._report_of(run) if " show told/" not in line]
+        lines = [
+            line
+            for line in liteflow._report_of(run, liteflow._seen(run))
+            if " show told/" not in line
+        ]
         return run, [re.sub(r"[^\s(]*/(flow_\w+)\.py:\d+", "FILE", line) for line in lines[:-1]]
 
     def test_every_kind_of_failure_tells_its_reason_and_its_place(self):
@@ -10599,7 +10603,7 @@ class FailureTest(ScriptCase):
                 dump() >> killed(); ends()
             """
         )
-        told = " ".join(liteflow._report_of(run))
+        told = " ".join(liteflow._report_of(run, liteflow._seen(run)))
         self.assertIn(
             "ends failed: liteflow.AirflowException: the command ended with exit code 3: exit 3",
             told,
@@ -10643,7 +10647,7 @@ class FailureTest(ScriptCase):
                 each.expand(x=[0, 1, 2])
             """
         )
-        told = liteflow._report_of(run)
+        told = liteflow._report_of(run, liteflow._seen(run))
         rest = [ti._label for ti in run.get_task_instances("failed")]
         heads = [
             line.split()[0] for line in told if re.match(r"\S+ (\(\d\) )?failed: OSError", line)
@@ -10714,6 +10718,15 @@ class FailureTest(ScriptCase):
         told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
         [debug] = [line for line in told if line.startswith("in a debugger: ")]
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
+
+    def test_a_command_of_a_harmed_file_steers_no_terminal(self):
+        self.python("my_flow.py")
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET command = 'python3 ' || char(27) || '[2J'")
+        for words in (["show", "two"], ["show", "two", "load[1]"], ["page", "two"]):
+            text = self.cli_here(*words).stdout
+            self.assertIn("python3 \\x1b[2J --resume", text)
+            self.assertNotIn("\x1b", text)
 
     def test_a_run_id_that_is_taken_is_a_sentence(self):
         self.python("my_flow.py", "--run-id", "mine")
@@ -10798,6 +10811,11 @@ class PageTest(ScriptCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn("can't be written", done.stderr)
         self.assertEqual(self.cli_here("page", "nothing").returncode, 2)
+
+    def test_every_state_has_its_look_everywhere(self):
+        words = {*liteflow._TASK_STATES, "interrupted", "none"}
+        self.assertEqual({*liteflow._SIGNS}, {*liteflow._LOOKS})
+        self.assertEqual({*liteflow._SIGNS}, words)
 
     def test_states_are_told_by_sign_and_word_too(self):
         self.script(
