@@ -5505,6 +5505,11 @@ def _traceback(error: BaseException) -> str:
     return text
 
 
+def _last_line(error: str | None) -> str:
+    """The reason of a failure, short enough for a table."""
+    return _shown((error or "").strip().rpartition("\n")[2], 200, str)
+
+
 def _parts_of(error: str) -> tuple[str, str]:
     """What stands in a traceback before the exception's own line, and what behind it: more lines
     of its message, notes, a group's members; the reason, which is said again at the end, apart."""
@@ -9576,6 +9581,11 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
     return made
 
 
+def _local_time(moment: _datetime.datetime | None) -> str:
+    """A local time, whole."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
 _SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
 
 
@@ -10003,11 +10013,6 @@ def _when(moment: _datetime.datetime | None) -> str:
     return f"{here:%H:%M:%S}" if today else f"{here:%Y-%m-%d %H:%M}"
 
 
-def _local_time(moment: _datetime.datetime | None) -> str:
-    """A local time, whole."""
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
-
-
 def _ago(moment: _datetime.datetime | None) -> str:
     """How long ago: 40 s, 5 min, 3 h, 2 d."""
     if moment is None:
@@ -10017,11 +10022,6 @@ def _ago(moment: _datetime.datetime | None) -> str:
         if seconds < limit:
             return f"{int(seconds // unit)} {name} ago"
     return f"{int(seconds // 86400)} d ago"
-
-
-def _last_line(error: str | None) -> str:
-    """The reason of a failure, short enough for a table."""
-    return _shown((error or "").strip().rpartition("\n")[2], 200, str)
 
 
 _LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
