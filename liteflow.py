@@ -8275,7 +8275,9 @@ class _Start:
             # First as if those that are taken along had succeeded again: what runs then?
             again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
             self._plan_on({**recorded, **again}, kept, found)
-            now = {(i.task_id, i.map_index) for i in self.plan.instances() if i.ready}
+            ready = [i for i in self.plan.instances() if i.ready]
+            # What had no instances yet, and has them now, was left out as a whole.
+            now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             if not now & found.left_out:
                 if again:
                     self._plan_on(recorded, kept, found)

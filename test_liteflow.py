@@ -6730,6 +6730,25 @@ class AgainTest(FlowCase):
         self.resume(self.scope())
         self.assertEqual(self.ran, ["mount", "work", "umount"])
 
+    def test_work_below_what_could_not_be_expanded_takes_its_setup_along(self):
+        def flow(waits):
+            with DAG("d") as d:
+                many, bad = self.step("many", [1, 2])(), self.step("bad")()
+                each = self.step("each").expand(x=many)
+                _ = bad >> each if waits else None
+                s, w = self.step("s", kind="setup")(), self.step("w")(each)
+                s >> w >> self.step("end", kind="teardown")().as_teardown(setups=s)
+            return d
+
+        self.bad = {"bad"}
+        self.go(flow(waits=True))
+        self.assertEqual(self.state_of("each", "w", "end"), ["upstream_failed"] * 2 + ["success"])
+        self.bad = set()
+        self.resume(flow(waits=False))  # now it can be: nothing that runs again stands above it
+        self.assertEqual(
+            [name for name in self.ran if name in ("s", "w", "end")], ["s", "w", "end"]
+        )
+
     def test_a_setup_is_kept_where_the_work_in_its_scope_is_left_out_again(self):
         with DAG("d") as d:
             s, none = self.step("s", kind="setup")(), self.step("none", skips=True)()
