@@ -5532,14 +5532,12 @@ def _place_of(error: str | None) -> str:
         if frame := re.match(form, line):
             path, number, name = frame.groups()
             source = "" if re.match(form, source) else source.strip(" |")
-            # Libraries are not the user's; nor are we, nor what has no file.
-            far = path.startswith(("<", _LIBRARY)) or re.search("/(site|dist)-packages/", path)
+            # Libraries, of whatever Python ran it, are not the user's; nor are we, nor what has no
+            # file.
+            far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*/", path)
             own = not (far or os.path.basename(path) == os.path.basename(__file__))
             places.append((own, f"{path}:{number}, in {name}: {source}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
-
-
-_LIBRARY = os.path.dirname(contextlib.__file__)
 
 
 def _cut_chain(error: BaseException) -> None:

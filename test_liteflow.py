@@ -10609,6 +10609,23 @@ class FailureTest(ScriptCase):
                 last = liteflow._last_line(run.get_task_instance("bad").error)
                 self.assertLessEqual(error.count(f"\n{last}\n"), 1)
 
+    def test_the_libraries_of_another_python_are_none_of_the_user_s(self):
+        """Who looks may have another interpreter than the run."""
+        frames = [("/srv/etl/flow.py", "json.loads(text)")]
+        frames += [
+            (f"{folder}/decoder.py", "return parse(text)")
+            for folder in (
+                "/usr/lib/python3.99/json",
+                "/opt/venv/lib/python3.99/site-packages/pandas",
+                "/usr/lib/python3/dist-packages/yaml",
+                "/usr/lib64/python3.99/json",
+            )
+        ]
+        lines = [f'  File "{path}", line 7, in load\n    {line}\n' for path, line in frames]
+        error = f"Traceback (most recent call last):\n{''.join(lines)}ValueError: no"
+        place = "/srv/etl/flow.py:7, in load: json.loads(text)"
+        self.assertEqual(liteflow._place_of(error), place)
+
     def test_a_command_that_failed_is_named(self):
         run = self.run_flow(
             """
