@@ -3732,7 +3732,7 @@ CREATE TABLE IF NOT EXISTS xcom (
     length INTEGER,              -- of a list, tuple or dict
     value BLOB NOT NULL,         -- pickle
     PRIMARY KEY (task_instance_id, key)
-) {without_rowid};
+) {strict};
 CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others expand over
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     item INTEGER NOT NULL,
@@ -4058,7 +4058,8 @@ class _Store:
         with self.transaction():
             if not _check_ours(self._connection, self.path):
                 strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-                # One page less to write for each value than a table with its index.
+                # One page less to write for each attempt than a table with its index; but where
+                # values are large, a search for a key would read those on its way.
                 without_rowid = f"{strict}, WITHOUT ROWID".removeprefix(", ")
                 schema = _SCHEMA.format(strict=strict, without_rowid=without_rowid)
                 for statement in schema.split(";\n"):  # executescript would commit
