@@ -2959,12 +2959,13 @@ def _weigh(order: Sequence[_Node]) -> None:
         (WeightRule.UPSTREAM, order, "upstream", "downstream"),
     ):
         needed = any(n.task.weight_rule is rule and getattr(n, near) for n in order)
-        for sign, place in itertools.product((1, -1), range(32)) if needed else ():
-            weight = sign << place
-            heavy = [n for n in ordered if max(0, sign * n.task.priority_weight) & 1 << place]
+        weights = {n.task.priority_weight for n in ordered} if needed else ()
+        for sign, place in itertools.product((1, -1), range(32)):
+            having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
+            heavy = [n for n in ordered if n.task.priority_weight in having] if having else ()
             for node, bits in _reach(ordered, near, away, _bits(heavy)) if heavy else ():
                 if node.task.weight_rule is rule:
-                    node.weight += weight * bits.bit_count()
+                    node.weight += (sign << place) * bits.bit_count()
 
 
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
@@ -3457,8 +3458,11 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
     """The tasks whose results a task takes, be it to be mapped over."""
+    args, kwargs = task._call()
+    if not args and not kwargs and task._mapping is None:
+        return frozenset()
     sources = () if task._mapping is None else task._mapping.sources
-    return frozenset(r.operator.task_id for r in _results_in([*task._call(), *sources]))
+    return frozenset(r.operator.task_id for r in _results_in([args, kwargs, *sources]))
 
 
 # --- Plan: what a resume runs again ---------------------------------------------------------------
@@ -4166,11 +4170,12 @@ class _Store:
             {"now": _now(), "owner": owner, "who": _who(), "command": command, "run_row": run_row},
         )
 
-    def end_run(self, state: DagRunState, reason: str | None) -> None:
-        """Record the run's end, in a transaction of its own. Raises _Fenced."""
+    def end_run(self, state: DagRunState, reason: str | None) -> _Row:
+        """Record the run's end, in a transaction of its own; its row. Raises _Fenced."""
         with self.transaction():
             self._check_fence()
             self._end(self.run_row, state.value, reason, _now())
+            return _select_runs(self._connection, id=self.run_row)[0]
 
     def close_run(self, run_row: int) -> None:
         """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
@@ -5676,19 +5681,6 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
 
 
-def _linger(is_there: Callable[[], object]) -> None:
-    """Look for a moment, leaving the CPU to whoever wants it, before going to sleep.
-
-    To be woken takes some 20 µs, which is longer than a quick job's message is on its way.
-    """
-    until = time.perf_counter() + _LINGER
-    while not is_there() and time.perf_counter() < until:
-        os.sched_yield()
-
-
-_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
-_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
-
 
 # --- Worker: the process --------------------------------------------------------------------------
 
@@ -5721,8 +5713,6 @@ class _Worker:
         self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
         self.leaving = False
         self.idle = False  # waiting for whatever comes
-        self.fed = False  # the last job was there before it was wanted
-        self.quick = False  # the last job was, and not fed: so will the next one be
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -5786,7 +5776,6 @@ class _Worker:
         self.shared[_TAKING] = 1
         job = self._take()
         if job is not None or done is not None:
-            self.fed = done is not None and job is not None
             self._tell(done, job)
         self.shared[_TAKING] = 0
         return self._heed() if job is None else job
@@ -5841,9 +5830,6 @@ class _Worker:
         """Sleep until there is a message, or a job that it may take."""
         takes = not (self.held or self.spent)
         queue = takes and self.jobs is not None
-        if queue and self.quick:
-            self.quick = False
-            _linger(lambda: self._epoll.poll(0))
         self.idle = takes
         if self.terminated and takes:
             os._exit(128 + signal.SIGTERM)
@@ -5864,7 +5850,6 @@ class _Worker:
             os._exit(0)  # a child of the task came back into our code: it is not heard
         self._flush()
         terminated, self.terminated = self.terminated, False
-        self.quick = outcome.took < _QUICK and not self.fed
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         spoilt = None
@@ -7184,6 +7169,8 @@ def _close_pools() -> None:
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
+_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
 _SOON = 0.1  # seconds within which a job's end is told, and recorded, together with its begin
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
@@ -7451,9 +7438,12 @@ class _SlotRunner(_Runner):
         if self._pool._line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         busy = sum(slot.attempt is not None for slot in self._slots)
-        # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
+        # An outcome will be here at once, and a CPU has nothing else to do meanwhile: to be woken
+        # would take some 20 µs, longer than a quick job's message is on its way.
+        until = time.perf_counter() + _LINGER
         if self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus:
-            _linger(lambda: self._poll.poll(0))
+            while not self._poll.poll(0) and time.perf_counter() < until:
+                os.sched_yield()
         ended = []
         for descriptor, _ in self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
@@ -8511,13 +8501,13 @@ class _Run(_Start):
                 self._drive()
                 state = DagRunState.FAILED if self.reason else self.plan.run_state()
                 self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
-                _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
+                row = _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
             except BaseException as error:  # a full disk, a bug, a progress= that raises
                 with contextlib.suppress(_Busy, AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
             self._call_dag(state is DagRunState.SUCCESS)
-        found = _read_run(self.path, self.dag.dag_id, self.run_id)
+        found = DagRun(row, self.path)
         for note in self.runner.notes:
             self.report.tell(note)
         self.report.ended(found)
