@@ -5839,7 +5839,8 @@ class _Worker:
             select.select([self.control], [], [])
         self.idle = False
 
-    def _run(self, job: _Job) -> _Outcome:
+    def _run(self, job: _Job) -> _Outcome | None:
+        """Run a job; its outcome, if that is not told yet."""
         self.run.restore()
         os.umask(self._umask)
         if self.run.edited is not None:
@@ -5852,13 +5853,21 @@ class _Worker:
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
+        outcome = _Outcome(*outcome[:7], terminated, None, held, log_end, output)
+        # Where no job waits, others wait for this one: it is told before what comes behind it.
+        at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
+        if at_once:
+            self._tell(outcome, None)
         spoilt = None
         if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
             self.last, spoilt = None, self._restore()
         self._note_log_start(log_end)
         if terminated or spoilt is not None:
             _unlink_semaphores()
-        return _Outcome(*outcome[:7], terminated, spoilt, held, log_end, output)
+        if at_once and spoilt is not None:
+            _signal_strays(self.pid, self.log_file, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
+        return None if at_once else outcome._replace(spoilt=spoilt)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet
@@ -6116,6 +6125,23 @@ def _child_pids() -> set[int]:
         with contextlib.suppress(OSError):
             found.update(map(int, path.read_text().split()))
     return found
+
+
+def _signal_strays(worker: int, log: int, number: int) -> None:
+    """Signal what left a worker's group, but not its session, or not its log, an open file."""
+
+    def is_log(path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return os.path.samestat(path.stat(), os.fstat(log))
+        return False
+
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == worker:
+                continue  # of the group: a second TERM would cut off what the first lets run
+            if int(fields[3]) == worker or is_log(path / "fd/1") or is_log(path / "fd/2"):
+                os.kill(int(path.name), number)
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
@@ -6555,7 +6581,7 @@ class _SlotLog:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.begin(0)
 
     def begin(self, start: int) -> None:
@@ -6566,7 +6592,7 @@ class _SlotLog:
 
     def size(self) -> int:
         """Of the file, in bytes."""
-        return os.fstat(self._file).st_size
+        return os.fstat(self.file).st_size
 
     def take(
         self, attempt: _Attempt, end: int | None = None, output: bytes | None = None
@@ -6580,7 +6606,7 @@ class _SlotLog:
         if output is not None and not self._head:
             data = output
         elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
-            data = os.pread(self._file, room, self._at)
+            data = os.pread(self.file, room, self._at)
             if end is None and room < _LOG_HEAD - self._head:
                 data = data[: data.rfind(b"\n") + 1]
         self._at += len(data)
@@ -6596,17 +6622,17 @@ class _SlotLog:
     def _tail(self, size: int) -> str:
         at = max(self._at, size - _LOG_TAIL)
         cut = at - self._at + self._dropped
-        text = os.pread(self._file, size - at, at).decode(errors="replace")
+        text = os.pread(self.file, size - at, at).decode(errors="replace")
         if size - self.start > _LOG_FILE_LIMIT:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, 0)
+                os.ftruncate(self.file, 0)
             self._dropped += size - self._at
             self.start = self._at = 0
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:
         """Let the file go; where its worker is gone, it is of no use."""
-        os.close(self._file)
+        os.close(self.file)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
@@ -6741,17 +6767,8 @@ class _Slot:
         """Signal the worker and its children (it leads their group, once it has started); also
         those of its `session` that have left the group (`timeout` and shells do that) or hold its
         output, which takes a look at all processes."""
-        log = None if self.log is None else os.path.realpath(self.log.path)
-        for path in Path("/proc").glob("[0-9]*") if session else ():
-            with contextlib.suppress(OSError, ValueError):
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self.pid:
-                    continue  # of the group: a second TERM would cut off what the first lets run
-                held = int(fields[3]) == self.pid or log in [
-                    os.path.realpath(path / "fd" / n) for n in "12"
-                ]
-                if held:
-                    os.kill(int(path.name), number)
+        if session:
+            _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
             return

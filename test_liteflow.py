@@ -2731,6 +2731,26 @@ class WorkerTest(Case):
         self.assertTrue(wait_until(lambda: not alive(run.xcom_pull("child"))))
         self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
 
+    def test_what_the_last_task_leaves_behind_goes_though_nobody_asks_for_its_worker(self):
+        module = self.module(
+            """
+            import subprocess
+            with DAG("leaves") as dag:
+                @task
+                def child():
+                    kinds = [["sleep", "60"], ["timeout", "60", "sleep", "60"], ["setsid", "sleep", "60"]]
+                    children = [subprocess.Popen(kind).pid for kind in kinds]
+                    time.sleep(0.05)  # until they are what they are to be
+                    return [os.getpid(), *children]
+                child()
+            """
+        )
+        with WorkerPool(1) as pool:
+            runs = [module.dag.run(db_path=self.db, executor=pool) for _ in range(3)]
+            pids = [run.xcom_pull("child") for run in runs]
+            self.assertTrue(wait_until(lambda: not any(map(alive, sum((p[1:] for p in pids), [])))))
+            self.assertEqual(len({worker for worker, *_ in pids}), 3)
+
     def test_output_is_captured_whoever_writes_it(self):
         run = self.run_flow(
             """
@@ -4480,9 +4500,11 @@ def hurt(folder, point, number):
 
         def _run(self, job):
             self.now = job.task_id
-            outcome = super()._run(job)
-            self.fire("after its function", job.task_id)
-            return outcome
+            return super()._run(job)
+
+        def _own_output(self, took):
+            self.fire("after its function", self.now)
+            return super()._own_output(took)
 
     liteflow._worker.__class__ = Hurt
 """
