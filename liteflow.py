@@ -85,6 +85,16 @@ import threading
 import time
 import types
 import weakref
+
+if __name__ == "__main__":
+    # Go on under the module's own name: a workflow that imports liteflow gets this same module.
+    import importlib
+
+    if __spec__ is None:  # started by its path
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    _own_name = __spec__.name if __spec__ is not None else os.path.basename(__file__)[:-3]
+    sys.exit(importlib.import_module(_own_name).main())
+
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
@@ -5679,7 +5689,6 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
     rest = iter(values)
     xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
-
 
 
 # --- Worker: the process --------------------------------------------------------------------------
@@ -11304,7 +11313,8 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         _load_dag(options.dag, path)
     documents, rows, known = [], [], _read(path, _select_run_ids)
     for run in _runs_asked_for(path, options):
-        failed = run._instances(state="failed", limit=_RUN_ERRORS)
+        wanted = options.json or run.state is not DagRunState.SUCCESS
+        failed = run._instances(state="failed", limit=_RUN_ERRORS) if wanted else []
         count = len(failed)
         if count == _RUN_ERRORS:
             count = run._look(_select_run_counts)["failed"]
@@ -11312,7 +11322,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
         said += [f"and {count - len(failed)} more"] if count > len(failed) else []
-        why = "" if run.state is DagRunState.SUCCESS else "; ".join(filter(None, said))
+        why = "; ".join(filter(None, said)) if wanted else ""
         name, took = _short_name(run, known), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
@@ -11826,8 +11836,7 @@ def _parser(
     return parser
 
 
-def _main_parser() -> argparse.ArgumentParser:
-    import platform
+def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     import sqlite3
 
     text = "run DAGs of tasks, and see what ran"
@@ -11835,11 +11844,13 @@ def _main_parser() -> argparse.ArgumentParser:
     installed = os.path.basename(sys.argv[0]) == "liteflow"
     name = "liteflow" if installed else f"python3 -m {__name__}"
     parser = _parser(name, text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
-    of = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for block in _COMMANDS.strip().split("\n\n"):
-        head, *lines = block.splitlines()
+    blocks = [block.splitlines() for block in _COMMANDS.strip().split("\n\n")]
+    # A parser takes half a millisecond: those of commands that are named will do, if any is.
+    named = [block for block in blocks if block[0].partition(": ")[0] in argv]
+    for head, *lines in blocks if {"-h", "--help"} & set(argv) else named or blocks:
         name, _, text = head.partition(": ")
         examples = [f"  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
         epilog = "\n".join(["examples:", *examples])
@@ -11854,20 +11865,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     See `--help`. argparse itself ends the process with code 2 on wrong usage.
     """
     _fill_standard_descriptors()
-    parser = _main_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _main_parser(argv)
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
     act = globals()[f"_cmd_{options.command}"]
     return _exit_code(lambda: act(options) or 0)
-
-
-if __name__ == "__main__":
-    # Run under the module's own name: a workflow that imports liteflow gets this same module.
-    import importlib
-
-    if __spec__ is None:  # started by its path
-        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    _own_name = __spec__.name if __spec__ is not None else Path(__file__).stem
-    sys.exit(importlib.import_module(_own_name).main())

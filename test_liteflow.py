@@ -2748,7 +2748,8 @@ class WorkerTest(Case):
         with WorkerPool(1) as pool:
             runs = [module.dag.run(db_path=self.db, executor=pool) for _ in range(3)]
             pids = [run.xcom_pull("child") for run in runs]
-            self.assertTrue(wait_until(lambda: not any(map(alive, sum((p[1:] for p in pids), [])))))
+            children = [pid for _, *children in pids for pid in children]
+            self.assertTrue(wait_until(lambda: not any(map(alive, children))))
             self.assertEqual(len({worker for worker, *_ in pids}), 3)
 
     def test_output_is_captured_whoever_writes_it(self):
