@@ -691,14 +691,14 @@ _PLACE = ("dag", "task_group", "default_args")
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
     """The DAG and group of a task with these arguments (the current ones, unless given), and the
     default_args that reach it: the DAG's, under its groups', under its own."""
-    dag = _optional(_current_dag.get(), _of_type(Dag)).check("dag", given.get("dag"))
-    group = _optional(None, _of_type(TaskGroup)).check("task_group", given.get("task_group"))
+    dag, group = given.get("dag"), given.get("task_group")
+    dag = _current_dag.get() if dag is None else _of_type(Dag)("dag", dag)
     if group is None:
         current = _current_group.get()
         group = current if current is not None and current.dag is dag else None
     elif dag is None:
-        dag = group.dag
-    elif group.dag is not dag:
+        dag = _of_type(TaskGroup)("task_group", group).dag
+    elif _of_type(TaskGroup)("task_group", group).dag is not dag:
         raise ValueError(f"{group!r} is of DAG {group.dag.dag_id!r}, not of {dag.dag_id!r}")
     defaults = dict(dag.default_args) if dag is not None else {}
     for each in group._path if group is not None else ():
@@ -1996,7 +1996,8 @@ class _TaskDecorator:
         settings = {"dag": self._dag, **settings}
         _function("what @task decorates", function)
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
-        return _copy_with(made, _maker=self._maker)
+        made._maker = self._maker
+        return made
 
     branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
     short_circuit: _TaskDecorator = _decorator_of(ShortCircuitOperator)
