@@ -6296,14 +6296,14 @@ class _ForkedServer:
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
-    def fork(self, name: str, control: int) -> tuple[int, int]:
+    def fork(self, control: int) -> tuple[int, int]:
         """A worker that serves this end of a control pair: its process id, and a descriptor that
         tells of its end. Raises OSError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
-                socket.send_fds(self._requests, [name.encode()], [control])
+                socket.send_fds(self._requests, [b"fork"], [control])
                 while (made := self._hear(_FORK_LIMIT)) is None:
                     pass
                 return made
@@ -6356,19 +6356,18 @@ _forked_servers: weakref.WeakSet[_ForkedServer] = weakref.WeakSet()
 class _ForkedProcess:
     """A worker of a forked server, as its executor and its slot know it."""
 
-    def __init__(
-        self, server: _ForkedServer, name: str, control: socket.socket, **what: Any
-    ) -> None:
-        self._server, self._name, self._control = server, name, control
+    def __init__(self, server: _ForkedServer, control: socket.socket) -> None:
+        """Fork it. Raises OSError."""
+        self.server = server
+        self.pid, self.sentinel = server.fork(control.fileno())
 
     def start(self) -> None:
-        """Fork it. Raises OSError."""
-        self.pid, self.sentinel = self._server.fork(self._name, self._control.fileno())
+        """It has been, before its executor was there."""
 
     @property
     def exitcode(self) -> int | None:
         """How it ended, or None."""
-        return self._server.exitcode(self.pid)
+        return self.server.exitcode(self.pid)
 
 
 def _may_fork() -> bool:
@@ -6439,13 +6438,13 @@ def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
                     with contextlib.suppress(BlockingIOError):  # nobody has asked for long
                         requests.send(b"%d %d" % (pid, code), socket.MSG_DONTWAIT)
                     continue
-                name, [control], _, _ = socket.recv_fds(requests, 256, 1)
+                _, [control], _, _ = socket.recv_fds(requests, 16, 1)
                 pid = os.fork()
                 if not pid:
                     requests.close()
                     for other in workers:
                         os.close(other)
-                    _be_forked(name.decode(), control, alive, scheduler)
+                    _be_forked(control, alive, scheduler)
                 os.close(control)
                 pidfd = os.pidfd_open(pid)
                 workers[pidfd] = pid
@@ -6474,7 +6473,7 @@ def _be_server(alive: int) -> None:
     gc.freeze()
 
 
-def _be_forked(name: str, control: int, alive: int, scheduler: int) -> NoReturn:
+def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
     """What a process does that a forked server has forked: it is a worker."""
     import multiprocessing
 
@@ -6483,6 +6482,7 @@ def _be_forked(name: str, control: int, alive: int, scheduler: int) -> NoReturn:
     try:
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         arguments = (socket.socket(fileno=control), None, ())
+        name = f"{_WORKER_MARK}{os.getpid()}"
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
@@ -6713,7 +6713,9 @@ class _Slot:
         socket went with its folder, its address was too long, it is that of a parent)."""
         if isinstance(context, _ForkedServer):
             with contextlib.suppress(OSError):
-                return self._submit(_start_context("fork"), arguments, context)
+                # First, so that it starts while the executor's modules are imported here.
+                forked = _ForkedProcess(context, arguments[0])
+                return self._submit(_start_context("fork"), arguments, forked)
             context = _start_context(context.instead)
         if context.get_start_method() == "forkserver":
             with contextlib.suppress(OSError, EOFError):
@@ -6723,16 +6725,18 @@ class _Slot:
         return self._submit(context, arguments)
 
     def _submit(
-        self, context: Any, arguments: tuple[Any, ...], server: _ForkedServer | None = None
+        self, context: Any, arguments: tuple[Any, ...], forked: _ForkedProcess | None = None
     ) -> Any:
         from concurrent.futures import ProcessPoolExecutor
         from copy import copy
 
+        _set_up_slots()
         naming = copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        if server is not None:
-            naming.Process = functools.partial(_ForkedProcess, server, name, arguments[0])
+        if forked is not None:
+            naming.Process = lambda **what: forked
+            self.server = forked.server
         executor: Any = ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
@@ -6740,7 +6744,7 @@ class _Slot:
         except BaseException:
             executor.shutdown(wait=False)
             raise
-        self._executor, self.server = executor, server
+        self._executor = executor
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
@@ -7131,7 +7135,6 @@ class WorkerPool:
             if found is not None:
                 return found
         try:
-            _set_up_slots()
             return _Slot(self, context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
             with self._lock:
