@@ -87,13 +87,15 @@ import types
 import weakref
 
 if __name__ == "__main__":
-    # Go on under the module's own name: a workflow that imports liteflow gets this same module.
-    import importlib
-
+    # Go on under the module's own name, with the code that is here already: a workflow that imports
+    # liteflow gets this same module.
+    _own_name = __spec__.name if __spec__ is not None else os.path.basename(__file__)[:-3]
+    _own = sys.modules[_own_name] = types.ModuleType(_own_name)
+    _own.__file__, _own.__spec__ = __file__, __spec__
     if __spec__ is None:  # started by its path
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    _own_name = __spec__.name if __spec__ is not None else os.path.basename(__file__)[:-3]
-    sys.exit(importlib.import_module(_own_name).main())
+    exec(sys._getframe().f_code, vars(_own))
+    sys.exit(_own.main())
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
