@@ -5321,9 +5321,8 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         _running.reset(token)
     if job.map_index >= 0 and job.task.map_index_template is not None:
         note = {**note, **_name_of(job)}
-    xcoms = [*job.pushed.values()]
     took = time.perf_counter() - job.clock
-    return _Outcome(status, error, xcoms, items, note, job.started, took)
+    return _Outcome(status, error, [*job.pushed.values()], items, note, job.started, took)
 
 
 def _name_of(job: _Execution) -> dict[str, str]:
@@ -5343,18 +5342,17 @@ def _run_hooked(job: _Execution) -> Any:
     """Between `pre_execute` and `post_execute`, which an operator's class may define."""
     args, kwargs = job.arguments()
     task: Any = job.task._made(kwargs)
-    if not _is_default_hook(task.pre_execute):
-        task.pre_execute(job.context)
+    _call_hook(job, task.pre_execute)
     if not job.job.pokes:
         _call_back(job, job.task, "on_execute_callback")
     result = task._run(args, kwargs, job)
-    if not _is_default_hook(task.post_execute):
-        task.post_execute(job.context, result)
+    _call_hook(job, task.post_execute, result)
     return result
 
 
-def _is_default_hook(hook: Any) -> bool:
-    return getattr(hook, "__func__", None) is _no_hook
+def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
+    if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
+        hook(job.context, *result)
 
 
 def _check_conditions(job: _Execution) -> None:
