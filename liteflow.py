@@ -4113,9 +4113,7 @@ class _Store:
         A reader of ours holds its snapshot for milliseconds, so the last checkpoint is tried for
         a second; a `-wal` that stays costs nothing but its name.
         """
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
             deadline = time.monotonic() + 1.0
             while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline:
@@ -4130,11 +4128,8 @@ class _Store:
 
     def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What one of the looks below finds, in this connection."""
-        try:
+        with self.transaction(""):
             return look(self._connection, *arguments, **named)
-        except Exception as error:
-            _explain(error, self.path)
-            raise
 
     # A run's beginning and end; but for `end_run` inside the caller's transaction.
 
@@ -4305,8 +4300,8 @@ class _Store:
                 _inserting("xcom_item"),
                 [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
             )
-            if batch.renewed:  # behind the values of a try that failed in this turn
-                self._delete_values([i.row_id for i in batch.renewed])
+            # Behind the values of a try that failed in this turn.
+            self._delete_values(i.row_id for i in batch.renewed)
             self._many(
                 "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND map_index = -1",
                 [(self.run_row, node.task.task_id) for node in batch.expanded],
