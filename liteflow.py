@@ -7312,12 +7312,10 @@ class _SlotRunner(_Runner):
         try:
             slot = self._pool._lend(self, self._context)
         except OSError as error:
-            if not self._slots:
-                gone = "" if os.path.isdir(".") else ": the working directory was deleted"
-                raise UnreachableTask(
-                    f"no worker process could be started: {error}{gone}"
-                ) from None
-            return False  # those that there are go on
+            if self._slots:
+                return False  # those that there are go on
+            gone = "" if os.path.isdir(".") else ": the working directory was deleted"
+            raise UnreachableTask(f"no worker process could be started: {error}{gone}") from None
         if slot is None:
             return False
         slot.lent = time.monotonic()
