@@ -6281,7 +6281,6 @@ class _ForkedServer:
             _fork_workers(requests, alive)
         requests.close()
         os.close(alive)
-        _forked_servers.add(self)
 
     def serves(self, runner: _SlotRunner) -> bool:
         """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of
@@ -6345,7 +6344,6 @@ class _ForkedServer:
 
 
 _FORK_LIMIT = 5.0  # seconds for a forked server to fork
-_forked_servers: weakref.WeakSet[_ForkedServer] = weakref.WeakSet()
 
 
 class _ForkedProcess:
@@ -6891,9 +6889,9 @@ def _let_go_of_slots() -> None:
                 if descriptor != slot.process.sentinel:
                     os.close(descriptor)
     _live_slots.clear()
-    for server in list(_forked_servers):
-        server.let_go()
     for pool in list(_pools):
+        if pool._server is not None:
+            pool._server.let_go()
         pool._empty()
 
 
