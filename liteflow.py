@@ -4140,9 +4140,8 @@ class _Store:
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), getattr(dag, "schedule", None)
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
-        self._connection.execute(
-            _upserting("dag", 1), [None if x is None else _storable(x) for x in known]
-        )
+        texts = [None if x is None else _storable(x) for x in known]
+        self._connection.execute(_upserting("dag", 1), texts)
         made = self._connection.execute(
             "INSERT INTO dag_run (dag_id, run_id, state, logical_date, conf) "
             "VALUES (?, ?, 'queued', ?, ?)",
@@ -4325,24 +4324,23 @@ class _Store:
                 "state IN ('queued', 'running')",
                 [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
-            self._put_attempts(batch)
+            for a in batch.attempts:
+                a.started = a.started or _now()  # it runs; when exactly is known at its end
+            self._many(
+                _inserting("task_attempt"),
+                [
+                    (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
+                    for a in batch.attempts
+                ],
+            )
+            self._many(
+                _inserting("task_log", 1),
+                [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs],
+            )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             self._connection.executemany(statement, rows)
-
-    def _put_attempts(self, batch: _Batch) -> None:
-        for a in batch.attempts:
-            a.started = a.started or _now()  # it runs; when exactly is known at its end
-        self._many(
-            _inserting("task_attempt"),
-            [
-                (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
-                for a in batch.attempts
-            ],
-        )
-        rows = [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs]
-        self._many(_inserting("task_log", 1), rows)
 
     def _check_fence(self, ended: bool = False) -> None:
         """Whatever is written next is written under the same lock. Raises _Fenced."""
@@ -5152,9 +5150,8 @@ class _Execution:
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included."""
-        pushed = self.pushed.get(key) if task_id == self.task_id else None
-        if pushed is not None:
-            *_, data = pushed
+        if task_id == self.task_id and key in self.pushed:
+            *_, data = self.pushed[key]
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
@@ -5189,8 +5186,8 @@ class _Execution:
         }
         if (when := run.logical_date) is not None:
             context |= {name: text(when) for name, text in _FILTERS.items()}
-            for name in ("data_interval_end", "data_interval_start", "logical_date"):
-                context[name] = when
+            names = ("data_interval_end", "data_interval_start", "logical_date")
+            context |= dict.fromkeys(names, when)
         return context
 
 
