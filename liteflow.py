@@ -6170,10 +6170,10 @@ def _die_with_parent() -> None:
     import multiprocessing
 
     parent: Any = multiprocessing.parent_process()
-    if not hasattr(fcntl, "F_SETSIG"):
+    if hasattr(fcntl, "F_SETSIG"):
+        _die_with(parent.sentinel, -os.getpgrp())
+    else:
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-        return
-    _die_with(parent.sentinel, -os.getpgrp())
 
 
 def _die_with(pipe: int, whom: int) -> None:
@@ -7259,10 +7259,7 @@ class _SlotRunner(_Runner):
                 self._lend()
             check()
             self.wait(0.5)
-        missing, named = self._found
-        if missing:
-            raise UnreachableTask(_unreachable(missing, info["key"][0]))
-        return set(named)
+        return _named(info, *self._found)
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
@@ -7720,12 +7717,16 @@ def _end_of(exitcode: int | None) -> str:
     return f"killed by signal {-exitcode}"
 
 
-def _unreachable(missing: Sequence[str], module: str) -> str:
+def _named(info: dict[str, Any], missing: Sequence[str], named: Sequence[str]) -> set[str]:
+    """The tasks that workers find by their function's name. Raises UnreachableTask for others."""
+    if not missing:
+        return set(named)
     few = ", ".join(repr(task_id) for task_id in missing[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return (
+    module = info["key"][0] or "of its function"
+    raise UnreachableTask(
         f"task{'s' if len(missing) > 1 else ''} {few}{more} can't be found in a worker process: "
-        f"importing the module {module or 'of its function'!r} does not build the DAG, and its "
+        f"importing the module {module!r} does not build the DAG, and its "
         "function is no plain function of a module. Build the DAG at the top level of its module, "
         'not below `if __name__ == "__main__":`, or define the functions there'
     )
@@ -7767,9 +7768,7 @@ class _ExecutorRunner(_Runner):
                 f"task {missing[0]!r} can't be found by the executor's workers, where `__main__` "
                 "is another program: import the DAG from a module that they have"
             )
-        if missing:
-            raise UnreachableTask(_unreachable(missing, info["key"][0]))
-        return set(named)
+        return _named(info, missing, named)
 
     def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
         future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))
