@@ -5943,7 +5943,7 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def _on_call(self, job: Any = None, name: Any = None, *why: Any) -> None:
+    def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
         if self.log_start > _LOG_LIMIT:  # it has been read: the log begins anew
@@ -5952,9 +5952,7 @@ class _Worker:
         last, self.last = self.last, None
         if job is not None:
             self.run.restore()
-            _call_elsewhere(self.run, job, name, *why)
-        elif name is not None and last is not None:
-            _call_back_at_end(last, name, why[0])
+        _call_due(self.run, last, job, name, why, of)
         self._flush()
         self.held = self.terminated = False
         self._note_log_start(self._log_size())
@@ -6192,10 +6190,13 @@ def _watch_parent(parent: Any) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _call_elsewhere(run: _WorkerRun, job: Any, name: Any, reason: Any, of: Any) -> None:
-    """Callbacks whose task's own worker is gone; `of`: another run's facts, if it is not this."""
-    run = _WorkerRun({**run.info, **(of or {})}, run.dag)
-    _call_back_at_end(_Execution(run, _Job(*job)), name, reason)
+def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
+    """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
+    ran elsewhere, or is the DAG's; `of`: another run's facts, if it is not this."""
+    if job is not None:
+        last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
+    if last is not None and name is not None:
+        _call_back_at_end(last, name, reason)
 
 
 _worker: _Worker | None = None
@@ -6241,7 +6242,7 @@ def _run_remotely(info: bytes, message: bytes) -> bytes:
     if kind == "find":
         return marshal.dumps(run.find_all(*fields))
     if kind == "call":
-        _call_elsewhere(run, *fields)
+        _call_due(run, None, *fields)
         return marshal.dumps(None)
     outcome: tuple[Any, ...] = _run_job(_Execution(run, _Job(*fields)), contextlib.nullcontext())
     return marshal.dumps(tuple(outcome))
@@ -7882,10 +7883,7 @@ class _InProcessRunner(_ExecutorRunner):
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
-        if job is not None:
-            _call_elsewhere(self._run, job, due.name, due.reason, due.of)
-        elif execution is not None and due.name is not None:
-            _call_back_at_end(execution, due.name, due.reason)
+        _call_due(self._run, execution, job, due.name, due.reason, due.of)
         return job is not None or execution is not None
 
 
