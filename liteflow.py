@@ -6274,8 +6274,7 @@ class _ForkedServer:
                 stream.flush()
         self.pid = os.fork()
         if not self.pid:
-            self._requests.close()
-            os.close(self._alive)
+            self.let_go()
             _fork_workers(requests, alive)
         requests.close()
         os.close(alive)
