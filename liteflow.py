@@ -3859,12 +3859,13 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
     return Path(os.path.realpath(text))
 
 
-def _explain(error: BaseException, path: Path) -> None:
-    """Raises what an error of SQLite means here, in a sentence; _Busy for a lock."""
+def _explain(error: BaseException, path: Path) -> NoReturn:
+    """Raises what an error of SQLite means here, in a sentence; _Busy for a lock; another as it
+    is."""
     import sqlite3
 
     if not isinstance(error, sqlite3.Error):
-        return
+        raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         raise _Busy from None
@@ -3972,7 +3973,6 @@ def _read(
             if wal or state() == before:
                 with contextlib.suppress(_Busy):
                     _explain(error, path)
-                    raise
                 raise DatabaseError(f"{path} is locked") from None
     raise DatabaseError(f"{path} changes faster than it can be read")
 
@@ -4050,7 +4050,6 @@ class _Store:
             raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
         except sqlite3.Error as error:
             _explain(error, self.path)
-            raise
 
     def _prepare(self) -> None:
         import sqlite3
@@ -4105,7 +4104,6 @@ class _Store:
             if begin and self._connection.in_transaction:
                 execute("ROLLBACK")
             _explain(error, self.path)
-            raise
 
     def close(self) -> None:
         """Checkpoint and close; the last one out leaves no -wal and no -shm.
@@ -5830,12 +5828,10 @@ class _Worker:
 
     def _wait(self) -> None:
         """Sleep until there is a message, or a job that it may take."""
-        takes = not (self.held or self.spent)
-        queue = takes and self.jobs is not None
-        self.idle = takes
-        if self.terminated and takes:
+        self.idle = not (self.held or self.spent)
+        if self.terminated and self.idle:
             os._exit(128 + signal.SIGTERM)
-        if queue:
+        if self.idle and self.jobs is not None:
             self._epoll.poll()
         else:
             select.select([self.control], [], [])
