@@ -2350,7 +2350,7 @@ class Dag:
 
     def to_mermaid(self, direction: str = "TD") -> str:
         """The DAG as a Mermaid flowchart, drawn from the code: what would run."""
-        return _draw_dag(self, direction)
+        return _draw(_dag_boxes(self), direction)
 
     def runs(
         self, db_path: _StrPath | None = None, *, state: str | None = None, limit: int | None = None
@@ -2379,7 +2379,7 @@ class Dag:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the graph."""
-        return _notebook(_html("h1", self.dag_id), _svg_graph(_boxes_of(self)))
+        return _notebook(_html("h1", self.dag_id), _svg_graph(_dag_boxes(self)))
 
     def _repr_mimebundle_(self, **asked: Any) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
@@ -9773,8 +9773,10 @@ class _Box(NamedTuple):
     prefix: str
 
 
-def _draw(boxes: Sequence[_Box], direction: str | None) -> str:
+def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
+    if direction not in (*_DIRECTIONS, None):
+        raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
     known = {name for name, (_, look, _) in _LOOKS.items() if look}
     boxes = [
         box._replace(style=box.style if box.style in known else "none") if box.style else box
@@ -9826,13 +9828,7 @@ def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
     return depths
 
 
-def _draw_dag(dag: Dag, direction: str | None) -> str:
-    if direction not in (*_DIRECTIONS, None):
-        raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
-    return _draw(_boxes_of(dag), direction)
-
-
-def _boxes_of(dag: Dag) -> list[_Box]:
+def _dag_boxes(dag: Dag) -> list[_Box]:
     boxes = []
     for task_id, task in dag.task_dict.items():
         prefix = f"{task.task_group.group_id}." if task.task_group else ""
@@ -9841,12 +9837,8 @@ def _boxes_of(dag: Dag) -> list[_Box]:
     return boxes
 
 
-def _draw_run(instances: Iterable[TaskInstance], direction: str | None = None) -> str:
-    """A run's task instances; those of a mapped task in one box."""
-    return _draw(_run_boxes(instances), direction)
-
-
 def _run_boxes(instances: Iterable[TaskInstance]) -> list[_Box]:
+    """A run's task instances; those of a mapped task in one box."""
     return [_box_of(members) for members in _by_task(instances)]
 
 
@@ -11024,7 +11016,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         _refuse_beside("--graph runs nothing", options, "graph")
         dag.validate()
-        _write(_draw_dag(dag, None))
+        _write(_draw(_dag_boxes(dag)))
         return 0
     if options.quiet and options.logs:
         raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
@@ -11174,7 +11166,7 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if output is not None and output.suffix == ".md":
         text = _markdown_of(run, options.direction)
     else:
-        text = _gantt_of(run) if options.gantt else _draw_run(_seen(run), options.direction)
+        text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
     if output is None:
         _write(f"{_live_url(text)}\n" if options.url else text)
         if warning := _too_large(text):
@@ -11229,7 +11221,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
         f"{_markdown(', '.join(filter(None, said)))}: {_markdown(counts)}.\n",
-        _fenced(_draw_run(instances, direction), "mermaid"),
+        _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
         parts.append(_fenced(_gantt_of(run), "mermaid"))

@@ -9042,8 +9042,10 @@ class ShowingTest(Case):
             "`md`",
             "graph",
         ]
-        text = liteflow._draw_run(
-            [self.instance(n, "success", upstream=names[:i]) for i, n in enumerate(names)]
+        text = liteflow._draw(
+            liteflow._run_boxes(
+                [self.instance(n, "success", upstream=names[:i]) for i, n in enumerate(names)]
+            )
         )
         check_mermaid(self, text)
 
@@ -9051,7 +9053,7 @@ class ShowingTest(Case):
         members = [
             self.instance("m", "failed" if i == 7 else "success", i, ["a"]) for i in range(10_000)
         ]
-        text = liteflow._draw_run([self.instance("a"), *members])
+        text = liteflow._draw(liteflow._run_boxes([self.instance("a"), *members]))
         check_mermaid(self, text)
         self.assertIn("m x 10000<br/>9999 success#44; 1 failed", text)
         self.assertIn("no state", text)
@@ -9060,7 +9062,7 @@ class ShowingTest(Case):
 
     def test_too_large_a_diagram_is_said(self):
         many = [self.instance(f"t{i}", upstream=[f"t{j}" for j in range(i)]) for i in range(40)]
-        self.assertIn("780 edges", liteflow._too_large(liteflow._draw_run(many)))
+        self.assertIn("780 edges", liteflow._too_large(liteflow._draw(liteflow._run_boxes(many))))
 
     def test_a_dag_is_drawn_from_code(self):
         with DAG("d") as d:
@@ -9125,18 +9127,18 @@ class ShowingTest(Case):
                         attempt.start_date, attempt.end_date = at, end
                         attempts.append(attempt)
             with self.subTest(seed=seed):
-                check_mermaid(self, liteflow._draw_run(instances))
+                check_mermaid(self, liteflow._draw(liteflow._run_boxes(instances)))
                 if attempts:
                     check_mermaid(self, liteflow._draw_gantt(rng.choice(words), attempts))
 
     def test_a_wide_run_is_drawn_from_left_to_right(self):
         wide = [self.instance(f"t{i}") for i in range(9)]
-        self.assertTrue(liteflow._draw_run(wide).startswith("flowchart LR"))
-        self.assertTrue(liteflow._draw_run(wide[:8]).startswith("flowchart TD"))
+        self.assertTrue(liteflow._draw(liteflow._run_boxes(wide)).startswith("flowchart LR"))
+        self.assertTrue(liteflow._draw(liteflow._run_boxes(wide[:8])).startswith("flowchart TD"))
         long = [self.instance(f"t{i}", upstream=[f"t{i - 1}"]) for i in range(5000)]
-        self.assertTrue(liteflow._draw_run(long).startswith("flowchart TD"))
+        self.assertTrue(liteflow._draw(liteflow._run_boxes(long)).startswith("flowchart TD"))
         circle = [self.instance("a", upstream=["b"]), self.instance("b", upstream=["a"])]
-        check_mermaid(self, liteflow._draw_run(circle))
+        check_mermaid(self, liteflow._draw(liteflow._run_boxes(circle)))
 
     def test_the_status_fits_its_terminal(self):
         running = [(f"日本_{i}" * 9, float(i)) for i in range(50)]
