@@ -9650,9 +9650,9 @@ _LOOKS = {
     "success": ("32", "fill:#d4edda,stroke:#28a745,color:#155724", "done, "),
     "failed": ("31", "fill:#f8d7da,stroke:#dc3545,color:#721c24", "crit, "),
     "upstream_failed": ("33", "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06", ""),
-    "interrupted": ("", "", "crit, "),
+    "interrupted": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", "crit, "),
     "running": ("36", "fill:#cce5ff,stroke:#007bff,color:#004085", "active, "),
-    "queued": ("", "", ""),
+    "queued": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", ""),
     "up_for_retry": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
     "up_for_reschedule": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
     "none": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", ""),
@@ -9777,11 +9777,6 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
     if direction not in (*_DIRECTIONS, None):
         raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
-    known = {name for name, (_, look, _) in _LOOKS.items() if look}
-    boxes = [
-        box._replace(style=box.style if box.style in known else "none") if box.style else box
-        for box in boxes
-    ]
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     lines = [f"flowchart {direction or _direction_of(boxes)}"]
     numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
