@@ -11722,33 +11722,27 @@ $ copy.db                   also while a run writes
 """
 
 
-def _long_ago(text: str) -> _datetime.datetime:
+def _long_ago(count: str, unit: str) -> _datetime.datetime:
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-    return _utcnow() - _datetime.timedelta(**{units[text[-1]]: float(text[:-1])})
+    return _utcnow() - _datetime.timedelta(**{units[unit]: float(count)})
 
 
-def _pool_size(text: str) -> tuple[str, int]:
-    name, _, size = text.rpartition("=")
-    return name, int(size)
-
-
-def _param_of(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
+def _param_of(key: str, value: str) -> tuple[str, Any]:
     with contextlib.suppress(ValueError):
         return key, json.loads(value)
     return key, value
 
 
-# How a value of each kind is written and read, and what it must be.
-_KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+# How a value of each kind is written, what reads it (or its groups), and what it must be.
+_KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
-    "AGE": (r"\d+(\.\d+)?[smhdw]", _long_ago, "a number and one of s, m, h, d, w"),
-    "PICTURE": (r".*\.(mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
+    "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
+    "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (".+", Path, "a file"),
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
     "N": (r"\d+", int, "a whole number, not negative"),
-    "NAME=N": (r".+=\d+", _pool_size, "NAME=N"),
-    "KEY=VALUE": (r"(?s)[^=]+=.*", _param_of, "KEY=VALUE"),
+    "NAME=N": (r"(.+)=(\d+)", lambda name, size: (name, int(size)), "NAME=N"),
+    "KEY=VALUE": (r"(?s)([^=]+)=(.*)", _param_of, "KEY=VALUE"),
 }
 _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}
 
@@ -11760,8 +11754,8 @@ def _argument_value(kind: str, text: str) -> Any:
     form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
     why = ""
     try:
-        if re.fullmatch(form, text):
-            return read(text)
+        if match := re.fullmatch(form, text):
+            return read(*match.groups() or [text])
     except (ValueError, OverflowError, RecursionError) as error:
         why = f": {error}"
     raise argparse.ArgumentTypeError(_clean(f"must be {what}, found {_shown(text)}{why}"))
