@@ -10935,7 +10935,12 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _say(f"liteflow: error: {_stdout_error() or error}")
+        why = str(error)
+        try:
+            sys.stdout.flush()  # what is left of our output is tried once more
+        except OSError as full:
+            why = f"the output can't be written: {full.strerror}"
+        _say(f"liteflow: error: {why}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -10943,15 +10948,6 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
         return next(code for kind, code in known if isinstance(error, kind))
-
-
-def _stdout_error() -> str | None:
-    """Why our output can't be written, if it can't: what is left of it is tried once more."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return f"the output can't be written: {error.strerror}"
-    return None
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -11283,7 +11279,13 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     if options.dag is not None:
         _load_dag(options.dag, path)
     documents, rows, known = [], [], _read(path, _select_run_ids)
-    for run in _runs_asked_for(path, options):
+    most = _RUNS if options.limit is None else options.limit
+    since, state = options.since and _iso(options.since), options.state
+    runs = _read_runs(path, options.dag, since=since, limit=None if state else most)
+    # A run that reads `running`, and nobody works on, has failed.
+    states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
+    runs = [run for run in runs if state is None or _run_state(run) in states]
+    for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
         failed = run._instances(state="failed", limit=_RUN_ERRORS) if wanted else []
         count = len(failed)
@@ -11307,15 +11309,6 @@ def _short_name(run: DagRun, known: Iterable[tuple[str, str]]) -> str:
         return run._name
     alike = sum(dag == run.dag_id and made[1] in other for dag, other in known)
     return f"{run.dag_id}/{made[1]}" if alike == 1 else run._name
-
-
-def _runs_asked_for(path: Path, options: argparse.Namespace) -> list[DagRun]:
-    most = _RUNS if options.limit is None else options.limit
-    since, state = options.since and _iso(options.since), options.state
-    runs = _read_runs(path, options.dag, since=since, limit=None if state else most)
-    # A run that reads `running`, and nobody works on, has failed.
-    states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
-    return [run for run in runs if state is None or _run_state(run) in states][:most]
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
