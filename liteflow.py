@@ -8413,14 +8413,13 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         for row, _ in found.removed
         if row.state != "removed" and (row.try_number or row.task_id not in totals)
     ]
-    for what, names in (
-        ("kept, as they succeeded", by_task(k for k in found.instances if k not in found.again)),
-        (
-            "new in the code, will run",
-            by_task(k for k, row in found.instances.items() if not row.row_id),
-        ),
-        ("gone from the code, now removed", list(dict.fromkeys(gone))),
-    ):
+    new = [key for key, row in found.instances.items() if not row.row_id]
+    told = {
+        "kept, as they succeeded": by_task(k for k in found.instances if k not in found.again),
+        "new in the code, will run": by_task(new),
+        "gone from the code, now removed": list(dict.fromkeys(gone)),
+    }
+    for what, names in told.items():
         if names:
             more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
             report.tell(f"{what}: {', '.join(names[:10])}{more}")
@@ -9004,7 +9003,6 @@ class _InLine:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
         if not self._give_up():
             return False
-        self.line.forget(self)
         if close and self.owner is not None:
             self.end("cancelled")
         return True
@@ -9032,6 +9030,8 @@ class _InLine:
 
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back, if others rule it out now."""
+        if self.future.cancelled():
+            return
         try:
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
@@ -9082,17 +9082,14 @@ class _RunLine:
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
         """See WorkerPool.submit."""
-        known = "db_path run_id logical_date conf resume pools progress stop".split()
-        _refuse_unknown("submit()", options, known)
-        self._refuse_closed(dag)
+        self._check("submit()", dag, options, "run_id logical_date conf resume")
         run = _Run(dag, executor=_LATER, **options)
         owner = self.write(run.path, run.enqueue)
         return self.enter(_InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner))
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         """See WorkerPool.recover."""
-        _refuse_unknown("recover()", options, "db_path pools progress stop".split())
-        self._refuse_closed(dag)
+        self._check("recover()", dag, options)
         path = _Run(dag, executor=_LATER, **options).path
         if not path.exists():
             return []
@@ -9100,7 +9097,8 @@ class _RunLine:
         left = [{**options, "run_id": row.run_id} for row in rows if _is_left(row, path)]
         return [self.enter(_InLine(self, dag, path, each, None)) for each in left]
 
-    def _refuse_closed(self, dag: Dag) -> None:
+    def _check(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> None:
+        _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
         _of_type(Dag)("dag", dag)
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
@@ -9133,11 +9131,6 @@ class _RunLine:
                 thread.start()
         found: _RunFuture = job.future
         return found
-
-    def forget(self, job: _InLine) -> None:
-        """It was cancelled: it is not to begin."""
-        with self._changed, contextlib.suppress(ValueError, KeyError):
-            self._waiting[job.key].remove(job)
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:
