@@ -10399,14 +10399,12 @@ def _untangled(
 ) -> dict[_Knot, float]:
     """Order each layer so that few edges cross: in two sweeps down and up each knot goes to the
     mean of its neighbours. Gives the place of each."""
-    above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
+    above, below, alone = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
     for a, b in links:
         above[b].append(a)
         below[a].append(b)
-    places: dict[_Knot, float] = {}
-    for layer in layers:
-        places.update(_spread(layer, dict.fromkeys(layer, 0.0)))
-    for near, sweep in ((above, layers), (below, layers[::-1])) * 2:
+    places = dict.fromkeys(itertools.chain(*layers), 0.0)
+    for near, sweep in ((alone, layers), *((above, layers), (below, layers[::-1])) * 2):
         for layer in sweep:
             wanted = {}
             for knot in layer:
@@ -10478,8 +10476,7 @@ def _run_page(run: DagRun) -> str:
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
-        *_facts(run, instances),
-        *_failure_sections(run, instances, _SHOWN),
+        *_facts(run, instances, _SHOWN),
         _html("h2", "Graph"),
         _svg_graph(_run_boxes(instances)),
         _html("h2", "Timeline"),
@@ -10497,23 +10494,24 @@ def _run_chip(run: DagRun) -> _Html:
     return _chip(_run_style(run), _run_state(run))
 
 
-def _facts(run: DagRun, instances: Iterable[TaskInstance]) -> list[_Html]:
-    counts = _counts_of(instances)
+def _facts(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
+    """What is to be said of a run before its tasks: what it was, and what failed."""
     facts = {
         "run": run.run_id,
         "began": _local_time(run.start_date),
         "took": _seconds_text(run.duration),
-        "tasks": counts,
+        "tasks": _counts_of(instances),
         "logical date": run.logical_date or "",
         "conf": json.dumps(run.conf) if run.conf else "",
         "database": run.db_path,
         "reason": run.reason or "",
     }
-    return [
+    said = [
         _html("p", _html("span", f"{name} ", class_="soft"), text, class_="fact")
         for name, text in facts.items()
         if text
     ]
+    return [*said, *_failure_sections(run, instances, most)]
 
 
 def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
@@ -10570,8 +10568,7 @@ def _dag_page(dag: Dag, path: Path) -> str:
         for members in _by_task(instances):
             cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
-        parts = _failure_sections(run, instances, _ALIKE)
-        sections.append([head, *_facts(run, instances), *parts])
+        sections.append([head, *_facts(run, instances, _ALIKE)])
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
@@ -10620,10 +10617,8 @@ def _notebook(*parts: _Html) -> str:
 
 def _notebook_run(run: DagRun) -> str:
     instances = _seen(run)
-    graph = _svg_graph(_run_boxes(instances))
-    head = _html("h1", run.dag_id, " ", _run_chip(run))
-    parts = _failure_sections(run, instances, _ALIKE)
-    return _notebook(head, *_facts(run, instances), *parts, graph, _task_table(instances))
+    head, graph = _html("h1", run.dag_id, " ", _run_chip(run)), _svg_graph(_run_boxes(instances))
+    return _notebook(head, *_facts(run, instances, _ALIKE), graph, _task_table(instances))
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
