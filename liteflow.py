@@ -10832,17 +10832,14 @@ class _Report(_Screen):
             else:
                 self.output(instance.label, text)
         changes, self._changes = self._changes, []
-        for change in changes:
-            self._tell_change(*change)
+        for instance, state, said in changes:
+            if state is not _S.RUNNING and instance in self._ends:
+                self.output(instance.label, self._ends.pop(instance))
+            # On a terminal the status tells what runs; elsewhere every change is a line.
+            if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
+                self.tell(said, state and state.value)
         if changes:
             self.tick()
-
-    def _tell_change(self, instance: _Instance, state: TaskInstanceState | None, said: str) -> None:
-        if state is not _S.RUNNING and (end := self._ends.pop(instance, None)) is not None:
-            self.output(instance.label, end)
-        # On a terminal the status tells what runs; elsewhere every change is a line.
-        if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
-            self.tell(said, state and state.value)
 
     def tick(self) -> None:
         """Time has passed: the status is drawn anew, if there is one."""
@@ -10860,7 +10857,6 @@ class _Report(_Screen):
         """The run ended: a summary."""
         if not self._listens:
             return
-        self.clear()
         self.output("", "")  # which ends a line that has no end
         why = f" ({run.reason})" if run.reason else ""
         each = _counts_text(run._look(_select_run_counts)) or "no tasks"
