@@ -9406,10 +9406,8 @@ class DagRun:
         """Those of a task. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found:
-            known = {ti.task_id for ti in self._instances()}
-            raise TaskNotFound(
-                f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
-            )
+            near = _near(task_id, {ti.task_id for ti in self._instances()})
+            raise TaskNotFound(f"run {self.run_id!r} has no task {task_id!r}{near}")
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
@@ -9751,7 +9749,7 @@ _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
-    text = text if len(text) <= 80 else text[:77] + "..."
+    text = _shown(text, 80, str)
     return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
 
 
@@ -9943,15 +9941,14 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
             columns = os.get_terminal_size(sys.stdout.fileno()).columns or columns
     cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
+    fits = sum(widths, 2 * len(widths)) <= columns
     lines = []
     for row in cells:
         padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
         if color:
             padded = [_paint(p, c) for p, c in zip(padded, row, strict=True)]
         line = "  ".join(padded).rstrip()
-        lines.append(
-            line if sum(widths, 2 * len(widths)) <= columns else _fit(line, columns, color)
-        )
+        lines.append(line if fits else _fit(line, columns, color))
     return "\n".join(lines)
 
 
