@@ -10681,34 +10681,71 @@ def _status_lines(now: _Snapshot, width: int, rows: int) -> list[str]:
     return lines
 
 
-class _Screen:
-    """Where people read of a run: lines on standard error, or given to `say`; on a terminal with
-    a status below them. With `logs`, what tasks print goes to standard output."""
+class _LogLines:
+    """Output of several tasks on standard output: `prefix` stands before each of its lines,
+    `head` above what comes of one task, both with `{}` for the task's name."""
 
-    def __init__(self, say: Callable[[str], object] | None = None, logs: bool = False) -> None:
-        self._say = say
-        self._color = say is None and _may_color(sys.stderr)
-        self.logs = _LogLines("{} | ") if logs else None
+    head = ""
+
+    def __init__(self, prefix: str, raw: bool = False) -> None:
+        self._prefix, self._raw = prefix, raw
+        self._of: str | None = None  # whose was the last
+        self._ended = True  # whether its line was
+
+    def add(self, label: str, text: str) -> None:
+        """Show some more of a task's output."""
+        label, text = _clean(label), text if self._raw else _printed(text)
+        if label != self._of:
+            self.end()
+            _write(self.head.format(label))
+        self._of = label
+        if text:
+            prefix = self._prefix.format(label)
+            _write((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
+            self._ended = text.endswith("\n")
+
+    def end(self) -> None:
+        """End a line that has no end."""
+        _write("" if self._ended else "\n")
+        self._ended = True
+
+
+class _Report:
+    """Tells what happens in a run: to the `liteflow` logger always; to `progress`, or if that is
+    True on standard error, on a terminal with a status below the lines. With `logs`, what tasks
+    print goes to standard output."""
+
+    def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
+        self._say = None if progress is True else progress or str  # str: for nobody
+        self._color = progress is True and _may_color(sys.stderr)
+        self._logs = _LogLines("{} | ") if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
         apart = not logs or _may_redraw(sys.stdout)
-        self.redraws = say is None and apart and _may_redraw(sys.stderr)
+        self.redraws = progress is True and apart and _may_redraw(sys.stderr)
         self._drawn, self._next = 0, 0.0
+        self._listens = bool(progress) or _log.isEnabledFor(logging.INFO)
+        self._began = time.monotonic()
+        self._started: dict[_Instance, float] = {}
+        self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
+        self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
+        self._slowest: list[tuple[float, str]] = []
 
-    def line(self, text: str, state: str | None = None) -> None:
-        """One line."""
-        text = _clean(text)
+    def tell(self, line: str, state: str | None = None) -> None:
+        """One line for people."""
+        _log.info("%s", line)
+        line = _clean(line)
         if self._say is not None:
-            self._say(text)
+            self._say(line)
             return
         self.clear()
-        _say(_paint(text, state) if self._color else text)
+        _say(_paint(line, state) if self._color else line)
 
     def output(self, label: str, text: str) -> None:
         """What a task printed."""
-        if self.logs is not None:
+        if self._logs is not None:
             self.clear()
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
-                self.logs.add(label, text)
+                self._logs.add(label, text)
 
     def status(self, snapshot: Callable[[], _Snapshot]) -> None:
         """Draw the run as it is now in place of what was drawn before, if it is time."""
@@ -10742,53 +10779,6 @@ class _Screen:
         with contextlib.suppress(OSError, ValueError):  # nobody looks any more
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-class _LogLines:
-    """Output of several tasks on standard output: `prefix` stands before each of its lines,
-    `head` above what comes of one task, both with `{}` for the task's name."""
-
-    head = ""
-
-    def __init__(self, prefix: str, raw: bool = False) -> None:
-        self._prefix, self._raw = prefix, raw
-        self._of: str | None = None  # whose was the last
-        self._ended = True  # whether its line was
-
-    def add(self, label: str, text: str) -> None:
-        """Show some more of a task's output."""
-        label, text = _clean(label), text if self._raw else _printed(text)
-        if label != self._of:
-            self.end()
-            _write(self.head.format(label))
-        self._of = label
-        if text:
-            prefix = self._prefix.format(label)
-            _write((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
-            self._ended = text.endswith("\n")
-
-    def end(self) -> None:
-        """End a line that has no end."""
-        _write("" if self._ended else "\n")
-        self._ended = True
-
-
-class _Report(_Screen):
-    """Tells what happens in a run: to the `liteflow` logger always, to `progress` if asked."""
-
-    def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
-        super().__init__(None if progress is True else progress or str, logs)  # str: for nobody
-        self._listens = bool(progress) or _log.isEnabledFor(logging.INFO)
-        self._began = time.monotonic()
-        self._started: dict[_Instance, float] = {}
-        self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
-        self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
-        self._slowest: list[tuple[float, str]] = []
-
-    def tell(self, line: str, state: str | None = None) -> None:
-        """One line for people."""
-        _log.info("%s", line)
-        self.line(line, state)
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
@@ -11307,7 +11297,7 @@ def _cmd_show(options: argparse.Namespace) -> int:
 
 def _follow(run: DagRun) -> None:
     """Show a live run until it ends: its status on a terminal, else a line for what changes."""
-    screen, said = _Screen(), ""
+    report, said = _Report(True), ""
 
     def snapshot() -> _Snapshot:
         lines = [_line_of([ti]) for ti in run._instances(state="running")]
@@ -11317,15 +11307,15 @@ def _follow(run: DagRun) -> None:
 
     try:
         while run.owner_alive:
-            screen.status(snapshot)
-            line = "" if screen.redraws else _counts_text(run._look(_select_run_counts), "to come")
+            report.status(snapshot)
+            line = "" if report.redraws else _counts_text(run._look(_select_run_counts), "to come")
             if line != said:
-                screen.line(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
+                report.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
                 said = line
             time.sleep(_POLL)
             run.refresh()
     finally:
-        screen.clear()
+        report.clear()
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
