@@ -9442,8 +9442,7 @@ class DagRun:
         return self._values()
 
     def _values(self, **which: Any) -> list[XCom]:
-        dags = _read(self.db_path, _select_dags)
-        script = next((d["fileloc"] for d in dags if d["dag_id"] == self.dag_id), None)
+        script = _load_dag(self.dag_id, self.db_path).fileloc
         rows = self._look(_select_values, most=_ROW_LIMIT, **which)
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
