@@ -9718,16 +9718,13 @@ def _lines_of(instances: Iterable[TaskInstance], whole: bool = False) -> list[_L
     return lines
 
 
-_UNDER_WAY = (_S.RUNNING, _S.QUEUED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE)
-
-
 def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
     none is running."""
     instances = run._instances(attempts, **which)
     if run.state is DagRunState.RUNNING and not run.owner_alive:
         for ti in instances:
-            if ti.state in _UNDER_WAY:
+            if ti.state is not None and ti.state not in _ENDED:
                 ti.state, ti.interrupted = None, True
                 ti.start_date = ti.end_date = ti.start_date if attempts else None
     return instances
@@ -10987,7 +10984,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
         _log.propagate = False
-    report = _Report(not options.quiet, options.logs and not options.quiet)
+    report = _Report(not options.quiet, options.logs)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
     try:
