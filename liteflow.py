@@ -9634,20 +9634,22 @@ class _Line(NamedTuple):
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-# Of each state, the worst first, but for success: its colour on a terminal; its box in a diagram,
-# fill and text both coloured, so that it can be read on dark pages, too; its tag in a gantt.
+# Of each state, the worst first, but for success: its colour on a terminal; its tag in a gantt; its
+# sign, fill and text on a page, which differ in lightness and in shape, too, for those who can't
+# tell red from green; the fill, edge and text of its box in a diagram, all coloured, so that it can
+# be read on dark pages, too.
 _LOOKS = {
-    "success": ("32", "fill:#d4edda,stroke:#28a745,color:#155724", "done, "),
-    "failed": ("31", "fill:#f8d7da,stroke:#dc3545,color:#721c24", "crit, "),
-    "upstream_failed": ("33", "fill:#ffe5d0,stroke:#fd7e14,color:#7a3e06", ""),
-    "interrupted": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", "crit, "),
-    "running": ("36", "fill:#cce5ff,stroke:#007bff,color:#004085", "active, "),
-    "queued": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", ""),
-    "up_for_retry": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
-    "up_for_reschedule": ("33", "fill:#fff3cd,stroke:#ffc107,color:#856404", ""),
-    "none": ("", "fill:#ffffff,stroke:#6c757d,color:#383d41", ""),
-    "skipped": ("35", "fill:#fde2f3,stroke:#d63384,color:#6b1a41", ""),
-    "removed": ("", "fill:#e2e3e5,stroke:#6c757d,color:#383d41", ""),
+    "success": ("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
+    "failed": ("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
+    "upstream_failed": ("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
+    "interrupted": ("", "crit, ", "‖", "#5b4a8a", "#ffffff", "#ffffff #6c757d #383d41"),
+    "running": ("36", "active, ", "▶", "#2c6fbb", "#ffffff", "#cce5ff #007bff #004085"),
+    "queued": ("", "", "…", "#d8dee7", "#28313c", "#ffffff #6c757d #383d41"),
+    "up_for_retry": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "up_for_reschedule": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "none": ("", "", " ", "transparent", "currentColor", "#ffffff #6c757d #383d41"),
+    "skipped": ("35", "", "–", "#e9d3ea", "#4d1a52", "#fde2f3 #d63384 #6b1a41"),
+    "removed": ("", "", "·", "#8d949e", "#ffffff", "#e2e3e5 #6c757d #383d41"),
 }
 
 
@@ -9785,7 +9787,9 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
             said = "" if text is None else f'|"{_mermaid_text(text)}"|'
             lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
     used = {box.style for box in boxes}
-    lines += [f"    classDef {name} {box}" for name, (_, box, _) in _LOOKS.items() if name in used]
+    for name, (*_, colors) in _LOOKS.items():
+        look = "fill:{},stroke:{},color:{}".format(*colors.split())
+        lines += [f"    classDef {name} {look}"] if name in used else []
     return "\n".join(lines) + "\n"
 
 
@@ -9861,7 +9865,7 @@ def _bar(line: _Line) -> tuple[int, int, str]:
     text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
     text += "" if line.state == "success" else f" {_spaced(line.state)}"
     name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-    return start, end, f"{name} :{_LOOKS[line.style][2]}"
+    return start, end, f"{name} :{_LOOKS[line.style][1]}"
 
 
 def _bar_lines(attempts: Iterable[TaskInstance], fold: int = _GANTT_FOLD) -> Iterator[_Line]:
@@ -10205,21 +10209,6 @@ def _script_command(run: DagRun, *options: str) -> str:
 
 # --- Showing: pages -------------------------------------------------------------------------------
 
-# Of each state: its sign, fill and text. They differ in lightness and in shape, too, for those who
-# can't tell red from green.
-_SIGNS = {
-    "success": (" ", "#bfe5c8", "#0c3b1b"),
-    "failed": ("✕", "#b3202e", "#ffffff"),
-    "upstream_failed": ("▲", "#f0a04b", "#3a2000"),
-    "interrupted": ("‖", "#5b4a8a", "#ffffff"),
-    "running": ("▶", "#2c6fbb", "#ffffff"),
-    "queued": ("…", "#d8dee7", "#28313c"),
-    "up_for_retry": ("↻", "#f7dd72", "#3d3200"),
-    "up_for_reschedule": ("↻", "#f7dd72", "#3d3200"),
-    "none": (" ", "transparent", "currentColor"),
-    "skipped": ("–", "#e9d3ea", "#4d1a52"),
-    "removed": ("·", "#8d949e", "#ffffff"),
-}
 _STYLE = """
 .liteflow { --ink: #1c2430; --soft: #5a6675; --paper: #ffffff; --band: #f3f5f8; --line: #cfd6df;
   color: var(--ink); background: var(--paper); font: 14px/1.5 system-ui, sans-serif; }
@@ -10261,7 +10250,7 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 """
 _STYLE += "".join(
     f".liteflow .{state} {{ --fill: {fill}; --text: {text}; }}\n"
-    for state, (_, fill, text) in _SIGNS.items()
+    for state, (_, _, _, fill, text, _) in _LOOKS.items()
 )
 
 
@@ -10292,7 +10281,7 @@ def _html_page(title: str, *body: _Html) -> str:
 
 
 def _chip(style: str, text: str, **more: object) -> _Html:
-    return _html("span", f"{_SIGNS[style][0]} {text}".strip(), class_=f"chip {style}", **more)
+    return _html("span", f"{_LOOKS[style][2]} {text}".strip(), class_=f"chip {style}", **more)
 
 
 def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
@@ -10340,7 +10329,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
         texts = [_fit(_clean(line), 27, False) for line in box.lines]
-        texts[1:] = [f"{_SIGNS[box.style][0]} {text}".strip() for text in texts[1:]]
+        texts[1:] = [f"{_LOOKS[box.style][2]} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
         title = _html("title", ", ".join([box.task_id, *box.lines[1:]]))
@@ -10583,7 +10572,7 @@ def _dag_page(dag: Dag, path: Path) -> str:
 def _grid_cell(line: _Line) -> _Html:
     tries = f", try {line.tries}" if line.tries > 1 else ""
     words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
-    return _html("td", _SIGNS[line.style][0].strip(), class_=line.style, title=words)
+    return _html("td", _LOOKS[line.style][2].strip(), class_=line.style, title=words)
 
 
 def _file_page(path: Path) -> str:
