@@ -10909,8 +10909,7 @@ def _exit_code(act: Callable[[], T]) -> T | int:
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     prog = os.path.basename(sys.argv[0]) or "workflow"
     text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
-    lines = _RUN_OPTIONS.strip().splitlines()
-    parser = _parser(prog, text, f"{_RUN_EXAMPLES}\n\n{_EXIT_CODES}", lines)
+    parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = "" if spec is None else spec.name.removesuffix(".__main__")
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.isfile(sys.argv[0]) else ""
@@ -11164,10 +11163,9 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
     instances = _seen(run)
     when, took = _local_time(run.start_date), _seconds_text(run.duration)
     said = [f"Run {run.run_id}", when, took, run.reason or ""]
-    counts = _counts_of(instances)
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
-        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(counts)}.\n",
+        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(_counts_of(instances))}.\n",
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
@@ -11312,8 +11310,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         _print_json({**_run_document(run), "task_instances": found})
         return
-    said = [f"{run._name}: {_run_state(run)}", _when(run.start_date)]
-    said.append(_seconds_text(run.duration))
+    said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
     if run.reason:
         print(_clean(run.reason))
@@ -11338,8 +11335,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
             "xcoms": [_document(x, "map_index key type preview") for x in values],
         }
         return _print_json(document)
-    counts = _counts_of(instances)
-    print(_clean(f"{run._name} {options.task}: {counts}"))
+    print(_clean(f"{run._name} {options.task}: {_counts_of(instances)}"))
     if len(instances) >= _FOLD:
         failed = [ti for ti in instances if ti.state is _S.FAILED]
         instances = (failed or instances)[:_SHOWN]
@@ -11533,7 +11529,7 @@ def _cmd_backup(options: argparse.Namespace) -> None:
 _EXIT_CODES = """exit codes: 0 success, 1 the run failed, 2 bad usage, 3 the database can't be used,
 75 already running, 129/130/143 ended by SIGHUP/SIGINT/SIGTERM"""
 
-_EXAMPLES = """examples:
+_EXAMPLES = """
   python3 -m liteflow scaffold > my_workflow.py      a workflow to start from
   python3 my_workflow.py                             run it
   python3 -m liteflow runs --since 24h --state failed   what went wrong since yesterday
@@ -11543,16 +11539,9 @@ _EXAMPLES = """examples:
 
 RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id or local time."""
 
-_RUN_EXAMPLES = """examples:
-  %(prog)s                              run it
-  %(prog)s --conf '{"limit": 3}'        with parameters
-  %(prog)s --resume                     go on with a run that failed or was cut off
-  %(prog)s --from load                  run `load` again, and what hangs on it
-  %(prog)s --task load                  run `load` alone, in a debugger, recording nothing
-  %(prog)s --graph                      draw it, without running"""
-
 # Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `--flag`,
-# `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`.
+# `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`; and behind
+# `$` examples of what follows the command's name.
 _DB = "--db PATH  the database (default: liteflow.db)"
 _RUN_OPTIONS = """
 --run-id ID  the new run's id, or the one to resume
@@ -11570,7 +11559,15 @@ _RUN_OPTIONS = """
 recorded inputs; nothing is recorded, and breakpoint() works
 --graph  print the DAG as Mermaid; run nothing"""
 
-# The commands: what each does, its arguments, and behind `$` examples of what follows its name.
+_RUN_EXAMPLES = """
+$                              run it
+$ --conf '{"limit": 3}'        with parameters
+$ --resume                     go on with a run that failed or was cut off
+$ --from load                  run `load` again, and what hangs on it
+$ --task load                  run `load` alone, in a debugger, recording nothing
+$ --graph                      draw it, without running"""
+
+# The commands: what each does, and its arguments.
 _COMMANDS = f"""\
 run: run a DAG of a file
 FILE
@@ -11734,17 +11731,21 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
 
 
 def _parser(
-    name: str, text: str, epilog: str, lines: Sequence[str], make: Any = None
+    name: str, text: str, block: str, more: str = "", make: Any = None
 ) -> argparse.ArgumentParser:
-    """A parser of the arguments of these lines, and of --db if there are any."""
+    """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
     import argparse
 
+    lines = [*block.strip().splitlines(), _DB]
+    examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
+    epilog = "".join(["examples:", *examples, more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
         name, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
-    for line in [*lines, _DB]:
-        _add_argument(parser, line)
+    for line in lines:
+        if not line.startswith("$"):
+            _add_argument(parser, line)
     if make is None:
         parser.set_defaults(db=None)
     return parser
@@ -11757,19 +11758,15 @@ def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     # The command that an installation makes; a copied file has none.
     installed = os.path.basename(sys.argv[0]) == "liteflow"
     name = "liteflow" if installed else f"python3 -m {__name__}"
-    parser = _parser(name, text, f"{_EXAMPLES}\n{_EXIT_CODES}", ())
+    parser = _parser(name, text, "", f"{_EXAMPLES}\n{_EXIT_CODES}")
     of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    blocks = [block.splitlines() for block in _COMMANDS.strip().split("\n\n")]
+    blocks = [re.split(": |\n", block, maxsplit=2) for block in _COMMANDS.split("\n\n")]
     # A parser takes half a millisecond: those of commands that are named will do, if any is.
-    named = [block for block in blocks if block[0].partition(": ")[0] in argv]
-    for head, *lines in blocks if {"-h", "--help"} & set(argv) else named or blocks:
-        name, _, text = head.partition(": ")
-        examples = [f"  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
-        epilog = "\n".join(["examples:", *examples])
-        lines = [line for line in lines if not line.startswith("$")]
-        _parser(name, text, epilog, lines, functools.partial(commands.add_parser, help=text))
+    named = [block for block in blocks if block[0] in argv]
+    for name, text, block in blocks if {"-h", "--help"} & set(argv) else named or blocks:
+        _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
     return parser
 
 
