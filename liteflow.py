@@ -10877,15 +10877,15 @@ if __name__ == "__main__":
 '''
 
 
-def _exit_code(act: Callable[[], T]) -> T | int:
-    """Run a command; what went wrong is one sentence on standard error and an exit code."""
+def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
+    """Run a command; what went wrong is one sentence on standard error and an exit code. What it
+    returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
     try:
         found = act()
         if sys.stdout is not None:
             sys.stdout.flush()
-        return found
     except BrokenPipeError:
         # The reader of our output has seen enough; the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -10904,6 +10904,7 @@ def _exit_code(act: Callable[[], T]) -> T | int:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
         return next(code for kind, code in known if isinstance(error, kind))
+    return found() if callable(found) else found
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -10915,22 +10916,30 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.isfile(sys.argv[0]) else ""
     if module:
         command = f"cd {_typed(Path.cwd())} && {_python()} -m {module}"
-    return _run_or_debug(dag, parser.parse_args(argv), command)
+    options = parser.parse_args(argv)
+    return _exit_code(lambda: _run_or_debug(dag, options, command))
 
 
-def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int:
-    """Run the DAG, or with --task one task; `command` is how the same is started again."""
+def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
+    """Run the DAG, or with --task give what runs one task of a recorded run, here, with its
+    recorded inputs; `command` is how the same is started again."""
     if options.task is None:
-        return _exit_code(lambda: _run_by_options(dag, options, command))
-    job = _exit_code(lambda: _job_again(dag, options))
-    if isinstance(job, int):
-        return job
+        return _run_by_options(dag, options, command)
+    _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
+    try:
+        run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+    return functools.partial(_debug, run.prepare_again(options.task))
+
+
+def _debug(job: _Execution) -> int:
+    """Run one task."""
     label = _label_of(job.task_id, job.map_index)
     if job.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     token = _running.set(job)
     try:
-        # Not within _exit_code: what the task raises is to be seen whole, by a debugger, too.
         result = _run_hooked(job)
         _store_result(job, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
@@ -10946,16 +10955,6 @@ def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
     for name, value in vars(options).items():
         if value not in (None, False, []) and name not in (*known, "db", "file", "dag", "command"):
             raise _UsageError(f"{why}: it can't be combined with --{name.replace('_', '-')}")
-
-
-def _job_again(dag: Dag, options: argparse.Namespace) -> _Execution:
-    """A task of a recorded run, ready to run here with its recorded inputs."""
-    _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
-    try:
-        run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
-    except ValueError as error:
-        raise _UsageError(str(error)) from None
-    return run.prepare_again(options.task)
 
 
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
@@ -11023,7 +11022,7 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
             raise _UsageError(f"{option}: DAG {dag.dag_id!r} has no {name!r}{_near(name, known)}")
 
 
-def _cmd_run(options: argparse.Namespace) -> int:
+def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
     path = Path(options.file).absolute()
     if not path.is_file():

@@ -10341,6 +10341,10 @@ class SeeingTest(ScriptCase):
             done = self.python("my_flow.py", *words)
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
+        self.script(self.FLOW.replace("raise ValueError(", "raise OSError("))
+        done = self.cli("run", "my_flow.py", "--task", "bad")
+        self.assertIn("OSError: no luck\nat all", done.stderr)
+        self.assertIn("Traceback", done.stderr)
 
     def test_a_progress_bar_is_what_it_last_showed_and_logs_stand_in_time_s_order(self):
         self.script(
