@@ -9587,11 +9587,9 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     Raises RunNotFound if none fits, or several do.
     """
     rows = _read(path, _select_run_ids)
-    if name is None and rows:
-        return _read_run(path, *next(iter(rows)))
+    exact = [row for row in rows if name in (None, row[0])][:1]  # the newest, or a DAG's newest
     name = name or ""
     parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
-    exact = [row for row in rows if row[0] == name][:1]  # a DAG's newest
     exact = exact or [row for row, part in parts.items() if part == row[1]]
     texts = {row: f"{row[1]} {_local_time(_moment(start))}" for row, start in rows.items()}
     fits = exact or [row for row, part in parts.items() if part and part in texts[row]]
