@@ -8088,7 +8088,7 @@ class _Start:
         if row is None:
             wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
             raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
-        if row.values_deleted is not None and self._again:
+        if self._again:
             _refuse_without_values(row)
         self.recorded, self.run_id = row, row.run_id
         self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
@@ -9030,9 +9030,8 @@ class _InLine:
 
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back, if others rule it out now."""
-        if self.future.cancelled():
-            return
         try:
+            self.check_time()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
         except _Taken:
