@@ -9590,8 +9590,8 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     name = name or ""
     parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
     exact = exact or [row for row, part in parts.items() if part == row[1]]
-    texts = {row: f"{row[1]} {_local_time(_moment(start))}" for row, start in rows.items()}
-    fits = exact or [row for row, part in parts.items() if part and part in texts[row]]
+    when = {} if exact else {row: _local_time(_moment(start)) for row, start in rows.items()}
+    fits = exact or [row for row, part in parts.items() if part and part in f"{row[1]} {when[row]}"]
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
