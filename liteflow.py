@@ -94,6 +94,8 @@ if __name__ == "__main__":
     _own.__file__, _own.__spec__ = __file__, __spec__
     if __spec__ is None:  # started by its path
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    elif __spec__.parent:  # a package has its modules as attributes
+        setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
     sys.exit(_own.main())
 
@@ -9862,7 +9864,8 @@ def _bar(line: _Line) -> tuple[int, int, str]:
     text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
     text += "" if line.state == "success" else f" {_spaced(line.state)}"
     name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-    return start, end, f"{name} :{_LOOKS[line.style][1]}"
+    _, tag, *_ = _LOOKS[line.style]
+    return start, end, f"{name} :{tag}"
 
 
 def _bar_lines(attempts: Iterable[TaskInstance], fold: int = _GANTT_FOLD) -> Iterator[_Line]:
@@ -10277,8 +10280,13 @@ def _html_page(title: str, *body: _Html) -> str:
     )
 
 
+def _sign(style: str) -> str:
+    _, _, sign, *_ = _LOOKS[style]
+    return sign
+
+
 def _chip(style: str, text: str, **more: object) -> _Html:
-    return _html("span", f"{_LOOKS[style][2]} {text}".strip(), class_=f"chip {style}", **more)
+    return _html("span", f"{_sign(style)} {text}".strip(), class_=f"chip {style}", **more)
 
 
 def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
@@ -10326,7 +10334,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
         texts = [_fit(_clean(line), 27, False) for line in box.lines]
-        texts[1:] = [f"{_LOOKS[box.style][2]} {text}".strip() for text in texts[1:]]
+        texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
         title = _html("title", ", ".join([box.task_id, *box.lines[1:]]))
@@ -10569,7 +10577,7 @@ def _dag_page(dag: Dag, path: Path) -> str:
 def _grid_cell(line: _Line) -> _Html:
     tries = f", try {line.tries}" if line.tries > 1 else ""
     words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
-    return _html("td", _LOOKS[line.style][2].strip(), class_=line.style, title=words)
+    return _html("td", _sign(line.style).strip(), class_=line.style, title=words)
 
 
 def _file_page(path: Path) -> str:

@@ -3424,6 +3424,8 @@ class VendoredTest(Case):
             textwrap.dedent(
                 f"""
                 from {name}._vendor.liteflow import DAG, AirflowException, task
+                import {name}._vendor.liteflow
+                assert {name}._vendor.liteflow.DAG is DAG
                 from {name}.points import Point
                 with DAG("{name}") as dag:
                     @task
