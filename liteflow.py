@@ -722,16 +722,13 @@ class _OperatorType(type):
     costs five times one with 29.
     """
 
-    _known_settings: dict[str, _Setting]
-
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
         super().__init__(name, bases, body, **kw)
-        named = {**body.get("_known_settings", {}), **body}
-        own = {name: x for name, x in named.items() if isinstance(x, _Setting)}
+        own = {name: x for name, x in body.items() if isinstance(x, _Setting)}
         for name, setting in own.items():
             setattr(cls, name, setting.default)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
-        cls._known_settings = dict(collections.ChainMap(own, *inherited))
+        cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         kind: Any = cls
@@ -886,13 +883,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
     pre_execute = post_execute = _optional(_no_hook, _called_here)
-    _known_settings: dict[str, _Setting] = dict.fromkeys(
-        """doc doc_json doc_yaml doc_rst queue executor executor_config
-        run_as_user resources ignore_first_depends_on_past wait_for_past_depends_before_skipping
-        logger_name inlets outlets email email_on_failure email_on_retry sla
-        """.split(),
-        _as_given,
-    )
+    doc = doc_json = doc_yaml = doc_rst = queue = executor = executor_config = _as_given
+    run_as_user = resources = ignore_first_depends_on_past = _as_given
+    wait_for_past_depends_before_skipping = logger_name = inlets = outlets = _as_given
+    email = email_on_failure = email_on_retry = sla = _as_given
+    _known_settings: dict[str, _Setting]  # all of these, and those of a subclass
 
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
@@ -2119,6 +2114,10 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
+    is_paused_upon_creation = template_searchpath = template_undefined = _as_given
+    user_defined_macros = user_defined_filters = jinja_environment_kwargs = _as_given
+    owner_links = access_control = auto_register = deadline = allowed_run_types = _as_given
+    disable_bundle_versioning = rerun_with_latest_version = sla_miss_callback = _as_given
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
@@ -2392,14 +2391,7 @@ class Dag:
 
 DAG = Dag
 _DAG_SETTINGS: dict[str, _Setting] = {
-    **{name: setting for name, setting in vars(Dag).items() if isinstance(setting, _Setting)},
-    **dict.fromkeys(
-        """is_paused_upon_creation template_searchpath template_undefined user_defined_macros
-        user_defined_filters jinja_environment_kwargs owner_links access_control auto_register
-        deadline allowed_run_types disable_bundle_versioning rerun_with_latest_version
-        sla_miss_callback""".split(),
-        _as_given,
-    ),
+    name: setting for name, setting in vars(Dag).items() if isinstance(setting, _Setting)
 }
 
 
