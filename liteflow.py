@@ -1108,7 +1108,7 @@ def _leaves(value: Any, keys: bool = True) -> list[Any]:
 def _results_in(value: Any) -> Iterator[XComArg[Any]]:
     """The results anywhere in a value."""
     mappables = (leaf for leaf in _leaves(value) if isinstance(leaf, _Mappable))
-    return (result for mappable in mappables for result in mappable._parts(XComArg))
+    return (result for mappable in mappables for result in mappable._parts("xcom"))
 
 
 def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -1256,83 +1256,68 @@ class _Placeholder:
 
 
 class _Mappable(_Placeholder, _Dependency):
-    """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results; by
-    itself it is the elements of one source after those of another."""
+    """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results."""
 
-    __slots__ = ("_by", "_sources")
+    __slots__ = ("_by", "_how", "_sources")
+    _how: str
     _sources: tuple[_Mappable, ...]
 
-    def __init__(self, *sources: _Mappable, by: Any = None) -> None:
+    def __init__(self, how: str, *sources: _Mappable, by: Any = None) -> None:
+        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: cut off)."""
         for source in sources:
             if not isinstance(source, _Mappable):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
-        self._sources, self._by = sources, by
+        self._how, self._sources, self._by = how, sources, by
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As a task's argument it is the list of its elements."""
         _pickled_for(self)
-        by = ("fill", self._by) if isinstance(self, _ZipResult) else ("map", self._by)
-        return _of_job, ("elements", *by, *self._sources)
+        return _of_job, ("elements", self._how, self._by, *self._sources)
 
-    def map(self, function: Callable[[Any], Any]) -> _MapResult:
+    def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
-        return _MapResult(self, by=_function("what map() takes", function))
+        return _Mappable("map", self, by=_function("what map() takes", function))
 
-    def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _ZipResult:
+    def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
         """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
         longest."""
-        return _ZipResult(self, *others, by=fillvalue)
+        return _Mappable("zip", self, *others, by=fillvalue)
 
     def concat(self, *others: _Mappable) -> _Mappable:
         """The elements of one after those of another."""
-        return _Mappable(self, *others)
+        return _Mappable("concat", self, *others)
 
-    def _parts(self, kind: type[T]) -> list[T]:
-        """Of what this is made of, and itself, those of a kind."""
-        parts = [part for source in self._sources for part in source._parts(kind)]
-        return [*parts, self] if isinstance(self, kind) else parts
+    def _parts(self, how: str) -> list[Any]:
+        """Of what this is made of, and itself, those that were made so; "xcom": the results."""
+        parts = [part for source in self._sources for part in source._parts(how)]
+        return [*parts, self] if self._how == how else parts
 
     def _count(self, known: _Known) -> int:
         """How many elements there are, once the results are stored."""
-        return sum(source._count(known) for source in self._sources)
+        counts = [source._count(known) for source in self._sources]
+        if self._how == "zip":
+            return min(counts) if self._by is ... else max(counts)
+        return sum(counts)
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
+        if self._how == "zip":
+            return "tuple", [
+                x._element(i, known, functions)
+                if i < x._count(known)
+                else ("value", _dump(self._by))
+                for x in self._sources
+            ]
         for source in self._sources:
             count = source._count(known)
             if i < count:
-                return source._element(i, known, functions)
+                found = source._element(i, known, functions)
+                return ("map", functions.index(self._by), found) if self._how == "map" else found
             i -= count
         raise IndexError(i)
 
     def _ends(self) -> list[BaseOperator]:
-        return [result.operator for result in self._parts(XComArg)]
-
-
-class _MapResult(_Mappable):
-    """Each element of a source, with a function applied."""
-
-    __slots__ = ()
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        return ("map", functions.index(self._by), super()._element(i, known, functions))
-
-
-class _ZipResult(_Mappable):
-    """Elements of the sources side by side, filled up with a value (`...`: cut off)."""
-
-    __slots__ = ()
-
-    def _count(self, known: _Known) -> int:
-        counts = [source._count(known) for source in self._sources]
-        return min(counts) if self._by is ... else max(counts)
-
-    def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        parts = [
-            x._element(i, known, functions) if i < x._count(known) else ("value", _dump(self._by))
-            for x in self._sources
-        ]
-        return ("tuple", parts)
+        return [result.operator for result in self._parts("xcom")]
 
 
 class XComArg(_Mappable, _OneTask, Generic[T]):
@@ -1343,7 +1328,7 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
     """
 
     __slots__ = ("key", "operator")
-    _sources = ()
+    _how, _sources = "xcom", ()
 
     def __init__(self, operator: BaseOperator, key: str = "return_value") -> None:
         _of_type(BaseOperator)("operator", operator)
@@ -1421,9 +1406,9 @@ class _ExpandInput:
         self.sources = [(name, _checked_source(what, name, x)) for name, x in mapped.items()]
         mappables = [source for _, source in self.sources if isinstance(source, _Mappable)]
         # The results whose elements have to be known before there are instances.
-        self.results = [part for source in mappables for part in source._parts(XComArg)]
+        self.results = [part for source in mappables for part in source._parts("xcom")]
         # The functions of `map`: in a worker they have the same numbers.
-        self.functions = [m._by for source in mappables for m in source._parts(_MapResult)]
+        self.functions = [m._by for source in mappables for m in source._parts("map")]
 
     def count(self, known: _Known) -> int:
         """How many instances there are."""
@@ -5074,7 +5059,7 @@ class _Execution:
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
         """What `map`, `zip` and `concat` of results, which are here now, give as an argument."""
         each = [list(x.items()) if isinstance(x, dict) else x or () for x in sources]
-        if how == "map":  # no function: concat()
+        if how != "zip":
             return [x if by is None else by(x) for x in itertools.chain.from_iterable(each)]
         return list(
             zip(*each, strict=False) if by is ... else itertools.zip_longest(*each, fillvalue=by)
