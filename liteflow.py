@@ -1720,12 +1720,10 @@ class _MappedOperator(BaseOperator):
         self._known_settings = known = kind._known_settings
         own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
         super().__init__(task_id=task_id, **own)
-        special = known.keys() - BaseOperator._known_settings.keys()
-        for name in special:
+        for name in known.keys() - BaseOperator._known_settings.keys():
             self.__dict__.setdefault(name, known[name].default)
         self._kind, self._flow, self._fixed = kind, kind._flow, fixed
-        defaults = _surroundings(fixed)[2]
-        self._defaults = {n: v for n, v in defaults.items() if n in special | _keywords_of(kind)}
+        self._defaults = _surroundings(fixed)[2]
         self._map_over(expand)
         mapped = dict(expand.sources).items()
         values = {n: x for n, x in (*fixed.items(), *mapped) if n not in _PLACE}
@@ -1738,7 +1736,8 @@ class _MappedOperator(BaseOperator):
 
     def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
-        settings = {**self._defaults, **self._fixed, **kwargs, "dag": None, "task_group": None}
+        place = {"dag": None, "task_group": None, "default_args": self._defaults}
+        settings = {**self._fixed, **kwargs, **place}
         kwargs.clear()
         # In a context of its own it joins no DAG that is being built.
         made: BaseOperator = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
