@@ -891,6 +891,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
+    _gets_suffix = False  # where its id is taken
     _fixed: Mapping[str, Any] = {}  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
@@ -914,8 +915,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         kind = "@task" if self._made_by_us else type(self).__name__
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
-        if group is not None:
-            self.task_id = _checked_id("task_id", group.child_id(self.task_id))
+        full = self.task_id if group is None else group.child_id(self.task_id)
+        full = dag._free_task_id(full) if dag is not None and self._gets_suffix else full
+        if full != task_id:
+            self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
             default, check = known[name]
             kept = check(f"task {self.task_id!r}: {name}", value)
@@ -1128,7 +1131,7 @@ _LATE = "__settings__"  # no parameter can have this name
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
 
-    _made_by_us = True
+    _made_by_us = _gets_suffix = True
 
     def __init__(
         self, made_of: _TaskFunction[..., Any], args: Any, kwargs: Any, expand: Any, **settings: Any
@@ -1855,8 +1858,7 @@ class _TaskFunction(_Decorated[P, R]):
         super()._check(names, method)
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        settings = self._settings.copy()
-        dag, group, defaults = _surroundings(settings)
+        defaults = _surroundings(self._settings)[2]
         named = defaults.keys() - dict(expand.sources if expand is not None else ())
         for p in self._signature.parameters.values() if named else ():
             if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
@@ -1866,11 +1868,7 @@ class _TaskFunction(_Decorated[P, R]):
                 self._signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
-        if dag is not None and isinstance(settings["task_id"], str):
-            prefix = group.child_id("") if group is not None else ""
-            free = dag._free_task_id(prefix + settings["task_id"])
-            settings["task_id"] = free.removeprefix(prefix)
-        made = self._maker(self, args, kwargs, expand, **settings)
+        made = self._maker(self, args, kwargs, expand, **self._settings)
         if self._conditions:
             made._conditions = self._conditions
         if self._role is not None:
@@ -3167,7 +3165,7 @@ class _Plan:
         self._free[node.task.pool] -= places * node.task.pool_slots
 
     def finish(
-        self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] | None = None
+        self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}
     ) -> None:
         """The instance's attempt ended; `note`: whether it stored a result, of which length, or how
         long a sensor waits.
@@ -3175,7 +3173,6 @@ class _Plan:
         Its status: success; skipped; failed, which is retried while tries are left; fatal, which
         is not; reschedule, if a sensor gives its worker back for a while.
         """
-        note = note or {}
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
         self._occupy(instance, -1)
