@@ -1728,8 +1728,7 @@ class _MappedOperator(BaseOperator):
         self._kind, self._flow, self._fixed = kind, kind._flow, fixed
         self._defaults = _surroundings(fixed)[2]
         self._map_over(expand)
-        mapped = dict(expand.sources).items()
-        values = {n: x for n, x in (*fixed.items(), *mapped) if n not in _PLACE}
+        values = {n: x for n, x in {**fixed, **dict(expand.sources)}.items() if n not in _PLACE}
         self._join(values)
         late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
         _check_templates(self.task_id, late)
@@ -3621,15 +3620,15 @@ class _Resumption:
         found = {}
         for (task_id, index), row in self.instances.items():
             retries = self._dag.task_dict[task_id].retries
-            tries = row.try_number + retries  # fresh ones, as when Airflow clears it
-            if row.state is None and not row.cleared and row.try_number:
-                tries = row.max_tries  # what an end that was not its fault left of them
+            cut_off = row.state is None and not row.cleared
             if (task_id, index) not in self.again:
                 row = row._replace(lost=0)
-            elif row.state is None and not row.cleared and row.lost >= retries + 3:
+            elif cut_off and row.lost >= retries + 3:
                 row = row._replace(state="failed", flow=None, died=False)
-            else:
-                row = row._replace(state=None, max_tries=tries)
+            elif cut_off and row.try_number:  # it has the tries that were left of them
+                row = row._replace(state=None)
+            else:  # fresh ones, as when Airflow clears it
+                row = row._replace(state=None, max_tries=row.try_number + retries)
             found[task_id, index] = row
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
