@@ -2731,9 +2731,8 @@ _NO_NODES: list[_Node] = []  # in the scope of what is no setup
 class _Instance:
     """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
-    __slots__ = tuple(
-        "alone before flow lost map_index max_tries node ready row_id state try_number".split()
-    )
+    __slots__ = """alone before flow lost map_index max_tries node ready row_id state
+        try_number""".split()
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
         self.node = node
@@ -2776,10 +2775,9 @@ def _label_of(task_id: str, map_index: int) -> str:
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
-    __slots__ = tuple(
-        "counts downstream expanded feeds gates group guarded holds instances limit mapping mates "
-        "needs open order running setups sheltered sources task upstream weight".split()
-    )
+    __slots__ = """counts downstream expanded feeds gates group guarded holds instances limit
+        mapping mates needs open order running setups sheltered sources task upstream
+        weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
@@ -3004,10 +3002,6 @@ def _shelter(setup: _Node, node: _Node) -> None:
 
 
 # --- Plan: the machine ----------------------------------------------------------------------------
-
-
-class _BadBranch(AirflowException):
-    """A branch chose something that the DAG does not have."""
 
 
 class _Plan:
@@ -3334,7 +3328,8 @@ class _Plan:
         self, instance: _Instance, note: Mapping[str, Any], strict: bool = True
     ) -> Sequence[_Node]:
         """What a branch's choice, or a short circuit's, leaves to be skipped: of what it may leave
-        out, all that is neither chosen nor below that. Raises _BadBranch."""
+        out, all that is neither chosen nor below that. Raises AirflowException if the DAG does not
+        have what it chose."""
         guarded, dag = instance.node.guarded, self.dag
         if "chosen" not in note:
             return guarded if note.get("go_on") is False else ()
@@ -3345,7 +3340,7 @@ class _Plan:
             elif strict:  # else it has gone from the code since
                 near = _near(name, [*dag.task_dict, *dag.task_group_dict])
                 what = f"{_shown(name)}, which is no task or group of DAG {dag.dag_id!r}{near}"
-                raise _BadBranch(f"the branch chose {what}")
+                raise AirflowException(f"the branch chose {what}")
         keep = _with_below(chosen)
         return [node for node in guarded if node not in keep]
 
@@ -8860,7 +8855,7 @@ class _Run(_Start):
         kept: Any = [(key, *rest) for key, *rest in outcome.xcoms if key != "return_value"]
         try:
             left_out = self.plan.left_out(instance, note)
-        except _BadBranch as error:
+        except AirflowException as error:
             return outcome._replace(status="failed", error=str(error), xcoms=kept), ()
         instance.flow = json.dumps({k: note[k] for k in ("chosen", "go_on") if k in note})
         return outcome._replace(xcoms=kept) if left_out else outcome, left_out
