@@ -3186,7 +3186,7 @@ class _Plan:
         instance.move(ended)
         self._ended(instance)
         if ended is _S.FAILED and self.dag.fail_fast:
-            self._give_up()
+            self.give_up()
 
     def withdraw(self, instance: _Instance) -> None:
         """The instance's attempt did not start after all: it may again."""
@@ -3354,15 +3354,11 @@ class _Plan:
 
     # The end of the run.
 
-    def time_out(self) -> None:
-        """The run has taken too long: what is left is skipped."""
-        self.timed_out = True
-        self._give_up()
-
-    def _give_up(self) -> None:
-        """What has not run is skipped, and what runs is to be ended; under fail_fast teardowns are
-        left alone."""
+    def give_up(self, timed_out: bool = False) -> None:
+        """What has not run is skipped, and what runs is to be ended: the run has taken too long, or
+        else a task failed under fail_fast, and teardowns are left alone."""
         self.gave_up = True
+        self.timed_out |= timed_out
         for instance in list(self.instances()):
             if instance.node.task.is_teardown and not self.timed_out:
                 continue
@@ -8885,7 +8881,7 @@ class _Run(_Start):
         elif self.asked.held is not None and self.asked.held.line.stopping:
             self._stop(_SHUT_DOWN)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
-            self.plan.time_out()
+            self.plan.give_up(timed_out=True)
         row = self._store.look(_find_run, id=self._store.run_row)
         if row is not None and row.stop_requested is not None:
             self._stop("stopped on request")

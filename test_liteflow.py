@@ -2077,7 +2077,7 @@ class LimitedPlanTest(WholePlanTest):
             if not running:
                 break
             if turn == late:
-                plan.time_out()
+                plan.give_up(timed_out=True)
                 given_up = True
                 self.give_up(oracle, True, running)
                 continue
@@ -4369,7 +4369,7 @@ class AheadTest(Case):
             if ends == "finish":
                 plan.finish(taken[0], "failed", 0)
             else:
-                plan.time_out()
+                plan.give_up(timed_out=True)
             self.assertIn(taken[1], plan.doomed)
             for instance in taken[1:]:
                 plan.withdraw(instance)
