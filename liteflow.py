@@ -2578,15 +2578,14 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
     return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
 
 
-_DURATION = re.compile(
-    r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
-)  # ISO 8601
 # A text that does not fit is a ValueError, or gives something false.
 _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
     "time": lambda text: text[2:3] == ":" and _datetime.time.fromisoformat(text),
-    "duration": _DURATION.fullmatch,
+    "duration": re.compile(  # ISO 8601
+        r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
+    ).fullmatch,
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
 
@@ -2630,7 +2629,6 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
         (None, lambda value, rule: True),
     ),
 }
-_SAMPLES: dict[str | None, Any] = {None: 0, "number": 0, "string": "", "array": (), "object": {}}
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
@@ -2640,7 +2638,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         try:
             for check in checks:
                 check(keyword, rule)
-            fits(_SAMPLES[kind], rule)
+            fits(_TYPES[kind or "number"][0](), rule)  # a sample: 0, "", [] or {}
             if keyword == "items":
                 _check_schema(rule)
             for inner in rule.values() if keyword == "properties" else ():
