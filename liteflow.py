@@ -1406,8 +1406,8 @@ class _ExpandInput:
         if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
         # By the arguments' names; by None, what gives dicts of them.
-        self.sources = [(name, _checked_source(what, name, x)) for name, x in mapped.items()]
-        mappables = [source for _, source in self.sources if isinstance(source, _Mappable)]
+        self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
+        mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
         # The results whose elements have to be known before there are instances.
         self.results = [part for source in mappables for part in source._parts("xcom")]
         # The functions of `map`: in a worker they have the same numbers.
@@ -1415,14 +1415,14 @@ class _ExpandInput:
 
     def count(self, known: _Known) -> int:
         """How many instances there are."""
-        counts = (x._count(known) if isinstance(x, _Mappable) else len(x) for _, x in self.sources)
-        return math.prod(counts)
+        each = self.sources.values()
+        return math.prod(x._count(known) if isinstance(x, _Mappable) else len(x) for x in each)
 
     def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
         """(argument, element) of an instance: an element is what `_element` says, or, of a
         constant, ("constant", its index). The last argument varies fastest."""
         found: list[tuple[str | None, Any]] = []
-        for name, source in reversed(self.sources):
+        for name, source in reversed(self.sources.items()):
             constant = not isinstance(source, _Mappable)
             count = len(source) if constant else source._count(known)
             i, j = divmod(i, count or 1)
@@ -1728,7 +1728,7 @@ class _MappedOperator(BaseOperator):
         self._kind, self._flow, self._fixed = kind, kind._flow, fixed
         self._defaults = _surroundings(fixed)[2]
         self._map_over(expand)
-        values = {n: x for n, x in {**fixed, **dict(expand.sources)}.items() if n not in _PLACE}
+        values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
         self._join(values)
         late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
         _check_templates(self.task_id, late)
@@ -1858,7 +1858,7 @@ class _TaskFunction(_Decorated[P, R]):
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         defaults = _surroundings(self._settings)[2]
-        named = defaults.keys() - dict(expand.sources if expand is not None else ())
+        named = defaults.keys() - (expand.sources if expand is not None else {})
         for p in self._signature.parameters.values() if named else ():
             if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
@@ -1937,8 +1937,7 @@ class _GroupFunction(_Decorated[P, R]):
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the arguments that are mapped over are while the group is built."""
-        names = {name for name, _ in expand.sources}
-        found = {}
+        names, found = expand.sources, {}
         for p in self._signature.parameters.values():
             if None in names and p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 raise TypeError(
@@ -3437,8 +3436,8 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
     args, kwargs = task._call()
     if not args and not kwargs and task._mapping is None:
         return frozenset()
-    sources = () if task._mapping is None else task._mapping.sources
-    return frozenset(r.operator.task_id for r in _results_in([args, kwargs, *sources]))
+    sources = {} if task._mapping is None else task._mapping.sources
+    return frozenset(r.operator.task_id for r in _results_in([args, kwargs, sources]))
 
 
 # --- Plan: what a resume runs again ---------------------------------------------------------------
@@ -4672,7 +4671,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     if task._mapping is None:
         return call
     constants = []
-    for name, source in task._mapping.sources:
+    for name, source in task._mapping.sources.items():
         values = () if isinstance(source, _Mappable) else source
         constants.append([_dump_taking(task, x, {name or "element": x}) for x in values])
     return call._replace(constants=constants)
@@ -4725,12 +4724,10 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     results by their index, of equal ones by their occurrence."""
     import hashlib
 
-    sources = dict(mapping.sources)
-
     @functools.cache
     def constant(name: str | None, index: int) -> bytes:
         try:
-            return _canonical(sources[name][index])
+            return _canonical(mapping.sources[name][index])
         except Exception:  # pickling runs the value's own code; then its index has to do
             return f"index {index}".encode()
 
@@ -8263,10 +8260,10 @@ class _Start:
             previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
             self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
-        sources, constants, results = dict(mapping.sources), {}, []
+        constants, results = {}, []
         for name, (kind, *where) in mapping.elements(index, self.plan.known):
             if kind == "constant":
-                constants[name] = _preview(sources[name][where[0]])
+                constants[name] = _preview(mapping.sources[name][where[0]])
             elif kind in ("item", "xcom"):
                 results.append(previews[where[0]].get(where[1], ""))
         shown = [f"{n}={text}" if len(constants) > 1 else text for n, text in constants.items()]

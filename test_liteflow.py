@@ -1678,7 +1678,7 @@ class WholeOracle(Oracle):
     def first_instances(self, t):
         mapping = t._mapping
         if mapping is not None and not mapping.results:
-            return list(range(len(mapping.sources[0][1]))) or [-1]
+            return list(range(len(next(iter(mapping.sources.values()))))) or [-1]
         return [-1]
 
     def sources(self, t):
