@@ -3838,12 +3838,21 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
 
 
 def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise DatabaseError(f"unable to open {path}: it is a directory, a file is needed")
-    if not path.parent.is_dir():
-        raise DatabaseError(f"unable to open {path}: directory {path.parent} does not exist")
-    if path.exists() and not path.is_file():
-        raise DatabaseError(f"unable to open {path}: it is no regular file")
+    """Raises DatabaseError where there can be no database."""
+    why = None
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        why = None if path.parent.is_dir() else f"directory {path.parent} does not exist"
+    except OSError as error:  # a folder that this user may not enter, say
+        why = error.strerror
+    else:
+        if stat.S_ISDIR(mode):
+            why = "it is a directory, a file is needed"
+        elif not stat.S_ISREG(mode):
+            why = "it is no regular file"
+    if why is not None:
+        raise DatabaseError(f"unable to open {path}: {why}")
 
 
 def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
@@ -6155,6 +6164,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
         _call_back_at_end(last, name, reason)
 
 
+_BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _worker: _Worker | None = None
 
 
@@ -6177,7 +6187,7 @@ def _serve(
                 why = f"the pool's initializer failed in a worker:\n{_traceback(error)}"
                 _worker.control.send(("joined", why, None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
-        os._exit(70)
+        os._exit(_BROKEN)
 
 
 _remote_lock = threading.RLock()
@@ -6228,12 +6238,15 @@ class _ForkedServer:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # it may be anything
                 stream.flush()
+        # What a handler raises in a hook of fork is passed over: Ctrl-C has to wait in the kernel.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         self.pid = os.fork()
         if not self.pid:
             self.let_go()
             _fork_workers(requests, alive)
         requests.close()
         os.close(alive)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def serves(self, runner: _SlotRunner) -> bool:
         """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of
@@ -6424,7 +6437,7 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
     import multiprocessing
 
     global _is_forked
-    _is_forked, code = True, 70
+    _is_forked, code = True, _BROKEN
     try:
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         arguments = (socket.socket(fileno=control), None, ())
@@ -7667,7 +7680,8 @@ def _end_of(exitcode: int | None) -> str:
     if exitcode is None:
         return "the worker was lost"
     if exitcode >= 0:
-        return f"worker exited with code {exitcode} before reporting"
+        closed = ": has the task closed its descriptors?" if exitcode == _BROKEN else ""
+        return f"worker exited with code {exitcode} before reporting{closed}"
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(-exitcode).name}"
     return f"killed by signal {-exitcode}"
@@ -9556,7 +9570,9 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         return _read_run(path, *fits[0])
     if fits:
         few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
-        raise RunNotFound(f"{name!r} fits {len(fits)} runs in {path}: {few}; name one as DAG/RUN")
+        runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
+        how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
+        raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
     near = _near(name, {dag for dag, _ in rows})
     raise RunNotFound(f"there is no DAG with a run, and no run, {name!r} in {path}{near}")
 
@@ -10658,6 +10674,9 @@ class _LogLines:
         self._ended = True
 
 
+_NO_TASKS = "there are no tasks: a @task function makes one when it is called"
+
+
 class _Report:
     """Tells what happens in a run: to the `liteflow` logger always; to `progress`, or if that is
     True on standard error, on a terminal with a status below the lines. With `logs`, what tasks
@@ -10733,7 +10752,7 @@ class _Report:
         self._plan = plan
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         if not plan.nodes:
-            self.tell("the DAG has no tasks: a @task function makes one when it is called")
+            self.tell(_NO_TASKS)
 
     def changed(
         self, instance: _Instance, error: str | None = None, took: float | None = None
@@ -10934,6 +10953,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
         _log.propagate = False
+    if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
+        _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
     report = _Report(not options.quiet, options.logs)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]

@@ -2415,6 +2415,30 @@ class StoreTest(StoreCase):
 class FileTest(StoreCase):
     """What stands beside a database, and what is a database."""
 
+    def test_a_folder_that_may_not_be_entered_holds_no_database(self):
+        whole, stat = str(self.folder / "private"), os.stat
+
+        def refuse(path, *args, **kwargs):
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(f"{whole}/"):
+                raise PermissionError(13, "Permission denied", path)
+            return stat(path, *args, **kwargs)
+
+        module = self.module(
+            """
+            with DAG("private") as dag:
+                @task
+                def f(): pass
+                f()
+            """
+        )
+        with mock.patch.object(os, "stat", refuse):
+            for act in (module.dag.run, module.dag.runs, module.dag.test):
+                with self.assertRaisesRegex(DatabaseError, "Permission denied"):
+                    act(db_path=f"{whole}/flow.db")
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertEqual(liteflow.main(["list", "--check", "--db", f"{whole}/flow.db"]), 3)
+        self.assertIn("Permission denied", said.getvalue())
+
     def test_a_linked_database_is_read_with_its_wal(self):
         run = self.run_flow("""
             with DAG("linked") as dag:
@@ -9231,6 +9255,28 @@ class ForkedServerTest(ScriptCase):
         self.assertEqual((done.returncode, done.stderr), (code, ""), done.stdout)
         return done.stdout
 
+    def test_ctrl_c_in_the_moment_of_the_fork_is_heard(self):
+        self.script(
+            """
+            import os, signal
+            from pathlib import Path
+            from liteflow import DAG, task
+            with DAG("moment") as dag:
+                @task
+                def f(): Path(os.environ["CASE_DIR"], "ran").touch()
+                f()
+            if __name__ == "__main__":
+                main = os.getpid()
+                os.register_at_fork(
+                    after_in_parent=lambda: os.getpid() == main and os.kill(main, signal.SIGINT)
+                )
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.returncode, 130, done.stderr)
+        self.assertFalse((self.folder / "ran").exists())
+
     def test_its_workers_are_like_others_but_have_what_is_imported(self):
         text = self.main(
             """
@@ -9731,6 +9777,21 @@ class CommandLineTest(ScriptCase):
         if out is not None:
             self.assertEqual(done.stdout, out)
         return done
+
+    def test_quiet_says_that_there_are_no_tasks(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("never_called") as dag:
+                @task
+                def f(): return 1
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py", "--quiet")
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+        self.assertIn("DAG 'never_called': there are no tasks", done.stderr)
 
     def test_the_life_of_a_workflow(self):
         self.assert_exit(1, "script", words=["bad luck", "--resume", "show flow/manual"], out="")
