@@ -1137,6 +1137,9 @@ class _FunctionOperator(BaseOperator):
         self, made_of: _TaskFunction[..., Any], args: Any, kwargs: Any, expand: Any, **settings: Any
     ) -> None:
         BaseOperator.__init__(self, **settings)
+        if self.dag is None and _running.get(None) is not None:
+            how = f"call {made_of.function.__name__}.function(...), the plain function, there"
+            raise TypeError(f"task {self.task_id!r} was called inside a running task: {how}")
         self.python_callable = made_of.function
         self._signature = made_of._signature
         self._args, self._kwargs = args, kwargs

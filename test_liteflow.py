@@ -2737,6 +2737,23 @@ class WorkerTest(Case):
         self.assertEqual(run.xcom_pull("after"), run.xcom_pull("before"))
         self.assertEqual(run.log("after"), "heard\n")
 
+    def test_a_task_that_is_called_inside_a_task_says_so(self):
+        run = self.run_flow(
+            """
+            with DAG("inside") as dag:
+                @task
+                def one(): return 1
+                @task
+                def calls(): return one() + 1
+                @task
+                def plainly(): return one.function() + 1
+                calls(); plainly()
+            """
+        )
+        said = "task 'one' was called inside a running task: call one.function(...)"
+        self.assertIn(said, run.get_task_instance("calls").error)
+        self.assertEqual(run.xcom_pull("plainly"), 2)
+
     def test_what_a_task_leaves_behind_goes_before_the_next_one(self):
         run = self.run_flow(
             """
