@@ -6243,13 +6243,15 @@ class _ForkedServer:
                 stream.flush()
         # What a handler raises in a hook of fork is passed over: Ctrl-C has to wait in the kernel.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        self.pid = os.fork()
-        if not self.pid:
-            self.let_go()
-            _fork_workers(requests, alive)
-        requests.close()
-        os.close(alive)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            self.pid = os.fork()
+            if not self.pid:
+                self.let_go()
+                _fork_workers(requests, alive)
+        finally:
+            requests.close()
+            os.close(alive)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def serves(self, runner: _SlotRunner) -> bool:
         """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of

@@ -9342,6 +9342,22 @@ class ForkedServerTest(ScriptCase):
             with self.subTest(what=what):
                 self.assertIn("False", self.main(f"{what}\nprint(run()['forked'])"))
 
+    def test_a_fork_that_fails_leaves_signals_and_files_as_they_were(self):
+        self.main(
+            """
+            def fails(): raise BlockingIOError(11, "no more processes")
+            before, os.fork = (os.fork, sorted(os.listdir("/proc/self/fd"))), fails
+            try:
+                liteflow._ForkedServer(None)
+            except BlockingIOError:
+                pass
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "a signal is blocked"
+            os.fork, files = before
+            assert sorted(os.listdir("/proc/self/fd")) == files, os.listdir("/proc/self/fd")
+            assert run()["forked"]
+            """
+        )
+
     def test_what_only_the_main_script_has_is_refused_as_ever(self):
         text = self.main(
             """
