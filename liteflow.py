@@ -4824,6 +4824,7 @@ class _WorkerRun:
     def __init__(self, info: dict[str, Any], dag: Dag | None = None) -> None:
         self.info = info
         self._tasks: dict[str, BaseOperator] = {}
+        self._resolve = functools.cache(_resolve)  # many tasks may be of one function
         self.dag = dag
 
     def import_dag(self) -> None:
@@ -4862,7 +4863,7 @@ class _WorkerRun:
             return self._tasks[task_id]
         task: Any = self._built(task_id, function)
         if task is None:
-            named = _resolve(function)
+            named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(task_id)
             kind, own, *near = _load(settings)
@@ -4870,10 +4871,15 @@ class _WorkerRun:
             made_of: Any = _TaskFunction(named, _task_signature(named), {})
             outside = contextvars.Context()  # of any DAG
             task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-            task.dag = Dag(self.info["dag_id"])  # for one that no import builds
+            task.dag = self._bare_dag
             task._upstream, task._downstream = map(dict.fromkeys, near)
         self._tasks[task_id] = task
         return self._tasks[task_id]
+
+    @functools.cached_property
+    def _bare_dag(self) -> Dag:
+        """What stands for a DAG that no import builds."""
+        return Dag(self.info["dag_id"])
 
     def _built(self, task_id: str, function: str) -> BaseOperator | None:
         task = self.dag.task_dict.get(task_id) if self.dag is not None else None
@@ -4883,7 +4889,7 @@ class _WorkerRun:
     def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
         """Which of the tasks can't be found here, and which only by their function's name."""
         lost = [each for each in references if self._built(*each[:2]) is None]
-        named = {task_id for task_id, function, by in lost if by and _resolve(function)}
+        named = {task_id for task_id, function, by in lost if by and self._resolve(function)}
         return [task_id for task_id, *_ in lost if task_id not in named], named
 
 
