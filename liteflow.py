@@ -700,10 +700,11 @@ def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, 
     if group is None:
         current = _current_group.get()
         group = current if current is not None and current.dag is dag else None
-    elif dag is None:
-        dag = _of_type(TaskGroup)("task_group", group).dag
-    elif _of_type(TaskGroup)("task_group", group).dag is not dag:
-        raise ValueError(f"{group!r} is of DAG {group.dag.dag_id!r}, not of {dag.dag_id!r}")
+    else:
+        its = _of_type(TaskGroup)("task_group", group).dag
+        dag = its if dag is None else dag
+        if its is not dag:
+            raise ValueError(f"{group!r} is of DAG {its.dag_id!r}, not of {dag.dag_id!r}")
     defaults = dict(dag.default_args) if dag is not None else {}
     for each in group._path if group is not None else ():
         defaults |= each.default_args
@@ -5671,12 +5672,14 @@ _LOOK = 1
 class _Worker:
     """A worker process: pulls jobs from its run's queue, one at a time, and tells of them.
 
-    Between jobs it takes the next one first, and tells both in one message: what is done, and
-    what it took. Two bytes are shared with the scheduler. TAKING is 1 from before it receives a
-    job until it has told of it: who dies at 0 took nothing along. LOOK is set before it is written
-    to: then it looks at its control pair before it takes another job, though it had no reason to
-    wait. After a job that `holds` it takes nothing before it has had word. Where there is no
-    queue, jobs come over the control pair.
+    Between jobs it takes the next one first, and tells both in one message: what is done, and what
+    it took. Where no job waits, it tells what is done at once, before it undoes what the task
+    changed; if that can't be undone, it ends itself, with all that the task left. Two bytes are
+    shared with the scheduler. TAKING is 1 from before it receives a job until it has told of it:
+    who dies at 0 took nothing along. LOOK is set before it is written to: then it looks at its
+    control pair before it takes another job, though it had no reason to wait. After a job that
+    `holds` it takes nothing before it has had word. Where there is no queue, jobs come over the
+    control pair.
     """
 
     def __init__(self, control: _Wire) -> None:
@@ -7953,8 +7956,11 @@ def _owner_lives(path: Path, owner: str | None) -> bool:
 
 def _sweep(path: Path) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
+        names = os.listdir(path.parent)
     # By name first: a folder like /tmp may hold thousands of others.
-    for name in os.listdir(path.parent):
+    for name in names:
         if not name.startswith(f"{path.name}-run-"):
             continue
         folder = path.with_name(name)
@@ -9075,6 +9081,7 @@ class _RunLine:
         """See WorkerPool.recover."""
         self._check("recover()", dag, options)
         path = _Run(dag, executor=_LATER, **options).path
+        _check_place(path)
         if not path.exists():
             return []
         rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1]
@@ -11020,8 +11027,9 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
 def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
     path = Path(options.file).absolute()
-    if not path.is_file():
-        raise _UsageError(f"{path} is a directory" if path.is_dir() else f"there is no file {path}")
+    if not os.path.isfile(path):
+        is_folder = os.path.isdir(path)
+        raise _UsageError(f"{path} is a directory" if is_folder else f"there is no file {path}")
     main_module = types.ModuleType("__mp_main__")
     main_module.__file__ = str(path)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module

@@ -2432,11 +2432,14 @@ class FileTest(StoreCase):
             """
         )
         with mock.patch.object(os, "stat", refuse):
-            for act in (module.dag.run, module.dag.runs, module.dag.test):
-                with self.assertRaisesRegex(DatabaseError, "Permission denied"):
-                    act(db_path=f"{whole}/flow.db")
+            with WorkerPool(1) as pool:
+                recover = functools.partial(pool.recover, module.dag)
+                for act in (module.dag.run, module.dag.runs, module.dag.test, recover):
+                    with self.assertRaisesRegex(DatabaseError, "Permission denied"):
+                        act(db_path=f"{whole}/flow.db")
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 self.assertEqual(liteflow.main(["list", "--check", "--db", f"{whole}/flow.db"]), 3)
+                self.assertEqual(liteflow.main(["run", f"{whole}/flow.py"]), 2)
         self.assertIn("Permission denied", said.getvalue())
 
     def test_a_linked_database_is_read_with_its_wal(self):
