@@ -4971,6 +4971,7 @@ class _Job(NamedTuple):
     in_group: bool = False  # those are its group's
     pokes: int = 0  # of a sensor, before this one
     waited: float = 0.0  # seconds since its first one
+    alone: bool = False  # quick ones came before it, and nothing else is out
 
 
 class _Outcome(NamedTuple):
@@ -5649,6 +5650,17 @@ class _Wire:
         self.socket.close()
 
 
+def _linger(is_there: Callable[[], object]) -> None:
+    """Look for a moment, leaving the CPU to whoever wants it, before going to sleep.
+
+    To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes.
+    """
+    until = time.perf_counter() + _LINGER
+    while not is_there() and time.perf_counter() < until:
+        os.sched_yield()
+
+
+_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
 _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
 
 
@@ -5694,6 +5706,7 @@ class _Worker:
         self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
         self.leaving = False
         self.idle = False  # waiting for whatever comes
+        self.eager = False
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -5813,6 +5826,8 @@ class _Worker:
         if self.terminated and self.idle:
             os._exit(128 + signal.SIGTERM)
         if self.idle and self.jobs is not None:
+            if self.eager:  # what follows its job will be here at once
+                _linger(lambda: self._epoll.poll(0))
             self._epoll.poll()
         else:
             select.select([self.control], [], [])
@@ -5820,6 +5835,7 @@ class _Worker:
 
     def _run(self, job: _Job) -> _Outcome | None:
         """Run a job; its outcome, if that is not told yet."""
+        self.eager = job.alone
         self.run.restore()
         os.umask(self._umask)
         if self.run.edited is not None:
@@ -7173,7 +7189,6 @@ def _close_pools() -> None:
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
 _QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
-_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
 _SOON = 0.1  # seconds within which a job's end is told, and recorded, together with its begin
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
@@ -7346,11 +7361,15 @@ class _SlotRunner(_Runner):
         ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
 
+    def _busy(self) -> int:
+        return sum(slot.attempt is not None for slot in self._slots)
+
     def is_free(self) -> bool:
         return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        self._unsent.append((attempt, _Job(next(self._numbers), *job[1:])))
+        alone = self._streak > 0 and not (self._out or self._unsent or self._busy())
+        self._unsent.append((attempt, _Job(next(self._numbers), *job[1:-1], alone)))
         if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
             self._flush()
 
@@ -7435,13 +7454,9 @@ class _SlotRunner(_Runner):
             times.append(self._heard + _STALL)
         if self._pool._line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
-        busy = sum(slot.attempt is not None for slot in self._slots)
-        # An outcome will be here at once, and a CPU has nothing else to do meanwhile: to be woken
-        # would take some 20 µs, longer than a quick job's message is on its way.
-        until = time.perf_counter() + _LINGER
-        if self._streak > 0 and busy + len(self._out) > 0 and busy < self._cpus:
-            while not self._poll.poll(0) and time.perf_counter() < until:
-                os.sched_yield()
+        # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
+        if self._streak > 0 and (busy := self._busy()) < self._cpus and (busy or self._out):
+            _linger(lambda: self._poll.poll(0))
         ended = []
         for descriptor, _ in self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
