@@ -101,7 +101,17 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
+from typing import (
+    Any,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
 
 TYPE_CHECKING = False  # but for a type checker
 if TYPE_CHECKING:
@@ -352,6 +362,14 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; there is {few or 'none'}"
 
 
+@dataclass_transform()
+class _Record:
+    """Named values, given in order or by name; a NamedTuple takes fifty times as long to define."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        vars(self).update(zip(type(self).__annotations__, values, strict=False), **named)
+
+
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
 _SECOND = _datetime.timedelta(seconds=1)
@@ -494,7 +512,7 @@ def _remedy(found: object) -> str:
     return ": decorate it with @task and call it" if plain else ""
 
 
-class _Setting(NamedTuple):
+class _Setting(_Record):
     """A task's or DAG's argument: its default, and the check that turns it into what is kept."""
 
     default: Any
@@ -921,9 +939,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         if full != task_id:
             self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
-            default, check = known[name]
-            kept = check(f"task {self.task_id!r}: {name}", value)
-            if kept != default:
+            kept = known[name].check(f"task {self.task_id!r}: {name}", value)
+            if kept != known[name].default:
                 self.__dict__[name] = kept
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
@@ -1557,11 +1574,11 @@ def _airflow_environ(context: Context) -> dict[str, str]:
     }
 
 
-class PokeReturnValue(NamedTuple):
+class PokeReturnValue:
     """What a sensor may return: whether it is done, and the value to store."""
 
-    is_done: bool | str
-    xcom_value: Any = None
+    def __init__(self, is_done: bool | str, xcom_value: Any = None) -> None:
+        self.is_done, self.xcom_value = is_done, xcom_value
 
     def __bool__(self) -> bool:
         return bool(self.is_done)
@@ -2107,8 +2124,8 @@ class Dag:
         self.dag_id = _checked_id("dag_id", dag_id)
         self.db_path = _optional(None, _is_path).check(f"DAG {dag_id!r}: db_path", db_path)
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
-        for name, (default, _) in _DAG_SETTINGS.items():
-            setattr(self, name, settings.get(name, default))
+        for name, setting in _DAG_SETTINGS.items():
+            setattr(self, name, settings.get(name, setting.default))
         self.dag_display_name = self.dag_display_name or dag_id
         near = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
         self.params = {**self.params, **near}
@@ -2586,9 +2603,9 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
     "time": lambda text: text[2:3] == ":" and _datetime.time.fromisoformat(text),
-    "duration": re.compile(  # ISO 8601
-        r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
-    ).fullmatch,
+    "duration": lambda text: re.fullmatch(  # ISO 8601
+        r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?", text
+    ),
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
 
@@ -3725,7 +3742,11 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
 ) {strict};
 """
 _COLUMNS = {  # each table's, with their types
-    table.split()[0]: dict(re.findall(r"^    ([a-z_]+) ([A-Z]+)", table, re.M))
+    table.split()[0]: dict(
+        line.replace(",", "").split()[:2]
+        for line in table.splitlines()
+        if re.match("    [a-z]", line)
+    )
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
 
@@ -3955,7 +3976,7 @@ def _read(
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     import sqlite3
 
-    uri = f"{path.as_uri()}?mode=ro{'' if wal else '&immutable=1'}"
+    uri = _uri(path, f"mode=ro{'' if wal else '&immutable=1'}")
     db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
     with contextlib.closing(db):
         db.execute("PRAGMA trusted_schema=OFF")
@@ -3966,6 +3987,12 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
             raise _Empty(f"{path} is empty: no run was recorded in it yet")
         db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
         return look(db)
+
+
+def _uri(path: Path, options: str) -> str:
+    """As SQLite takes it; `Path.as_uri` would import urllib for it."""
+    escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.as_posix())
+    return f"file:///{escaped.removeprefix('/')}?{options}"
 
 
 def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
@@ -4014,7 +4041,7 @@ class _Store:
         _check_place(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
         # Never opened otherwise: closing any descriptor of a database drops the process's locks.
-        uri = f"{self.path.as_uri()}?mode=rw"
+        uri = _uri(self.path, "mode=rw")
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -4034,6 +4061,8 @@ class _Store:
             ours = _check_ours(self._connection, self.path)
         with self.transaction(""):
             if not ours:
+                # An empty file has nothing that a power cut could harm; checkpoints wait for all.
+                execute("PRAGMA synchronous=OFF")
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
@@ -4661,7 +4690,7 @@ class _Unpickler(pickle.Unpickler):
             ) from error
 
 
-class _Call(NamedTuple):
+class _Call(_Record):
     """A task's arguments on their way to a worker: pickled, and the results they take.
 
     Of a mapped task also the elements of each constant that it is expanded over.
@@ -4687,7 +4716,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     for name, source in task._mapping.sources.items():
         values = () if isinstance(source, _Mappable) else source
         constants.append([_dump_taking(task, x, {name or "element": x}) for x in values])
-    return call._replace(constants=constants)
+    return _Call(call.data, call.takes, constants)
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
@@ -6259,6 +6288,7 @@ class _ForkedServer:
         tasks = itertools.chain.from_iterable(self._dags.values())
         self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
         self._exitcodes: dict[int, int] = {}
+        self._asked: collections.deque[_ForkedProcess] = collections.deque()  # that are coming
         self._lock = threading.Lock()
         self.is_gone = False
         requests, self._requests = socket.socketpair(type=socket.SOCK_SEQPACKET)
@@ -6286,17 +6316,24 @@ class _ForkedServer:
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
-    def fork(self, control: int) -> tuple[int, int]:
-        """A worker that serves this end of a control pair: its process id, and a descriptor that
-        tells of its end. Raises OSError."""
+    def fork(self, process: _ForkedProcess, control: int) -> None:
+        """Begin to fork a worker that serves this end of a control pair. Raises OSError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
                 socket.send_fds(self._requests, [b"fork"], [control])
-                while (made := self._hear(_FORK_LIMIT)) is None:
-                    pass
-                return made
+            except OSError:
+                self.is_gone = True
+                raise
+            self._asked.append(process)
+
+    def wait_for(self, process: _ForkedProcess) -> None:
+        """Until the worker is there. Raises OSError."""
+        with self._lock:
+            try:
+                while process.pid == 0:
+                    self._hear(_FORK_LIMIT)
             except OSError:
                 self.is_gone = True  # what it may say later is not to be heard
                 raise
@@ -6308,9 +6345,9 @@ class _ForkedServer:
                 self._hear(0.0)
         return self._exitcodes.get(pid)
 
-    def _hear(self, timeout: float) -> tuple[int, int] | None:
-        """What it says: of a new worker, or how one ended, which is kept. Raises OSError if it
-        says nothing in time, or never will."""
+    def _hear(self, timeout: float) -> None:
+        """What it says: of a new worker, in the order in which they were asked for, or how one
+        ended. Raises OSError if it says nothing in time, or never will."""
         self._requests.settimeout(timeout)
         said, files, _, _ = socket.recv_fds(self._requests, 64, 1)
         if not said:
@@ -6320,8 +6357,8 @@ class _ForkedServer:
             self._exitcodes[pid] = code[0]
         for file in files:
             os.set_inheritable(file, False)
-            return pid, file
-        return None
+            process = self._asked.popleft()
+            process.pid, process.sentinel = pid, file
 
     def let_go(self) -> None:
         """Close what tells it, and its workers, that this process lives."""
@@ -6345,13 +6382,16 @@ _FORK_LIMIT = 5.0  # seconds for a forked server to fork
 class _ForkedProcess:
     """A worker of a forked server, as its executor and its slot know it."""
 
+    pid = sentinel = 0
+
     def __init__(self, server: _ForkedServer, control: socket.socket) -> None:
-        """Fork it. Raises OSError."""
+        """Begin to fork it. Raises OSError."""
         self.server = server
-        self.pid, self.sentinel = server.fork(control.fileno())
+        server.fork(self, control.fileno())
 
     def start(self) -> None:
-        """It has been, before its executor was there."""
+        """Wait until it is there, which began before its executor was. Raises OSError."""
+        self.server.wait_for(self)
 
     @property
     def exitcode(self) -> int | None:
@@ -8729,7 +8769,8 @@ class _Run(_Start):
         for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
             handed = call.held and self.runner.call_back(call)
             if not handed and call.name is not None:
-                self._callbacks.append(call._replace(held=False))
+                call.held = False
+                self._callbacks.append(call)
         waiting, self._to_send = self._to_send, []
         for attempt in waiting:
             self.runner.start(attempt, self._job(attempt))
@@ -8969,7 +9010,7 @@ class _Run(_Start):
                 self.report.committed(self._batch.logs)
 
 
-class _Callback(NamedTuple):
+class _Callback(_Record):
     """Callbacks that are due once what they follow is recorded."""
 
     attempt: _Attempt
@@ -9613,7 +9654,7 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
 # --- Showing: the one view of a run ---------------------------------------------------------------
 
 
-class _Line(NamedTuple):
+class _Line(_Record):
     """What people see of a task instance, of an attempt, or of all instances of a mapped task."""
 
     label: str
@@ -9757,7 +9798,7 @@ def _mermaid_text(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
 
 
-class _Box(NamedTuple):
+class _Box(_Record):
     """A node of a diagram: its text, its state's style, what it waits for, and what its id would
     begin with in its group."""
 
@@ -10072,7 +10113,7 @@ _ALIKE = 3  # names that are told of several that are alike
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
-class _Failure(NamedTuple):
+class _Failure(_Record):
     """What is told of a failed task, alike wherever people look for it."""
 
     ti: TaskInstance
@@ -10652,7 +10693,7 @@ def _fit(text: str, width: int, color: bool) -> str:
     return found
 
 
-class _Snapshot(NamedTuple):
+class _Snapshot(_Record):
     """A run at a moment: what its status shows."""
 
     counts: Mapping[str, int]  # of task instances by state, or "none"
