@@ -2786,6 +2786,11 @@ class _Instance:
         self.state = state
 
 
+def _json_ids(task_ids: Iterable[str]) -> str:
+    """A JSON list: in an id is nothing to be escaped."""
+    return '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
+
+
 def _label_of(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
@@ -3556,7 +3561,7 @@ class _Resumption:
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
         takes = _taken_by(task)
-        took = json.dumps(sorted(takes))
+        took = _json_ids(sorted(takes))
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
@@ -3812,6 +3817,10 @@ class _Batch:
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
+
+
+def _state_of(instance: _Instance) -> str | None:
+    return instance.state and instance.state._value_  # `value` takes ten times as long
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4258,8 +4267,8 @@ class _Store:
             for node, together in itertools.groupby(instances, lambda i: i.node):
                 task, takes, group = node.task, _taken_by(node.task), node.task.task_group
                 facts = (
-                    json.dumps(list(task._upstream)) if task._upstream else "[]",
-                    json.dumps(sorted(takes)) if takes else None,
+                    _json_ids(task._upstream),
+                    _json_ids(sorted(takes)) if takes else None,
                     group.group_id if group is not None else None,
                     "setup" if task.is_setup else "teardown" if task.is_teardown else None,
                 )
@@ -4269,8 +4278,8 @@ class _Store:
                         preview = None  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
                     yield (
-                        i.row_id, self.run_row, i.task_id, i.map_index, i.state and i.state.value,
-                        i.try_number, i.max_tries, i.lost, 0, i.flow, element, preview, *facts,
+                        i.row_id, self.run_row, i.task_id, i.map_index, _state_of(i), i.try_number,
+                        i.max_tries, i.lost, 0, i.flow, element, preview, *facts,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
@@ -4297,34 +4306,15 @@ class _Store:
             self._many(
                 _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
             )
-            self._many(
-                _inserting("xcom_item"),
-                [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
-            )
-            # Behind the values of a try that failed in this turn.
-            self._delete_values(i.row_id for i in batch.renewed)
-            self._many(
-                "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND map_index = -1",
-                [(self.run_row, node.task.task_id) for node in batch.expanded],
-            )
-            for node in batch.expanded:  # the previews of its elements are there now
-                self.write_instances(node.instances)
+            if batch.items or batch.renewed or batch.expanded or batch.named or batch.withdrawn:
+                self._record_more(batch)
             self._many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ?, "
                 "flow = ? WHERE id = ?",
                 [
-                    (i.state and i.state.value, i.try_number, i.max_tries, i.lost, i.flow, i.row_id)
+                    (_state_of(i), i.try_number, i.max_tries, i.lost, i.flow, i.row_id)
                     for i in batch.instances
                 ],
-            )
-            self._many(
-                "UPDATE task_instance SET element_preview = ? WHERE id = ?",
-                [(name, i.row_id) for name, i in batch.named],
-            )
-            self._many(
-                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
-                "state IN ('queued', 'running')",
-                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
             for a in batch.attempts:
                 a.started = a.started or _now()  # it runs; when exactly is known at its end
@@ -4339,6 +4329,30 @@ class _Store:
                 _inserting("task_log", 1),
                 [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs],
             )
+
+    def _record_more(self, batch: _Batch) -> None:
+        """What few turns have."""
+        self._many(
+            _inserting("xcom_item"),
+            [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
+        )
+        # Behind the values of a try that failed in this turn.
+        self._delete_values(i.row_id for i in batch.renewed)
+        self._many(
+            "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND map_index = -1",
+            [(self.run_row, node.task.task_id) for node in batch.expanded],
+        )
+        for node in batch.expanded:  # the previews of its elements are there now
+            self.write_instances(node.instances)
+        self._many(
+            "UPDATE task_instance SET element_preview = ? WHERE id = ?",
+            [(name, i.row_id) for name, i in batch.named],
+        )
+        self._many(
+            "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
+            "state IN ('queued', 'running')",
+            [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
+        )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
@@ -4457,16 +4471,32 @@ def _select(
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    added = any(table in source for table, *_ in _ADDED_COLUMNS)
-    missing = [column[:2] for column in _missing_columns(db)] if added else []
-    terms = {}
+    import sqlite3
+
+    names, terms = _terms(source, tuple(columns))
+    try:
+        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
+    except sqlite3.OperationalError:
+        missing = tuple(column[:2] for column in _missing_columns(db))
+        if not missing:
+            raise
+        names, terms = _terms(source, tuple(columns), missing)
+        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
+    return [_Row(**dict(zip(names, row, strict=True))) for row in found]
+
+
+@functools.cache
+def _terms(
+    source: str, columns: tuple[str, ...], missing: Collection[tuple[str, str]] = ()
+) -> tuple[list[str], str]:
+    """What they are called, and what is selected."""
+    terms: dict[str, str] = {}
     for name in columns:
         table, column = name.split(".") if "." in name else (source.split()[0], name)
         term = f"CAST({table}.{column} AS {_COLUMNS[table][column]})"
         key = f"{table}_{column}" if column in terms else column
         terms[key] = "NULL" if (table, column) in missing else term
-    found = db.execute(f"SELECT {', '.join(terms.values())} FROM {source} {rest}", values)
-    return [_Row(**dict(zip(terms, row, strict=True))) for row in found]
+    return [*terms], ", ".join(terms.values())
 
 
 # What is asked of runs, but that a column is equal to something.
