@@ -5724,9 +5724,7 @@ _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cu
 
 
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
-    """The outcome with these in place of its values, which may be huge, and so travel apart."""
-    if not outcome.xcoms and not outcome.items:
-        return outcome
+    """The outcome with these in place of its values: huge ones travel apart."""
     rest = iter(values)
     xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
@@ -5846,13 +5844,17 @@ class _Worker:
             self.control.send(("took", number))
             return
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
-        bare = _with_values(done, itertools.repeat(b""))
+        sent = done
+        if sum(map(len, values)) > _INLINE:
+            sent = _with_values(done, itertools.repeat(b""))
+        else:
+            values.clear()
         try:
-            self.control.send(("done", tuple(bare), number), values)
+            self.control.send(("done", tuple(sent), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
             self.last = None
-            lost = bare._replace(status="failed", error=why, xcoms=(), items=(), note={})
+            lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
             self.control.send(("done", tuple(lost._replace(spoilt=why, held=False)), number))
             self.held, self.spent = False, True
 
@@ -7419,20 +7421,20 @@ class _SlotRunner(_Runner):
     # Jobs.
 
     def room(self, jobs: int) -> int:
-        idle = sum(slot.is_idle and not slot.deaf for slot in self._slots)
+        idle = sum([slot.is_idle and not slot.deaf for slot in self._slots])
         waiting = len(self._out) + len(self._unsent)
-        coming = sum(slot.state in ("asked", "joined") for slot in self._slots)
+        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
             self._pool._leave_line(self)
-        working = sum(slot.state == "serving" for slot in self._slots)
+        working = sum([slot.state == "serving" for slot in self._slots])
         ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
 
     def _busy(self) -> int:
-        return sum(slot.attempt is not None for slot in self._slots)
+        return sum([slot.attempt is not None for slot in self._slots])
 
     def is_free(self) -> bool:
         return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
@@ -7594,7 +7596,9 @@ class _SlotRunner(_Runner):
             self.end(attempt, *self._ending.pop(attempt))
 
     def _on_done(self, slot: _Slot, fields: Any, took: int, values: Sequence[bytes] = ()) -> None:
-        outcome, attempt = _with_values(_Outcome(*fields), values), slot.attempt
+        outcome, attempt = _Outcome(*fields), slot.attempt
+        if values:
+            outcome = _with_values(outcome, values)
         assert attempt is not None  # it said that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
@@ -8912,14 +8916,15 @@ class _Run(_Start):
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
-        size = sum(len(value) for *_, value in outcome.xcoms)
+        size = sum([len(row[-1]) for row in outcome.xcoms])
         if size > _LARGE and not _has_room(size):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
         outcome, left_out = self._branch(instance, outcome)
         success = outcome.status == "success"
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
-        self.plan.skip(instance, left_out)
+        if left_out:
+            self.plan.skip(instance, left_out)
         state = instance.state
         assert state is not None
         # What was ended with its run, or will be tried again, did not skip itself.
