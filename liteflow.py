@@ -5709,14 +5709,15 @@ class _Wire:
         self.socket.close()
 
 
-def _linger(is_there: Callable[[], object]) -> None:
-    """Look for a moment, leaving the CPU to whoever wants it, before going to sleep.
+def _linger(look: Callable[[], T]) -> T:
+    """What a look finds; for a moment, leaving the CPU to whoever wants it, before going to sleep.
 
     To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes.
     """
     until = time.perf_counter() + _LINGER
-    while not is_there() and time.perf_counter() < until:
+    while not (found := look()) and time.perf_counter() < until:
         os.sched_yield()
+    return found
 
 
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
@@ -5887,9 +5888,9 @@ class _Worker:
         if self.terminated and self.idle:
             os._exit(128 + signal.SIGTERM)
         if self.idle and self.jobs is not None:
-            if self.eager:  # what follows its job will be here at once
-                _linger(lambda: self._epoll.poll(0))
-            self._epoll.poll()
+            # What follows its job may be here at once.
+            if not (self.eager and _linger(lambda: self._epoll.poll(0))):
+                self._epoll.poll()
         else:
             select.select([self.control], [], [])
         self.idle = False
@@ -7514,7 +7515,7 @@ class _SlotRunner(_Runner):
         begun = [attempt for attempt, due in self._begun.items() if due <= now]
         for attempt in begun:
             del self._begun[attempt]
-        return [*((attempt, None) for attempt in begun), *ended]
+        return [*[(attempt, None) for attempt in begun], *ended]
 
     def _look(self, timeout: float) -> None:
         """Sleep until somebody says something, or something is due; hear it."""
@@ -7526,11 +7527,11 @@ class _SlotRunner(_Runner):
             times.append(self._heard + _STALL)
         if self._pool._line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
+        ended, found = [], []
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
         if self._streak > 0 and (busy := self._busy()) < self._cpus and (busy or self._out):
-            _linger(lambda: self._poll.poll(0))
-        ended = []
-        for descriptor, _ in self._poll.poll(max(0.0, min(times) - now) * 1000):
+            found = _linger(lambda: self._poll.poll(0))
+        for descriptor, _ in found or self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
             if descriptor == self._wake_reader:
                 os.read(descriptor, 1000)
