@@ -2969,7 +2969,8 @@ def _weigh(order: Sequence[_Node]) -> None:
     ):
         needed = any(n.task.weight_rule is rule and getattr(n, near) for n in order)
         weights = {n.task.priority_weight for n in ordered} if needed else ()
-        for sign, place in itertools.product((1, -1), range(32)):
+        places = range(max([abs(w).bit_length() for w in weights], default=0))
+        for sign, place in itertools.product((1, -1), places):
             having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
             heavy = [n for n in ordered if n.task.priority_weight in having] if having else ()
             for node, bits in _reach(ordered, near, away, _bits(heavy)) if heavy else ():
@@ -4036,6 +4037,7 @@ class _Store:
         self.element_of: Callable[[_Instance], Any] = lambda instance: (None, None)
         self.run_row = 0
         self.owner = ""
+        self._waits = True  # SQLite does, for the disk, where that keeps the file consistent
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
@@ -4078,8 +4080,8 @@ class _Store:
             # and tried again by the caller.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 execute("PRAGMA journal_mode=WAL")
-            execute("PRAGMA synchronous=NORMAL")
-            execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
+            wal = _file_identity(f"{self.path}-wal")
+            self._wait_for_disk(wal is not None and wal[1] > 0)
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
             if ours and not _missing_columns(self._connection):
@@ -4098,6 +4100,13 @@ class _Store:
             for table, column, declaration in _missing_columns(self._connection):
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
+    def _wait_for_disk(self, wait: bool = True) -> None:
+        """NORMAL waits at each checkpoint, and for the first header of a WAL, which may have frames
+        of before; an empty one has none, and is not waited for (nor copied meanwhile)."""
+        self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
+        self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
+        self._waits = wait
+
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
@@ -4111,6 +4120,8 @@ class _Store:
             yield
             if begin:
                 execute("COMMIT")
+            if not self._waits and begin:
+                self._wait_for_disk()
         except BaseException as error:
             # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
             # hide the reason.
@@ -4125,6 +4136,7 @@ class _Store:
         a second; a `-wal` that stays costs nothing but its name.
         """
         with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
+            self._wait_for_disk()
             deadline = time.monotonic() + 1.0
             while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline:

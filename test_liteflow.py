@@ -2213,6 +2213,42 @@ class StoreTest(StoreCase):
             },
         )
 
+    def test_only_an_empty_wal_is_not_waited_for(self):
+        def waits(store):
+            execute = store._connection.execute
+            names = ("synchronous", "wal_autocheckpoint")
+            return [execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+
+        always = [1, liteflow._WAL_PAGES]
+        for dag_id in ("a", "b"):  # in a new file, and in one that was closed in order
+            with contextlib.closing(liteflow._Store(self.db)) as store:
+                # A new one's tables were the first to come.
+                self.assertEqual(waits(store), always if dag_id == "a" else [0, 0])
+                with self.assertRaises(ZeroDivisionError), store.transaction():
+                    raise ZeroDivisionError
+                with store.transaction():
+                    store._connection.execute("INSERT INTO dag (dag_id) VALUES (?)", (dag_id,))
+                self.assertEqual(waits(store), always)
+                with contextlib.closing(liteflow._Store(self.db)) as other:
+                    self.assertEqual(waits(other), always)
+        store = liteflow._Store(self.db)
+        seen = []
+        store._connection.set_trace_callback(seen.append)
+        store.close()  # others may have written meanwhile
+        self.assertEqual(seen[0], "PRAGMA synchronous=NORMAL")
+
+    def test_a_path_with_signs_of_uris(self):
+        with DAG("plain") as dag:
+            liteflow.EmptyOperator(task_id="a")
+        folder = self.folder / "only"
+        folder.mkdir()
+        for path in (f"{folder}/50%3f?mode=memory#a%.db", f"/{folder}/x", f"{folder}/\udcff"):
+            with self.subTest(path=path):
+                self.assertEqual(dag.test(db_path=path).state, "success")
+                self.assertEqual([run.state for run in dag.runs(path)], ["success"])
+                self.assertEqual(os.listdir(folder), [os.path.basename(path)])
+                os.unlink(path)
+
     def test_a_run_starts_without_going_through_the_earlier_ones(self):
         self.small()
         with contextlib.closing(sqlite3.connect(self.db)) as connection:
