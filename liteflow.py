@@ -69,7 +69,6 @@ import heapq
 import io
 import itertools
 import json
-import logging
 import marshal
 import math
 import operator
@@ -78,7 +77,6 @@ import re
 import reprlib
 import select
 import signal
-import socket
 import stat
 import sys
 import threading
@@ -97,7 +95,10 @@ if __name__ == "__main__":
     elif __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
-    sys.exit(_own.main())
+    _code = _own.main()
+    if "__mp_main__" not in sys.modules:  # nobody's code but ours is here, and has ended
+        gc.freeze()  # so that its end, which would take apart each function, takes a third
+    sys.exit(_code)
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,8 +118,10 @@ TYPE_CHECKING = False  # but for a type checker
 if TYPE_CHECKING:
     import argparse
     import inspect
+    import logging
     import multiprocessing.context
     import multiprocessing.process
+    import socket
     import sqlite3
     from concurrent.futures import Executor, Future
 
@@ -138,9 +141,6 @@ __all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException 
     WorkerPool XCom XComArg XComForMappingNotPushed XComNotFound chain chain_linear
     cross_downstream dag get_current_context main setup task task_group teardown""".split()
 __version__ = "0.1.0"
-
-_log = logging.getLogger("liteflow")
-_log.addHandler(logging.NullHandler())
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -311,6 +311,22 @@ _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
     _S.UP_FOR_RETRY: _AGAIN,
     **{state: {None} for state in _ENDED},
 }
+
+
+def _host() -> str:
+    import socket
+
+    return socket.gethostname()
+
+
+@functools.cache
+def _log() -> logging.Logger:
+    """The module's logger. Whoever only looks at runs does not need it."""
+    import logging
+
+    found = logging.getLogger("liteflow")
+    found.addHandler(logging.NullHandler())
+    return found
 
 
 def _utcnow() -> _datetime.datetime:
@@ -1049,7 +1065,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     @property
     def log(self) -> logging.Logger:
         """A logger named after the task's class; in a worker its lines are in the task's log."""
-        return logging.getLogger(f"liteflow.task.{type(self).__name__}")
+        return _log().getChild(f"task.{type(self).__name__}")
 
     def _dag_or_error(self) -> Dag:
         if self.dag is None:
@@ -5618,6 +5634,8 @@ _PULLS = sys.platform == "linux"
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that are connected; of whole messages, where the system has that."""
+    import socket
+
     ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -5633,6 +5651,8 @@ class _Wire:
     """
 
     def __init__(self, end: socket.socket) -> None:
+        import socket
+
         self.socket = end
         self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
@@ -5665,6 +5685,8 @@ class _Wire:
         if not self._whole:
             packed = len(packed).to_bytes(4, "big") + packed
         if file is not None:
+            import socket
+
             socket.send_fds(self.socket, [packed], [file])
         else:
             self.socket.sendall(packed)
@@ -5820,7 +5842,8 @@ class _Worker:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _getsignal(number) for number in numbers}
-        self._logging = (list(logging.root.handlers), logging.root.level)
+        root = _log().root
+        self._logging = (root, list(root.handlers), root.level)
         self._path = list(sys.path)
 
     # Jobs, one after another.
@@ -5991,6 +6014,8 @@ class _Worker:
             why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
             return self.control.send(("joined", why, None, None))
         self._flush()
+        import logging
+
         if not logging.root.handlers:  # where nothing is set up, what people expect
             form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
             logging.basicConfig(level=logging.INFO, format=form)
@@ -6004,6 +6029,8 @@ class _Worker:
         with contextlib.suppress(OSError):  # the run may be over, and its logs gone
             self._renew_output()
         if queue:
+            import socket
+
             self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
             self._epoll = select.epoll()
             self._epoll.register(self.control.fileno(), select.EPOLLIN)
@@ -6102,7 +6129,8 @@ class _Worker:
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        logging.root.handlers[:], logging.root.level = self._logging[0], self._logging[1]
+        root, handlers, level = self._logging
+        root.handlers[:], root.level = handlers, level
         return self._damage()
 
     def _damage(self) -> str | None:
@@ -6327,6 +6355,8 @@ class _ForkedServer:
     """
 
     def __init__(self, instead: str | None) -> None:
+        import socket
+
         self.instead = instead  # the method to start workers if it is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
@@ -6363,6 +6393,8 @@ class _ForkedServer:
 
     def fork(self, process: _ForkedProcess, control: int) -> None:
         """Begin to fork a worker that serves this end of a control pair. Raises OSError."""
+        import socket
+
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -6393,6 +6425,8 @@ class _ForkedServer:
     def _hear(self, timeout: float) -> None:
         """What it says: of a new worker, in the order in which they were asked for, or how one
         ended. Raises OSError if it says nothing in time, or never will."""
+        import socket
+
         self._requests.settimeout(timeout)
         said, files, _, _ = socket.recv_fds(self._requests, 64, 1)
         if not said:
@@ -6496,6 +6530,8 @@ def _is_guarded() -> bool:
 
 def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
     """What a forked server does until the scheduler is gone."""
+    import socket
+
     workers: dict[int, int] = {}  # process ids by what tells of their end
     scheduler = os.getppid()
     try:
@@ -6550,6 +6586,7 @@ def _be_server(alive: int) -> None:
 def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
     """What a process does that a forked server has forked: it is a worker."""
     import multiprocessing
+    import socket
 
     global _is_forked
     _is_forked, code = True, _BROKEN
@@ -7979,7 +8016,7 @@ _held: dict[str, int] = {}  # the owners of this process's runs, with their lock
 
 def _who() -> str:
     """This process, for people."""
-    return f"pid {os.getpid()} on {socket.gethostname()}"
+    return f"pid {os.getpid()} on {_host()}"
 
 
 @contextlib.contextmanager
@@ -8576,7 +8613,7 @@ class _Run(_Start):
             # It was being ended: a worker's start cut off by the same Ctrl-C, say.
             if isinstance(error, DatabaseError) or not isinstance(error, AirflowException):
                 trouble = error
-                _log.error("%s", _one_line(error), exc_info=error)
+                _log().error("%s", _one_line(error), exc_info=error)
         if self._caught:
             number = self._caught[0]
             end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
@@ -9410,7 +9447,7 @@ def _running_instance(job: _Execution) -> TaskInstance:
     ti.start_date = _moment(_iso_of(job.started))
     ti.pid = os.getpid()
     ti.upstream_task_ids = set(job.task._upstream)
-    ti.hostname = socket.gethostname()
+    ti.hostname = _host()
     return ti
 
 
@@ -10812,7 +10849,7 @@ class _Report:
         apart = not logs or _may_redraw(sys.stdout)
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
         self._drawn, self._next = 0, 0.0
-        self._listens = bool(progress) or _log.isEnabledFor(logging.INFO)
+        self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
         self._began = time.monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
@@ -10821,7 +10858,7 @@ class _Report:
 
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
-        _log.info("%s", line)
+        _log().info("%s", line)
         line = _clean(line)
         if self._say is not None:
             self._say(line)
@@ -11072,9 +11109,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.param:
         options.conf = {**(options.conf or {}), **dict(options.param)}
     _refuse_strange_keys(dag, options)
-    shown = [getattr(handler, "stream", None) for handler in logging.root.handlers]
+    shown = [getattr(handler, "stream", None) for handler in _log().root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
-        _log.propagate = False
+        _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
     report = _Report(not options.quiet, options.logs)

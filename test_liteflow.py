@@ -9865,6 +9865,25 @@ class CommandLineTest(ScriptCase):
         self.assertEqual((done.returncode, done.stdout), (0, ""))
         self.assertIn("DAG 'never_called': there are no tasks", done.stderr)
 
+    def test_what_a_file_leaves_is_finalized_as_in_any_program(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            class Journal:
+                def __init__(self):
+                    self.add, self.file = self.write, open("journal", "w")  # a circle
+                def write(self, line): self.file.write(line)
+            journal = Journal()
+            with DAG("flow") as dag:
+                @task
+                def f(): return 1
+                f()
+            journal.add("built")
+            """
+        )
+        self.assertEqual(self.cli("run", "my_flow.py", "--quiet").returncode, 0)
+        self.assertEqual((self.folder / "journal").read_text(), "built")
+
     def test_the_life_of_a_workflow(self):
         self.assert_exit(1, "script", words=["bad luck", "--resume", "show flow/manual"], out="")
         self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", "two", out="")

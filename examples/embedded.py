@@ -89,8 +89,10 @@ if __name__ == "__main__":
         print("recovered:", len(Handler.pool.recover(dag)))
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             threading.Thread(target=server.serve_forever).start()
-            print("over HTTP:", over_http(server))
-            server.shutdown()
+            try:
+                print("over HTTP:", over_http(server))
+            finally:
+                server.shutdown()
         print("from asyncio:", asyncio.run(from_asyncio(Handler.pool, 4)))
         assert {Handler.pool.submit(dag).result().state for _ in range(count)} == {"success"}
     assert threading.active_count() == 1, threading.enumerate()
