@@ -32,8 +32,9 @@ How a run works, and who may do what:
         +-----+--------------------------------^------+
           job | (bytes)                        | outcome (state, values as bytes, error, log)
               v                                |
-        Runner: one queue that slots pull from, each a ProcessPoolExecutor(max_workers=1);
-              |                    or any concurrent.futures.Executor; or this process
+        Runner: one queue that slots pull from, each a ProcessPoolExecutor(max_workers=1) or,
+              |       where that is safe, a process forked from here; or any
+              |       concurrent.futures.Executor; or this process
               v                                |
         worker process: find the function, load its arguments, run it, pickle the result
 
@@ -5827,7 +5828,6 @@ class _Worker:
         os.close(null)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
         self._open_streams()
-        _let_c_print_lines()
         sys.breakpointhook = _no_breakpoint
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -6021,6 +6021,7 @@ class _Worker:
             logging.basicConfig(level=logging.INFO, format=form)
         self._note_state()
         self.control.send(("joined", None, self.run.edited, found))
+        _let_c_print_lines()  # while the run is recorded
 
     def _on_work(self, path: str, run_row: int, queue: bool) -> None:
         """The run is recorded: here is the log, and its queue of jobs."""
@@ -6178,6 +6179,7 @@ class _Worker:
             fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@functools.cache
 def _let_c_print_lines() -> None:
     """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
     with contextlib.suppress(Exception):  # no ctypes, or another C library
@@ -6363,7 +6365,6 @@ class _ForkedServer:
         tasks = itertools.chain.from_iterable(self._dags.values())
         self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
         self._exitcodes: dict[int, int] = {}
-        self._asked: collections.deque[_ForkedProcess] = collections.deque()  # that are coming
         self._lock = threading.Lock()
         self.is_gone = False
         requests, self._requests = socket.socketpair(type=socket.SOCK_SEQPACKET)
@@ -6391,8 +6392,9 @@ class _ForkedServer:
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
-    def fork(self, process: _ForkedProcess, control: int) -> None:
-        """Begin to fork a worker that serves this end of a control pair. Raises OSError."""
+    def fork(self, control: int) -> tuple[int, int]:
+        """A worker that serves this end of a control pair: its process id, and a descriptor that
+        tells of its end. Raises OSError."""
         import socket
 
         with self._lock:
@@ -6400,17 +6402,9 @@ class _ForkedServer:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
                 socket.send_fds(self._requests, [b"fork"], [control])
-            except OSError:
-                self.is_gone = True
-                raise
-            self._asked.append(process)
-
-    def wait_for(self, process: _ForkedProcess) -> None:
-        """Until the worker is there. Raises OSError."""
-        with self._lock:
-            try:
-                while process.pid == 0:
-                    self._hear(_FORK_LIMIT)
+                while (made := self._hear(_FORK_LIMIT)) is None:
+                    pass
+                return made
             except OSError:
                 self.is_gone = True  # what it may say later is not to be heard
                 raise
@@ -6422,9 +6416,9 @@ class _ForkedServer:
                 self._hear(0.0)
         return self._exitcodes.get(pid)
 
-    def _hear(self, timeout: float) -> None:
-        """What it says: of a new worker, in the order in which they were asked for, or how one
-        ended. Raises OSError if it says nothing in time, or never will."""
+    def _hear(self, timeout: float) -> tuple[int, int] | None:
+        """What it says: of a new worker, or how one ended, which is kept. Raises OSError if it
+        says nothing in time, or never will."""
         import socket
 
         self._requests.settimeout(timeout)
@@ -6436,8 +6430,8 @@ class _ForkedServer:
             self._exitcodes[pid] = code[0]
         for file in files:
             os.set_inheritable(file, False)
-            process = self._asked.popleft()
-            process.pid, process.sentinel = pid, file
+            return pid, file
+        return None
 
     def let_go(self) -> None:
         """Close what tells it, and its workers, that this process lives."""
@@ -6459,18 +6453,12 @@ _FORK_LIMIT = 5.0  # seconds for a forked server to fork
 
 
 class _ForkedProcess:
-    """A worker of a forked server, as its executor and its slot know it."""
-
-    pid = sentinel = 0
+    """A worker of a forked server, as its slot knows it."""
 
     def __init__(self, server: _ForkedServer, control: socket.socket) -> None:
-        """Begin to fork it. Raises OSError."""
+        """Fork it. Raises OSError."""
         self.server = server
-        server.fork(self, control.fileno())
-
-    def start(self) -> None:
-        """Wait until it is there, which began before its executor was. Raises OSError."""
-        self.server.wait_for(self)
+        self.pid, self.sentinel = server.fork(control.fileno())
 
     @property
     def exitcode(self) -> int | None:
@@ -6567,7 +6555,6 @@ def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
 def _be_server(alive: int) -> None:
     """Leave the terminal, give signals the meaning that they would have after an exec, and import
     what each worker will need."""
-    import ctypes  # noqa: F401
     import mmap  # noqa: F401
     import multiprocessing.util  # noqa: F401
     import resource  # noqa: F401
@@ -6693,6 +6680,9 @@ class _Runner:
     def wake(self) -> None:
         """Let `wait` return; may be called from a signal handler or another thread."""
 
+    def dismiss(self) -> None:
+        """There are no more jobs: workers that are the run's alone may end."""
+
     def close(self) -> None:
         """Free all that the run used."""
 
@@ -6759,7 +6749,8 @@ class _SlotLog:
 
 
 class _Slot:
-    """One worker process, lent to one run at a time.
+    """One worker process, lent to one run at a time: that of an executor of its own, which runs one
+    call for as long as it lives, or one that a forked server has forked, which needs none.
 
     `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
     yet, `serving` while it takes jobs, `held` after one until there is word, `calling` while
@@ -6783,6 +6774,8 @@ class _Slot:
         self.stuck = math.inf  # since when it has been about to take a job
         self.process: Any = None
         self.server: _ForkedServer | None = None  # that forked it
+        self._executor: Any = None  # or else whose worker it is, and that one's thread
+        self._executor_thread: Any = None
         self.pidfd: int | None = None
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
         self._start(pool, context)
@@ -6806,27 +6799,28 @@ class _Slot:
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
-        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
-        self._executor_thread = getattr(self._executor, "_executor_manager_thread", None)
         self.pid: int = self.process.pid
         with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
             forked = self.server is not None
             self.pidfd = self.process.sentinel if forked else os.pidfd_open(self.pid)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
-        # The executor is to watch the same: a worker outlives the fork server that it came from.
-        watched = self._executor._processes[self.pid] = _Watched(self.pid, self.end)
+        watcher: Any = self
+        if self._executor is not None:
+            # It is to watch the same: a worker outlives the fork server that it came from.
+            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.end)
         if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
-            self._let_pidfd_go = weakref.finalize(watched, os.close, self.pidfd)
+            self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
         """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
         socket went with its folder, its address was too long, it is that of a parent)."""
+        _set_up_slots(by_executor=False)
         if isinstance(context, _ForkedServer):
             with contextlib.suppress(OSError):
-                # First, so that it starts while the executor's modules are imported here.
                 forked = _ForkedProcess(context, arguments[0])
-                return self._submit(_start_context("fork"), arguments, forked)
+                self.server = context
+                return forked
             context = _start_context(context.instead)
         if context.get_start_method() == "forkserver":
             with contextlib.suppress(OSError, EOFError):
@@ -6835,19 +6829,14 @@ class _Slot:
             context = _start_context("spawn")
         return self._submit(context, arguments)
 
-    def _submit(
-        self, context: Any, arguments: tuple[Any, ...], forked: _ForkedProcess | None = None
-    ) -> Any:
+    def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
         from concurrent.futures import ProcessPoolExecutor
         from copy import copy
 
-        _set_up_slots()
+        _set_up_slots(by_executor=True)
         naming = copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        if forked is not None:
-            naming.Process = lambda **what: forked
-            self.server = forked.server
         executor: Any = ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
@@ -6856,6 +6845,8 @@ class _Slot:
             executor.shutdown(wait=False)
             raise
         self._executor = executor
+        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
+        self._executor_thread = getattr(executor, "_executor_manager_thread", None)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
@@ -6910,9 +6901,7 @@ class _Slot:
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
-        from multiprocessing.connection import wait
-
-        return bool(wait([self.end], timeout))
+        return _is_readable(self.end, timeout)
 
     def bury(self, grace: float = 0.0) -> None:
         """Kill what is left of the group, and free all that the slot holds; an idle worker has
@@ -6960,16 +6949,18 @@ class _Watched:
 
     def is_alive(self) -> bool:
         """Whether it has to be told that there is no more to do."""
-        from multiprocessing.connection import wait
+        return not _is_readable(self.sentinel, 0)
 
-        return not wait([self.sentinel], 0)
+
+def _is_readable(descriptor: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def _forget(process: Any) -> None:
     """Let multiprocessing not wait for the process as the interpreter ends."""
-    from multiprocessing import process as module
-
-    getattr(module, "_children", set()).discard(process)
+    getattr(sys.modules.get("multiprocessing.process"), "_children", set()).discard(process)
 
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
@@ -6983,14 +6974,17 @@ def _fill_standard_descriptors() -> None:
 
 
 @functools.cache
-def _set_up_slots() -> None:
+def _set_up_slots(by_executor: bool) -> None:
     """Once, when the first slot is made: see to forks of the host and to the interpreter's end."""
-    os.register_at_fork(after_in_child=_let_go_of_slots)
+    if by_executor:
+        import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
+
+        _set_up_slots(by_executor=False)
+    else:
+        os.register_at_fork(after_in_child=_let_go_of_slots)
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     register = getattr(threading, "_register_atexit", None)
     if register is not None:
-        import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
-
         register(_close_pools)
 
 
@@ -7810,6 +7804,11 @@ class _SlotRunner(_Runner):
     def wake(self) -> None:
         with contextlib.suppress(OSError):  # it is full, and so awake
             os.write(self._wake_writer, b"!")
+
+    def dismiss(self) -> None:
+        for slot in self._slots if self._own_pool else ():
+            if slot.is_idle and slot.server is not None:  # an executor would call it broken
+                slot.wire.close()
 
     def close(self) -> None:
         for slot in list(self._slots):
@@ -8646,6 +8645,7 @@ class _Run(_Start):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
             self._call_dag(state is DagRunState.SUCCESS)
+            self.runner.dismiss()  # they end while the file is closed
         found = DagRun(row, self.path)
         for note in self.runner.notes:
             self.report.tell(note)
@@ -9198,7 +9198,7 @@ class _RunLine:
     """
 
     def __init__(self, pool: WorkerPool) -> None:
-        _set_up_slots()
+        _set_up_slots(by_executor=True)
         self._pool = pool
         self._changed = threading.Condition(threading.RLock())
         # Of each DAG and file, in order of arrival; and how many of them run here.
