@@ -5647,7 +5647,8 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 class _Wire:
     """One end of a socket pair: plain data in whole messages, each with at most one open file.
 
-    A message is data and a list of bytes (values, which may be huge). On a stream each message has
+    A message is data and a list of bytes (values, which may be huge: then they are views of a file
+    that is mapped). On a stream each message has
     its length before it. The scheduler's ends never block.
     """
 
@@ -5655,7 +5656,7 @@ class _Wire:
         import socket
 
         self.socket = end
-        self.folder: str | None = None  # for messages that go as files
+        self.folder: str | None = None  # for messages that go as files, where they need one
         self._whole = end.type != socket.SOCK_STREAM
         self._space = socket.CMSG_SPACE(4)
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -5674,13 +5675,20 @@ class _Wire:
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
             return
-        import tempfile
-
-        with tempfile.TemporaryFile(dir=self.folder) as aside:  # without a name: nothing is left
+        with self._aside() as aside:
             marshal.dump((data, [len(value) for value in values]), aside)
             aside.writelines(values)
             aside.flush()
             self._send(marshal.dumps(None), aside.fileno())
+
+    def _aside(self) -> Any:
+        """A file without a name. In memory: one that is written to would wait for the database's
+        checkpoint; whoever receives it only maps it."""
+        if hasattr(os, "memfd_create"):
+            return open(os.memfd_create("liteflow"), "w+b")
+        import tempfile
+
+        return tempfile.TemporaryFile(dir=self.folder)
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
@@ -5703,10 +5711,15 @@ class _Wire:
             raise EOFError("no message of ours") from None
         if message is not None:
             return message
+        import mmap
+
         with open(self.take_file(), "rb") as aside:
             aside.seek(0)  # the offset is the sender's, too
             data, sizes = marshal.load(aside)
-            return data, [aside.read(size) for size in sizes]
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            whole: Any = memoryview(mmap.mmap(aside.fileno(), 0, flags, mmap.PROT_READ))
+            ends = [*itertools.accumulate(sizes, initial=aside.tell())]
+            return data, [whole[start:end] for start, end in itertools.pairwise(ends)]
 
     def _next(self) -> bytes | None:
         while True:
@@ -9006,7 +9019,8 @@ class _Run(_Start):
         task_id, index = instance.task_id, instance.map_index
         for key, *_, value in xcoms:
             if len(value) <= _INLINE:
-                self._fresh[task_id, key, index] = [(task_id, index, key, value)]
+                # A copy: what it is a view of may be huge.
+                self._fresh[task_id, key, index] = [(task_id, index, key, bytes(value))]
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 
