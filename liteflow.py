@@ -1199,9 +1199,7 @@ class _FunctionOperator(BaseOperator):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
-        parameters = self._signature.parameters.values()
-        wanted = any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
-        context = job.context if wanted else {}
+        context = job.context if _takes_context(self.python_callable) else {}
         function, signature = self.python_callable, self._signature
         return mine._follow(lambda: _called(function, signature, args, kwargs, context), job)
 
@@ -1232,6 +1230,12 @@ def _called(
         return await result
 
     return asyncio.run(awaited())
+
+
+@functools.lru_cache
+def _takes_context(function: Callable[..., Any]) -> bool:
+    parameters = _task_signature(function).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
 
 
 @functools.lru_cache  # many tasks may be made of one function
@@ -4942,8 +4946,10 @@ class _WorkerRun:
         if vars(os.environ)["_data"] != self.info["environ"]:
             os.environb.clear()
             os.environb.update(self.info["environ"])
-        with contextlib.suppress(OSError):  # it may be gone for run() as well
+        try:
             os.chdir(self.info["cwd"])
+        except OSError:  # it may be gone for run() as well
+            pass
 
     def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
         """The task of the DAG or, if it has `settings`, one like the scheduler's, made of the
@@ -6120,8 +6126,10 @@ class _Worker:
         if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
             streams = [sys.stdout, sys.stderr, *streams]
         for stream in streams:
-            with contextlib.suppress(Exception):  # a task may have put anything there
+            try:
                 stream.flush()
+            except Exception:  # a task may have put anything there
+                pass
 
     def _open_streams(self) -> None:
         """Line-buffered ones, so that a killed task's last words are in its log."""
@@ -7556,8 +7564,9 @@ class _SlotRunner(_Runner):
         if not self._events:
             self._look(timeout)
         now = time.monotonic()
-        for slot in [each for each in self._slots if each.deadline <= now]:
-            self._overdue(slot)
+        for slot in list(self._slots):
+            if slot.deadline <= now:
+                self._overdue(slot)
         if self._suspects:
             self._settle()
         if self._out:
