@@ -6377,6 +6377,8 @@ class _ForkedServer:
     scheduler has. It ends with its pool, and with the scheduler, however that dies.
     """
 
+    pid: int | None = None
+
     def __init__(self, instead: str | None) -> None:
         import socket
 
@@ -6464,10 +6466,12 @@ class _ForkedServer:
     def close(self) -> None:
         """End it."""
         self.let_go()
-        with contextlib.suppress(OSError):  # the program may have waited for it
-            os.waitpid(self.pid, 0)
+        pid, self.pid = self.pid, None  # soon it may be another's
+        if pid:  # in a worker it is 0
+            with contextlib.suppress(OSError):  # the program may have waited for it
+                os.waitpid(pid, 0)
 
-    __del__ = let_go
+    __del__ = close
 
 
 _FORK_LIMIT = 5.0  # seconds for a forked server to fork

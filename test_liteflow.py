@@ -9271,7 +9271,7 @@ class ForkedServerTest(ScriptCase):
     forked from it starts the workers; it lives no longer than who needs it."""
 
     FLOW = """
-        import multiprocessing, os, signal, socket, sqlite3, subprocess, sys, threading, time
+        import gc, multiprocessing, os, signal, socket, sqlite3, subprocess, sys, threading, time
         import heavy
         from pathlib import Path
         from liteflow import DAG, WorkerPool, task
@@ -9332,6 +9332,25 @@ class ForkedServerTest(ScriptCase):
         done = self.python("my_flow.py")
         self.assertEqual(done.returncode, 130, done.stderr)
         self.assertFalse((self.folder / "ran").exists())
+
+    def test_pools_that_are_dropped_leave_no_process_and_no_file(self):
+        self.main(
+            """
+            def belongings():
+                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+                return children, len(os.listdir("/proc/self/fd"))
+
+            run()
+            before = belongings()
+            for _ in range(3):
+                pool = WorkerPool(2)
+                assert run(executor=pool)["forked"]
+                del pool  # nobody has shut it down
+                gc.collect()
+                assert belongings() == before, belongings()
+            assert "concurrent.futures.process" not in sys.modules  # it has no executor
+            """
+        )
 
     def test_its_workers_are_like_others_but_have_what_is_imported(self):
         text = self.main(
