@@ -1182,10 +1182,12 @@ class _FunctionOperator(BaseOperator):
             self.multiple_outputs = True
         if made_of.__doc__ and not any(name.startswith("doc") for name in settings):
             self.doc_md = made_of.__doc__
-        self._join((args, kwargs, [getattr(self, name) for name in self.template_fields]))
+        given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
+        if any(given):
+            self._join(given)
         if expand is not None:
             self._map_over(expand)
-        text = _template_in((args, kwargs))
+        text = _template_in((args, kwargs)) if args or kwargs else None
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
             import warnings
