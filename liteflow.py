@@ -2810,8 +2810,9 @@ class _Instance:
 
 
 def _json_ids(task_ids: Iterable[str]) -> str:
-    """A JSON list: in an id is nothing to be escaped."""
-    return '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
+    """A JSON list; in an id is nothing to be escaped, but what is not ASCII."""
+    text = '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
+    return text if text.isascii() else json.dumps([*task_ids])
 
 
 def _label_of(task_id: str, map_index: int) -> str:
@@ -4060,12 +4061,13 @@ class _Store:
         self.element_of: Callable[[_Instance], Any] = lambda instance: (None, None)
         self.run_row = 0
         self.owner = ""
-        self._waits = True  # SQLite does, for the disk, where that keeps the file consistent
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
             self._place = os.stat(path)
         except BaseException:  # whatever it is: cleaned up after, and raised again
+            with contextlib.suppress(Exception):  # it may be no database at all
+                self._wait_for_disk()
             self._connection.close()
             raise
 
@@ -4103,13 +4105,12 @@ class _Store:
             # and tried again by the caller.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 execute("PRAGMA journal_mode=WAL")
-            wal = _file_identity(f"{self.path}-wal")
-            self._wait_for_disk(wal is not None and wal[1] > 0)
+            self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
             if ours and not _missing_columns(self._connection):
                 return
-        with self.transaction():
+        with self.transaction(waits=False):
             if not _check_ours(self._connection, self.path):
                 strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
                 # One page less to write for each attempt than a table with its index; but where
@@ -4124,32 +4125,45 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """NORMAL waits at each checkpoint, and for the first header of a WAL, which may have frames
-        of before; an empty one has none, and is not waited for (nor copied meanwhile)."""
+        """At each checkpoint, that is, and when a WAL begins anew, over frames of before."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
-        self._waits = wait
+
+    def _begin(self, begin: str, waits: bool) -> None:
+        """Begin a transaction; one that need not wait, as the first in an empty WAL, does if it is
+        not: while it is open, nobody else can write there."""
+        if not waits:
+            self._wait_for_disk(False)
+        self._connection.execute(begin)
+        wal = None if waits else _file_identity(f"{self.path}-wal")
+        if wal is not None and wal[1] > 0:
+            self._connection.execute("ROLLBACK")
+            self._wait_for_disk()
+            self._connection.execute(begin)
 
     @contextlib.contextmanager
-    def transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
         """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
 
-        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun.
+        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun. If it `waits`
+        not for the disk, its commit is the sooner where the WAL is empty.
         """
         execute = self._connection.execute
         try:
             if begin:
-                execute(begin)
+                self._begin(begin, waits)
             yield
             if begin:
                 execute("COMMIT")
-            if not self._waits and begin:
+            if not waits:
                 self._wait_for_disk()
         except BaseException as error:
             # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
             # hide the reason.
             if begin and self._connection.in_transaction:
                 execute("ROLLBACK")
+            if not waits:
+                self._wait_for_disk()
             _explain(error, self.path)
 
     def close(self) -> None:
@@ -4159,7 +4173,6 @@ class _Store:
         a second; a `-wal` that stays costs nothing but its name.
         """
         with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
-            self._wait_for_disk()
             deadline = time.monotonic() + 1.0
             while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline:
@@ -5636,6 +5649,7 @@ def _cut_chain(error: BaseException) -> None:
 # --- Worker: messages -----------------------------------------------------------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as an open file
+_IN_MEMORY = 64 * 1024 * 1024  # bytes of values that go by memory
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
 # Where whole messages go to one receiver each, and bytes can be shared, workers pull their jobs.
 _PULLS = sys.platform == "linux"
@@ -5655,8 +5669,7 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 class _Wire:
     """One end of a socket pair: plain data in whole messages, each with at most one open file.
 
-    A message is data and a list of bytes (values, which may be huge: then they are views of a file
-    that is mapped). On a stream each message has
+    A message is data and a list of bytes (values, which may be huge). On a stream each message has
     its length before it. The scheduler's ends never block.
     """
 
@@ -5664,7 +5677,7 @@ class _Wire:
         import socket
 
         self.socket = end
-        self.folder: str | None = None  # for messages that go as files, where they need one
+        self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
         self._space = socket.CMSG_SPACE(4)
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -5683,16 +5696,16 @@ class _Wire:
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
             return
-        with self._aside() as aside:
+        with self._aside(size) as aside:
             marshal.dump((data, [len(value) for value in values]), aside)
             aside.writelines(values)
             aside.flush()
             self._send(marshal.dumps(None), aside.fileno())
 
-    def _aside(self) -> Any:
-        """A file without a name. In memory: one that is written to would wait for the database's
-        checkpoint; whoever receives it only maps it."""
-        if hasattr(os, "memfd_create"):
+    def _aside(self, size: int) -> Any:
+        """A file without a name, of which nothing is left. For values, if they are not too large,
+        in memory: a file that is written to would wait for the database's checkpoint."""
+        if 0 < size <= _IN_MEMORY and hasattr(os, "memfd_create"):
             return open(os.memfd_create("liteflow"), "w+b")
         import tempfile
 
@@ -5719,15 +5732,10 @@ class _Wire:
             raise EOFError("no message of ours") from None
         if message is not None:
             return message
-        import mmap
-
         with open(self.take_file(), "rb") as aside:
             aside.seek(0)  # the offset is the sender's, too
             data, sizes = marshal.load(aside)
-            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-            whole: Any = memoryview(mmap.mmap(aside.fileno(), 0, flags, mmap.PROT_READ))
-            ends = [*itertools.accumulate(sizes, initial=aside.tell())]
-            return data, [whole[start:end] for start, end in itertools.pairwise(ends)]
+            return data, [aside.read(size) for size in sizes]
 
     def _next(self) -> bytes | None:
         while True:
@@ -7354,6 +7362,8 @@ class _SlotRunner(_Runner):
         self._own_pool = own_pool
         self.dag = dag
         self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
+        if not own_pool:  # one that lives on may need an executor when it is too late to register
+            _set_up_slots(by_executor=True)
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
         # Which tasks can't be found, and which only by name; until then, slots go to no other run.
@@ -8327,7 +8337,7 @@ class _Start:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
         _LookAgain if it was deleted or has succeeded."""
         store = self._store
-        with store.transaction():
+        with store.transaction(waits=False):
             row = self._found_again(store)
             if row is not None and self._has_succeeded(row):
                 raise _LookAgain
@@ -9034,8 +9044,7 @@ class _Run(_Start):
         task_id, index = instance.task_id, instance.map_index
         for key, *_, value in xcoms:
             if len(value) <= _INLINE:
-                # A copy: what it is a view of may be huge.
-                self._fresh[task_id, key, index] = [(task_id, index, key, bytes(value))]
+                self._fresh[task_id, key, index] = [(task_id, index, key, value)]
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 

@@ -2219,23 +2219,48 @@ class StoreTest(StoreCase):
             names = ("synchronous", "wal_autocheckpoint")
             return [execute(f"PRAGMA {name}").fetchone()[0] for name in names]
 
+        def write(store, dag_id):
+            """Whether it waits while it writes."""
+            with store.transaction(waits=False):
+                store._connection.execute("INSERT INTO dag (dag_id) VALUES (?)", (dag_id,))
+                return waits(store)[0] == 1
+
         always = [1, liteflow._WAL_PAGES]
-        for dag_id in ("a", "b"):  # in a new file, and in one that was closed in order
-            with contextlib.closing(liteflow._Store(self.db)) as store:
-                # A new one's tables were the first to come.
-                self.assertEqual(waits(store), always if dag_id == "a" else [0, 0])
-                with self.assertRaises(ZeroDivisionError), store.transaction():
-                    raise ZeroDivisionError
-                with store.transaction():
-                    store._connection.execute("INSERT INTO dag (dag_id) VALUES (?)", (dag_id,))
-                self.assertEqual(waits(store), always)
-                with contextlib.closing(liteflow._Store(self.db)) as other:
-                    self.assertEqual(waits(other), always)
-        store = liteflow._Store(self.db)
+        with contextlib.closing(liteflow._Store(self.db)) as store:
+            self.assertEqual(waits(store), always)
+            self.assertTrue(write(store, "a"))  # its tables were the first to come
+        with (
+            contextlib.closing(liteflow._Store(self.db)) as store,
+            contextlib.closing(liteflow._Store(self.db)) as other,
+        ):
+            self.assertEqual(waits(store), always)
+            with self.assertRaises(ZeroDivisionError), store.transaction(waits=False):
+                self.assertEqual(waits(store), [0, 0])
+                raise ZeroDivisionError
+            self.assertEqual(waits(store), always)
+            self.assertFalse(write(store, "b"))
+            self.assertEqual(waits(store), always)
+            self.assertTrue(write(other, "c"))  # the WAL was empty when it was opened
+            with store.transaction():
+                with self.assertRaises(liteflow._Busy):
+                    write(other, "d")
+                self.assertEqual(waits(other), always)
+
+    def test_what_is_deleted_is_gone_once_the_disk_has_it(self):
+        self.small(run_id="first")
+        run = self.small(run_id="second")
         seen = []
-        store._connection.set_trace_callback(seen.append)
-        store.close()  # others may have written meanwhile
-        self.assertEqual(seen[0], "PRAGMA synchronous=NORMAL")
+        connect = liteflow._Store._connect
+
+        def traced(store):
+            connection = connect(store)
+            connection.set_trace_callback(seen.append)
+            return connection
+
+        with mock.patch.object(liteflow._Store, "_connect", traced):
+            run.delete()
+        self.assertIn("PRAGMA freelist_count", seen)
+        self.assertNotIn("PRAGMA synchronous=OFF", seen)
 
     def test_a_path_with_signs_of_uris(self):
         with DAG("plain") as dag:
@@ -2263,6 +2288,10 @@ class StoreTest(StoreCase):
             newest = liteflow._find_run(connection, dag_id="small")
             self.assertEqual(newest.run_id, "earlier 4999")
             self.assertLess(sum(steps), 5000)
+
+    def test_lists_of_ids_are_written_as_json_writes_them(self):
+        for ids in ([], ["a"], ["a.b-c_d", "e"], ["é", "日"]):
+            self.assertEqual(liteflow._json_ids(dict.fromkeys(ids)), json.dumps(ids))
 
     def test_what_is_recorded_can_be_read_with_plain_sql(self):
         run = self.small(conf={"k": 1})
@@ -9332,6 +9361,24 @@ class ForkedServerTest(ScriptCase):
         done = self.python("my_flow.py")
         self.assertEqual(done.returncode, 130, done.stderr)
         self.assertFalse((self.folder / "ran").exists())
+
+    def test_a_pool_serves_a_thread_that_outlives_the_program(self):
+        text = self.main(
+            """
+            pool = WorkerPool(1)
+            run(executor=pool)
+            from concurrent.futures import ThreadPoolExecutor  # so that its threads end first
+            def late():
+                try:
+                    while True:
+                        threading._register_atexit(lambda: None)
+                        time.sleep(0.01)
+                except RuntimeError:  # the interpreter ends: nothing can be registered any more
+                    print(dag.run(db_path="flow.db", executor=pool).state)
+            ThreadPoolExecutor(1).submit(late)
+            """
+        )
+        self.assertEqual(text.splitlines()[-1], "success")
 
     def test_pools_that_are_dropped_leave_no_process_and_no_file(self):
         self.main(
