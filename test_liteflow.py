@@ -9388,6 +9388,7 @@ class ForkedServerTest(ScriptCase):
                 return children, len(os.listdir("/proc/self/fd"))
 
             run()
+            assert "concurrent.futures.process" not in sys.modules  # it has no executor
             before = belongings()
             for _ in range(3):
                 pool = WorkerPool(2)
@@ -9395,7 +9396,6 @@ class ForkedServerTest(ScriptCase):
                 del pool  # nobody has shut it down
                 gc.collect()
                 assert belongings() == before, belongings()
-            assert "concurrent.futures.process" not in sys.modules  # it has no executor
             """
         )
 
