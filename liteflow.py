@@ -4145,8 +4145,8 @@ class _Store:
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
         """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
 
-        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun. If it `waits`
-        not for the disk, its commit is the sooner where the WAL is empty.
+        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun. One that need
+        not wait for the disk (`waits`) does not where the WAL is empty.
         """
         execute = self._connection.execute
         try:
@@ -4155,16 +4155,15 @@ class _Store:
             yield
             if begin:
                 execute("COMMIT")
-            if not waits:
-                self._wait_for_disk()
         except BaseException as error:
             # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
             # hide the reason.
             if begin and self._connection.in_transaction:
                 execute("ROLLBACK")
+            _explain(error, self.path)
+        finally:
             if not waits:
                 self._wait_for_disk()
-            _explain(error, self.path)
 
     def close(self) -> None:
         """Checkpoint and close; the last one out leaves no -wal and no -shm.
