@@ -11573,7 +11573,7 @@ class Promise2Test(Case):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            deadline = time.monotonic() + rng.uniform(0.05, 0.5)
+            deadline = time.monotonic() + rng.uniform(0.03, 0.3)
             while attempt < 6 and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
             if attempt < 6 and process.poll() is None:
