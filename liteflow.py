@@ -4097,8 +4097,7 @@ class _Store:
             ours = _check_ours(self._connection, self.path)
         with self.transaction(""):
             if not ours:
-                # An empty file has nothing that a power cut could harm; checkpoints wait for all.
-                execute("PRAGMA synchronous=OFF")
+                self._wait_for_disk(False)  # a power cut could harm nothing that is in it
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
@@ -4125,7 +4124,8 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """At each checkpoint, that is, and when a WAL begins anew, over frames of before."""
+        """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL begins
+        anew over frames of before; or else not, and copy nothing out of the WAL meanwhile."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
 
@@ -5827,7 +5827,7 @@ class _Worker:
         self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
         self.leaving = False
         self.idle = False  # waiting for whatever comes
-        self.eager = False
+        self.eager = False  # its last job was quick and alone: it lingers before it sleeps
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
