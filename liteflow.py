@@ -4278,11 +4278,10 @@ class _Store:
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
         many = self._connection.executemany
-        self._connection.execute(
-            "UPDATE dag_run SET seconds = seconds + coalesce((julianday(end_date) - "
-            "julianday(coalesce(resumed_date, start_date))) * 86400, 0) WHERE id = ?",
-            (self.run_row,),
-        )
+        row = _find_run(self._connection, id=self.run_row)
+        if row is not None and (seconds := _run_seconds(row)) is not None:
+            query = "UPDATE dag_run SET seconds = ? WHERE id = ?"
+            self._connection.execute(query, (seconds, row.id))
         many(
             "DELETE FROM task_instance WHERE id = ?",
             [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
@@ -4569,6 +4568,14 @@ def _select_runs(db: sqlite3.Connection, limit: int | None = None, **asked: Any)
 
 def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
     return next(iter(_select_runs(db, 1, **asked)), None)
+
+
+def _run_seconds(row: _Row) -> float | None:
+    """How long a run that has ended took, without the pauses before it was resumed."""
+    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date)
+    if began is None or ended is None:
+        return None
+    return float(row.seconds or 0) + (ended - began).total_seconds()
 
 
 def _select_run_ids(db: sqlite3.Connection) -> dict[tuple[str, str], str | None]:
@@ -9539,10 +9546,7 @@ class DagRun:
     @property
     def duration(self) -> float | None:
         """Seconds that the run took, without the pauses before it was resumed."""
-        began = _moment(self._row.resumed_date) or self.start_date
-        if began is None or self.end_date is None:
-            return None
-        return float(self._row.seconds or 0) + (self.end_date - began).total_seconds()
+        return _run_seconds(self._row)
 
     @property
     def owner_alive(self) -> bool:

@@ -7195,15 +7195,17 @@ class AgainTest(FlowCase):
     def test_the_pause_before_a_resume_is_no_part_of_its_duration(self):
         self.bad = {"z"}
         self.go(self.loading([1]))
-        first = self.last.duration
-        for column in ("start_date", "end_date"):
+        for column, second in (("start_date", "00.000000"), ("end_date", "12.000678")):
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
-                db.execute(f"UPDATE dag_run SET {column} = '2020-01-01' || substr({column}, 11)")
+                moment = f"2020-01-01T10:00:{second}+00:00"
+                db.execute(f"UPDATE dag_run SET {column} = ?", (moment,))
         self.last.clear("load")
         self.bad = set()
         self.resume(self.loading([1]))
+        # To the microsecond: SQLite's julianday counts in milliseconds.
+        self.assertAlmostEqual(self.query("SELECT seconds FROM dag_run")[0][0], 12.000678, 6)
+        self.assertGreater(self.last.duration, 12.000678)
         self.assertLess(self.last.duration, 3600)
-        self.assertGreater(self.last.duration, first)
 
     def test_what_is_kept_is_said_by_instance(self):
         self.bad = {("load", i) for i in range(49)}
