@@ -12659,22 +12659,28 @@ class Promise12Test(Case):
     order, there is no -wal or -shm beside it."""
 
     def test_a_run_leaves_one_file(self):
-        before = set(os.listdir(tempfile.gettempdir()))
-        self.run_flow(
+        path = self.script(
             """
-            with DAG("one") as dag:
+            from liteflow import DAG, task
+            import os
+            with DAG("one", db_path="flow.db") as dag:
                 @task(retries=1)
                 def f(i, ti):
                     print("x" * 100_000)
                     if ti.try_number == 1: os._exit(1)
                     return b"x" * 100_000
                 for i in range(3): f(i)
+            if __name__ == "__main__":
+                dag.cli()
             """
         )
+        elsewhere = Path(tempfile.mkdtemp(dir=self.folder))
+        with mock.patch.dict(os.environ, TMPDIR=str(elsewhere)):
+            done = self.python(path)
+        self.assertEqual(done.returncode, 0, done.stderr)
         left = {p.name for p in self.folder.iterdir() if p.suffix != ".py"} - {"__pycache__"}
-        self.assertEqual(left, {"flow.db"})
-        new = {n for n in set(os.listdir(tempfile.gettempdir())) - before if "liteflow" in n}
-        self.assertEqual(new, set())
+        self.assertEqual(left, {"flow.db", elsewhere.name})
+        self.assertEqual(os.listdir(elsewhere), [])
 
     def test_what_a_killed_run_left_is_swept_by_the_next(self):
         import fcntl
