@@ -10952,11 +10952,12 @@ class FailureTest(ScriptCase):
             """
             import time
             from liteflow import DAG, task
-            with DAG("cut", dagrun_timeout=1) as dag:
+            with DAG("cut", dagrun_timeout=2) as dag:
                 @task
                 def fetch(url):
-                    open("going", "w").close()
-                    time.sleep(0 if url == "a" else 60)
+                    if url == "b":
+                        open("going", "w").close()
+                        time.sleep(60)
                 @task(retries=3, retry_delay=60)
                 def flaky(): raise OSError("flaky net")
                 fetch.expand(url=["a", "b"]); flaky()
@@ -10972,7 +10973,7 @@ class FailureTest(ScriptCase):
         script = self.folder / "my_flow.py"
         script.write_text(
             script.read_text()
-            .replace("dagrun_timeout=1", "")
+            .replace("dagrun_timeout=2", "")
             .replace("flaky()\n            if", "\n            if")
         )
         (self.folder / "going").unlink()
