@@ -6747,11 +6747,11 @@ class _SlotLog:
         return os.fstat(self.file).st_size
 
     def take(
-        self, attempt: _Attempt, end: int | None = None, output: bytes | None = None
+        self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
     ) -> list[tuple[_Attempt, int, str]]:
-        """(attempt, part, text) of new output: up to `end`, where the next slice begins, or, while
-        the attempt runs, whole lines; all its `output`, if known."""
-        size, data = self.size() if end is None else end, b""
+        """(attempt, part, text) of new output: up to `size`, where the next slice begins, or, while
+        it `runs`, whole lines; all its `output`, if known."""
+        data = b""
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
             self.start = min(self.start, self._at)
@@ -6759,7 +6759,7 @@ class _SlotLog:
             data = output
         elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
             data = os.pread(self.file, room, self._at)
-            if end is None and room < _LOG_HEAD - self._head:
+            if runs and room < _LOG_HEAD - self._head:
                 data = data[: data.rfind(b"\n") + 1]
         self._at += len(data)
         self._head += len(data)
@@ -7838,10 +7838,12 @@ class _SlotRunner(_Runner):
     # Output, and its own end.
 
     def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
-        # Of quick jobs one may have ended, and the next begun, without our knowing it yet.
-        for slot in () if least is None or self._out else self._slots:
-            if slot.attempt is not None and slot.log.size() >= least:
-                self._last_output += slot.log.take(slot.attempt)
+        for slot in () if least is None else self._slots:
+            if slot.attempt is None or (size := slot.log.size()) < least:
+                continue
+            # Who has said nothing by now was still at that job when its log had this size.
+            if not _is_readable(slot.wire.fileno(), 0):
+                self._last_output += slot.log.take(slot.attempt, size, runs=True)
         fresh, self._last_output = self._last_output, []
         return fresh
 

@@ -10227,8 +10227,9 @@ class SeeingTest(ScriptCase):
         self.assertEqual(done.stdout.count("bad | about to\\x1b[2J fail\n"), 2)
 
     def test_following_a_live_run(self):
+        """Also where another task waits for the only worker."""
         (self.folder / "wait").touch()
-        run = self.start("my_flow.py")
+        run = self.start("my_flow.py", "--max-workers", "1")
         self.assertTrue(wait_until(self.db.exists))
         printed = "SELECT count(*) FROM task_log WHERE text = 'waiting' || char(10)"
         with contextlib.closing(sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)) as look:
@@ -10965,7 +10966,7 @@ class FailureTest(ScriptCase):
                 dag.cli()
             """
         )
-        text = self.python("my_flow.py", "-q").stderr
+        text = self.python("my_flow.py", "-q", "--max-workers", "2").stderr
         self.assertIn("failed: dagrun_timeout\n", text)
         self.assertIn(
             "\ncut off: fetch[1] 'b' (ended by dagrun_timeout), flaky (OSError: flaky net)\n", text
@@ -12725,7 +12726,7 @@ class ExamplesTest(Case):
         return {pid for (pid,) in self.query("SELECT pid FROM task_attempt")}
 
     def test_stdlib_census(self):
-        self.example("stdlib_census")
+        self.example("stdlib_census", "--max-workers", "2")
         [run] = Dag("stdlib_census").runs(self.db)
         self.assertIn("checked against one plain pass", run.log("check"))  # or else it fails
         totals = run.xcom_pull("sum_up")["totals"]
