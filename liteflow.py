@@ -1287,6 +1287,14 @@ class _Placeholder:
     """What stands for a value while the DAG is built, and is none."""
 
     __slots__ = ()
+    _look_up: Callable[..., tuple[Any, ...]]  # the method of the job that gives it, with arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as part of a task's arguments, it is the look-up of its value."""
+        found = _pickling.get()
+        if found is None:  # there is no other use in pickling a placeholder
+            raise TypeError(f"{self!r} is a placeholder: it is no value to store")
+        return _of_job, self._look_up(*found)
 
     def __str__(self) -> str:
         """Raises TypeError: in an f-string it would be the text of a placeholder."""
@@ -1316,10 +1324,9 @@ class _Mappable(_Placeholder, _Dependency):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._how, self._sources, self._by = how, sources, by
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
         """As a task's argument it is the list of its elements."""
-        _pickled_for(self)
-        return _of_job, ("elements", self._how, self._by, *self._sources)
+        return "elements", self._how, self._by, *self._sources
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
@@ -1397,17 +1404,15 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
     def __repr__(self) -> str:
         return f"XComArg({self.operator.task_id!r}, {self.key!r})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, as part of a task's arguments, a result is the look-up of its value."""
-        task, results = _pickled_for(self)
+    def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
         results.append(self)
         group = self.operator._mapped_group
         # Inside one mapped group an instance sees that of its own index.
         in_step = group is not None and group is task._mapped_group
         if self.operator._mapping is not None and not in_step:
-            return _of_job, ("sequence", self.operator.task_id, self.key, group is not None)
+            return "sequence", self.operator.task_id, self.key, group is not None
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
-        return _of_job, ("value", self.operator.task_id, self.key, absent_is_none)
+        return "value", self.operator.task_id, self.key, absent_is_none
 
     def _count(self, known: _Known) -> int:
         return len(known.stored(self.operator))
@@ -1421,13 +1426,6 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
 _pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickling", default=None)
 
 
-def _pickled_for(placeholder: object) -> tuple[BaseOperator, list[XComArg[Any]]]:
-    found: tuple[BaseOperator, list[XComArg[Any]]] | None = _pickling.get()
-    if found is None:  # there is no other use in pickling a placeholder
-        raise TypeError(f"{placeholder!r} is a placeholder: it is no value to store")
-    return found
-
-
 class _Argument(_Placeholder):
     """An argument while the DAG is built: of a `@dag` function, at run time the job's `param`, or
     of a mapped group, its `group_value`."""
@@ -1435,9 +1433,8 @@ class _Argument(_Placeholder):
     def __init__(self, look: str, name: str, *default: Any) -> None:
         self.look, self.name, self.default = look, name, default
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        _pickled_for(self)
-        return _of_job, (self.look, self.name, *self.default)
+    def _look_up(self, *pickled: object) -> tuple[Any, ...]:
+        return self.look, self.name, *self.default
 
     def __repr__(self) -> str:
         return f"argument {self.name!r}"
