@@ -1462,15 +1462,13 @@ class _ExpandInput:
     def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
         """(argument, element) of an instance: an element is what `_element` says, or, of a
         constant, ("constant", its index). The last argument varies fastest."""
+        if i >= self.count(known):  # a setup that was taken along has given fewer than before
+            return [(name, ("gone", i)) for name in self.sources]
         found: list[tuple[str | None, Any]] = []
         for name, source in reversed(self.sources.items()):
             constant = not isinstance(source, _Mappable)
-            count = len(source) if constant else source._count(known)
-            i, j = divmod(i, count or 1)
-            try:
-                element = ("constant", j) if constant else source._element(j, known, self.functions)
-            except IndexError:  # a setup that was taken along has given fewer than before
-                element = ("gone", j)
+            i, j = divmod(i, len(source) if constant else source._count(known))
+            element = ("constant", j) if constant else source._element(j, known, self.functions)
             found.append((name, element))
         return found[::-1]
 

@@ -6906,6 +6906,22 @@ class AgainTest(FlowCase):
             stop.as_teardown(setups=outer)
         return d
 
+    def test_a_setup_that_is_taken_along_and_gives_fewer_fails_what_it_gave_before(self):
+        def flow(given):
+            with DAG("d") as d:
+                mount = self.step("mount", given, kind="setup")()
+                work = self.step("work").expand(x=mount)
+                umount = self.step("umount", kind="teardown")()
+                mount >> work >> umount.as_teardown(setups=mount)
+            return d
+
+        self.bad = {("work", "c")}
+        self.go(flow(["a", "b", "c"]))
+        self.bad = set()
+        self.assertEqual(self.resume(flow(["a", "b"])), ["mount", "umount"])
+        self.assertEqual(self.state_of("work[1]", "work[2]"), ["success", "failed"])
+        self.assertIn("no element 2 any more", self.last.get_task_instance("work", 2).error)
+
     def test_a_setup_that_is_taken_along_takes_those_around_it_along(self):
         for order in (1, -1):
             with self.subTest(order=order):
