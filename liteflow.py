@@ -1264,23 +1264,22 @@ class _Known:
     """What is known of stored results without opening them."""
 
     def __init__(self, lengths: Mapping[tuple[str, int], int | None]) -> None:
-        self._stored: dict[tuple[str, bool], Any] = {}  # by task, and whether it was mapped
+        self._lists: dict[str, range] = {}
+        self._mapped = collections.defaultdict[str, list[int]](list)
         for (task_id, index), length in lengths.items():
             self.note(task_id, index, length)
 
     def note(self, task_id: str, map_index: int, length: int | None) -> None:
         """An instance has stored a result."""
         if map_index >= 0:
-            bisect.insort(self._stored.setdefault((task_id, True), []), map_index)
+            bisect.insort(self._mapped[task_id], map_index)
         elif length is not None:
-            self._stored[task_id, False] = range(length)
+            self._lists[task_id] = range(length)
 
     def stored(self, task: BaseOperator) -> Sequence[int]:
         """The indexes of a result's elements; of a mapped task, those of its results. Raises
         LookupError for a result that is no list."""
-        key = task.task_id, task._mapping is not None
-        found: Sequence[int] = self._stored.get(key, ()) if key[1] else self._stored[key]
-        return found
+        return (self._lists if task._mapping is None else self._mapped)[task.task_id]
 
 
 class _Placeholder:
