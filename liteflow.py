@@ -786,13 +786,12 @@ def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
     text."""
     import importlib.util
 
+    remedy = "install jinja2 to have it rendered, or use @task: there a string is a string"
     for name, value in fields.items():
         text = _template_in(value)
         if text is not None and importlib.util.find_spec("jinja2") is None:
-            raise ValueError(
-                f"task {task_id!r}: {name} {_shown(text, 60)} is a template: install jinja2 to "
-                "have it rendered, or use @task: there a string is a string"
-            )
+            what = f"task {task_id!r}: {name} {_shown(text, 60)}"
+            raise ValueError(f"{what} is a template: {remedy}")
 
 
 class _OneTask(_Dependency):
@@ -1301,9 +1300,8 @@ class _Placeholder:
 
     def __bool__(self) -> bool:
         """Raises TypeError: an `if` would take it for true."""
-        raise TypeError(
-            f"{self!r} is neither true nor false while the DAG is built: use @task.branch"
-        )
+        what = f"{self!r} is neither true nor false while the DAG is built"
+        raise TypeError(f"{what}: use @task.branch")
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
