@@ -1459,8 +1459,6 @@ class _ExpandInput:
     def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
         """(argument, element) of an instance: an element is what `_element` says, or, of a
         constant, ("constant", its index). The last argument varies fastest."""
-        if i >= self.count(known):  # a setup that was taken along has given fewer than before
-            return [(name, ("gone", i)) for name in self.sources]
         found: list[tuple[str | None, Any]] = []
         for name, source in reversed(self.sources.items()):
             constant = not isinstance(source, _Mappable)
@@ -8931,7 +8929,12 @@ class _Run(_Start):
         mapping, takes = instance.node.mapping, call.takes
         if mapping is None or instance.map_index < 0:
             return [], takes
-        elements = mapping.elements(instance.map_index, self.plan.known)
+        i, count = instance.map_index, mapping.count(self.plan.known)
+        # A setup that a resume took along may give fewer than before: its index stands for nothing
+        # then or, where others vary, too, for another combination.
+        if i >= count or (len(mapping.sources) > 1 and count != len(instance.node.instances)):
+            return [(None, ("gone", i))], takes
+        elements = mapping.elements(i, self.plan.known)
         for k, (name, element) in enumerate(elements):
             if element[0] == "constant":
                 constant = call.constants[k][element[1]]

@@ -6922,6 +6922,31 @@ class AgainTest(FlowCase):
         self.assertEqual(self.state_of("work[1]", "work[2]"), ["success", "failed"])
         self.assertIn("no element 2 any more", self.last.get_task_instance("work", 2).error)
 
+    def test_a_setup_that_gives_fewer_gives_nobody_the_combination_of_another(self):
+        def flow(given):
+            with DAG("d") as d:
+
+                @task
+                def work(x, y):
+                    if "work" in self.bad and x == "a":
+                        raise ValueError
+                    return f"{x}{y}"
+
+                mount = self.step("mount", given, kind="setup")()
+                umount = self.step("umount", kind="teardown")()
+                made = work.expand(x=["a", "b"], y=mount)
+                mount >> made >> umount.as_teardown(setups=mount)
+            return d
+
+        self.bad = {"work"}
+        self.go(flow([1, 2, 3]))
+        self.bad = set()
+        self.resume(flow([1, 2]))
+        self.assertEqual(self.last.xcom_pull("work"), ["b1", "b2", "b3"])
+        self.resume(flow([1, 2]))
+        self.assertEqual(self.last.state, "success")
+        self.assertEqual(self.last.xcom_pull("work"), ["a1", "a2", "b1", "b2"])
+
     def test_a_setup_that_is_taken_along_takes_those_around_it_along(self):
         for order in (1, -1):
             with self.subTest(order=order):
