@@ -1167,9 +1167,7 @@ class _FunctionOperator(BaseOperator):
 
     _made_by_us = _gets_suffix = True
 
-    def __init__(
-        self, made_of: _TaskFunction[..., Any], args: Any, kwargs: Any, expand: Any, **settings: Any
-    ) -> None:
+    def __init__(self, made_of: Any, args: Any, kwargs: Any, expand: Any, **settings: Any) -> None:
         BaseOperator.__init__(self, **settings)
         if self.dag is None and _running.get(None) is not None:
             how = f"call {made_of.function.__name__}.function(...), the plain function, there"
