@@ -690,9 +690,8 @@ class TaskGroup(_Dependency):
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
-        # The groups around this one, outermost first, and itself; and which of them is mapped.
+        # The groups around this one, outermost first, and itself; and what one is mapped over.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
-        self._mapped: TaskGroup | None = parent._mapped if parent is not None else None
         self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
         self._tokens: list[contextvars.Token[TaskGroup | None]] = []
 
@@ -931,7 +930,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _needs_worker = True
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
-    _mapped_group: TaskGroup | None = None
     is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     task_group: TaskGroup | None = None
@@ -962,7 +960,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self._downstream: dict[str, None] = {}
         if group is not None:
             self.task_group = group
-            self._mapped_group, self._mapping = group._mapped, group._mapping
+            self._mapping = group._mapping
             for each in group._path:
                 each.children.append(self)
         if dag is not None:
@@ -1401,11 +1399,10 @@ class XComArg(_Mappable, _OneTask, Generic[T]):
 
     def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
         results.append(self)
-        group = self.operator._mapped_group
+        mapping = self.operator._mapping
         # Inside one mapped group an instance sees that of its own index.
-        in_step = group is not None and group is task._mapped_group
-        if self.operator._mapping is not None and not in_step:
-            return "sequence", self.operator.task_id, self.key, group is not None
+        if mapping is not None and mapping is not task._mapping:
+            return "sequence", self.operator.task_id, self.key, mapping.of_group
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return "value", self.operator.task_id, self.key, absent_is_none
 
@@ -1441,6 +1438,7 @@ class _ExpandInput:
     def __init__(self, what: str, mapped: Mapping[Any, Any]) -> None:
         if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
+        self.of_group = False  # all tasks of a mapped group have the same one
         # By the arguments' names; by None, what gives dicts of them.
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
@@ -1956,9 +1954,9 @@ class _GroupFunction(_Decorated[P, R]):
         defaults = {"add_suffix_on_collision": True, "tooltip": self.__doc__ or ""}
         with TaskGroup(**{**defaults, **self._settings}) as group:
             if expand is not None:
-                if group._mapped is not None:
+                if group._mapping is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
-                group._mapped, group._mapping = group, expand
+                group._mapping, expand.of_group = expand, True
                 kwargs = {**kwargs, **self._placeholders(expand, kwargs)}
             result = self.function(*args, **kwargs)
         if expand is not None:
@@ -2829,7 +2827,7 @@ class _Node:
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
         self.mapping = task._mapping
-        self.group = task._mapped_group
+        self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
         # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
         # is committed, and a signal that ends it must not meet the job after it.
         fails_fast = task.dag is not None and task.dag.fail_fast
@@ -3597,9 +3595,9 @@ class _Resumption:
                 self._pulling |= {key, (task.task_id, None)}
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
-        group = task._mapped_group
         for up in task._upstream:
-            in_step = group is not None and self._dag.task_dict[up]._mapped_group is group
+            mapping = self._dag.task_dict[up]._mapping
+            in_step = mapping is not None and mapping is task._mapping
             if (up, index if in_step and (up, index) in self.instances else None) in self._pulling:
                 return True
             if up in takes and up in self._moved and not in_step:
@@ -3635,9 +3633,9 @@ class _Resumption:
         self, setup: BaseOperator, index: int, tasks: Iterable[BaseOperator]
     ) -> list[tuple[str, int]]:
         """The instances of tasks that belong to a setup's instance."""
-        found, group = list[tuple[str, int]](), setup._mapped_group
+        found: list[tuple[str, int]] = []
         for task in tasks:
-            own = group is not None and task._mapped_group is group
+            own = task._mapping is not None and task._mapping is setup._mapping
             own = own and (task.task_id, index) in self.instances
             found += [(task.task_id, i) for i in ([index] if own else self._indexes[task.task_id])]
         return found

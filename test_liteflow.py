@@ -1709,7 +1709,7 @@ class WholeOracle(Oracle):
         return found
 
     def in_step(self, t, u):
-        return t._mapped_group is not None and u._mapped_group is t._mapped_group
+        return t._mapping is not None and t._mapping is u._mapping
 
     def ends(self, t, i, u):
         """The states of those instances of `u` that instance `i` of `t` waits for."""
@@ -1801,7 +1801,7 @@ class WholeOracle(Oracle):
         if "failed" in ends or "upstream_failed" in ends:
             return "upstream_failed"
         ready = all(self.ended(u) for u in sources)
-        if t._mapped_group is not None:  # it expands as soon as it can, whatever its rules
+        if t._mapping.of_group:  # it expands as soon as it can, whatever its rules
             if not ready:
                 return "wait"
             below = [(u.task_id, -1) in self.state for u in t.upstream_list if self.in_step(t, u)]
@@ -1845,10 +1845,7 @@ class WholeOracle(Oracle):
             over = result.operator
             mapped = over._mapping is not None
             count *= len(self.stored[over.task_id]) if mapped else self.lengths[over.task_id]
-        group = t._mapped_group
-        for each in (
-            [t] if group is None else [x for x in self.dag.tasks if x._mapped_group is group]
-        ):
+        for each in [x for x in self.dag.tasks if x._mapping is t._mapping]:
             if self.ids[each.task_id] != [-1] or (each.task_id, -1) in self.state:
                 continue
             if self.can_not_expand(each):
@@ -7619,7 +7616,7 @@ class ResumeModel:
     def upstream(self, t, i):
         """The instances that one waits for."""
         for up in t.upstream_list:
-            in_step = t._mapped_group is not None and up._mapped_group is t._mapped_group
+            in_step = t._mapping is not None and up._mapping is t._mapping
             for j in self.indexes[up.task_id]:
                 if j in (i, -1) or not in_step:
                     yield up, (up.task_id, j)
@@ -7653,8 +7650,8 @@ class ResumeModel:
             if self.may_pull(up, key):
                 return f"hangs on {key}"
         for name in self.flow.takes(t.task_id) & self.moved:
-            group = self.d.task_dict[name]._mapped_group
-            if group is None or group is not t._mapped_group:
+            mapping = self.d.task_dict[name]._mapping
+            if mapping is None or mapping is not t._mapping:
                 return f"takes {name}, of which one came, went or moved"
         return ""
 
