@@ -1171,7 +1171,6 @@ class _FunctionOperator(BaseOperator):
             how = f"call {made_of.function.__name__}.function(...), the plain function, there"
             raise TypeError(f"task {self.task_id!r} was called inside a running task: {how}")
         self.python_callable = made_of.function
-        self._signature = made_of._signature
         self._args, self._kwargs = args, kwargs
         if self.multiple_outputs is None and _returns_dict(self.python_callable):
             self.multiple_outputs = True
@@ -1197,25 +1196,24 @@ class _FunctionOperator(BaseOperator):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         context = job.context if _takes_context(self.python_callable) else {}
-        function, signature = self.python_callable, self._signature
-        return mine._follow(lambda: _called(function, signature, args, kwargs, context), job)
+        return mine._follow(lambda: _called(self.python_callable, args, kwargs, context), job)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
-        return _called(self.python_callable, self._signature, self._args, self._kwargs, context)
+        return _called(self.python_callable, self._args, self._kwargs, context)
 
 
-def _called(
-    function: Any, signature: inspect.Signature, args: Any, kwargs: Any, context: Context
-) -> Any:
+def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """What the function returns, given what its other parameters name in the context; an
     `async def` is run to its end."""
     if context:
-        parameters = signature.parameters.values()
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        wanted = context if takes_any else _CONTEXT_KEYS & signature.parameters.keys()
-        # A name taken by position would be given twice.
-        taken = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
+        import inspect
+
+        parameters = inspect.signature(function).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        wanted = context if takes_any else _CONTEXT_KEYS & parameters.keys()
+        placed = [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        taken = placed[: len(args)]  # by position: they would be given twice
         named = {k: v for k, v in context.items() if k in wanted and k not in taken}
         kwargs = {**named, **kwargs}
     result = function(*args, **kwargs)
@@ -1685,12 +1683,8 @@ class PythonOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Call the callable."""
-        import inspect
-
         given = {**context, "templates_dict": self.templates_dict}
-        signature = inspect.signature(self.python_callable)
-        args = tuple(self.op_args or ())
-        return _called(self.python_callable, signature, args, self.op_kwargs or {}, given)
+        return _called(self.python_callable, tuple(self.op_args or ()), self.op_kwargs or {}, given)
 
 
 class BranchPythonOperator(PythonOperator):
