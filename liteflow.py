@@ -793,6 +793,12 @@ def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{what} is a template: {remedy}")
 
 
+def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Many tasks may be made of one function; other callables may have no hash."""
+    known = functools.lru_cache(look)
+    return lambda x: known(x) if isinstance(x, types.FunctionType) else look(x)
+
+
 class _OneTask(_Dependency):
     """A task, or the placeholder of its result."""
 
@@ -1227,13 +1233,13 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     return asyncio.run(awaited())
 
 
-@functools.lru_cache
+@_once_each
 def _takes_context(function: Callable[..., Any]) -> bool:
     parameters = _task_signature(function).parameters.values()
     return any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
 
 
-@functools.lru_cache  # many tasks may be made of one function
+@_once_each
 def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
@@ -1918,7 +1924,7 @@ def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     return found
 
 
-@functools.lru_cache  # many tasks may be made of one function
+@_once_each
 def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
     """The function's signature, in which context parameters need not be given."""
     import inspect
@@ -5955,7 +5961,7 @@ class _Worker:
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
         if os.getpid() != self.pid:
-            os._exit(0)  # a child of the task came back into our code: it is not heard
+            self._end_child(self.last.exception)
         self._flush()
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
@@ -5975,6 +5981,19 @@ class _Worker:
             _signal_strays(self.pid, self.log_file, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         return None if at_once else outcome._replace(spoilt=spoilt)
+
+    def _end_child(self, error: BaseException | None) -> NoReturn:
+        """A child of the task came back into our code. It is not heard, and ends as it would
+        anywhere: with its traceback, or the code that it exits with."""
+        import traceback
+
+        code = error.code if isinstance(error, SystemExit) else error
+        if isinstance(code, BaseException):
+            traceback.print_exception(code)
+        elif code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+        self._flush()
+        os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet

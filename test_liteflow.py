@@ -346,6 +346,13 @@ def sample(x, y=2, *rest, key="k", ti=None, **more):
     return x
 
 
+class WithoutHash:
+    __hash__ = None
+
+    def __call__(self):
+        return 1
+
+
 def one_argument(x=None):
     return x
 
@@ -900,6 +907,7 @@ class RefusalsTest(Case):
         self.refused(TypeError, said, task.run_if(self.f), self.f)
         self.refused(TypeError, said, task, self.f)
         self.refused(TypeError, "has no name", task, functools.partial(one_argument, 1))
+        self.refused(TypeError, "has no name", task, WithoutHash())
         self.refused(TypeError, "has no signature", task, max)
         with self.assertRaises(liteflow.AirflowException):
             liteflow.PythonOperator(task_id="t", python_callable=self.f)
@@ -6218,10 +6226,20 @@ class RunnersTest(Case):
                 def forks():
                     if os.fork() == 0: return "child"
                     time.sleep(0.3); return "parent"
+                @task
+                def ends(how):
+                    child = os.fork()
+                    if not child: print("in", how); exec(how)
+                    else: return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 forks()
+                ends.expand(how=["0", "1 / 0", "sys.exit(3)", "sys.exit()", "sys.exit('words')"])
             """
         )
         self.assertEqual(run.xcom_pull("forks"), "parent")
+        self.assertEqual(list(run.xcom_pull("ends")), [0, 1, 3, 0, 1])
+        self.assertIn("in 1 / 0\nTraceback (most", run.log("ends", 1))
+        self.assertIn("ZeroDivisionError: division by zero\n", run.log("ends", 1))
+        self.assertEqual(run.log("ends", 4), "in sys.exit('words')\nwords\n")
 
     def test_a_shared_pool_serves_several_runs_at_once(self):
         module = self.module(
