@@ -11265,11 +11265,6 @@ _RUNS = 50  # that are listed unless another number is asked for
 _RUN_ERRORS = 3  # that are listed of each
 
 
-def _run_of(options: argparse.Namespace) -> DagRun:
-    """The run that a command is about."""
-    return _chosen_run(_database_path(options.db, None), options.run)
-
-
 def _print_json(document: object) -> None:
     print(json.dumps(document, indent=2, default=_json_of))
 
@@ -11294,7 +11289,7 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _cmd_visualize(options: argparse.Namespace) -> None:
-    run, output = _run_of(options), options.output
+    run, output = _chosen_run(options.db, options.run), options.output
     if output is not None and options.url:
         raise _UsageError("--url prints a link: leave --output out")
     if options.gantt and options.direction:
@@ -11331,13 +11326,12 @@ def _whole(target: Path) -> Iterator[Path]:
 
 
 def _cmd_page(options: argparse.Namespace) -> None:
-    path = _database_path(options.db, None)
     if options.run is None:
-        text = _file_page(path)
-    elif options.run in {found["dag_id"] for found in _read(path, _select_dags)}:
-        text = _dag_page(_load_dag(options.run, path), path)
+        text = _file_page(options.db)
+    elif options.run in {found["dag_id"] for found in _read(options.db, _select_dags)}:
+        text = _dag_page(_load_dag(options.run, options.db), options.db)
     else:
-        text = _run_page(_run_of(options))
+        text = _run_page(_chosen_run(options.db, options.run))
     _write_file(options.output, text) if options.output else _write(text)
 
 
@@ -11376,17 +11370,16 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
 
 
 def _cmd_list(options: argparse.Namespace) -> int:
-    path = _database_path(options.db, None)
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
-    for found in _read(path, _select_dags):
+    for found in _read(options.db, _select_dags):
         newest = found.pop("newest")
-        run = None if newest is None else DagRun(newest, path)
+        run = None if newest is None else DagRun(newest, options.db)
         last = None if run is None else _run_document(run)
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
         if options.check:
-            dag["trouble"] = _trouble_of(path, dag, options.max_age)
+            dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
             if dag["trouble"] is None or not dag["runs"]:  # of a DAG whose runs were deleted
                 continue
         dags.append(dag)
@@ -11419,13 +11412,12 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
-    path = _database_path(options.db, None)
     if options.dag is not None:
-        _load_dag(options.dag, path)
-    documents, rows, known = [], [], _read(path, _select_run_ids)
+        _load_dag(options.dag, options.db)
+    documents, rows, known = [], [], _read(options.db, _select_run_ids)
     most = _RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    runs = _read_runs(path, options.dag, since=since, limit=None if state else most)
+    runs = _read_runs(options.db, options.dag, since=since, limit=None if state else most)
     # A run that reads `running`, and nobody works on, has failed.
     states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
     runs = [run for run in runs if state is None or _run_state(run) in states]
@@ -11456,7 +11448,7 @@ def _short_name(run: DagRun, known: Iterable[tuple[str, str]]) -> str:
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
-    run = _run_of(options)
+    run = _chosen_run(options.db, options.run)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
     if options.task is not None:  # said at once, not when the run has ended
@@ -11571,7 +11563,8 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
 
 def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
-    run, tries, follow = _run_of(options), getattr(options, "try"), options.follow
+    run, follow = _chosen_run(options.db, options.run), options.follow
+    tries = getattr(options, "try")
     task_id, index = (None, None) if options.task is None else run._task_in(options.task)
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
@@ -11598,12 +11591,12 @@ def _cmd_logs(options: argparse.Namespace) -> int:
 
 
 def _cmd_stop(options: argparse.Namespace) -> None:
-    running = _read_runs(_database_path(options.db, None), options.run, state="running")
+    running = _read_runs(options.db, options.run, state="running")
     live = [run for run in running if run.owner_alive]
     if len(live) > 1:
         names = ", ".join(run._name for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
-    run = live[0] if live else _run_of(options)
+    run = live[0] if live else _chosen_run(options.db, options.run)
     if run.reason == _SUBMITTED and run.state is DagRunState.QUEUED:
         of = (run.dag_id, run.run_id, run._row.owner)
         run._write(lambda store: store.cancel_run(*of, "stopped"))
@@ -11623,7 +11616,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
 
 
 def _cmd_clear(options: argparse.Namespace) -> None:
-    run = _run_of(options)
+    run = _chosen_run(options.db, options.run)
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
     _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again"))
 
@@ -11632,7 +11625,7 @@ def _cmd_delete(options: argparse.Namespace) -> None:
     """Delete a run, or with --all a DAG: never what only resembles the name that was given."""
     if options.all:
         return _forget_dag(options)
-    run = _run_of(options)
+    run = _chosen_run(options.db, options.run)
     if options.run not in (run.run_id, run._name):
         said = f"{options.run!r} is no whole run id, nor DAG/RUN"
         raise _UsageError(f"{said}: to delete {run._name}, name it so")
@@ -11647,9 +11640,8 @@ def _cmd_delete(options: argparse.Namespace) -> None:
 
 def _forget_dag(options: argparse.Namespace) -> None:
     """Delete all runs of a DAG, and what is known of it; a terminal is asked first."""
-    path = _database_path(options.db, None)
-    dag = _load_dag(options.run, path)
-    runs = dag.runs(path)
+    dag = _load_dag(options.run, options.db)
+    runs = dag.runs(options.db)
     what = f"DAG {dag.dag_id!r} with {len(runs)} run{'s' * (len(runs) != 1)}"
     if live := [run._name for run in runs if run.owner_alive]:
         raise AlreadyRunning(f"{', '.join(live)} is running: stop it first")
@@ -11660,9 +11652,9 @@ def _forget_dag(options: argparse.Namespace) -> None:
             raise _UsageError(f"delete --all needs --yes to delete {what}")
         if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
             return _say("nothing was deleted")
-    _prune(path, runs, values=False)
-    with contextlib.closing(_Store(path)) as store:
-        _until_unlocked(path, lambda: store.forget_dag(dag.dag_id))
+    _prune(options.db, runs, values=False)
+    with contextlib.closing(_Store(options.db)) as store:
+        _until_unlocked(options.db, lambda: store.forget_dag(dag.dag_id))
     return _say(f"deleted {what}")
 
 
@@ -11670,12 +11662,11 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
-    path = _database_path(options.db, None)
     if options.dag is not None:
-        _load_dag(options.dag, path)
+        _load_dag(options.dag, options.db)
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
-    runs = _read_runs(path, options.dag, state=state, keep=options.keep, before=before)[::-1]
+    runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
     runs = [run for run in runs if not run.owner_alive]
     if options.values:
         runs = [run for run in runs if run._row.values_deleted is None]
@@ -11686,10 +11677,10 @@ def _cmd_prune(options: argparse.Namespace) -> None:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         _say(f"would delete {what}")
         return
-    size = path.stat().st_size
+    size = options.db.stat().st_size
     if runs:
-        _prune(path, runs, options.values)
-    saved = max(0, size - path.stat().st_size)
+        _prune(options.db, runs, options.values)
+    saved = max(0, size - options.db.stat().st_size)
     _say(f"deleted {what}: {saved:,} bytes given back")
 
 
@@ -11706,12 +11697,12 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
 
 def _cmd_backup(options: argparse.Namespace) -> None:
     """Copy the database, also a live one, as it is at one moment."""
-    path, target = _database_path(options.db, None), Path(options.file).absolute()
+    target = Path(options.file).absolute()
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
     with _whole(target) as coming:
-        _read(path, _copy_database, coming)
-    _say(f"copied {path} to {target}: {target.stat().st_size:,} bytes")
+        _read(options.db, _copy_database, coming)
+    _say(f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 
 
 # --- Command line: its words ----------------------------------------------------------------------
@@ -11972,5 +11963,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    act = globals()[f"_cmd_{options.command}"]
-    return _exit_code(lambda: act(options) or 0)
+
+    def act() -> Any:
+        if options.command not in ("run", "scaffold"):  # a DAG may name its own; or none is needed
+            options.db = _database_path(options.db, None)
+        return globals()[f"_cmd_{options.command}"](options) or 0
+
+    return _exit_code(act)
