@@ -9838,20 +9838,14 @@ def _line_of(members: Sequence[TaskInstance]) -> _Line:
     words = collections.Counter(ti._word or "none" for ti in members)
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    label, state, error = first._label, first._word, _last_line(first.error)
+    style = next((word for word in _LOOKS if word in words and word != "success"), "success")
+    tries = max(ti.try_number for ti in members)
+    span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
-        label, error = f"{first.task_id} x {len({ti.map_index for ti in members})}", ""
-        state = _counts_text(words)
-    return _Line(
-        label,
-        state,
-        next((word for word in _LOOKS if word in words and word != "success"), "success"),
-        max(ti.try_number for ti in members),
-        min(starts, default=None),
-        max(ends, default=None),
-        error,
-        _element_text(first, 40) if len(members) == 1 else "",
-    )
+        label = f"{first.task_id} x {len({ti.map_index for ti in members})}"
+        return _Line(label, _counts_text(words), style, tries, *span)
+    error, element = _last_line(first.error), _element_text(first, 40)
+    return _Line(first._label, first._word, style, tries, *span, error, element)
 
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
@@ -9997,27 +9991,24 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
     boxes = []
     for task_id, task in dag.task_dict.items():
         prefix = f"{task.task_group.group_id}." if task.task_group else ""
-        text = [task_id.removeprefix(prefix)]
-        boxes.append(_Box(task_id, text, "", task._upstream, prefix))
+        boxes.append(_Box(task_id, [task_id.removeprefix(prefix)], "", task._upstream, prefix))
     return boxes
 
 
 def _run_boxes(instances: Iterable[TaskInstance]) -> list[_Box]:
-    """A run's task instances; those of a mapped task in one box."""
-    return [_box_of(members) for members in _by_task(instances)]
-
-
-def _box_of(members: Sequence[TaskInstance]) -> _Box:
-    """A task's box; its id stands without the prefix that its group's frame shows."""
-    first, line = members[0], _line_of(members)
-    said = [_spaced(line.state) or "no state"]
-    if len(members) == 1:
-        said += [_seconds_text(line.seconds)] if line.seconds is not None else []
-        said += [f"try {line.tries}"] if line.tries > 1 else []
-    prefix = f"{first.task_group_id}." if first.task_group_id else ""
-    text = [line.label.removeprefix(prefix), " - ".join(said)]
-    upstream = sorted(set().union(*(ti.upstream_task_ids for ti in members)))
-    return _Box(first.task_id, text, line.style, dict.fromkeys(upstream), prefix)
+    """A box for each task; its id stands without the prefix that its group's frame shows."""
+    boxes = []
+    for members in _by_task(instances):
+        first, line = members[0], _line_of(members)
+        said = [_spaced(line.state) or "no state"]
+        if len(members) == 1:
+            said += [_seconds_text(line.seconds)] if line.seconds is not None else []
+            said += [f"try {line.tries}"] if line.tries > 1 else []
+        prefix = f"{first.task_group_id}." if first.task_group_id else ""
+        text = [line.label.removeprefix(prefix), " - ".join(said)]
+        upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
+        boxes.append(_Box(first.task_id, text, line.style, upstream, prefix))
+    return boxes
 
 
 _GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
@@ -10026,41 +10017,39 @@ _TIMELINE_FOLD = 20
 
 def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
     """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
-    bars = sorted(map(_bar, _bar_lines(attempts)), key=operator.itemgetter(0, 1))
+    bars = []
+    for line, began in _bars(attempts, _GANTT_FOLD):
+        start = round(1000 * began)
+        end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
+        text = line.label if line.state == "success" else f"{line.label} {_spaced(line.state)}"
+        # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
+        name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
+        _, tag, *_ = _LOOKS[line.style]
+        bars.append((start, end, f"{name} :{tag}"))
     length = max(end for _, end, _ in bars) - bars[0][0]
     axis = "%S.%L" if length < 10_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
     text = f"gantt\n    title {_mermaid_text(title)}\n    dateFormat x\n    axisFormat {axis}\n"
     return text + "".join(f"    {bar}{start}, {end}\n" for start, end, bar in bars)
 
 
-def _bar(line: _Line) -> tuple[int, int, str]:
-    """A bar: from and to in milliseconds of Unix time, its name and its tag.
-
-    The name's first letter is a code, so that it is no word of Mermaid's, as `section` would be.
-    """
-    assert line.start is not None
-    start = round(line.start.timestamp() * 1000)
-    end = max(start + 1, round((line.end or line.start).timestamp() * 1000))
-    text = line.label + (f" try {line.tries}" if line.tries > 1 else "")
-    text += "" if line.state == "success" else f" {_spaced(line.state)}"
-    name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-    _, tag, *_ = _LOOKS[line.style]
-    return start, end, f"{name} :{tag}"
-
-
-def _bar_lines(attempts: Iterable[TaskInstance], fold: int = _GANTT_FOLD) -> Iterator[_Line]:
+def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, float]]:
+    """What ran, and the waits for a retry, with the Unix time at which each began, in its order."""
+    lines = []
     for members in _by_task(ti for ti in attempts if ti.start_date):
         if len({ti.map_index for ti in members}) >= fold:
-            yield _line_of(members)
+            lines.append(_line_of(members))
             continue
         for before, ti in zip([None, *members], members, strict=False):
             line = _line_of([ti])
-            if before is not None and before.map_index == ti.map_index and before.end_date:
+            if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
                 label = f"{line.label} waits"
                 wait = _Line(label, "success", "none", 0, before.end_date, line.start)
-                if before.state is _S.FAILED and (wait.seconds or 0) > 0.05:
-                    yield wait
-            yield line
+                lines += [wait] if (wait.seconds or 0) > 0.05 else []
+            lines.append(line)
+    for line in lines:
+        line.label += f" try {line.tries}" if line.tries > 1 else ""
+    bars = [(line, line.start.timestamp()) for line in lines if line.start]
+    return sorted(bars, key=operator.itemgetter(1))
 
 
 def _live_url(diagram: str) -> str:
@@ -10544,20 +10533,15 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
 
 def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[tuple[_Knot, _Knot], None]]:
     """The boxes by depth, with the knots of edges that pass them; the edges from layer to layer."""
-    depths = _depths(boxes)
-    layers: list[list[_Knot]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
-    links: dict[tuple[_Knot, _Knot], None] = {}
-    for box in boxes:
-        layers[depths[box.task_id]].append(box.task_id)
+    depths, links = _depths(boxes), dict[tuple[_Knot, _Knot], None]()
     for box in boxes:
         for up in sorted(depths.keys() & {*box.upstream}):
-            at: _Knot = up
-            for depth in range(depths[up] + 1, depths[box.task_id]):
-                if (at, (up, depth)) not in links:  # edges of one box share their way
-                    layers[depth].append((up, depth))
-                    links[at, (up, depth)] = None
-                at = up, depth
-            links[at, box.task_id] = None
+            between = [(up, depth) for depth in range(depths[up] + 1, depths[box.task_id])]
+            # Edges of one box share their way.
+            links |= dict.fromkeys(itertools.pairwise([up, *between, box.task_id]))
+    layers: list[list[_Knot]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
+    for knot in dict.fromkeys([*depths, *itertools.chain(*links)]):
+        layers[depths[knot] if isinstance(knot, str) else knot[1]].append(knot)
     return layers, links
 
 
@@ -10573,10 +10557,8 @@ def _untangled(
     places = dict.fromkeys(itertools.chain(*layers), 0.0)
     for near, sweep in ((alone, layers), *((above, layers), (below, layers[::-1])) * 2):
         for layer in sweep:
-            wanted = {}
-            for knot in layer:
-                others = near.get(knot, [knot])
-                wanted[knot] = sum(places[other] for other in others) / len(others)
+            others = {knot: [places[x] for x in near.get(knot, [knot])] for knot in layer}
+            wanted = {knot: sum(ys) / len(ys) for knot, ys in others.items()}
             layer.sort(key=wanted.__getitem__)
             places.update(_spread(layer, wanted))
     return places
@@ -10584,12 +10566,11 @@ def _untangled(
 
 def _spread(layer: Iterable[_Knot], wanted: Mapping[_Knot, float]) -> dict[_Knot, float]:
     """Places near to the wanted ones, in this order and apart."""
-    places: dict[_Knot, float] = {}
-    low = -math.inf
+    places, low = dict[_Knot, float](), -math.inf
     for knot in layer:
-        room = (_BOX[1] + _GAP[1]) / (2 if isinstance(knot, tuple) else 1)
-        places[knot] = max(wanted[knot], low + room / 2)
-        low = places[knot] + room / 2
+        half = (_BOX[1] + _GAP[1]) / (4 if isinstance(knot, tuple) else 2)
+        places[knot] = max(wanted[knot], low + half)
+        low = places[knot] + half
     shift = sum(places[knot] - wanted[knot] for knot in places) / max(len(places), 1)
     return {knot: place - shift for knot, place in places.items()}
 
@@ -10599,34 +10580,32 @@ _NAMES, _SPAN, _ROW = 230, 760, 20  # pixels of a timeline: its names, its bars,
 
 def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
     """When each attempt ran, and the waits for a retry."""
-    lines = sorted(_bar_lines(attempts, _TIMELINE_FOLD), key=lambda line: str(line.start))
-    if not lines:
+    bars = _bars(attempts, _TIMELINE_FOLD)
+    if not bars:
         return _html("p", "nothing has started", class_="soft")
-    began = min(line.start.timestamp() for line in lines if line.start)
-    length = max(0.001, *(line.end.timestamp() - began for line in lines if line.end))
-    high, parts = _ROW * (len(lines[:_DRAWN]) + 1), []
+    _, first = bars[0]
+    length = max(0.001, *(began - first + (line.seconds or 0) for line, began in bars))
+    high, parts = _ROW * (len(bars[:_DRAWN]) + 1), []
     for n in range(5):
         x = _NAMES + _SPAN * n // 4
         parts.append(_html("path", d=f"M{x} {_ROW}V{high}", stroke_dasharray="2 4"))
         parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
-    for n, line in enumerate(lines[:_DRAWN], 1):
-        parts += _svg_bar(line, n * _ROW, began, _SPAN / length)
+    for n, (line, began) in enumerate(bars[:_DRAWN], 1):
+        left = round(_NAMES + _SPAN / length * (began - first), 1)
+        parts += _svg_bar(line, left, n * _ROW, _SPAN / length)
     svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=high + 4)
-    return _html("div", svg, *_and_more(len(lines) - _DRAWN), class_="wide")
+    return _html("div", svg, *_and_more(len(bars) - _DRAWN), class_="wide")
 
 
-def _svg_bar(line: _Line, y: int, began: float, scale: float) -> list[_Html]:
+def _svg_bar(line: _Line, x: float, y: int, scale: float) -> list[_Html]:
     """A row of a timeline: its name, its bar, and how long that took; a wait's bar is thin."""
-    assert line.start is not None
-    label = line.label + (f" try {line.tries}" if line.tries > 1 else "")
     took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
-    x = round(_NAMES + scale * (line.start.timestamp() - began), 1)
     width = round(max(2.0, scale * (line.seconds or 0)), 1)
     place = {"x": x, "y": y + (_ROW - high) // 2, "width": width, "height": high}
-    title = _html("title", f"{label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
+    title = _html("title", f"{line.label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
     return [
         _html("g", title, _html("rect", class_="box", **place), class_=line.style),
-        _html("text", _fit(_clean(label), 34, False), x=0, y=y + 14),
+        _html("text", _fit(_clean(line.label), 34, False), x=0, y=y + 14),
         _html("text", took, x=x + width + 4, y=y + 14),
     ]
 
@@ -10825,29 +10804,26 @@ def _fit(text: str, width: int, color: bool) -> str:
     return found
 
 
-class _Snapshot(_Record):
-    """A run at a moment: what its status shows."""
-
-    counts: Mapping[str, int]  # of task instances by state, or "none"
-    running: Sequence[tuple[str, float]]  # label, seconds since the start; the longest first
-    seconds: float  # since the run's start
+# A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
+# and for how many seconds; the seconds since its start.
+_Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
 def _status_lines(now: _Snapshot, width: int, rows: int) -> list[str]:
     """A bar, the counts, and what runs for how long, in at most so many rows."""
-    total = sum(now.counts.values())
-    ended = sum(now.counts.get(state.value, 0) for state in _ENDED)
+    counts, running, seconds = now
+    total = sum(counts.values())
+    ended = sum(counts.get(state.value, 0) for state in _ENDED)
     size = max(10, min(40, width - 40))
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
-    lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(now.seconds)}"]
-    lines.append(_counts_text(now.counts, "to come", color=True))
+    lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(seconds)}"]
+    lines.append(_counts_text(counts, "to come", color=True))
+    longest = sorted(running, key=lambda x: -x[1])
     room = max(1, min(rows - 3, 8))
-    shown = now.running if len(now.running) <= room else now.running[: room - 1]
-    for label, seconds in shown:
-        lines.append(f"  {_paint(_clean(label), 'running')}  {_seconds_text(seconds)}")
-    if len(shown) < len(now.running):
-        lines.append(f"  ... and {len(now.running) - len(shown)} more")
+    shown = longest if len(longest) <= room else longest[: room - 1]
+    lines += [f"  {_paint(_clean(x), 'running')}  {_seconds_text(n)}" for x, n in shown]
+    lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
     return lines
 
 
@@ -11011,7 +10987,7 @@ class _Report:
         counts = {state.value if state else "none": n for state, n in states.items()}
         began = self._started.items()
         running = [(i.label, now - at) for i, at in began if i.state is _S.RUNNING]
-        return _Snapshot(counts, sorted(running, key=lambda x: -x[1]), now - self._began)
+        return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:
         """The run ended: a summary."""
@@ -11466,9 +11442,9 @@ def _follow(run: DagRun) -> None:
 
     def snapshot() -> _Snapshot:
         lines = [_line_of([ti]) for ti in run._instances(state="running")]
-        running = sorted(((x.label, x.seconds or 0.0) for x in lines), key=lambda x: -x[1])
+        running = [(line.label, line.seconds or 0.0) for line in lines]
         seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
-        return _Snapshot(run._look(_select_run_counts), running, seconds)
+        return run._look(_select_run_counts), running, seconds
 
     try:
         while run.owner_alive:

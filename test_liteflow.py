@@ -9311,9 +9311,7 @@ class ShowingTest(Case):
 
     def test_the_status_fits_its_terminal(self):
         running = [(f"日本_{i}" * 9, float(i)) for i in range(50)]
-        now = liteflow._Snapshot(
-            {"success": 5, "running": 50, "none": 45, "failed": 2}, running, 75
-        )
+        now = ({"success": 5, "running": 50, "none": 45, "failed": 2}, running, 75)
         for width in (20, 40, 80, 200):
             for rows in (5, 24):
                 lines = [
