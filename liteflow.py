@@ -9088,7 +9088,7 @@ class _Run(_Start):
         if now < self._next_glance:
             return
         self._next_glance = now + _GLANCE
-        self.report.tick()
+        self.report.status()
         # One that prints without end is cut at once.
         due = now >= self._next_tick
         self._next_tick = now + _TICK if due else self._next_tick
@@ -9801,9 +9801,9 @@ class _Line(_Record):
     @property
     def seconds(self) -> float | None:
         """From the start to the end."""
-        return (
-            max(0.0, (self.end - self.start).total_seconds()) if self.start and self.end else None
-        )
+        if self.start is None or self.end is None:
+            return None
+        return max(0.0, (self.end - self.start).total_seconds())
 
     def cells(self) -> tuple[object, ...]:
         """The line in a table."""
@@ -10896,7 +10896,7 @@ class _Report:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 self._logs.add(label, text)
 
-    def status(self, snapshot: Callable[[], _Snapshot]) -> None:
+    def status(self, snapshot: Callable[[], _Snapshot] | None = None) -> None:
         """Draw the run as it is now in place of what was drawn before, if it is time."""
         began = time.monotonic()
         if not self.redraws or began < self._next:
@@ -10905,9 +10905,8 @@ class _Report:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         width = max(columns, 20)
-        lines = _status_lines(snapshot(), width, max(rows, 5))
-        lines = [_fit(line, width - 1, self._color) for line in lines]
-        self._put(lines)
+        lines = _status_lines((snapshot or self._snapshot)(), width, max(rows, 5))
+        self._put([_fit(line, width - 1, self._color) for line in lines])
         now = time.monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
 
@@ -10975,11 +10974,7 @@ class _Report:
             if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
                 self.tell(said, state and state.value)
         if changes:
-            self.tick()
-
-    def tick(self) -> None:
-        """Time has passed: the status is drawn anew, if there is one."""
-        self.status(self._snapshot)
+            self.status()
 
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()
@@ -11223,10 +11218,9 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
             f"{path} defines no DAG when it is imported: build it at the top level of the file, "
             'not below `if __name__ == "__main__":`'
         )
-    if len(found) != 1:
-        raise _UsageError(
-            f"{path} defines {len(found)} DAGs ({', '.join(sorted(found))}): name one"
-        )
+    if len(found) > 1:
+        known = ", ".join(sorted(found))
+        raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
     return next(iter(found.values()))
 
 
@@ -11699,7 +11693,6 @@ RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id or l
 # Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `--flag`,
 # `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`; and behind
 # `$` examples of what follows the command's name.
-_DB = "--db PATH  the database (default: liteflow.db)"
 _RUN_OPTIONS = """
 --run-id ID  the new run's id, or the one to resume
 --logical-date ISO  the date that the run is for
@@ -11865,8 +11858,6 @@ def _argument_value(kind: str, text: str) -> Any:
 
 
 def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
-    import argparse
-
     words, _, text = line.partition("  ")
     name, _, value = words.partition(" ")
     settings: dict[str, Any] = {"help": text}
@@ -11877,8 +11868,6 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
         settings["action"] = "store_true"
     elif value.endswith("..."):
         settings |= {"action": "append", "default": []}
-    if name == "--db":
-        settings["default"] = argparse.SUPPRESS  # it may also stand before the command
     if "|" in value:
         settings["choices"] = value.split("|")
     elif value:
@@ -11893,7 +11882,7 @@ def _parser(
     """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
     import argparse
 
-    lines = [*block.strip().splitlines(), _DB]
+    lines = block.strip().splitlines()
     examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
     epilog = "".join(["examples:", *examples, more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
@@ -11903,6 +11892,9 @@ def _parser(
     for line in lines:
         if not line.startswith("$"):
             _add_argument(parser, line)
+    text = "the database (default: liteflow.db)"
+    # Suppressed, since it may also stand before the command.
+    parser.add_argument("--db", metavar="PATH", default=argparse.SUPPRESS, help=text)
     if make is None:
         parser.set_defaults(db=None)
     return parser
