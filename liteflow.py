@@ -10196,9 +10196,7 @@ def _say(line: str) -> None:
 
 
 def _write(text: str) -> None:
-    if sys.stdout is not None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    print(text, end="", flush=True)
 
 
 def _typed(*words: str | Path) -> str:
@@ -10234,16 +10232,31 @@ _ALIKE = 3  # names that are told of several that are alike
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
-class _Failure(_Record):
-    """What is told of a failed task, alike wherever people look for it."""
+class _Failure:
+    """What is told of a failed task, alike wherever people look for it; and of its others, that
+    are not told one by one."""
 
-    ti: TaskInstance
-    others: Sequence[TaskInstance]  # of its task, that are not told one by one
-    head: str  # which, with its element, at which try, and why
-    facts: list[str]  # its exception's notes, members and cause, its place in the code
-    output: str  # what it printed, without what its callbacks did
-    follows: list[str]  # who else failed, what did not run for it
-    more: str  # the command that shows all of it
+    def __init__(
+        self,
+        run: DagRun,
+        instances: Iterable[TaskInstance],
+        ti: TaskInstance,
+        *others: TaskInstance,
+    ) -> None:
+        self.ti, self.others = ti, others
+        tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
+        self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
+        self.facts = _facts_of(ti.error or "")
+        self.output = _own_output(run, ti)
+        self.follows = []  # who else failed, what did not run for it
+        if others:
+            mixed = len({_last_line(each.error) for each in (ti, *others)}) > 1
+            said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
+            self.follows.append(f"{said}: {_few(map(_with_element, others))}")
+        if left_out := _left_out(ti.task_id, instances):
+            self.follows.append(f"not run for it: {_few(left_out)}")
+        shown = _typed("show", run._name, ti._label, "--db", run.db_path)
+        self.more = f"{_own_command()} {shown}"  # the command that shows all of it
 
 
 def _failures_of(
@@ -10259,26 +10272,7 @@ def _failures_of(
             reason = [*reasons][-1]
         reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
-    return [_failure_of(run, instances, *group) for group in groups[:most]]
-
-
-def _failure_of(
-    run: DagRun, instances: Iterable[TaskInstance], ti: TaskInstance, *others: TaskInstance
-) -> _Failure:
-    tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
-    mixed = len({_last_line(each.error) for each in (ti, *others)}) > 1
-    said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
-    left_out = _left_out(ti.task_id, instances)
-    return _Failure(
-        ti,
-        others,
-        f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}",
-        _facts_of(ti.error or ""),
-        _own_output(run, ti),
-        [f"{said}: {_few(map(_with_element, others))}"] * bool(others)
-        + [f"not run for it: {_few(left_out)}"] * bool(left_out),
-        f"{_own_command()} {_typed('show', run._name, ti._label, '--db', run.db_path)}",
-    )
+    return [_Failure(run, instances, *group) for group in groups[:most]]
 
 
 def _few(names: Iterable[str]) -> str:
@@ -11331,8 +11325,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         parts.append(f"## {_markdown(ti._label)}\n")
         if ti.error:
             parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
-        tail = _tail(run.log(ti.task_id, ti.map_index), 50)
-        if tail:
+        if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
     if len(failed) > _SHOWN:
         parts.append(f"... and {len(failed) - _SHOWN} more that failed.\n")
@@ -11523,8 +11516,7 @@ def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
     for ti in [*errors.values()][::-1][:_NAMED]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
-        text = run.log(ti.task_id, ti.map_index)
-        if text:
+        if text := run.log(ti.task_id, ti.map_index):
             count = text.rstrip("\n").count("\n") + 1
             more = f", the last 10 of {count} lines" if count > 10 else ""
             print(f"\nlog of {_clean(ti._label)}{more}:")
