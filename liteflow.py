@@ -9785,6 +9785,8 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
 
+_Seen = Sequence[TaskInstance]  # a run's, as `_seen` gives them
+
 
 class _Line(_Record):
     """What people see of a task instance, of an attempt, or of all instances of a mapped task."""
@@ -9832,7 +9834,7 @@ _LOOKS = {
 }
 
 
-def _line_of(members: Sequence[TaskInstance]) -> _Line:
+def _line_of(members: _Seen) -> _Line:
     """A task instance or attempt as a line, or several of one task as one."""
     first, now = members[0], _utcnow()
     words = collections.Counter(ti._word or "none" for ti in members)
@@ -9861,7 +9863,7 @@ def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool 
     return ", ".join(_paint(text, word) if color else text for text, word in said)
 
 
-def _counts_of(instances: Iterable[TaskInstance]) -> str:
+def _counts_of(instances: _Seen) -> str:
     return _counts_text(collections.Counter(ti._word or "none" for ti in instances))
 
 
@@ -9877,7 +9879,7 @@ _FOLD = 10  # mapped instances from which on a task is one line of a table
 _SHOWN = 20  # of its failed ones that are shown all the same
 
 
-def _lines_of(instances: Iterable[TaskInstance], whole: bool = False) -> list[_Line]:
+def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
     """A line for each task instance; those of a mapped task in one, but for what failed."""
     lines = []
     for members in _by_task(instances):
@@ -9995,7 +9997,7 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
     return boxes
 
 
-def _run_boxes(instances: Iterable[TaskInstance]) -> list[_Box]:
+def _run_boxes(instances: _Seen) -> list[_Box]:
     """A box for each task; its id stands without the prefix that its group's frame shows."""
     boxes = []
     for members in _by_task(instances):
@@ -10236,13 +10238,8 @@ class _Failure:
     """What is told of a failed task, alike wherever people look for it; and of its others, that
     are not told one by one."""
 
-    def __init__(
-        self,
-        run: DagRun,
-        instances: Iterable[TaskInstance],
-        ti: TaskInstance,
-        *others: TaskInstance,
-    ) -> None:
+    def __init__(self, run: DagRun, instances: _Seen, alike: _Seen) -> None:
+        ti, *others = alike
         self.ti, self.others = ti, others
         tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
         self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
@@ -10250,7 +10247,7 @@ class _Failure:
         self.output = _own_output(run, ti)
         self.follows = []  # who else failed, what did not run for it
         if others:
-            mixed = len({_last_line(each.error) for each in (ti, *others)}) > 1
+            mixed = len({_last_line(each.error) for each in alike}) > 1
             said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
         if left_out := _left_out(ti.task_id, instances):
@@ -10259,9 +10256,7 @@ class _Failure:
         self.more = f"{_own_command()} {shown}"  # the command that shows all of it
 
 
-def _failures_of(
-    run: DagRun, instances: Sequence[TaskInstance], most: int = _NAMED
-) -> list[_Failure]:
+def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Failure]:
     """The first failures of a run. Those of a task for the same reason are told as one, and with
     its last reason all others."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
@@ -10272,7 +10267,7 @@ def _failures_of(
             reason = [*reasons][-1]
         reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
-    return [_Failure(run, instances, *group) for group in groups[:most]]
+    return [_Failure(run, instances, group) for group in groups[:most]]
 
 
 def _few(names: Iterable[str]) -> str:
@@ -10306,7 +10301,7 @@ def _with_element(ti: TaskInstance) -> str:
     return f"{ti._label} {_element_text(ti)}".rstrip()
 
 
-def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
+def _left_out(task_id: str, instances: _Seen) -> list[str]:
     """What did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     found = reached = {task_id}
@@ -10316,7 +10311,7 @@ def _left_out(task_id: str, instances: Iterable[TaskInstance]) -> list[str]:
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
-def _report_of(run: DagRun, instances: Sequence[TaskInstance]) -> list[str]:
+def _report_of(run: DagRun, instances: _Seen) -> list[str]:
     """What failed in a run, and the commands that show more and that go on, for people."""
     failures, lines = _failures_of(run, instances), []
     for failure in failures:
@@ -10333,7 +10328,7 @@ def _report_of(run: DagRun, instances: Sequence[TaskInstance]) -> list[str]:
     return [_clean(line) for line in lines]
 
 
-def _way_on(run: DagRun, instances: Iterable[TaskInstance]) -> dict[str, str]:
+def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
     """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
     if run.state is DagRunState.SUCCESS or run.owner_alive:
         return {}
@@ -10342,9 +10337,7 @@ def _way_on(run: DagRun, instances: Iterable[TaskInstance]) -> dict[str, str]:
     return {said: _script_command(run, "--resume")}
 
 
-def _other_trouble(
-    run: DagRun, instances: Sequence[TaskInstance], failures: Iterable[_Failure]
-) -> list[str]:
+def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> list[str]:
     """What failed and is not told; what was cut off in the midst of an attempt or before its next;
     callbacks that failed."""
     told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
@@ -10634,7 +10627,7 @@ def _run_chip(run: DagRun) -> _Html:
     return _chip(_run_style(run), _run_state(run))
 
 
-def _facts(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
+def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     """What is to be said of a run before its tasks: what it was, and what failed."""
     facts = {
         "run": run.run_id,
@@ -10654,7 +10647,7 @@ def _facts(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_H
     return [*said, *_failure_sections(run, instances, most)]
 
 
-def _failure_sections(run: DagRun, instances: Sequence[TaskInstance], most: int) -> list[_Html]:
+def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     """What failed, told as everywhere, with tracebacks and output folded away."""
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
@@ -10679,7 +10672,7 @@ def _output_of(run: DagRun, ti: TaskInstance, named: bool = False) -> list[_Html
     return [*head, _html("pre", "\n".join(tail))] if tail else []
 
 
-def _task_table(instances: Iterable[TaskInstance]) -> _Html:
+def _task_table(instances: _Seen) -> _Html:
     lines = _lines_of(instances)
     # Of very many, those that went well can be missed.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
@@ -11510,7 +11503,7 @@ def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> 
         print("\n" + _table(("XCOM", "TYPE", "VALUE"), cells))
 
 
-def _show_errors(run: DagRun, instances: Sequence[TaskInstance]) -> None:
+def _show_errors(run: DagRun, instances: _Seen) -> None:
     # Those of one reason once.
     errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
     for ti in [*errors.values()][::-1][:_NAMED]:
