@@ -9917,6 +9917,9 @@ def _run_state(run: DagRun) -> str:
 
 _MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
 _MAX_TEXT = 50_000
+_MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
+_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
+_TIMELINE_FOLD = 20
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
@@ -9968,9 +9971,6 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-_MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-
-
 def _direction_of(boxes: Sequence[_Box]) -> str:
     """TD, or LR for what would be so wide that renderers shrink it beyond reading."""
     layers = collections.Counter(_depths(boxes).values())
@@ -10011,10 +10011,6 @@ def _run_boxes(instances: _Seen) -> list[_Box]:
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
         boxes.append(_Box(first.task_id, text, line.style, upstream, prefix))
     return boxes
-
-
-_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
-_TIMELINE_FOLD = 20
 
 
 def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
@@ -10063,17 +10059,6 @@ def _live_url(diagram: str) -> str:
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
-
-
-def _too_large(diagram: str) -> str | None:
-    """Why renderers at their defaults will refuse the diagram, if they will."""
-    edges = diagram.count(" --> ")
-    if edges > _MAX_EDGES or len(diagram) > _MAX_TEXT:
-        return (
-            f"the diagram has {edges} edges and {len(diagram):,} characters; Mermaid's renderers "
-            f"refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
-        )
-    return None
 
 
 # --- Showing: text --------------------------------------------------------------------------------
@@ -10462,6 +10447,7 @@ def _and_more(count: int) -> list[_Html]:
 _Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
 _BOX = 190, 42  # pixels
 _GAP = 50, 14  # between boxes of two layers, and of one
+_NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
 _DRAWN = 200  # boxes and bars, beyond which they are folded or left out
 
 
@@ -10535,8 +10521,8 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[tuple[_Knot
 def _untangled(
     layers: Sequence[list[_Knot]], links: Iterable[tuple[_Knot, _Knot]]
 ) -> dict[_Knot, float]:
-    """Order each layer so that few edges cross: in two sweeps down and up each knot goes to the
-    mean of its neighbours. Gives the place of each."""
+    """Order each layer so that few edges cross: in two sweeps down and up each knot goes near to
+    the mean of its neighbours, apart from those beside it. Gives the place of each."""
     above, below, alone = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
     for a, b in links:
         above[b].append(a)
@@ -10547,54 +10533,40 @@ def _untangled(
             others = {knot: [places[x] for x in near.get(knot, [knot])] for knot in layer}
             wanted = {knot: sum(ys) / len(ys) for knot, ys in others.items()}
             layer.sort(key=wanted.__getitem__)
-            places.update(_spread(layer, wanted))
+            low = -math.inf
+            for knot in layer:
+                half = (_BOX[1] + _GAP[1]) / (4 if isinstance(knot, tuple) else 2)
+                places[knot] = max(wanted[knot], low + half)
+                low = places[knot] + half
+            shift = sum(places[knot] - wanted[knot] for knot in layer) / max(len(layer), 1)
+            for knot in layer:
+                places[knot] -= shift
     return places
 
 
-def _spread(layer: Iterable[_Knot], wanted: Mapping[_Knot, float]) -> dict[_Knot, float]:
-    """Places near to the wanted ones, in this order and apart."""
-    places, low = dict[_Knot, float](), -math.inf
-    for knot in layer:
-        half = (_BOX[1] + _GAP[1]) / (4 if isinstance(knot, tuple) else 2)
-        places[knot] = max(wanted[knot], low + half)
-        low = places[knot] + half
-    shift = sum(places[knot] - wanted[knot] for knot in places) / max(len(places), 1)
-    return {knot: place - shift for knot, place in places.items()}
-
-
-_NAMES, _SPAN, _ROW = 230, 760, 20  # pixels of a timeline: its names, its bars, a row
-
-
 def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
-    """When each attempt ran, and the waits for a retry."""
+    """When each attempt ran, and the waits for a retry: its name, its bar, and how long it took."""
     bars = _bars(attempts, _TIMELINE_FOLD)
     if not bars:
         return _html("p", "nothing has started", class_="soft")
     _, first = bars[0]
     length = max(0.001, *(began - first + (line.seconds or 0) for line, began in bars))
-    high, parts = _ROW * (len(bars[:_DRAWN]) + 1), []
+    scale, bottom, parts = _SPAN / length, _ROW * (len(bars[:_DRAWN]) + 1), []
     for n in range(5):
         x = _NAMES + _SPAN * n // 4
-        parts.append(_html("path", d=f"M{x} {_ROW}V{high}", stroke_dasharray="2 4"))
+        parts.append(_html("path", d=f"M{x} {_ROW}V{bottom}", stroke_dasharray="2 4"))
         parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
     for n, (line, began) in enumerate(bars[:_DRAWN], 1):
-        left = round(_NAMES + _SPAN / length * (began - first), 1)
-        parts += _svg_bar(line, left, n * _ROW, _SPAN / length)
-    svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=high + 4)
+        took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
+        left = round(_NAMES + scale * (began - first), 1)
+        width = round(max(2.0, scale * (line.seconds or 0)), 1)
+        place = {"x": left, "y": n * _ROW + (_ROW - high) // 2, "width": width, "height": high}
+        title = _html("title", f"{line.label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
+        parts.append(_html("g", title, _html("rect", class_="box", **place), class_=line.style))
+        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * _ROW + 14))
+        parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
+    svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
     return _html("div", svg, *_and_more(len(bars) - _DRAWN), class_="wide")
-
-
-def _svg_bar(line: _Line, x: float, y: int, scale: float) -> list[_Html]:
-    """A row of a timeline: its name, its bar, and how long that took; a wait's bar is thin."""
-    took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
-    width = round(max(2.0, scale * (line.seconds or 0)), 1)
-    place = {"x": x, "y": y + (_ROW - high) // 2, "width": width, "height": high}
-    title = _html("title", f"{line.label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
-    return [
-        _html("g", title, _html("rect", class_="box", **place), class_=line.style),
-        _html("text", _fit(_clean(line.label), 34, False), x=0, y=y + 14),
-        _html("text", took, x=x + width + 4, y=y + 14),
-    ]
 
 
 _PAGE_ROWS = 500  # of a table
@@ -11257,8 +11229,13 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
     if output is None:
         _write(f"{_live_url(text)}\n" if options.url else text)
-        if warning := _too_large(text):
-            _say(f"liteflow: {warning}")
+        edges = text.count(" --> ")
+        if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
+            _say(
+                f"liteflow: the diagram has {edges} edges and {len(text):,} characters; Mermaid's "
+                f"renderers refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured "
+                "otherwise"
+            )
         return
     _write_file(output, text)
 

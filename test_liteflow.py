@@ -9227,11 +9227,6 @@ class ShowingTest(Case):
         self.assertIn("m x 10000<br/>9999 success#44; 1 failed", text)
         self.assertIn("no state", text)
         self.assertLess(len(text), 2_000)
-        self.assertIsNone(liteflow._too_large(text))
-
-    def test_too_large_a_diagram_is_said(self):
-        many = [self.instance(f"t{i}", upstream=[f"t{j}" for j in range(i)]) for i in range(40)]
-        self.assertIn("780 edges", liteflow._too_large(liteflow._draw(liteflow._run_boxes(many))))
 
     def test_a_dag_is_drawn_from_code(self):
         with DAG("d") as d:
@@ -10143,6 +10138,28 @@ class CommandLineTest(ScriptCase):
         )
         self.assert_exit(2, "script", words=["a -> b -> a"])
         self.assertFalse(self.db.exists())
+
+    def test_too_large_a_diagram_is_said(self):
+        run = self.run_flow(
+            """
+            with DAG("many") as dag:
+                @task
+                def f(*above): pass
+                above = []
+                for i in range(40): above.append(f(*above))
+            """
+        )
+        self.assertEqual(run.state, "success")
+        self.assert_exit(0, "visualize", "many", words=["780 edges"])
+        self.run_flow(
+            """
+            with DAG("mapped") as dag:
+                @task
+                def f(i): pass
+                f.expand(i=list(range(1000)))
+            """
+        )
+        self.assertEqual(self.assert_exit(0, "visualize", "mapped").stderr, "")
 
     def test_graph_runs_nothing(self):
         done = self.assert_exit(0, "script", "--graph")
