@@ -9815,6 +9815,8 @@ class _Line(_Record):
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
+_FOLD = 10  # mapped instances from which on a task is one line of a table
+_SHOWN = 20  # of its failed ones that are shown all the same
 # Of each state, the worst first, but for success: its colour on a terminal; its tag in a gantt; its
 # sign, fill and text on a page, which differ in lightness and in shape, too, for those who can't
 # tell red from green; the fill, edge and text of its box in a diagram, all coloured, so that it can
@@ -9873,10 +9875,6 @@ def _spaced(state: str) -> str:
 
 def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
     return [list(members) for _, members in itertools.groupby(instances, lambda ti: ti.task_id)]
-
-
-_FOLD = 10  # mapped instances from which on a task is one line of a table
-_SHOWN = 20  # of its failed ones that are shown all the same
 
 
 def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
@@ -10063,7 +10061,7 @@ def _live_url(diagram: str) -> str:
 
 # --- Showing: text --------------------------------------------------------------------------------
 
-
+_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
 # Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
@@ -10156,9 +10154,6 @@ def _ago(moment: _datetime.datetime | None) -> str:
         if seconds < limit:
             return f"{int(seconds // unit)} {name} ago"
     return f"{int(seconds // 86400)} d ago"
-
-
-_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
 
 
 def _printed(text: str) -> str:
@@ -10449,6 +10444,9 @@ _BOX = 190, 42  # pixels
 _GAP = 50, 14  # between boxes of two layers, and of one
 _NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
 _DRAWN = 200  # boxes and bars, beyond which they are folded or left out
+_PAGE_ROWS = 500  # of a table
+_PAGE_RUNS = 50  # columns of a DAG's grid
+_PAGE_CELLS = 10_000  # of a grid
 
 
 def _svg_graph(boxes: Sequence[_Box]) -> _Html:
@@ -10567,11 +10565,6 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
     svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
     return _html("div", svg, *_and_more(len(bars) - _DRAWN), class_="wide")
-
-
-_PAGE_ROWS = 500  # of a table
-_PAGE_RUNS = 50  # columns of a DAG's grid
-_PAGE_CELLS = 10_000  # of a grid
 
 
 def _run_page(run: DagRun) -> str:
@@ -10729,6 +10722,7 @@ def _notebook_run(run: DagRun) -> str:
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
+_NO_TASKS = "there are no tasks: a @task function makes one when it is called"
 
 
 def _may_redraw(stream: Any) -> bool:
@@ -10813,9 +10807,6 @@ class _LogLines:
         """End a line that has no end."""
         _write("" if self._ended else "\n")
         self._ended = True
-
-
-_NO_TASKS = "there are no tasks: a @task function makes one when it is called"
 
 
 class _Report:
@@ -11192,6 +11183,10 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 _POLL = 0.5  # seconds between two looks at a live run
 _RUNS = 50  # that are listed unless another number is asked for
 _RUN_ERRORS = 3  # that are listed of each
+# What `--json` prints of an instance, and of an attempt.
+_INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
+    duration error upstream_task_ids"""
+_ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid error"
 
 
 def _print_json(document: object) -> None:
@@ -11205,11 +11200,6 @@ def _json_of(value: Any) -> Any:
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
     """What `--json` prints of a run, a task instance or a row: its attributes of these names."""
     return {**{name: getattr(of, name) for name in names.split()}, **more}
-
-
-_INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
-    duration error upstream_task_ids"""
-_ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid error"
 
 
 def _run_document(run: DagRun) -> dict[str, Any]:
@@ -11332,8 +11322,7 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
 
     Of a run that is under way nothing is known yet: the one before it counts.
     """
-    runs = (run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive)
-    ended = next(runs, None)
+    ended = next((run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive), None)
     if ended is None:
         return "no run has ended yet"
     if ended.state is not DagRunState.SUCCESS:
