@@ -10173,8 +10173,9 @@ def _tail(text: str, count: int = 10) -> list[str]:
 
 def _say(line: str) -> None:
     """A line on standard error; where nobody listens any more, nothing depends on it."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _write(text: str) -> None:
@@ -11021,10 +11022,9 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    module = "" if spec is None else spec.name.removesuffix(".__main__")
-    command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.isfile(sys.argv[0]) else ""
-    if module:
-        command = f"cd {_typed(Path.cwd())} && {_python()} -m {module}"
+    command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
+    if spec is not None and spec.name != "__main__":  # as a folder or an archive has it
+        command = f"cd {_typed(Path.cwd())} && {_python()} -m {spec.name.removesuffix('.__main__')}"
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 

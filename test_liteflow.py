@@ -10600,6 +10600,11 @@ class SeeingTest(ScriptCase):
             )  # fmt: skip
             run = Dag("night").get_run(f"r{len(closed)}", self.db)
             self.assertEqual((done.returncode, self.states(run)["good"]), (1, "success"))
+        done = subprocess.run(
+            f"{sys.executable} my_flow.py --run-id r 2>&-",
+            shell=True, cwd=self.folder, check=False, timeout=LIMIT, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
 
     def test_output_that_can_not_be_written_is_one_sentence(self):
         self.python("my_flow.py")
@@ -11078,6 +11083,14 @@ class FailureTest(ScriptCase):
         told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
         [debug] = [line for line in told if line.startswith("in a debugger: ")]
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
+
+    def test_a_folder_goes_on_by_its_path(self):
+        app = self.folder / "app"
+        app.mkdir()
+        copy_liteflow(app)
+        os.rename(self.folder / "my_flow.py", app / "__main__.py")
+        go_on = self.python("app", "-q").stderr.splitlines()[-1]
+        self.assertIn("load[0]  running  try 3", self.pasted(go_on).stderr)
 
     def test_a_command_of_a_harmed_file_steers_no_terminal(self):
         self.python("my_flow.py")
