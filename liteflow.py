@@ -10159,10 +10159,8 @@ def _ago(moment: _datetime.datetime | None) -> str:
 def _printed(text: str) -> str:
     """Output as it was last seen: a line that carriage returns began anew, a progress bar's say,
     is what stands behind the last of them."""
-    if "\r" in text:
-        lines = text.split("\n")
-        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
-    return _clean(text)
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return _clean("\n".join(lines))
 
 
 def _tail(text: str, count: int = 10) -> list[str]:
@@ -10194,8 +10192,8 @@ def _python() -> str:
     mail."""
     import shutil
 
-    found, own = shutil.which("python3"), sys.executable
-    same = found is not None and os.path.dirname(found) == os.path.dirname(own)
+    own = sys.executable
+    same = os.path.dirname(shutil.which("python3") or "") == os.path.dirname(own)
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
 
@@ -10457,11 +10455,8 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     (wide, high), (apart, _) = _BOX, _GAP
     ys = _untangled(layers, links)
     top = min(ys.values(), default=0)
-    at = {
-        knot: (n * (wide + apart), round(ys[knot] - top + high / 2 + 1))
-        for n, layer in enumerate(layers)
-        for knot in layer
-    }
+    xs = {knot: n * (wide + apart) for n, layer in enumerate(layers) for knot in layer}
+    at = {knot: (x, round(ys[knot] - top + high / 2 + 1)) for knot, x in xs.items()}
     parts, upstream = [], {box.task_id: box.upstream for box in boxes}
     for a, b in links:
         (x1, y1), (x2, y2) = at[a], at[b]
@@ -10605,11 +10600,8 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
         "database": run.db_path,
         "reason": run.reason or "",
     }
-    said = [
-        _html("p", _html("span", f"{name} ", class_="soft"), text, class_="fact")
-        for name, text in facts.items()
-        if text
-    ]
+    named = [(_html("span", f"{name} ", class_="soft"), x) for name, x in facts.items() if x]
+    said = [_html("p", name, text, class_="fact") for name, text in named]
     return [*said, *_failure_sections(run, instances, most)]
 
 
@@ -10944,8 +10936,7 @@ class _Report:
         each = _counts_text(run._look(_select_run_counts)) or "no tasks"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
         self.tell(text, run.state.value)
-        slowest = [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]
-        if slowest:
+        if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 
@@ -11588,9 +11579,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
-    runs = [run for run in runs if not run.owner_alive]
-    if options.values:
-        runs = [run for run in runs if run._row.values_deleted is None]
+    runs = [x for x in runs if not (x.owner_alive or (options.values and x._row.values_deleted))]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     what = f"the values of {what}" if options.values else what
     if options.dry_run:
@@ -11856,8 +11845,7 @@ def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     text = "run DAGs of tasks, and see what ran"
     # The command that an installation makes; a copied file has none.
-    installed = os.path.basename(sys.argv[0]) == "liteflow"
-    name = "liteflow" if installed else f"python3 -m {__name__}"
+    name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
     parser = _parser(name, text, "", f"{_EXAMPLES}\n{_EXIT_CODES}")
     of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
