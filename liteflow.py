@@ -10169,10 +10169,10 @@ def _tail(text: str, count: int = 10) -> list[str]:
     return [x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]" for x in lines]
 
 
-def _say(line: str) -> None:
+def _say(line: str, end: str = "\n") -> None:
     """A line on standard error; where nobody listens any more, nothing depends on it."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{line}{end}")
         sys.stderr.flush()
 
 
@@ -10463,8 +10463,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
         x1, along = x1 + wide, f"H{x2 + wide}" if isinstance(b, tuple) else ""
         bent = x1 + apart // 2
         parts.append(_html("path", d=f"M{x1} {y1}C{bent} {y1} {bent} {y2} {x2} {y2}{along}"))
-        source = a if isinstance(a, str) else a[0]
-        if isinstance(b, str) and (label := upstream[b].get(source)):
+        if isinstance(b, str) and (label := upstream[b].get(a if isinstance(a, str) else a[0])):
             parts.append(_html("text", label, x=x2 - 4, y=y2 - 5, text_anchor="end"))
     for box in boxes:
         x, y = at[box.task_id]
@@ -10643,10 +10642,10 @@ def _task_table(instances: _Seen) -> _Html:
     return _folded_away("Tasks", table, *more, is_open=len(rows) <= 100)
 
 
-def _dag_page(dag: Dag, path: Path) -> str:
+def _dag_page(dag: Dag) -> str:
     """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
     duration, and a row for each task; then what is to be said of each run."""
-    runs = _read_runs(path, dag.dag_id, limit=_PAGE_RUNS)
+    runs = dag.runs(limit=_PAGE_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
     cells: dict[str, dict[int, _Html]] = {}
@@ -10867,9 +10866,7 @@ class _Report:
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
         self._drawn = len(lines)
-        with contextlib.suppress(OSError, ValueError):  # nobody looks any more
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        _say(text, end="")
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
@@ -11244,7 +11241,7 @@ def _cmd_page(options: argparse.Namespace) -> None:
     if options.run is None:
         text = _file_page(options.db)
     elif options.run in {found["dag_id"] for found in _read(options.db, _select_dags)}:
-        text = _dag_page(_load_dag(options.run, options.db), options.db)
+        text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
     _write_file(options.output, text) if options.output else _write(text)
@@ -11553,7 +11550,7 @@ def _cmd_delete(options: argparse.Namespace) -> None:
 def _forget_dag(options: argparse.Namespace) -> None:
     """Delete all runs of a DAG, and what is known of it; a terminal is asked first."""
     dag = _load_dag(options.run, options.db)
-    runs = dag.runs(options.db)
+    runs = dag.runs()
     what = f"DAG {dag.dag_id!r} with {len(runs)} run{'s' * (len(runs) != 1)}"
     if live := [run._name for run in runs if run.owner_alive]:
         raise AlreadyRunning(f"{', '.join(live)} is running: stop it first")
