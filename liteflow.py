@@ -10335,11 +10335,11 @@ def _script_command(run: DagRun, *options: str) -> str:
     """How the file of a run's DAG is started with options for this run."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
     words = _typed(*options, "--run-id", run.run_id, "--db", run.db_path)
-    if run._row.command:
-        return _clean(f"{run._row.command} {words}")
-    if not os.path.isfile(file):
-        return f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
-    return f"{_own_command()} {_typed('run', file, run.dag_id)} {words}"
+    start = run._row.command
+    if not start and os.path.isfile(file):
+        start = f"{_own_command()} {_typed('run', file, run.dag_id)}"
+    in_python = f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
+    return _clean(f"{start} {words}" if start else in_python)
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -11500,8 +11500,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
 
 
 def _cmd_stop(options: argparse.Namespace) -> None:
-    running = _read_runs(options.db, options.run, state="running")
-    live = [run for run in running if run.owner_alive]
+    live = [x for x in _read_runs(options.db, options.run, state="running") if x.owner_alive]
     if len(live) > 1:
         names = ", ".join(run._name for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")

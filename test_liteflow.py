@@ -11100,6 +11100,9 @@ class FailureTest(ScriptCase):
             text = self.cli_here(*words).stdout
             self.assertIn("python3 \\x1b[2J --resume", text)
             self.assertNotIn("\x1b", text)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET command = NULL, run_id = 'r' || char(27) || '[2J'")
+        self.assertNotIn("\x1b", self.cli_here("show", "two", "load[1]").stdout)
 
     def test_a_run_id_that_is_taken_is_a_sentence(self):
         self.python("my_flow.py", "--run-id", "mine")
