@@ -10128,12 +10128,10 @@ def _seconds_text(seconds: float | None) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _when(moment: _datetime.datetime | None) -> str:
@@ -10150,10 +10148,9 @@ def _ago(moment: _datetime.datetime | None) -> str:
     if moment is None:
         return "never"
     seconds = max(0.0, (_utcnow() - moment).total_seconds())
-    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h")):
-        if seconds < limit:
-            return f"{int(seconds // unit)} {name} ago"
-    return f"{int(seconds // 86400)} d ago"
+    units = ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h"), (math.inf, 86400, "d"))
+    unit, name = next((unit, name) for limit, unit, name in units if seconds < limit)
+    return f"{int(seconds // unit)} {name} ago"
 
 
 def _printed(text: str) -> str:
@@ -10200,9 +10197,8 @@ def _python() -> str:
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
     here = Path(__file__).absolute()
-    if {"site-packages", "dist-packages"} & {*here.parts}:
-        return f"{_python()} -m {__name__}"
-    return f"{_python()} {_typed(here)}"
+    installed = {"site-packages", "dist-packages"} & {*here.parts}
+    return f"{_python()} -m {__name__}" if installed else f"{_python()} {_typed(here)}"
 
 
 # --- Showing: failures ----------------------------------------------------------------------------
@@ -10719,18 +10715,15 @@ _NO_TASKS = "there are no tasks: a @task function makes one when it is called"
 
 def _may_redraw(stream: Any) -> bool:
     """Whether the stream is a terminal on which lines can be drawn again."""
-    try:
-        is_terminal = bool(stream.isatty())
-    except (AttributeError, ValueError):  # None, or closed
-        return False
-    return is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+    with contextlib.suppress(AttributeError, ValueError):  # None, or closed
+        return bool(stream.isatty()) and os.environ.get("TERM", "dumb") != "dumb"
+    return False
 
 
 def _may_color(stream: Any) -> bool:
     """Whether colours are wanted there (the order is CPython's own)."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or _may_redraw(stream)
+    wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
+    return bool(wanted) and not os.environ.get("NO_COLOR")
 
 
 def _paint(text: str, state: str | None) -> str:
@@ -11868,7 +11861,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def act() -> Any:
-        if options.command not in ("run", "scaffold"):  # a DAG may name its own; or none is needed
+        """Find the database, if the command is not one that may have another or needs none."""
+        if options.command not in ("run", "scaffold"):
             options.db = _database_path(options.db, None)
         return globals()[f"_cmd_{options.command}"](options) or 0
 
