@@ -11198,17 +11198,15 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         text = _markdown_of(run, options.direction)
     else:
         text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
-    if output is None:
-        _write(f"{_live_url(text)}\n" if options.url else text)
-        edges = text.count(" --> ")
-        if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
-            _say(
-                f"liteflow: the diagram has {edges} edges and {len(text):,} characters; Mermaid's "
-                f"renderers refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured "
-                "otherwise"
-            )
-        return
-    _write_file(output, text)
+    if output is not None:
+        return _write_file(output, text)
+    _write(f"{_live_url(text)}\n" if options.url else text)
+    edges = text.count(" --> ")
+    if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
+        _say(
+            f"liteflow: the diagram has {edges} edges and {len(text):,} characters; Mermaid's "
+            f"renderers refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
+        )
 
 
 def _write_file(output: Path, text: str) -> None:
@@ -11536,7 +11534,6 @@ def _cmd_delete(options: argparse.Namespace) -> None:
         run.delete()
     would = "would delete" if options.dry_run else "deleted"
     _say(f"{would} run {run.run_id!r} of DAG {run.dag_id!r}")
-    return None
 
 
 def _forget_dag(options: argparse.Namespace) -> None:
