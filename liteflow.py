@@ -11819,10 +11819,8 @@ def _parser(
         if not line.startswith("$"):
             _add_argument(parser, line)
     text = "the database (default: liteflow.db)"
-    # Suppressed, since it may also stand before the command.
-    parser.add_argument("--db", metavar="PATH", default=argparse.SUPPRESS, help=text)
-    if make is None:
-        parser.set_defaults(db=None)
+    default = None if make is None else argparse.SUPPRESS  # it may also stand before the command
+    parser.add_argument("--db", metavar="PATH", default=default, help=text)
     return parser
 
 
