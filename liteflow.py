@@ -6395,8 +6395,6 @@ class _ForkedServer:
     pid: int | None = None
 
     def __init__(self, instead: str | None) -> None:
-        import socket
-
         self.instead = instead  # the method to start workers if it is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
@@ -6405,7 +6403,7 @@ class _ForkedServer:
         self._exitcodes: dict[int, int] = {}
         self._lock = threading.Lock()
         self.is_gone = False
-        requests, self._requests = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # it may be anything
@@ -6432,44 +6430,36 @@ class _ForkedServer:
 
     def fork(self, control: int) -> tuple[int, int]:
         """A worker that serves this end of a control pair: its process id, and a descriptor that
-        tells of its end. Raises OSError."""
-        import socket
-
+        tells of its end. Raises OSError, EOFError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
-                socket.send_fds(self._requests, [b"fork"], [control])
+                self._requests.send((), file=control)
                 while (made := self._hear(_FORK_LIMIT)) is None:
                     pass
-                return made
-            except OSError:
+                return made, self._requests.take_file()
+            except (OSError, EOFError):
                 self.is_gone = True  # what it may say later is not to be heard
                 raise
 
     def exitcode(self, pid: int) -> int | None:
         """How a worker ended, as multiprocessing says it, or None."""
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError, EOFError):
             while pid not in self._exitcodes and not self.is_gone:
                 self._hear(0.0)
         return self._exitcodes.get(pid)
 
-    def _hear(self, timeout: float) -> tuple[int, int] | None:
-        """What it says: of a new worker, or how one ended, which is kept. Raises OSError if it
-        says nothing in time, or never will."""
-        import socket
-
-        self._requests.settimeout(timeout)
-        said, files, _, _ = socket.recv_fds(self._requests, 64, 1)
-        if not said:
-            raise OSError("the forked server is gone")
-        pid, *code = map(int, said.split())
+    def _hear(self, timeout: float) -> int | None:
+        """What it says: the process id of a new worker, or how one ended, which is kept. Raises
+        OSError if it says nothing in time, EOFError if it never will."""
+        while (message := self._requests.receive()) is None:
+            if not _is_readable(self._requests.fileno(), timeout):
+                raise OSError("the forked server says nothing")
+        pid, *code = message[0]
         if code:
             self._exitcodes[pid] = code[0]
-        for file in files:
-            os.set_inheritable(file, False)
-            return pid, file
-        return None
+        return None if code else pid
 
     def let_go(self) -> None:
         """Close what tells it, and its workers, that this process lives."""
@@ -6496,7 +6486,7 @@ class _ForkedProcess:
     """A worker of a forked server, as its slot knows it."""
 
     def __init__(self, server: _ForkedServer, control: socket.socket) -> None:
-        """Fork it. Raises OSError."""
+        """Fork it. Raises OSError, EOFError."""
         self.server = server
         self.pid, self.sentinel = server.fork(control.fileno())
 
@@ -6556,10 +6546,8 @@ def _is_guarded() -> bool:
     return True
 
 
-def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
+def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
     """What a forked server does until the scheduler is gone."""
-    import socket
-
     workers: dict[int, int] = {}  # process ids by what tells of their end
     scheduler = os.getppid()
     try:
@@ -6573,10 +6561,10 @@ def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
                     poll.unregister(descriptor)
                     os.close(descriptor)
                     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with contextlib.suppress(BlockingIOError):  # nobody has asked for long
-                        requests.send(b"%d %d" % (pid, code), socket.MSG_DONTWAIT)
+                    requests.send((pid, code))
                     continue
-                _, [control], _, _ = socket.recv_fds(requests, 16, 1)
+                requests.receive()
+                control = requests.take_file()
                 pid = os.fork()
                 if not pid:
                     requests.close()
@@ -6587,7 +6575,7 @@ def _fork_workers(requests: socket.socket, alive: int) -> NoReturn:
                 pidfd = os.pidfd_open(pid)
                 workers[pidfd] = pid
                 poll.register(pidfd, select.POLLIN)
-                socket.send_fds(requests, [b"%d" % pid], [pidfd])
+                requests.send((pid,), file=pidfd)
     finally:
         os._exit(0)
 
@@ -6857,7 +6845,7 @@ class _Slot:
         socket went with its folder, its address was too long, it is that of a parent)."""
         _set_up_slots(by_executor=False)
         if isinstance(context, _ForkedServer):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EOFError):
                 forked = _ForkedProcess(context, arguments[0])
                 self.server = context
                 return forked
@@ -6990,6 +6978,12 @@ class _Watched:
     def is_alive(self) -> bool:
         """Whether it has to be told that there is no more to do."""
         return not _is_readable(self.sentinel, 0)
+
+
+def _is_readable(descriptor: int, timeout: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def _is_readable(descriptor: int, timeout: float) -> bool:
