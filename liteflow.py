@@ -6782,8 +6782,8 @@ class _Slot:
 
     `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
     yet, `serving` while it takes jobs, `held` after one until there is word, `calling` while
-    callbacks run, `leaving` until it has let go of the run, `free` in the pool, `dead` at the end.
-    While it serves, `attempt` says what it runs.
+    callbacks run, `free` in the pool, `dead` at the end. While it serves, `attempt` says what it
+    runs.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -6794,7 +6794,7 @@ class _Slot:
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
         self.reason: str | None = None  # why its job is being ended
-        self.spoilt: str | None = None  # why it must not get another job
+        self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
@@ -7440,7 +7440,7 @@ class _SlotRunner(_Runner):
     def spare(self) -> list[_Slot]:
         """Slots that it could let go: what it does not need, and what is more than a fair share.
         Asked by other threads, too, under the pool's lock."""
-        mine = [slot for slot in self._slots if slot.spoilt is None and slot.state != "leaving"]
+        mine = [slot for slot in self._slots if slot.spoilt is None]
         able = [slot for slot in mine if slot.state in ("serving", "joined")]
         able.sort(key=lambda slot: not slot.is_idle)
         more = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
@@ -7487,14 +7487,12 @@ class _SlotRunner(_Runner):
         """Let go as many slots as others wait for, as far as they can be spared."""
         line = self._pool._line
         wanted = len(line) - (self in line) - len(self._pool._idle)
-        wanted -= sum(slot.spoilt is not None or slot.state == "leaving" for slot in self._slots)
+        wanted -= sum(slot.spoilt is not None for slot in self._slots)
         spare = [slot for slot in self.spare() if slot.lent + _TURN <= now]
         for slot in spare[: max(0, wanted)]:
             if slot.state == "joined":
                 self._let_go(slot, free=True)
                 continue
-            if slot.attempt is None:
-                slot.state = "leaving"
             slot.spoilt = ""  # it leaves after its job
             slot.send("leave")
 
@@ -7509,7 +7507,7 @@ class _SlotRunner(_Runner):
             lacking -= 1
         if lacking <= 0:
             self._pool._leave_line(self)
-        working = sum([slot.state == "serving" for slot in self._slots])
+        working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
         ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
 
@@ -7654,16 +7652,14 @@ class _SlotRunner(_Runner):
         self._let_work(slot)
 
     def _on_left(self, slot: _Slot) -> None:
-        if slot.state == "leaving":
+        if slot.spoilt == "":
             self._let_go(slot, free=True)
 
     def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
-        if slot.attempt is not None:
-            self._last_output += slot.log.take(slot.attempt, end)
+        self._last_output += slot.log.take(slot.attempt, end)
         slot.log.begin(end)
-        slot.attempt, slot.deadline = None, math.inf
-        slot.state = "leaving" if slot.spoilt == "" else "serving"
-        slot.spoilt = slot.spoilt or spoilt
+        slot.state, slot.attempt, slot.deadline = "serving", None, math.inf
+        slot.spoilt = spoilt or slot.spoilt
 
     def _on_took(self, slot: _Slot, number: int) -> None:
         attempt, job = self._out.pop(number)
@@ -7703,8 +7699,6 @@ class _SlotRunner(_Runner):
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
                 self._calling(slot)
-        elif slot.spoilt == "":
-            slot.state = "leaving"
         if took:
             self._on_took(slot, took)
 
