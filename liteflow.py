@@ -7631,11 +7631,8 @@ class _SlotRunner(_Runner):
             if slot not in self._slots:
                 return
         if slot.gone:
-            if slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
-                self._lose(slot)
-            else:
-                slot.signal_group(signal.SIGKILL)
-        elif slot.spoilt and slot.state not in ("held", "calling") and slot.attempt is None:
+            slot.has_ended(timeout=1.0)  # that it closed its end is no death yet
+        if slot.gone or (slot.spoilt and slot.attempt is None):
             self._lose(slot)
 
     # What workers say.
@@ -7733,7 +7730,7 @@ class _SlotRunner(_Runner):
                 if now:
                     slot.signal_group(signal.SIGKILL)
                 return
-        if any(attempt is each for each, _ in (*self._out.values(), *self._unsent)):
+        if any(attempt is each for each, _ in self._out.values()):
             self._ending[attempt] = (reason, now)
 
     def _overdue(self, slot: _Slot) -> None:
