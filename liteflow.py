@@ -7038,6 +7038,7 @@ def _let_go_of_slots() -> None:
     for pool in list(_pools):
         if pool._server is not None:
             pool._server.let_go()
+        _left_behind.append(pool._runs)
         pool._empty()
 
 
@@ -7156,8 +7157,6 @@ class WorkerPool:
         self._most: int | None = None  # workers, as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
-        if vars(self).get("_runs") is not None:
-            _left_behind.append(self._runs)
         self._runs: _RunLine | None = None  # once it is needed
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
