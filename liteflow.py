@@ -7070,15 +7070,17 @@ def _start_context(asked: Any) -> Any:
     """
     import multiprocessing
 
-    if asked is not None and not isinstance(asked, str) and not hasattr(asked, "Process"):
+    if hasattr(asked, "Process"):
+        return asked
+    if asked is not None and not isinstance(asked, str):
         raise TypeError(
             f"mp_context must be a start method's name or a context, found {_shown(asked)}"
         )
     known = multiprocessing.get_all_start_methods()
     asked = asked or ("forkserver" if "forkserver" in known else "spawn")
-    if not isinstance(asked, str):
-        return asked
-    if asked == "forkserver" and asked in known and _fork_server_answers():
+    if asked not in known:
+        raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
+    if asked == "forkserver" and _fork_server_answers():
         from multiprocessing import forkserver
 
         # It waits for its children's ends by SIGCHLD, and has the mask of who starts it.
@@ -7088,8 +7090,6 @@ def _start_context(asked: Any) -> Any:
                 forkserver.ensure_running()  # it is up in 40 ms
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if asked not in known:
-        raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
     return multiprocessing.get_context(asked)
 
 
@@ -7227,8 +7227,7 @@ class WorkerPool:
     def _context(self, runner: _SlotRunner) -> Any:
         """What starts the runner's workers; it begins to start now, and is not waited for."""
         interactive = runner.since > 0
-        others = self._server is None and self._count > 0
-        if self._asked is None and self._initializer[0] is None and not others:
+        if self._asked is None and self._initializer[0] is None:
             with self._lock, contextlib.suppress(OSError):  # no more processes: the others tell
                 self._weed(runner)
                 if self._server is not None and not self._count and not self._server.serves(runner):
