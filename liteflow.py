@@ -7326,11 +7326,13 @@ _left_behind: list[Any] = []  # in a forked process: what must not be closed the
 
 
 def _close_pools() -> None:
-    """At the interpreter's end, which waits for threads that are no daemons, and their runs."""
+    """At the interpreter's end, which waits for runs in threads that are no daemons: not for the
+    threads, as those of an executor end later."""
     for pool in list(_pools):
         for runner in list(pool._runners):
-            if not runner.thread.daemon and runner.thread is not threading.main_thread():
-                runner.thread.join()
+            waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
+            while waits and runner in pool._runners:
+                runner.thread.join(0.05)
         pool.shutdown()
 
 

@@ -9431,6 +9431,19 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(text.splitlines()[-1], "success")
 
+    def test_a_run_in_a_thread_of_an_executor_ends_though_the_program_has(self):
+        # That thread ends once it is told to, which is after pools are closed.
+        text = self.main(
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            executor, pool = ThreadPoolExecutor(1), WorkerPool(1)
+            run(executor=pool)  # once the program has ended, its file has no name for a new worker
+            executor.submit(lambda: print(run(executor=pool)["forked"]))
+            while not pool._runners: time.sleep(0.001)
+            """
+        )
+        self.assertEqual(text.splitlines()[-1], "True")
+
     def test_pools_that_are_dropped_leave_no_process_and_no_file(self):
         self.main(
             """
