@@ -6443,13 +6443,6 @@ class _ForkedServer:
                 self.is_gone = True  # what it may say later is not to be heard
                 raise
 
-    def exitcode(self, pid: int) -> int | None:
-        """How a worker ended, as multiprocessing says it, or None."""
-        with self._lock, contextlib.suppress(OSError, EOFError):
-            while pid not in self._exitcodes and not self.is_gone:
-                self._hear(0.0)
-        return self._exitcodes.get(pid)
-
     def _hear(self, timeout: float) -> int | None:
         """What it says: the process id of a new worker, or how one ended, which is kept. Raises
         OSError if it says nothing in time, EOFError if it never will."""
@@ -6492,8 +6485,12 @@ class _ForkedProcess:
 
     @property
     def exitcode(self) -> int | None:
-        """How it ended, or None."""
-        return self.server.exitcode(self.pid)
+        """How it ended, as multiprocessing says it, or None."""
+        server = self.server
+        with server._lock, contextlib.suppress(OSError, EOFError):
+            while self.pid not in server._exitcodes and not server.is_gone:
+                server._hear(0.0)
+        return server._exitcodes.get(self.pid)
 
 
 def _may_fork() -> bool:
