@@ -6983,12 +6983,6 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
     return bool(poll.poll(timeout * 1000))
 
 
-def _is_readable(descriptor: int, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
-
-
 def _forget(process: Any) -> None:
     """Let multiprocessing not wait for the process as the interpreter ends."""
     getattr(sys.modules.get("multiprocessing.process"), "_children", set()).discard(process)
@@ -7029,8 +7023,7 @@ def _let_go_of_slots() -> None:
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
         for descriptor in getattr(finalizer, "_args", None) or ():
             with contextlib.suppress(OSError):
-                if descriptor != slot.process.sentinel:
-                    os.close(descriptor)
+                os.close(descriptor)
     _live_slots.clear()
     for pool in list(_pools):
         if pool._server is not None:
@@ -7146,7 +7139,6 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        _pools.add(self)
         self._lock = threading.Lock()
         self._idle: list[_Slot] = []
         self._count = 0
@@ -7155,6 +7147,7 @@ class WorkerPool:
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
+        _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
         """Put a run in line, recorded as `queued`; it begins in a thread of the pool.
