@@ -3813,7 +3813,8 @@ class _Attempt:
 
 
 class _Batch:
-    """What one turn of a run has to record, in one transaction: whole rows, each once."""
+    """What one turn of a run has to record, in one transaction: whole rows, each once; and what
+    follows its commit."""
 
     def __init__(self) -> None:
         self.instances: dict[_Instance, None] = {}
@@ -3825,6 +3826,9 @@ class _Batch:
         self.renewed: list[_Instance] = []  # their values are those of an earlier try
         self.named: list[tuple[str, _Instance]] = []  # by their map_index_template
         self.logs: list[tuple[_Attempt, int, str]] = []
+        self.calls: list[_Callback] = []
+        self.jobs: list[_Attempt] = []
+        self.is_large = False  # the WAL is copied into the file, too
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -8580,7 +8584,7 @@ _TICK = 1.0  # seconds between looks at new output
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
-_LARGE = 1_000_000  # bytes of values: is there room for them? The WAL is copied into the file, too
+_LARGE = 1_000_000  # bytes of values: is there room for them?
 
 
 def _has_room(size: int) -> bool:
@@ -8603,13 +8607,11 @@ class _Run(_Start):
 
     def __init__(self, dag: Dag, **options: Any) -> None:
         super().__init__(dag, **options)
-        self._to_send: list[_Attempt] = []
         self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
         self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
-        self._wrote_large = False
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
         self.has_begun = False  # it is recorded
@@ -8712,7 +8714,7 @@ class _Run(_Start):
             self._settle()
             if self.plan.doomed:
                 self._end_doomed()
-            if not self._to_send and not self._forced:
+            if not self._batch.jobs and not self._forced:
                 self._choose(self.plan.ready_count(time.monotonic()))
             self._record()
             if self._is_over():
@@ -8759,7 +8761,7 @@ class _Run(_Start):
 
     def _end_doomed(self) -> None:
         """What was given up: what no worker has taken does not start at all."""
-        waiting, self._to_send = self._to_send, []
+        waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
             instance = attempt.instance
             del self._attempts[instance]
@@ -8780,7 +8782,7 @@ class _Run(_Start):
 
     def _choose(self, ready: int) -> None:
         """Start what may start, as far as there is room for it; callbacks come first."""
-        while self._callbacks and not self._callbacks[0].held:
+        while self._callbacks:
             due = self._callbacks[0]
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
                 return
@@ -8794,7 +8796,7 @@ class _Run(_Start):
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
             elif self._has_to_wait(instance):
                 self.plan.delay(instance, time.monotonic() + _GLANCE)
-            elif room <= 0 or (instance.alone and (self._to_send or not self.runner.is_free())):
+            elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 self.plan.enqueue(instance)
                 return
             else:
@@ -8807,7 +8809,7 @@ class _Run(_Start):
         """For a place among those of its task in other runs, or for its `on_retry_callback`."""
         task = instance.node.task
         retried = instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__
-        if retried and (self._callbacks or self.runner.is_calling()):
+        if retried and (self._batch.calls or self._callbacks or self.runner.is_calling()):
             return True
         limit = task.max_active_tis_per_dag
         if limit is None:
@@ -8825,7 +8827,7 @@ class _Run(_Start):
             self._batch.renewed.append(instance)
         if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
             self._begin(attempt)
-        self._to_send.append(attempt)
+        self._batch.jobs.append(attempt)
 
     def _begin(self, attempt: _Attempt) -> None:
         """A worker took it."""
@@ -8850,7 +8852,7 @@ class _Run(_Start):
         names = ("on_execute_callback", "on_success_callback")
         wanted = [name for name in names if getattr(instance.node.task, name) is not None]
         if wanted:
-            self._callbacks.append(_Callback(attempt, "+".join(wanted), None, held=False))
+            self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
 
     def _record(self) -> None:
         """Commit the batch, then send the jobs; if the database is locked, all has to wait."""
@@ -8869,17 +8871,12 @@ class _Run(_Start):
         self._locked_until = math.inf
         self._batch = _Batch()
         self.report.committed(batch.logs)
-        due, self._callbacks = self._callbacks, collections.deque()
-        for call in due:  # to the worker that holds the attempt; if it is gone, any has to do
-            handed = call.held and self.runner.call_back(call)
-            if not handed and call.name is not None:
-                call.held = False
+        for call in batch.calls:  # to the worker that holds the attempt; if it is gone, to any
+            if not self.runner.call_back(call) and call.name is not None:
                 self._callbacks.append(call)
-        waiting, self._to_send = self._to_send, []
-        for attempt in waiting:
+        for attempt in batch.jobs:
             self.runner.start(attempt, self._job(attempt))
-        if self._wrote_large:
-            self._wrote_large = False
+        if batch.is_large:
             with contextlib.suppress(_Busy):  # the next one does it
                 self._store.checkpoint()  # while the tasks run that waited for the value
 
@@ -8982,7 +8979,7 @@ class _Run(_Start):
             self.plan.interrupt(instance)
             attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
             if instance.node.holds:
-                self._callbacks.append(_Callback(attempt, None, None))
+                self._batch.calls.append(_Callback(attempt, None, None))
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
@@ -9010,7 +9007,7 @@ class _Run(_Start):
         self._batch.xcoms.append((instance, outcome.xcoms))
         if "name" in outcome.note:
             self._batch.named.append((outcome.note["name"], instance))
-        self._wrote_large |= size > _LARGE
+        self._batch.is_large |= size > _LARGE
         if outcome.items and success:
             self._batch.items.append((instance, outcome.items))
         if state is _S.UP_FOR_RESCHEDULE:
@@ -9024,7 +9021,7 @@ class _Run(_Start):
         if instance.node.holds:
             wanted = name if name and getattr(instance.node.task, name) is not None else None
             reason = _last_line(outcome.error) or None
-            self._callbacks.append(_Callback(attempt, wanted, reason))
+            self._batch.calls.append(_Callback(attempt, wanted, reason))
 
     def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
         """Keep small values for a moment: those that take them often start in this very turn."""
@@ -9100,15 +9097,14 @@ class _Run(_Start):
         if self.dag.on_failure_callback is not None:
             for row in self._dead:
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
-                call = _Callback(first, "dag_on_failure_callback", _DIED, False, of)
-                self._callbacks.append(call)
+                self._callbacks.append(_Callback(first, "dag_on_failure_callback", _DIED, of))
         last = self._last.get(_S.SUCCESS if success else _S.FAILED)
         last = last or next(iter(self._last.values()), first)
         reason = "success" if success else self.reason or "task_failure"
         reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
         name = f"on_{'success' if success else 'failure'}_callback"
         if getattr(self.dag, name) is not None:
-            self._callbacks.append(_Callback(last, f"dag_{name}", reason, held=False))
+            self._callbacks.append(_Callback(last, f"dag_{name}", reason))
         most = max(len(self._caught), 1)
         while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
             self._choose(0)
@@ -9126,7 +9122,6 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    held: bool = True  # by a worker, which is to run them once the attempt is recorded
     of: Mapping[str, Any] | None = None  # an earlier run, whose they are
 
 

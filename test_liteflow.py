@@ -11587,6 +11587,9 @@ class Promise1Test(KilledAtCommitsCase):
             ("renewed", [instance]),
             ("named", [("name", instance)]),
             ("logs", [(attempt, 0, "late")]),
+            ("calls", [liteflow._Callback(attempt, None, None)]),
+            ("jobs", [attempt]),
+            ("is_large", True),
         )
         self.assertEqual({name for name, _ in events}, {*vars(liteflow._Batch())})
         for name, event in events:
