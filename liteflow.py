@@ -8120,12 +8120,9 @@ def _sweep(path: Path) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
-        names = os.listdir(path.parent)
-    # By name first: a folder like /tmp may hold thousands of others.
-    for name in names:
-        if not name.startswith(f"{path.name}-run-"):
-            continue
-        folder = path.with_name(name)
+        # By name first: a folder like /tmp may hold thousands of others.
+        names = [n for n in os.listdir(path.parent) if n.startswith(f"{path.name}-run-")]
+    for folder in map(path.with_name, names):
         if folder.is_symlink():
             continue
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
