@@ -295,7 +295,7 @@ _S = TaskInstanceState
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
 
 # The callbacks that follow an attempt, by what its instance became.
-_CALLBACK_OF = {
+_CALLBACK_OF: dict[TaskInstanceState | None, str] = {
     _S.SUCCESS: "on_success_callback",
     _S.FAILED: "on_failure_callback",
     _S.UP_FOR_RETRY: "on_retry_callback",
@@ -8975,11 +8975,13 @@ class _Run(_Start):
         if outcome.terminated and self.reason is not None:
             self.plan.interrupt(instance)
             attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
-            if instance.node.holds:
-                self._batch.calls.append(_Callback(attempt, None, None))
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
+        if instance.node.holds and instance.state is not _S.UP_FOR_RESCHEDULE:
+            name = _CALLBACK_OF.get(instance.state)
+            wanted = name if name and getattr(instance.node.task, name) is not None else None
+            self._batch.calls.append(_Callback(attempt, wanted, _last_line(attempt.error) or None))
         took = None if outcome.start is None else outcome.took
         self.report.changed(instance, outcome.error, took)
 
@@ -9014,11 +9016,6 @@ class _Run(_Start):
         if state is _S.SUCCESS and instance.node.downstream:
             self._remember(instance, outcome.xcoms)
         self._last[state] = attempt
-        name = _CALLBACK_OF.get(state)
-        if instance.node.holds:
-            wanted = name if name and getattr(instance.node.task, name) is not None else None
-            reason = _last_line(outcome.error) or None
-            self._batch.calls.append(_Callback(attempt, wanted, reason))
 
     def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
         """Keep small values for a moment: those that take them often start in this very turn."""
@@ -9095,13 +9092,12 @@ class _Run(_Start):
             for row in self._dead:
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
                 self._callbacks.append(_Callback(first, "dag_on_failure_callback", _DIED, of))
-        last = self._last.get(_S.SUCCESS if success else _S.FAILED)
-        last = last or next(iter(self._last.values()), first)
-        reason = "success" if success else self.reason or "task_failure"
-        reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
-        name = f"on_{'success' if success else 'failure'}_callback"
-        if getattr(self.dag, name) is not None:
-            self._callbacks.append(_Callback(last, f"dag_{name}", reason))
+        state = _S.SUCCESS if success else _S.FAILED
+        if getattr(self.dag, _CALLBACK_OF[state]) is not None:
+            last = self._last.get(state) or next(iter(self._last.values()), first)
+            reason = "success" if success else self.reason or "task_failure"
+            reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
+            self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
         most = max(len(self._caught), 1)
         while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
             self._choose(0)
@@ -9468,14 +9464,14 @@ def _running_instance(job: _Execution) -> TaskInstance:
     return ti
 
 
-_TASK_STATES = frozenset(state.value for state in TaskInstanceState)
+_TASK_STATES = {state.value: state for state in TaskInstanceState}
+_RUN_STATES = {state.value: state for state in DagRunState}
 
 
 def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     """A task instance as it is stored, or as it stood at the attempt of the row."""
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, row.map_index)
-    state = row.task_attempt_state if attempt else row.state
-    ti.state = TaskInstanceState(state) if state in _TASK_STATES else None
+    ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = row.task_attempt_try_number if attempt else row.try_number
     ti.max_tries = row.max_tries
     ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
@@ -9505,8 +9501,7 @@ class DagRun:
         self.run_id = row.run_id
         # For people: one line, in a file made to harm, too.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
-        known = row.state in [state.value for state in DagRunState]
-        self.state = DagRunState(row.state) if known else DagRunState.FAILED
+        self.state = _RUN_STATES.get(row.state, DagRunState.FAILED)
         self.reason = row.reason
         self.logical_date = _moment(row.logical_date)
         self.start_date = _moment(row.start_date)
