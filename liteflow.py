@@ -8381,7 +8381,6 @@ class _Start:
             self._store.close_run(row.id)
             if row.id != ours:
                 self._dead.append(row)
-                self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
         most = self.dag.max_active_runs
         for row in alive:
             if row.id == ours or (most is not None and len(alive) >= most):
@@ -8653,6 +8652,8 @@ class _Run(_Start):
             self._open_in_turn()
             self.has_begun = True
             try:
+                for row in self._dead:
+                    self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
                 self.report.began(self.dag, self.run_id, self.path, self.plan)
                 self.runner.open_logs(folder, store.run_row)
                 self._drive()
@@ -8983,7 +8984,7 @@ class _Run(_Start):
             wanted = name if name and getattr(instance.node.task, name) is not None else None
             self._batch.calls.append(_Callback(attempt, wanted, _last_line(attempt.error) or None))
         took = None if outcome.start is None else outcome.took
-        self.report.changed(instance, outcome.error, took)
+        self.report.changed(instance, attempt.error if instance.state else outcome.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
@@ -9181,11 +9182,13 @@ class _InLine:
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
         except _Taken:
             self.cancel(close=False)
-        except AlreadyRunning:
-            self.due = time.monotonic() + _TRIED_AGAIN
-            self.line.enter(self, first=True)
         except BaseException as error:  # it is the future's to tell
-            if not self.future.running() and self.owner is not None:
+            begun = self.future.running()
+            if isinstance(error, AlreadyRunning) and not begun:
+                self.due = time.monotonic() + _TRIED_AGAIN
+                self.line.enter(self, first=True)
+                return
+            if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
                     self.end(_one_line(error))
             if not self.future.cancelled():

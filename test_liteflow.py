@@ -6606,6 +6606,16 @@ class RunTest(Case):
         self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  running$")
         self.assertRegex(lines[2], r"^\d\d:\d\d:\d\d  a  success  \S*\d")
         self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
+        self.run_flow(
+            """
+            with DAG("branching") as dag:
+                @task.branch
+                def b(): return "nope"
+                b()
+            """,
+            progress=lines.append,
+        )
+        self.assertRegex("\n".join(lines), r"b  failed .*the branch chose 'nope'")
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIn("success", logs.output[-1])
@@ -8521,6 +8531,13 @@ class SubmitTest(FlowCase):
             self.assertEqual(self.state(future)[0], "queued")
             lock.close()
             self.assertEqual(future.result(LIMIT).state, "success")
+
+    def test_a_run_that_is_taken_over_tells_its_future(self):
+        with WorkerPool(1) as mine:
+            [future] = self.hold(mine, "a")
+            self.abandon(running=False)
+            self.go_on()
+            self.assertIsInstance(future.exception(LIMIT), liteflow.AlreadyRunning)
 
     def test_cancel_closes_a_run_that_has_not_begun(self):
         with WorkerPool(1, max_runs=1) as pool:
@@ -11885,6 +11902,22 @@ class Promise2Test(Case):
         self.assertIn("run r: its scheduler died; recorded as failed", lines)
         self.assertEqual(self.states(run), {"a": None})
         self.assertTrue(run.get_task_instance("a").interrupted)
+
+    def test_a_dead_run_is_told_of_when_it_is_closed_and_not_before(self):
+        d = self.left_run("0123456789abcdef")
+        d.max_active_runs = 1
+        lines = []
+        options = {"db_path": self.db, "executor": pool(), "progress": lines.append}
+        with liteflow._owned_folder(self.db) as (owner, _):
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                live = "('left', 'live', 'running', ?, '{}')"
+                names = "dag_id, run_id, state, owner, conf"
+                db.execute(f"INSERT INTO dag_run ({names}) VALUES {live}", (owner,))
+            with self.assertRaises(liteflow.AlreadyRunning):
+                d.run(run_id="next", **options)
+        self.assertEqual((lines, d.get_run("r", self.db).state), ([], "running"))
+        d.run(run_id="next", **options)
+        self.assertEqual(lines.count("run r: its scheduler died; recorded as failed"), 1)
 
     def test_an_owner_that_was_fenced_out_ends_its_workers_and_says_so(self):
         module = self.module(
