@@ -8227,21 +8227,20 @@ class _Start:
 
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
-        self.logical_date: _datetime.datetime | None
-        now, run_id = _utcnow(), self.asked.run_id
-        if not self.asked.resume:
+        dag_id, run_id = self.dag.dag_id, self.asked.run_id
+        if self.asked.resume:
+            row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
+            if row is None:
+                wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
+                raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
+            if self._again:
+                _refuse_without_values(row)
+            self.recorded, self.run_id = row, row.run_id
+            self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
+        else:
+            now = _utcnow()
             self.run_id = run_id or f"manual__{now.isoformat(timespec='microseconds')}"
             self.logical_date = _aware(self.asked.logical_date or now)
-            return
-        dag_id = self.dag.dag_id
-        row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
-        if row is None:
-            wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
-            raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
-        if self._again:
-            _refuse_without_values(row)
-        self.recorded, self.run_id = row, row.run_id
-        self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
 
     def _find_tasks(self) -> None:
         """Let the first worker find every task, having written nothing.
@@ -8562,10 +8561,9 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         for row, _ in found.removed
         if row.state != "removed" and (row.try_number or row.task_id not in totals)
     ]
-    new = [key for key, row in found.instances.items() if not row.row_id]
     told = {
         "kept, as they succeeded": by_task(k for k in found.instances if k not in found.again),
-        "new in the code, will run": by_task(new),
+        "new in the code, will run": by_task(k for k, r in found.instances.items() if not r.row_id),
         "gone from the code, now removed": list(dict.fromkeys(gone)),
     }
     for what, names in told.items():
@@ -9291,18 +9289,17 @@ class _RunLine:
         with self._changed:
             while True:
                 now, dues = time.monotonic(), []
-                for key, waiting in list(self._waiting.items()):
-                    if not waiting:
-                        del self._waiting[key]
-                        continue
+                for key, waiting in self._waiting.items():
                     most = waiting[0].dag.max_active_runs
                     if waiting[0].due > now:
                         dues.append(waiting[0].due)
                     elif most is None or self._active[key] < most:
                         self._active[key] += 1
-                        # The DAGs take turns.
-                        self._waiting[key] = self._waiting.pop(key)
-                        return waiting.popleft()
+                        job = waiting.popleft()
+                        del self._waiting[key]
+                        if waiting:  # the DAGs take turns
+                            self._waiting[key] = waiting
+                        return job
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
                     return None
@@ -9611,9 +9608,8 @@ class DagRun:
         tasks would need.
         """
         _refuse_without_values(self._row)
-        wanted = (
-            [task_ids] if isinstance(task_ids, str) else [*_of_type(Iterable)("task_ids", task_ids)]
-        )
+        several = _of_type(Iterable)("task_ids", task_ids)
+        wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = [self._task_in(name) for name in wanted]
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
