@@ -4182,7 +4182,7 @@ class _Store:
     # A run's beginning and end; but for `end_run` inside the caller's transaction.
 
     def create_run(
-        self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: str
+        self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
     ) -> None:
         """Insert the run, which has not begun, with its DAG's metadata."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
@@ -4193,7 +4193,7 @@ class _Store:
         made = self._connection.execute(
             "INSERT INTO dag_run (dag_id, run_id, state, logical_date, conf) "
             "VALUES (?, ?, 'queued', ?, ?)",
-            (dag.dag_id, run_id, logical_date and _iso(logical_date), conf),
+            (dag.dag_id, run_id, logical_date and _iso(logical_date), json.dumps(conf)),
         )
         self.run_row = made.lastrowid or 0
 
@@ -8321,13 +8321,11 @@ class _Start:
         store = self._store
         with store.transaction(waits=False):
             row = self._found_again(store)
-            if row is not None and self._has_succeeded(row):
-                raise _LookAgain
             if row is not None and self.asked.held is not None:
                 self.asked.held.check_row(row)
             self._make_way(row and row.id)
             if row is None:
-                self._create(store)
+                store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
                 self._take_over(row.id)
             store.write_instances(self.plan.instances())
@@ -8343,7 +8341,7 @@ class _Start:
             with contextlib.suppress(_LookAgain), store.transaction():
                 row = self._found_again(store)
                 if row is None:
-                    self._create(store)
+                    store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
                     store.queue_run(store.run_row)
                 elif row.state != "success":
                     if _owner_lives(self.path, row.owner):
@@ -8354,21 +8352,18 @@ class _Start:
     def _found_again(self, store: _Store) -> _Row | None:
         """The recorded run, now that nobody else writes; None if it is a new one.
 
-        Raises _LookAgain if it is another by now; ValueError for an id that a run has already.
+        Raises _LookAgain if it is another by now, or has succeeded; ValueError for an id that a
+        run has already.
         """
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
-        if (row and row.id) == (known and known.id):
-            return row
-        if known is None and self.asked.run_id is not None:
+        if known is None and row is not None and self.asked.run_id is not None:
             raise _IdTaken(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
-        raise _LookAgain  # it was deleted, or another began in the same microsecond
-
-    def _create(self, store: _Store) -> None:
-        store.create_run(self.dag, self.run_id, self.logical_date, json.dumps(self.conf))
-
-    def _has_succeeded(self, row: _Row) -> bool:
-        return row.state == "success" and not self._again
+        if (row and row.id) != (known and known.id):
+            raise _LookAgain  # it was deleted, or another began in the same microsecond
+        if row and known and row.state == "success" != known.state:
+            raise _LookAgain
+        return row
 
     def _make_way(self, ours: Any) -> None:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
@@ -8637,7 +8632,7 @@ class _Run(_Start):
 
     def _execute(self) -> DagRun:
         self._look_ahead()
-        if self.recorded is not None and self._has_succeeded(self.recorded):
+        if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.held is not None and self.asked.held.owner is None:
                 raise _Taken
             of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"

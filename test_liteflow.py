@@ -247,7 +247,7 @@ class Case(unittest.TestCase):
         plan.settle(0)
         instance = plan.take()
         with store.transaction():
-            store.create_run(d, "r", None, "{}")
+            store.create_run(d, "r", None, {})
             store.claim_run(store.run_row, "me", None)
             store.write_instances(plan.instances())
         plan.start(instance)
@@ -2356,7 +2356,7 @@ class StoreTest(StoreCase):
         said = []
         store._connection.set_trace_callback(said.append)
         with store.transaction():
-            store.create_run(d, "r", None, "{}")
+            store.create_run(d, "r", None, {})
             store.claim_run(store.run_row, "me", None)
             plan = liteflow._Plan(d)
             store.write_instances(plan.instances())
