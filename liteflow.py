@@ -4474,13 +4474,10 @@ def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] =
             return act()
         except _Busy:
             if time.monotonic() > deadline:
-                raise _locked_out(path) from None
+                why = f"{path} was locked by another process for {_LOCKED_LIMIT:g} s"
+                raise DatabaseError(why) from None
             check()
             time.sleep(0.02)
-
-
-def _locked_out(path: Path) -> DatabaseError:
-    return DatabaseError(f"{path} was locked by another process for {_LOCKED_LIMIT:g} s")
 
 
 # --- Store: looks ---------------------------------------------------------------------------------
@@ -8604,7 +8601,6 @@ class _Run(_Start):
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
         self.has_begun = False  # it is recorded
-        self._locked_until = math.inf  # it gives up then
         self._next_tick = self._next_glance = 0.0
 
     def execute(self) -> DagRun:
@@ -8703,31 +8699,33 @@ class _Run(_Start):
         self._timeout_at = time.monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
             self._settle()
-            if self.plan.doomed:
-                self._end_doomed()
-            if not self._batch.jobs and not self._forced:
+            if not self._forced:
                 self._choose(self.plan.ready_count(time.monotonic()))
             self._record()
             if self._is_over():
                 return
             due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
-            events = self.runner.wait(0.05 if self._locked_until < math.inf else max(0.0, due))
-            self._look_around()
-            for attempt, outcome in events:
-                if outcome is None:
-                    self._begin(attempt)
-                elif outcome.unasked and self.reason is None:
-                    self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
-                else:
-                    self._take(attempt, outcome)
-            # What somebody told to end counts as interrupted if the run is stopped, too (systemd
-            # tells the whole group at once), else, a moment later, as failed.
-            while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
-                self._take(*self._unasked.popleft()[1:])
+            self._hear(max(0.0, due))
+
+    def _hear(self, most: float = 0.05) -> None:
+        """Wait for what workers say, and for what comes from outside."""
+        events = self.runner.wait(most)
+        self._look_around()
+        for attempt, outcome in events:
+            if outcome is None:
+                self._begin(attempt)
+            elif outcome.unasked and self.reason is None:
+                self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
+            else:
+                self._take(attempt, outcome)
+        # What somebody told to end counts as interrupted if the run is stopped, too (systemd tells
+        # the whole group at once), else, a moment later, as failed.
+        while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
+            self._take(*self._unasked.popleft()[1:])
+        if self.plan.doomed:
+            self._end_doomed()
 
     def _is_over(self) -> bool:
-        if self._batch:
-            return False
         if self._forced:
             return not self._attempts
         if self._callbacks or self.runner.is_calling():
@@ -8846,20 +8844,13 @@ class _Run(_Start):
             self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
 
     def _record(self) -> None:
-        """Commit the batch, then send the jobs; if the database is locked, all has to wait."""
+        """Commit the batch, then send the jobs; while the database is locked, all has to wait, but
+        for what workers say."""
         batch = self._batch
         batch.logs += self.runner.output()
         if not batch:
             return
-        try:
-            self._store.record(batch)
-        except _Busy:
-            now = time.monotonic()
-            self._locked_until = min(self._locked_until, now + _LOCKED_LIMIT)
-            if now > self._locked_until:
-                raise _locked_out(self.path) from None
-            return
-        self._locked_until = math.inf
+        _until_unlocked(self.path, lambda: self._store.record(batch), self._hear)
         self._batch = _Batch()
         self.report.committed(batch.logs)
         for call in batch.calls:  # to the worker that holds the attempt; if it is gone, to any
