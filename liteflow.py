@@ -8977,29 +8977,27 @@ class _Run(_Start):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
         outcome, left_out = self._branch(instance, outcome)
-        success = outcome.status == "success"
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
-        if left_out:
-            self.plan.skip(instance, left_out)
+        self.plan.skip(instance, left_out)
         state = instance.state
         assert state is not None
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
-        if success:
-            instance.lost, instance.alone = 0, False
         self._batch.xcoms.append((instance, outcome.xcoms))
         if "name" in outcome.note:
             self._batch.named.append((outcome.note["name"], instance))
         self._batch.is_large |= size > _LARGE
-        if outcome.items and success:
-            self._batch.items.append((instance, outcome.items))
         if state is _S.UP_FOR_RESCHEDULE:
             attempt.pokes += 1
             self._paused[instance] = attempt
             return
-        if state is _S.SUCCESS and instance.node.downstream:
-            self._remember(instance, outcome.xcoms)
+        if state is _S.SUCCESS:
+            instance.lost, instance.alone = 0, False
+            if outcome.items:
+                self._batch.items.append((instance, outcome.items))
+            if instance.node.downstream:
+                self._remember(instance, outcome.xcoms)
         self._last[state] = attempt
 
     def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
@@ -9301,8 +9299,6 @@ class _RunLine:
             left = [job for waiting in self._waiting.values() for job in waiting]
         for job in left if give_up else ():
             job.cancel(close=False)
-        with self._changed:
-            self._changed.notify_all()
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
