@@ -8385,9 +8385,9 @@ class _Start:
         found = self._resumption(run_row)
         store.resume_run(found)
         for instance in self.plan.instances():
-            past = found.instances.get((instance.task_id, instance.map_index))
-            if instance.state is _S.FAILED and past is not None and past.state is None:
+            if instance.state is _S.FAILED:
                 # It has been lost with its scheduler so often that it may be what kills it.
+                past = found.instances[instance.task_id, instance.map_index]
                 why = f"lost with its scheduler {past.lost} times in a row"
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
