@@ -4922,7 +4922,7 @@ _environ = os.environ  # a task may put something else in its place
 class _WorkerRun:
     """A run as a worker knows it: where its DAG is found, and what every task's context has."""
 
-    def __init__(self, info: dict[str, Any], dag: Dag | None = None) -> None:
+    def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
         self.info = info
         self._tasks: dict[str, BaseOperator] = {}
         self._resolve = functools.cache(_resolve)  # many tasks may be of one function
@@ -4931,14 +4931,12 @@ class _WorkerRun:
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, n = self.info["key"]
-        if _is_forked:
-            dag = _built.get((module, dag_id, n)) if module in sys.modules else None
-            is_there = dag is not None and not _is_of_main_alone(module, dag.fileloc, dag._line)
-            self.dag = dag if is_there else None
-            return
-        if module:
+        if module and not _is_forked:
             _import(module, self.info["module_path"])
-        self.dag = _built.get((module, dag_id, n))
+        found = _built.get((module, dag_id, n))
+        if found is None or _is_inherited(module, found.fileloc, found._line):
+            found = Dag(dag_id)  # which stands for one that no import builds
+        self.dag = found
 
     @functools.cached_property
     def edited(self) -> str | None:
@@ -4974,18 +4972,13 @@ class _WorkerRun:
             made_of: Any = _TaskFunction(named, _task_signature(named), {})
             outside = contextvars.Context()  # of any DAG
             task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-            task.dag = self._bare_dag
+            task.dag = self.dag
             task._upstream, task._downstream = map(dict.fromkeys, near)
         self._tasks[task_id] = task
         return self._tasks[task_id]
 
-    @functools.cached_property
-    def _bare_dag(self) -> Dag:
-        """What stands for a DAG that no import builds."""
-        return Dag(self.info["dag_id"])
-
     def _built(self, task_id: str, function: str) -> BaseOperator | None:
-        task = self.dag.task_dict.get(task_id) if self.dag is not None else None
+        task: BaseOperator | None = self.dag.task_dict.get(task_id)
         # A DAG that the import built another way may mean another function by this task id.
         return None if task is None or _function_name(task) != function else task
 
@@ -5038,17 +5031,17 @@ def _resolve(function: str) -> Callable[..., Any] | None:
         found = found.function
     code = getattr(found, "__code__", None)
     where = (code.co_filename, code.co_firstlineno) if code is not None else (None, 0)
-    is_there = callable(found) and not (_is_forked and _is_of_main_alone(module, *where))
-    return found if is_there else None
+    return found if callable(found) and not _is_inherited(module, *where) else None
 
 
 _is_forked = False  # this worker, from the scheduler's memory
 
 
-def _is_of_main_alone(module: str, path: str | None, line: int) -> bool:
-    """Whether a forked worker has something only since the script ran as the main one, so that a
-    worker that imports it would not have it."""
-    return module == "__main__" and path is not None and _is_below_guard(path, line)
+def _is_inherited(module: str, path: str | None, line: int) -> bool:
+    """Whether a forked worker has something only since the scheduler had it: a worker that imports
+    the module, or a script that is not the main one there, would not have it."""
+    gone = module not in sys.modules
+    return _is_forked and (gone or (module == "__main__" and _is_below_guard(path or "", line)))
 
 
 # --- Worker: one attempt --------------------------------------------------------------------------
