@@ -5448,25 +5448,30 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             _running.reset(token)
 
 
-def _call_back_at_end(job: _Execution, name: str, reason: str | None) -> None:
-    """Run the callbacks that follow an outcome: `reason` where the exception is not at hand, or
-    why the DAG's run ended."""
-    context = job.context
+def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
+    """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
+    ran elsewhere, or is the DAG's; `of`: another run's facts, if it is not this. `reason` where the
+    exception is not at hand, or why the DAG's run ended."""
+    if job is not None:
+        last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
+    if last is None or name is None:
+        return
+    context = last.context
     if name.startswith("dag_"):
         success = name == "dag_on_success_callback"
         context["reason"] = reason
         context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
-        _call_back(job, job.task.dag, name.removeprefix("dag_"))
+        _call_back(last, last.task.dag, name.removeprefix("dag_"))
         return
-    if job.exception is None and reason is not None:
-        job.exception = AirflowException(reason)
+    if last.exception is None and reason is not None:
+        last.exception = AirflowException(reason)
     for each in name.split("+"):
         for state, callback in _CALLBACK_OF.items():
             if callback == each:
                 context["ti"].state, context["ti"].end_date = state, _utcnow()
-        if job.exception is not None and each != "on_skipped_callback":
-            context["exception"] = job.exception
-        _call_back(job, job.task, each)
+        if last.exception is not None and each != "on_skipped_callback":
+            context["exception"] = last.exception
+        _call_back(last, last.task, each)
 
 
 def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
@@ -5992,16 +5997,16 @@ class _Worker:
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet
         and it is short: the next job may cut the file before the scheduler has read it."""
-        end = self._log_size()
-        start = self.log_start if self.log_start <= end else 0  # the task cut the file
-        if end > start > 0 and self._log_before(start) != self.log_before:
-            start = 0  # it did, and has printed as much since
-        if took > _UNSEEN or end - start > _INLINE:
-            return end, None
         try:
+            end = os.lseek(self.log_file, 0, os.SEEK_END)
+            start = self.log_start if self.log_start <= end else 0  # the task cut the file
+            if end > start > 0 and self._log_before(start) != self.log_before:
+                start = 0  # it did, and has printed as much since
+            if took > _UNSEEN or end - start > _INLINE:
+                return end, None
             return end, os.pread(self.log_file, end - start, start) if end > start else b""
         except OSError:  # the task has closed it
-            return end, None
+            return 0, b""
 
     def _note_log_start(self, start: int) -> None:
         if start != self.log_start:
@@ -6012,12 +6017,6 @@ class _Worker:
             return os.pread(self.log_file, min(start, 16), max(0, start - 16))
         except OSError:  # the task has closed it
             return b""
-
-    def _log_size(self) -> int:
-        try:
-            return os.lseek(self.log_file, 0, os.SEEK_END)
-        except OSError:  # the task has closed it
-            return 0
 
     # What the scheduler says.
 
@@ -6078,7 +6077,8 @@ class _Worker:
         _call_due(self.run, last, job, name, why, of)
         self._flush()
         self.held = self.terminated = False
-        self._note_log_start(self._log_size())
+        end, _ = self._own_output(math.inf)
+        self._note_log_start(end)
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
         if self.spent:
@@ -6315,15 +6315,6 @@ def _die_with(pipe: int, whom: int) -> None:
 def _watch_parent(parent: Any) -> None:
     parent.join()
     os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
-    """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
-    ran elsewhere, or is the DAG's; `of`: another run's facts, if it is not this."""
-    if job is not None:
-        last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
-    if last is not None and name is not None:
-        _call_back_at_end(last, name, reason)
 
 
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
