@@ -5836,11 +5836,8 @@ class _Worker:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
-        os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._after_fork,
-            after_in_child=lambda: self._after_fork(signal.SIG_DFL),
-        )
+        after = self._after_fork
+        os.register_at_fork(before=self._before_fork, after_in_parent=after, after_in_child=after)
         _die_with_parent()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -6110,10 +6107,10 @@ class _Worker:
         # Python forgets what reaches a child on its way into being: let it wait in the kernel.
         self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
-    def _after_fork(self, meaning: Any = None) -> None:
+    def _after_fork(self) -> None:
         """A child of the task inherits the handler of SIGTERM, not its meaning."""
-        if meaning is not None and _getsignal(signal.SIGTERM) == self._on_term:
-            signal.signal(signal.SIGTERM, meaning)
+        if os.getpid() != self.pid and _getsignal(signal.SIGTERM) == self._on_term:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._unforked)
 
     def _on_term(self, signum: int, frame: object) -> None:
