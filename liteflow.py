@@ -5002,10 +5002,9 @@ def _import(module: str, path: str | None) -> None:
         return  # multiprocessing has imported it, as __mp_main__
     import importlib.util
 
-    try:
+    spec = None
+    with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # ValueError: a module without a spec is in the way
-        spec = None
     elsewhere = path is not None and not os.path.exists(path)  # it is another machine's
     same = spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1
     if spec is not None and (elsewhere or same):
@@ -5557,11 +5556,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return ": ".join(filter(None, (type(error).__name__, _text_of(error))))
-
-
-def _text_of(error: BaseException) -> str:
-    return _shown(error, sys.maxsize, _storable)
+    text = _shown(error, sys.maxsize, _storable)
+    return ": ".join(filter(None, (type(error).__name__, text)))
 
 
 def _traceback(error: BaseException) -> str:
@@ -5578,7 +5574,7 @@ def _traceback(error: BaseException) -> str:
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)
     where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    said = _shown(_text_of(error).partition("\n")[0], _REASON_LIMIT, str)
+    said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).partition("\n")[0])
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"
@@ -5897,11 +5893,9 @@ class _Worker:
             self.control.send(("took", number))
             return
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
-        sent = done
-        if sum(map(len, values)) > _INLINE:
-            sent = _with_values(done, itertools.repeat(b""))
-        else:
-            values.clear()
+        if sum(map(len, values)) <= _INLINE:
+            values = []  # they are in the message as they are
+        sent = _with_values(done, itertools.repeat(b"")) if values else done
         try:
             self.control.send(("done", tuple(sent), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
@@ -6021,9 +6015,8 @@ class _Worker:
         """Here are the two bytes."""
         import mmap
 
-        descriptor = self.control.take_file()
-        self.shared = mmap.mmap(descriptor, 2)
-        os.close(descriptor)
+        with open(self.control.take_file(), "r+b") as file:
+            self.shared = mmap.mmap(file.fileno(), 2)
 
     def _on_join(self, info: dict[str, Any], references: Sequence[Any]) -> None:
         """Serve a run: import its DAG, and find its tasks."""
