@@ -5609,17 +5609,13 @@ def _said_once(error: str) -> str:
 
 def _place_of(error: str | None) -> str:
     """Where in the user's code a traceback ends: file, line, function, and the line itself."""
-    lines, places = _parts_of(error or "")[0].split("\n"), []
-    form = r'[ |]*File "(.*)", line (\d+), in (.*)'
-    for line, source in itertools.pairwise([*lines, ""]):
-        if frame := re.match(form, line):
-            path, number, name = frame.groups()
-            source = "" if re.match(form, source) else source.strip(" |")
-            # Libraries, of whatever Python ran it, are not the user's; nor are we, nor what has no
-            # file.
-            far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*/", path)
-            own = not (far or os.path.basename(path) == os.path.basename(__file__))
-            places.append((own, f"{path}:{number}, in {name}: {source}".removesuffix(": ")))
+    before, places = _parts_of(error or "")[0], []
+    frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
+    for path, number, name, source in re.findall(frame, before, re.MULTILINE):
+        # Libraries, of whatever Python ran it, are not the user's; nor are we, nor what has no file
+        far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*/", path)
+        own = not (far or os.path.basename(path) == os.path.basename(__file__))
+        places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
 
 
