@@ -5840,11 +5840,11 @@ class _Worker:
         sys.breakpointhook = _no_breakpoint
         self._umask = os.umask(0o022)
         os.umask(self._umask)
-        self._recursion = sys.getrecursionlimit()
         self._note_state()
 
     def _note_state(self) -> None:
         """What the process is like between tasks, once the DAG's module is imported."""
+        self._recursion = sys.getrecursionlimit()
         self._threads = threading.active_count()
         self._limits, self._children = _resources()
         self._helpers = _child_pids()  # of the pool's initializer, or the module

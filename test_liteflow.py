@@ -2810,6 +2810,22 @@ class WorkerTest(Case):
         self.assertEqual(run.xcom_pull("after"), run.xcom_pull("before"))
         self.assertEqual(run.log("after"), "heard\n")
 
+    def test_a_recursion_limit_of_the_module_is_that_of_each_task(self):
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        module = self.module(
+            """
+            sys.setrecursionlimit(4321)
+            with DAG("deep") as dag:
+                @task
+                def limit(i): return sys.getrecursionlimit()
+                first, second = limit(1), limit(2)
+                first.operator >> second.operator
+            """
+        )
+        with WorkerPool(1, mp_context="spawn") as workers:
+            run = module.dag.run(db_path=self.db, executor=workers)
+        self.assertEqual([x.value for x in run.xcoms()], [4321, 4321])
+
     def test_a_task_that_is_called_inside_a_task_says_so(self):
         run = self.run_flow(
             """
