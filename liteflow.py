@@ -4822,9 +4822,11 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone."""
     own = {name: value for name, value in task.__dict__.items() if name in task._known_settings}
+    rest = {name: getattr(task, name) for name in ("_upstream", "_downstream", "_conditions")}
+    if task._mapping is not None:
+        rest["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     try:
-        kind = getattr(task, "_kind", None)
-        return _dump((kind, own, list(task._upstream), list(task._downstream)))
+        return _dump((getattr(task, "_kind", None), own, rest))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
         raise UnreachableTask(
             f"task {task.task_id!r}: one of its settings can't be sent to a worker "
@@ -4967,13 +4969,12 @@ class _WorkerRun:
             named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(task_id)
-            kind, own, *near = _load(settings)
+            kind, own, rest = _load(settings)
             maker: Any = _FunctionOperator if kind is None else _decorated(kind)
             made_of: Any = _TaskFunction(named, _task_signature(named), {})
             outside = contextvars.Context()  # of any DAG
             task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-            task.dag = self.dag
-            task._upstream, task._downstream = map(dict.fromkeys, near)
+            vars(task).update(rest, dag=self.dag)
         self._tasks[task_id] = task
         return self._tasks[task_id]
 

@@ -3291,6 +3291,30 @@ class FindingTest(Case):
         with self.assertRaises(UnreachableTask):
             module.make(3).run(db_path=self.db, executor=pool())
 
+    def test_what_is_found_by_name_alone_keeps_its_conditions_and_its_maps(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            def never(context): return False
+            def negative(x): return -x
+            @task.run_if(never)
+            @task
+            def left_out(): return 1
+            @task
+            def numbers(): return [1, 2]
+            @task
+            def each(x): return x
+            if __name__ == "__main__":
+                with DAG("named") as dag:
+                    left_out()
+                    each.expand(x=numbers().map(negative))
+                run = dag.run(db_path="flow.db")
+                print(run.get_task_instance("left_out").state, run.xcom_pull("each"))
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual((done.stdout, done.stderr), ("skipped [-1, -2]\n", ""))
+
     def test_module_functions_are_found_by_name_below_a_main_guard(self):
         self.script(
             """
