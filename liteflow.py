@@ -6148,7 +6148,9 @@ class _Worker:
             signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level = self._logging
-        root.handlers[:], root.level = handlers, level
+        root.handlers[:] = handlers
+        if root.level != level:
+            root.setLevel(level)  # loggers remember what they let through by it
         return self._damage()
 
     def _damage(self) -> str | None:

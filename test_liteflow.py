@@ -2826,6 +2826,21 @@ class WorkerTest(Case):
             run = module.dag.run(db_path=self.db, executor=workers)
         self.assertEqual([x.value for x in run.xcoms()], [4321, 4321])
 
+    def test_a_log_level_that_a_task_sets_is_not_that_of_the_next_one(self):
+        run = self.run_flow(
+            """
+            import logging
+            with DAG("levels", max_active_tasks=1) as dag:
+                @task
+                def quiet(): logging.root.setLevel("ERROR"); logging.getLogger("mine").info("unsaid")
+                @task
+                def loud(): logging.getLogger("mine").info("said")
+                quiet() >> loud()
+            """,
+            max_workers=1,
+        )
+        self.assertRegex(run.log("loud"), "INFO mine: said\n$")
+
     def test_a_task_that_is_called_inside_a_task_says_so(self):
         run = self.run_flow(
             """
