@@ -4825,8 +4825,11 @@ def _dump_settings(task: BaseOperator) -> bytes:
     rest = {name: getattr(task, name) for name in ("_upstream", "_downstream", "_conditions")}
     if task._mapping is not None:
         rest["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
+    called = {
+        name: getattr(task.dag, name) for name in ("on_success_callback", "on_failure_callback")
+    }
     try:
-        return _dump((getattr(task, "_kind", None), own, rest))
+        return _dump((getattr(task, "_kind", None), own, rest, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
         raise UnreachableTask(
             f"task {task.task_id!r}: one of its settings can't be sent to a worker "
@@ -4969,12 +4972,13 @@ class _WorkerRun:
             named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(task_id)
-            kind, own, rest = _load(settings)
+            kind, own, rest, called = _load(settings)
             maker: Any = _FunctionOperator if kind is None else _decorated(kind)
             made_of: Any = _TaskFunction(named, _task_signature(named), {})
             outside = contextvars.Context()  # of any DAG
             task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
             vars(task).update(rest, dag=self.dag)
+            vars(self.dag).update(called)
         self._tasks[task_id] = task
         return self._tasks[task_id]
 

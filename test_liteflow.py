@@ -3330,6 +3330,24 @@ class FindingTest(Case):
         done = self.python("my_flow.py")
         self.assertEqual((done.stdout, done.stderr), ("skipped [-1, -2]\n", ""))
 
+    def test_the_callbacks_of_a_dag_below_a_main_guard_are_called(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            def told(context):
+                with open("told", "a") as file: print(context["reason"], file=file)
+            @task
+            def fails(): raise ValueError
+            if __name__ == "__main__":
+                for method in (None, "spawn"):
+                    with DAG("guarded", on_failure_callback=told) as dag:
+                        fails()
+                    dag.run(mp_context=method)
+            """
+        )
+        self.python("my_flow.py")
+        self.assertEqual((self.folder / "told").read_text(), "task_failure\n" * 2)
+
     def test_module_functions_are_found_by_name_below_a_main_guard(self):
         self.script(
             """
