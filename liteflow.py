@@ -4821,15 +4821,14 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone."""
-    own = {name: value for name, value in task.__dict__.items() if name in task._known_settings}
-    rest = {name: getattr(task, name) for name in ("_upstream", "_downstream", "_conditions")}
+    also, known = ("task_id", "_upstream", "_downstream", "_conditions"), task._known_settings
+    own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
-        rest["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
-    called = {
-        name: getattr(task.dag, name) for name in ("on_success_callback", "on_failure_callback")
-    }
+        own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
+    dag: Any = task.dag
+    called = {each: getattr(dag, each) for each in ("on_success_callback", "on_failure_callback")}
     try:
-        return _dump((getattr(task, "_kind", None), own, rest, called))
+        return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
         raise UnreachableTask(
             f"task {task.task_id!r}: one of its settings can't be sent to a worker "
@@ -4972,12 +4971,10 @@ class _WorkerRun:
             named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(task_id)
-            kind, own, rest, called = _load(settings)
-            maker: Any = _FunctionOperator if kind is None else _decorated(kind)
-            made_of: Any = _TaskFunction(named, _task_signature(named), {})
-            outside = contextvars.Context()  # of any DAG
-            task = outside.run(maker, made_of, (), {}, None, task_id=task_id, **own)
-            vars(task).update(rest, dag=self.dag)
+            kind, own, called = _load(settings)
+            task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
+            signature = _task_signature(named)
+            vars(task).update(own, python_callable=named, _signature=signature, dag=self.dag)
             vars(self.dag).update(called)
         self._tasks[task_id] = task
         return self._tasks[task_id]
