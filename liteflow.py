@@ -5838,7 +5838,10 @@ class _Worker:
             os.dup2(null, descriptor)
         os.close(null)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
-        self._open_streams()
+        # Line-buffered ones, so that a killed task's last words are in its log.
+        kept: Any = {"errors": "backslashreplace", "closefd": False}
+        self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
+        sys.stdout, sys.stderr = self._stdio
         sys.breakpointhook = _no_breakpoint
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -6128,17 +6131,16 @@ class _Worker:
             except Exception:  # a task may have put anything there
                 pass
 
-    def _open_streams(self) -> None:
-        """Line-buffered ones, so that a killed task's last words are in its log."""
-        kept: Any = {"errors": "backslashreplace", "closefd": False}
-        self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
-        sys.stdout, sys.stderr = self._stdio
-
     def _restore(self) -> str | None:
         """Undo what a task changed in the process; what can't be undone, and needs a new one."""
         sys.stdout, sys.stderr = self._stdio
-        if any(stream.closed for stream in self._stdio):  # a wrapper that is dropped closes ours
-            self._open_streams()
+        for number, stream in enumerate(self._stdio, 1):
+            try:
+                stream.fileno()
+            except ValueError:  # a wrapper that was dropped has closed it, or it was detached
+                buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
+                # Mended in place, since handlers of `logging` have this very object.
+                io.TextIOWrapper.__init__(stream, buffer, None, "backslashreplace", None, True)
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         for number, handler in self._handlers.items():

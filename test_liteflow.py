@@ -2841,6 +2841,31 @@ class WorkerTest(Case):
         )
         self.assertRegex(run.log("loud"), "INFO mine: said\n$")
 
+    def test_streams_that_a_task_takes_apart_are_whole_for_the_next_one(self):
+        run = self.run_flow(
+            """
+            import io, logging
+            with DAG("apart", max_active_tasks=1) as dag:
+                @task
+                def detaches():
+                    sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8")
+                    print("detached")
+                @task
+                def wraps(): io.TextIOWrapper(sys.stderr.buffer)
+                @task
+                def says(): print("printed"); logging.getLogger("mine").info("logged")
+                for i in range(40): task(print, task_id=f"quick_{i}")(i)
+                [detaches() for i in range(4)] >> wraps() >> says()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(set(self.states(run).values()), {"success"})
+        self.assertEqual(
+            {ti.pid for ti in run.get_task_instances()}, {run.get_task_instance("says").pid}
+        )
+        self.assertEqual(run.log("detaches"), "detached\n")
+        self.assertRegex(run.log("says"), "^printed\n[^\n]* INFO mine: logged\n$")
+
     def test_a_task_that_is_called_inside_a_task_says_so(self):
         run = self.run_flow(
             """
