@@ -5963,7 +5963,7 @@ class _Worker:
         if at_once:
             self._tell(outcome, None)
         spoilt = None
-        if not job.holds or outcome.status == "reschedule":  # no callbacks are to come
+        if not held:  # else this is for after the word that it waits for
             self.last, spoilt = None, self._restore()
         self._note_log_start(log_end)
         if terminated or spoilt is not None:
