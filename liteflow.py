@@ -4825,8 +4825,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
-    dag: Any = task.dag
-    called = {each: getattr(dag, each) for each in ("on_success_callback", "on_failure_callback")}
+    called = {n: getattr(task.dag, n) for n in ("on_success_callback", "on_failure_callback")}
     try:
         return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
