@@ -5329,11 +5329,9 @@ class _Macros:
 
     datetime = _datetime.datetime
     timedelta = _datetime.timedelta
-    time = time
-    json = json
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("uuid", "random"):
+        if name not in ("json", "random", "time", "uuid"):
             raise AttributeError(name)
         return __import__(name)
 
