@@ -2810,21 +2810,25 @@ class WorkerTest(Case):
         self.assertEqual(run.xcom_pull("after"), run.xcom_pull("before"))
         self.assertEqual(run.log("after"), "heard\n")
 
-    def test_a_recursion_limit_of_the_module_is_that_of_each_task(self):
+    def test_what_the_module_sets_in_its_process_is_there_for_each_task(self):
         self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
-        module = self.module(
-            """
-            sys.setrecursionlimit(4321)
-            with DAG("deep") as dag:
-                @task
-                def limit(i): return sys.getrecursionlimit()
-                first, second = limit(1), limit(2)
-                first.operator >> second.operator
-            """
-        )
+        self.addCleanup(os.umask, os.umask(0o022))
         with WorkerPool(1, mp_context="spawn") as workers:
+            other = self.module("with DAG('other') as dag:\n    task(print)('x')\n").dag
+            other.run(db_path=self.db, executor=workers)
+            module = self.module(
+                """
+                sys.setrecursionlimit(4321)
+                os.umask(0o077)
+                with DAG("sets") as dag:
+                    @task
+                    def found(i): return sys.getrecursionlimit(), os.umask(0o022)
+                    first, second = found(1), found(2)
+                    first.operator >> second.operator
+                """
+            )
             run = module.dag.run(db_path=self.db, executor=workers)
-        self.assertEqual([x.value for x in run.xcoms()], [4321, 4321])
+        self.assertEqual([x.value for x in run.xcoms()], [(4321, 0o077)] * 2)
 
     def test_a_log_level_that_a_task_sets_is_not_that_of_the_next_one(self):
         run = self.run_flow(
