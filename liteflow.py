@@ -10110,6 +10110,12 @@ def _python() -> str:
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
 
+def _from_here(command: str) -> str:
+    with contextlib.suppress(FileNotFoundError):  # the folder was removed
+        return f"cd {_typed(Path.cwd())} && {command}"
+    return command
+
+
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
     here = Path(__file__).absolute()
@@ -10921,9 +10927,9 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
     if spec is not None and spec.name != "__main__":  # as a folder or an archive has it
-        command = f"cd {_typed(Path.cwd())} && {_python()} -m {spec.name.removesuffix('.__main__')}"
+        command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     options = parser.parse_args(argv)
-    return _exit_code(lambda: _run_or_debug(dag, options, command))
+    return _exit_code(lambda: _run_or_debug(dag, options, command and _from_here(command)))
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
@@ -10972,7 +10978,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.quiet and options.logs:
         raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
     if options.param:
-        options.conf = {**(options.conf or {}), **dict(options.param)}
+        given = {name: _given(dag, name, text) for name, text in options.param}
+        options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
     shown = [getattr(handler, "stream", None) for handler in _log().root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
@@ -11006,6 +11013,19 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         raise
     _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
+
+
+def _given(dag: Dag, name: str, text: str) -> Any:
+    """A param's value as it was typed: JSON, or text where it is none, or where one is wanted."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    declared = [x[name] for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
+    params = [x if isinstance(x, Param) else Param(x) for x in declared]
+    kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
+    wants_text = bool(kinds) and all(kind == "string" for kind in kinds)
+    return text if wants_text and not isinstance(value, str) else value
 
 
 def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
@@ -11052,7 +11072,9 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     chosen = _chosen_dag(found, options.dag, path)
     which = () if options.dag is None else (options.dag,)
-    return _run_or_debug(chosen, options, f"{_own_command()} {_typed('run', path, *which)}")
+    # Inside a package it is a module of the program, which the file may import.
+    own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
+    return _run_or_debug(chosen, options, _from_here(f"{own} {_typed('run', path, *which)}"))
 
 
 def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
@@ -11072,7 +11094,7 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
 
 
 def _cmd_scaffold(options: argparse.Namespace) -> None:
-    _write(_SCAFFOLD)
+    _write(_SCAFFOLD.replace("from liteflow", f"from {__name__}"))
 
 
 # --- Command line: looking ------------------------------------------------------------------------
@@ -11126,20 +11148,32 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
 
 
 def _write_file(output: Path, text: str) -> None:
-    with _whole(output.resolve()) as coming:
+    is_file = output.is_file() or not output.exists()  # a pipe or a device stays what it is
+    with _whole(output.resolve()) if is_file else _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
     _say(f"wrote {output}")
 
 
 @contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A file that takes the target's place once it is whole: others read it as it was, or so."""
-    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
+def _writing(target: Path) -> Iterator[Path]:
     try:
-        yield coming
-        coming.replace(target)
+        yield target
     except OSError as error:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A file that takes the target's place once it is whole: others read it as it was, or so."""
+    import shutil
+
+    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
+    try:
+        with _writing(target):
+            yield coming
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copymode(target, coming)
+            coming.replace(target)
     finally:
         coming.unlink(missing_ok=True)
 
@@ -11198,7 +11232,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
-            if dag["trouble"] is None or not dag["runs"]:  # of a DAG whose runs were deleted
+            deleted = not dag["runs"] and options.max_age is None
+            if dag["trouble"] is None or deleted:
                 continue
         dags.append(dag)
         state, start = (_run_state(run), _when(run.start_date)) if run else ("", "")
@@ -11422,7 +11457,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         why = "its scheduler died; resume it" if dead else f"it is {run.state}"
         raise _UsageError(f"run {run.run_id!r} is not running: {why}")
     run._write(lambda store: store.request_stop(run._row.id))
-    _say(f"asked run {run.run_id!r} to stop")
+    _say(f"asked run {run.run_id!r} to stop: {run._row.owner_process}")
     while run.refresh().owner_alive:
         time.sleep(0.2)
     if run.state is DagRunState.RUNNING:
@@ -11481,7 +11516,9 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
-    runs = [x for x in runs if not (x.owner_alive or (options.values and x._row.values_deleted))]
+    # What waits has not begun, and may be recovered, though its process is gone.
+    runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
+    runs = [run for run in runs if not (options.values and run._row.values_deleted)]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     what = f"the values of {what}" if options.values else what
     if options.dry_run:
@@ -11540,7 +11577,7 @@ _RUN_OPTIONS = """
 --logical-date ISO  the date that the run is for
 --resume  go on with the newest run, or --run-id
 --conf JSON  a JSON object for the run
---param KEY=VALUE...  one key of it; the value as JSON, or else as text
+--param KEY=VALUE...  one key of it; the value as JSON, or as text where that is wanted
 --max-workers N  processes (default: CPUs)
 --pool NAME=N...  the size of a pool
 --from TASK...  run TASK of the newest run again, and what hangs on it
@@ -11665,12 +11702,6 @@ def _long_ago(count: str, unit: str) -> _datetime.datetime:
     return _utcnow() - _datetime.timedelta(**{units[unit]: float(count)})
 
 
-def _param_of(key: str, value: str) -> tuple[str, Any]:
-    with contextlib.suppress(ValueError):
-        return key, json.loads(value)
-    return key, value
-
-
 # How a value of each kind is written, what reads it (or its groups), and what it must be.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
@@ -11680,7 +11711,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
     "N": (r"\d+", int, "a whole number, not negative"),
     "NAME=N": (r"(.+)=(\d+)", lambda name, size: (name, int(size)), "NAME=N"),
-    "KEY=VALUE": (r"(?s)([^=]+)=(.*)", _param_of, "KEY=VALUE"),
+    "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
 }
 _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}
 

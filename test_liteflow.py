@@ -3668,8 +3668,20 @@ class VendoredTest(Case):
         ):
             done = self.python("-m", "yours._vendor.liteflow", *words)
             self.assertIn(expected, done.stdout, done.stderr)
-        done = self.python("-m", "yours._vendor.liteflow", "run", "yours/flow.py", "--quiet")
-        self.assertEqual(done.returncode, 0, done.stderr)
+        run = ("-m", "yours._vendor.liteflow", "run", "yours/flow.py", "--quiet")
+        self.assertEqual(self.python(*run).returncode, 0)
+        points = self.folder / "yours" / "points.py"
+        source = points.read_text()
+        points.write_text("def Point(x): raise ValueError(x)")
+        failed = self.python(*run, "--db", "failed.db").stderr.splitlines()
+        self.assertIn("-m yours._vendor.liteflow run", failed[-1])
+        again = subprocess.run(
+            ["sh", "-c", failed[-1].partition(": ")[2]], cwd="/", capture_output=True, text=True
+        )
+        self.assertIn("make failed, try 2 of 2: ValueError: 20", again.stderr)
+        points.write_text(source)
+        made = self.python("-m", "yours._vendor.liteflow", "scaffold").stdout
+        self.assertIn("from yours._vendor.liteflow import", made)
         code = "import yours.flow, sys; print(yours.flow.dag.runs()[0].xcom_pull('make').x); "
         done = self.python("-c", code + "print('liteflow' in sys.modules)")
         self.assertEqual(done.stdout, "20\nFalse\n", done.stderr)
@@ -8706,6 +8718,8 @@ class SubmitTest(FlowCase):
                 wanted = ("queued", "submitted") if give_up else ("success", None)
                 self.assertEqual(self.state(futures[1]), wanted)
         self.assertFalse(Dag("held").get_run(futures[1].run_id, self.db).owner_alive)
+        for words in (("--keep", "0"), ("--older-than", "0s")):  # what waits is accepted work
+            self.assertEqual(self.cli_here("prune", *words, "--db", self.db).returncode, 0)
         with WorkerPool(1) as mine:
             [found] = mine.recover(self.flows.held, db_path=self.db)
             self.assertEqual(
@@ -10202,6 +10216,16 @@ class CommandLineTest(ScriptCase):
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
         self.assert_exit(2, "script", "-p", "n", words=["KEY=VALUE"])
+        with DAG("typed", params={"v": "1.9", "n": 1, "s": Param("a", type="string")}) as typed:
+            either = Param(1, type=["string", "integer"])
+            task(task_id="t", params={"w": "x", "u": either})(quiet)()
+        for name in "vsw":  # it is text that is wanted
+            for text in ("1.10", "1e5", "null", "[1]", "a", '"'):
+                self.assertEqual(liteflow._given(typed, name, text), text)
+            self.assertEqual(liteflow._given(typed, name, '"a b"'), "a b")
+        for name in ("n", "u", "unknown"):
+            self.assertEqual(liteflow._given(typed, name, "10"), 10)
+            self.assertEqual(liteflow._given(typed, name, "ten"), "ten")
         for argv in (
             ["--db", str(self.db), "runs", "-n", "1"],
             ["runs", "-n1", "--db", str(self.db)],
@@ -10383,7 +10407,8 @@ class SeeingTest(ScriptCase):
         self.assertIn("(ValueError: no luck)", text)
         script = os.path.realpath(self.folder / "my_flow.py")
         self.assertRegex(
-            text, rf"to go on once it is mended: \S*python3?(\.\d+)? {script} --resume"
+            text,
+            rf"to go on once it is mended: cd \S+ && \S*python3?(\.\d+)? {script} --resume",
         )
         self.assertNotIn("double[0]  success", text)
 
@@ -10422,6 +10447,7 @@ class SeeingTest(ScriptCase):
         script = os.path.realpath(self.folder / "my_flow.py")
         [run] = Dag("night").runs(self.folder / "liteflow.db")
         again = f"{liteflow._python()} {script} --resume --run-id {run.run_id} --db {run.db_path}"
+        again = f"cd {os.path.dirname(script)} && {again}"
         self.assertEqual(others[-1], f"to go on once it is mended: {again}")
 
     def test_logs_are_streamed_with_their_task_before_them(self):
@@ -10592,6 +10618,7 @@ class SeeingTest(ScriptCase):
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
         self.seen("list", "--check")  # there is nothing left to be in trouble
+        self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
         self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
         self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
         self.assertEqual(copy.stat().st_mode & 0o777, 0o600)
@@ -10906,11 +10933,11 @@ class FailureTest(ScriptCase):
             *_, more, go_on = look().splitlines()
             self.assertIn("'load[1]'", more)  # zsh would take it for a pattern
             self.assertIn("bad file", self.pasted(more).stdout)
-            (self.folder / "b c.csv").touch()
             done = self.pasted(go_on)
-            self.assertEqual(done.returncode, 1, done.stderr)  # a relative path, from elsewhere
+            self.assertEqual(done.returncode, 1, done.stderr)
             self.assertRegex(done.stderr, r"load\[1\] 'b c.csv' failed, try (4 of 4|6 of 6)")
-            (self.folder / "b c.csv").unlink()
+        (self.folder / "b c.csv").touch()  # in the run's folder, which is not that of the paste
+        self.assertEqual(self.pasted(go_on).returncode, 0)
 
     def show_newest(self):
         return self.cli_here("show", "two").stdout
@@ -11315,10 +11342,27 @@ class PageTest(ScriptCase):
         self.check(page.read_text())
         self.assertTrue(link.is_symlink())
         self.assertEqual(len([*self.folder.glob("*.html*")]), 2)
-        done = self.cli_here("page", "--output", "no/page.html")
-        self.assertEqual(done.returncode, 2)
-        self.assertIn("can't be written", done.stderr)
+        for place in ("no/page.html", "/", "."):
+            done = self.cli_here("page", "--output", place)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("can't be written", done.stderr)
         self.assertEqual(self.cli_here("page", "nothing").returncode, 2)
+
+    @unittest.skipIf(sys.platform == "win32", "POSIX modes and pipes")
+    def test_what_is_there_keeps_its_mode_and_what_is_no_file_its_kind(self):
+        self.python("my_flow.py")
+        page, pipe = self.folder / "page.html", self.folder / "pipe"
+        page.touch()
+        page.chmod(0o640)
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        for place in (page, pipe, os.devnull):
+            self.assertEqual(self.cli_here("page", "--output", place).returncode, 0)
+        self.assertEqual(page.stat().st_mode & 0o777, 0o640)
+        self.assertTrue(pipe.is_fifo())
+        self.assertFalse(Path(os.devnull).is_file())
+        self.assertIn(b"<!DOCTYPE html>", os.read(reader, 100))
 
     def test_every_state_has_its_look_everywhere(self):
         words = {*liteflow._TASK_STATES, "interrupted", "none"}
