@@ -3821,10 +3821,10 @@ class _Batch:
         self.attempts: dict[_Attempt, None] = {}
         self.withdrawn: list[_Attempt] = []
         self.expanded: list[_Node] = []
-        self.xcoms: list[tuple[_Instance, Sequence[_XComRow]]] = []
-        self.items: list[tuple[_Instance, Sequence[tuple[str, bytes]]]] = []
-        self.renewed: list[_Instance] = []  # their values are those of an earlier try
-        self.named: list[tuple[str, _Instance]] = []  # by their map_index_template
+        self.xcoms: list[tuple[Any, ...]] = []
+        self.items: list[tuple[Any, ...]] = []
+        self.renewed: list[int] = []  # their values are those of an earlier try
+        self.named: list[tuple[str, int]] = []  # by their map_index_template
         self.logs: list[tuple[_Attempt, int, str]] = []
         self.calls: list[_Callback] = []
         self.jobs: list[_Attempt] = []
@@ -4230,7 +4230,9 @@ class _Store:
         with self.transaction():
             self._check_fence()
             self._end(self.run_row, state.value, reason, _now())
-            return _select_runs(self._connection, id=self.run_row)[0]
+            [row] = _select_runs(self._connection, id=self.run_row)
+        self.owner = ""  # what a DAG's callbacks print comes later, when it has no owner
+        return row
 
     def close_run(self, run_row: int) -> None:
         """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
@@ -4332,19 +4334,29 @@ class _Store:
 
     # A run's turns.
 
-    def record(self, batch: _Batch, ended: bool = False) -> None:
-        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError.
-
-        `ended`: what a DAG's callbacks print comes after the run's end, when it has no owner.
-        """
+    def record(self, batch: _Batch) -> None:
+        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
+        many = self._many
+        for a in batch.attempts:
+            a.started = a.started or _now()  # it runs; when exactly is known at its end
         with self.transaction():
-            self._check_fence(ended)
-            self._many(
-                _inserting("xcom"), [(i.row_id, *xcom) for i, rows in batch.xcoms for xcom in rows]
+            self._check_fence()
+            many(_inserting("xcom"), batch.xcoms)
+            many(_inserting("xcom_item"), batch.items)
+            if batch.renewed:  # behind the values of a try that failed in this turn
+                self._delete_values(batch.renewed)
+            for node in batch.expanded:  # the previews of its elements are there now
+                which = (self.run_row, node.task.task_id)
+                known = "dag_run_id = ? AND task_id = ? AND map_index = -1"
+                self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
+                self.write_instances(node.instances)
+            many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
+            many(
+                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
+                "state IN ('queued', 'running')",
+                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
-            if batch.items or batch.renewed or batch.expanded or batch.named or batch.withdrawn:
-                self._record_more(batch)
-            self._many(
+            many(
                 "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ?, "
                 "flow = ? WHERE id = ?",
                 [
@@ -4352,53 +4364,26 @@ class _Store:
                     for i in batch.instances
                 ],
             )
-            for a in batch.attempts:
-                a.started = a.started or _now()  # it runs; when exactly is known at its end
-            self._many(
+            many(
                 _inserting("task_attempt"),
                 [
                     (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
                     for a in batch.attempts
                 ],
             )
-            self._many(
+            many(
                 _inserting("task_log", 1),
                 [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs],
             )
-
-    def _record_more(self, batch: _Batch) -> None:
-        """What few turns have."""
-        self._many(
-            _inserting("xcom_item"),
-            [(i.row_id, n, *item) for i, rows in batch.items for n, item in enumerate(rows)],
-        )
-        # Behind the values of a try that failed in this turn.
-        self._delete_values(i.row_id for i in batch.renewed)
-        self._many(
-            "DELETE FROM task_instance WHERE dag_run_id = ? AND task_id = ? AND map_index = -1",
-            [(self.run_row, node.task.task_id) for node in batch.expanded],
-        )
-        for node in batch.expanded:  # the previews of its elements are there now
-            self.write_instances(node.instances)
-        self._many(
-            "UPDATE task_instance SET element_preview = ? WHERE id = ?",
-            [(name, i.row_id) for name, i in batch.named],
-        )
-        self._many(
-            "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
-            "state IN ('queued', 'running')",
-            [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
-        )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             self._connection.executemany(statement, rows)
 
-    def _check_fence(self, ended: bool = False) -> None:
+    def _check_fence(self) -> None:
         """Whatever is written next is written under the same lock. Raises _Fenced."""
-        query = "SELECT 1 FROM dag_run WHERE id = ? AND (owner = ? OR ? AND owner IS NULL)"
-        found = self._connection.execute(query, (self.run_row, self.owner, ended))
-        if not found.fetchone():
+        query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
+        if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise _Fenced("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
@@ -8786,7 +8771,7 @@ class _Run(_Start):
         self._attempts[instance] = attempt
         self._batch.instances[instance] = None
         if instance.try_number > 1 and not attempt.pokes:
-            self._batch.renewed.append(instance)
+            self._batch.renewed.append(instance.row_id)
         if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
             self._begin(attempt)
         self._batch.jobs.append(attempt)
@@ -8957,9 +8942,9 @@ class _Run(_Start):
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
-        self._batch.xcoms.append((instance, outcome.xcoms))
+        self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
         if "name" in outcome.note:
-            self._batch.named.append((outcome.note["name"], instance))
+            self._batch.named.append((outcome.note["name"], instance.row_id))
         self._batch.is_large |= size > _LARGE
         if state is _S.UP_FOR_RESCHEDULE:
             attempt.pokes += 1
@@ -8967,8 +8952,7 @@ class _Run(_Start):
             return
         if state is _S.SUCCESS:
             instance.lost, instance.alone = 0, False
-            if outcome.items:
-                self._batch.items.append((instance, outcome.items))
+            self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
             if instance.node.downstream:
                 self._remember(instance, outcome.xcoms)
         self._last[state] = attempt
@@ -9061,7 +9045,7 @@ class _Run(_Start):
         self._batch.logs += self.runner.output()
         if self._batch:
             with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
-                self._store.record(self._batch, ended=True)
+                self._store.record(self._batch)
                 self.report.committed(self._batch.logs)
 
 
