@@ -3517,7 +3517,7 @@ class _Resumption:
         for row in rows:
             past.setdefault(row.task_id, {})[row.map_index] = row
         for task_id in past.keys() - dag.task_dict.keys():
-            self._remove(past[task_id].values())
+            self._remove(past[task_id])
         order = dag.topological_sort()
         for task in order:
             self._match(task, past.get(task.task_id, {}))
@@ -3525,15 +3525,11 @@ class _Resumption:
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
 
-    def _remove(self, rows: Iterable[_Past], indexes: Iterable[int] = ()) -> None:
+    def _remove(self, rows: Mapping[int, _Past], taken: Collection[int] = ()) -> None:
         """Rows that no instance of today's code has; behind the indexes of those that it has."""
-        taken = set(indexes)
-        for row in sorted(rows, key=lambda row: row.map_index):
-            index = row.map_index
-            while index in taken:
-                index += 1
-            taken.add(index)
-            self.removed.append((row, index))
+        free = itertools.count(max([*rows, *taken], default=0) + 1)
+        for index, row in sorted(rows.items()):
+            self.removed.append((row, next(free) if index in taken else index))
             if row.state != "removed":
                 self._moved.add(row.task_id)
 
@@ -3552,7 +3548,7 @@ class _Resumption:
         if mapping is not None and keys is None:
             self.unexpanded.add(task.task_id)
         self._indexes[task.task_id] = list(found)
-        self._remove(rows.values(), found)
+        self._remove(rows, found)
         for index, row in found.items():
             self.instances[task.task_id, index] = row
             if not row.row_id or row.map_index != index:
