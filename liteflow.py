@@ -4232,16 +4232,12 @@ class _Store:
 
     def close_run(self, run_row: int) -> None:
         """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
-        self._connection.execute(  # it may be the fault of a task that ran
-            "UPDATE task_instance SET lost = lost + 1 WHERE dag_run_id = ? AND state = 'running'",
-            (run_row,),
-        )
         self._end(run_row, "failed", _DIED, None)
 
     def _end(self, run_row: int, state: str, reason: str | None, ended: str | None) -> None:
         """What was sent, ran or waited for a next attempt has no state again; one that was sent
-        may have run, which uses up no try. `ended` None: when it last wrote something, as far as
-        that is known."""
+        may have run, which uses up no try. `ended` None: its scheduler died, which may be the fault
+        of a task that ran, when it had last written something, as far as that is known."""
         why = f"interrupted: {reason or 'its run ended'}"
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
         for statement in (
@@ -4253,8 +4249,9 @@ class _Store:
             "'up_for_reschedule') AND task_instance_id IN (SELECT id FROM task_instance WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule'))",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
-            "state = NULL WHERE dag_run_id = :run AND state IN ('queued', 'running', "
-            "'up_for_retry', 'up_for_reschedule')",
+            "lost = lost + (state = 'running' AND :ended IS NULL), state = NULL WHERE "
+            "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
+            "'up_for_reschedule')",
             "UPDATE dag_run SET state = :state, reason = :reason, owner = NULL, end_date = "
             "coalesce(:ended, max(coalesce(resumed_date, start_date, ''), coalesce((SELECT "
             "max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM task_attempt JOIN "
@@ -4268,8 +4265,7 @@ class _Store:
         many = self._connection.executemany
         row = _find_run(self._connection, id=self.run_row)
         if row is not None and (seconds := _run_seconds(row)) is not None:
-            query = "UPDATE dag_run SET seconds = ? WHERE id = ?"
-            self._connection.execute(query, (seconds, row.id))
+            self._set_run(row.id, seconds=seconds)
         many(
             "DELETE FROM task_instance WHERE id = ?",
             [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
