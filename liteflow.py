@@ -2738,12 +2738,6 @@ class _Past(NamedTuple):
     ended: str | None = None
     died: bool = False  # its scheduler did, while the attempt was sent or ran
 
-    def is_kept(self) -> bool:
-        """Whether it stays as it is, unless something that it waits for runs again: a success, and
-        what skipped itself."""
-        kept = self.state == "success" or self.state == self.attempt_state == "skipped"
-        return kept and not self.cleared
-
 
 _CLEARED, _CLEARED_ALONE = 1, 2
 
@@ -3572,9 +3566,11 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            # A branch that chose what the code does not have any more chooses anew.
+            # What succeeded or skipped itself stays, but for a branch that chose what the code does
+            # not have any more.
+            kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             chosen = _plain(row.flow, dict).get("chosen") or ()
-            own = not row.is_kept() or any(name not in self._dag for name in chosen)
+            own = not kept or row.cleared or any(name not in self._dag for name in chosen)
             pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
@@ -3646,9 +3642,8 @@ class _Resumption:
                 row = row._replace(lost=0)
             elif cut_off and row.lost >= retries + 3:
                 row = row._replace(state="failed", flow=None, died=False)
-            elif cut_off and row.try_number:  # it has the tries that were left of them
-                row = row._replace(state=None)
-            else:  # fresh ones, as when Airflow clears it
+            elif not (cut_off and row.try_number):
+                # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
                 row = row._replace(state=None, max_tries=row.try_number + retries)
             found[task_id, index] = row
         for row, index in self.removed:  # an expansion may come back to them
