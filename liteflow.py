@@ -4203,7 +4203,7 @@ class _Store:
         with self.transaction():
             row = _find_run(self._connection, dag_id=dag_id, run_id=run_id, owner=owner)
             if row is not None and row.state == "queued":
-                self._end(row.id, "failed", reason, _now())
+                self.close_run(row.id, "failed", reason)
 
     def claim_run(self, run_row: int, owner: str, command: str | None) -> None:
         """Make this the run's owner: it begins, or goes on."""
@@ -4220,19 +4220,18 @@ class _Store:
         """Record the run's end, in a transaction of its own; its row. Raises _Fenced."""
         with self.transaction():
             self._check_fence()
-            self._end(self.run_row, state.value, reason, _now())
+            self.close_run(self.run_row, state.value, reason)
             [row] = _select_runs(self._connection, id=self.run_row)
         self.owner = ""  # what a DAG's callbacks print comes later, when it has no owner
         return row
 
-    def close_run(self, run_row: int) -> None:
-        """Mark a run whose scheduler died as failed, and its attempts as interrupted."""
-        self._end(run_row, "failed", _DIED, None)
+    def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> None:
+        """Record a run's end. What was sent, ran or waited for a next attempt has no state again,
+        and its attempt is interrupted; one that was sent may have run, which uses up no try.
 
-    def _end(self, run_row: int, state: str, reason: str | None, ended: str | None) -> None:
-        """What was sent, ran or waited for a next attempt has no state again; one that was sent
-        may have run, which uses up no try. `ended` None: its scheduler died, which may be the fault
-        of a task that ran, when it had last written something, as far as that is known."""
+        A scheduler died when it last wrote something, as far as that is known; it may be the fault
+        of a task that ran."""
+        ended = None if reason == _DIED else _now()
         why = f"interrupted: {reason or 'its run ended'}"
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
         for statement in (
