@@ -3487,8 +3487,7 @@ class _Resumption:
         self,
         dag: Dag,
         rows: Iterable[_Past],
-        known: _Known,
-        keys: Callable[[_ExpandInput, _Known], list[str]],
+        keys: Callable[[_ExpandInput], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
         """`running`: of those that were left out, what runs now, as far as that is known."""
@@ -3555,7 +3554,7 @@ class _Resumption:
         if again or (sources and not any(i >= 0 for i in rows)):
             return None
         try:
-            return self._keys(mapping, self._known)
+            return self._keys(mapping)
         except LookupError:  # an old result that is no list
             return None
 
@@ -8345,10 +8344,10 @@ class _Start:
         rows = self._store.look(_select_past, run_row)
         _refuse_index(self.run_id, self._again, {(row.task_id, row.map_index) for row in rows})
         lengths = self._store.look(_select_lengths, run_row)
-        known = _Known(lengths)
+        keys = functools.partial(_element_keys, known=_Known(lengths))
         running: set[tuple[str, int]] = set()
         while True:
-            found = _Resumption(self.dag, rows, known, _element_keys, running)
+            found = _Resumption(self.dag, rows, keys, running)
             kept = {  # what is mapped over one that is taken along stays, too
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()

@@ -8429,8 +8429,8 @@ class PlanGrowthTest(Case):
             ]  # fmt: skip
 
         def act(d, rows):
-            known = liteflow._Known({})
-            found = liteflow._Resumption(d, rows, known, liteflow._element_keys)
+            keys = functools.partial(liteflow._element_keys, known=liteflow._Known({}))
+            found = liteflow._Resumption(d, rows, keys)
             liteflow._Plan(d, recorded=found.recorded())
             return found
 
