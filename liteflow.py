@@ -3496,7 +3496,6 @@ class _Resumption:
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag = dag
-        self._known = known
         self._keys = keys
         self._running = running
         self.left_out: set[tuple[str, int]] = set()
@@ -3663,6 +3662,8 @@ _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 
+# Attempts have no rowid: it is one page less to write for each; but where values are large, a
+# search for a key would read those on its way.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dag (
     dag_id TEXT PRIMARY KEY,
@@ -3671,7 +3672,7 @@ CREATE TABLE IF NOT EXISTS dag (
     doc_md TEXT,
     tags TEXT,                   -- JSON list
     schedule TEXT                -- as given; liteflow schedules nothing
-) {strict};
+) STRICT;
 CREATE TABLE IF NOT EXISTS dag_run (
     id INTEGER PRIMARY KEY,
     dag_id TEXT NOT NULL REFERENCES dag (dag_id),
@@ -3690,7 +3691,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     stop_requested TEXT,
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
-) {strict};
+) STRICT;
 CREATE INDEX IF NOT EXISTS dag_run_of_dag ON dag_run (dag_id);
 CREATE INDEX IF NOT EXISTS dag_run_running ON dag_run (state) WHERE state = 'running';
 CREATE TABLE IF NOT EXISTS task_instance (
@@ -3711,7 +3712,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     task_group_id TEXT,          -- the group it stands in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
-) {strict};
+) STRICT;
 CREATE TABLE IF NOT EXISTS task_attempt (
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     try_number INTEGER NOT NULL,
@@ -3721,7 +3722,7 @@ CREATE TABLE IF NOT EXISTS task_attempt (
     pid INTEGER,
     error TEXT,                  -- traceback; its last line is the reason
     PRIMARY KEY (task_instance_id, try_number)
-) {without_rowid};
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS task_log (
     id INTEGER PRIMARY KEY,
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
@@ -3729,7 +3730,7 @@ CREATE TABLE IF NOT EXISTS task_log (
     part INTEGER NOT NULL,
     text TEXT NOT NULL,
     UNIQUE (task_instance_id, try_number, part)
-) {strict};
+) STRICT;
 CREATE TABLE IF NOT EXISTS xcom (
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     key TEXT NOT NULL,
@@ -3738,14 +3739,14 @@ CREATE TABLE IF NOT EXISTS xcom (
     length INTEGER,              -- of a list, tuple or dict
     value BLOB NOT NULL,         -- pickle
     PRIMARY KEY (task_instance_id, key)
-) {strict};
+) STRICT;
 CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others expand over
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     item INTEGER NOT NULL,
     preview TEXT NOT NULL,
     value BLOB NOT NULL,
     PRIMARY KEY (task_instance_id, item)
-) {strict};
+) STRICT;
 """
 _COLUMNS = {  # each table's, with their types
     table.split()[0]: dict(
@@ -4091,11 +4092,8 @@ class _Store:
                 return
         with self.transaction(waits=False):
             if not _check_ours(self._connection, self.path):
-                strict = "STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-                # One page less to write for each attempt than a table with its index; but where
-                # values are large, a search for a key would read those on its way.
-                without_rowid = f"{strict}, WITHOUT ROWID".removeprefix(", ")
-                schema = _SCHEMA.format(strict=strict, without_rowid=without_rowid)
+                older = sqlite3.sqlite_version_info < (3, 37)
+                schema = re.sub("STRICT(, )?", "", _SCHEMA) if older else _SCHEMA
                 for statement in schema.split(";\n"):  # executescript would commit
                     execute(statement)
                 execute(f"PRAGMA application_id={_APPLICATION_ID}")
