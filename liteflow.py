@@ -2960,10 +2960,6 @@ def _reach(
         yield node, bits
 
 
-def _bits(nodes: Iterable[_Node]) -> dict[_Node, int]:
-    return {node: 1 << i for i, node in enumerate(nodes)}
-
-
 def _weigh(order: Sequence[_Node]) -> None:
     """Priorities: a task's own weight, with those of all descendants or ancestors; a bit of the
     weights at a time, so that it does not matter how many there are."""
@@ -2976,8 +2972,9 @@ def _weigh(order: Sequence[_Node]) -> None:
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
             having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
-            heavy = [n for n in ordered if n.task.priority_weight in having] if having else ()
-            for node, bits in _reach(ordered, near, away, _bits(heavy)) if heavy else ():
+            heavy = (n for n in ordered if n.task.priority_weight in having)
+            marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
+            for node, bits in _reach(ordered, near, away, marks) if marks else ():
                 if node.task.weight_rule is rule:
                     node.weight += (sign << place) * bits.bit_count()
 
@@ -3003,7 +3000,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     if not setups:
         return
     # Of each teardown its setups; those without a teardown are as if one were below everything.
-    bit, endless = _bits(setups), 0
+    bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
         ends = [below for below in setup.downstream if below.task.is_teardown]
