@@ -3270,7 +3270,7 @@ class _Plan:
 
     # Conclusions.
 
-    def settle(self, now: float) -> None:
+    def settle(self) -> None:
         """Decide about every task below something that ended, until nothing more follows.
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
@@ -8365,7 +8365,7 @@ class _Start:
         self.plan = _Plan(
             self.dag, self.logical_date, recorded, lengths, self.pools, found.unexpanded
         )
-        self.plan.settle(0)
+        self.plan.settle()
 
     def _element_of(self, instance: _Instance) -> tuple[str | None, str | None]:
         """What a mapped instance is mapped over: a digest, and what people may know of it."""
@@ -8678,7 +8678,7 @@ class _Run(_Start):
     def _settle(self) -> None:
         """Put into the batch what rules decided."""
         plan = self.plan
-        plan.settle(time.monotonic())
+        plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
             self.report.changed(instance)

@@ -244,7 +244,7 @@ class Case(unittest.TestCase):
         store = liteflow._Store(self.db)
         self.addCleanup(store.close)
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         instance = plan.take()
         with store.transaction():
             store.create_run(d, "r", None, {})
@@ -1252,7 +1252,7 @@ class PlanTest(Case):
         plan, oracle = liteflow._Plan(d), Oracle(d)
         running, now = [], 0.0
         while True:
-            plan.settle(now)
+            plan.settle()
             oracle.settle()
             while plan.ready_count(now):
                 instance = plan.take()
@@ -1281,7 +1281,7 @@ class PlanTest(Case):
         """Run everything that is ready, with outcomes by task id; the order of starts."""
         order = []
         while True:
-            plan.settle(now)
+            plan.settle()
             if not plan.ready_count(now):
                 return order
             instance = plan.take()
@@ -1317,7 +1317,7 @@ class PlanTest(Case):
         starts = []
         now = 0.0
         while plan.unfinished:
-            plan.settle(now)
+            plan.settle()
             if plan.ready_count(now):
                 instance = plan.take()
                 plan.start(instance)
@@ -1355,7 +1355,7 @@ class PlanTest(Case):
             for i in range(5):
                 liteflow.BaseOperator(task_id=f"t{i}")
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(plan.ready_count(0), 2)
         plan.start(plan.take())
         self.assertEqual(plan.ready_count(0), 1)
@@ -1365,12 +1365,12 @@ class PlanTest(Case):
             _, b, c = (liteflow.BaseOperator(task_id=i, retries=1) for i in "abc")
             b >> c
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         first, second = plan.take(), plan.take()
         plan.start(first)
         plan.start(second)
         plan.finish(first, "fatal", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(plan.doomed, [second])
         plan.finish(second, "failed", 0)
         states = {i.task_id: i.state.value for i in plan.instances()}
@@ -1382,7 +1382,7 @@ class PlanTest(Case):
             [a, b] >> below
         for order in ("ab", "ba"):
             plan = liteflow._Plan(d)
-            plan.settle(0)
+            plan.settle()
             running = {}
             while plan.ready_count(0):
                 instance = plan.take()
@@ -1391,7 +1391,7 @@ class PlanTest(Case):
             for task_id in order:
                 status = "skipped" if task_id == "a" else "fatal"
                 plan.finish(running[task_id], status, 0.1)
-                plan.settle(0.1)
+                plan.settle()
             self.assertEqual(plan.nodes[2].instances[0].state, "upstream_failed")
 
     def test_a_skip_waits_until_no_failure_can_win_over_it(self):
@@ -1399,20 +1399,20 @@ class PlanTest(Case):
             a, b, below = (liteflow.BaseOperator(task_id=i) for i in ("a", "b", "below"))
             [a, b] >> below
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         first, second = plan.take(), plan.take()
         plan.start(first)
         plan.start(second)
         plan.finish(first, "skipped", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertIsNone(plan.nodes[2].instances[0].state)
         plan.finish(second, "success", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(plan.nodes[2].instances[0].state, "skipped")
 
     def all_sent(self, plan):
         """Settle, and send all that may start; the instances by label."""
-        plan.settle(0)
+        plan.settle()
         sent = {}
         while plan.ready_count(0):
             instance = plan.take()
@@ -1433,12 +1433,12 @@ class PlanTest(Case):
             plan = liteflow._Plan(d)
             sent = self.all_sent(plan)
             plan.finish(sent["fails"], "fatal", 0)
-            plan.settle(0)
+            plan.settle()
             self.assertIsNone(self.states_of(plan)["below"])
             plan.finish(sent["branch"], "success", 0)
             note = {"chosen": [] if leaves_out else ["below"]}
             plan.skip(sent["branch"], plan.left_out(sent["branch"], note))
-            plan.settle(0)
+            plan.settle()
             expected = "skipped" if leaves_out else "upstream_failed"
             self.assertEqual(self.states_of(plan)["below"], expected)
 
@@ -1456,12 +1456,12 @@ class PlanTest(Case):
         plan = liteflow._Plan(d)
         sent = self.all_sent(plan)
         plan.finish(sent["source"], "fatal", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(self.states_of(plan)["g.one"], "upstream_failed")
         self.assertIsNone(self.states_of(plan)["g.two"])
         plan.finish(sent["branch"], "success", 0)
         plan.skip(sent["branch"], plan.left_out(sent["branch"], {"chosen": None}))
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(self.states_of(plan)["g.two"], "skipped")
 
     def test_a_failure_beside_a_skipped_source_wins_whichever_comes_first(self):
@@ -1476,7 +1476,7 @@ class PlanTest(Case):
                 for task_id in order:
                     status = "skipped" if task_id == "source" else "fatal"
                     plan.finish(sent[task_id], status, 0)
-                    plan.settle(0)
+                    plan.settle()
                 with self.subTest(order=order, over=over):
                     self.assertEqual(self.states_of(plan)["f"], "upstream_failed")
 
@@ -1492,7 +1492,7 @@ class PlanTest(Case):
         plan = liteflow._Plan(d)
         sent = self.all_sent(plan)
         plan.finish(sent["g.gate[0]"], "fatal", 0)
-        plan.settle(0)
+        plan.settle()
         states = self.states_of(plan)
         self.assertEqual((states["g.below[0]"], states["g.below[1]"]), ("upstream_failed", None))
 
@@ -1515,7 +1515,7 @@ class PlanTest(Case):
         states = self.states_of(plan)
         self.assertEqual((states["skipped"], states["g.two[0]"]), ("skipped", None))
         plan.finish(sent["g.one[0]"], "fatal", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual(self.states_of(plan)["g.two[0]"], "upstream_failed")
 
     def test_a_branch_above_a_group_wins_over_no_failure_of_its_source(self):
@@ -1539,7 +1539,7 @@ class PlanTest(Case):
                 plan.finish(sent[task_id], status, 0)
                 if not failed:
                     plan.skip(sent[task_id], plan.left_out(sent[task_id], {"chosen": []}))
-                plan.settle(0)
+                plan.settle()
             with self.subTest(order=order):
                 states = self.states_of(plan)
                 self.assertEqual((states["g.one"], states["g.two"]), ("skipped", "upstream_failed"))
@@ -1566,7 +1566,7 @@ class PlanTest(Case):
         with DAG("d") as d:
             liteflow.BaseOperator(task_id="a", max_active_tis_per_dag=1)
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         plan.delay(plan.take(), 1)
         self.assertFalse(plan.ready_count(0))
         self.assertTrue(plan.ready_count(1))
@@ -1636,7 +1636,7 @@ class PlanTest(Case):
         plan.finish(sent["up"], "success", 0)
         down = self.all_sent(plan)["down"]
         plan.finish(sent["other"], "fatal", 0)
-        plan.settle(0)
+        plan.settle()
         self.assertEqual((plan.doomed, down.state), ([], "queued"))
         plan.finish(down, "success", 0)
         self.assertEqual(self.states_of(plan)["down"], "success")
@@ -1645,7 +1645,7 @@ class PlanTest(Case):
         with DAG("d") as d:
             liteflow.BaseOperator(task_id="a")
         plan = liteflow._Plan(d)
-        plan.settle(0)
+        plan.settle()
         instance = plan.take()
         plan.start(instance)
         plan.interrupt(instance)
@@ -1967,7 +1967,7 @@ class WholePlanTest(Case):
         """How all tasks end, if each instance always ends in the same way, in a random order."""
         plan, running = liteflow._Plan(d), []
         while True:
-            plan.settle(0)
+            plan.settle()
             while plan.ready_count(0) and (instance := plan.take()) is not None:
                 plan.start(instance)
                 running.append(instance)
@@ -1995,7 +1995,7 @@ class WholePlanTest(Case):
         plan, oracle = liteflow._Plan(d), WholeOracle(d)
         running, now = [], 0.0
         while True:
-            plan.settle(now)
+            plan.settle()
             oracle.settle()
             while plan.ready_count(now) and (instance := plan.take()) is not None:
                 plan.start(instance)
@@ -2061,7 +2061,7 @@ class LimitedPlanTest(WholePlanTest):
         self.tries = collections.Counter()
         running, given_up, late = {}, False, rng.randrange(20) if rng.random() < 0.1 else -1
         for turn in itertools.count():
-            plan.settle(0.0)
+            plan.settle()
             oracle.settle()
             while plan.ready_count(0.0) and (instance := plan.take()) is not None:
                 key = instance.task_id, instance.map_index
@@ -4590,7 +4590,7 @@ class AheadTest(Case):
             task(task_id="end", retries=2)(sample)(1).as_teardown()
         for ends in ("finish", "time_out"):
             plan = liteflow._Plan(d)
-            plan.settle(0)
+            plan.settle()
             taken = [plan.take() for _ in range(4)]
             for instance in taken:
                 plan.start(instance)
@@ -5930,7 +5930,7 @@ class LimitsTest(Case):
             c >> e
         plan = liteflow._Plan(d)
         self.assertEqual([n.weight for n in plan.nodes], [1, 2, 6, 5, 9])
-        plan.settle(0)
+        plan.settle()
         self.assertEqual([plan.take().task_id for _ in range(4)], ["f", "c", "b", "a"])
         self.assertEqual((a.task_id, b.priority_weight, f.weight_rule), ("a", 2, "absolute"))
 
@@ -8204,7 +8204,7 @@ class PlanGrowthTest(Case):
         plan = liteflow._Plan(made, **options)
         running = []
         while True:
-            plan.settle(0.0)
+            plan.settle()
             while (
                 len(running) < at_once
                 and plan.ready_count(0.0) > 0
@@ -8257,7 +8257,7 @@ class PlanGrowthTest(Case):
             liteflow.PythonSensor(task_id="wait", python_callable=bool, mode="reschedule")
             liteflow.PythonOperator(task_id="bad", python_callable=bool)
         plan = liteflow._Plan(d)
-        plan.settle(0.0)
+        plan.settle()
         started = {}
         while (i := plan.take()) is not None:
             plan.start(i)
@@ -8275,11 +8275,11 @@ class PlanGrowthTest(Case):
             bad = task(task_id="bad")(quiet)()
             up >> bad
         plan = liteflow._Plan(d)
-        plan.settle(0.0)
+        plan.settle()
         up = plan.take()
         plan.start(up)
         plan.finish(up, "success", 0.0)
-        plan.settle(0.0)
+        plan.settle()
         started = {}
         while (i := plan.take()) is not None:
             plan.start(i)
@@ -8394,7 +8394,7 @@ class PlanGrowthTest(Case):
                 began = time.process_time()
                 plan = liteflow._Plan(d)
                 self.assertLess(time.process_time() - began, 2)
-                plan.settle(0)
+                plan.settle()
                 self.assertEqual(plan.ready_count(0), 1)
 
     def test_thousands_of_scopes_are_planned_cheaply(self):
@@ -8460,7 +8460,7 @@ class PlanGrowthTest(Case):
             chain(*links)
         self.assertEqual(len(leaves), 10)
         plan = liteflow._Plan(d)
-        plan.settle(0.0)
+        plan.settle()
         self.assertEqual(plan.take().task_id, "link0")
 
     def test_always_runs_below_a_failed_setup_that_is_not_right_above(self):
@@ -8478,7 +8478,7 @@ class PlanGrowthTest(Case):
 
     def ends(self, made, order, outcomes, hook=None):
         plan = liteflow._Plan(made)
-        plan.settle(0.0)
+        plan.settle()
         started = {}
         while (i := plan.take()) is not None:
             plan.start(i)
@@ -8487,7 +8487,7 @@ class PlanGrowthTest(Case):
             plan.finish(started[name], outcomes[name], 0.0)
             if hook:
                 hook(plan, started[name])
-            plan.settle(0.0)
+            plan.settle()
         return {i.label: i.state for i in plan.instances()}
 
     def test_a_failure_wins_over_a_skipped_list_whatever_came_first(self):
