@@ -3595,36 +3595,32 @@ class _Resumption:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
         it has begun since, and its teardowns in any case (they hang on the work)."""
         nodes = _make_nodes(self._dag, order)
-        for setup in [task for task in reversed(order) if task.is_setup]:
+        for setup in [nodes[task.task_id] for task in reversed(order) if task.is_setup]:
             # Inner ones come first: they are work of outer ones, and so are their teardowns.
-            inside = [node.task for node in nodes[setup.task_id].sheltered]
-            teardowns = [task for task in inside if task.is_teardown]
-            work = [task for task in inside if not task.is_teardown]
-            above = {up for t in teardowns for up in t._upstream}
-            inner = {d for t in work if t.is_setup for d in t._downstream if d in above}
-            work += [t for d in inner if (t := self._dag.task_dict[d]).is_teardown]
-            for index in self._indexes[setup.task_id]:
+            teardowns = [node for node in setup.sheltered if node.task.is_teardown]
+            work = [node for node in setup.sheltered if not node.task.is_teardown]
+            above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
+            work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
+            for index in self._indexes[setup.task.task_id]:
                 runs = self.again.intersection(self._beside(setup, index, work))
                 if runs <= self.left_out:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
-                key, torn = (setup.task_id, index), [self.instances[end] for end in ends]
+                key, torn = (setup.task.task_id, index), [self.instances[end] for end in ends]
                 # One that was sent, and whose start nobody could record, may have begun.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
                     self.along |= {key} - self.again
                     self.again.add(key)
 
-    def _beside(
-        self, setup: BaseOperator, index: int, tasks: Iterable[BaseOperator]
-    ) -> list[tuple[str, int]]:
+    def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> list[tuple[str, int]]:
         """The instances of tasks that belong to a setup's instance."""
-        found: list[tuple[str, int]] = []
-        for task in tasks:
-            own = task._mapping is not None and task._mapping is setup._mapping
-            own = own and (task.task_id, index) in self.instances
-            found += [(task.task_id, i) for i in ([index] if own else self._indexes[task.task_id])]
+        found = list[tuple[str, int]]()
+        for node in nodes:
+            task_id = node.task.task_id
+            own = setup.is_in_step_with(node) and (task_id, index) in self.instances
+            found += [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
         return found
 
     def recorded(self) -> dict[tuple[str, int], _Past]:
