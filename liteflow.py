@@ -59,6 +59,7 @@ plan, store, values, worker, runners, run, reading back, showing, command line.
 from __future__ import annotations
 
 import bisect
+import codecs
 import collections
 import contextlib
 import contextvars
@@ -83,6 +84,8 @@ import sys
 import threading
 import time
 import types
+import typing
+import warnings
 import weakref
 
 if __name__ == "__main__":
@@ -103,32 +106,59 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    Generic,
-    NamedTuple,
-    NoReturn,
-    ParamSpec,
-    Self,
-    TypeVar,
-    dataclass_transform,
-    overload,
-)
+from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
+
+
+class _LazyModule:
+    """A module that is imported when it is first used: most processes need few of these."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        package = globals()[self._name.partition(".")[0]] = __import__(self._name)
+        return getattr(package, attribute)
+
 
 TYPE_CHECKING = False  # but for a type checker
 if TYPE_CHECKING:
     import argparse
+    import asyncio
+    import base64
+    import concurrent.futures
+    import copy
+    import ctypes
+    import difflib
+    import fcntl
+    import graphlib
+    import hashlib
+    import html
+    import importlib.util
     import inspect
     import logging
+    import mmap
     import multiprocessing.context
     import multiprocessing.process
+    import queue
+    import resource
+    import shlex
+    import shutil
     import socket
     import sqlite3
+    import tempfile
+    import traceback
+    import zlib
     from concurrent.futures import Executor, Future
 
     class _RunFuture(Future["DagRun"]):
         dag_id: str
         run_id: str
+
+else:
+    for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
+        hashlib html importlib.util inspect logging mmap multiprocessing queue resource shlex shutil
+        socket sqlite3 tempfile traceback zlib""".split():
+        globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
 
 __all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException AirflowSensorTimeout
@@ -314,17 +344,9 @@ _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
 }
 
 
-def _host() -> str:
-    import socket
-
-    return socket.gethostname()
-
-
 @functools.cache
 def _log() -> logging.Logger:
     """The module's logger. Whoever only looks at runs does not need it."""
-    import logging
-
     found = logging.getLogger("liteflow")
     found.addHandler(logging.NullHandler())
     return found
@@ -369,8 +391,6 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
 
 def _near(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` where something close is known, else what is known at all."""
-    import difflib
-
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3)
     if close:
@@ -379,7 +399,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; there is {few or 'none'}"
 
 
-@dataclass_transform()
+@typing.dataclass_transform()
 class _Record:
     """Named values, given in order or by name; a NamedTuple takes fifty times as long to define."""
 
@@ -783,8 +803,6 @@ class _OperatorType(type):
 def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
     """Raises ValueError for a template where there is no Jinja: it would quietly mean its own
     text."""
-    import importlib.util
-
     remedy = "install jinja2 to have it rendered, or use @task: there a string is a string"
     for name, value in fields.items():
         text = _template_in(value)
@@ -1107,8 +1125,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
 def _copy_with(original: T, /, **values: Any) -> T:
     """A copy with these attributes, unchecked."""
-    import copy
-
     made = copy.copy(original)
     for name, value in values.items():
         object.__setattr__(made, name, value)
@@ -1118,8 +1134,6 @@ def _copy_with(original: T, /, **values: Any) -> T:
 @functools.cache
 def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     """The arguments that the `__init__`s of an operator's class take by name."""
-    import inspect
-
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
     named = [p for x in kinds for p in inspect.signature(x.__init__).parameters.values()]
     return frozenset(p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
@@ -1190,8 +1204,6 @@ class _FunctionOperator(BaseOperator):
         text = _template_in((args, kwargs)) if args or kwargs else None
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
-            import warnings
-
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
             warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
 
@@ -1213,8 +1225,6 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """What the function returns, given what its other parameters name in the context; an
     `async def` is run to its end."""
     if context:
-        import inspect
-
         parameters = inspect.signature(function).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         wanted = context if takes_any else _CONTEXT_KEYS & parameters.keys()
@@ -1225,7 +1235,6 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     result = function(*args, **kwargs)
     if not hasattr(result, "__await__"):
         return result
-    import asyncio
 
     async def awaited() -> Any:
         return await result
@@ -1244,8 +1253,6 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
-        import typing
-
         # Of the return annotation alone: another may name what only a type checker imports.
         only = type("only", (), {"__annotations__": {"return": annotation}})
         try:
@@ -1537,8 +1544,6 @@ class BashOperator(BaseOperator):
         return self._follow(lambda: self.bash_command, _running_job())
 
     def _follow(self: Any, call: Callable[[], Any], job: _Execution) -> Any:
-        import codecs
-        import tempfile
         from subprocess import PIPE, STDOUT, Popen
 
         command = call()
@@ -1910,8 +1915,6 @@ class _TaskFunction(_Decorated[P, R]):
 
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """Raises TypeError for what is no plain function with a name and a signature."""
-    import inspect
-
     _function(f"what {decorator} decorates", function)
     try:
         found = inspect.signature(function)
@@ -1927,8 +1930,6 @@ def _signature_of(decorator: str, function: Any) -> inspect.Signature:
 @_once_each
 def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
     """The function's signature, in which context parameters need not be given."""
-    import inspect
-
     signature = _signature_of("@task", function)
     name, parameters = function.__name__, []
     for p in signature.parameters.values():
@@ -2276,8 +2277,6 @@ class Dag:
         """The tasks in an order in which each comes after those it waits for."""
         if not any(task._upstream for task in self.task_dict.values()):
             return self.tasks
-        import graphlib
-
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
         try:
             return [self.task_dict[t] for t in sorter.static_order()]
@@ -3446,8 +3445,6 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     delay, factor = task.retry_delay.total_seconds(), task.retry_exponential_backoff
     if factor in (0, 1):
         return delay
-    import hashlib
-
     day = 24 * 60 * 60
     try:
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
@@ -3857,8 +3854,6 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
 def _explain(error: BaseException, path: Path) -> NoReturn:
     """Raises what an error of SQLite means here, in a sentence; _Busy for a lock; another as it
     is."""
-    import sqlite3
-
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -3910,8 +3905,6 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
 
 def _check_before_run(path: Path) -> None:
     """Refuse a file that a run can't use before anything is started, without touching it."""
-    import sqlite3
-
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     _check_place(path)
@@ -3935,8 +3928,6 @@ def _missing_columns(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
 
 def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     """Copy all of it, as the connection's snapshot has it, into a new file."""
-    import sqlite3
-
     target.unlink(missing_ok=True)  # of a try that was overtaken by a writer
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
@@ -3959,7 +3950,6 @@ def _read(
     A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
     -wal it is opened immutable, and read again if a writer came meanwhile.
     """
-    import sqlite3
 
     def state() -> tuple[bool, tuple[int, int, int] | None]:
         return os.path.exists(f"{path}-wal"), _file_identity(path)
@@ -3982,8 +3972,6 @@ def _read(
 
 
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
-    import sqlite3
-
     uri = _uri(path, f"mode=ro{'' if wal else '&immutable=1'}")
     db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
     with contextlib.closing(db):
@@ -4046,8 +4034,6 @@ class _Store:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        import sqlite3
-
         _check_place(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
         # Never opened otherwise: closing any descriptor of a database drops the process's locks.
@@ -4064,8 +4050,6 @@ class _Store:
             _explain(error, self.path)
 
     def _prepare(self) -> None:
-        import sqlite3
-
         execute = self._connection.execute
         with self.transaction("BEGIN"):  # one snapshot: another process may create the tables now
             ours = _check_ours(self._connection, self.path)
@@ -4465,8 +4449,6 @@ def _select(
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    import sqlite3
-
     names, terms = _terms(source, tuple(columns))
     try:
         found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
@@ -4799,7 +4781,6 @@ def _dump_settings(task: BaseOperator) -> bytes:
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     """What each instance of a mapping is mapped over, as digests: of constants by their value, of
     results by their index, of equal ones by their occurrence."""
-    import hashlib
 
     @functools.cache
     def constant(name: str | None, index: int) -> bytes:
@@ -4962,8 +4943,6 @@ def _import(module: str, path: str | None) -> None:
     """Import the module as the scheduler has it: by its name, or else from its file."""
     if module == "__main__":
         return  # multiprocessing has imported it, as __mp_main__
-    import importlib.util
-
     spec = None
     with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
@@ -4981,8 +4960,6 @@ def _import(module: str, path: str | None) -> None:
 
 def _resolve(function: str) -> Callable[..., Any] | None:
     """The function of this `module:qualname`; what `@task` made of it is looked through."""
-    import importlib
-
     module, _, name = function.partition(":")
     try:
         found: Any = operator.attrgetter(name)(importlib.import_module(module))
@@ -5522,8 +5499,6 @@ def _one_line(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
-    import traceback
-
     _cut_chain(error)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
@@ -5600,8 +5575,6 @@ _PULLS = sys.platform == "linux"
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that are connected; of whole messages, where the system has that."""
-    import socket
-
     ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -5617,8 +5590,6 @@ class _Wire:
     """
 
     def __init__(self, end: socket.socket) -> None:
-        import socket
-
         self.socket = end
         self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
@@ -5650,16 +5621,12 @@ class _Wire:
         in memory: a file that is written to would wait for the database's checkpoint."""
         if 0 < size <= _IN_MEMORY and hasattr(os, "memfd_create"):
             return open(os.memfd_create("liteflow"), "w+b")
-        import tempfile
-
         return tempfile.TemporaryFile(dir=self.folder)
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
             packed = len(packed).to_bytes(4, "big") + packed
         if file is not None:
-            import socket
-
             socket.send_fds(self.socket, [packed], [file])
         else:
             self.socket.sendall(packed)
@@ -5934,8 +5901,6 @@ class _Worker:
     def _end_child(self, error: BaseException | None) -> NoReturn:
         """A child of the task came back into our code. It is not heard, and ends as it would
         anywhere: with its traceback, or the code that it exits with."""
-        import traceback
-
         code = error.code if isinstance(error, SystemExit) else error
         if isinstance(code, BaseException):
             traceback.print_exception(code)
@@ -5972,8 +5937,6 @@ class _Worker:
 
     def _on_share(self) -> None:
         """Here are the two bytes."""
-        import mmap
-
         with open(self.control.take_file(), "r+b") as file:
             self.shared = mmap.mmap(file.fileno(), 2)
 
@@ -5990,8 +5953,6 @@ class _Worker:
             why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
             return self.control.send(("joined", why, None, None))
         self._flush()
-        import logging
-
         if not logging.root.handlers:  # where nothing is set up, what people expect
             form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
             logging.basicConfig(level=logging.INFO, format=form)
@@ -6006,8 +5967,6 @@ class _Worker:
         with contextlib.suppress(OSError):  # the run may be over, and its logs gone
             self._renew_output()
         if queue:
-            import socket
-
             self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
             self._epoll = select.epoll()
             self._epoll.register(self.control.fileno(), select.EPOLLIN)
@@ -6143,8 +6102,6 @@ class _Worker:
         Raises OSError if that can't be, or if another process still holds the old one, which its
         lock tells (a child that the task left, even if orphaned).
         """
-        import fcntl
-
         if anew:
             file, self.log_file = self.log_file, -1  # its number may soon be another's
             if file >= 0:
@@ -6163,8 +6120,6 @@ class _Worker:
 def _let_c_print_lines() -> None:
     """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
     with contextlib.suppress(Exception):  # no ctypes, or another C library
-        import ctypes
-
         libc = ctypes.CDLL(None)
         name = "__stdoutp" if sys.platform == "darwin" else "stdout"
         out = ctypes.c_void_p.in_dll(libc, name)
@@ -6224,8 +6179,6 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 def _resources() -> tuple[list[tuple[int, int]], Any]:
     """The process's limits, and what the children that were waited for have used: no two counts
     of that are the same."""
-    import resource
-
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
     limits.append(os.nice(0))
     if hasattr(os, "sched_getaffinity"):
@@ -6241,9 +6194,6 @@ def _die_with_parent() -> None:
     run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
     Elsewhere than on Linux a thread has to do.
     """
-    import fcntl
-    import multiprocessing
-
     parent: Any = multiprocessing.parent_process()
     if hasattr(fcntl, "F_SETSIG"):
         _die_with(parent.sentinel, -os.getpgrp())
@@ -6253,8 +6203,6 @@ def _die_with_parent() -> None:
 
 def _die_with(pipe: int, whom: int) -> None:
     """Let the kernel kill a process, or a group, once the pipe has no writer any more."""
-    import fcntl
-
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
@@ -6447,8 +6395,6 @@ def _may_fork() -> bool:
 
 
 def _is_shared_badly(descriptor: int) -> bool:
-    import fcntl
-
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
@@ -6532,9 +6478,6 @@ def _be_server(alive: int) -> None:
 
 def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
     """What a process does that a forked server has forked: it is a worker."""
-    import multiprocessing
-    import socket
-
     global _is_forked
     _is_forked, code = True, _BROKEN
     try:
@@ -6741,8 +6684,6 @@ class _Slot:
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
-        import mmap
-
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(not self.wire._whole)
@@ -6790,14 +6731,11 @@ class _Slot:
         return self._submit(context, arguments)
 
     def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
-        from concurrent.futures import ProcessPoolExecutor
-        from copy import copy
-
         _set_up_slots(by_executor=True)
-        naming = copy(context)
+        naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        executor: Any = ProcessPoolExecutor(1, naming, _serve, arguments)
+        executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # it serves first, and to its end
@@ -6974,9 +6912,6 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 
     multiprocessing forbids it since they would outlive a killed parent; ours do not.
     """
-    import multiprocessing
-    import warnings
-
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
     daemon = config.pop("daemon", None)
@@ -6993,8 +6928,6 @@ def _start_context(asked: Any) -> Any:
 
     Raises ValueError for an unknown start method, TypeError for what is none.
     """
-    import multiprocessing
-
     if hasattr(asked, "Process"):
         return asked
     if asked is not None and not isinstance(asked, str):
@@ -7206,8 +7139,6 @@ class WorkerPool:
     def _limit(self, runner: _SlotRunner) -> int:
         """How many workers there may be: each takes descriptors, of which there is a limit."""
         if self._most is None:
-            import resource
-
             free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             self._most = self.max_workers
             if free != resource.RLIM_INFINITY:
@@ -7821,8 +7752,6 @@ class _ExecutorRunner(_Runner):
     remote = True
 
     def __init__(self, executor: Any) -> None:
-        import queue
-
         super().__init__()
         self._executor: Executor = executor
         self._info = b""
@@ -7861,8 +7790,6 @@ class _ExecutorRunner(_Runner):
             self._given_up.append((attempt, _Outcome("failed", why)))
 
     def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
-        import queue
-
         events, self._given_up = self._given_up, []
         with contextlib.suppress(queue.Empty):
             attempt, future = self._done.get(timeout=0 if events else timeout)
@@ -7970,7 +7897,7 @@ _held: dict[str, int] = {}  # the owners of this process's runs, with their lock
 
 def _who() -> str:
     """This process, for people."""
-    return f"pid {os.getpid()} on {_host()}"
+    return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager
@@ -9050,13 +8977,11 @@ class _InLine:
     def __init__(
         self, line: _RunLine, dag: Dag, path: Path, options: Mapping[str, Any], owner: str | None
     ) -> None:
-        from concurrent import futures
-
         self.line, self.dag, self.path, self.owner = line, dag, path, owner
         self.key = path, dag.dag_id  # whose runs it may have to wait for
         self.options = {n: options[n] for n in ("pools", "progress", "stop") if n in options}
         self.due = 0.0  # not before that time
-        self.future: Any = futures.Future()
+        self.future: Any = concurrent.futures.Future()
         self._give_up = self.future.cancel
         vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
 
@@ -9375,7 +9300,7 @@ def _running_instance(job: _Execution) -> TaskInstance:
     ti.start_date = _moment(_iso_of(job.started))
     ti.pid = os.getpid()
     ti.upstream_task_ids = set(job.task._upstream)
-    ti.hostname = _host()
+    ti.hostname = socket.gethostname()
     return ti
 
 
@@ -9853,8 +9778,6 @@ def _direction_of(boxes: Sequence[_Box]) -> str:
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
     """How many layers stand above each box."""
-    import graphlib
-
     depths = dict.fromkeys([box.task_id for box in boxes], 0)
     graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
     with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
@@ -9927,9 +9850,6 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
 def _live_url(diagram: str) -> str:
     """A link that shows the diagram: it holds it, deflated, behind the `#`, which a browser does
     not send (the form is mermaid.live's own)."""
-    import base64
-    import zlib
-
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
@@ -10055,16 +9975,12 @@ def _write(text: str) -> None:
 
 def _typed(*words: str | Path) -> str:
     """Words as one types them in any folder, and in any shell."""
-    import shlex
-
     return shlex.join(os.path.abspath(x) if isinstance(x, Path) else x for x in words)
 
 
 def _python() -> str:
     """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
     mail."""
-    import shutil
-
     own = sys.executable
     same = os.path.dirname(shutil.which("python3") or "") == os.path.dirname(own)
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
@@ -10273,8 +10189,6 @@ class _Html(str):
 
 def _html(tag: str, *inside: object, **attributes: object) -> _Html:
     """An element, its attributes written as `class_` and `stroke_width`."""
-    import html
-
     words = [tag]
     for name, value in attributes.items():
         name = name.rstrip("_").replace("_", "-")
@@ -11125,8 +11039,6 @@ def _writing(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _whole(target: Path) -> Iterator[Path]:
     """A file that takes the target's place once it is whole: others read it as it was, or so."""
-    import shutil
-
     coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
     try:
         with _writing(target):
@@ -11678,8 +11590,6 @@ _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param":
 
 def _argument_value(kind: str, text: str) -> Any:
     """An argument's value, for argparse."""
-    import argparse
-
     form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
     why = ""
     try:
@@ -11713,8 +11623,6 @@ def _parser(
     name: str, text: str, block: str, more: str = "", make: Any = None
 ) -> argparse.ArgumentParser:
     """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
-    import argparse
-
     lines = block.strip().splitlines()
     examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
     epilog = "".join(["examples:", *examples, more])
@@ -11732,8 +11640,6 @@ def _parser(
 
 
 def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    import sqlite3
-
     text = "run DAGs of tasks, and see what ran"
     # The command that an installation makes; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"

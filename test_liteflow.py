@@ -3000,7 +3000,9 @@ class WorkerTest(Case):
         with open(path, "ab", buffering=0) as file:
             for i in range(5):
                 file.write(b"%d" % i + b"." * 1_000_000 + b"\n")
-                parts.update({part: text for _, part, text in log.take(attempt)})
+                parts.update(
+                    {part: text for _, part, text in log.take(attempt, log.size(), runs=True)}
+                )
                 self.assertLess(path.stat().st_size, 3_100_000)
             file.write(b"the end\n")
         parts.update({part: text for _, part, text in log.take(attempt, log.size())})
@@ -3017,7 +3019,7 @@ class WorkerTest(Case):
         log.begin(log.size())
         with open(path, "ab", buffering=0) as file:
             file.write(b"first words\n")
-            parts = log.take(attempt)
+            parts = log.take(attempt, log.size(), runs=True)
             file.truncate(0)
             file.write(b"last words\n")
         parts += log.take(attempt, log.size())
@@ -13293,11 +13295,22 @@ class ShapeTest(unittest.TestCase):
                 for module in names:
                     self.assertIn(module.split(".")[0], {*sys.stdlib_module_names, "liteflow"})
 
+    def test_what_a_type_checker_sees_is_there_once_it_is_used(self):
+        [seen] = [
+            n
+            for n in self.tree.body
+            if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
+        ]
+        names = [a.name for n in seen.body if isinstance(n, ast.Import) for a in n.names]
+        self.assertIn("sqlite3", names)
+        self.assertLessEqual({n.partition(".")[0] for n in names}, vars(liteflow).keys())
+
     def test_public_names_are_listed_and_documented(self):
         public = {
             n
             for n, v in vars(liteflow).items()
             if not n.startswith("_") and getattr(v, "__module__", None) == "liteflow"
+            if type(v) is not liteflow._LazyModule
         }
         public -= {"P", "R", "T"}
         self.assertEqual(public - {"Context"}, set(liteflow.__all__) - {"Context"})
