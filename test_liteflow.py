@@ -11549,8 +11549,8 @@ class TheListOfPromisesTest(unittest.TestCase):
 
 class Promise1Test(KilledAtCommitsCase):
     """A task recorded as succeeded never runs again in that run, unless a task that it waits for
-    does, or somebody clears it. Its state, result, XComs and log are one transaction, and a task
-    starts only after those it waits for are committed."""
+    does, the code gives it other inputs, or somebody clears it. Its state, result, XComs and log
+    are one transaction, and a task starts only after those it waits for are committed."""
 
     # A diamond, a retry, a failure, a skip, a large value and a fanned part. Every task says when
     # it starts and when it ends; at the CRASH-th COMMIT of the scheduler it is killed.
@@ -13146,7 +13146,8 @@ class ReadmeTest(Case):
         for part in session.split("$ python3 ")[1:]:
             command, _, shown = part.partition("\n")
             done = self.python(*command.split("#")[0].split())
-            self.assertEqual(alike(done.stdout), alike(shown), command)
+            seen = done.stdout.replace(os.path.realpath(self.folder), "/srv/etl")
+            self.assertEqual(alike(seen), alike(shown), command)
         [diagram] = self.blocks("mermaid")
         check_mermaid(self, diagram)
         drawn = self.python("-m", "liteflow", "visualize", "retries").stdout
