@@ -4065,6 +4065,7 @@ class _Store:
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
+            execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):
@@ -8509,7 +8510,8 @@ class _Run(_Start):
                 self._drive()
                 state = DagRunState.FAILED if self.reason else self.plan.run_state()
                 self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
-                row = _until_unlocked(self.path, lambda: store.end_run(state, self.reason))
+                end = functools.partial(store.end_run, state, self.reason)
+                row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, a progress= that raises
                 with contextlib.suppress(_Busy, AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
@@ -8585,6 +8587,15 @@ class _Run(_Start):
             self._take(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
+
+    def _hear_while_locked(self) -> None:
+        self._hear()
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        """Raises DatabaseError where another process has locked the file for long enough."""
+        if len(self._caught) > 1:
+            raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
     def _is_over(self) -> bool:
         if self._forced:
@@ -8711,7 +8722,7 @@ class _Run(_Start):
         batch.logs += self.runner.output()
         if not batch:
             return
-        _until_unlocked(self.path, lambda: self._store.record(batch), self._hear)
+        _until_unlocked(self.path, lambda: self._store.record(batch), self._hear_while_locked)
         self._batch = _Batch()
         self.report.committed(batch.logs)
         for call in batch.calls:  # to the worker that holds the attempt; if it is gone, to any
@@ -8917,7 +8928,8 @@ class _Run(_Start):
         """Start nothing more but teardowns, and end what runs; the second time, all at once."""
         if self.reason is None:
             self.reason = reason
-            self.report.tell(f"{reason}: ending {len(self._attempts)} running tasks")
+            more = "; once more ends all at once" if self._caught else ""
+            self.report.tell(f"{reason}: ending what runs ({len(self._attempts)}){more}")
             self.plan.stop()
         if now and not self._forced:
             self._forced = True
@@ -10880,8 +10892,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         run = asked.execute()
     except (KeyboardInterrupt, SystemExit) as end:
         report.clear()
-        if end.__cause__ is not None:
-            _say(f"liteflow: error: {_clean(_traceback(end.__cause__))}")
+        if (why := end.__cause__) is not None:
+            text = why if isinstance(why, AirflowException) else _traceback(why)
+            _say(f"liteflow: error: {_clean(text)}")
         if asked.has_begun:
             _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
         raise

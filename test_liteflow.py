@@ -2207,6 +2207,8 @@ class StoreTest(StoreCase):
                 "page_size",
             )
         }
+        with contextlib.closing(liteflow._Store(self.db)) as store:  # no files in $TMPDIR
+            [(pragmas["temp_store"],)] = store._connection.execute("PRAGMA temp_store")
         self.assertEqual(
             pragmas,
             {
@@ -2215,6 +2217,7 @@ class StoreTest(StoreCase):
                 "journal_mode": "wal",
                 "auto_vacuum": 2,
                 "page_size": liteflow._PAGE_SIZE,
+                "temp_store": 2,
             },
         )
 
@@ -8118,6 +8121,19 @@ class StopTest(Case):
             stop.set()
             run.result()
         self.check("stopped")
+
+    def test_a_second_signal_ends_it_though_another_process_has_locked_the_file(self):
+        process = self.begin()
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            # The lock would be waited for for 120 s.
+            self.assertIn(process.wait(LIMIT), (130, 143))
+        _, err = process.communicate()
+        self.assertIn("is locked by another process: not all is recorded\n", err)
+        self.assertNotIn("Traceback", err)
+        self.assertIn("\ncut off: work\nto go on", err)
 
     def test_a_second_signal_ends_at_once(self):
         (self.folder / "slow").touch()
