@@ -8410,14 +8410,18 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         counted = collections.Counter(task_id for task_id, _ in keys)
         return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
 
+    removed = [row for row, _ in found.removed if row.state != "removed"]
+    anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
+    new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
     gone = [
         _label_of(row.task_id, row.map_index)
-        for row, _ in found.removed
-        if row.state != "removed" and (row.try_number or row.task_id not in totals)
+        for row in removed
+        if row.task_id not in anew and (row.try_number or row.task_id not in totals)
     ]
     told = {
         "kept, as they succeeded": by_task(k for k in found.instances if k not in found.again),
-        "new in the code, will run": by_task(k for k, r in found.instances.items() if not r.row_id),
+        "new in the code, will run": by_task(new),
+        "mapped anew, over results to come": list(anew),
         "gone from the code, now removed": list(dict.fromkeys(gone)),
     }
     for what, names in told.items():

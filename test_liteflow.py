@@ -7392,6 +7392,19 @@ class AgainTest(FlowCase):
         self.assertGreater(self.last.duration, 12.000678)
         self.assertLess(self.last.duration, 3600)
 
+    def test_what_is_mapped_anew_is_neither_new_nor_gone(self):
+        def flow():
+            with DAG("d") as d:
+                load = self.step("load", result=lambda x: x)
+                load.expand(x=self.step("names", result=list("abc"))())
+            return d
+
+        lines = []
+        self.go(flow())
+        self.resume(flow(), again=["names"], progress=lines.append)
+        self.assertEqual(lines[0], "mapped anew, over results to come: load")
+        self.assertTrue(lines[1].startswith("run "), lines)
+
     def test_what_is_kept_is_said_by_instance(self):
         self.bad = {("load", i) for i in range(49)}
         lines = []
