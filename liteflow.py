@@ -10974,10 +10974,10 @@ def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag
             raise _UsageError(f"{path} defines no DAG {dag_id!r}{_near(dag_id, found)}")
         return found[dag_id]
     if not found:
-        raise _UsageError(
-            f"{path} defines no DAG when it is imported: build it at the top level of the file, "
-            'not below `if __name__ == "__main__":`'
-        )
+        how = 'build it at the top level of the file, not below `if __name__ == "__main__":`'
+        if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
+            how = f"name the file that does: {', '.join(elsewhere)}"
+        raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
     if len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
@@ -11024,12 +11024,14 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if options.gantt and options.direction:
         raise _UsageError("a gantt has no --direction")
     if output is not None and output.suffix == ".md":
-        text = _markdown_of(run, options.direction)
-    else:
-        text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
+        if options.gantt:
+            raise _UsageError("a page has both diagrams: leave --gantt out")
+        return _write_file(output, _markdown_of(run, options.direction))
+    text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
     if output is not None:
-        return _write_file(output, text)
-    _write(f"{_live_url(text)}\n" if options.url else text)
+        _write_file(output, text)
+    else:
+        _write(f"{_live_url(text)}\n" if options.url else text)
     edges = text.count(" --> ")
     if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
         _say(
@@ -11597,7 +11599,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (".+", Path, "a file"),
-    "ISO": (".*", _datetime.datetime.fromisoformat, "an ISO date or time"),
+    "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
     "N": (r"\d+", int, "a whole number, not negative"),
     "NAME=N": (r"(.+)=(\d+)", lambda name, size: (name, int(size)), "NAME=N"),
     "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
@@ -11667,6 +11669,8 @@ def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     blocks = [re.split(": |\n", block, maxsplit=2) for block in _COMMANDS.split("\n\n")]
     # A parser takes half a millisecond: those of commands that are named will do, if any is.
     named = [block for block in blocks if block[0] in argv]
+    if argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]:
+        named = blocks  # it is a slip of the pen
     for name, text, block in blocks if {"-h", "--help"} & set(argv) else named or blocks:
         _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
     return parser

@@ -10144,6 +10144,18 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(done.stdout, out)
         return done
 
+    def test_slips_of_the_pen_are_told_in_words(self):
+        self.assert_exit(2, "shwo", "run", words=["'shwo'", "'visualize'"])
+        (self.folder / "two.py").write_text("from my_flow import dag")
+        self.assert_exit(
+            2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
+        )
+        late = "9999-12-31T23:59:59-12:00"
+        self.assert_exit(2, "script", "--logical-date", late, words=["out of range"])
+        self.assert_exit(1, "script")
+        page = ("--gantt", "--output", "run.md")
+        self.assert_exit(2, "visualize", "flow", *page, words=["leave --gantt out"])
+
     def test_quiet_says_that_there_are_no_tasks(self):
         self.script(
             """
