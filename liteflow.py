@@ -7919,6 +7919,7 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
             file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
         except OSError as error:
+            _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
         if _lock(file, shared=False) and (folder / "owner").exists():
             break

@@ -13010,6 +13010,14 @@ class Promise12Test(Case):
         self.assertEqual(left, {"flow.db", elsewhere.name})
         self.assertEqual(os.listdir(elsewhere), [])
 
+    def test_a_full_disk_leaves_no_folder_without_its_mark(self):
+        def full(file, data):
+            raise OSError(28, "No space left on device")
+
+        with mock.patch.object(os, "write", full), self.assertRaises(liteflow.DatabaseError):
+            liteflow._owned_folder(self.db).__enter__()
+        self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
+
     def test_what_a_killed_run_left_is_swept_by_the_next(self):
         import fcntl
 
