@@ -4764,8 +4764,9 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone."""
-    also, known = ("task_id", "_upstream", "_downstream", "_conditions"), task._known_settings
+    """What a worker has to know of a task that it finds by its function's name alone; the same
+    for tasks that differ in nothing but their id, of which one is kept."""
+    also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
@@ -4915,8 +4916,8 @@ class _WorkerRun:
                 raise UnreachableTask(task_id)
             kind, own, called = _load(settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
-            signature = _task_signature(named)
-            vars(task).update(own, python_callable=named, _signature=signature, dag=self.dag)
+            vars(task).update(own, task_id=task_id, python_callable=named, dag=self.dag)
+            task._signature = _task_signature(named)
             vars(self.dag).update(called)
         self._tasks[task_id] = task
         return self._tasks[task_id]
