@@ -6747,6 +6747,9 @@ class _Slot:
         self._executor = executor
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
+        # Up to 3.12 the interpreter's end writes to its pipe, which it may be closing.
+        known = getattr(sys.modules["concurrent.futures.process"], "_threads_wakeups", {})
+        known.pop(self._executor_thread, None)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
