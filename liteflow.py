@@ -6747,9 +6747,7 @@ class _Slot:
         self._executor = executor
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
-        # Up to 3.12 the interpreter's end writes to its pipe, which it may be closing.
-        known = getattr(sys.modules["concurrent.futures.process"], "_threads_wakeups", {})
-        known.pop(self._executor_thread, None)
+        _wake_quietly(self._executor_thread)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
@@ -6859,6 +6857,19 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout * 1000))
+
+
+def _wake_quietly(thread: Any) -> None:
+    """Let the interpreter's end wake an executor's thread without a complaint: up to 3.12 it writes
+    to a pipe that the thread may be closing."""
+    known = getattr(sys.modules["concurrent.futures.process"], "_threads_wakeups", {})
+    wake = known[thread].wakeup if thread in known else bool
+
+    def wakeup() -> None:
+        with contextlib.suppress(OSError):
+            wake()
+
+    known[thread] = types.SimpleNamespace(wakeup=wakeup)
 
 
 def _forget(process: Any) -> None:
