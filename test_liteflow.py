@@ -11590,8 +11590,8 @@ class TheListOfPromisesTest(unittest.TestCase):
 
 class Promise1Test(KilledAtCommitsCase):
     """A task recorded as succeeded never runs again in that run, unless a task that it waits for
-    does, the code gives it other inputs, or somebody clears it. Its state, result, XComs and log
-    are one transaction, and a task starts only after those it waits for are committed."""
+    does, the code gives it results of other tasks, or somebody clears it. Its state, result, XComs
+    and log are one transaction, and a task starts only after those it waits for are committed."""
 
     # A diamond, a retry, a failure, a skip, a large value and a fanned part. Every task says when
     # it starts and when it ends; at the CRASH-th COMMIT of the scheduler it is killed.
