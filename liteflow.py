@@ -10801,29 +10801,36 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
+    found: int | Callable[[], int] = 0
+    why = ""
     try:
         found = act()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has seen enough; the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # the reader of our output has seen enough
+        pass
     except OSError as error:
-        why = str(error)
-        try:
-            sys.stdout.flush()  # what is left of our output is tried once more
-        except OSError as full:
-            why = f"the output can't be written: {full.strerror}"
-        _say(f"liteflow: error: {why}")
-        return 1
+        found, why = 1, str(error)
     except KeyboardInterrupt:
-        return 130
+        found = 130
     except AirflowException as error:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
-        return next(code for kind, code in known if isinstance(error, kind))
-    return found() if callable(found) else found
+        found = next(code for kind, code in known if isinstance(error, kind))
+    if why := _end_output() or why:
+        _say(f"liteflow: error: {why}")
+    return found() if callable(found) else found or int(bool(why))
+
+
+def _end_output() -> str:
+    """Write what is left of the output; why that can't be, if somebody still reads it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # The interpreter must not try again at its end: it would change our exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        gone = isinstance(error, BrokenPipeError)
+        return "" if gone else f"the output can't be written: {error.strerror}"
+    return ""
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:

@@ -10383,6 +10383,17 @@ class CommandLineTest(ScriptCase):
         )
         self.assertEqual(done.stderr, "")
 
+    def test_the_exit_code_is_the_run_s_though_nobody_reads_or_the_disk_is_full(self):
+        known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        for end in ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]:
+            done = subprocess.run(
+                ["bash", "-c", f"sleep 0.3; {sys.executable} my_flow.py --logs {end}; "
+                 "exit ${PIPESTATUS[0]}"],
+                cwd=self.folder, env=known, capture_output=True, text=True, timeout=LIMIT,
+            )  # fmt: skip
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertNotIn("Exception", done.stderr)
+
     def test_the_scaffold_runs_as_it_is(self):
         text = self.cli("scaffold").stdout
         self.assertLess(len(text.splitlines()), 40)
@@ -10811,10 +10822,11 @@ class SeeingTest(ScriptCase):
     def test_output_that_can_not_be_written_is_one_sentence(self):
         self.python("my_flow.py")
         if os.path.exists("/dev/full"):
+            known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
             with open("/dev/full", "w") as full:
-                done = self.cli("show", "night", stdout=full)
-            self.assertEqual(done.returncode, 1)
-            self.assertNotIn("Traceback", done.stderr)
+                done = self.cli("show", "night", stdout=full, env=known)
+            why = "liteflow: error: the output can't be written: No space left on device\n"
+            self.assertEqual((done.returncode, done.stderr), (1, why))
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         self.script(self.FLOW.replace("good says so", "gut: schön"))
         self.python("my_flow.py")
