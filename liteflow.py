@@ -10109,10 +10109,15 @@ def _with_element(ti: TaskInstance) -> str:
 def _left_out(task_id: str, instances: _Seen) -> list[str]:
     """What did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
-    found = reached = {task_id}
-    while found:
-        found = {ti.task_id for ti in blocked if ti.upstream_task_ids & found} - reached
-        reached = reached | found
+    below = collections.defaultdict[str, set[str]](set)
+    for ti in blocked:
+        for up in ti.upstream_task_ids:
+            below[up].add(ti.task_id)
+    reached, ahead = {task_id}, [task_id]
+    while ahead:
+        found = below[ahead.pop()] - reached
+        reached |= found
+        ahead += found
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
