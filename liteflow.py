@@ -9586,7 +9586,11 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
 
 def _local_time(moment: _datetime.datetime | None) -> str:
     """A local time, whole."""
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
+    if moment is None:
+        return ""
+    with contextlib.suppress(OverflowError):  # in a file that was tampered with
+        moment = moment.astimezone()
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 _SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
@@ -9964,11 +9968,9 @@ def _seconds_text(seconds: float | None) -> str:
 
 def _when(moment: _datetime.datetime | None) -> str:
     """A time for people: the day only if it is not today."""
-    if moment is None:
-        return ""
-    here = moment.astimezone()
-    today = here.date() == _datetime.datetime.now().date()
-    return f"{here:%H:%M:%S}" if today else f"{here:%Y-%m-%d %H:%M}"
+    text = _local_time(moment)
+    today = text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ")
+    return text[11:] if today else text[:-3]
 
 
 def _ago(moment: _datetime.datetime | None) -> str:

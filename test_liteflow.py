@@ -8977,6 +8977,15 @@ class HarmedFileTest(FlowCase):
         shown = self.cli_here("show", "d", "--db", self.db)
         self.assertEqual((shown.returncode, shown.stderr), (0, ""))
         self.assertIn("d/r\\na: success", shown.stdout.splitlines()[0])
+        self.addCleanup(time.tzset)
+        for zone, moment in (("EST5", "0001-01-01T00:00Z"), ("JST-9", "9999-12-31T23:59Z")):
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("UPDATE dag_run SET start_date = ?", (moment,))
+            with mock.patch.dict(os.environ, TZ=zone):
+                time.tzset()
+                for words in (["show"], ["runs"], ["list"], ["page"], ["page", "d"]):
+                    shown = self.cli_here(*words, "--db", self.db)
+                    self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
     def test_values_are_deleted_once(self):
         DAG("d").run(db_path=self.db)
