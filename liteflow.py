@@ -11072,7 +11072,8 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
 
 def _write_file(output: Path, text: str) -> None:
     is_file = output.is_file() or not output.exists()  # a pipe or a device stays what it is
-    with _whole(output.resolve()) if is_file else _writing(output) as coming:
+    target = Path(os.path.realpath(output))  # of a link in a circle, itself
+    with _whole(target) if is_file else _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
     _say(f"wrote {output}")
 
@@ -11096,7 +11097,8 @@ def _whole(target: Path) -> Iterator[Path]:
                 shutil.copymode(target, coming)
             coming.replace(target)
     finally:
-        coming.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it took its place, or was never there
+            coming.unlink()
 
 
 def _cmd_page(options: argparse.Namespace) -> None:

@@ -11414,7 +11414,9 @@ class PageTest(ScriptCase):
         self.check(page.read_text())
         self.assertTrue(link.is_symlink())
         self.assertEqual(len([*self.folder.glob("*.html*")]), 2)
-        for place in ("no/page.html", "/", "."):
+        loop = self.folder / "loop.html"
+        loop.symlink_to(loop)
+        for place in ("no/page.html", "page.html/page.html", "loop.html", "/", "."):
             done = self.cli_here("page", "--output", place)
             self.assertEqual(done.returncode, 2)
             self.assertIn("can't be written", done.stderr)
