@@ -11422,7 +11422,8 @@ def _forget_dag(options: argparse.Namespace) -> None:
     if not options.yes:
         if not sys.stdin.isatty():
             raise _UsageError(f"delete --all needs --yes to delete {what}")
-        if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        _say(f"delete {what}? [y/N] ", end="")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # nothing: Ctrl-D
             return _say("nothing was deleted")
     _prune(options.db, runs, values=False)
     with contextlib.closing(_Store(options.db)) as store:
@@ -11632,8 +11633,9 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (".+", Path, "a file"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
-    "N": (r"\d+", int, "a whole number, not negative"),
-    "NAME=N": (r"(.+)=(\d+)", lambda name, size: (name, int(size)), "NAME=N"),
+    # No longer ones: SQLite's numbers have 64 bits.
+    "N": (r"\d{1,18}", int, "a whole number, not negative"),
+    "NAME=N": (r"(.+)=(\d{1,18})", lambda name, size: (name, int(size)), "NAME=N"),
     "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
 }
 _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}

@@ -10159,6 +10159,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(
             2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
         )
+        for words in (["runs", "--limit"], ["prune", "--dry-run", "--keep"]):
+            self.assert_exit(2, *words, "9" * 20, words=["must be a whole number"])
         late = "9999-12-31T23:59:59-12:00"
         self.assert_exit(2, "script", "--logical-date", late, words=["out of range"])
         self.assert_exit(1, "script")
@@ -10261,6 +10263,11 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow/second")
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
+        for answer in ("", "\n", "n\n"):  # the first: Ctrl-D
+            with mock.patch.object(sys, "stdin", io.StringIO(answer)):
+                sys.stdin.isatty = lambda: True
+                done = self.assert_exit(0, "delete", "flow", "--all", out="")
+            self.assertIn("1 run? [y/N] nothing was deleted", done.stderr)
         self.assertEqual([run.run_id for run in Dag("flow").runs(self.db)], ["first"])
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
