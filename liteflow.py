@@ -10146,7 +10146,8 @@ def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
     said = "to go on once it is mended" if failed else "to go on"
-    return {said: _script_command(run, "--resume")}
+    in_python = f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
+    return {said: _script_command(run, "--resume") or _clean(in_python)}
 
 
 def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> list[str]:
@@ -10165,14 +10166,13 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
 
 
 def _script_command(run: DagRun, *options: str) -> str:
-    """How the file of a run's DAG is started with options for this run."""
+    """How the file of a run's DAG is started with options for this run, if it has one."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
     words = _typed(*options, "--run-id", run.run_id, "--db", run.db_path)
     start = run._row.command
     if not start and os.path.isfile(file):
         start = f"{_own_command()} {_typed('run', file, run.dag_id)}"
-    in_python = f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
-    return _clean(f"{start} {words}" if start else in_python)
+    return _clean(f"{start} {words}") if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -11303,9 +11303,9 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     _show_attempts(attempts, values)
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
-        print(f"\nin a debugger: {_script_command(run, '--task', instances[0]._label)}")
-        for said, command in _way_on(run, instances).items():
-            print(f"{said}: {command}")
+        again = _script_command(run, "--task", instances[0]._label)
+        ways = {"in a debugger": again, **_way_on(run, instances)}
+        print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
 def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:

@@ -11222,6 +11222,16 @@ class FailureTest(ScriptCase):
         self.assertEqual((run.xcom_pull("last"), run.xcom_pull("blank")), ("c", ""))
         self.assertEqual(run.log("last"), "a\nb \r\nc  ")
 
+    def test_what_no_file_defines_goes_on_in_python_and_in_no_debugger(self):
+        with DAG("typed_in") as dag:
+            liteflow.BashOperator(task_id="f", bash_command="exit 1")
+        dag.fileloc = None
+        with contextlib.redirect_stderr(io.StringIO()):
+            run_id = dag.test(db_path=self.db).run_id
+        told = self.cli_here("show", "typed_in", "f").stdout
+        self.assertIn(f"mended: dag.run(run_id={run_id!r}, resume=True), in Python\n", told)
+        self.assertNotIn("debugger", told)
+
     def test_a_long_chain_below_a_failure_is_followed_at_once(self):
         chain = [liteflow.TaskInstance("chain", "r", f"t{i}") for i in range(10_000)]
         for above, ti in itertools.pairwise(chain):
