@@ -4482,8 +4482,8 @@ _RUN_TERMS = {
     "live_of": "state = 'running' AND +dag_id = :live_of",
     "since": "coalesce(start_date, '') >= :since",
     "before": "coalesce(start_date, '') < :before",
-    "keep": "(SELECT count(*) FROM dag_run AS newer WHERE newer.dag_id = dag_run.dag_id AND "
-    "newer.id > dag_run.id) >= :keep",
+    "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
+    "DESC) AS place FROM dag_run) WHERE place > :keep)",
 }
 
 
@@ -9852,7 +9852,7 @@ def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
-        text = line.label if line.state == "success" else f"{line.label} {_spaced(line.state)}"
+        text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").rstrip()
         # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         _, tag, *_ = _LOOKS[line.style]
@@ -9874,7 +9874,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
             line = _line_of([ti])
             if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
                 label = f"{line.label} waits"
-                wait = _Line(label, "success", "none", 0, before.end_date, line.start)
+                wait = _Line(label, "", "none", 0, before.end_date, line.start)
                 lines += [wait] if (wait.seconds or 0) > 0.05 else []
             lines.append(line)
     for line in lines:
@@ -10385,8 +10385,9 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         left = round(_NAMES + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
         place = {"x": left, "y": n * _ROW + (_ROW - high) // 2, "width": width, "height": high}
-        title = _html("title", f"{line.label}: {_spaced(line.state)}, {_when(line.start)}, {took}")
-        parts.append(_html("g", title, _html("rect", class_="box", **place), class_=line.style))
+        said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
+        title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
+        parts.append(_html("g", title, bar, class_=line.style))
         parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * _ROW + 14))
         parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
     svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
@@ -10395,8 +10396,9 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
 
 def _run_page(run: DagRun) -> str:
     """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
-    instances, values = _seen(run), run._look(_select_xcoms, limit=_PAGE_ROWS)
+    instances, values = _seen(run), run._look(_select_xcoms)
     rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
+    shown = _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows[:_PAGE_ROWS])
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
@@ -10406,7 +10408,7 @@ def _run_page(run: DagRun) -> str:
         _html("h2", "Timeline"),
         _svg_timeline(_seen(run, attempts=True)),
         _task_table(instances),
-        _folded_away("Values", _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows)),
+        _folded_away("Values", shown, *_and_more(len(rows) - _PAGE_ROWS)),
     )
 
 
@@ -11201,7 +11203,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         failed = run._instances(state="failed", limit=_RUN_ERRORS) if wanted else []
         count = len(failed)
         if count == _RUN_ERRORS:
-            count = run._look(_select_run_counts)["failed"]
+            count = run._look(_select_run_counts).get("failed", count)  # if none runs again
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]

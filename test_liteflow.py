@@ -11553,6 +11553,42 @@ class PageTest(ScriptCase):
         self.assertEqual(page.count('<th><a href="#run'), 50)
         self.assertEqual(page.count('<td class="success"'), 50 * 171)
 
+    def test_what_a_page_leaves_out_is_counted(self):
+        self.run_flow(
+            """
+            with DAG("pushes") as dag:
+                @task
+                def f(): return 1
+                f()
+            """
+        )
+        self.copies(600, xcom={"key": "key || n"})
+        [run] = Dag("pushes").runs(self.db)
+        self.assertIn("and 101 more", liteflow._run_page(run))
+
+    def test_a_wait_for_a_retry_is_no_success(self):
+        began, bad = liteflow._utcnow(), []
+        for n in (1, 2):
+            ti = liteflow.TaskInstance("d", "r", "bad")
+            ti.state, ti.try_number = TaskInstanceState.FAILED, n
+            ti.start_date = began + datetime.timedelta(seconds=10 * n)
+            ti.end_date = ti.start_date + datetime.timedelta(seconds=1)
+            bad.append(ti)
+        bars = liteflow._svg_timeline(bad)
+        self.assertIn("bad waits, ", bars)
+        self.assertNotIn("success", bars)
+        drawn = liteflow._draw_gantt("d", bad)
+        self.assertIn("ad waits :", drawn)
+        check_mermaid(self, drawn)
+
+    def test_old_runs_are_found_without_a_look_at_each_pair(self):
+        DAG("often").run(db_path=self.db)
+        self.copies(20_000, dag_run={"id": "id + n", "run_id": "run_id || n"})
+        began = time.process_time()
+        runs = liteflow._read_runs(self.db, None, keep=10)
+        self.assertEqual((len(runs), runs[0].run_id[-5:]), (19_991, "19990"))
+        self.assertLess(time.process_time() - began, 2)
+
     def boxes(self, edges):
         upstream = {}
         for above, below in edges:
