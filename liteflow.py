@@ -4183,6 +4183,7 @@ class _Store:
     def claim_run(self, run_row: int, owner: str, command: str | None) -> None:
         """Make this the run's owner: it begins, or goes on."""
         self.run_row, self.owner = run_row, owner
+        command = command and _storable(command)
         self._connection.execute(
             "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
             "start_date = coalesce(start_date, :now), state = 'running', owner = :owner, "

@@ -10167,6 +10167,19 @@ class CommandLineTest(ScriptCase):
         page = ("--gantt", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *page, words=["leave --gantt out"])
 
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
+    def test_a_file_whose_name_is_no_unicode_runs(self):
+        odd = self.folder / os.fsdecode(b"odd\xff")
+        odd.mkdir()
+        flow = shutil.copy(self.folder / "my_flow.py", odd)
+        env = {**os.environ, "PYTHONPATH": str(self.folder)}
+        for words in ([flow], ["-m", "liteflow", "run", flow]):
+            done = self.python(*words, "--db", str(self.db), env=env)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn("odd\\udcff/my_flow.py", done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+            self.assert_exit(0, "show", "flow")
+
     def test_quiet_says_that_there_are_no_tasks(self):
         self.script(
             """
