@@ -3932,7 +3932,13 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        connection.backup(copy)
+        copy.execute("PRAGMA journal_mode=OFF")  # it would stay beside a copy that fails
+        try:
+            connection.backup(copy)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+                raise OSError(0, str(error)) from None  # it is the copy's, not the database's
+            raise
         found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
@@ -11074,31 +11080,27 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
 
 
 def _write_file(output: Path, text: str) -> None:
-    is_file = output.is_file() or not output.exists()  # a pipe or a device stays what it is
-    target = Path(os.path.realpath(output))  # of a link in a circle, itself
-    with _whole(target) if is_file else _writing(output) as coming:
+    with _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
     _say(f"wrote {output}")
 
 
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
+    """A file that takes the target's place once it is whole: others read it as it was, or so. A
+    pipe or a device stays what it is."""
+    real = Path(os.path.realpath(target))  # of a link in a circle, itself
+    coming = Path(f"{real}.{os.urandom(4).hex()}")
     try:
-        yield target
-    except OSError as error:
-        raise _UsageError(f"{target} can't be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A file that takes the target's place once it is whole: others read it as it was, or so."""
-    coming = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
-    try:
-        with _writing(target):
+        if target.exists() and not target.is_file():
+            yield target
+        else:
             yield coming
             with contextlib.suppress(FileNotFoundError):
-                shutil.copymode(target, coming)
-            coming.replace(target)
+                shutil.copymode(real, coming)
+            coming.replace(real)
+    except OSError as error:
+        raise _UsageError(f"{target} can't be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):  # it took its place, or was never there
             coming.unlink()
@@ -11476,7 +11478,7 @@ def _cmd_backup(options: argparse.Namespace) -> None:
     target = Path(options.file).absolute()
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
-    with _whole(target) as coming:
+    with _writing(target) as coming:
         _read(options.db, _copy_database, coming)
     _say(f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 

@@ -10708,6 +10708,17 @@ class SeeingTest(ScriptCase):
         for words in (["prune"], ["prune", "--keep", "-1"], ["prune", "none", "--keep", "1"]):
             self.assertEqual(self.cli(*words).returncode, 2)
 
+    @unittest.skipUnless(sys.platform == "linux", "of bash")
+    def test_a_copy_that_finds_no_room_is_told_and_leaves_nothing(self):
+        self.python("my_flow.py")
+        done = subprocess.run(
+            ["bash", "-c", f"ulimit -f 60; {sys.executable} -m liteflow backup copy.db"],
+            cwd=self.folder, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("/copy.db can't be written: ", done.stderr)
+        self.assertEqual([*self.folder.glob("copy.db*")], [])
+
     def test_a_live_run_is_neither_pruned_nor_kept_from_a_backup(self):
         (self.folder / "wait").touch()
         run = self.start("my_flow.py")
