@@ -10666,12 +10666,14 @@ class _Report:
             self._say(line)
             return
         self.clear()
+        self.output("", "")
         _say(_paint(line, state) if self._color else line)
 
     def output(self, label: str, text: str) -> None:
-        """What a task printed."""
+        """What a task printed; nothing ends a line that has no end."""
         if self._logs is not None:
-            self.clear()
+            if text:
+                self.clear()
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 self._logs.add(label, text)
 
@@ -10684,6 +10686,7 @@ class _Report:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         width = max(columns, 20)
+        self.output("", "")
         lines = _status_lines((snapshot or self._snapshot)(), width, max(rows, 5))
         self._put([_fit(line, width - 1, self._color) for line in lines])
         now = time.monotonic()
@@ -10765,7 +10768,6 @@ class _Report:
         """The run ended: a summary."""
         if not self._listens:
             return
-        self.output("", "")  # which ends a line that has no end
         why = f" ({run.reason})" if run.reason else ""
         each = _counts_text(run._look(_select_run_counts)) or "no tasks"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"

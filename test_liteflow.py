@@ -10538,6 +10538,14 @@ class SeeingTest(ScriptCase):
         self.assertIn("good | good says so\n", done.stdout)
         self.assertEqual(done.stdout.count("bad | about to\\x1b[2J fail\n"), 2)
 
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_output_without_an_end_is_not_drawn_over(self):
+        self.script(self.FLOW.replace('print("good says so")', 'print("half a line", end="")'))
+        text = self.on_terminal("my_flow.py", "--logs")
+        self.assertIn("good | half a line\r\n", text)
+        done = self.python("my_flow.py", "--logs", stderr=subprocess.STDOUT)
+        self.assertRegex(done.stdout, r"\ngood \| half a line\n\d\d:\d\d:\d\d  ")
+
     def test_following_a_live_run(self):
         """Also where another task waits for the only worker."""
         (self.folder / "wait").touch()
