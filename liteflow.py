@@ -10685,9 +10685,9 @@ class _Report:
         columns, rows = 80, 24
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        width = max(columns, 20)
+        width = max(columns or 80, 20)  # 0: it does not tell
         self.output("", "")
-        lines = _status_lines((snapshot or self._snapshot)(), width, max(rows, 5))
+        lines = _status_lines((snapshot or self._snapshot)(), width, max(rows or 24, 5))
         self._put([_fit(line, width - 1, self._color) for line in lines])
         now = time.monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often

@@ -10459,12 +10459,12 @@ class SeeingTest(ScriptCase):
             dag.cli()
     """
 
-    def on_terminal(self, *argv, columns=80, **environ):
+    def on_terminal(self, *argv, columns=80, rows=24, **environ):
         """What a command writes to a terminal of this size."""
         pty = importlib.import_module("pty")
         fcntl, termios = map(importlib.import_module, ("fcntl", "termios"))
         ours, theirs = pty.openpty()
-        size = struct.pack("HHHH", 24, columns, 0, 0)
+        size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
         known = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
         process = self.start(
@@ -10504,6 +10504,11 @@ class SeeingTest(ScriptCase):
         for line in self.on_terminal("my_flow.py", columns=30, NO_COLOR="1").splitlines():
             if line.startswith("["):
                 self.assertLess(len(line), 30)
+
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_a_terminal_that_does_not_tell_its_size_is_a_usual_one(self):
+        text = self.on_terminal("my_flow.py", columns=0, rows=0)
+        self.assertRegex(text, r"\[[=> ]{40}\] \d/\d tasks, \d")
 
     def test_elsewhere_a_line_a_change_of_state(self):
         done = self.python("my_flow.py")
