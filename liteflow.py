@@ -9853,7 +9853,7 @@ def _run_boxes(instances: _Seen) -> list[_Box]:
     return boxes
 
 
-def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
+def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
@@ -9864,9 +9864,12 @@ def _draw_gantt(title: str, attempts: Iterable[TaskInstance]) -> str:
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         _, tag, *_ = _LOOKS[line.style]
         bars.append((start, end, f"{name} :{tag}"))
+    if not bars:
+        raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     length = max(end for _, end, _ in bars) - bars[0][0]
     axis = "%S.%L" if length < 10_000 else "%H:%M:%S" if length < 6 * 3600_000 else "%m-%d %H:%M"
-    text = f"gantt\n    title {_mermaid_text(title)}\n    dateFormat x\n    axisFormat {axis}\n"
+    title = _mermaid_text(f"{run.dag_id} {run.run_id}")
+    text = f"gantt\n    title {title}\n    dateFormat x\n    axisFormat {axis}\n"
     return text + "".join(f"    {bar}{start}, {end}\n" for start, end, bar in bars)
 
 
@@ -10888,6 +10891,8 @@ def _debug(job: _Execution) -> int:
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}")
+    except _Reschedule as later:
+        print(f"{label} waits: it would poke again after {_seconds_text(*later.args)}")
     finally:
         _running.reset(token)
     return 0
@@ -11068,7 +11073,8 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
         return _write_file(output, _markdown_of(run, options.direction))
-    text = _gantt_of(run) if options.gantt else _draw(_run_boxes(_seen(run)), options.direction)
+    seen = _seen(run, attempts=options.gantt)
+    text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
     if output is not None:
         _write_file(output, text)
     else:
@@ -11118,13 +11124,6 @@ def _cmd_page(options: argparse.Namespace) -> None:
     _write_file(options.output, text) if options.output else _write(text)
 
 
-def _gantt_of(run: DagRun) -> str:
-    attempts = _seen(run, attempts=True)
-    if not any(ti.start_date for ti in attempts):
-        raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
-    return _draw_gantt(f"{run.dag_id} {run.run_id}", attempts)
-
-
 def _markdown_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
     instances = _seen(run)
@@ -11136,7 +11135,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
-        parts.append(_fenced(_gantt_of(run), "mermaid"))
+        parts.append(_fenced(_draw_gantt(run, _seen(run, attempts=True)), "mermaid"))
     rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
     parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
     failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]

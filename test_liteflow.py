@@ -9466,7 +9466,8 @@ class ShowingTest(Case):
             with self.subTest(seed=seed):
                 check_mermaid(self, liteflow._draw(liteflow._run_boxes(instances)))
                 if attempts:
-                    check_mermaid(self, liteflow._draw_gantt(rng.choice(words), attempts))
+                    run = liteflow.TaskInstance(rng.choice(words), rng.choice(words), "t")
+                    check_mermaid(self, liteflow._draw_gantt(run, attempts))
 
     def test_a_wide_run_is_drawn_from_left_to_right(self):
         wide = [self.instance(f"t{i}") for i in range(9)]
@@ -10912,6 +10913,23 @@ class SeeingTest(ScriptCase):
         self.assertIn("OSError: no luck\nat all", done.stderr)
         self.assertIn("Traceback", done.stderr)
 
+    def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("night") as dag:
+                @task.sensor(mode="reschedule", poke_interval=0.4, timeout=1)
+                def there(): return False
+                there()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.python("my_flow.py")
+        done = self.python("my_flow.py", "--task", "there")
+        told = "there waits: it would poke again after 0.4 s\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
+
     def test_a_progress_bar_is_what_it_last_showed_and_logs_stand_in_time_s_order(self):
         self.script(
             r"""
@@ -11614,7 +11632,7 @@ class PageTest(ScriptCase):
         bars = liteflow._svg_timeline(bad)
         self.assertIn("bad waits, ", bars)
         self.assertNotIn("success", bars)
-        drawn = liteflow._draw_gantt("d", bad)
+        drawn = liteflow._draw_gantt(bad[0], bad)
         self.assertIn("ad waits :", drawn)
         check_mermaid(self, drawn)
 
