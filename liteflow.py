@@ -10821,7 +10821,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     """Run a command; what went wrong is one sentence on standard error and an exit code. What it
     returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for a stream that takes only ASCII
+        with contextlib.suppress(ValueError):  # the script has closed it
+            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     why = ""
     try:
@@ -10844,8 +10845,9 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 def _end_output() -> str:
     """Write what is left of the output; why that can't be, if somebody still reads it."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
+    except (AttributeError, ValueError):  # None, or closed
+        return ""
     except OSError as error:
         # The interpreter must not try again at its end: it would change our exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -11426,7 +11428,7 @@ def _forget_dag(options: argparse.Namespace) -> None:
     if options.dry_run:
         return _say(f"would delete {what}")
     if not options.yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise _UsageError(f"delete --all needs --yes to delete {what}")
         _say(f"delete {what}? [y/N] ", end="")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # nothing: Ctrl-D

@@ -10181,6 +10181,12 @@ class CommandLineTest(ScriptCase):
             self.assertNotIn("Traceback", done.stderr)
             self.assert_exit(0, "show", "flow")
 
+    def test_streams_that_are_closed_are_no_failure(self):
+        self.script(self.FLOW.replace("dag.cli()", "import sys; sys.stdout.close(); dag.cli()"))
+        self.assert_exit(0, "script", "--logs", "--conf", '{"n": 2}')
+        with mock.patch.object(sys, "stdin", None):
+            self.assert_exit(2, "delete", "flow", "--all", words=["--yes"])
+
     def test_quiet_says_that_there_are_no_tasks(self):
         self.script(
             """
