@@ -9251,6 +9251,7 @@ class TaskInstance:
         self.role: str | None = None  # "setup" or "teardown"
         self.element: str | None = None  # what a mapped one was mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
+        self._attempt: str | None = None  # the state of its latest attempt
         self.task: Any = None
 
     @property
@@ -9352,7 +9353,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, row.map_index)
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = row.task_attempt_try_number if attempt else row.try_number
-    ti.max_tries = row.max_tries
+    ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
     ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
     if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
         ti.pid, ti.error = row.pid, row.error
@@ -10167,7 +10168,7 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in told]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
     for ti in instances:
-        if ti.state is _S.SKIPPED and ti.error and not ti.error.startswith("AirflowSkip"):
+        if ti.state is _S.SKIPPED and ti._attempt == "failed":
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
@@ -10830,7 +10831,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         pass
     except OSError as error:
-        found, why = 1, str(error)
+        why = str(error)
     except KeyboardInterrupt:
         found = 130
     except AirflowException as error:

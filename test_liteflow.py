@@ -11333,6 +11333,20 @@ class FailureTest(ScriptCase):
         [follows] = [x.follows for x in whole if x.ti.task_id == "each.one"]
         self.assertEqual(follows, ["not run for it: each.two[1]"])
 
+    def test_what_skips_itself_is_not_cut_off_whatever_it_raises(self):
+        run = self.run_flow(
+            """
+            from liteflow import AirflowSkipException
+            class NotToday(AirflowSkipException): pass
+            with DAG("skips") as dag:
+                @task
+                def f(): raise NotToday("a holiday")
+                f()
+            """
+        )
+        self.assertEqual(self.states(run), {"f": "skipped"})
+        self.assertEqual(liteflow._report_of(run, liteflow._seen(run)), [])
+
     def test_what_was_cut_off_is_named(self):
         self.script(
             """
