@@ -10167,8 +10167,10 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
     told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in told]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
+    began = _moment(run._row.resumed_date) or run.start_date
     for ti in instances:
-        if ti.state is _S.SKIPPED and ti._attempt == "failed":
+        is_cut = ti.state is _S.SKIPPED and ti._attempt == "failed"
+        if is_cut and began and ti.end_date and ti.end_date >= began:  # not before it was resumed
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)

@@ -11347,6 +11347,29 @@ class FailureTest(ScriptCase):
         self.assertEqual(self.states(run), {"f": "skipped"})
         self.assertEqual(liteflow._report_of(run, liteflow._seen(run)), [])
 
+    def test_what_a_resume_skips_is_not_cut_off_by_its_earlier_failure(self):
+        self.script(
+            """
+            import os
+            from liteflow import DAG, task
+            with DAG("chosen") as dag:
+                @task.branch
+                def choose(): return "other" if os.path.exists("other") else "bad"
+                @task
+                def bad(): raise ValueError("no")
+                @task
+                def other(): pass
+                choose() >> [bad(), other()]
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assertEqual(self.python("my_flow.py", "-q").returncode, 1)
+        (self.folder / "other").touch()
+        done = self.python("my_flow.py", "--from", "choose")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("cut off", done.stderr)
+
     def test_what_was_cut_off_is_named(self):
         self.script(
             """
