@@ -11004,7 +11004,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     sys.path.insert(0, str(path.parent))
     sys.argv = [str(path)]
     try:
-        code = compile(path.read_bytes(), str(path), "exec")
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
         exec(code, vars(main_module))
     except AirflowException:
         raise

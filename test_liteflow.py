@@ -10181,6 +10181,19 @@ class CommandLineTest(ScriptCase):
             self.assertNotIn("Traceback", done.stderr)
             self.assert_exit(0, "show", "flow")
 
+    def test_a_file_is_compiled_without_this_module_s_own_future(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            def f(x: int): pass
+            print(f.__annotations__)
+            with DAG("flow") as dag:
+                task(task_id="t")(f)(1)
+            """
+        )
+        done = self.assert_exit(0, "run", "my_flow.py", "--quiet")
+        self.assertEqual({*done.stdout.splitlines()}, {"{'x': <class 'int'>}"})
+
     def test_streams_that_are_closed_are_no_failure(self):
         self.script(self.FLOW.replace("dag.cli()", "import sys; sys.stdout.close(); dag.cli()"))
         self.assert_exit(0, "script", "--logs", "--conf", '{"n": 2}')
