@@ -10836,6 +10836,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
         why = str(error)
     except KeyboardInterrupt:
         found = 130
+    except SystemExit as end:  # by a signal
+        found = int(end.code or 0)
     except AirflowException as error:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))

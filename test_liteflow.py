@@ -10443,6 +10443,31 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertNotIn("Exception", done.stderr)
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "Linux has it")
+    def test_the_exit_code_is_the_signal_s_though_the_disk_is_full(self):
+        self.script(
+            """
+            import time
+            from liteflow import DAG, task
+            with DAG("flow") as dag:
+                @task
+                def f():
+                    print("line")
+                    open("going", "w").close()
+                    time.sleep(60)
+                f()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        with open("/dev/full", "w") as full:
+            run = self.start("my_flow.py", "--logs", env=known, stdout=full)
+        self.assertTrue(wait_until((self.folder / "going").exists))
+        run.send_signal(signal.SIGTERM)
+        self.assertNotIn("Exception", run.communicate(timeout=LIMIT)[1])
+        self.assertEqual(run.returncode, 143)
+
     def test_the_scaffold_runs_as_it_is(self):
         text = self.cli("scaffold").stdout
         self.assertLess(len(text.splitlines()), 40)
