@@ -9911,10 +9911,11 @@ _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
 def _clean(text: object) -> str:
     """Text for a terminal: control characters, which could steer it, as visible escapes."""
-    return "".join(
-        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode()
-        for c in str(text)
-    )
+    text = str(text)
+    odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
+    if odd:  # else it is a walk for nothing
+        return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+    return text
 
 
 def _fenced(text: str, kind: str = "") -> str:
