@@ -77,6 +77,8 @@ from liteflow import (
 
 HERE = Path(__file__).resolve().parent
 SOAK = bool(os.environ.get("LITEFLOW_SOAK"))
+# What users have: output that can't be written is noticed late.
+BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 LIMIT = 60  # seconds after which something hangs
 
 _numbers = itertools.count()
@@ -10433,12 +10435,11 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(done.stderr, "")
 
     def test_the_exit_code_is_the_run_s_though_nobody_reads_or_the_disk_is_full(self):
-        known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         for end in ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]:
             done = subprocess.run(
                 ["bash", "-c", f"sleep 0.3; {sys.executable} my_flow.py --logs {end}; "
                  "exit ${PIPESTATUS[0]}"],
-                cwd=self.folder, env=known, capture_output=True, text=True, timeout=LIMIT,
+                cwd=self.folder, env=BUFFERED, capture_output=True, text=True, timeout=LIMIT,
             )  # fmt: skip
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertNotIn("Exception", done.stderr)
@@ -10460,9 +10461,8 @@ class CommandLineTest(ScriptCase):
                 dag.cli()
             """
         )
-        known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         with open("/dev/full", "w") as full:
-            run = self.start("my_flow.py", "--logs", env=known, stdout=full)
+            run = self.start("my_flow.py", "--logs", env=BUFFERED, stdout=full)
         self.assertTrue(wait_until((self.folder / "going").exists))
         run.send_signal(signal.SIGTERM)
         self.assertNotIn("Exception", run.communicate(timeout=LIMIT)[1])
@@ -10920,9 +10920,8 @@ class SeeingTest(ScriptCase):
     def test_output_that_can_not_be_written_is_one_sentence(self):
         self.python("my_flow.py")
         if os.path.exists("/dev/full"):
-            known = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
             with open("/dev/full", "w") as full:
-                done = self.cli("show", "night", stdout=full, env=known)
+                done = self.cli("show", "night", stdout=full, env=BUFFERED)
             why = "liteflow: error: the output can't be written: No space left on device\n"
             self.assertEqual((done.returncode, done.stderr), (1, why))
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
