@@ -5454,7 +5454,7 @@ def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
         raise AirflowException(
             f"a branch must return a task id, a list of them, or None, found {_shown(result)}"
         )
-    return {"chosen": None if chosen is None else [str(x) for x in chosen]}
+    return {"chosen": None if chosen is None else [str.__str__(x) for x in chosen]}
 
 
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)

@@ -4007,6 +4007,26 @@ class MappingTest(Case):
 
 
 class FlowTest(Case):
+    def test_a_branch_chooses_by_a_member_of_an_enum(self):
+        run = self.run_flow(
+            """
+            import enum
+            class Way(str, enum.Enum): LEFT = "left"
+            class Own(str):
+                def __str__(self): return self
+            with DAG("ways") as dag:
+                @task.branch
+                def choose(): return Way.LEFT
+                @task.branch
+                def choose_own(): return [Own("left")]
+                ways = [task(lambda: 1, task_id=name)() for name in ("left", "right")]
+                for choice in (choose(), choose_own()):
+                    choice >> ways
+            """
+        )
+        self.assertEqual(run.state, "success")
+        self.assertEqual(self.states(run)["right"], "skipped")
+
     def test_branches_by_group_list_and_none(self):
         run = self.run_flow(
             """
