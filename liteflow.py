@@ -5048,6 +5048,7 @@ class _Execution:
         self.job = job
         self.task_id, self.map_index = job.task_id, job.map_index
         self.task = run.find(job.task_id, job.function, job.settings)
+        self.pid = os.getpid()
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
@@ -5309,7 +5310,18 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
 
     `guard` is entered around the task's own code: within it the process may be told to end.
     """
-    token = _running.set(job)
+    return _apart(job, _attempt, job, guard)
+
+
+def _apart(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function, for which `job` is what runs here; a context variable that it sets is not
+    the next one's."""
+    own = contextvars.copy_context()
+    own.run(_running.set, job)
+    return own.run(function, *arguments)
+
+
+def _attempt(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
     note: dict[str, Any] = {}
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
@@ -5327,8 +5339,8 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
-    finally:
-        _running.reset(token)
+    if os.getpid() != job.pid:
+        _end_child(job.exception)
     if job.map_index >= 0 and job.task.map_index_template is not None:
         note = {**note, **_name_of(job)}
     took = time.perf_counter() - job.clock
@@ -5381,16 +5393,35 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback is None:
             continue
-        token = _running.set(job)
+        failure = None
         try:
-            callback(job.context)
-        except (Exception, SystemExit) as error:  # a user's callback may raise anything
+            _apart(job, callback, job.context)
+        except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
+            raise  # it is not the callback alone that is to end
+        except BaseException as error:  # a user's callback may raise anything
+            failure = error
+        if os.getpid() != job.pid:
+            _end_child(failure)
+        if failure is not None:
             whose = f"task {job.task_id!r}" if owner is job.task else f"DAG {owner.dag_id!r}"
-            said, text = f"liteflow: {name} of {whose} failed", _traceback(error)
+            said, text = f"liteflow: {name} of {whose} failed", _traceback(failure)
             place = f" ({_place_of(text)})".removesuffix(" ()")
             print(f"{said}: {_last_line(text)}{place}\n{text}", file=sys.stderr)
-        finally:
-            _running.reset(token)
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """A child of the user's code came back into ours. It is not heard, and ends as it would
+    anywhere: with its traceback, or the code that it exits with."""
+    code = error.code if isinstance(error, SystemExit) else error
+    try:
+        if isinstance(code, BaseException):
+            traceback.print_exception(code)
+        elif code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
@@ -5885,8 +5916,6 @@ class _Worker:
             print(f"liteflow: {self.run.edited}", file=sys.stderr)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
-        if os.getpid() != self.pid:
-            self._end_child(self.last.exception)
         self._flush()
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
@@ -5906,17 +5935,6 @@ class _Worker:
             _signal_strays(self.pid, self.log_file, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         return None if at_once else outcome._replace(spoilt=spoilt)
-
-    def _end_child(self, error: BaseException | None) -> NoReturn:
-        """A child of the task came back into our code. It is not heard, and ends as it would
-        anywhere: with its traceback, or the code that it exits with."""
-        code = error.code if isinstance(error, SystemExit) else error
-        if isinstance(code, BaseException):
-            traceback.print_exception(code)
-        elif code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-        self._flush()
-        os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log; and the output, if nobody has looked at it yet

@@ -5797,6 +5797,24 @@ class CallbacksTest(Case):
         self.assertIn("called back", run.log("loud"))
         self.assertEqual(run.log("print"), "next\n")
 
+    def test_one_that_raises_what_is_no_exception_ends_neither_its_task_nor_its_worker(self):
+        run = self.run_flow(
+            """
+            import asyncio
+            def cancelled(context): raise asyncio.CancelledError("gone")
+            def second(context): print("second")
+            ALL = {f"on_{kind}_callback": [cancelled, second] for kind in ("execute", "success")}
+            with DAG("cancelled") as dag:
+                @task(**ALL)
+                def f(): return os.getpid()
+                f() >> task(os.getpid, task_id="g")()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.xcom_pull("f"), run.xcom_pull("g"))
+        self.assertEqual(run.log("f").count("CancelledError: gone ("), 2)
+        self.assertEqual(run.log("f").count("second\n"), 2)
+
     def test_order_and_cases(self):
         run = self.run_flow(self.SOURCE)
         notes = (self.folder / "notes").read_text().splitlines()
@@ -6381,6 +6399,59 @@ class RunnersTest(Case):
         self.assertIn("in 1 / 0\nTraceback (most", run.log("ends", 1))
         self.assertIn("ZeroDivisionError: division by zero\n", run.log("ends", 1))
         self.assertEqual(run.log("ends", 4), "in sys.exit('words')\nwords\n")
+
+    CHILDREN = """
+        def forks(context):
+            print("called", flush=True)
+            child = os.fork()
+            if not child and context["ti"].task_id == "exits": sys.exit(3)
+            if child: print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        with DAG("children") as dag:
+            @task(on_success_callback=forks)
+            def exits(): return 1
+            @task(on_success_callback=forks)
+            def returns(x): return os.getpid()
+            @task
+            def last(pid):
+                child = os.fork()
+                if not child: sys.exit(5)
+                return pid == os.getpid(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            last(returns(exits()))
+    """
+
+    def test_a_child_of_a_callback_does_not_serve_in_place_of_the_worker(self):
+        run = self.run_flow(self.CHILDREN, max_workers=1)
+        self.assertEqual(run.log("exits"), "called\ncode 3\n")
+        self.assertEqual(run.log("returns"), "called\ncode 0\n")
+        self.assertEqual(run.xcom_pull("last"), (True, 5))
+
+    def test_a_child_in_a_run_in_this_process_does_not_go_on_with_the_run(self):
+        self.script(
+            textwrap.dedent("import os, sys\nfrom liteflow import DAG, task")
+            + textwrap.dedent(self.CHILDREN)
+            + "print(dag.test(db_path='t.db').xcom_pull('last'))"
+        )
+        done = self.python("my_flow.py")
+        said = "called\ncode 3\ncalled\ncode 0\n(True, 5)\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, said, ""))
+
+    def test_a_context_variable_that_a_task_sets_is_not_the_next_ones(self):
+        run = self.run_flow(
+            """
+            import contextvars
+            var = contextvars.ContextVar("var", default="nobody's")
+            def third(context): print(var.get()); var.set("the callback's")
+            with DAG("contexts") as dag:
+                @task(on_success_callback=third)
+                def first(): var.set("the first's")
+                @task
+                def second(): return os.getpid(), var.get()
+                first() >> second() >> second.override(task_id="third")()
+            """,
+            max_workers=1,
+        )
+        pid, found = run.xcom_pull("second")
+        self.assertEqual((run.xcom_pull("third"), found), ((pid, found), "nobody's"))
 
     def test_a_shared_pool_serves_several_runs_at_once(self):
         module = self.module(
