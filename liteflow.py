@@ -5712,6 +5712,8 @@ class _Wire:
 
     def take_file(self) -> int:
         """The open file that came with the message: its descriptor, which is the caller's now."""
+        if not self._files:  # the kernel drops it where the limit of open files is reached
+            raise OSError("a message's file could not be opened: too many open files")
         found = self._files.popleft()
         os.set_inheritable(found, False)
         return found
@@ -6798,6 +6800,10 @@ class _Slot:
                 yield kind, [*fields, values] if values else fields
         except EOFError:
             self.gone = True
+        except (OSError, MemoryError) as error:  # there is no room for it here
+            self.gone = True
+            why = f"the task's outcome could not be received: {_one_line(error)}"
+            self.reason = self.reason or why
 
     @property
     def is_idle(self) -> bool:

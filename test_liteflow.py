@@ -9081,6 +9081,45 @@ class HarmedFileTest(FlowCase):
                     self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
     def test_values_are_deleted_once(self):
+    @unittest.skipUnless(sys.platform == "linux", "needs a limit of memory")
+    def test_a_value_that_can_not_be_received_fails_its_attempt_alone(self):
+        self.script(
+            """
+            import resource, time
+            from liteflow import DAG, WorkerPool, task
+            def small(): time.sleep(0.5)
+            with DAG("warm") as warm: task(task_id="a")(small)(); task(task_id="b")(small)()
+            with DAG("short") as short:
+                task(task_id="big")(lambda: bytes(400_000_000))()
+                task(small)()
+            if __name__ == "__main__":
+                with WorkerPool(2) as pool:
+                    warm.run(db_path="t.db", executor=pool)
+                    resource.setrlimit(resource.RLIMIT_AS, (300_000_000, -1))
+                    for ti in short.run(db_path="t.db", executor=pool).get_task_instances():
+                        print(ti.task_id, ti.state, ti.error)
+            """
+        )
+        done = self.python("my_flow.py")
+        said = "big failed the task's outcome could not be received: MemoryError\n"
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(done.stdout, f"{said}small success None\n")
+
+    def test_a_message_whose_file_finds_no_descriptor_is_an_error_that_says_so(self):
+        sender, receiver = (liteflow._Wire(end) for end in liteflow._socket_pair())
+        self.addCleanup(sender.close)
+        self.addCleanup(receiver.close)
+        sender.send(("done",), [bytes(100_000)])
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            with self.assertRaisesRegex(OSError, "too many open files"):
+                receiver.receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
         DAG("d").run(db_path=self.db)
         prune = functools.partial(self.cli_here, "prune", "--values", "--db", self.db)
         self.assertIn("deleted the values of 1 run", prune().stderr)
