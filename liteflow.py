@@ -5546,7 +5546,7 @@ def _traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as trouble:  # formatting runs the exception's own code
-        text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})"
+        text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})\n"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)
     where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
     said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).partition("\n")[0])
@@ -5597,7 +5597,7 @@ def _place_of(error: str | None) -> str:
 def _cut_chain(error: BaseException) -> None:
     """Formatting takes a time that is quadratic in how many exceptions came before this one."""
     for _ in range(100):
-        before = error.__cause__ or error.__context__
+        before = error.__context__ if error.__cause__ is None else error.__cause__
         if before is None:
             return
         error = before
@@ -5806,7 +5806,7 @@ class _Worker:
         os.close(null)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
         # Line-buffered ones, so that a killed task's last words are in its log.
-        kept: Any = {"errors": "backslashreplace", "closefd": False}
+        kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
         self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
         sys.stdout, sys.stderr = self._stdio
         sys.breakpointhook = _no_breakpoint
@@ -6086,7 +6086,7 @@ class _Worker:
             except ValueError:  # a wrapper that was dropped has closed it, or it was detached
                 buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
                 # Mended in place, since handlers of `logging` have this very object.
-                io.TextIOWrapper.__init__(stream, buffer, None, "backslashreplace", None, True)
+                io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         for number, handler in self._handlers.items():

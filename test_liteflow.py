@@ -6435,6 +6435,41 @@ class RunnersTest(Case):
         said = "called\ncode 3\ncalled\ncode 0\n(True, 5)\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, said, ""))
 
+    def test_an_exception_whose_truth_raises_fails_its_task_and_no_more(self):
+        run = self.run_flow(
+            """
+            class Odd(Exception):
+                def __bool__(self): raise ValueError("neither")
+            with DAG("odd") as dag:
+                @task
+                def f():
+                    try: raise Odd("first")
+                    except Odd as first: raise KeyError("second") from first
+                f()
+            """
+        )
+        error = run.get_task_instance("f").error
+        self.assertEqual(error.split("\n")[-1], "KeyError: 'second'")
+
+    def test_the_log_has_all_letters_whatever_the_locale(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("letters") as dag:
+                @task
+                def f(): print("größe 日本")
+                @task
+                def detaches(): import sys; sys.stdout.detach()
+                detaches() >> f() >> f.override(task_id="again")()
+            if __name__ == "__main__":
+                run = dag.run(db_path="t.db", max_workers=1)
+                print(ascii(run.log("f") + run.log("again")))
+            """
+        )
+        where = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        done = self.python("my_flow.py", env={**os.environ, **where})
+        self.assertEqual(done.stdout, ascii("größe 日本\n" * 2) + "\n", done.stderr)
+
     def test_a_context_variable_that_a_task_sets_is_not_the_next_ones(self):
         run = self.run_flow(
             """
@@ -9037,6 +9072,45 @@ class ShortOfMemoryTest(FlowCase):
         self.assertIn("no room to store 11,000", self.last.get_task_instance("big").error)
         self.assertFalse(liteflow._has_room(1 << 60))
 
+    @unittest.skipUnless(sys.platform == "linux", "needs a limit of memory")
+    def test_a_value_that_can_not_be_received_fails_its_attempt_alone(self):
+        self.script(
+            """
+            import resource, time
+            from liteflow import DAG, WorkerPool, task
+            def small(): time.sleep(0.5)
+            with DAG("warm") as warm: task(task_id="a")(small)(); task(task_id="b")(small)()
+            with DAG("short") as short:
+                task(task_id="big")(lambda: bytes(400_000_000))()
+                task(small)()
+            if __name__ == "__main__":
+                with WorkerPool(2) as pool:
+                    warm.run(db_path="t.db", executor=pool)
+                    resource.setrlimit(resource.RLIMIT_AS, (300_000_000, -1))
+                    for ti in short.run(db_path="t.db", executor=pool).get_task_instances():
+                        print(ti.task_id, ti.state, ti.error)
+            """
+        )
+        done = self.python("my_flow.py")
+        said = "big failed the task's outcome could not be received: MemoryError\n"
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(done.stdout, f"{said}small success None\n")
+
+    def test_a_message_whose_file_finds_no_descriptor_is_an_error_that_says_so(self):
+        sender, receiver = (liteflow._Wire(end) for end in liteflow._socket_pair())
+        self.addCleanup(sender.close)
+        self.addCleanup(receiver.close)
+        sender.send(("done",), [bytes(100_000)])
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            with self.assertRaisesRegex(OSError, "too many open files"):
+                receiver.receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
     def test_to_ask_for_room_takes_none(self):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.assertTrue(liteflow._has_room(500_000_000))
@@ -9081,45 +9155,6 @@ class HarmedFileTest(FlowCase):
                     self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
     def test_values_are_deleted_once(self):
-    @unittest.skipUnless(sys.platform == "linux", "needs a limit of memory")
-    def test_a_value_that_can_not_be_received_fails_its_attempt_alone(self):
-        self.script(
-            """
-            import resource, time
-            from liteflow import DAG, WorkerPool, task
-            def small(): time.sleep(0.5)
-            with DAG("warm") as warm: task(task_id="a")(small)(); task(task_id="b")(small)()
-            with DAG("short") as short:
-                task(task_id="big")(lambda: bytes(400_000_000))()
-                task(small)()
-            if __name__ == "__main__":
-                with WorkerPool(2) as pool:
-                    warm.run(db_path="t.db", executor=pool)
-                    resource.setrlimit(resource.RLIMIT_AS, (300_000_000, -1))
-                    for ti in short.run(db_path="t.db", executor=pool).get_task_instances():
-                        print(ti.task_id, ti.state, ti.error)
-            """
-        )
-        done = self.python("my_flow.py")
-        said = "big failed the task's outcome could not be received: MemoryError\n"
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertEqual(done.stdout, f"{said}small success None\n")
-
-    def test_a_message_whose_file_finds_no_descriptor_is_an_error_that_says_so(self):
-        sender, receiver = (liteflow._Wire(end) for end in liteflow._socket_pair())
-        self.addCleanup(sender.close)
-        self.addCleanup(receiver.close)
-        sender.send(("done",), [bytes(100_000)])
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-        try:
-            with self.assertRaisesRegex(OSError, "too many open files"):
-                receiver.receive()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
         DAG("d").run(db_path=self.db)
         prune = functools.partial(self.cli_here, "prune", "--values", "--db", self.db)
         self.assertIn("deleted the values of 1 run", prune().stderr)
