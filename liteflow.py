@@ -6305,6 +6305,7 @@ class _ForkedServer:
     """
 
     pid: int | None = None
+    _alive = -1
 
     def __init__(self, instead: str | None) -> None:
         self.instead = instead  # the method to start workers if it is gone
@@ -6320,8 +6321,9 @@ class _ForkedServer:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # it may be anything
                 stream.flush()
-        # What a handler raises in a hook of fork is passed over: Ctrl-C has to wait in the kernel.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # What a handler raises in a hook of fork is passed over, and may be nothing that the child
+        # runs: signals have to wait in the kernel.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
             if not self.pid:

@@ -9852,6 +9852,16 @@ class ForkedServerTest(ScriptCase):
             with self.subTest(what=what):
                 self.assertIn("False", self.main(f"{what}\nprint(run()['forked'])"))
 
+    def test_one_that_finds_no_descriptor_is_let_go_without_a_word(self):
+        done = self.main(
+            """
+            liteflow._socket_pair = None
+            try: liteflow._ForkedServer(None)
+            except TypeError: print("none")
+            """
+        )
+        self.assertEqual(done, "imported\nnone\n")
+
     def test_a_fork_that_fails_leaves_signals_and_files_as_they_were(self):
         self.main(
             """
