@@ -5824,7 +5824,7 @@ class _Worker:
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _getsignal(number) for number in numbers}
         root = _log().root
-        self._logging = (root, list(root.handlers), root.level)
+        self._logging = (root, list(root.handlers), root.level, root.manager.disable)
         self._path = list(sys.path)
 
     # Jobs, one after another.
@@ -5913,7 +5913,6 @@ class _Worker:
         """Run a job; its outcome, if that is not told yet."""
         self.eager = job.alone
         self.run.restore()
-        os.umask(self._umask)
         if self.run.edited is not None:
             print(f"liteflow: {self.run.edited}", file=sys.stderr)
         self.last = _Execution(self.run, job)
@@ -6089,6 +6088,7 @@ class _Worker:
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
+        os.umask(self._umask)
         for number, handler in self._handlers.items():
             if _getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -6096,10 +6096,12 @@ class _Worker:
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        root, handlers, level = self._logging
+        root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
         if root.level != level:
             root.setLevel(level)  # loggers remember what they let through by it
+        if root.manager.disable != disabled:
+            logging.disable(disabled)
         return self._damage()
 
     def _damage(self) -> str | None:
@@ -6114,7 +6116,7 @@ class _Worker:
                 return "the task left a child process"
         limits, used = _resources()
         if limits != self._limits:
-            return "the task changed a resource limit, its priority or its CPUs"
+            return "the task changed its user, a resource limit, its priority or its CPUs"
         # A child that is gone has been waited for by now, and shows in what those have used; the
         # kernel does not count them where SIGCHLD was ignored.
         same, self._children = used == self._children, used
@@ -6206,10 +6208,10 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
-    """The process's limits, and what the children that were waited for have used: no two counts
-    of that are the same."""
+    """The process's limits and rights, and what the children that were waited for have used: no
+    two counts of that are the same."""
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
-    limits.append(os.nice(0))
+    limits += os.nice(0), os.geteuid(), os.getegid()
     if hasattr(os, "sched_getaffinity"):
         limits.append(os.sched_getaffinity(0))
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)

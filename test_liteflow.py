@@ -2843,12 +2843,51 @@ class WorkerTest(Case):
                 @task
                 def quiet(): logging.root.setLevel("ERROR"); logging.getLogger("mine").info("unsaid")
                 @task
+                def disable(): logging.disable()
+                @task
                 def loud(): logging.getLogger("mine").info("said")
-                quiet() >> loud()
+                louder = loud.override(task_id="louder")
+                quiet() >> loud() >> disable() >> louder()
             """,
             max_workers=1,
         )
         self.assertRegex(run.log("loud"), "INFO mine: said\n$")
+        self.assertRegex(run.log("louder"), "INFO mine: said\n$")
+
+    def test_a_callback_that_any_worker_runs_has_the_runs_umask(self):
+        self.run_flow(
+            """
+            def writes(context): (Path(os.environ["CASE_DIR"]) / "made").write_text("")
+            with DAG("masked", on_success_callback=writes) as dag:
+                @task
+                def masks(): os.umask(0o777)
+                masks()
+            """,
+            max_workers=1,
+        )
+        mask = os.umask(0o022)
+        os.umask(mask)
+        self.assertEqual((self.folder / "made").stat().st_mode & 0o777, 0o666 & ~mask)
+
+    @unittest.skipUnless(hasattr(os, "geteuid") and os.geteuid() == 0, "only root may do so")
+    def test_a_user_that_a_task_becomes_is_not_that_of_the_next_one(self):
+        run = self.run_flow(
+            """
+            def who(): return os.geteuid(), os.getegid()
+            with DAG("users", max_active_tasks=1) as dag:
+                @task
+                def drops(how):
+                    for name, i in how: getattr(os, name)(i)
+                    return who()
+                one = drops.override(task_id="one")([("setgid", 12345), ("setuid", 12345)])
+                two = drops.override(task_id="two")([("setegid", 12345)])
+                one >> task(task_id="after_one")(who)() >> two >> task(task_id="after_two")(who)()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success")
+        self.assertEqual(run.xcom_pull("one"), (12345, 12345))
+        self.assertEqual([run.xcom_pull(f"after_{x}") for x in ("one", "two")], [(0, 0)] * 2)
 
     def test_streams_that_a_task_takes_apart_are_whole_for_the_next_one(self):
         run = self.run_flow(
