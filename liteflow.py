@@ -5117,8 +5117,8 @@ class _Execution:
 
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
-        params = _plain_copy(self.run.info["params"])  # those of conf among them
-        return params.get(name, *default) if default else params[name]
+        params = self.run.info["params"]  # those of conf among them
+        return default[0] if default and name not in params else _plain_copy(params[name])
 
     def _loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])
@@ -8187,7 +8187,7 @@ class _Start:
         dag = self.dag
         params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
         for task in dag.task_dict.values():
-            _task_params(task, params, self.conf)
+            _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         module_path = module_path and str(module_path)  # a debugger's may be another kind of str
         paths = [os.path.abspath(path) for path in {module_path, dag.fileloc} if path]

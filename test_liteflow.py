@@ -1085,6 +1085,20 @@ class ParamTest(Case):
         except ParamValidationError:
             return "refused"
 
+    def test_an_argument_costs_what_it_is_itself_however_large_others_are(self):
+        @liteflow.dag
+        def sized(a=1, b=2, rows=None):
+            @task
+            def use(a, b):
+                return a + b
+
+            use(a, b)
+
+        with mock.patch.object(liteflow, "_plain_copy", wraps=liteflow._plain_copy) as copied:
+            run = sized().test(run_conf={"rows": list(range(10))}, logical_date=None)
+        self.assertEqual(run.xcom_pull("use"), 3)
+        self.assertEqual([call.args[0] for call in copied.mock_calls], [{}, 1, 2])
+
     def test_each_keyword_accepts_and_refuses(self):
         for schema, good, bad in (
             ({"type": "integer"}, 3, "3"),
