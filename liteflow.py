@@ -5310,25 +5310,12 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
 
     `guard` is entered around the task's own code: within it the process may be told to end.
     """
-    return _apart(job, _attempt, job, guard)
-
-
-def _apart(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function, for which `job` is what runs here; a context variable that it sets is not
-    the next one's."""
-    own = contextvars.copy_context()
-    own.run(_running.set, job)
-    return own.run(function, *arguments)
-
-
-def _attempt(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
     note: dict[str, Any] = {}
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
         with guard:
-            _check_conditions(job)
-            result = _run_hooked(job)
+            result = _apart(job, _run_hooked, job)
         note = _store_result(job, result)
         items = note.pop("items", ())
         status = "success"
@@ -5360,8 +5347,18 @@ def _name_of(job: _Execution) -> dict[str, str]:
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
+def _apart(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function, for which `job` is what runs here; a context variable that it sets is not
+    the next one's."""
+    own = contextvars.copy_context()
+    own.run(_running.set, job)
+    return own.run(function, *arguments)
+
+
 def _run_hooked(job: _Execution) -> Any:
-    """Between `pre_execute` and `post_execute`, which an operator's class may define."""
+    """Unless a condition forbids it; between `pre_execute` and `post_execute`, which an operator's
+    class may define."""
+    _check_conditions(job)
     args, kwargs = job.arguments()
     task: Any = job.task._made(kwargs)
     _call_hook(job, task.pre_execute)
