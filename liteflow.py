@@ -5315,7 +5315,8 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     error: str | None = None
     try:
         with guard:
-            result = _apart(job, _run_hooked, job)
+            # A context variable that a task sets is not the next one's.
+            result = contextvars.copy_context().run(_run_hooked, job)
         note = _store_result(job, result)
         items = note.pop("items", ())
         status = "success"
@@ -5347,17 +5348,10 @@ def _name_of(job: _Execution) -> dict[str, str]:
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
-def _apart(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function, for which `job` is what runs here; a context variable that it sets is not
-    the next one's."""
-    own = contextvars.copy_context()
-    own.run(_running.set, job)
-    return own.run(function, *arguments)
-
-
 def _run_hooked(job: _Execution) -> Any:
     """Unless a condition forbids it; between `pre_execute` and `post_execute`, which an operator's
     class may define."""
+    _running.set(job)
     _check_conditions(job)
     args, kwargs = job.arguments()
     task: Any = job.task._made(kwargs)
@@ -5371,6 +5365,7 @@ def _run_hooked(job: _Execution) -> Any:
 
 def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
     if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
+        _running.set(job)  # after its task, a callback has a context of its own
         hook(job.context, *result)
 
 
@@ -5392,7 +5387,7 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             continue
         failure = None
         try:
-            _apart(job, callback, job.context)
+            contextvars.copy_context().run(_call_hook, job, callback)
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything
@@ -6208,7 +6203,7 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
     """The process's limits and rights, and what the children that were waited for have used: no
     two counts of that are the same."""
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
-    limits += os.nice(0), os.geteuid(), os.getegid()
+    limits += os.nice(0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
         limits.append(os.sched_getaffinity(0))
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)

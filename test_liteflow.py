@@ -2894,7 +2894,7 @@ class WorkerTest(Case):
                     for name, i in how: getattr(os, name)(i)
                     return who()
                 one = drops.override(task_id="one")([("setgid", 12345), ("setuid", 12345)])
-                two = drops.override(task_id="two")([("setegid", 12345)])
+                two = drops.override(task_id="two")([("seteuid", 12345)])
                 one >> task(task_id="after_one")(who)() >> two >> task(task_id="after_two")(who)()
             """,
             max_workers=1,
