@@ -6307,7 +6307,7 @@ class _ForkedServer:
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
         tasks = itertools.chain.from_iterable(self._dags.values())
         self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
-        self._exitcodes: dict[int, int] = {}
+        self._exitcodes: dict[int, int | None] = {}
         self._lock = threading.Lock()
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
@@ -6358,8 +6358,7 @@ class _ForkedServer:
             if not _is_readable(self._requests.fileno(), timeout):
                 raise OSError("the forked server says nothing")
         pid, *code = message[0]
-        if code:
-            self._exitcodes[pid] = code[0]
+        self._exitcodes[pid] = code[0] if code else None  # its number may have been another's
         return None if code else pid
 
     def let_go(self) -> None:
@@ -6396,9 +6395,9 @@ class _ForkedProcess:
         """How it ended, as multiprocessing says it, or None."""
         server = self.server
         with server._lock, contextlib.suppress(OSError, EOFError):
-            while self.pid not in server._exitcodes and not server.is_gone:
+            while server._exitcodes[self.pid] is None and not server.is_gone:
                 server._hear(0.0)
-        return server._exitcodes.get(self.pid)
+        return server._exitcodes[self.pid]
 
 
 def _may_fork() -> bool:

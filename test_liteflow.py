@@ -9905,6 +9905,25 @@ class ForkedServerTest(ScriptCase):
             with self.subTest(what=what):
                 self.assertIn("False", self.main(f"{what}\nprint(run()['forked'])"))
 
+    def test_a_worker_whose_process_id_was_another_ones_ends_as_it_does_itself(self):
+        done = self.main(
+            """
+            server = liteflow._ForkedServer(None)
+            def fork():
+                ours, theirs = liteflow._socket_pair()
+                return liteflow._ForkedProcess(server, theirs), ours, theirs.close()
+            first, *_ = made = fork()
+            # As if others had ended, long ago, whose numbers come again.
+            server._exitcodes.update(dict.fromkeys(range(first.pid + 1, first.pid + 5000), 77))
+            process, *_ = more = fork()
+            os.kill(process.pid, signal.SIGKILL)
+            while (code := process.exitcode) is None: time.sleep(0.01)
+            print(code)
+            server.close()
+            """
+        )
+        self.assertEqual(done, "imported\n-9\n")
+
     def test_one_that_finds_no_descriptor_is_let_go_without_a_word(self):
         done = self.main(
             """
