@@ -6403,8 +6403,8 @@ class _ForkedProcess:
 def _may_fork() -> bool:
     """Whether a server may be forked from this process: on Linux, where it has one thread (native
     ones count), so that no lock can be held by another, and nothing open that must not be shared:
-    a pipe or socket that somebody waits for the end of, a file that is written to, a database.
-    Nor where a script starts its run as it is imported: that would go unnoticed."""
+    a pipe or socket that somebody waits for the end of, a file that is written to or locked, a
+    database. Nor where a script starts its run as it is imported: that would go unnoticed."""
     try:
         os.close(os.pidfd_open(os.getpid()))
         files = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -6426,10 +6426,12 @@ def _is_shared_badly(descriptor: int) -> bool:
     except OSError:  # it was that of the list
         return False
     # What came from the parent is held as long by this process itself.
-    if not is_own or stat.S_ISCHR(mode) or stat.S_ISDIR(mode):
+    if not is_own or stat.S_ISCHR(mode):
         return False
     is_read = flags & os.O_ACCMODE == os.O_RDONLY
-    return not (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
+    # A lock on it would be held for as long as a worker lives.
+    return not harmless or "\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_text()
 
 
 def _is_guarded() -> bool:

@@ -9900,6 +9900,8 @@ class ForkedServerTest(ScriptCase):
             "held = socket.socket()",
             "held = os.pipe()",
             "held = open('out.txt', 'w')",
+            "import fcntl; held = open('lock', 'a'); fcntl.flock(held, fcntl.LOCK_EX)",
+            "import fcntl; held = os.open('.', os.O_RDONLY); fcntl.flock(held, fcntl.LOCK_EX)",
             "held = sqlite3.connect('other.db'); held.execute('CREATE TABLE IF NOT EXISTS t (x)')",
         ):
             with self.subTest(what=what):
