@@ -5049,6 +5049,7 @@ class _Execution:
         self.task_id, self.map_index = job.task_id, job.map_index
         self.task = run.find(job.task_id, job.function, job.settings)
         self.pid = os.getpid()
+        self.variables = contextvars.copy_context()  # what it sets there is not the next one's
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
@@ -5315,8 +5316,7 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
     error: str | None = None
     try:
         with guard:
-            # A context variable that a task sets is not the next one's.
-            result = contextvars.copy_context().run(_run_hooked, job)
+            result = job.variables.run(_as_running, job, _run_hooked, job)
         note = _store_result(job, result)
         items = note.pop("items", ())
         status = "success"
@@ -5348,10 +5348,17 @@ def _name_of(job: _Execution) -> dict[str, str]:
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
+def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    token = _running.set(job)
+    try:
+        return function(*arguments)
+    finally:
+        _running.reset(token)
+
+
 def _run_hooked(job: _Execution) -> Any:
     """Unless a condition forbids it; between `pre_execute` and `post_execute`, which an operator's
     class may define."""
-    _running.set(job)
     _check_conditions(job)
     args, kwargs = job.arguments()
     task: Any = job.task._made(kwargs)
@@ -5365,7 +5372,6 @@ def _run_hooked(job: _Execution) -> Any:
 
 def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
     if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
-        _running.set(job)  # after its task, a callback has a context of its own
         hook(job.context, *result)
 
 
@@ -5387,7 +5393,7 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             continue
         failure = None
         try:
-            contextvars.copy_context().run(_call_hook, job, callback)
+            _as_running(job, callback, job.context)
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything
@@ -5429,7 +5435,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
         success = name == "dag_on_success_callback"
         context["reason"] = reason
         context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
-        _call_back(last, last.task.dag, name.removeprefix("dag_"))
+        last.variables.run(_call_back, last, last.task.dag, name.removeprefix("dag_"))
         return
     if last.exception is None and reason is not None:
         last.exception = AirflowException(reason)
@@ -5439,7 +5445,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
                 context["ti"].state, context["ti"].end_date = state, _utcnow()
         if last.exception is not None and each != "on_skipped_callback":
             context["exception"] = last.exception
-        _call_back(last, last.task, each)
+        last.variables.run(_call_back, last, last.task, each)
 
 
 def _store_result(job: _Execution, result: Any) -> dict[str, Any]:

@@ -6528,10 +6528,11 @@ class RunnersTest(Case):
             """
             import contextvars
             var = contextvars.ContextVar("var", default="nobody's")
-            def third(context): print(var.get()); var.set("the callback's")
+            def sets(context): var.set("the first's")
+            def says(context): print(var.get())
             with DAG("contexts") as dag:
-                @task(on_success_callback=third)
-                def first(): var.set("the first's")
+                @task(on_execute_callback=sets, on_success_callback=[says, says])
+                def first(): print(var.get()); var.set("its own")
                 @task
                 def second(): return os.getpid(), var.get()
                 first() >> second() >> second.override(task_id="third")()
@@ -6540,6 +6541,7 @@ class RunnersTest(Case):
         )
         pid, found = run.xcom_pull("second")
         self.assertEqual((run.xcom_pull("third"), found), ((pid, found), "nobody's"))
+        self.assertEqual(run.log("first"), "the first's\nits own\nits own\n")
 
     def test_a_shared_pool_serves_several_runs_at_once(self):
         module = self.module(
