@@ -5515,6 +5515,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     try:
         data = _dump(value)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         raise TypeError(

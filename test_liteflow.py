@@ -1095,7 +1095,7 @@ class ParamTest(Case):
             use(a, b)
 
         with mock.patch.object(liteflow, "_plain_copy", wraps=liteflow._plain_copy) as copied:
-            run = sized().test(run_conf={"rows": list(range(10))}, logical_date=None)
+            run = sized().test(db_path=self.db, run_conf={"rows": list(range(10))})
         self.assertEqual(run.xcom_pull("use"), 3)
         self.assertEqual([call.args[0] for call in copied.mock_calls], [{}, 1, 2])
 
@@ -6487,6 +6487,24 @@ class RunnersTest(Case):
         done = self.python("my_flow.py")
         said = "called\ncode 3\ncalled\ncode 0\n(True, 5)\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, said, ""))
+
+    def test_ctrl_c_while_a_value_is_pickled_ends_a_run_in_this_process(self):
+        module = self.module(
+            """
+            class Large:
+                def __reduce__(self): raise KeyboardInterrupt
+            with DAG("large") as dag:
+                @task
+                def gives(): return Large()
+                @task
+                def never(): return 1
+                gives(); never()
+            """
+        )
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(KeyboardInterrupt):
+            module.dag.test(db_path=self.db)
+        [run] = module.dag.runs(self.db)
+        self.assertEqual(self.states(run), {"gives": None, "never": None})
 
     def test_an_exception_whose_truth_raises_fails_its_task_and_no_more(self):
         run = self.run_flow(
