@@ -6402,9 +6402,12 @@ class _ForkedProcess:
     def exitcode(self) -> int | None:
         """How it ended, as multiprocessing says it, or None."""
         server = self.server
-        with server._lock, contextlib.suppress(OSError, EOFError):
-            while server._exitcodes[self.pid] is None and not server.is_gone:
-                server._hear(0.0)
+        with server._lock, contextlib.suppress(OSError):
+            try:
+                while server._exitcodes[self.pid] is None and not server.is_gone:
+                    server._hear(0.0)
+            except EOFError:
+                server.is_gone = True
         return server._exitcodes[self.pid]
 
 
@@ -6850,8 +6853,9 @@ class _Slot:
         self.dismiss()
         if self._executor_thread is not None:
             self._executor_thread.join()
-        # A fork server tells it, at once, unless it is stopped, or deaf to its children's ends.
-        until = time.monotonic() + 0.5
+        # A fork server tells it at once, but if it is gone, stopped or deaf to its children's ends.
+        is_gone = self.server is not None and self.server.is_gone
+        until = time.monotonic() + (0.0 if is_gone else 0.5)
         while (code := self.process.exitcode) is None and time.monotonic() < until:
             time.sleep(0.001)
         self.exitcode = code

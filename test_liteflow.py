@@ -9946,6 +9946,26 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(done, "imported\n-9\n")
 
+    def test_workers_whose_server_is_gone_are_not_waited_for_one_by_one(self):
+        self.FLOW += """
+        with DAG("wide") as wide:
+            for i in range(8):
+                task(task_id=f"nap_{i}")(lambda: time.sleep(0.3))()
+        """
+        text = self.main(
+            """
+            pool = WorkerPool(8)
+            wide.run(db_path="flow.db", executor=pool).raise_if_failed()
+            os.kill(pool._server.pid, signal.SIGKILL)
+            began, count = time.monotonic(), pool._count
+            pool.shutdown()
+            print(count, time.monotonic() - began)
+            """
+        )
+        count, took = text.split()[-2:]
+        self.assertEqual(count, "8")
+        self.assertLess(float(took), 2.5)
+
     def test_one_that_finds_no_descriptor_is_let_go_without_a_word(self):
         done = self.main(
             """
