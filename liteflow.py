@@ -6008,6 +6008,9 @@ class _Worker:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.log_file, 0)
         last, self.last = self.last, None
+        self._mend_streams()
+        with contextlib.suppress(OSError):  # the task has closed the log
+            self._renew_output(anew=False)
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, why, of)
@@ -6076,8 +6079,7 @@ class _Worker:
             except Exception:  # a task may have put anything there
                 pass
 
-    def _restore(self) -> str | None:
-        """Undo what a task changed in the process; what can't be undone, and needs a new one."""
+    def _mend_streams(self) -> None:
         sys.stdout, sys.stderr = self._stdio
         for number, stream in enumerate(self._stdio, 1):
             try:
@@ -6086,6 +6088,10 @@ class _Worker:
                 buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
                 # Mended in place, since handlers of `logging` have this very object.
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
+
+    def _restore(self) -> str | None:
+        """Undo what a task changed in the process; what can't be undone, and needs a new one."""
+        self._mend_streams()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)

@@ -5850,6 +5850,25 @@ class CallbacksTest(Case):
         self.assertIn("called back", run.log("loud"))
         self.assertEqual(run.log("print"), "next\n")
 
+    def test_callbacks_are_heard_whatever_their_task_did_to_its_streams(self):
+        run = self.run_flow(
+            """
+            def heard(context): print("heard"); raise ValueError("mine")
+            def second(context): print("second")
+            with DAG("streams") as dag:
+                @task(on_success_callback=[heard, second])
+                def f(how): exec(how)
+                f.expand(how=[
+                    "sys.stdout = sys.stderr = None",
+                    "sys.stdout.close(); sys.stderr.close()",
+                    "os.close(1); os.close(2)",
+                ])
+            """,
+            max_workers=1,
+        )
+        for i in range(3):
+            self.assertRegex(run.log("f", i), "(?s)^heard\n.*: mine.*\nsecond\n$")
+
     def test_one_that_raises_what_is_no_exception_ends_neither_its_task_nor_its_worker(self):
         run = self.run_flow(
             """
