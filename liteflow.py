@@ -11119,11 +11119,11 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if output is not None and output.suffix == ".md":
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
-        return _write_file(output, _markdown_of(run, options.direction))
+        return _write_file(output, _markdown_of(run, options.direction), options.db)
     seen = _seen(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
     if output is not None:
-        _write_file(output, text)
+        _write_file(output, text, options.db)
     else:
         _write(f"{_live_url(text)}\n" if options.url else text)
     edges = text.count(" --> ")
@@ -11134,7 +11134,9 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         )
 
 
-def _write_file(output: Path, text: str) -> None:
+def _write_file(output: Path, text: str, db: Path) -> None:
+    if os.path.realpath(output) == os.path.realpath(db):
+        raise _UsageError(f"{output} is the database: name another file")
     with _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
     _say(f"wrote {output}")
@@ -11168,7 +11170,7 @@ def _cmd_page(options: argparse.Namespace) -> None:
         text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
-    _write_file(options.output, text) if options.output else _write(text)
+    _write_file(options.output, text, options.db) if options.output else _write(text)
 
 
 def _markdown_of(run: DagRun, direction: str | None) -> str:

@@ -11893,6 +11893,9 @@ class PageTest(ScriptCase):
         self.addCleanup(os.close, reader)
         for place in (page, pipe, os.devnull):
             self.assertEqual(self.cli_here("page", "--output", place).returncode, 0)
+        before = self.db.read_bytes()
+        self.assertEqual(self.cli_here("page", "--output", self.db.name).returncode, 2)
+        self.assertEqual(self.db.read_bytes(), before)
         self.assertEqual(page.stat().st_mode & 0o777, 0o640)
         self.assertTrue(pipe.is_fifo())
         self.assertFalse(Path(os.devnull).is_file())
