@@ -4828,11 +4828,19 @@ def _canonical(value: Any) -> bytes:
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
         return f"enum {kind.__qualname__}.{value.name}".encode()
-    if hasattr(kind, "__dataclass_fields__"):
-        fields = {name: getattr(value, name) for name in kind.__dataclass_fields__}
-        return kind.__qualname__.encode() + _canonical(fields)
+    if hasattr(kind, "__dataclass_fields__"):  # those that are for its __init__ alone are not kept
+        names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
+        return kind.__qualname__.encode() + _canonical({n: getattr(value, n) for n in names})
     # Protocol 2 has names in plain, and the script goes by two: see _module_name.
-    return pickle.dumps(value, 2).replace(b"c__mp_main__\n", b"c__main__\n")
+    data = io.BytesIO()
+    _CanonicalPickler(data, 2).dump(value)
+    return data.getvalue().replace(b"c__mp_main__\n", b"c__main__\n")
+
+
+class _CanonicalPickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> bytes | None:
+        """In place of a set, whose order is another one in each process."""
+        return _canonical(value) if type(value) in (set, frozenset) else None
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
