@@ -4664,15 +4664,16 @@ def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) ->
     }
 
 
-def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str) -> int:
-    """How many instances of a task run now, in other runs of its DAG."""
-    [[count]] = db.execute(
-        "SELECT count(*) FROM task_instance JOIN dag_run ON dag_run.id = dag_run_id WHERE "
-        "dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND dag_run.id != ? AND "
-        "task_instance.state IN ('queued', 'running')",
+def _count_elsewhere(
+    db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
+) -> list[tuple[str | None, int]]:
+    """How many instances of a task run now in other runs of its DAG, by these runs' owners."""
+    return db.execute(
+        "SELECT CAST(owner AS TEXT), count(*) FROM task_instance JOIN dag_run ON dag_run.id = "
+        "dag_run_id WHERE dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND "
+        "dag_run.id != ? AND task_instance.state IN ('queued', 'running') GROUP BY owner",
         (dag_id, task_id, run_row),
-    )
-    return int(count)
+    ).fetchall()
 
 
 # --- Values: the only pickle ----------------------------------------------------------------------
@@ -8751,7 +8752,8 @@ class _Run(_Start):
             return False
         row = self._store.run_row
         elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
-        return bool(elsewhere + instance.node.running >= limit)
+        alive = sum(count for owner, count in elsewhere if _owner_lives(self.path, owner))
+        return bool(alive + instance.node.running >= limit)
 
     def _start(self, instance: _Instance) -> None:
         self.plan.start(instance)
