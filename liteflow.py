@@ -3962,8 +3962,8 @@ def _read(
 
     for _ in range(100):
         wal, identity = before = state()
+        _check_place(path)  # opening a pipe would wait for its other end
         if identity is None:
-            _check_place(path)
             raise DatabaseError(f"there is no database {path}")
         try:
             found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))

@@ -2548,6 +2548,12 @@ class FileTest(StoreCase):
             self.assertEqual(Dag("linked").runs(link)[0].reason, "newer")
         self.assertEqual(run.db_path, Dag("linked").runs(link)[0].db_path)
 
+    def test_a_pipe_is_no_database_and_is_not_waited_for(self):
+        os.mkfifo(self.db)
+        for act in (DAG("d").run, DAG("d").runs):
+            with self.assertRaisesRegex(DatabaseError, "no regular file"):
+                act(db_path=self.db)
+
     def test_a_run_started_through_a_link_makes_the_target(self):
         link = self.folder / "link.db"
         link.symlink_to(self.db)
