@@ -4229,9 +4229,10 @@ class _Store:
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
             "'up_for_reschedule')",
             "UPDATE dag_run SET state = :state, reason = :reason, owner = NULL, end_date = "
-            "coalesce(:ended, max(coalesce(resumed_date, start_date, ''), coalesce((SELECT "
-            "max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM task_attempt JOIN "
-            "task_instance ON task_instance.id = task_instance_id WHERE dag_run_id = :run), ''))) "
+            "coalesce(end_date, :ended, max(coalesce(resumed_date, start_date, ''), coalesce(("
+            "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
+            "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
+            "dag_run_id = :run), ''))) "
             "WHERE id = :run",
         ):
             self._connection.execute(statement, values)

@@ -8934,6 +8934,18 @@ class SubmitTest(FlowCase):
             self.go_on()
             self.assertIsInstance(future.exception(LIMIT), liteflow.AlreadyRunning)
 
+    def test_a_resume_that_is_cancelled_in_line_leaves_the_run_as_long_as_it_was(self):
+        run = self.flows.dag.run(db_path=self.db, executor=pool(), run_id="r")
+        run.clear("f")
+        with WorkerPool(1, max_runs=1) as mine:
+            self.hold(mine, "a")
+            future = mine.submit(self.flows.dag, db_path=self.db, resume=True, run_id="r")
+            self.assertTrue(future.cancel())
+            self.go_on()
+        cancelled = run.refresh()
+        self.assertEqual((cancelled.state, cancelled.reason), ("failed", "cancelled"))
+        self.assertEqual((cancelled.end_date, cancelled.duration), (run.end_date, run.duration))
+
     def test_cancel_closes_a_run_that_has_not_begun(self):
         with WorkerPool(1, max_runs=1) as pool:
             first, second = self.hold(pool, *"ab")
