@@ -9501,7 +9501,7 @@ class DagRun:
         which = {} if mapped and map_index < 0 else {"map_index": map_index}
         values = self._values(task_id=task_id, key=_of_type(str)("key", key), **which)
         if not values and key != "return_value":
-            known = {row[2] for row in self._look(_select_values, task_id=task_id)}
+            known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
         if not which:

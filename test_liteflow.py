@@ -9622,6 +9622,31 @@ class ReadingTest(Case):
         self.assertFalse(run.owner_alive)
         self.assertEqual(run.refresh().state, "failed")
 
+    def test_a_key_that_is_not_there_beside_a_large_value_is_named(self):
+        with DAG("d") as d:
+            task(task_id="big")(lambda: bytes(1000))()
+        run = d.test(db_path=self.db)
+        with (
+            mock.patch.object(liteflow, "_LOOK_LIMIT", 500),
+            mock.patch.dict(liteflow._read.__kwdefaults__, most=500),
+            self.assertRaisesRegex(liteflow.XComNotFound, "there is 'return_value'"),
+        ):
+            run.xcom_pull("big", key="typo")
+
+    def test_all_but_the_newest_of_thousands_of_runs_are_found_at_once(self):
+        with contextlib.closing(liteflow._Store(self.db)) as store:
+            db = store._connection
+            db.execute("INSERT INTO dag (dag_id) VALUES ('a'), ('b')")
+            add = "INSERT INTO dag_run (dag_id, run_id, state, conf) VALUES (?, ?, 'success', '')"
+            with store.transaction():
+                db.executemany(add, [("ab"[n % 2], n) for n in range(20_000)])
+            began = time.process_time()
+            found = liteflow._select_runs(db, keep=3)
+            self.assertEqual([row.id for row in found[:2]], [19_994, 19_993])
+            self.assertEqual(len(liteflow._select_runs(db, keep=9_999, dag_id="b")), 1)
+            self.assertEqual(len(found), 19_994)
+        self.assertLess(time.process_time() - began, 1.5)
+
     def test_a_log_is_that_of_the_latest_attempt(self):
         run = self.run_flow(
             """
