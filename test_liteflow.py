@@ -2554,6 +2554,22 @@ class FileTest(StoreCase):
             with self.assertRaisesRegex(DatabaseError, "no regular file"):
                 act(db_path=self.db)
 
+    def test_a_relative_path_is_nowhere_once_the_working_directory_is_gone(self):
+        gone = self.folder / "gone"
+        gone.mkdir()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(gone)
+        gone.rmdir()
+        for act in (DAG("d").run, DAG("d").runs):
+            with self.assertRaisesRegex(DatabaseError, "my.db. the working directory was removed"):
+                act(db_path="my.db")
+
+    def test_a_script_whose_name_is_no_text_is_run(self):
+        script = self.script("from liteflow import *\nDAG('d').cli()\n", "my\udcffflow.py")
+        done = self.python(script, "--db", self.db)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("my\\udcffflow.py", self.query("SELECT command FROM dag_run")[0][0])
+
     def test_a_run_started_through_a_link_makes_the_target(self):
         link = self.folder / "link.db"
         link.symlink_to(self.db)
