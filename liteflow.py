@@ -3847,8 +3847,11 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
     text = os.fspath(given)
     if text in ("", ":memory:") or "\0" in text:
         raise DatabaseError(f"the database must be a file, found {text!r}: name one")
-    # Links are followed once, here: SQLite keeps `-wal` beside the target, not beside the link.
-    return Path(os.path.realpath(text))
+    try:
+        # Links are followed once, here: SQLite keeps `-wal` beside the target, not the link.
+        return Path(os.path.realpath(text))
+    except FileNotFoundError:
+        raise DatabaseError(f"where is {text}? the working directory was removed") from None
 
 
 def _explain(error: BaseException, path: Path) -> NoReturn:
@@ -4514,7 +4517,8 @@ def _run_seconds(row: _Row) -> float | None:
     began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date)
     if began is None or ended is None:
         return None
-    return float(row.seconds or 0) + (ended - began).total_seconds()
+    latest = (ended - began).total_seconds()  # or less than none, if the clock was set back
+    return float(row.seconds or 0) + max(0.0, latest)
 
 
 def _select_run_ids(db: sqlite3.Connection) -> dict[tuple[str, str], str | None]:

@@ -9304,6 +9304,12 @@ class HarmedFileTest(FlowCase):
                     shown = self.cli_here(*words, "--db", self.db)
                     self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
+    def test_a_clock_that_was_set_back_makes_no_run_shorter_than_nothing(self):
+        DAG("d").run(db_path=self.db)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET end_date = '2020-01-01T00:00:00+00:00', seconds = 7")
+        self.assertEqual(DAG("d").runs(self.db)[0].duration, 7)
+
     def test_values_are_deleted_once(self):
         DAG("d").run(db_path=self.db)
         prune = functools.partial(self.cli_here, "prune", "--values", "--db", self.db)
