@@ -3984,8 +3984,8 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
     uri = _uri(path, f"mode=ro{'' if wal else '&immutable=1'}")
     db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
     with contextlib.closing(db):
-        db.execute("PRAGMA trusted_schema=OFF")
-        db.execute("PRAGMA query_only=ON")
+        for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
+            db.execute(f"PRAGMA {pragma}")
         db.text_factory = lambda data: data.decode(errors="replace")
         db.execute("BEGIN")  # one snapshot for all that is looked at
         if not _check_ours(db, path):
