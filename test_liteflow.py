@@ -8403,6 +8403,8 @@ class StopTest(Case):
 
     def test_a_second_signal_ends_it_though_another_process_has_locked_the_file(self):
         process = self.begin()
+        ended = "SELECT 1 FROM task_instance WHERE task_id = 'unused' AND state = 'failed'"
+        self.assertTrue(wait_until(lambda: self.query(ended)))
         with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             process.send_signal(signal.SIGINT)
