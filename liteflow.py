@@ -4820,9 +4820,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
 def _canonical(value: Any) -> bytes:
     """Bytes that are the same for equal plain data in every process. Raises what pickling does."""
     kind = type(value)
-    if kind in (str, bytes, bool, int, float, complex, type(None)) or isinstance(
-        value, (_datetime.date, _datetime.time, _datetime.timedelta)
-    ):
+    if kind in (str, bytes, bool, int, float, complex, type(None)):
         return f"{kind.__name__} {value!r}".encode(errors="surrogatepass")
     if kind in (list, tuple, set, frozenset, dict):
         parts = map(_canonical, value.items() if kind is dict else value)
