@@ -4220,13 +4220,12 @@ class _Store:
         why = f"interrupted: {reason or 'its run ended'}"
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
         for statement in (
-            "INSERT OR IGNORE INTO task_attempt (task_instance_id, try_number, state) "
-            "SELECT id, try_number, 'queued' FROM task_instance WHERE dag_run_id = :run AND "
-            "state = 'queued'",
-            "UPDATE task_attempt SET state = 'interrupted', end_date = coalesce(end_date, :ended), "
-            "error = coalesce(error, :why) WHERE state IN ('queued', 'running', "
-            "'up_for_reschedule') AND task_instance_id IN (SELECT id FROM task_instance WHERE "
-            "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule'))",
+            "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
+            "SELECT id, try_number, 'interrupted', :ended, :why FROM task_instance WHERE "
+            "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule') "
+            "ON CONFLICT (task_instance_id, try_number) DO UPDATE SET state = excluded.state, "
+            "end_date = coalesce(end_date, excluded.end_date), "
+            "error = coalesce(error, excluded.error)",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
             "lost = lost + (state = 'running' AND :ended IS NULL), state = NULL WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
