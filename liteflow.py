@@ -4151,8 +4151,10 @@ class _Store:
 
     def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What one of the looks below finds, in this connection."""
-        with self.transaction(""):
+        try:
             return look(self._connection, *arguments, **named)
+        except sqlite3.Error as error:
+            _explain(error, self.path)
 
     # A run's beginning and end; but for `end_run` inside the caller's transaction.
 

@@ -2224,8 +2224,10 @@ class StoreTest(StoreCase):
                 "page_size",
             )
         }
-        with contextlib.closing(liteflow._Store(self.db)) as store:  # no files in $TMPDIR
-            [(pragmas["temp_store"],)] = store._connection.execute("PRAGMA temp_store")
+        aside = lambda db: db.execute("PRAGMA temp_store").fetchall()  # noqa: E731
+        self.assertEqual(liteflow._read(self.db, aside), [(2,)])  # no files in $TMPDIR
+        with contextlib.closing(liteflow._Store(self.db)) as store:
+            [(pragmas["temp_store"],)] = store.look(aside)
         self.assertEqual(
             pragmas,
             {
