@@ -494,6 +494,11 @@ def _weight(what: str, value: Any) -> int:
     return max(-(2**31), min(2**31 - 1, int(_of_type(int)(what, value))))
 
 
+def _retries(what: str, value: Any) -> int:
+    """Capped as well: to the largest number that SQLite takes may be added later."""
+    return min(2**31 - 1, int(_of_type(int, least=0)(what, value)))
+
+
 def _params(what: str, value: Any) -> dict[str, Any]:
     """Params by name: values that are JSON, or Param objects."""
     params = _string_keyed(what, value)
@@ -916,7 +921,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     task_id: str
     dag: Dag | None = None
-    retries: int = _optional(0, _of_type(int, least=0))
+    retries: int = _optional(0, _retries)
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
     retry_exponential_backoff: float = _optional(0.0, _backoff)
     max_retry_delay: _datetime.timedelta | None = _optional(None, _duration)

@@ -9316,6 +9316,14 @@ class HarmedFileTest(FlowCase):
                     shown = self.cli_here(*words, "--db", self.db)
                     self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
+    def test_what_is_tried_for_ever_can_be_interrupted_and_resumed(self):
+        with DAG("d") as d:
+            self.step("a", retries=sys.maxsize)()
+            self.step("b", retries=2**70)()
+        self.die(d, at=2)
+        self.resume(d)
+        self.assertEqual(self.last.state, "success")
+
     def test_a_clock_that_was_set_back_makes_no_run_shorter_than_nothing(self):
         DAG("d").run(db_path=self.db)
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
