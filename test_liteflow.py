@@ -9689,6 +9689,12 @@ class ReadingTest(Case):
             self.assertEqual(len(found), 19_994)
         self.assertLess(time.process_time() - began, 1.5)
 
+    def test_numbers_larger_than_the_database_takes_ask_for_all_runs(self):
+        DAG("d").run(db_path=self.db)
+        self.assertEqual(len(DAG("d").runs(self.db, limit=2**70)), 1)
+        done = self.cli_here("prune", "--keep", str(2**70), "--db", self.db)
+        self.assertIn("deleted 0 runs", done.stderr)
+
     def test_a_log_is_that_of_the_latest_attempt(self):
         run = self.run_flow(
             """
