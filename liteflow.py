@@ -8290,6 +8290,8 @@ class _Start:
                 elif row.state != "success":
                     if _owner_lives(self.path, row.owner):
                         raise _refusal(row, "")
+                    if row.state == "running":
+                        store.close_run(row.id)
                     store.queue_run(row.id)
                 return
 

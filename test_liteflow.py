@@ -8962,6 +8962,15 @@ class SubmitTest(FlowCase):
             self.go_on()
             self.assertIsInstance(future.exception(LIMIT), liteflow.AlreadyRunning)
 
+    def test_a_resume_in_line_knows_what_its_dead_scheduler_left(self):
+        self.flows.dag.run(db_path=self.db, executor=pool(), run_id="r")
+        self.abandon()
+        with WorkerPool(1) as mine:
+            mine.submit(self.flows.dag, db_path=self.db, resume=True, run_id="r").result(LIMIT)
+        died = f"interrupted: {liteflow._DIED}"
+        found = self.query("SELECT state, error FROM task_attempt ORDER BY try_number")
+        self.assertEqual(found, [("interrupted", died), ("success", None)])
+
     def test_a_resume_that_is_cancelled_in_line_leaves_the_run_as_long_as_it_was(self):
         run = self.flows.dag.run(db_path=self.db, executor=pool(), run_id="r")
         run.clear("f")
