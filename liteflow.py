@@ -3669,7 +3669,7 @@ CREATE TABLE IF NOT EXISTS dag (
     schedule TEXT                -- as given; liteflow schedules nothing
 ) STRICT;
 CREATE TABLE IF NOT EXISTS dag_run (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never one that a deleted run had
     dag_id TEXT NOT NULL REFERENCES dag (dag_id),
     run_id TEXT NOT NULL,
     state TEXT NOT NULL,         -- queued, running, success, failed
@@ -4249,9 +4249,8 @@ class _Store:
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
         many = self._connection.executemany
-        row = _find_run(self._connection, id=self.run_row)
-        if row is not None and (seconds := _run_seconds(row)) is not None:
-            self._set_run(row.id, seconds=seconds)
+        [row] = _select_runs(self._connection, id=self.run_row)
+        self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
         many(
             "DELETE FROM task_instance WHERE id = ?",
             [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
@@ -9574,7 +9573,7 @@ class DagRun:
 
     def _refuse_live(self, row: _Row | None) -> None:
         """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
-        if row is None or row.run_id != self.run_id:
+        if row is None or (row.dag_id, row.run_id) != (self.dag_id, self.run_id):
             raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
         if row.state == "running" and _owner_lives(self.db_path, row.owner):
             raise _refusal(row, "; stop it first")

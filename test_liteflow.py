@@ -9704,6 +9704,23 @@ class ReadingTest(Case):
         done = self.cli_here("prune", "--keep", str(2**70), "--db", self.db)
         self.assertIn("deleted 0 runs", done.stderr)
 
+    def test_what_was_deleted_is_not_taken_for_what_came_after_it(self):
+        def run(dag_id):
+            with DAG(dag_id) as d:
+                task(task_id="f")(lambda: dag_id)()
+            asked = {"in_process": True, "db_path": self.db, "run_id": "daily"}
+            return liteflow._Run(d, **asked).execute()
+
+        first = run("a")
+        first.delete()
+        second = run("b")
+        self.assertEqual((first.xcoms(), self.values(second)), ([], {("f", "return_value"): "b"}))
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET id = ?", (first._row.id,))  # as in earlier files
+            db.execute("UPDATE task_instance SET dag_run_id = ?", (first._row.id,))
+        with self.assertRaises(liteflow.RunNotFound):
+            first.delete()
+
     def test_a_log_is_that_of_the_latest_attempt(self):
         run = self.run_flow(
             """
