@@ -4544,11 +4544,16 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     return dict(db.execute(query, (run_row,)))
 
 
-def _select_dags(db: sqlite3.Connection) -> list[dict[str, Any]]:
-    """Every DAG's metadata, with the number of its runs, its newest one, and when its last
-    successful one ended."""
+def _select_dags(db: sqlite3.Connection) -> list[_Row]:
+    """Every DAG's metadata."""
+    return _select(db, "dag", _COLUMNS["dag"], "ORDER BY dag_id")
+
+
+def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    """The same, with the number of its runs, its newest one, and when its last successful one
+    ended."""
     dags = []
-    for row in _select(db, "dag", _COLUMNS["dag"], "ORDER BY dag_id"):
+    for row in _select_dags(db):
         [[runs, success]] = db.execute(
             "SELECT count(*), max(CASE state WHEN 'success' THEN CAST(end_date AS TEXT) END) "
             "FROM dag_run WHERE dag_id = ?",
@@ -9646,13 +9651,13 @@ def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
 
 
 def _load_dag(dag_id: str, path: Path) -> Dag:
-    dags = {d["dag_id"]: d for d in _read(path, _select_dags)}
+    dags = {row.dag_id: row for row in _read(path, _select_dags)}
     if dag_id not in dags:
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
     found = dags[dag_id]
-    same = {name: found[name] for name in ("description", "doc_md", "schedule")}
-    made = _RecordedDag(dag_id, db_path=path, tags=_plain(found["tags"], list), **same)
-    made.fileloc = found["fileloc"]
+    same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
+    made = _RecordedDag(dag_id, db_path=path, tags=_plain(found.tags, list), **same)
+    made.fileloc = found.fileloc
     return made
 
 
@@ -10597,7 +10602,7 @@ def _grid_cell(line: _Line) -> _Html:
 def _file_page(path: Path) -> str:
     """All DAGs of a file with their last runs, and what failed in the newest of each."""
     rows, sections = [], []
-    for found in _read(path, _select_dags):
+    for found in _read(path, _select_histories):
         runs = _read_runs(path, found["dag_id"], limit=20)
         last = [_chip(_run_style(run), "", title=_local_time(run.start_date)) for run in runs]
         row = [found["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
@@ -11191,7 +11196,7 @@ def _writing(target: Path) -> Iterator[Path]:
 def _cmd_page(options: argparse.Namespace) -> None:
     if options.run is None:
         text = _file_page(options.db)
-    elif options.run in {found["dag_id"] for found in _read(options.db, _select_dags)}:
+    elif options.run in {found.dag_id for found in _read(options.db, _select_dags)}:
         text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
@@ -11228,7 +11233,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
-    for found in _read(options.db, _select_dags):
+    for found in _read(options.db, _select_histories):
         newest = found.pop("newest")
         run = None if newest is None else DagRun(newest, options.db)
         last = None if run is None else _run_document(run)

@@ -9698,6 +9698,13 @@ class ReadingTest(Case):
             self.assertEqual(len(found), 19_994)
         self.assertLess(time.process_time() - began, 1.5)
 
+    def test_a_value_is_read_without_looking_at_other_runs(self):
+        with DAG("d") as d:
+            task(task_id="f")(lambda: 1)()
+        run = d.test(db_path=self.db)
+        with mock.patch.object(liteflow, "_select_runs", None):
+            self.assertEqual(run.xcom_pull("f"), 1)
+
     def test_numbers_larger_than_the_database_takes_ask_for_all_runs(self):
         DAG("d").run(db_path=self.db)
         self.assertEqual(len(DAG("d").runs(self.db, limit=2**70)), 1)
