@@ -4506,15 +4506,10 @@ _RUN_TERMS = {
 def _select_runs(db: sqlite3.Connection, limit: int | None = None, **asked: Any) -> list[_Row]:
     """Runs, newest first, by what is not None: columns that are equal to it, a DAG of which they
     read `running`, a time `since` or `before` which they began, how many newer ones to `keep`."""
-    most = 2**63 - 1  # that SQLite takes
-    asked = {
-        name: min(value, most) if isinstance(value, int) else value
-        for name, value in asked.items()
-        if value is not None
-    }
+    asked = {name: value for name, value in asked.items() if value is not None}
     terms = [_RUN_TERMS.get(name, f"dag_run.{name} = :{name}") for name in asked]
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {most if limit is None else min(limit, most)}"
+    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {-1 if limit is None else min(limit, 2**62)}"
     return _select(db, "dag_run", _COLUMNS["dag_run"], rest, asked)
 
 

@@ -9373,7 +9373,7 @@ class DeadElsewhereTest(FlowCase):
                 db.execute("UPDATE dag_run SET state = 'running', owner = ? WHERE id = 1", (owner,))
                 db.execute("UPDATE task_instance SET state = 'running' WHERE dag_run_id = 1")
 
-        with DAG("d", dagrun_timeout=1) as d:
+        with DAG("d", dagrun_timeout=2) as d:
             other = self.step("other", result=die)()
             other >> self.step("limited", max_active_tis_per_dag=1)()
         owner = "0123456789abcdef"
@@ -9382,7 +9382,8 @@ class DeadElsewhereTest(FlowCase):
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE task_instance SET dag_run_id = 1")
         self.assertEqual(self.go(d), ["limited", "other"])
-        with liteflow._owned_folder(self.db) as (owner, _):
+        with liteflow._owned_folder(self.db) as alive:
+            owner, _ = alive
             self.assertEqual(self.go(d), ["other"])
 
 
@@ -9708,8 +9709,6 @@ class ReadingTest(Case):
     def test_numbers_larger_than_the_database_takes_ask_for_all_runs(self):
         DAG("d").run(db_path=self.db)
         self.assertEqual(len(DAG("d").runs(self.db, limit=2**70)), 1)
-        done = self.cli_here("prune", "--keep", str(2**70), "--db", self.db)
-        self.assertIn("deleted 0 runs", done.stderr)
 
     def test_what_was_deleted_is_not_taken_for_what_came_after_it(self):
         def run(dag_id):
