@@ -9086,15 +9086,18 @@ class _InLine:
         self.due = 0.0  # not before that time
         self.future: Any = concurrent.futures.Future()
         self._give_up = self.future.cancel
+        self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        if not self._give_up():
-            return False
-        if close and self.owner is not None:
-            self.end("cancelled")
-        return True
+        # Once: asyncio, told of it, cancels again, which must not close what is left for `recover`.
+        if self._fate.acquire(blocking=False):
+            self._give_up()
+            self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
+            if close and self.owner is not None:
+                self.end("cancelled")
+        return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
@@ -9114,8 +9117,10 @@ class _InLine:
 
     def begin(self) -> None:
         """From now on it can't be cancelled."""
-        if not self.future.running() and not self.future.set_running_or_notify_cancel():
-            raise _Taken
+        if not self.future.running():
+            if not self._fate.acquire(blocking=False):
+                raise _Taken
+            self.future.set_running_or_notify_cancel()
 
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back, if others rule it out now."""
@@ -9123,6 +9128,7 @@ class _InLine:
             self.check_time()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
+            self.begin()  # one that was a success already
         except _Taken:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
@@ -9134,11 +9140,11 @@ class _InLine:
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
                     self.end(_one_line(error))
-            if not self.future.cancelled():
+            with contextlib.suppress(_Taken):
+                self.begin()
                 self.future.set_exception(error)
         else:
-            if self.future.running() or self.future.set_running_or_notify_cancel():
-                self.future.set_result(found)
+            self.future.set_result(found)
 
 
 def _is_left(row: _Row, path: Path) -> bool:
@@ -9201,8 +9207,10 @@ class _RunLine:
             try:
                 self._files[path].check_in_place()
             except (KeyError, DatabaseError):
-                store = self._open.enter_context(contextlib.closing(_Store(path)))
-                store.owner, _ = self._open.enter_context(_owned_folder(path))
+                with contextlib.ExitStack() as made:
+                    store = made.enter_context(contextlib.closing(_Store(path)))
+                    store.owner, _ = made.enter_context(_owned_folder(path))
+                    self._open.enter_context(made.pop_all())
                 self._files[path] = store
             store = self._files[path]
             _until_unlocked(path, lambda: act(store))
@@ -9213,18 +9221,30 @@ class _RunLine:
         with self._changed:
             waiting = self._waiting.setdefault(job.key, collections.deque())
             waiting.appendleft(job) if first else waiting.append(job)
-            if self._sleeps:
-                self._changed.notify()
-            elif len(self._threads) < self._pool.max_runs:
-                name = f"liteflow-run-{job.dag.dag_id}"
-                thread = threading.Thread(target=self._serve, name=name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
+            try:
+                self._call_thread()
+            except RuntimeError:
+                job.cancel()
+                raise
         found: _RunFuture = job.future
         return found
 
+    def _call_thread(self) -> None:
+        """Let one look for what may begin: the one that sleeps, or one more."""
+        if self._sleeps:
+            self._changed.notify()
+        elif len(self._threads) < self._pool.max_runs:
+            thread = threading.Thread(target=self._serve, daemon=True)
+            try:
+                thread.start()
+                self._threads.add(thread)
+            except RuntimeError:  # the system has no more: those that there are have to do
+                if not self._threads:
+                    raise
+
     def _serve(self) -> None:
         while (job := self._next()) is not None:
+            threading.current_thread().name = f"liteflow-run-{job.dag.dag_id}"
             job.run(self._pool)
             with self._changed:
                 self._active[job.key] -= 1
@@ -9232,6 +9252,7 @@ class _RunLine:
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
         with self._changed:
+            slept = False
             while True:
                 now, dues = time.monotonic(), []
                 for key, waiting in self._waiting.items():
@@ -9244,11 +9265,13 @@ class _RunLine:
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
+                        if slept:  # another one has to watch what it watched
+                            self._call_thread()
                         return job
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
                     return None
-                self._sleeps = True
+                self._sleeps = slept = True
                 self._changed.wait(min(dues) - now)
                 self._sleeps = False
 

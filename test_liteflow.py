@@ -8955,6 +8955,49 @@ class SubmitTest(FlowCase):
             lock.close()
             self.assertEqual(future.result(LIMIT).state, "success")
 
+    def test_who_watches_a_run_that_others_rule_out_is_replaced_when_it_begins_another(self):
+        self.flows.dag.max_active_runs = 1
+        self.flows.dag.run(db_path=self.db, executor=pool(), run_id="other")
+        lock = contextlib.ExitStack()
+        owner, _ = lock.enter_context(liteflow._owned_folder(self.db))
+        self.abandon(owner, running=False)
+        with mock.patch.object(liteflow, "_TRIED_AGAIN", 0.2), WorkerPool(2) as mine:
+            future = mine.submit(self.flows.dag, db_path=self.db)
+            wait_until(lambda: mine._runs._sleeps)
+            self.hold(mine, "a")
+            lock.close()
+            try:
+                self.assertEqual(future.result(5).state, "success")
+            finally:
+                self.go_on()
+
+    def test_a_run_that_no_thread_can_serve_is_not_accepted(self):
+        with WorkerPool(1) as mine:
+            submit = functools.partial(mine.submit, self.flows.dag, db_path=self.db)
+            none_left = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+            with (
+                mock.patch.object(threading.Thread, "start", none_left),
+                self.assertRaisesRegex(RuntimeError, "new thread"),
+            ):
+                submit(run_id="refused")
+            self.assertEqual(self.flows.dag.get_run("refused", self.db).reason, "cancelled")
+            self.hold(mine, "a")
+            with mock.patch.object(threading.Thread, "start", none_left):
+                future = submit()
+            self.go_on()
+            self.assertEqual(future.result(LIMIT).state, "success")
+        self.assert_nothing_left()
+
+    def test_a_file_that_takes_no_run_costs_no_descriptor(self):
+        full = mock.patch.object(Path, "mkdir", mock.Mock(side_effect=OSError(28, "No space")))
+        with WorkerPool(1) as mine:
+            counts = set()
+            for _ in range(3):
+                with full, self.assertRaisesRegex(DatabaseError, "No space"):
+                    mine.submit(self.flows.dag, db_path=self.db)
+                counts.add(len(os.listdir("/proc/self/fd")))
+        self.assertEqual(len(counts), 1)
+
     def test_a_run_that_is_taken_over_tells_its_future(self):
         with WorkerPool(1) as mine:
             [future] = self.hold(mine, "a")
@@ -8990,6 +9033,7 @@ class SubmitTest(FlowCase):
                 (second.cancel(), second.cancel(), first.cancel()), (True, True, False)
             )
             self.assertEqual(self.state(second), ("failed", "cancelled"))
+            self.assertEqual(concurrent.futures.wait([second], LIMIT).done, {second})
             self.go_on()
             self.assertEqual(first.result(LIMIT).state, "success")
             with self.assertRaises(concurrent.futures.CancelledError):
@@ -9217,6 +9261,25 @@ class SubmitTest(FlowCase):
 
         with WorkerPool(1) as mine:
             self.assertEqual(asyncio.run(main(mine)).xcom_pull("f"), 8)
+
+    def test_what_a_shutdown_leaves_stays_though_asyncio_cancels_it_again(self):
+        import asyncio
+
+        async def main():
+            mine = WorkerPool(1, max_runs=1)
+            _, second = self.hold(mine, *"ab")
+            waits = asyncio.wrap_future(second)
+            mine.shutdown(wait=False, cancel_futures=True)
+            await asyncio.wait([waits])
+            await asyncio.sleep(0.01)
+            self.go_on()
+            await asyncio.to_thread(mine.shutdown)
+            return second
+
+        second = asyncio.run(main())
+        self.assertTrue(second.cancelled())
+        self.assertEqual(self.state(second), ("queued", "submitted"))
+        self.assert_nothing_left()
 
     def test_a_line_costs_no_thread_and_no_cpu(self):
         with WorkerPool(1, max_runs=2) as mine:
