@@ -8347,7 +8347,8 @@ class _Start:
     def _resumption(self, run_row: int) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
         rows = self._store.look(_select_past, run_row)
-        _refuse_index(self.run_id, self._again, {(row.task_id, row.map_index) for row in rows})
+        known = {(row.task_id, row.map_index) for row in rows if row.state != "removed"}
+        _refuse_index(self.run_id, self._again, known)
         lengths = self._store.look(_select_lengths, run_row)
         keys = functools.partial(_element_keys, known=_Known(lengths))
         running: set[tuple[str, int]] = set()
@@ -9533,7 +9534,10 @@ class DagRun:
         None if the task returned none, or has not succeeded. Unpickles it: only for databases
         whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there.
         """
-        mapped = any(ti.map_index >= 0 for ti in self._instances_of(task_id))
+        found = self._instances_of(task_id)
+        # It may have been mapped once: what is left of that does not count.
+        now = [ti for ti in found if ti.state is not _S.REMOVED] or found
+        mapped = any(ti.map_index >= 0 for ti in now)
         _of_type(int, least=-1)("map_index", map_index)
         which = {} if mapped and map_index < 0 else {"map_index": map_index}
         values = self._values(task_id=task_id, key=_of_type(str)("key", key), **which)
@@ -9574,7 +9578,7 @@ class DagRun:
         Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
         tasks would need.
         """
-        _refuse_without_values(self._row)
+        _refuse_without_values(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = [self._task_in(name) for name in wanted]
@@ -9585,10 +9589,11 @@ class DagRun:
 
     def _task_in(self, name: str) -> tuple[str, int | None]:
         """`task` or `task[3]` of the run, as (task_id, map_index). Raises TaskNotFound."""
-        known = {(ti.task_id, ti.map_index) for ti in self.get_task_instances()}
-        found = _task_named(_of_type(str)("a task id", name), {task_id for task_id, _ in known})
-        _refuse_index(self.run_id, [found], known)
-        return found
+        found = self.get_task_instances()
+        known = {(ti.task_id, ti.map_index) for ti in found if ti.state is not _S.REMOVED}
+        named = _task_named(_of_type(str)("a task id", name), {task_id for task_id, _ in known})
+        _refuse_index(self.run_id, [named], known)
+        return named
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:

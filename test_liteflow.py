@@ -7653,6 +7653,43 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow(), again=["part[1]"]), ["mail", "part:10", "report"])
         self.assertEqual(self.last.xcom_pull("report"), 30)
 
+    def test_what_was_removed_is_not_cleared_nor_read(self):
+        def flow(elements):
+            with DAG("d") as d:
+                load = self.step("load", lambda x: x)
+                load.expand(x=elements) if elements else load(5)
+                self.step("bad")()
+            return d
+
+        self.bad = {"bad"}
+        self.go(flow([1, 2, 3]))
+        self.resume(flow([1, 2]))
+        self.assertEqual(self.last.xcom_pull("load"), [1, 2])
+        with self.assertRaisesRegex(liteflow.TaskNotFound, "has no index 2"):
+            self.last.clear("load[2]")
+        with self.assertRaisesRegex(liteflow.TaskNotFound, "has no index 2"):
+            self.resume(flow([1, 2]), again=["load[2]"])
+        self.assertEqual(self.last.refresh().state, "failed")
+        self.resume(flow([]))
+        self.assertEqual(self.last.xcom_pull("load"), 5)
+
+    def test_what_was_read_before_others_changed_it_changes_nothing_else(self):
+        with DAG("mine") as mine, DAG("other") as other:
+            self.step("f", dag=mine)()
+            self.step("f", dag=other)()
+        self.go(mine, run_id="monday")
+        before, again = self.last, mine.get_run("monday", self.db)
+        pruned = self.cli_here("prune", "--values", "--keep", "0", "--db", self.db)
+        self.assertEqual(pruned.returncode, 0)
+        with self.assertRaisesRegex(liteflow.AirflowException, "were deleted"):
+            before.clear("f")
+        again.delete()
+        self.go(other, run_id="monday")  # its row has the id that the other one had
+        for act in (before.delete, lambda: before.clear("f")):
+            with self.assertRaises(liteflow.RunNotFound):
+                act()
+        self.assertEqual(self.last.refresh().state, "success")
+
     def test_the_pause_before_a_resume_is_no_part_of_its_duration(self):
         self.bad = {"z"}
         self.go(self.loading([1]))
@@ -9814,6 +9851,11 @@ class ReadingTest(Case):
         with self.assertRaises(TypeError):
             DAG("e").run(db_path=self.db, progress=1)
         self.assertEqual(DAG("e").runs(self.db), [])
+
+    def test_a_value_is_read_without_a_count_of_all_runs(self):
+        run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
+        with mock.patch.object(liteflow, "_select_dags", None):
+            self.assertEqual(run.xcom_pull("a"), [3])
 
     def test_looking_leaves_no_trace(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
