@@ -9046,14 +9046,17 @@ class _Run(_Start):
             reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
         most = max(len(self._caught), 1)
-        while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
-            self._choose(0)
-            self.runner.wait(0.5)
-        self._batch.logs += self.runner.output()
-        if self._batch:
-            with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
-                self._store.record(self._batch)
-                self.report.committed(self._batch.logs)
+        try:
+            while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
+                self._choose(0)
+                self.runner.wait(0.5)
+            self._batch.logs += self.runner.output()
+            if self._batch:
+                with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
+                    self._store.record(self._batch)
+                    self.report.committed(self._batch.logs)
+        except AirflowException as error:  # no worker, a full disk: the run has ended all the same
+            self.runner.notes.append(f"a callback of the DAG: {_one_line(error)}")
 
 
 class _Callback(_Record):

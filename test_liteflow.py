@@ -5912,6 +5912,29 @@ class CallbacksTest(Case):
         self.assertEqual(run.log("f").count("CancelledError: gone ("), 2)
         self.assertEqual(run.log("f").count("second\n"), 2)
 
+    def test_what_goes_wrong_with_a_callback_of_the_dag_leaves_its_run_as_it_ended(self):
+        source = """
+            with DAG("told", on_success_callback=lambda context: print("told")) as dag:
+                task(print)("done")
+        """
+        real, told = liteflow._Store.record, []
+
+        def record(store, batch):
+            if not store.owner:  # the run has ended
+                raise DatabaseError("the disk is full")
+            real(store, batch)
+
+        with mock.patch.object(liteflow._Store, "record", record):
+            run = self.run_flow(source, progress=told.append)
+        self.assertEqual(run.state, "success")
+        self.assertIn("the disk is full", told[-2])
+        broken = mock.Mock(side_effect=liteflow.UnreachableTask("no worker"))
+        with mock.patch.object(liteflow._SlotRunner, "call_back", broken):
+            run = self.run_flow(source, progress=told.append)
+        self.assertEqual(run.state, "success")
+        self.assertIn("no worker", told[-2])
+        self.assertIn("run success", told[-1])
+
     def test_order_and_cases(self):
         run = self.run_flow(self.SOURCE)
         notes = (self.folder / "notes").read_text().splitlines()
