@@ -8266,6 +8266,8 @@ class _Start:
             row = self._found_again(store)
             if row is not None and self.asked.held is not None:
                 self.asked.held.check_row(row)
+            elif row and row.state == "queued" and _owner_lives(self.path, row.owner):
+                raise _refusal(row, "")  # it is in a live line, whose future would be cancelled
             self._make_way(row and row.id)
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
