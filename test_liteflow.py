@@ -7713,6 +7713,12 @@ class AgainTest(FlowCase):
                 act()
         self.assertEqual(self.last.refresh().state, "success")
 
+    def test_a_clock_that_steps_back_makes_no_negative_duration(self):
+        self.go(self.loading([1]))
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET end_date = '2020-01-01T10:00:00.000000+00:00'")
+        self.assertEqual(self.last.refresh().duration, 0.0)
+
     def test_the_pause_before_a_resume_is_no_part_of_its_duration(self):
         self.bad = {"z"}
         self.go(self.loading([1]))
@@ -9123,6 +9129,16 @@ class SubmitTest(FlowCase):
             with self.assertRaises(concurrent.futures.CancelledError):
                 cleared.result(LIMIT)
         self.assertEqual((self.began(), self.state(cleared)), (["a"], ("queued", None)))
+
+    def test_a_run_in_a_live_line_is_not_resumed_past_it(self):
+        with WorkerPool(1, max_runs=1) as mine:
+            first, second = self.hold(mine, *"ab")
+            with self.assertRaisesRegex(liteflow.AlreadyRunning, "it is queued there"):
+                self.flows.held.run(db_path=self.db, resume=True)
+            self.assertTrue(second.cancel())
+            self.go_on()
+            self.assertEqual(self.flows.held.run(db_path=self.db, resume=True).state, "success")
+            self.assertEqual(first.result(LIMIT).state, "success")
 
     def test_a_resume_may_be_submitted(self):
         self.flows.held.run(
