@@ -7713,6 +7713,21 @@ class AgainTest(FlowCase):
                 act()
         self.assertEqual(self.last.refresh().state, "success")
 
+    def test_a_run_that_dies_gives_its_places_back_to_those_under_way(self):
+        def dies(x):
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                dead = "state = 'running' WHERE dag_id = 'd' AND run_id = 'other'"
+                db.execute(f"UPDATE dag_run SET owner = '0123456789abcdef', {dead}")
+                whose = "task_id = 'f' AND dag_run_id = (SELECT min(id) FROM dag_run)"
+                db.execute(f"UPDATE task_instance SET state = 'running' WHERE {whose}")
+
+        with DAG("d") as d:
+            last = self.step("f", max_active_tis_per_dag=1)()
+        self.go(d, run_id="other")
+        with d:
+            self.step("first", dies)() >> last
+        self.assertEqual(self.go(d), ["f", "first"])
+
     def test_a_clock_that_steps_back_makes_no_negative_duration(self):
         self.go(self.loading([1]))
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
