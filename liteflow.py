@@ -9539,20 +9539,21 @@ class DagRun:
         None if the task returned none, or has not succeeded. Unpickles it: only for databases
         whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there.
         """
-        found = self._instances_of(task_id)
-        # It may have been mapped once: what is left of that does not count.
-        now = [ti for ti in found if ti.state is not _S.REMOVED] or found
-        mapped = any(ti.map_index >= 0 for ti in now)
-        _of_type(int, least=-1)("map_index", map_index)
-        which = {} if mapped and map_index < 0 else {"map_index": map_index}
-        values = self._values(task_id=task_id, key=_of_type(str)("key", key), **which)
-        if not values and key != "return_value":
+        which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
+        indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
+        values = self._values(**which, map_index=map_index if indexed else None)
+        if values and (indexed or values[0].map_index < 0):
+            return values[0].value
+        if values:
+            return [row.value for row in values]
+        found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
+        found = found or self._instances_of(task_id)
+        if key != "return_value":
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
-        if not which:
-            return [row.value for row in values]
-        return values[0].value if values else None
+        now = [ti for ti in found if ti.state is not _S.REMOVED] or found
+        return None if indexed or now[0].map_index < 0 else []
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
@@ -9586,19 +9587,21 @@ class DagRun:
         _refuse_without_values(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
-        names = [self._task_in(name) for name in wanted]
+        names = self._tasks_in(wanted, gone=False)
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
         self.refresh()
         return wanted
 
-    def _task_in(self, name: str) -> tuple[str, int | None]:
-        """`task` or `task[3]` of the run, as (task_id, map_index). Raises TaskNotFound."""
-        found = self.get_task_instances()
-        known = {(ti.task_id, ti.map_index) for ti in found if ti.state is not _S.REMOVED}
-        named = _task_named(_of_type(str)("a task id", name), {task_id for task_id, _ in known})
-        _refuse_index(self.run_id, [named], known)
-        return named
+    def _tasks_in(self, names: Iterable[str], gone: bool = True) -> list[tuple[str, int | None]]:
+        """`task` or `task[3]` of the run, also if it is `gone` from the code since, as (task_id,
+        map_index). Raises TaskNotFound."""
+        instances = [ti for ti in self._instances() if gone or ti.state is not _S.REMOVED]
+        known = {(ti.task_id, ti.map_index) for ti in instances}
+        task_ids = {task_id for task_id, _ in known}
+        found = [_task_named(_of_type(str)("a task id", name), task_ids) for name in names]
+        _refuse_index(self.run_id, found, known)
+        return found
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:
@@ -9628,7 +9631,7 @@ class DagRun:
 
     def _failures(self, most: int) -> str:
         """The reason of the run, and those of its failed tasks."""
-        failed = self.get_task_instances("failed")
+        failed = self._instances(state="failed")
         told = [f"task {ti._label!r}: {_last_line(ti.error)}" for ti in failed[:most]]
         more = [f"{len(failed) - most} more"] if len(failed) > most else []
         return "; ".join([*filter(None, [self.reason]), *told, *more])
@@ -11392,7 +11395,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
 
 def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
-    task_id, index = run._task_in(options.task)
+    [(task_id, index)] = run._tasks_in([options.task])
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     instances = _seen(run, **which)
     attempts = _seen(run, attempts=True, **which)
@@ -11452,7 +11455,9 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, follow = _chosen_run(options.db, options.run), options.follow
     tries = getattr(options, "try")
-    task_id, index = (None, None) if options.task is None else run._task_in(options.task)
+    task_id, index = None, None
+    if options.task is not None:
+        [(task_id, index)] = run._tasks_in([options.task])
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")

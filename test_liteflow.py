@@ -7692,9 +7692,33 @@ class AgainTest(FlowCase):
             self.last.clear("load[2]")
         with self.assertRaisesRegex(liteflow.TaskNotFound, "has no index 2"):
             self.resume(flow([1, 2]), again=["load[2]"])
+        shown = self.cli_here("show", "d", "load[2]", "--db", self.db)
+        self.assertIn("load[2]: 1 removed", shown.stdout)
         self.assertEqual(self.last.refresh().state, "failed")
         self.resume(flow([]))
         self.assertEqual(self.last.xcom_pull("load"), 5)
+
+    def test_one_of_many_is_read_and_cleared_without_a_look_at_all_each_time(self):
+        with DAG("d") as d:
+            self.step("none").expand(x=[1, 2, 3])
+            self.step("some", lambda x: x).expand(x=[1, 2, 3])
+        self.go(d)
+        whole, looks = liteflow._select_instances, []
+
+        def looking(db, *of, **which):
+            looks.append(which)
+            return whole(db, *of, **which)
+
+        with mock.patch.object(liteflow, "_select_instances", looking):
+            self.assertEqual([self.last.xcom_pull("some", map_index=i) for i in (0, 2)], [1, 3])
+            self.assertEqual((self.last.xcom_pull("some"), looks), ([1, 2, 3], []))
+            self.assertIsNone(self.last.xcom_pull("none", map_index=1))
+            self.assertEqual(looks, [{"task_id": "none", "map_index": 1}])
+            self.last.clear([f"some[{i}]" for i in range(3)])
+            self.assertEqual(looks[1:], [{}])
+        self.assertEqual(self.last.xcom_pull("none"), [])
+        with self.assertRaises(liteflow.TaskNotFound):
+            self.last.xcom_pull("absent", map_index=1)
 
     def test_what_was_read_before_others_changed_it_changes_nothing_else(self):
         with DAG("mine") as mine, DAG("other") as other:
