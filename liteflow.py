@@ -4189,11 +4189,13 @@ class _Store:
         why = {"state": "queued", "reason": _SUBMITTED}
         self._set_run(run_row, owner=self.owner, owner_process=_who(), **why)
 
-    def cancel_run(self, dag_id: str, run_id: str, owner: str | None, reason: str) -> None:
-        """Close a run that stands in line there and has not begun, as failed."""
+    def cancel_run(
+        self, dag_id: str, run_id: str, reason: str, check: Callable[[_Row], bool]
+    ) -> None:
+        """Close a run that has not begun, if `check` finds under the lock that it is so."""
         with self.transaction():
-            row = _find_run(self._connection, dag_id=dag_id, run_id=run_id, owner=owner)
-            if row is not None and row.state == "queued":
+            row = _find_run(self._connection, dag_id=dag_id, run_id=run_id)
+            if row is not None and check(row):
                 self.close_run(row.id, "failed", reason)
 
     def claim_run(self, run_row: int, owner: str, command: str | None) -> None:
@@ -9101,14 +9103,14 @@ class _InLine:
         if self._fate.acquire(blocking=False):
             self._give_up()
             self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
-            if close and self.owner is not None:
+            if close:
                 self.end("cancelled")
         return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
-        of = (self.dag.dag_id, self.future.run_id, self.owner)
-        self.line.write(self.path, lambda store: store.cancel_run(*of, reason))
+        of = (self.dag.dag_id, self.future.run_id, reason, self._is_ours)
+        self.line.write(self.path, lambda store: store.cancel_run(*of))
 
     def check_time(self) -> None:
         """Raises _Taken if it is not to begin any more."""
@@ -9118,8 +9120,13 @@ class _InLine:
     def check_row(self, row: _Row) -> None:
         """Raises _Taken if the run is not, or no more, this process's to begin."""
         self.check_time()
-        if row.owner != self.owner if self.owner else not _is_left(row, self.path):
+        if not self._is_ours(row):
             raise _Taken
+
+    def _is_ours(self, row: _Row) -> bool:
+        if self.owner is None:  # to be recovered: nobody's yet
+            return _is_left(row, self.path)
+        return bool(row.state == "queued" and row.owner == self.owner)
 
     def begin(self) -> None:
         """From now on it can't be cancelled."""
@@ -11489,8 +11496,8 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
     run = live[0] if live else _chosen_run(options.db, options.run)
     if run.reason == _SUBMITTED and run.state is DagRunState.QUEUED:
-        of = (run.dag_id, run.run_id, run._row.owner)
-        run._write(lambda store: store.cancel_run(*of, "stopped"))
+        of = (run.dag_id, run.run_id, "stopped", lambda row: row.state == "queued")
+        run._write(lambda store: store.cancel_run(*of))
         if run.refresh().state is DagRunState.FAILED:
             return _say(f"run {run.run_id!r} was queued, and will not begin")
     if not run.owner_alive:

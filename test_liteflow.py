@@ -9284,6 +9284,24 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.db), [])
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "none.db"), [])
 
+    def test_recover_revives_nothing_that_was_cancelled_when_it_was_recovered(self):
+        mine = WorkerPool(1, max_runs=1)
+        self.hold(mine, *"abc")
+        mine.shutdown(wait=False, cancel_futures=True)
+        self.go_on()
+        mine.shutdown()
+        with WorkerPool(1, max_runs=1) as mine:
+            (self.folder / "go").unlink()
+            second, third = mine.recover(self.flows.held, db_path=self.db)
+            self.assertTrue(third.cancel())
+            self.assertEqual(self.state(third), ("failed", "cancelled"))
+            wait_until(lambda: self.began() == ["a", "b"])
+            self.assertFalse(second.cancel())
+            self.go_on()
+            self.assertEqual(second.result(LIMIT).state, "success")
+            self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
+        self.assertEqual(self.began(), ["a", "b"])
+
     def test_processes_that_recover_at_once_share_the_runs(self):
         source, count = textwrap.dedent(self.SOURCE), 1000 if SOAK else 20
         path = self.script(
