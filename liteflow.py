@@ -8280,11 +8280,15 @@ class _Start:
             if self.asked.held is not None:
                 self.asked.held.begin()
 
+    def look_at_params(self) -> None:
+        """Raises ParamValidationError for params that the run can't have."""
+        self._look_ahead()
+        self._info()
+
     def enqueue(self, store: _Store) -> None:
         """Record the run as queued, having checked all that can be without a worker."""
         while True:
-            self._look_ahead()
-            self._info()
+            self.look_at_params()
             with contextlib.suppress(_LookAgain), store.transaction():
                 row = self._found_again(store)
                 if row is None:
@@ -9193,6 +9197,8 @@ class _RunLine:
         """See WorkerPool.submit."""
         self._check("submit()", dag, options, "run_id logical_date conf resume")
         run = _Run(dag, executor=_LATER, **options)
+        if not run.asked.resume:  # what is wrong is refused before there is a file
+            run.look_at_params()
         owner = self.write(run.path, run.enqueue)
         return self.enter(_InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner))
 

@@ -9027,6 +9027,11 @@ class SubmitTest(FlowCase):
                 with self.subTest(options=options), self.assertRaises(error):
                     pool.submit(self.flows.dag, db_path=self.db, **options)
             self.assertEqual(recorded_runs("line", self.db), [])
+            with DAG("typed", params={"n": Param(1, type="integer")}) as typed:
+                self.step("f")()
+            with self.assertRaises(liteflow.ParamValidationError):
+                pool.submit(typed, db_path=self.folder / "none.db", conf={"n": "x"})
+            self.assertEqual([*self.folder.glob("none.db*")], [])
             pool.submit(self.flows.dag, db_path=self.db, run_id="r").result(LIMIT)
             with self.assertRaises(ValueError):
                 pool.submit(self.flows.dag, db_path=self.db, run_id="r")
