@@ -9647,7 +9647,7 @@ class DagRun:
         failed = self._instances(state="failed")
         told = [f"task {ti._label!r}: {_last_line(ti.error)}" for ti in failed[:most]]
         more = [f"{len(failed) - most} more"] if len(failed) > most else []
-        return "; ".join([*filter(None, [self.reason]), *told, *more])
+        return "; ".join([*filter(None, [self.reason]), *told, *more]) or "no reason is recorded"
 
     def __repr__(self) -> str:
         why = ""
