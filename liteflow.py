@@ -9188,7 +9188,7 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = False
+        self._closed = self.stopping = self._drained = False
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9223,6 +9223,8 @@ class _RunLine:
         """Do it in the file, with a connection that stays open: closing one waits for the disk.
         The owner of the runs that wait here."""
         with self._writing:
+            if self._drained:
+                raise RuntimeError("the WorkerPool is shut down")
             try:
                 self._files[path].check_in_place()
             except (KeyError, DatabaseError):
@@ -9238,6 +9240,8 @@ class _RunLine:
     def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
         """Put it in line; its future."""
         with self._changed:
+            if self._drained:  # meanwhile: it stays for `recover`
+                job.cancel(close=False)
             waiting = self._waiting.setdefault(job.key, collections.deque())
             waiting.appendleft(job) if first else waiting.append(job)
             try:
@@ -9305,8 +9309,12 @@ class _RunLine:
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
-        while others := self._threads - {threading.current_thread()}:
-            others.pop().join()
+        while not self._drained:
+            with self._changed:
+                others = self._threads - {threading.current_thread()}
+                self._drained = not others
+            for thread in others:
+                thread.join()
         with self._writing:
             self._files.clear()
             self._open.close()

@@ -9235,6 +9235,29 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
         self.assertEqual(sorted(self.began()), ["a", "a", "b"])
 
+    def test_what_is_submitted_while_the_pool_shuts_down_is_refused_or_left_for_recover(self):
+        write, futures = liteflow._RunLine.write, []
+        for early in (True, False):
+            mine = WorkerPool(1)
+
+            def meanwhile(line, *what, mine=mine, early=early):
+                if early:
+                    mine.shutdown()
+                found = write(line, *what)
+                mine.shutdown()
+                return found
+
+            refused = self.assertRaisesRegex(RuntimeError, "shut down")
+            with (
+                mock.patch.object(liteflow._RunLine, "write", meanwhile),
+                refused if early else contextlib.nullcontext(),
+            ):
+                futures.append(mine.submit(self.flows.dag, db_path=self.db))
+            self.assert_nothing_left()
+        [future] = futures
+        self.assertTrue(future.cancelled())
+        self.assertEqual(self.state(future), ("queued", "submitted"))
+
     def test_stop_reaches_a_run_that_has_not_begun(self):
         with WorkerPool(1, max_runs=1) as mine:
             first, second = self.hold(mine, *"ab")
