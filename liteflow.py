@@ -9207,9 +9207,9 @@ class _RunLine:
         self._check("recover()", dag, options)
         path = _Run(dag, executor=_LATER, **options).path
         _check_place(path)
-        if not path.exists():
-            return []
-        rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1]
+        rows: list[_Row] = []
+        with contextlib.suppress(_Empty):
+            rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1] if path.exists() else []
         left = [{**options, "run_id": row.run_id} for row in rows if _is_left(row, path)]
         return [self.enter(_InLine(self, dag, path, each, None)) for each in left]
 

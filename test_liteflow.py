@@ -9311,6 +9311,8 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.db), [])
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "none.db"), [])
+            (self.folder / "empty.db").touch()
+            self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "empty.db"), [])
 
     def test_recover_revives_nothing_that_was_cancelled_when_it_was_recovered(self):
         mine = WorkerPool(1, max_runs=1)
