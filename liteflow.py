@@ -9099,17 +9099,20 @@ class _InLine:
         self.future: Any = concurrent.futures.Future()
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
+        self._stays = False  # cancelled, and as it is to be in the file
         vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        # Once: asyncio, told of it, cancels again, which must not close what is left for `recover`.
         if self._fate.acquire(blocking=False):
+            self._stays = not close  # also where asyncio, told of it, cancels it again
             self._give_up()
             self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
-            if close:
-                self.end("cancelled")
-        return bool(self.future.cancelled())
+        cancelled = bool(self.future.cancelled())
+        if cancelled and close and not self._stays:
+            self.end("cancelled")
+            self._stays = True
+        return cancelled
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""

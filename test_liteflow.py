@@ -9148,7 +9148,19 @@ class SubmitTest(FlowCase):
             self.assertEqual(first.result(LIMIT).state, "success")
             with self.assertRaises(concurrent.futures.CancelledError):
                 second.result()
+            self.assertTrue(second.cancel())
+        self.assertTrue(second.cancel())
         self.assertEqual(self.began(), ["a"])
+
+    def test_a_run_is_cancelled_again_where_that_could_not_be_recorded(self):
+        with WorkerPool(1, max_runs=1) as mine:
+            _, second = self.hold(mine, *"ab")
+            full = mock.Mock(side_effect=DatabaseError("the disk is full"))
+            with mock.patch.object(liteflow._Store, "cancel_run", full):
+                self.assertRaises(DatabaseError, second.cancel)
+            self.assertEqual((second.cancel(), second.cancel()), (True, True))
+            self.assertEqual(self.state(second), ("failed", "cancelled"))
+            self.go_on()
 
     def test_what_a_worker_can_not_find_closes_the_run_as_failed(self):
         with DAG("nowhere") as d:
