@@ -9643,6 +9643,7 @@ class DagRun:
 
         Raises AlreadyRunning.
         """
+        self.refresh()  # a connection that writes would make a file where there is none
         self._write(lambda db: db.change(self._row.id, self._refuse_live, db.delete_run))
         self._write(lambda db: db.give_back())
 

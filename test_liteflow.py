@@ -7736,6 +7736,10 @@ class AgainTest(FlowCase):
             with self.assertRaises(liteflow.RunNotFound):
                 act()
         self.assertEqual(self.last.refresh().state, "success")
+        self.db.unlink()
+        for act in (self.last.delete, lambda: self.last.clear("f")):
+            self.assertRaisesRegex(DatabaseError, "there is no database", act)
+        self.assertFalse(self.db.exists())
 
     def test_a_run_that_dies_gives_its_places_back_to_those_under_way(self):
         def dies(x):
