@@ -6643,9 +6643,9 @@ class _Runner:
         if anything; or, if its `job` is given, one that is free. False if there is none."""
         return True
 
-    def is_calling(self) -> bool:
-        """Whether callbacks are running."""
-        return False
+    def calling(self) -> list[_Attempt]:
+        """The attempts whose callbacks are running."""
+        return []
 
     def wake(self) -> None:
         """Let `wait` return; may be called from a signal handler or another thread."""
@@ -7660,8 +7660,9 @@ class _SlotRunner(_Runner):
         slot.deadline = time.monotonic() + _CALLBACK_LIMIT
         slot.send("call", *call)
 
-    def is_calling(self) -> bool:
-        return any(slot.state in ("held", "calling") for slot in self._slots)
+    def calling(self) -> list[_Attempt]:
+        slots = [slot for slot in self._slots if slot.state in ("held", "calling")]
+        return [slot.attempt for slot in slots if slot.attempt is not None]
 
     # Ends.
 
@@ -7844,7 +7845,8 @@ class _ExecutorRunner(_Runner):
         # Futures that ended, of callbacks too; an empty one only wakes it.
         self._done: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        self._calls: dict[Future[bytes], float] = {}  # callbacks, and when to wait no longer
+        # Callbacks: whose they are, and when to wait no longer.
+        self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
         self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
@@ -7902,16 +7904,16 @@ class _ExecutorRunner(_Runner):
             return False
         with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
-            self._calls[asked] = time.monotonic() + _CALLBACK_LIMIT
+            self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
         return True
 
-    def is_calling(self) -> bool:
-        for future, limit in list(self._calls.items()):
+    def calling(self) -> list[_Attempt]:
+        for future, (_, limit) in list(self._calls.items()):
             if limit < time.monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
                 del self._calls[future]
                 self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s")
-        return bool(self._calls)
+        return [attempt for attempt, _ in self._calls.values()]
 
     def wake(self) -> None:
         self._done.put((None, None))
@@ -8699,7 +8701,7 @@ class _Run(_Start):
     def _is_over(self) -> bool:
         if self._forced:
             return not self._attempts
-        if self._callbacks or self.runner.is_calling():
+        if self._callbacks or self.runner.calling():
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
@@ -8769,8 +8771,10 @@ class _Run(_Start):
         """For a place among those of its task in other runs, or for its `on_retry_callback`."""
         task = instance.node.task
         retried = instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__
-        if retried and (self._batch.calls or self._callbacks or self.runner.is_calling()):
-            return True
+        if retried:
+            called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
+            if any(each.instance is instance for each in called + self.runner.calling()):
+                return True
         limit = task.max_active_tis_per_dag
         if limit is None:
             return False
@@ -9055,7 +9059,7 @@ class _Run(_Start):
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
         most = max(len(self._caught), 1)
         try:
-            while (self._callbacks or self.runner.is_calling()) and len(self._caught) <= most:
+            while (self._callbacks or self.runner.calling()) and len(self._caught) <= most:
                 self._choose(0)
                 self.runner.wait(0.5)
             self._batch.logs += self.runner.output()

@@ -5912,6 +5912,25 @@ class CallbacksTest(Case):
         self.assertEqual(run.log("f").count("CancelledError: gone ("), 2)
         self.assertEqual(run.log("f").count("second\n"), 2)
 
+    def test_a_retry_waits_for_its_own_callback_alone(self):
+        run = self.run_flow(
+            """
+            def called(context): time.sleep(0.01)
+            calls = {"on_success_callback": called, "on_retry_callback": called}
+            with DAG("calls", default_args=calls) as dag:
+                @task(retries=1, priority_weight=1000)
+                def flaky(ti):
+                    if ti.try_number == 1: raise ValueError
+                @task
+                def one(x): pass
+                flaky()
+                one.expand(x=list(range(200)))
+            """,
+            max_workers=2,
+        )
+        after = run.get_task_instance("flaky").start_date - run.start_date
+        self.assertLess(after.total_seconds(), run.duration / 2)
+
     def test_what_goes_wrong_with_a_callback_of_the_dag_leaves_its_run_as_it_ended(self):
         source = """
             with DAG("told", on_success_callback=lambda context: print("told")) as dag:
