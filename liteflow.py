@@ -8000,16 +8000,19 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     while True:
         owner = os.urandom(8).hex()
         folder = path.with_name(f"{path.name}-run-{owner}")
+        file = -1
         try:
             # Others may look whether the owner lives, and see nothing else.
             folder.mkdir(mode=0o711)
             file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
+            if _lock(file, shared=False) and (folder / "owner").exists():
+                break
         except OSError as error:
             _remove_folder(folder)  # without its mark nobody else would
+            if file >= 0:
+                os.close(file)
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
-        if _lock(file, shared=False) and (folder / "owner").exists():
-            break
         os.close(file)  # swept before it was locked
     _held[owner] = file
     try:

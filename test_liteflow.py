@@ -13979,9 +13979,11 @@ class Promise12Test(Case):
         def full(file, data):
             raise OSError(28, "No space left on device")
 
+        files = os.listdir("/proc/self/fd")
         with mock.patch.object(os, "write", full), self.assertRaises(liteflow.DatabaseError):
             liteflow._owned_folder(self.db).__enter__()
         self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
+        self.assertEqual(os.listdir("/proc/self/fd"), files)
 
     def test_what_a_killed_run_left_is_swept_by_the_next(self):
         import fcntl
