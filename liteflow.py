@@ -6564,11 +6564,16 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         os._exit(code)
 
 
+def _process_state(pid: int | None) -> str:
+    """A process's state: the kernel's letter; "" if it is gone, or there is no /proc."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
 def _answers(pid: int | None) -> bool:
     """Whether a process is not stopped."""
-    with contextlib.suppress(OSError):  # it is gone, or there is no /proc
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt"
-    return True
+    return _process_state(pid) not in ("T", "t")
 
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
@@ -6853,13 +6858,17 @@ class _Slot:
         """Signal the worker and its children (it leads their group, once it has started); also
         those of its `session` that have left the group (`timeout` and shells do that) or hold its
         output, which takes a look at all processes."""
+        ended = self.has_ended()
+        if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
+            return  # long ago: its number is another process's by now
         if session:
             _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
             return
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            self.process.kill() if number == signal.SIGKILL else self.process.terminate()
+        if not ended:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
 
     def ask_to_end(self, reason: str) -> None:
         """TERM to the group now, KILL after the grace."""

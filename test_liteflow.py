@@ -5411,6 +5411,19 @@ class PoolTest(QueueCase):
         return dag
     """
 
+    def test_a_process_that_has_got_a_dead_workers_number_is_left_alone(self):
+        (only,) = self.naps("make('only', 0)")
+        with WorkerPool(1) as pool:
+            self.run_all(pool, (only, bool_true))
+            (slot,) = pool._idle
+            os.kill(slot.pid, signal.SIGKILL)
+            self.assertTrue(slot.has_ended(timeout=5.0))
+            other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+            self.addCleanup(other.wait)
+            self.addCleanup(other.kill)
+            slot.pid = other.pid  # as if numbers had come round while nobody looked
+        self.assertIsNone(other.poll())
+
     def test_an_idle_slot_goes_to_who_wants_it_though_another_once_wanted_more(self):
         a, b, c = self.naps(
             "make('a', 1.5)", "make('b', 0.3, 0.3, then=['c-done'])", "make('c', 0.1)"
@@ -10258,6 +10271,40 @@ class ForkedServerTest(ScriptCase):
         done = self.python(path, *argv, **options)
         self.assertEqual((done.returncode, done.stderr), (code, ""), done.stdout)
         return done.stdout
+
+    def test_a_worker_that_hangs_as_it_begins_is_ended(self):
+        self.script(
+            """
+            import os, time
+            from pathlib import Path
+            import liteflow
+            from liteflow import DAG, task
+
+            liteflow._START_LIMIT = 0.5
+            forks = []
+
+            def hang():
+                forks.append(os.getpid())
+                if len(forks) == 2:  # the server's, and then its worker's
+                    Path("worker").write_text(str(os.getpid()))
+                    time.sleep(60)
+
+            with DAG("hangs") as dag:
+                @task
+                def never(): pass
+                never()
+
+            if __name__ == "__main__":
+                os.register_at_fork(after_in_child=hang)
+                try:
+                    dag.run(db_path="flow.db", max_workers=1)
+                except liteflow.UnreachableTask as error:
+                    print(error)
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertIn("did not start within", done.stdout)
+        self.assertFalse(alive(int((self.folder / "worker").read_text())))
 
     def test_ctrl_c_in_the_moment_of_the_fork_is_heard(self):
         self.script(
