@@ -7179,26 +7179,31 @@ class WorkerPool:
 
     def _context(self, runner: _SlotRunner) -> Any:
         """What starts the runner's workers; it begins to start now, and is not waited for."""
+        if self._closed:
+            raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked is None and self._initializer[0] is None:
             with self._lock, contextlib.suppress(OSError):  # no more processes: the others tell
-                self._weed(runner)
-                if self._server is not None and not self._count and not self._server.serves(runner):
+                if self._server is not None and self._server.serves(runner):
+                    return self._server
+                self._weed(runner, None)
+                if self._server is not None and not self._count:
                     self._server.close()
                     self._server = None
                 if self._server is None and not self._count and _may_fork():
                     self._server = _ForkedServer("fork" if interactive else None)
-                if self._server is not None and self._server.serves(runner):
-                    return self._server
+                    if self._server.serves(runner):
+                        return self._server
         # A notebook can't be imported.
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
-    def _weed(self, runner: _SlotRunner) -> None:
+    def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that were killed while nobody looked, or don't know the DAG: forked
-        before it was built, or before the cell that defines it was run."""
+        before it was built (then its `context` is another one than their server), or before the
+        cell that defines it was run."""
         for slot in list(self._idle):
-            known = slot.server is None or slot.server.serves(runner)
-            if slot.has_ended() or slot.born < runner.since or not known:
+            known = slot.server in (None, context) and slot.born >= runner.since
+            if slot.has_ended() or not known:
                 self._idle.remove(slot)
                 self._count -= 1
                 slot.bury()
@@ -7209,7 +7214,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
-            self._weed(runner)
+            self._weed(runner, context)
             room = self._count < self._limit(runner)
             if next(iter(self._line), runner) is not runner or not (self._idle or room):
                 if runner not in self._line:

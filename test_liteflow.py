@@ -10359,6 +10359,38 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(text.splitlines()[-1], "True")
 
+    def test_a_pool_that_is_shut_down_forks_no_server(self):
+        text = self.main(
+            """
+            pool = WorkerPool(1)
+            pool.shutdown()
+            try:
+                run(executor=pool)
+            except RuntimeError as error:
+                print(error)
+            print(liteflow._child_pids())
+            """
+        )
+        self.assertEqual(text.splitlines()[-2:], ["the WorkerPool is shut down", "set()"])
+
+    def test_what_a_server_knows_is_asked_once_a_run_not_for_each_idle_worker(self):
+        text = self.main(
+            """
+            from unittest import mock
+            asked = mock.Mock(wraps=lambda self, runner: serves(self, runner))
+            serves = liteflow._ForkedServer.serves
+            liteflow._ForkedServer.serves = lambda *of: asked(*of)
+            with WorkerPool(4) as pool:
+                runner = liteflow._SlotRunner(pool, False, dag, False)
+                for slot in [pool._lend(runner, runner._context) for _ in range(4)]:
+                    pool._give_back(slot, runner)
+                runner.close()
+                asked.reset_mock()
+                print(run(executor=pool)["forked"], asked.call_count)
+            """
+        )
+        self.assertEqual(text.splitlines()[-1], "True 1")
+
     def test_pools_that_are_dropped_leave_no_process_and_no_file(self):
         self.main(
             """
