@@ -6673,7 +6673,8 @@ class _SlotLog:
     def begin(self, start: int) -> None:
         """The next attempt's slice begins there."""
         self.start = self._at = start  # what is before `_at` is stored, or passed over
-        self._dropped = 0  # bytes of the slice that were cut out of the file
+        self._dropped = 0  # bytes of the slice that were cut out of the file ...
+        self._kept = b""  # ... and the last of those
         self._head = 0  # bytes that are stored
 
     def size(self) -> int:
@@ -6707,13 +6708,15 @@ class _SlotLog:
 
     def _tail(self, size: int) -> str:
         at = max(self._at, size - _LOG_TAIL)
-        cut = at - self._at + self._dropped
-        text = os.pread(self.file, size - at, at).decode(errors="replace")
+        data = (self._kept + os.pread(self.file, size - at, at))[-_LOG_TAIL:]
+        cut = size - self._at + self._dropped - len(data)
         if size - self.start > _LOG_FILE_LIMIT:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.file, 0)
             self._dropped += size - self._at
             self.start = self._at = 0
+            self._kept = data
+        text = data.decode(errors="replace")
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:

@@ -3081,7 +3081,7 @@ class WorkerTest(Case):
         self.addCleanup(setattr, liteflow, "_LOG_FILE_LIMIT", before)
         parts = {}
         with open(path, "ab", buffering=0) as file:
-            for i in range(5):
+            for i in range(6):
                 file.write(b"%d" % i + b"." * 1_000_000 + b"\n")
                 parts.update(
                     {part: text for _, part, text in log.take(attempt, log.size(), runs=True)}
@@ -3091,8 +3091,9 @@ class WorkerTest(Case):
         parts.update({part: text for _, part, text in log.take(attempt, log.size())})
         text = "".join(parts[key] for key in sorted(parts))
         self.assertTrue(text.startswith("0..."))
-        self.assertTrue(text.endswith("the end\n"))
-        self.assertIn("bytes cut", text)
+        self.assertTrue(text.endswith(".\nthe end\n"))  # and what came before the file was cut
+        cut = int(re.search(r"([\d,]+) bytes cut", text)[1].replace(",", ""))
+        self.assertEqual(cut, 6 * 1_000_002 + 8 - liteflow._LOG_HEAD - liteflow._LOG_TAIL)
 
     def test_what_follows_in_a_log_that_a_task_has_emptied_is_read_though_it_was_read_before(self):
         path = self.folder / "log"
