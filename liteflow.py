@@ -6743,6 +6743,7 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
+        self.callbacks: str | None = None  # those that run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
@@ -7615,7 +7616,7 @@ class _SlotRunner(_Runner):
         self._last_output += slot.log.take(slot.attempt, end)
         slot.log.begin(end)
         slot.state, slot.attempt, slot.deadline = "serving", None, math.inf
-        slot.spoilt = spoilt or slot.spoilt
+        slot.callbacks, slot.spoilt = None, spoilt or slot.spoilt
 
     def _on_took(self, slot: _Slot, number: int) -> None:
         attempt, job = self._out.pop(number)
@@ -7672,10 +7673,10 @@ class _SlotRunner(_Runner):
                 return True
         return False
 
-    def _calling(self, slot: _Slot, *call: Any) -> None:
-        slot.state = "calling"
+    def _calling(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
+        slot.state, slot.callbacks = "calling", name
         slot.deadline = time.monotonic() + _CALLBACK_LIMIT
-        slot.send("call", *call)
+        slot.send("call", job, name, *of)
 
     def calling(self) -> list[_Attempt]:
         slots = [slot for slot in self._slots if slot.state in ("held", "calling")]
@@ -7695,12 +7696,12 @@ class _SlotRunner(_Runner):
 
     def _overdue(self, slot: _Slot) -> None:
         slot.deadline = math.inf
-        calls = slot.state == "calling"
-        if slot.attempt is not None and slot.reason is None and not calls:
+        if slot.attempt is not None and slot.reason is None and slot.state != "calling":
             slot.ask_to_end(f"timeout after {slot.timeout:g} s")
             return
         slot.signal_group(signal.SIGKILL)
-        if calls:
+        if slot.callbacks is not None:
+            slot.callbacks = None
             self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
         elif not slot.served:  # a warm one that does not stir is replaced
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
@@ -7714,7 +7715,6 @@ class _SlotRunner(_Runner):
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
                     getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, calls = slot.attempt, slot.state in ("held", "calling")
-        calling = slot.state == "calling" and slot.deadline < math.inf  # else it was ended
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
@@ -7723,7 +7723,7 @@ class _SlotRunner(_Runner):
             told, why = unasked or slot.reason is not None, slot.reason or _end_of(slot.exitcode)
             lost = _Outcome("failed", why, terminated=told, unasked=unasked)
             self._events.append((attempt, lost))
-        elif calling:
+        elif slot.callbacks is not None:
             self.notes.append(f"a callback ended its worker: {_end_of(slot.exitcode)}")
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")

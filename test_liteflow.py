@@ -5875,6 +5875,33 @@ class CallbacksTest(Case):
             EmptyOperator(task_id="empty")
     """
 
+    def test_a_worker_that_ends_where_no_callback_is_due_is_not_laid_at_ones_door(self):
+        lines = []
+        run = self.run_flow(
+            """
+            import threading
+            class Slow:
+                flushed = 0
+                def write(self, text): pass
+                def flush(self):  # a second time once its output has been looked at
+                    Slow.flushed += 1
+                    if Slow.flushed > 1: time.sleep(20)
+            def end():
+                while Slow.flushed < 2: time.sleep(0.01)
+                os._exit(3)
+            with DAG("ends") as dag:
+                @task
+                def printed_for_a_while():
+                    time.sleep(0.3)
+                    sys.stdout = Slow()
+                    threading.Thread(target=end).start()
+                printed_for_a_while()
+            """,
+            max_workers=1,
+            progress=lines.append,
+        )
+        self.assertEqual((run.state, [x for x in lines if "callback" in str(x)]), ("success", []))
+
     def test_what_it_prints_after_much_output_is_kept(self):
         # The worker's log is so long that it begins anew.
         run = self.run_flow(
