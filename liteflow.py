@@ -5631,7 +5631,7 @@ def _cut_chain(error: BaseException) -> None:
 # --- Worker: messages -----------------------------------------------------------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as an open file
-_IN_MEMORY = 64 * 1024 * 1024  # bytes of values that go by memory
+_IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
 # Where whole messages go to one receiver each, and bytes can be shared, workers pull their jobs.
 _PULLS = sys.platform == "linux"
@@ -5674,16 +5674,16 @@ class _Wire:
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
             return
-        with self._aside(size) as aside:
+        with self._aside(max(size, len(packed))) as aside:
             marshal.dump((data, [len(value) for value in values]), aside)
             aside.writelines(values)
             aside.flush()
             self._send(marshal.dumps(None), aside.fileno())
 
     def _aside(self, size: int) -> Any:
-        """A file without a name, of which nothing is left. For values, if they are not too large,
-        in memory: a file that is written to would wait for the database's checkpoint."""
-        if 0 < size <= _IN_MEMORY and hasattr(os, "memfd_create"):
+        """A file without a name, of which nothing is left; if it is not too large, in memory: on
+        disk it would wait for the database's checkpoint, and for room."""
+        if size <= _IN_MEMORY and hasattr(os, "memfd_create"):
             return open(os.memfd_create("liteflow"), "w+b")
         return tempfile.TemporaryFile(dir=self.folder)
 
@@ -6764,12 +6764,12 @@ class _Slot:
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(not self.wire._whole)
         _live_slots.add(self)
-        if _PULLS:
-            with open(os.memfd_create("liteflow"), "r+b") as file:
-                file.truncate(2)
-                self.bytes = mmap.mmap(file.fileno(), 2)
-                self.send("share", file=file.fileno())
         try:
+            if _PULLS:
+                with open(os.memfd_create("liteflow"), "r+b") as file:
+                    file.truncate(2)
+                    self.bytes = mmap.mmap(file.fileno(), 2)
+                    self.wire.send(("share",), file=file.fileno())
             self.process = self._launch(context, (theirs, *pool._initializer))
         except BaseException:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
@@ -6825,14 +6825,14 @@ class _Slot:
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
-        """Send a message; a worker that is dead, or does not listen, is noticed elsewhere."""
+        """Send a message, for which a worker that does not get it would wait: it is ended."""
         self.bytes[_LOOK] = 1
         try:
             self.wire.send(data, file=file)
-        except BlockingIOError:
+        except ConnectionError:
+            pass  # it is dead, which is noticed elsewhere
+        except OSError:  # it does not listen, or there is no room for a large message
             self.signal_group(signal.SIGKILL)
-        except OSError:
-            pass
         self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:

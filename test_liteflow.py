@@ -4977,6 +4977,24 @@ class QueueTest(QueueCase):
             with self.subTest(point=point, beside=beside):
                 self.check_hurt(module.dags[beside], point, number, beside)
 
+    def test_a_large_message_needs_no_room_on_disk(self):
+        ours, theirs = (liteflow._Wire(end) for end in liteflow._socket_pair())
+        self.addCleanup(theirs.close)
+        self.addCleanup(ours.close)
+        full = mock.patch.object(tempfile, "TemporaryFile", side_effect=OSError(28, "no space"))
+        with full:
+            ours.send(("x" * 100_000,))
+        self.assertEqual(theirs.receive(), (("x" * 100_000,), []))
+
+    def test_a_worker_that_a_message_can_not_be_sent_to_is_not_waited_for(self):
+        with DAG("large") as dag:
+            task(sample).partial(y=1).expand(x=[1])
+            for i in range(3_000):
+                liteflow.EmptyOperator(task_id=f"{i:040}")
+        full = mock.patch.object(liteflow._Wire, "_aside", side_effect=OSError(28, "no space"))
+        with full, self.assertRaisesRegex(UnreachableTask, "killed by SIGKILL"):
+            dag.run(db_path=self.db, max_workers=1)
+
     def test_a_worker_that_is_killed_anywhere_loses_nothing_and_is_blamed_exactly(self):
         self.check_all(signal.SIGKILL)
 
