@@ -7859,12 +7859,11 @@ class _ExecutorRunner(_Runner):
         super().__init__()
         self._executor: Executor = executor
         self._info = b""
-        # Futures that ended, of callbacks too; an empty one only wakes it.
-        self._done: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
+        # What began (None), or ended: futures, of callbacks too, and outcomes of what has none.
+        self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
         # Callbacks: whose they are, and when to wait no longer.
         self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
-        self._given_up: list[tuple[_Attempt, _Outcome | None]] = []
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         # What workers know by another token is another run's.
@@ -7883,46 +7882,58 @@ class _ExecutorRunner(_Runner):
 
     def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
         future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))
-        future.add_done_callback(lambda ended: self._done.put((attempt, ended)))
+        future.add_done_callback(lambda ended: self._events.put((attempt, ended)))
         return future
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        self._given_up.append((attempt, None))
+        self._events.put((attempt, None))
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
             why = f"the executor took no task: {_one_line(error)}"
-            self._given_up.append((attempt, _Outcome("failed", why)))
+            self._events.put((attempt, _Outcome("failed", why)))
 
-    def wait(self, timeout: float | None) -> list[tuple[_Attempt, _Outcome | None]]:
-        events, self._given_up = self._given_up, []
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
+        events: list[tuple[_Attempt, _Outcome | None]] = []
         with contextlib.suppress(queue.Empty):
-            attempt, future = self._done.get(timeout=0 if events else timeout)
             while True:
-                self._calls.pop(future, None)
-                if attempt is not None and self._futures.pop(attempt, None) is not None:
-                    try:
-                        outcome = _Outcome(*marshal.loads(future.result()))
-                    except BaseException as lost:  # of the engine, or of unpickling on its way
-                        why = f"the executor lost the task: {_one_line(lost)}"
-                        outcome = _Outcome("failed", why)
-                    events.append((attempt, outcome))
-                attempt, future = self._done.get_nowait()
+                attempt, what = self._events.get(timeout=timeout)
+                timeout = 0  # for the others that are there
+                if attempt is None:
+                    self._end_call(what)
+                elif what is None or isinstance(what, _Outcome):
+                    events.append((attempt, what))
+                elif self._futures.pop(attempt, None) is not None:
+                    fields, why = _answer_of(what)
+                    lost = _Outcome("failed", f"the executor lost the task: {why}")
+                    events.append((attempt, lost if fields is None else _Outcome(*fields)))
         return events
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         future = self._futures.pop(attempt, None)
         if future is not None:
             future.cancel()
-            self._given_up.append((attempt, _Outcome("failed", reason, terminated=True)))
+            self._events.put((attempt, _Outcome("failed", reason, terminated=True)))
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         if job is None:
             return False
-        with contextlib.suppress(Exception):  # whatever the engine raises: no callback, then
+        try:
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
             self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
+        except Exception as error:  # whatever the engine raises: no callback, then
+            self._note(f"the executor took no callback: {_one_line(error)}")
         return True
+
+    def _end_call(self, future: Any) -> None:
+        if self._calls.pop(future, None) is not None:
+            _, why = _answer_of(future)
+            if why is not None:
+                self._note(f"the executor lost a callback: {why}")
+
+    def _note(self, what: str) -> None:
+        if what not in self.notes:  # a broken one says the same of each
+            self.notes.append(what)
 
     def calling(self) -> list[_Attempt]:
         for future, (_, limit) in list(self._calls.items()):
@@ -7933,10 +7944,18 @@ class _ExecutorRunner(_Runner):
         return [attempt for attempt, _ in self._calls.values()]
 
     def wake(self) -> None:
-        self._done.put((None, None))
+        self._events.put((None, None))
 
     def close(self) -> None:
         _remote_run.cache_clear()  # in this process, where threads may have run it
+
+
+def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
+    """What a worker answered, or why the engine lost it."""
+    try:
+        return marshal.loads(future.result()), None
+    except BaseException as lost:  # of the engine, or of unpickling on its way
+        return None, _one_line(lost)
 
 
 class _InProcessRunner(_ExecutorRunner):
@@ -7957,7 +7976,7 @@ class _InProcessRunner(_ExecutorRunner):
         self._run.info["run_row"] = run_row
 
     def room(self, jobs: int) -> int:
-        return 0 if self._given_up else min(jobs, 1)
+        return min(jobs, 1) if self._events.empty() else 0
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         attempt.pid = os.getpid()
@@ -7967,8 +7986,8 @@ class _InProcessRunner(_ExecutorRunner):
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
         self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
-        ended = outcome._replace(terminated=self.interrupted)
-        self._given_up += [(attempt, None), (attempt, ended)]
+        self._events.put((attempt, None))
+        self._events.put((attempt, outcome._replace(terminated=self.interrupted)))
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:

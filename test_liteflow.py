@@ -27,6 +27,7 @@ import io
 import itertools
 import json
 import logging
+import marshal
 import os
 import py_compile
 import random
@@ -5919,6 +5920,32 @@ class CallbacksTest(Case):
             progress=lines.append,
         )
         self.assertEqual((run.state, [x for x in lines if "callback" in str(x)]), ("success", []))
+
+    def test_a_callback_that_a_foreign_executor_takes_not_or_loses_is_told_once(self):
+        class Broken(concurrent.futures.ThreadPoolExecutor):
+            def submit(self, run, info, message):
+                if marshal.loads(message)[0] != "call":
+                    return super().submit(run, info, message)
+                if self.is_broken:
+                    raise RuntimeError("it is broken")
+                return super().submit(lambda: 1 / 0)
+
+        module = self.module(
+            """
+            with DAG("broken") as dag:
+                for i in range(2): task(task_id=f"f{i}", on_success_callback=print)(print)()
+            """
+        )
+        for is_broken, told in (
+            (True, "the executor took no callback: RuntimeError: it is broken"),
+            (False, "the executor lost a callback: ZeroDivisionError: division by zero"),
+        ):
+            lines = []
+            with Broken(1) as executor:
+                executor.is_broken = is_broken
+                run = module.dag.run(db_path=self.db, executor=executor, progress=lines.append)
+            self.assertEqual(run.state, "success")
+            self.assertEqual([x for x in lines if "callback" in str(x)], [told])
 
     def test_what_it_prints_after_much_output_is_kept(self):
         # The worker's log is so long that it begins anew.
