@@ -6972,13 +6972,11 @@ def _fill_standard_descriptors() -> None:
 
 @functools.cache
 def _set_up_slots(by_executor: bool) -> None:
-    """Once, when the first slot is made: see to forks of the host and to the interpreter's end."""
+    """Once, when the first slot is made: see to the interpreter's end."""
     if by_executor:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
-        _set_up_slots(by_executor=False)
-    else:
-        os.register_at_fork(after_in_child=_let_go_of_slots)
+        _set_up_slots(by_executor=False)  # later may be too late to register
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     register = getattr(threading, "_register_atexit", None)
     if register is not None:
@@ -7034,7 +7032,8 @@ def _start_context(asked: Any) -> Any:
             f"mp_context must be a start method's name or a context, found {_shown(asked)}"
         )
     known = multiprocessing.get_all_start_methods()
-    asked = asked or ("forkserver" if "forkserver" in known else "spawn")
+    if asked is None:
+        asked = "forkserver" if "forkserver" in known else "spawn"
     if asked not in known:
         raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
     if asked == "forkserver" and _fork_server_answers():
@@ -7356,6 +7355,7 @@ class _SlotRunner(_Runner):
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
+            check()
             self.wait(0.5)
         self._info, self._tasks = info, tasks
         for slot in self._slots:
@@ -8059,9 +8059,10 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _let_go_in_child() -> None:
-    """In a process that was forked: the locks are its parent's."""
+    """In a process that was forked: the locks are its parent's, and so are the workers."""
     while _held:
         os.close(_held.popitem()[1])
+    _let_go_of_slots()
 
 
 if hasattr(os, "register_at_fork"):

@@ -6534,6 +6534,7 @@ class RunnersTest(Case):
             ({"max_workers": "4"}, TypeError, "max_workers"),
             ({"max_workers": True}, TypeError, "max_workers"),
             ({"mp_context": "thread"}, ValueError, "mp_context"),
+            ({"mp_context": ""}, ValueError, "mp_context"),
             ({"executor": 3}, TypeError, "executor"),
             ({"executor": pool(), "max_workers": 2}, ValueError, "not both"),
             ({"conf": [1]}, TypeError, "conf"),
