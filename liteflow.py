@@ -6750,7 +6750,6 @@ class _Slot:
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, and left a job lying
-        self.stuck = math.inf  # since when it has been about to take a job
         self.process: Any = None
         self.server: _ForkedServer | None = None  # that forked it
         self._executor: Any = None  # or else whose worker it is, and that one's thread
@@ -7338,6 +7337,7 @@ class _SlotRunner(_Runner):
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
         self._out: dict[int, tuple[_Attempt, _Job]] = {}
         self._heard = 0.0  # when a worker last said something
+        self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
         self._streak = -1  # quick jobs in a row
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
@@ -7544,6 +7544,8 @@ class _SlotRunner(_Runner):
             self._settle()
         if self._out:
             self._look_for_stalled(now)
+        else:
+            self._stuck.clear()  # what they are about to take is another job from here
         if self._pool._closed:
             raise RuntimeError("the WorkerPool was shut down during the run")
         self._flush()
@@ -7587,6 +7589,7 @@ class _SlotRunner(_Runner):
         for kind, fields in slot.receive():
             self._heard = time.monotonic()
             slot.deaf = False
+            self._stuck.pop(slot, None)
             getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
                 return
@@ -7622,8 +7625,7 @@ class _SlotRunner(_Runner):
         attempt, job = self._out.pop(number)
         if not _PULLS:
             slot.bytes[_TAKING] = 0
-        slot.attempt, slot.stuck = attempt, math.inf
-        attempt.pid, now = slot.pid, time.monotonic()
+        slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
@@ -7761,8 +7763,9 @@ class _SlotRunner(_Runner):
             for slot in self._slots:
                 slot.deaf = slot.is_idle
         for slot in self._slots if limits else ():
-            slot.stuck = min(slot.stuck, now) if slot.bytes[_TAKING] or slot.deaf else math.inf
-            if now > slot.stuck + max(limits):
+            if not (slot.bytes[_TAKING] or slot.deaf):
+                self._stuck.pop(slot, None)
+            elif now > self._stuck.setdefault(slot, now) + max(limits):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:

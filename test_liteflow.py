@@ -5188,6 +5188,31 @@ class QueueTest(QueueCase):
         )
         self.assertEqual(run.xcom_pull("last"), 5)
 
+    def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        never = float("inf")
+        slot = mock.Mock(
+            bytes=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
+        )
+        runner._slots = [slot]
+        runner._heard = never
+        for now in (100.0, 200.0):  # each time another one takes the job
+            job = liteflow._Job(1, "t", "", -1, 1, 1, b"", None, {}, 10.0)
+            runner._out[1] = (mock.Mock(), job)
+            slot.bytes[liteflow._TAKING] = 1
+            runner._look_for_stalled(now)
+            slot.bytes[liteflow._TAKING] = 0
+            runner._out.clear()
+            runner.wait(0)
+        slot.signal_group.assert_not_called()
+        runner._out[1] = (mock.Mock(), job)
+        slot.bytes[liteflow._TAKING] = 1
+        for now in (300.0, 311.0):
+            runner._look_for_stalled(now)
+        slot.signal_group.assert_called_once_with(signal.SIGKILL)
+        runner._slots = []
+
     def test_the_last_words_of_a_worker_that_is_replaced_are_heard(self):
         # It did not know that it was to be: it ran one job more, and took another.
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
