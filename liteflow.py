@@ -7711,7 +7711,8 @@ class _SlotRunner(_Runner):
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on."""
         never_served = not slot.served and slot.spoilt is None
-        slot.signal_group(signal.SIGKILL)  # nothing more is written to its log
+        # Nothing more is written to its log. What left its group is looked for once, at the end.
+        slot.signal_group(signal.SIGKILL, session=False)
         if slot.has_ended(timeout=1.0):
             for kind, fields in slot.receive():
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
