@@ -7246,10 +7246,11 @@ class WorkerPool:
             if free != resource.RLIM_INFINITY:
                 with contextlib.suppress(OSError):
                     free -= len(os.listdir("/proc/self/fd"))
-                self._most = max(1, min(self._most, (free - _FREE_FILES) // _SLOT_FILES))
+                fit = self._count + (free - _FREE_FILES) // _SLOT_FILES
+                self._most = max(1, min(self._most, fit))
             if self._most < self.max_workers:
-                fit = f"{self._most} of {self.max_workers} workers fit into"
-                runner.notes.append(f"{fit} the limit of open files (ulimit -n)")
+                some = f"{self._most} of {self.max_workers} workers"
+                runner.notes.append(f"{some} fit into the limit of open files (ulimit -n)")
         return self._most
 
     def _leave_line(self, runner: _SlotRunner) -> None:
@@ -7350,6 +7351,7 @@ class _SlotRunner(_Runner):
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.add(self)
+            pool._most = None  # there may be more room than for an earlier run
 
     # Its beginning.
 

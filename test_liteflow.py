@@ -5668,6 +5668,29 @@ class PoolTest(QueueCase):
         # Some four for each job in the one that runs it; if all were woken, five more each.
         self.assertLess(extra, 60 * 7)
 
+    def test_a_pool_that_once_had_few_files_has_all_its_workers_later(self):
+        script = self.script(
+            """
+            import os, resource, sys, threading
+            from liteflow import *
+            with DAG("few") as dag:
+                @task
+                def f(i): return os.getpid()
+                f.expand(i=[1])
+            if __name__ == "__main__":
+                resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+                files = [open(os.devnull) for _ in range(180)]
+                with WorkerPool(8) as pool:
+                    dag.run(executor=pool)
+                    few = pool._most
+                    while files: files.pop().close()
+                    dag.run(executor=pool)
+                    print(few < 8, pool._most)
+            """
+        )
+        done = self.python(script)
+        self.assertEqual(done.stdout, "True 8\n", done.stderr)
+
     def test_with_few_files_there_are_fewer_workers_and_it_says_so(self):
         script = self.script(
             """
