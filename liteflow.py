@@ -6701,7 +6701,11 @@ class _SlotLog:
         parts = []
         if data:
             attempt.log_parts += 1
-            parts.append((attempt, attempt.log_parts, data.decode(errors="replace")))
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            text = decoder.decode(data, final=self._head < _LOG_HEAD)
+            parts.append((attempt, attempt.log_parts, text))
+            self._kept = decoder.getstate()[0]  # of a character that goes on behind the head
+            self._dropped = len(self._kept)
         if self._head >= _LOG_HEAD and size > self._at:
             parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts

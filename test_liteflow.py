@@ -3073,6 +3073,16 @@ class WorkerTest(Case):
         self.assertTrue(log.endswith("last words\n"))
         self.assertRegex(log, r"\n\[\.\.\. [\d,]+ bytes cut \.\.\.\]\n")
 
+    def test_a_character_between_a_logs_head_and_its_tail_is_whole(self):
+        path = self.folder / "log"
+        text = "x" + "ä" * (liteflow._LOG_HEAD // 2 + 1_000) + "\n"
+        path.write_text(text, encoding="utf-8")
+        log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
+        self.addCleanup(log.close)
+        parts = log.take(attempt, log.size() - 1_000, runs=True) + log.take(attempt, log.size())
+        found = {part: words for _, part, words in parts}
+        self.assertEqual("".join(found.values()), text)
+
     def test_a_log_file_is_cut_before_it_fills_the_disk(self):
         path = self.folder / "log"
         log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
