@@ -7545,6 +7545,9 @@ class _SlotRunner(_Runner):
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
+                slot.bytes[_LOOK] = 1  # it takes no other job, which would be ended in its place
+                self._hear(slot)
+            if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
         if self._suspects:
             self._settle()

@@ -5223,6 +5223,24 @@ class QueueTest(QueueCase):
         slot.signal_group.assert_called_once_with(signal.SIGKILL)
         runner._slots = []
 
+    def test_a_job_that_was_taken_behind_one_that_ended_in_time_is_not_ended_in_its_place(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        next_one = mock.Mock()
+        job = liteflow._Job(2, "t", "", -1, 1, 1, b"", None, {}, 10.0)
+        runner._out[2] = next_one, job
+        said = [("done", [tuple(liteflow._Outcome("success", None, took=0.1)), 2])]
+        slot = mock.Mock(
+            attempt=mock.Mock(), log=mock.Mock(**{"take.return_value": []}), spoilt=None, reason=None, gone=False,
+            state="serving", deadline=0.0, timeout=1.0, bytes=bytearray(2), receive=lambda: [said.pop()] if said else [],
+        )  # fmt: skip
+        runner._slots = [slot]
+        runner._events = [(mock.Mock(), liteflow._Outcome("failed", "it could not be sent"))]
+        runner.wait(0)
+        slot.ask_to_end.assert_not_called()
+        self.assertEqual(slot.attempt, next_one)
+        runner._slots = []
+
     def test_the_last_words_of_a_worker_that_is_replaced_are_heard(self):
         # It did not know that it was to be: it ran one job more, and took another.
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
