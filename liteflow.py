@@ -2831,7 +2831,7 @@ class _Node:
         fails_fast = task.dag is not None and task.dag.fail_fast
         called = not task.__dict__.keys().isdisjoint(_CALLBACK_OF.values())  # what is set is there
         self.holds = called or fails_fast or task.execution_timeout is not None
-        self.expanded = True  # it has the instances that it will have
+        self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
@@ -3081,12 +3081,11 @@ class _Plan:
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
             task_id, count = node.task.task_id, 0
-            if node.mapping is not None:
-                count = 0 if task_id in unexpanded else sizes[task_id]
-                if not node.sources:
-                    count = node.mapping.count(self.known)
-                node.expanded = count > 0 or not node.sources
-            self._give_instances(node, range(count) if count else [-1])
+            if node.mapping is not None and not node.sources:
+                count = node.mapping.count(self.known)
+            elif node.mapping is not None and task_id not in unexpanded:
+                count = sizes[task_id]
+            self._give_instances(node, count)
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
             self._ended(instance)
@@ -3097,11 +3096,13 @@ class _Plan:
             if node.open:
                 self._touch(node)
 
-    def _give_instances(self, node: _Node, indexes: Iterable[int]) -> None:
+    def _give_instances(self, node: _Node, count: int) -> None:
+        """So many of them; one that stands for them, or is all there is, if there are none."""
         task_id = node.task.task_id
         new = _Past(0, task_id, -1, None, 0, node.task.retries)
-        get = self._recorded.get
+        get, indexes = self._recorded.get, range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
+        node.expanded = node.mapping is None or count > 0
         node.open = len(node.instances)
         self.unfinished += node.open
 
@@ -3260,9 +3261,6 @@ class _Plan:
         node, state = instance.node, instance.state
         assert state is not None
         if node.group is not None and below.is_in_step_with(node):
-            first = below.instances[0]
-            if node.expanded and instance.map_index < 0 and first.state is None:
-                self._decide(first, state)  # the group was expanded over nothing
             self._touch(below, instance)
             return
         place = _END_AT[state]
@@ -3317,8 +3315,6 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             self._expand(node)
             return
-        if decision is _S.RUNNING and instance.map_index < 0 and node.mapping is not None:
-            decision = _S.SKIPPED  # expanded over nothing
         for each in list(node.instances) if node.group is None else (instance,):
             if each.state is not None or each.ready:
                 continue
@@ -3345,9 +3341,8 @@ class _Plan:
                 self._decide(each.instances[0], _S.SKIPPED)
                 continue
             each.instances[0].move(_S.REMOVED)  # it stood in for them
-            each.expanded = True
             self.unfinished -= 1
-            self._give_instances(each, range(count))
+            self._give_instances(each, count)
             self.expanded.append(each)
             self._touch(each)
 

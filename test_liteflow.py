@@ -8852,6 +8852,18 @@ class PlanGrowthTest(Case):
         states = self.drive(d, hook=left_out)
         self.assertEqual([states[f"g.work[{i}]"] for i in (0, 3)], ["success", "success"])
 
+    def test_a_long_group_over_nothing_is_skipped(self):
+        with DAG("d") as d:
+
+            @task_group
+            def g(x):
+                last = task(task_id="first")(quiet)(x)
+                for k in range(400):
+                    last = last >> task(task_id=f"t{k}")(quiet)()
+
+            g.expand(x=[])
+        self.assertEqual({*self.drive(d).values()}, {"skipped"})
+
     def test_a_sensor_that_reschedules_ends_with_fail_fast(self):
         with DAG("d", fail_fast=True) as d:
             liteflow.PythonSensor(task_id="wait", python_callable=bool, mode="reschedule")
