@@ -1281,9 +1281,12 @@ class _Known:
             self.note(task_id, index, length)
 
     def note(self, task_id: str, map_index: int, length: int | None) -> None:
-        """An instance has stored a result."""
+        """An instance has stored a result, be it once more: a setup that a resume took along."""
         if map_index >= 0:
-            bisect.insort(self._mapped[task_id], map_index)
+            indexes = self._mapped[task_id]
+            place = bisect.bisect_left(indexes, map_index)
+            if map_index not in indexes[place : place + 1]:
+                indexes.insert(place, map_index)
         elif length is not None:
             self._lists[task_id] = range(length)
 
@@ -3627,9 +3630,11 @@ class _Resumption:
             retries = self._dag.task_dict[task_id].retries
             cut_off = row.state is None and not row.cleared
             if (task_id, index) not in self.again:
-                row = row._replace(lost=0)
-            elif cut_off and row.lost >= retries + 3:
-                row = row._replace(state="failed", flow=None, died=False)
+                found[task_id, index] = row._replace(lost=0)
+                continue
+            row = row._replace(flow=None)  # what it chose then
+            if cut_off and row.lost >= retries + 3:
+                row = row._replace(state="failed", died=False)
             elif not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
                 row = row._replace(state=None, max_tries=row.try_number + retries)
@@ -3637,7 +3642,7 @@ class _Resumption:
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
                 tries = row.try_number + self._dag.task_dict[row.task_id].retries
-                row = row._replace(state=None, max_tries=tries, lost=0, died=False)
+                row = row._replace(state=None, max_tries=tries, lost=0, flow=None, died=False)
                 found[row.task_id, index] = row
         return found
 

@@ -7476,6 +7476,22 @@ class AgainTest(FlowCase):
         self.resume(self.scope())
         self.assertEqual(self.ran, ["mount", "work", "umount"])
 
+    def test_what_a_branch_chose_is_forgotten_once_it_runs_again(self):
+        def flow(**skips):
+            with DAG("d") as d:
+                branch = self.step("branch", "x", kind="branch", **skips)()
+                rule = {"trigger_rule": "none_failed"}
+                branch >> [self.step("x", **rule)(), self.step("y", **rule)()]
+            return d
+
+        self.bad = {"x"}
+        self.go(flow())
+        self.bad = {"y"}
+        self.resume(flow(skips=True), again=["branch"])
+        self.assertEqual(self.state_of("branch", "x", "y"), ["skipped", "success", "failed"])
+        self.bad = set()
+        self.assertEqual(self.resume(flow(skips=True)), ["y"])
+
     def test_work_below_what_could_not_be_expanded_takes_its_setup_along(self):
         def flow(waits):
             with DAG("d") as d:
@@ -7533,6 +7549,18 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow(["a", "b"])), ["mount", "umount"])
         self.assertEqual(self.state_of("work[1]", "work[2]"), ["success", "failed"])
         self.assertIn("no element 2 any more", self.last.get_task_instance("work", 2).error)
+
+    def test_what_is_mapped_over_a_mapped_setup_that_is_taken_along_keeps_its_element(self):
+        with DAG("d") as d:
+            mount = self.step("mount", str.upper, kind="setup").expand(x=["a", "b", "c"])
+            work = self.step("work").expand(x=mount)
+            umount = self.step("umount", kind="teardown")()
+            mount >> work >> umount.as_teardown(setups=mount)
+        self.bad = {("work", "B"), ("work", "C")}
+        self.go(d)
+        self.bad = set()
+        self.resume(d)
+        self.assertEqual([name for name in self.ran if "work" in name], ["work:B", "work:C"])
 
     def test_a_setup_that_gives_fewer_gives_nobody_the_combination_of_another(self):
         def flow(given):
