@@ -3211,7 +3211,8 @@ class _Plan:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
-            self.delay(instance, now + wait)
+            if self._winding is None or instance in self._winding:  # else for a resume to go on
+                self.delay(instance, now + wait)
             return
         if status == "success" and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))

@@ -7442,6 +7442,22 @@ class Made:
 class AgainTest(FlowCase):
     """What a resume keeps, and what it runs again."""
 
+    def test_what_fails_as_the_run_is_stopped_is_not_tried_again_before_a_resume(self):
+        stop = threading.Event()
+
+        def act(ti=None):
+            self.ran.append(f"{ti.task_id}:{ti.try_number}")
+            time.sleep(liteflow._GLANCE)
+            stop.set()
+            raise ValueError
+
+        with DAG("d") as d:
+            task(task_id="once", retries=2)(act)()
+            self.step("after")()
+        self.assertEqual(self.go(d, stop=stop), ["once:1"])
+        self.assertEqual(self.last.reason, "stopped")
+        self.assertEqual(self.resume(d), ["after", "once:2", "once:3"])
+
     # Setups.
 
     def scope(self):
