@@ -8896,6 +8896,17 @@ class PlanGrowthTest(Case):
         states = self.drive(d, hook=left_out)
         self.assertEqual([states[f"g.work[{i}]"] for i in (0, 3)], ["success", "success"])
 
+    def test_a_large_conf_is_not_copied_for_each_task(self):
+        with DAG("d", db_path=self.db) as d:
+            for k in range(1_000):
+                liteflow.EmptyOperator(task_id=f"t{k}", params={"p": k})
+        run = liteflow._Start(d, conf={"rows": [*map(str, range(50_000))]}, in_process=True)
+        run._look_ahead()
+        began = time.process_time()
+        info = run._info()
+        self.assertLess(time.process_time() - began, 1.0)
+        self.assertEqual(len(info["params"]["rows"]), 50_000)
+
     def test_a_long_group_over_nothing_is_skipped(self):
         with DAG("d") as d:
 
