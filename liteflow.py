@@ -2430,6 +2430,10 @@ class _RecordedDag(Dag):
             f"its tasks; run the script which defines it ({self.fileloc or 'no file'})"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows where there is no graph."""
+        return _notebook(_html("h1", self.dag_id), _html("p", self.description or ""))
+
 
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: workers call `__main__` differently."""

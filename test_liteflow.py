@@ -10124,6 +10124,7 @@ class ReadingTest(Case):
         self.assertEqual((loaded.description, loaded.tags), ("What", {"x"}))
         self.assertEqual(loaded.runs()[0].run_id, run.run_id)
         self.assertEqual(loaded.get_run(run.run_id).state, "success")
+        self.assertIn("kept</h1><p>What</p>", loaded._repr_mimebundle_()["text/html"])
         for act in (
             loaded.run,
             lambda: loaded.tasks,
