@@ -8774,10 +8774,17 @@ class _Run(_Start):
         plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
+            if instance in self._paused:  # it was given up between two pokes: no skip of its own
+                attempt = self._paused.pop(instance)
+                attempt.state, attempt.error = "failed", self._given_up()
+                self._batch.attempts[attempt] = None
             self.report.changed(instance)
         plan.changed.clear()
         self._batch.expanded += plan.expanded
         plan.expanded.clear()
+
+    def _given_up(self) -> str:
+        return "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
 
     def _end_doomed(self) -> None:
         """What was given up: what no worker has taken does not start at all."""
@@ -8794,10 +8801,10 @@ class _Run(_Start):
                 self._batch.withdrawn.append(attempt)
             self._batch.instances[instance] = None
             self.plan.withdraw(instance)
-        why = "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
+        why = self.reason or self._given_up()
         for instance in self.plan.doomed:
             if instance in self._attempts:
-                self.runner.end(self._attempts[instance], self.reason or why, self._forced)
+                self.runner.end(self._attempts[instance], why, self._forced)
         self.plan.doomed.clear()
 
     def _choose(self, ready: int) -> None:

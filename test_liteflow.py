@@ -7492,6 +7492,21 @@ class AgainTest(FlowCase):
         self.resume(self.scope())
         self.assertEqual(self.ran, ["mount", "work", "umount"])
 
+    def test_a_sensor_that_was_given_up_between_two_pokes_did_not_skip_itself(self):
+        with DAG("d", fail_fast=True) as d:
+            sensor = task.sensor(task_id="sensor", mode="reschedule", poke_interval=60)
+            sensor(quiet)()
+            self.step("bad")()
+        self.bad = {"bad"}
+        self.go(d)
+        self.assertEqual(self.state_of("sensor", "bad"), ["skipped", "failed"])
+        with contextlib.closing(sqlite3.connect(self.db)) as db:
+            [attempt] = db.execute(
+                "SELECT a.state, error FROM task_attempt a JOIN task_instance ON id = "
+                "task_instance_id WHERE task_id = 'sensor'"
+            )
+        self.assertEqual(attempt, ("failed", "ended by fail_fast"))
+
     def test_what_a_branch_chose_is_forgotten_once_it_runs_again(self):
         def flow(**skips):
             with DAG("d") as d:
