@@ -2569,7 +2569,8 @@ class Param:
     def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):
         self.default = self.value = default
         self.description = description
-        self.schema = schema = _string_keyed("Param: schema", schema.get("schema", schema))
+        schema = {**_string_keyed("Param: schema", schema.pop("schema", None)), **schema}
+        self.schema = schema
         _check_schema(schema)
         if default is not ...:
             _json_text("Param default", default, ParamValidationError)

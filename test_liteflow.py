@@ -1140,6 +1140,10 @@ class ParamTest(Case):
         self.assertEqual(self.check("x", minimum=3), "x")
         self.assertEqual(self.check(1, pattern="a"), 1)
 
+    def test_a_keyword_beside_a_schema_is_checked_with_it(self):
+        rules = {"schema": {"type": "integer"}, "minimum": 3}
+        self.assertEqual([self.check(x, **rules) for x in (3, 2, 3.5)], [3, "refused", "refused"])
+
     def test_a_keyword_that_is_not_checked_is_refused(self):
         for schema in (
             {"multipleOf": 2},
