@@ -2882,6 +2882,10 @@ class _Node:
                 counts[_PENDING if state is None else _END_AT.get(state, _PENDING)] += 1
         return counts
 
+    def cleans(self, instance: _Instance) -> bool:
+        """Whether it is a teardown, and one of its setups has succeeded."""
+        return self.task.is_teardown and self.ends(instance, self.needs, self.setups)[0] > 0
+
     def is_gated(self, instance: _Instance) -> bool:
         """Whether a branch or short circuit that has not ended may still leave it out."""
         return any(x.state not in _ENDED for gate in self.gates for x in instance.beside(gate))
@@ -3071,7 +3075,8 @@ class _Plan:
         self.unfinished = 0
         self.timed_out = False
         self.gave_up = False
-        self._winding: dict[_Instance, None] | None = None  # teardowns to run before a stop
+        self._stopped = False
+        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run yet runs
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
         # What may start: of each pool, and apart from it of each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
@@ -3216,7 +3221,7 @@ class _Plan:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
-            if self._winding is None or instance in self._winding:  # else for a resume to go on
+            if not self._stopped or instance in self._winding:  # else for a resume to go on
                 self.delay(instance, now + wait)
             return
         if status == "success" and note.get("stored"):
@@ -3235,7 +3240,7 @@ class _Plan:
         instance.move(instance.before)
         if self.timed_out or (self.gave_up and not instance.node.task.is_teardown):
             self._decide(instance, _S.SKIPPED)
-        elif self._winding is None or instance in self._winding:
+        elif not self._stopped or instance in self._winding:
             self.enqueue(instance)
 
     def interrupt(self, instance: _Instance) -> None:
@@ -3255,8 +3260,6 @@ class _Plan:
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
-        if self._winding is not None:
-            self._winding.pop(instance, None)
         for other in (*node.feeds, *node.guarded):
             if not node.open or other.is_in_step_with(node):
                 self._touch(other, instance)
@@ -3265,6 +3268,9 @@ class _Plan:
         for below in node.sheltered:
             if node in below.setups:
                 self._tell(below, below.needs, instance)
+        self._winding.pop(instance, None)
+        for below in node.sheltered if self._stopped else ():  # of a setup that has just succeeded
+            self._wind(below)
 
     def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, state = instance.node, instance.state
@@ -3286,7 +3292,7 @@ class _Plan:
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
-        if self._winding is not None:  # once all else has ended, teardowns run, inner ones first
+        if self._stopped:  # once all else has ended, teardowns run, inner ones first
             sent = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
             left = {i.node for i in self._winding}
             for instance in self._winding if self.running <= sent else ():
@@ -3403,19 +3409,25 @@ class _Plan:
 
     def stop(self) -> None:
         """End what runs and start nothing more, but the teardowns of setups that succeeded."""
-        self._winding = {}
+        self._stopped = True
         self._queues.clear()
         self._delayed.clear()
+        for node in self.nodes:
+            self._wind(node)
         for instance in self.instances():
-            if instance.state in _ENDED:
-                continue
-            sent = instance.state in (_S.QUEUED, _S.RUNNING)
-            node = instance.node
-            if node.task.is_teardown and node.ends(instance, node.needs, node.setups)[0]:
-                instance.ready = sent
-                self._winding[instance] = None
-            elif sent:
+            if instance.state in (_S.QUEUED, _S.RUNNING) and instance not in self._winding:
                 self.doomed.append(instance)
+
+    def _wind(self, node: _Node) -> None:
+        """A stopped run yet runs the task if it is a teardown, and a setup of it has succeeded."""
+        can_expand = node.open and not (node.expanded or any(x.open for x in node.sources))
+        if can_expand and node.cleans(node.instances[0]):
+            self._expand(node)
+        for instance in node.instances if node.expanded else ():
+            new = instance.state not in _ENDED and instance not in self._winding
+            if new and node.cleans(instance):
+                instance.ready = instance.state in (_S.QUEUED, _S.RUNNING)
+                self._winding[instance] = None
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""

@@ -1631,6 +1631,32 @@ class PlanTest(Case):
         plan.finish(down, "success", 0)
         self.assertTrue(plan.is_wound_down())
 
+    def test_a_stop_runs_the_teardown_of_a_setup_that_succeeds_in_its_turn(self):
+        with DAG("d") as d:
+            up = liteflow.BaseOperator(task_id="up")
+            up >> liteflow.BaseOperator(task_id="down").as_teardown(setups=up)
+        plan = liteflow._Plan(d)
+        up = self.all_sent(plan)["up"]
+        plan.stop()
+        plan.finish(up, "success", 0)
+        self.assertFalse(plan.is_wound_down())
+        plan.finish(self.all_sent(plan)["down"], "success", 0)
+        self.assertTrue(plan.is_wound_down())
+
+    def test_a_stop_gives_a_mapped_teardown_its_instances(self):
+        for length in (2, 0):
+            with self.subTest(length=length), DAG("d") as d:
+                up, work = liteflow.setup(task_id="up")(quiet)(), task(task_id="work")(quiet)()
+                down = teardown(task_id="down")(one_argument).expand(x=up)
+                up >> work >> down.as_teardown(setups=up)
+                plan = liteflow._Plan(d)
+                note = {"stored": True, "length": length}
+                plan.finish(self.all_sent(plan)["up"], "success", 0, note)
+                work = self.all_sent(plan)["work"]
+                plan.stop()
+                plan.interrupt(work)
+                self.assertEqual([*self.all_sent(plan)], [f"down[{i}]" for i in range(length)])
+
     def test_a_stop_before_any_setup_succeeded_leaves_nothing_to_do(self):
         with DAG("d") as d:
             up = liteflow.BaseOperator(task_id="up")
