@@ -3501,6 +3501,7 @@ class _Resumption:
     def __init__(
         self,
         dag: Dag,
+        order: Sequence[BaseOperator],
         rows: Iterable[_Past],
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[tuple[str, int]] = (),
@@ -3525,7 +3526,6 @@ class _Resumption:
             past.setdefault(row.task_id, {})[row.map_index] = row
         for task_id in past.keys() - dag.task_dict.keys():
             self._remove(past[task_id])
-        order = dag.topological_sort()
         for task in order:
             self._match(task, past.get(task.task_id, {}))
             self._decide(task)
@@ -3582,7 +3582,7 @@ class _Resumption:
             # What succeeded or skipped itself stays, but for a branch that chose what the code does
             # not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
-            chosen = _plain(row.flow, dict).get("chosen") or ()
+            chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
             own = not kept or row.cleared or any(name not in self._dag for name in chosen)
             pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
             if not (own or pulled):
@@ -8434,7 +8434,7 @@ class _Start:
         keys = functools.partial(_element_keys, known=_Known(lengths))
         running: set[tuple[str, int]] = set()
         while True:
-            found = _Resumption(self.dag, rows, keys, running)
+            found = _Resumption(self.dag, self._order, rows, keys, running)
             kept = {  # what is mapped over one that is taken along stays, too
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
@@ -8453,9 +8453,9 @@ class _Start:
                 return found
             running |= now & found.left_out
 
-    def _plan_on(self, recorded: Any, lengths: Any, found: _Resumption) -> None:
+    def _plan_on(self, recorded: Any, kept: Any, found: _Resumption) -> None:
         self.plan = _Plan(
-            self.dag, self.logical_date, recorded, lengths, self.pools, found.unexpanded
+            self.dag, self.logical_date, recorded, kept, self.pools, found.unexpanded, self._order
         )
         self.plan.settle()
 

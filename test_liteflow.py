@@ -9142,7 +9142,7 @@ class PlanGrowthTest(Case):
 
         def act(d, rows):
             keys = functools.partial(liteflow._element_keys, known=liteflow._Known({}))
-            found = liteflow._Resumption(d, rows, keys)
+            found = liteflow._Resumption(d, d.topological_sort(), rows, keys)
             liteflow._Plan(d, recorded=found.recorded())
             return found
 
