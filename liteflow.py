@@ -9063,7 +9063,8 @@ class _Run(_Start):
             del self._fresh[next(iter(self._fresh))]
 
     def _branch(self, instance: _Instance, outcome: _Outcome) -> tuple[_Outcome, Sequence[_Node]]:
-        """What a branch or short_circuit leaves out; it then stores no return value."""
+        """What a branch or short_circuit leaves out; it then stores no return value, unless others
+        are mapped over it: a resume has to know it, too."""
         note = outcome.note
         if outcome.status != "success" or instance.node.task._flow is None:
             return outcome, ()
@@ -9073,7 +9074,8 @@ class _Run(_Start):
         except AirflowException as error:
             return outcome._replace(status="failed", error=str(error), xcoms=kept), ()
         instance.flow = json.dumps({k: note[k] for k in ("chosen", "go_on") if k in note})
-        return outcome._replace(xcoms=kept) if left_out else outcome, left_out
+        stores = not left_out or instance.node.feeds
+        return outcome if stores else outcome._replace(xcoms=kept), left_out
 
     # What comes from outside.
 

@@ -7537,6 +7537,19 @@ class AgainTest(FlowCase):
             )
         self.assertEqual(attempt, ("failed", "ended by fail_fast"))
 
+    def test_what_is_mapped_over_what_a_branch_chose_is_resumed(self):
+        with DAG("d") as d:
+            branch = self.step("branch", ["each", "x"], kind="branch")()
+            branch >> [self.step("x")(), self.step("y")()]
+            self.step("each").expand(x=branch)
+        self.bad = {("each", "x")}
+        self.go(d)
+        self.bad = set()
+        self.assertEqual(self.resume(d), ["each:x"])
+        self.assertEqual(
+            self.state_of("each[0]", "each[1]", "y"), ["success", "success", "skipped"]
+        )
+
     def test_what_a_branch_chose_is_forgotten_once_it_runs_again(self):
         def flow(**skips):
             with DAG("d") as d:
