@@ -3268,9 +3268,10 @@ class _Plan:
         for below in node.sheltered:
             if node in below.setups:
                 self._tell(below, below.needs, instance)
-        self._winding.pop(instance, None)
-        for below in node.sheltered if self._stopped else ():  # of a setup that has just succeeded
-            self._wind(below)
+        if self._stopped:
+            self._winding.pop(instance, None)
+            for below in node.sheltered:  # of a setup that has just succeeded
+                self._wind(below)
 
     def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, state = instance.node, instance.state
