@@ -9124,8 +9124,8 @@ class _Run(_Start):
 
     def _call_dag(self, success: bool) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
-        scheduler died. A second signal ends them."""
-        if not self.plan.nodes:
+        scheduler died. A further signal ends them; after a second none is called."""
+        if not self.plan.nodes or self._forced:
             return
         first = _Attempt(self.plan.nodes[0].instances[0])
         if self.dag.on_failure_callback is not None:
@@ -9138,9 +9138,9 @@ class _Run(_Start):
             reason = "success" if success else self.reason or "task_failure"
             reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
-        most = max(len(self._caught), 1)
+        signals = len(self._caught)
         try:
-            while (self._callbacks or self.runner.calling()) and len(self._caught) <= most:
+            while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:
                 self._choose(0)
                 self.runner.wait(0.5)
             self._batch.logs += self.runner.output()

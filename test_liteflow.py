@@ -8804,6 +8804,28 @@ class StopTest(Case):
             run.result()
         self.check("stopped")
 
+    def test_a_second_signal_ends_callbacks_too(self):
+        for of in ("task", "dag"):
+            with self.subTest(of=of):
+                self.script(
+                    f"""
+                    import time
+                    from liteflow import DAG, task
+                    def hangs(context): open("{of}", "w").close(); time.sleep(60)
+                    call = dict(on_success_callback=hangs)
+                    with DAG("hangs", **(call if "{of}" == "dag" else {{}})) as dag:
+                        task(print, **(call if "{of}" == "task" else {{}}))()
+                    if __name__ == "__main__":
+                        dag.cli()
+                    """
+                )
+                process = self.start("my_flow.py", "--db", self.db, "--quiet")
+                self.assertTrue(wait_until((self.folder / of).exists))
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=LIMIT)
+                self.assertIn(process.returncode, (130, 143))
+
     def test_a_second_signal_ends_it_though_another_process_has_locked_the_file(self):
         process = self.begin()
         ended = "SELECT 1 FROM task_instance WHERE task_id = 'unused' AND state = 'failed'"
