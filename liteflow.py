@@ -1572,13 +1572,14 @@ class BashOperator(BaseOperator):
             )
             stack.callback(process.kill)  # before the wait for it, where the task is told to end
             decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
-            last = ""
+            line = [""]  # the last one, in pieces: a long one joined at each took for ever
             while data := process.stdout.read1():  # a line that has no end yet, too
-                text = decode(data)
-                print(text, end="", flush=True)
-                last += text
-                last = last[last.rfind("\n", 0, len(last) - 1) + 1 :]
-            code, last = process.wait(), last.rstrip()
+                if text := decode(data):
+                    print(text, end="", flush=True)
+                    if "\n" in line[-1][-1:] + text[:-1]:
+                        line.clear()
+                    line.append(text[text.rfind("\n", 0, -1) + 1 :])
+            code, last = process.wait(), "".join(line).rstrip()
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:

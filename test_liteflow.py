@@ -4361,6 +4361,30 @@ class OperatorsTest(Case):
         )
         self.assertEqual(run.log("hangs"), "begun\n")
 
+    def test_the_last_line_of_a_command_may_be_long_and_come_in_pieces(self):
+        half = "x" * 25_000_000
+        outputs = {
+            "a\nlong\n": "long",
+            "a\n\n": "",
+            "a|\n": "a",
+            "a\n|b": "b",
+            "a\n|b|c\nd|e\n": "de",
+            f"a\n{half}|{half}": half + half,
+        }
+        for output, wanted in outputs.items():
+            (self.folder / "parts").mkdir()
+            for i, part in enumerate(output.split("|")):
+                (self.folder / "parts" / str(i)).write_text(part)
+            with DAG("long_line") as d:
+                command = 'for f in "$CASE_DIR"/parts/*; do cat "$f"; sleep 0.05; done'
+                liteflow.BashOperator(task_id="b", bash_command=command, append_env=True)
+            started = time.monotonic()
+            with contextlib.redirect_stdout(io.StringIO()):
+                run = d.test(db_path=self.db)
+            self.assertLess(time.monotonic() - started, 20)
+            self.assertTrue((run.xcom_pull("b") or "") == wanted, wanted[:10])
+            shutil.rmtree(self.folder / "parts")
+
     def test_sensors(self):
         run = self.run_flow(
             """
