@@ -1346,7 +1346,9 @@ class _Mappable(_Placeholder, _Dependency):
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
         """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
-        longest."""
+        longest. Raises TypeError for a fillvalue that holds results."""
+        if _with_placeholders({"fillvalue": fillvalue}):
+            raise TypeError(f"the fillvalue of zip() must be a plain value, found {fillvalue!r}")
         return _Mappable("zip", self, *others, by=fillvalue)
 
     def concat(self, *others: _Mappable) -> _Mappable:
@@ -4774,8 +4776,11 @@ def _dump_call(task: BaseOperator) -> _Call:
         return call
     constants = []
     for name, source in task._mapping.sources.items():
-        values = () if isinstance(source, _Mappable) else source
-        constants.append([_dump_taking(task, x, {name or "element": x}) for x in values])
+        values, what = source, name or "element"
+        if isinstance(source, _Mappable):  # filled in later, when nobody could be told
+            values = [x._by for x in source._parts("zip") if x._by is not ...]
+            what = "fillvalue"
+        constants.append([_dump_taking(task, x, {what: x}) for x in values])
     return _Call(call.data, call.takes, constants)
 
 
