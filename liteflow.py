@@ -528,7 +528,10 @@ def _function(what: str, value: Any) -> Any:
 
 def _called_here(what: str, value: Any) -> Any:
     """A plain function whose result counts when it returns: one to be awaited would do nothing."""
-    if getattr(getattr(value, "__code__", None), "co_flags", 0) & 0x80:  # inspect.CO_COROUTINE
+    plain = value
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    if getattr(getattr(plain, "__code__", None), "co_flags", 0) & 0x80:  # inspect.CO_COROUTINE
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
 
@@ -1342,7 +1345,7 @@ class _Mappable(_Placeholder, _Dependency):
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
-        return _Mappable("map", self, by=_function("what map() takes", function))
+        return _Mappable("map", self, by=_called_here("what map() takes", function))
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
         """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
@@ -1540,7 +1543,7 @@ class BashOperator(BaseOperator):
     template_fields = ("bash_command", "env", "cwd")
     env = _optional(None, _late(dict))
     cwd = _optional(None, _late(str, os.PathLike))
-    output_processor = _optional(None, _function)
+    output_processor = _optional(None, _called_here)
     append_env: bool = _setting(False, _is_bool)
     skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
