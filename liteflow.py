@@ -1236,8 +1236,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
         parameters = inspect.signature(function).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         wanted = context if takes_any else _CONTEXT_KEYS & parameters.keys()
-        placed = [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-        taken = placed[: len(args)]  # by position: they would be given twice
+        taken = _placed(parameters, args)  # they would be given twice
         named = {k: v for k, v in context.items() if k in wanted and k not in taken}
         kwargs = {**named, **kwargs}
     result = function(*args, **kwargs)
@@ -1248,6 +1247,12 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
         return await result
 
     return asyncio.run(awaited())
+
+
+def _placed(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
+    """The parameters that arguments take by position."""
+    each = [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    return each[: len(args)]
 
 
 @_once_each
@@ -1907,13 +1912,15 @@ class _TaskFunction(_Decorated[P, R]):
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         defaults = _surroundings(self._settings)[2]
-        named = defaults.keys() - (expand.sources if expand is not None else {})
-        for p in self._signature.parameters.values() if named else ():
+        mapped = {} if expand is None else expand.sources
+        parameters = self._signature.parameters
+        named = defaults.keys() - {*mapped, *_placed(parameters, args)} if defaults else ()
+        for p in parameters.values() if named else ():
             if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
-        if expand is None:
+        if None not in mapped:  # what is in dicts is not known yet
             try:
-                self._signature.bind(*args, **kwargs)
+                self._signature.bind(*args, **kwargs, **mapped)
             except TypeError as error:
                 raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
