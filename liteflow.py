@@ -759,10 +759,10 @@ def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, 
     default_args that reach it: the DAG's, under its groups', under its own."""
     dag, group = given.get("dag"), given.get("task_group")
     dag = _current_dag.get() if dag is None else _of_type(Dag)("dag", dag)
-    if group is None:
-        current = _current_group.get()
-        group = current if current is not None and current.dag is dag else None
-    else:
+    current = _current_group.get()
+    if group is None and current is not None and dag in (None, current.dag):
+        group = current
+    if group is not None:
         its = _of_type(TaskGroup)("task_group", group).dag
         dag = its if dag is None else dag
         if its is not dag:
@@ -990,13 +990,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 self.__dict__[name] = kept
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
+        if dag is not None:
+            dag._add(self)  # refuses an id that is taken, before its groups have it, too
         if group is not None:
             self.task_group = group
             self._mapping = group._mapping
             for each in group._path:
                 each.children.append(self)
-        if dag is not None:
-            dag._add(self)
 
     def _map_over(self, mapping: _ExpandInput, waits: bool = True) -> None:
         """Expand the task, alone or with its group; it waits for all that it is expanded over,

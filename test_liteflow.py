@@ -507,6 +507,48 @@ class BuildingTest(Case):
         self.assertEqual([t.retries for t in d.tasks], [3, 1])
         self.assertEqual([t._kwargs["y"] for t in d.tasks], [9, 5])
 
+    def test_default_args_leave_alone_what_is_given_by_position(self):
+        def rest(a, *more, retries):
+            pass
+
+        with DAG("d", default_args={"y": 9, "retries": 2}) as d:
+            task(sample)(1, 2)
+            task(rest)(1, 2, 3)
+        self.assertEqual([(t._args, t._kwargs) for t in d.tasks][0], ((1, 2), {}))
+        self.assertEqual(d.get_task("rest")._kwargs, {"retries": 2})
+
+    def test_a_refused_task_is_in_no_group(self):
+        with DAG("d"), TaskGroup("g") as g:
+            a = liteflow.EmptyOperator(task_id="a")
+            with self.assertRaises(liteflow.DuplicateTaskIdFound):
+                liteflow.EmptyOperator(task_id="a")
+            self.assertEqual(g.children, [a])
+        self.assertEqual(g.children, [a])
+
+    def test_a_group_opened_outside_its_dag_brings_the_dag_along(self):
+        with DAG("d") as d:
+            g = TaskGroup("g")
+        with g:
+            task(sample)(1)
+            with TaskGroup("inner"):
+                liteflow.EmptyOperator(task_id="b")
+        with DAG("other") as other, contextlib.suppress(ValueError), g:
+            self.fail("another DAG's group is open")
+        self.assertEqual((d.task_ids, other.task_ids), (["g.sample", "g.inner.b"], []))
+
+    def test_settings_without_a_use_here_may_be_anything(self):
+        class NoTruth:
+            def __ne__(self, other):
+                return self
+
+            def __bool__(self):
+                raise ValueError("the truth value is ambiguous")
+
+        config = NoTruth()
+        with DAG("d"):
+            made = liteflow.EmptyOperator(task_id="a", executor_config=config)
+        self.assertIs(made.executor_config, config)
+
     def test_params_belong_to_one_task(self):
         with self.build() as d:
             task(task_id="a")(sample)(1)
