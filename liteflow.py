@@ -489,14 +489,9 @@ def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
     return check
 
 
-def _weight(what: str, value: Any) -> int:
-    """A priority_weight: an int, capped to 32 bits as in Airflow."""
-    return max(-(2**31), min(2**31 - 1, int(_of_type(int)(what, value))))
-
-
-def _retries(what: str, value: Any) -> int:
-    """Capped as well: to the largest number that SQLite takes may be added later."""
-    return min(2**31 - 1, int(_of_type(int, least=0)(what, value)))
+def _capped(what: str, value: Any, least: int | None = None) -> int:
+    """An int, capped to 32 bits as in Airflow."""
+    return max(-(2**31), min(2**31 - 1, int(_of_type(int, least=least)(what, value))))
 
 
 def _params(what: str, value: Any) -> dict[str, Any]:
@@ -924,7 +919,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     task_id: str
     dag: Dag | None = None
-    retries: int = _optional(0, _retries)
+    retries: int = _optional(0, functools.partial(_capped, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
     retry_exponential_backoff: float = _optional(0.0, _backoff)
     max_retry_delay: _datetime.timedelta | None = _optional(None, _duration)
@@ -934,7 +929,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     do_xcom_push: bool = _setting(True, _is_bool)
     multiple_outputs: bool | None = _optional(None, _is_bool)
     params: dict[str, Any] = _setting(None, _params)  # so that each task has a dict of its own
-    priority_weight: int = _setting(1, _weight)
+    priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _optional("default_pool", _of_type(str))
     pool_slots: int = _setting(1, _of_type(int, least=1))

@@ -1077,6 +1077,55 @@ class RefusalsTest(Case):
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), 3)
         self.assertEqual(d.test(db_path=self.db, run_conf={"size": 4}).xcom_pull("f"), 4)
 
+    def test_any_number_of_retries_is_recorded(self):
+        with DAG("d", default_args={"retries": 10**30}) as d:
+            task(retries=sys.maxsize)(one_argument).override(task_id="f")(1)
+            liteflow.EmptyOperator(task_id="e")
+        run = d.test(db_path=self.db)
+        self.assertEqual([ti.max_tries for ti in run.get_task_instances()], [2**31 - 1] * 2)
+
+    def test_what_an_expansion_lacks_or_has_too_much_is_refused_before_it_runs(self):
+        def two(x, y):
+            pass
+
+        def many(*x):
+            pass
+
+        with self.dag:
+            for act, said in (
+                (lambda: task(two).expand(x=[1]), "two() missing a required argument: 'y'"),
+                (lambda: task(many).expand(x=[1]), "many() got an unexpected keyword argument 'x'"),
+            ):
+                self.refused(TypeError, said, act)
+            task(two).partial(y=1).expand(x=[1])
+            task(two).expand_kwargs([{"x": 1, "y": 2}])
+
+    def test_what_would_have_to_be_awaited_is_refused(self):
+        async def later(x):
+            pass
+
+        for act in (
+            lambda: self.result.map(later),
+            lambda: self.f.override(on_success_callback=functools.partial(later))(1),
+            lambda: task.run_if(functools.partial(later, 1))(self.f),
+            lambda: liteflow.BashOperator(
+                task_id="b", bash_command="true", output_processor=later, dag=self.dag
+            ),
+        ):
+            self.refused(TypeError, "can't be an `async def`", act)
+
+    def test_a_fillvalue_that_cannot_travel_is_refused_before_anything_runs(self):
+        self.refused(
+            TypeError, "a plain value", self.result.zip, self.result, fillvalue=[self.result]
+        )
+        with self.dag:
+            zipped = self.result.zip(self.result, fillvalue=lambda: 0)
+            self.f.expand(x=zipped.map(str).concat(self.result))
+        self.refused(
+            liteflow.UnreachableTask, "argument 'fillvalue'", self.dag.test, db_path=self.db
+        )
+        self.assertFalse(self.db.exists())
+
     def test_what_dag_test_can_not_do_is_refused(self):
         for name in ("run_after", "conn_file_path", "use_executor", "mark_success_pattern"):
             self.refused(ValueError, "takes only", self.dag.test, **{name: "x"})
