@@ -1112,9 +1112,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in."""
         for name in self.template_fields:
-            value = getattr(self, name, None)
-            if name not in kwargs and _template_in(value) is not None:  # results are not rendered
-                kwargs[name] = _rendered(value, job.context)
+            value = kwargs.get(name, getattr(self, name, None))
+            if _template_in(value) is not None:
+                kwargs[name] = _rendered(value, job.context, {id(x) for x in job.results})
         # What `execute` sets on the copy is seen by nobody later.
         return _copy_with(self, **kwargs).execute(job.context)
 
@@ -1748,16 +1748,19 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
         return PythonOperator.execute(self, context)
 
 
-def _rendered(value: Any, context: Context) -> Any:
+def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
+    """With the templates in it filled in, but for results (by their ids): they are data."""
+    if id(value) in as_they_are:
+        return value
     if isinstance(value, str):
         jinja2: Any = __import__("jinja2")  # the user's, if it is there
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
         environment.filters.update(_FILTERS)
         return environment.from_string(value).render(context)
     if isinstance(value, dict):
-        return {key: _rendered(item, context) for key, item in value.items()}
+        return {key: _rendered(item, context, as_they_are) for key, item in value.items()}
     if isinstance(value, _CONTAINERS):
-        items = [_rendered(item, context) for item in value]
+        items = [_rendered(item, context, as_they_are) for item in value]
         kind: Any = type(value)
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
     return value
@@ -4891,7 +4894,10 @@ class _CanonicalPickler(pickle.Pickler):
 
 def _of_job(name: str, *arguments: Any) -> Any:
     """Called by unpickling a task's arguments: what stands for a placeholder in this job."""
-    return getattr(_running_job(), name)(*arguments)
+    job = _running_job()
+    found = getattr(job, name)(*arguments)
+    job.results.append(found)
+    return found
 
 
 def _storable(text: object) -> str:
@@ -5110,6 +5116,7 @@ class _Execution:
         self.deadline = time.monotonic() + (math.inf if job.timeout is None else job.timeout)
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
+        self.results: list[Any] = []  # what placeholders stand for: no template, whatever it says
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -5117,12 +5124,12 @@ class _Execution:
         mapped: dict[str, Any] = {}
         for name, element in self.job.elements:
             value = self.element(element)
-            if name is not None:
-                mapped[name] = value
-            elif isinstance(value, Mapping):
-                mapped |= value
-            else:
+            given = value if name is None else {name: value}
+            if not isinstance(given, Mapping):
                 raise TypeError(f"expand_kwargs() takes dicts, found {_shown(value)}")
+            mapped |= given
+            if element[0] != "constant":
+                self.results += given.values()
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
@@ -5133,7 +5140,7 @@ class _Execution:
     def element(self, plan: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, by the plain data that says where it is."""
         match plan:
-            case "value", data:
+            case "constant" | "value", data:
                 return self._loaded(data)
             case "tuple", parts:
                 return tuple(map(self.element, parts))
@@ -8968,7 +8975,7 @@ class _Run(_Start):
             if element[0] == "constant":
                 constant = call.constants[k][element[1]]
                 takes |= constant.takes
-                elements[k] = name, ("value", constant.data)
+                elements[k] = name, ("constant", constant.data)
             else:
                 elements[k] = name, self._inlined(element)
         return elements, takes

@@ -21,6 +21,7 @@ import hashlib
 import html
 import html.parser
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import io
@@ -46,6 +47,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+import types
 import typing
 import unittest
 import warnings
@@ -514,7 +516,7 @@ class BuildingTest(Case):
         with DAG("d", default_args={"y": 9, "retries": 2}) as d:
             task(sample)(1, 2)
             task(rest)(1, 2, 3)
-        self.assertEqual([(t._args, t._kwargs) for t in d.tasks][0], ((1, 2), {}))
+        self.assertEqual((d.tasks[0]._args, d.tasks[0]._kwargs), ((1, 2), {}))
         self.assertEqual(d.get_task("rest")._kwargs, {"retries": 2})
 
     def test_a_refused_task_is_in_no_group(self):
@@ -4695,6 +4697,45 @@ class OperatorsTest(Case):
             (self.folder / "notes").read_text().splitlines(),
             ["f up_for_retry True running", "f success True running", "f running False success"],
         )
+
+    def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
+        """Jinja need not be there: what stands for it knows one form."""
+
+        class Environment:
+            def __init__(self, undefined):
+                self.filters = {}
+
+            def from_string(self, text):
+                fill = lambda context: text.replace("{{ ds }}", context["ds"])  # noqa: E731
+                return types.SimpleNamespace(render=fill)
+
+        jinja2 = types.ModuleType("jinja2")
+        jinja2.__spec__ = importlib.machinery.ModuleSpec("jinja2", None)
+        jinja2.Environment, jinja2.StrictUndefined = Environment, object
+        self.enterContext(mock.patch.dict(sys.modules, {"jinja2": jinja2}))
+
+        def given(*args):
+            return list(args)
+
+        with DAG("d") as d:
+            a = task(task_id="a")(lambda: "{{ ds }}")()
+            many = task(task_id="many")(lambda: ["{{ ds }}", ["{{ ds }}"]])()
+            call = liteflow.PythonOperator.partial(python_callable=given, task_id="constants")
+            call.expand(op_args=[["{{ ds }}", a], ("{{ ds }}",)])
+            call = liteflow.PythonOperator.partial(python_callable=given, task_id="results")
+            call.expand(op_args=many.map(lambda x: [x]))
+            call = liteflow.PythonOperator.partial(python_callable=given, task_id="dicts")
+            call.expand_kwargs([{"op_args": ["{{ ds }}", a]}])
+            liteflow.PythonOperator(
+                task_id="mixed", python_callable=given, op_args=["{{ ds }}", a, [{"k": many}]]
+            )
+        date = datetime.datetime(2026, 1, 2)
+        run = d.test(db_path=self.db, logical_date=date).raise_if_failed()
+        day, kept = "2026-01-02", "{{ ds }}"
+        self.assertEqual(run.xcom_pull("mixed"), [day, kept, [{"k": [kept, [kept]]}]])
+        self.assertEqual(run.xcom_pull("constants"), [[day, kept], [day]])
+        self.assertEqual(run.xcom_pull("results"), [[kept], [[kept]]])
+        self.assertEqual(run.xcom_pull("dicts"), [[day, kept]])
 
     def test_jinja_is_rendered_or_refused_never_ignored(self):
         found = importlib.util.find_spec("jinja2") is not None
