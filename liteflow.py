@@ -1578,8 +1578,9 @@ class BashOperator(BaseOperator):
             stack.callback(process.kill)  # before the wait for it, where the task is told to end
             decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
             line = [""]  # the last one, in pieces: a long one joined at each took for ever
-            while data := process.stdout.read1():  # a line that has no end yet, too
-                if text := decode(data):
+            # A line that has no end yet, too; and, at its end, what is left of a character.
+            for data in itertools.chain(iter(process.stdout.read1, b""), [b""]):
+                if text := decode(data, not data):
                     print(text, end="", flush=True)
                     if "\n" in line[-1][-1:] + text[:-1]:
                         line.clear()

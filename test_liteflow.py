@@ -4459,6 +4459,7 @@ class OperatorsTest(Case):
         outputs = {
             "a\nlong\n": "long",
             "a\n\n": "",
+            "a\n\udcc3|\udca9\udcc3": "é\\xc3",
             "a|\n": "a",
             "a\n|b": "b",
             "a\n|b|c\nd|e\n": "de",
@@ -4467,7 +4468,7 @@ class OperatorsTest(Case):
         for output, wanted in outputs.items():
             (self.folder / "parts").mkdir()
             for i, part in enumerate(output.split("|")):
-                (self.folder / "parts" / str(i)).write_text(part)
+                (self.folder / "parts" / str(i)).write_text(part, errors="surrogateescape")
             with DAG("long_line") as d:
                 command = 'for f in "$CASE_DIR"/parts/*; do cat "$f"; sleep 0.05; done'
                 liteflow.BashOperator(task_id="b", bash_command=command, append_env=True)
