@@ -1356,7 +1356,8 @@ class _Mappable(_Placeholder, _Dependency):
 
     def concat(self, *others: _Mappable) -> _Mappable:
         """The elements of one after those of another."""
-        return _Mappable("concat", self, *others)
+        # Flat, whatever was concatenated one by one: a nest of hundreds is too slow and deep.
+        return _Mappable("concat", *(self._sources if self._how == "concat" else [self]), *others)
 
     def _parts(self, how: str) -> list[Any]:
         """Of what this is made of, and itself, those that were made so; "xcom": the results."""

@@ -3987,6 +3987,20 @@ class MappingTest(Case):
             [states[f"kwargs[{i}]"] for i in range(3)], ["success", "failed", "failed"]
         )
 
+    def test_results_that_are_concatenated_one_by_one(self):
+        with DAG("d") as d:
+            give = task(task_id="give")(lambda: [1, 2])
+            joined = functools.reduce(liteflow.XComArg.concat, [give() for _ in range(1500)])
+            task(task_id="f")(lambda x: x).expand(x=joined)
+        lengths = {(t, -1): 2 for t in d.task_ids}
+        started = time.monotonic()
+        mapping, known = d.get_task("f")._mapping, liteflow._Known(lengths)
+        self.assertEqual(mapping.count(known), 3000)
+        for i in range(0, 3000, 100):
+            [(_, (_, task_id, j))] = mapping.elements(i, known)
+            self.assertEqual((task_id, j), (d.task_ids[i // 2], 0))
+        self.assertLess(time.monotonic() - started, 5)
+
     def test_what_cannot_be_expanded_over(self):
         run = self.run_flow(
             """
