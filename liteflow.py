@@ -1989,13 +1989,15 @@ class _GroupFunction(_Decorated[P, R]):
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the arguments that are mapped over are while the group is built."""
-        names, found = expand.sources, {}
+        if None not in expand.sources:
+            return {name: _Argument("group_value", name) for name in expand.sources}
+        found = {}
         for p in self._signature.parameters.values():
-            if None in names and p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 raise TypeError(
                     f"{self._what()}: expand_kwargs() can't fill {p}: name its arguments"
                 )
-            if p.name in names or (None in names and p.name not in given):
+            if p.name not in given:
                 default = () if p.default is p.empty else (p.default,)
                 found[p.name] = _Argument("group_value", p.name, *default)
         return found

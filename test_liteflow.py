@@ -3987,6 +3987,15 @@ class MappingTest(Case):
             [states[f"kwargs[{i}]"] for i in range(3)], ["success", "failed", "failed"]
         )
 
+    def test_a_mapped_group_takes_any_keyword_if_its_function_does(self):
+        def build(x, **more):
+            task(task_id="f")(lambda *each: list(each))(x, more["y"], more["z"])
+
+        with DAG("d") as d:
+            task_group(group_id="g")(build).partial(z=3).expand(x=[1, 2], y=[5])
+        run = d.test(db_path=self.db)
+        self.assertEqual(run.xcom_pull("g.f"), [[1, 5, 3], [2, 5, 3]])
+
     def test_results_that_are_concatenated_one_by_one(self):
         with DAG("d") as d:
             give = task(task_id="give")(lambda: [1, 2])
