@@ -782,6 +782,8 @@ class _OperatorType(type):
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
         super().__init__(name, bases, body, **kw)
+        if isinstance(body.get("template_fields"), str):  # as in Airflow ("x") stands for ("x",)
+            cls.template_fields = (body["template_fields"],)
         own = {name: x for name, x in body.items() if isinstance(x, _Setting)}
         for name, setting in own.items():
             setattr(cls, name, setting.default)

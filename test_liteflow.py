@@ -4722,6 +4722,21 @@ class OperatorsTest(Case):
             ["f up_for_retry True running", "f success True running", "f running False success"],
         )
 
+    def test_template_fields_may_be_one_name(self):
+        class Own(liteflow.BaseOperator):
+            template_fields = "field"
+
+            def __init__(self, *, field, **kwargs):
+                super().__init__(**kwargs)
+                self.field = field
+
+            def execute(self, context):
+                return self.field
+
+        with DAG("d") as d:
+            Own(task_id="own", field=task(task_id="a")(lambda: 5)())
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), 5)
+
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         """Jinja need not be there: what stands for it knows one form."""
 
