@@ -1747,9 +1747,7 @@ class BaseBranchOperator(BaseOperator):
 class PythonSensor(BaseSensorOperator, PythonOperator):
     """A sensor whose poke is a call of `python_callable(*op_args, **op_kwargs)`."""
 
-    def poke(self, context: Context) -> Any:
-        """Call the callable."""
-        return PythonOperator.execute(self, context)
+    poke = PythonOperator.execute
 
 
 def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
