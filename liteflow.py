@@ -919,7 +919,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     DuplicateTaskIdFound if the DAG has a task of this id.
     """
 
-    task_id: str
+    task_id: str = ""  # until a subclass, which may set others first, calls this `__init__`
     dag: Dag | None = None
     retries: int = _optional(0, functools.partial(_capped, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)

@@ -4722,6 +4722,17 @@ class OperatorsTest(Case):
             ["f up_for_retry True running", "f success True running", "f running False success"],
         )
 
+    def test_a_setting_may_be_assigned_before_that_of_the_base(self):
+        class Own(liteflow.BaseOperator):
+            def __init__(self, *, tries, **kwargs):
+                self.retries = tries
+                super().__init__(**kwargs)
+
+        with DAG("d"):
+            self.assertEqual(Own(task_id="own", tries=3).retries, 3)
+            with self.assertRaisesRegex(TypeError, "retries must be int"):
+                Own(task_id="other", tries="3")
+
     def test_template_fields_may_be_one_name(self):
         class Own(liteflow.BaseOperator):
             template_fields = "field"
