@@ -934,7 +934,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _optional("default_pool", _of_type(str))
-    pool_slots: int = _setting(1, _of_type(int, least=1))
+    pool_slots: int = _setting(1, functools.partial(_capped, least=1))
     max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
     max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
     depends_on_past = wait_for_downstream = _none_earlier
@@ -8054,7 +8054,7 @@ class _InProcessRunner(_ExecutorRunner):
         watched = watched and threading.current_thread() is threading.main_thread()
         if watched:
             before = signal.signal(signal.SIGALRM, on_alarm)
-            signal.setitimer(signal.ITIMER_REAL, timeout or 0)
+            signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
         try:
             yield
         finally:

@@ -1079,6 +1079,12 @@ class RefusalsTest(Case):
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), 3)
         self.assertEqual(d.test(db_path=self.db, run_conf={"size": 4}).xcom_pull("f"), 4)
 
+    def test_numbers_and_times_that_mean_without_end(self):
+        with DAG("d", dagrun_timeout=datetime.timedelta.max) as d:
+            most = {"pool_slots": 10**30, "max_active_tis_per_dag": 10**30}
+            task(execution_timeout=datetime.timedelta.max, **most)(one_argument)(1)
+        d.test(db_path=self.db).raise_if_failed()
+
     def test_any_number_of_retries_is_recorded(self):
         with DAG("d", default_args={"retries": 10**30}) as d:
             task(retries=sys.maxsize)(one_argument).override(task_id="f")(1)
