@@ -10538,7 +10538,7 @@ class ReadingTest(Case):
 
     def test_a_value_is_read_without_a_count_of_all_runs(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
-        with mock.patch.object(liteflow, "_select_dags", None):
+        with mock.patch.object(liteflow, "_select_histories", None):
             self.assertEqual(run.xcom_pull("a"), [3])
 
     def test_looking_leaves_no_trace(self):
