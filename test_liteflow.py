@@ -10839,6 +10839,7 @@ class ForkedServerTest(ScriptCase):
         self.assertEqual(done.returncode, 130, done.stderr)
         self.assertFalse((self.folder / "ran").exists())
 
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
     def test_a_pool_serves_a_thread_that_outlives_the_program(self):
         text = self.main(
             """
