@@ -6332,8 +6332,10 @@ class CallbacksTest(Case):
             """,
             max_workers=2,
         )
-        after = run.get_task_instance("flaky").start_date - run.start_date
-        self.assertLess(after.total_seconds(), run.duration / 2)
+        # Not behind all others, as it was.
+        others = [ti.start_date for ti in run.get_task_instances() if ti.task_id == "one"]
+        again = run.get_task_instance("flaky").start_date
+        self.assertGreater(sum(other > again for other in others), 20)
 
     def test_what_goes_wrong_with_a_callback_of_the_dag_leaves_its_run_as_it_ended(self):
         source = """
@@ -8715,6 +8717,10 @@ class ResumeModel:
                 yield f"{key} was torn down, and work in its scope ran without it"
             # Under fail_fast what was to run may not run after all.
             anew = any(self.reasons[k] or self.may_pull(w, k) for w, k in work)
+            # Nor where it fails: what its rule left out before is left out for that now.
+            before = {self.state_before(k) for _, k in work}
+            if state == "failed" and before & {"skipped", "upstream_failed"}:
+                anew = True
             if anew or self.flow.fail_fast:
                 reason = "work in its scope is decided anew"
         if ran and kept and not reason:
