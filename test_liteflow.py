@@ -9935,6 +9935,7 @@ class SubmitTest(FlowCase):
         began = collections.Counter(self.began())
         self.assertEqual((len(began), sum(began.values())), (count, count + cut_off))
 
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
     def test_the_interpreters_end_drains_the_line(self):
         path = self.script(
             "from liteflow import *\n"
