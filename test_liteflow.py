@@ -9603,12 +9603,17 @@ class SubmitTest(FlowCase):
             self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
         self.assertEqual(self.began(), [*"abc"])
 
-    def test_a_run_that_another_process_rules_out_is_tried_again(self):
+    def ruled_out(self):
+        """Let another process's run rule out those of the DAG, until what this gives is closed."""
         self.flows.dag.max_active_runs = 1
         self.flows.dag.run(db_path=self.db, executor=pool(), run_id="other")
         lock = contextlib.ExitStack()
         owner, _ = lock.enter_context(liteflow._owned_folder(self.db))
         self.abandon(owner, running=False)
+        return lock
+
+    def test_a_run_that_another_process_rules_out_is_tried_again(self):
+        lock = self.ruled_out()
         with mock.patch.object(liteflow, "_TRIED_AGAIN", 0.02), WorkerPool(1) as mine:
             future = mine.submit(self.flows.dag, db_path=self.db)
             wait_until(lambda: mine._runs._sleeps)
@@ -9617,11 +9622,7 @@ class SubmitTest(FlowCase):
             self.assertEqual(future.result(LIMIT).state, "success")
 
     def test_who_watches_a_run_that_others_rule_out_is_replaced_when_it_begins_another(self):
-        self.flows.dag.max_active_runs = 1
-        self.flows.dag.run(db_path=self.db, executor=pool(), run_id="other")
-        lock = contextlib.ExitStack()
-        owner, _ = lock.enter_context(liteflow._owned_folder(self.db))
-        self.abandon(owner, running=False)
+        lock = self.ruled_out()
         with mock.patch.object(liteflow, "_TRIED_AGAIN", 0.2), WorkerPool(2) as mine:
             future = mine.submit(self.flows.dag, db_path=self.db)
             wait_until(lambda: mine._runs._sleeps)
