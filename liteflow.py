@@ -3502,6 +3502,15 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
     return frozenset(r.operator.task_id for r in _results_in([args, kwargs, sources]))
 
 
+def _takes(task: BaseOperator) -> str | None:
+    """The same as a run records it; `up[]` where it takes all results of a mapped task."""
+    names = []
+    for up in sorted(_taken_by(task)):
+        mapping = task._dag_or_error().task_dict[up]._mapping
+        names.append(up if mapping in (None, task._mapping) else f"{up}[]")
+    return _json_ids(names) if names else None
+
+
 # --- Plan: what a resume runs again ---------------------------------------------------------------
 
 
@@ -3590,8 +3599,7 @@ class _Resumption:
 
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
-        takes = _taken_by(task)
-        took = _json_ids(sorted(takes))
+        takes, text = _taken_by(task), _takes(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
@@ -3600,7 +3608,7 @@ class _Resumption:
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
             own = not kept or row.cleared or any(name not in self._dag for name in chosen)
-            pulled = (row.takes or "[]") != took or self._is_pulled(task, index, takes)
+            pulled = row.takes != text or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
             self.again.add(key)
@@ -3737,7 +3745,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     element TEXT,                -- what a mapped one was mapped over: a digest
     element_preview TEXT,
     upstream_task_ids TEXT,      -- JSON list: what it waited for
-    takes TEXT,                  -- JSON list: those of which it took results
+    takes TEXT,                  -- JSON list: those whose results it took, a[]: of all instances
     task_group_id TEXT,          -- the group it stands in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
@@ -4316,10 +4324,10 @@ class _Store:
 
         def rows() -> Iterator[tuple[Any, ...]]:
             for node, together in itertools.groupby(instances, lambda i: i.node):
-                task, takes, group = node.task, _taken_by(node.task), node.task.task_group
+                task, group = node.task, node.task.task_group
                 facts = (
                     _json_ids(task._upstream),
-                    _json_ids(sorted(takes)) if takes else None,
+                    _takes(task),
                     group.group_id if group is not None else None,
                     "setup" if task.is_setup else "teardown" if task.is_teardown else None,
                 )

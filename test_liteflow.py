@@ -8105,6 +8105,25 @@ class AgainTest(FlowCase):
                 wanted = {f"t[{i}]": "success" for i in range(len(ran))} if mapped else {}
                 self.assertEqual(now, wanted or {"t": "success" if ran else "skipped"})
 
+    def test_what_takes_a_skipped_task_follows_whether_that_is_mapped(self):
+        def flow(mapped):
+            with DAG("d") as d:
+                none = self.step("none", skips=True)()
+                t = self.step("t")
+                t = t.expand(x=[]) if mapped else t()
+                none >> t
+                self.step("taker", result=lambda x: repr(x), trigger_rule="none_failed")(t)
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.go(flow(True))
+        for mapped, ran in ((True, []), (False, ["taker"]), (False, []), (True, ["taker"])):
+            with self.subTest(mapped=mapped):
+                self.assertEqual(self.resume(flow(mapped)), [*ran, "z"])
+                taken = "<the results of 0 instances>" if mapped else "None"
+                self.assertEqual(self.last.xcom_pull("taker"), taken)
+
     # Whatever is refused writes nothing.
 
     def test_from_that_is_refused_writes_nothing(self):
