@@ -1136,11 +1136,18 @@ def _copy_with(original: T, /, **values: Any) -> T:
     return made
 
 
+def _signature(function: Any) -> inspect.Signature:
+    """A function's signature, in which annotations may name what only a type checker imports:
+    from Python 3.14 on they are evaluated by looking at them."""
+    kept: Any = {"annotation_format": 3} if sys.version_info >= (3, 14) else {}  # FORWARDREF
+    return inspect.signature(function, **kept)
+
+
 @functools.cache
 def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
     """The arguments that the `__init__`s of an operator's class take by name."""
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
-    named = [p for x in kinds for p in inspect.signature(x.__init__).parameters.values()]
+    named = [p for x in kinds for p in _signature(x.__init__).parameters.values()]
     return frozenset(p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
 
 
@@ -1230,7 +1237,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """What the function returns, given what its other parameters name in the context; an
     `async def` is run to its end."""
     if context:
-        parameters = inspect.signature(function).parameters
+        parameters = _signature(function).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         wanted = context if takes_any else _CONTEXT_KEYS & parameters.keys()
         taken = _placed(parameters, args)  # they would be given twice
@@ -1261,7 +1268,7 @@ def _takes_context(function: Callable[..., Any]) -> bool:
 @_once_each
 def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
-    annotation = getattr(function, "__annotations__", {}).get("return")
+    annotation = _task_signature(function).return_annotation
     if isinstance(annotation, str):
         # Of the return annotation alone: another may name what only a type checker imports.
         only = type("only", (), {"__annotations__": {"return": annotation}})
@@ -1938,7 +1945,7 @@ def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """Raises TypeError for what is no plain function with a name and a signature."""
     _function(f"what {decorator} decorates", function)
     try:
-        found = inspect.signature(function)
+        found = _signature(function)
     except ValueError:  # some that are written in C have none
         found = None
     if found is None or not hasattr(function, "__name__"):
@@ -1964,7 +1971,8 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
             p = p.replace(default=None)
         parameters.append(p)
     # Unvalidated: a context parameter, now with a default, may stand before one without.
-    return inspect.Signature(parameters, __validate_parameters__=False)
+    returned = signature.return_annotation
+    return inspect.Signature(parameters, return_annotation=returned, __validate_parameters__=False)
 
 
 class _GroupFunction(_Decorated[P, R]):

@@ -667,6 +667,47 @@ class BuildingTest(Case):
         self.assert_raises(liteflow.TaskNotFound, ["'sampel'", "'sample'"], d.get_task, "sampel")
         self.assert_raises(KeyError, "'x'", lambda: d["x"])
 
+    def test_annotations_may_name_what_only_a_type_checker_imports(self):
+        """Python 3.14 evaluates them where it is asked for a signature, unless told not to."""
+        signature = inspect.signature
+
+        def evaluating(function, *, annotation_format=1):
+            if annotation_format == 1:
+                raise NameError("name 'DataFrame' is not defined")
+            return signature(function)
+
+        newer = mock.patch.object(sys, "version_info", (3, 14))
+        with newer, mock.patch.object(inspect, "signature", evaluating), DAG("d") as d:
+
+            @task
+            def f(x, ti=None) -> dict:
+                return {"x": x, "context": ti.task_id}
+
+            class Own(liteflow.BaseOperator):
+                def __init__(self, *, frame, **kwargs):
+                    super().__init__(**kwargs)
+
+                def execute(self, context):
+                    """Nothing."""
+
+            f(1)
+            Own.partial(task_id="own").expand(frame=[1])
+            self.assertTrue(d.task_dict["f"].multiple_outputs)
+            run = d.test(db_path=self.db)
+        self.assertEqual(run.xcom_pull("f", "context"), "f")
+
+    @unittest.skipUnless(sys.version_info >= (3, 14), "annotations are evaluated at once")
+    def test_annotations_may_name_what_there_is_not(self):
+        module = self.module("""
+            from liteflow import DAG, task
+            with DAG("d") as dag:
+                @task
+                def f(x: DataFrame) -> dict[str, DataFrame]: return {"x": x}
+                f(1)
+        """)
+        self.assertTrue(module.dag.task_dict["f"].multiple_outputs)
+        self.assertEqual(module.dag.test(db_path=self.db).xcom_pull("f", "x"), 1)
+
     def test_multiple_outputs_are_inferred_from_a_dict_annotation(self):
         module = self.module(
             """
