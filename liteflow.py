@@ -6002,7 +6002,7 @@ class _Worker:
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
-        outcome = _Outcome(*outcome[:7], terminated, None, held, log_end, output)
+        outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
         # Where no job waits, others wait for this one: it is told before what comes behind it.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
@@ -7542,7 +7542,7 @@ class _SlotRunner(_Runner):
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         alone = self._streak > 0 and not (self._out or self._unsent or self._busy())
-        self._unsent.append((attempt, _Job(next(self._numbers), *job[1:-1], alone)))
+        self._unsent.append((attempt, job._replace(number=next(self._numbers), alone=alone)))
         if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
             self._flush()
 
