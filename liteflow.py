@@ -4355,8 +4355,8 @@ class _Store:
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
         self._connection.executemany(
-            "UPDATE task_instance SET cleared = ?1, state = NULL WHERE dag_run_id = ?2 AND "
-            "task_id = ?3 AND map_index = coalesce(?4, map_index) AND coalesce(state, '') "
+            "UPDATE task_instance SET cleared = ?, state = NULL WHERE dag_run_id = ? AND "
+            "task_id = ? AND map_index = coalesce(?, map_index) AND coalesce(state, '') "
             "!= 'removed'",
             [(how, run_row, *name) for name in names],
         )

@@ -6639,6 +6639,11 @@ class ClearingTest(Case):
         self.assertEqual(tries, [(0, 1), (1, 2), (2, 1), (-1, 2)])
         self.assertEqual((run.state, run.xcom_pull("total")), ("success", 6))
 
+    def test_clearing_gives_no_warning(self):  # Python 3.12.0 to 3.12.3 did, of `?1`
+        run = self.run_flow(self.SOURCE)
+        with warnings.catch_warnings(action="error"):
+            self.assertEqual(run.clear(["a", "other"]), ["a", "other"])
+
     def test_a_live_run_is_not_cleared_even_if_it_begins_just_now(self):
         run = self.run_flow(self.SOURCE)
         real = liteflow._Store.transaction
