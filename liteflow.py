@@ -7110,11 +7110,15 @@ def _start_context(asked: Any) -> Any:
 
 
 def _fork_server_answers() -> bool:
-    """Whether a fork server can be asked for a worker, without waiting for one that is stopped; a
-    new one reads `sys.path` from its command line, where only text has a place."""
-    server = sys.modules.get("multiprocessing.forkserver")
-    pid = getattr(getattr(server, "_forkserver", None), "_forkserver_pid", None)
-    return _answers(pid) and all(isinstance(entry, str) for entry in sys.path)
+    """Whether a fork server can be asked for a worker, without waiting for one that is stopped. A
+    new one imports nothing: each worker is to import the script itself (since Python 3.13.8 the
+    server would, once for all of them, and up to 3.14.2 without the script's arguments)."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if getattr(server, "_preload_modules", None) == ["__main__"]:  # nobody asked for anything else
+        server.set_forkserver_preload([])
+    return _answers(server._forkserver_pid)
 
 
 def _cpus() -> int:

@@ -6890,6 +6890,29 @@ class ForkServerFaultsTest(Case):
     def test_a_path_object_in_sys_path(self):
         self.check("path")
 
+    def test_it_does_not_import_the_script_for_its_workers(self):
+        path = self.script(
+            """
+            import os, sys
+            from multiprocessing import spawn
+            from liteflow import *
+            PID, ARGUMENTS = os.getpid(), sys.argv[1:]
+            with DAG("anew") as dag:
+                @task
+                def f(): return PID == os.getpid(), ARGUMENTS
+                f()
+            def prepared(name, known=spawn.get_preparation_data):  # as in 3.13.8, for a fork server
+                found = known(name)
+                return {**found, "main_path": found["init_main_from_path"]}
+            if __name__ == "__main__":
+                spawn.get_preparation_data = prepared
+                run = dag.run(db_path="flow.db", mp_context="forkserver")
+                print(run.raise_if_failed().xcom_pull("f"))
+            """
+        )
+        done = self.python(path, "word")
+        self.assertEqual((done.stdout, done.stderr), ("(True, ['word'])\n", ""))
+
 
 class RunnersTest(Case):
     def test_wrong_options(self):
