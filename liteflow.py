@@ -11077,8 +11077,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     """Run a command; what went wrong is one sentence on standard error and an exit code. What it
     returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        with contextlib.suppress(ValueError):  # the script has closed it
-            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     why = ""
     try:
@@ -11946,6 +11945,8 @@ def _parser(
     name: str, text: str, block: str, more: str = "", make: Any = None
 ) -> argparse.ArgumentParser:
     """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
+    if getattr(sys.stdout, "closed", False):  # by the script; since 3.14 argparse looks at it
+        sys.stdout = None
     lines = block.strip().splitlines()
     examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
     epilog = "".join(["examples:", *examples, more])

@@ -11627,7 +11627,14 @@ class CommandLineTest(ScriptCase):
         self.assertEqual({*done.stdout.splitlines()}, {"{'x': <class 'int'>}"})
 
     def test_streams_that_are_closed_are_no_failure(self):
-        self.script(self.FLOW.replace("dag.cli()", "import sys; sys.stdout.close(); dag.cli()"))
+        closed = """import argparse, sys
+            def init(self, *args, known=argparse.HelpFormatter.__init__, **kwargs):
+                hasattr(sys.stdout, "fileno") and sys.stdout.fileno()  # as it does since 3.14
+                known(self, *args, **kwargs)
+            argparse.HelpFormatter.__init__ = init
+            sys.stdout.close()
+            dag.cli()"""
+        self.script(self.FLOW.replace("dag.cli()", closed))
         self.assert_exit(0, "script", "--logs", "--conf", '{"n": 2}')
         with mock.patch.object(sys, "stdin", None):
             self.assert_exit(2, "delete", "flow", "--all", words=["--yes"])
