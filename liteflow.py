@@ -3781,7 +3781,7 @@ CREATE TABLE IF NOT EXISTS xcom (
     key TEXT NOT NULL,
     type TEXT NOT NULL,
     preview TEXT NOT NULL,       -- a short repr, for people
-    length INTEGER,              -- of a list, tuple or dict
+    length INTEGER,              -- of a sequence or dict
     value BLOB NOT NULL,         -- pickle
     PRIMARY KEY (task_instance_id, key)
 ) STRICT;
@@ -5572,21 +5572,25 @@ _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max
 
 def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     """The elements of a result that others expand over: each one's preview, and it pickled."""
-    no_list = isinstance(result, (str, bytes, bytearray))
     kind: type[AirflowException] = XComForMappingNotPushed
     if not job.task.do_xcom_push:
         found = "has do_xcom_push=False"
     elif result is None:
         found = "returned None"
-    elif no_list or not isinstance(result, (Sequence, Mapping)):
+    elif not _is_mappable(result):
         kind, found = UnmappableXComTypePushed, f"returned {_shown(result)}: no list, tuple or dict"
     elif len(result) > _MAP_LIMIT:
         found = f"returned {len(result)} elements: at most {_MAP_LIMIT} are allowed"
         kind = UnmappableXComLengthPushed
     else:
-        elements = result.items() if isinstance(result, Mapping) else result
+        elements = result.items() if isinstance(result, dict) else result
         return [(_preview(x), _dump(x)) for x in elements]
     raise kind(f"others expand over the result of task {job.task_id!r}, which {found}")
+
+
+def _is_mappable(value: Any) -> bool:
+    """Whether others can be expanded over it (Airflow's rule)."""
+    return isinstance(value, (Sequence, dict)) and not isinstance(value, (str, bytes, bytearray))
 
 
 def _push(job: _Execution, key: str, value: Any, said: str) -> None:
@@ -5609,7 +5613,7 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
             f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
             "write it to a file and return the path"
         )
-    length = len(value) if isinstance(value, (list, tuple, dict)) else None
+    length = len(value) if _is_mappable(value) else None
     job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 

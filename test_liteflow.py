@@ -3980,6 +3980,29 @@ class VendoredTest(Case):
 
 
 class MappingTest(Case):
+    def test_over_a_result_that_is_any_sequence(self):
+        run = self.run_flow(
+            """
+            from collections import UserDict, deque
+            with DAG("sequences") as dag:
+                @task
+                def numbers(): return range(2)
+                @task
+                def queued(): return deque("ab")
+                @task
+                def same(x): return x
+                @task
+                def mapping(): return UserDict(a=1)
+                same.expand(x=same.override(task_id="all")(same.expand(x=numbers())))
+                same.expand(x=queued())
+                same.expand(x=mapping())
+            """
+        )
+        found = {t: run.xcom_pull(t) for t in ("same", "same__1", "same__2")}
+        self.assertEqual(found, {"same": [0, 1], "same__1": [0, 1], "same__2": ["a", "b"]})
+        reason = run.get_task_instance("mapping").error.splitlines()[-1]
+        self.assertIn("which returned {'a': 1}: no list, tuple or dict", reason)
+
     def test_expand_in_all_its_forms(self):
         run = self.run_flow(
             """
