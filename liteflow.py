@@ -5673,7 +5673,7 @@ def _place_of(error: str | None) -> str:
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         # Libraries, of whatever Python ran it, are not the user's; nor are we, nor what has no file
-        far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*/", path)
+        far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*t?/", path)
         own = not (far or os.path.basename(path) == os.path.basename(__file__))
         places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")

@@ -12735,6 +12735,7 @@ class FailureTest(ScriptCase):
                 "/opt/venv/lib/python3.99/site-packages/pandas",
                 "/usr/lib/python3/dist-packages/yaml",
                 "/usr/lib64/python3.99/json",
+                "/usr/local/lib/python3.99t/json",  # of a free-threaded build
             )
         ]
         lines = [f'  File "{path}", line 7, in load\n    {line}\n' for path, line in frames]
