@@ -10283,8 +10283,9 @@ def _typed(*words: str | Path) -> str:
 def _python() -> str:
     """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
     mail."""
-    own = sys.executable
-    same = os.path.dirname(shutil.which("python3") or "") == os.path.dirname(own)
+    own, found = sys.executable, shutil.which("python3") or ""
+    # Of two environments over one interpreter, and of two interpreters in one folder, it is one.
+    same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
 

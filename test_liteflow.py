@@ -12572,15 +12572,19 @@ class FailureTest(ScriptCase):
         return self.cli_here("show", "two").stdout
 
     def test_the_interpreter_is_named_where_python3_is_another(self):
-        beside = os.path.join(os.path.dirname(sys.executable), "python3")
-        for found, terminal, said in (
-            (beside, True, "python3"),
-            ("/elsewhere/python3", True, sys.executable),
-            (None, True, sys.executable),
-            (beside, False, sys.executable),  # a mail is read where it may be another
+        own, beside = str(self.folder / "python3.98"), self.folder / "python3"
+        for newest, found, terminal, said in (
+            ("python3.98", beside, True, "python3"),
+            ("python3.98", "/elsewhere/python3", True, own),
+            ("python3.98", None, True, own),
+            ("python3.98", beside, False, own),  # a mail is read where it may be another
+            ("python3.99", beside, True, own),  # of several versions in one folder
         ):
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(newest)
             with (
-                mock.patch("shutil.which", lambda name, found=found: found),
+                mock.patch.object(sys, "executable", own),
+                mock.patch("shutil.which", lambda name, found=found: found and str(found)),
                 mock.patch.object(liteflow, "_may_redraw", lambda stream, yes=terminal: yes),
             ):
                 self.assertEqual(liteflow._python(), said)
