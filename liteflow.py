@@ -1107,18 +1107,20 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         fields = {name: getattr(self, name, None) for name in self.template_fields}
         return (), _with_placeholders(fields)
 
-    def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
-        """Runs in the worker process: the operator that does the work; it may take arguments."""
-        return self
+    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
+        """Runs in the worker process: the operator that does the work, its fields filled in; a
+        copy, as what `execute` sets is for hooks, callbacks and `map_index_template` alone."""
+        made = _copy_with(self, **kwargs)
+        job.context["task"] = job.context["ti"].task = made
+        for name in self.template_fields:
+            if _template_in(value := getattr(made, name, None)) is not None:
+                value = _rendered(value, job.context, {id(x) for x in job.results})
+                object.__setattr__(made, name, value)
+        return made
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         """Runs in the worker process: the task's work on arguments whose values are filled in."""
-        for name in self.template_fields:
-            value = kwargs.get(name, getattr(self, name, None))
-            if _template_in(value) is not None:
-                kwargs[name] = _rendered(value, job.context, {id(x) for x in job.results})
-        # What `execute` sets on the copy is seen by nobody later.
-        return _copy_with(self, **kwargs).execute(job.context)
+        return self.execute(job.context)
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
@@ -1222,6 +1224,9 @@ class _FunctionOperator(BaseOperator):
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._call()[1]
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
+
+    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
+        return self
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
@@ -1797,16 +1802,15 @@ class _MappedOperator(BaseOperator):
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), _with_placeholders(self._fixed)
 
-    def _made(self, kwargs: dict[str, Any]) -> BaseOperator:
+    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._fixed, **kwargs, **place}
-        kwargs.clear()
         # In a context of its own it joins no DAG that is being built.
         made: BaseOperator = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
-        return made
+        return made._ready({}, job)
 
 
 # --- Building: decorators -------------------------------------------------------------------------
@@ -5442,7 +5446,7 @@ def _run_hooked(job: _Execution) -> Any:
     class may define."""
     _check_conditions(job)
     args, kwargs = job.arguments()
-    task: Any = job.task._made(kwargs)
+    task: Any = job.task._ready(kwargs, job)
     _call_hook(job, task.pre_execute)
     if not job.job.pokes:
         _call_back(job, job.task, "on_execute_callback")

@@ -4818,21 +4818,61 @@ class OperatorsTest(Case):
             Own(task_id="own", field=task(task_id="a")(lambda: 5)())
         self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), 5)
 
-    def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
-        """Jinja need not be there: what stands for it knows one form."""
+    def with_jinja(self):
+        """Jinja need not be there: what stands for it knows `{{ python }}`."""
 
         class Environment:
             def __init__(self, undefined):
                 self.filters = {}
 
             def from_string(self, text):
-                fill = lambda context: text.replace("{{ ds }}", context["ds"])  # noqa: E731
-                return types.SimpleNamespace(render=fill)
+                fill = functools.partial(re.sub, r"{{ (.*?) }}", string=text)
+                render = lambda names: fill(lambda m: str(eval(m[1], {}, names)))  # noqa: E731
+                return types.SimpleNamespace(render=render)
 
         jinja2 = types.ModuleType("jinja2")
         jinja2.__spec__ = importlib.machinery.ModuleSpec("jinja2", None)
         jinja2.Environment, jinja2.StrictUndefined = Environment, object
         self.enterContext(mock.patch.dict(sys.modules, {"jinja2": jinja2}))
+
+    def test_hooks_callbacks_and_labels_see_the_operator_that_runs(self):
+        """The `task` of their context: with its fields filled in, and what `execute` has set."""
+        self.with_jinja()
+        seen = []
+
+        def saw(context):
+            seen.append((context["ti"].task.field, vars(context["task"]).get("made")))
+
+        class Own(liteflow.BaseOperator):
+            template_fields = ("field",)
+
+            def __init__(self, *, field, **kwargs):
+                super().__init__(**kwargs)
+                self.field = field
+
+            def pre_execute(self, context):
+                seen.append(self.field)
+
+            def execute(self, context):
+                self.made = [self.field, context["task"] is self]
+                return self.made
+
+            def post_execute(self, context, result):
+                seen.append(self.made)
+
+        with DAG("d") as d:
+            result = task(task_id="a")(lambda: "A")()
+            Own(task_id="b", field=result, on_execute_callback=saw, on_success_callback=saw)
+            label = "{{ task.field }} {{ task.made[1] }}"
+            Own.partial(task_id="m", map_index_template=label).expand(field=["{{ ds }}"])
+        run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
+        first, then = ["A", True], ["2026-01-02", True]
+        self.assertEqual(seen, ["A", ("A", None), first, ("A", first), "2026-01-02", then])
+        self.assertEqual(run.get_task_instance("m", 0).element, "2026-01-02 True")
+        self.assertIsInstance(d.get_task("b").field, liteflow.XComArg)
+
+    def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
+        self.with_jinja()
 
         def given(*args):
             return list(args)
