@@ -1768,8 +1768,12 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
         return value
     if isinstance(value, str):
         jinja2: Any = __import__("jinja2")  # the user's, if it is there
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-        environment.filters.update(_FILTERS)
+        make, dag = jinja2.Environment, context["dag"]
+        if dag.render_template_as_native_obj:
+            make = importlib.import_module("jinja2.nativetypes").NativeEnvironment
+        environment = make(undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.do"])
+        environment.globals.update(dag.user_defined_macros)
+        environment.filters.update(_FILTERS | dag.user_defined_filters)
         return environment.from_string(value).render(context)
     if isinstance(value, dict):
         return {key: _rendered(item, context, as_they_are) for key, item in value.items()}
@@ -2161,8 +2165,9 @@ class Dag:
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
     is_paused_upon_creation = template_searchpath = template_undefined = _as_given
-    user_defined_macros = user_defined_filters = jinja_environment_kwargs = _as_given
-    owner_links = access_control = auto_register = deadline = allowed_run_types = _as_given
+    user_defined_macros = user_defined_filters = _optional({}, _of_type(dict))
+    jinja_environment_kwargs = owner_links = access_control = auto_register = _as_given
+    deadline = allowed_run_types = _as_given
     disable_bundle_versioning = rerun_with_latest_version = sla_miss_callback = _as_given
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
@@ -5367,7 +5372,8 @@ class _Macros:
     def __getattr__(self, name: str) -> Any:
         if name not in ("json", "random", "time", "uuid"):
             raise AttributeError(name)
-        return __import__(name)
+        module = __import__(name)
+        return module.random if name == "random" else module  # a function there
 
     @staticmethod
     def ds_add(ds: str, days: int) -> str:

@@ -4822,18 +4822,31 @@ class OperatorsTest(Case):
         """Jinja need not be there: what stands for it knows `{{ python }}`."""
 
         class Environment:
-            def __init__(self, undefined):
-                self.filters = {}
+            def __init__(self, undefined, extensions):
+                self.filters, self.globals = {}, {}
 
             def from_string(self, text):
-                fill = functools.partial(re.sub, r"{{ (.*?) }}", string=text)
-                render = lambda names: fill(lambda m: str(eval(m[1], {}, names)))  # noqa: E731
-                return types.SimpleNamespace(render=render)
+                def value(match, names):
+                    name, _, filtered = match[1].partition(" | ")
+                    found = eval(name, self.globals, names)
+                    return self.filters[filtered](found) if filtered else found
+
+                return types.SimpleNamespace(render=lambda names: self.fill(text, value, names))
+
+            def fill(self, text, value, names):
+                return re.sub(r"{{ (.*?) }}", lambda match: str(value(match, names)), text)
+
+        class NativeEnvironment(Environment):
+            def fill(self, text, value, names):
+                return value(re.fullmatch(r"{{ (.*?) }}", text), names)
 
         jinja2 = types.ModuleType("jinja2")
         jinja2.__spec__ = importlib.machinery.ModuleSpec("jinja2", None)
         jinja2.Environment, jinja2.StrictUndefined = Environment, object
-        self.enterContext(mock.patch.dict(sys.modules, {"jinja2": jinja2}))
+        native = types.SimpleNamespace(NativeEnvironment=NativeEnvironment)
+        self.enterContext(
+            mock.patch.dict(sys.modules, {"jinja2": jinja2, "jinja2.nativetypes": native})
+        )
 
     def test_hooks_callbacks_and_labels_see_the_operator_that_runs(self):
         """The `task` of their context: with its fields filled in, and what `execute` has set."""
@@ -4870,6 +4883,28 @@ class OperatorsTest(Case):
         self.assertEqual(seen, ["A", ("A", None), first, ("A", first), "2026-01-02", then])
         self.assertEqual(run.get_task_instance("m", 0).element, "2026-01-02 True")
         self.assertIsInstance(d.get_task("b").field, liteflow.XComArg)
+
+    def test_a_dag_says_what_its_templates_know_and_give(self):
+        self.with_jinja()
+        values = []
+        for native in (False, True):
+            with DAG(
+                "d",
+                params={"a": [1, 2]},
+                render_template_as_native_obj=native,
+                user_defined_macros={"twice": lambda x: x * 2},
+                user_defined_filters={"first": lambda x: x[0]},
+            ) as d:
+                templates = [
+                    "{{ twice(params['a']) }}",
+                    "{{ params['a'] | first }}",
+                    "{{ macros.random() < 1 }}",
+                ]
+                liteflow.PythonOperator(
+                    task_id="a", python_callable=lambda *args: list(args), op_args=templates
+                )
+            values.append(d.test(db_path=self.db).xcom_pull("a"))
+        self.assertEqual(values, [["[1, 2, 1, 2]", "1", "True"], [[1, 2, 1, 2], 1, True]])
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
@@ -12678,7 +12713,7 @@ class FailureTest(ScriptCase):
             import re
             class StrictUndefined: pass
             class Environment:
-                def __init__(self, undefined): self.filters = {}
+                def __init__(self, **options): self.filters, self.globals = {}, {}
                 def from_string(self, text): self.text = text; return self
                 def render(self, context):
                     return re.sub(r"{{ (\\w+) }}", lambda m: str(context[m[1]]), self.text)
