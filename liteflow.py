@@ -801,19 +801,23 @@ class _OperatorType(type):
         made = super().__call__(**{**named, **kwargs})
         fields = {name: getattr(made, name, None) for name in kind.template_fields}
         made._join(fields)
-        _check_templates(made.task_id, fields)
+        _check_templates(made.task_id, kind, fields)
         return made
 
 
-def _check_templates(task_id: str, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError for a template where there is no Jinja: it would quietly mean its own
-    text."""
-    remedy = "install jinja2 to have it rendered, or use @task: there a string is a string"
+def _check_templates(task_id: str, kind: Any, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for a template where there is no Jinja, and for a template's file: they
+    would quietly mean their own text."""
     for name, value in fields.items():
-        text = _template_in(value)
-        if text is not None and importlib.util.find_spec("jinja2") is None:
-            what = f"task {task_id!r}: {name} {_shown(text, 60)}"
-            raise ValueError(f"{what} is a template: {remedy}")
+        for text in _texts_in(value):
+            if text.endswith(tuple(kind.template_ext)):
+                why = "names a template's file (template_ext): pass its text"
+            elif _is_template(text) and importlib.util.find_spec("jinja2") is None:
+                why = "is a template: install jinja2 to have it rendered, or use @task: there a "
+                why += "string is a string"
+            else:
+                continue
+            raise ValueError(f"task {task_id!r}: {name} {_shown(text, 60)} {why}")
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -952,6 +956,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     email = email_on_failure = email_on_retry = sla = _as_given
     _known_settings: dict[str, _Setting]  # all of these, and those of a subclass
 
+    template_ext: Sequence[str] = ()
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
     _gets_suffix = False  # where its id is taken
@@ -1041,7 +1046,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         if name in self.template_fields and "_downstream" in self.__dict__:
             self._join(value)
             if not self._made_by_us:
-                _check_templates(self.task_id, {name: value})
+                _check_templates(self.task_id, self, {name: value})
 
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds. Raises TypeError for what
@@ -1113,7 +1118,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         made = _copy_with(self, **kwargs)
         job.context["task"] = job.context["ti"].task = made
         for name in self.template_fields:
-            if _template_in(value := getattr(made, name, None)) is not None:
+            if any(map(_is_template, _texts_in(value := getattr(made, name, None)))):
                 value = _rendered(value, job.context, {id(x) for x in job.results})
                 object.__setattr__(made, name, value)
         return made
@@ -1185,10 +1190,13 @@ def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if any(isinstance(x, _Placeholder) for x in _leaves(v))}
 
 
-def _template_in(value: Any) -> str | None:
-    """A text in a value that Jinja would change."""
-    texts = (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
-    return next((text for text in texts if "{{" in text or "{%" in text), None)
+def _texts_in(value: Any) -> Iterator[str]:
+    return (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
+
+
+def _is_template(text: str) -> bool:
+    """Whether Jinja would change it."""
+    return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
 
 
 _LATE = "__settings__"  # no parameter can have this name
@@ -1215,7 +1223,8 @@ class _FunctionOperator(BaseOperator):
             self._join(given)
         if expand is not None:
             self._map_over(expand)
-        text = _template_in((args, kwargs)) if args or kwargs else None
+        texts = _texts_in((args, kwargs)) if args or kwargs else ()
+        text = next(filter(_is_template, texts), None)
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
@@ -1801,7 +1810,7 @@ class _MappedOperator(BaseOperator):
         values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
         self._join(values)
         late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
-        _check_templates(self.task_id, late)
+        _check_templates(self.task_id, kind, late)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), _with_placeholders(self._fixed)

@@ -4933,9 +4933,21 @@ class OperatorsTest(Case):
         self.assertEqual(run.xcom_pull("dicts"), [[day, kept]])
 
     def test_jinja_is_rendered_or_refused_never_ignored(self):
+        class Own(liteflow.BashOperator):
+            template_ext = (".sql",)
+
         found = importlib.util.find_spec("jinja2") is not None
         with DAG("d"):
+            file = "'query.sql' names a template's file"
+            with self.assertRaisesRegex(ValueError, f"task 'f': bash_command {file}"):
+                Own(task_id="f", bash_command="query.sql")
+            with self.assertRaisesRegex(ValueError, f"task 'y': env {file}"):
+                Own.partial(task_id="y").expand(env=[{"A": "query.sql"}])
+            self.assertEqual(Own(task_id="z", bash_command="query.sql ").bash_command[-1], " ")
             if not found:
+                with self.assertRaisesRegex(ValueError, "is a template"):
+                    liteflow.BashOperator(task_id="c", bash_command="echo {# of Jinja #}")
+                self.assertTrue(liteflow.BashOperator(task_id="n", bash_command="echo ${#PATH}"))
                 with self.assertRaises(ValueError) as caught:
                     liteflow.BashOperator(task_id="x", bash_command="echo {{ ds }}")
                 self.assertIn("bash_command", str(caught.exception))
