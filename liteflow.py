@@ -5141,6 +5141,8 @@ class _Outcome(NamedTuple):
 class _Execution:
     """The attempt that runs here now."""
 
+    is_over = False  # its outcome is told; what is left are callbacks
+
     def __init__(self, run: _WorkerRun, job: _Job) -> None:
         self.run = run
         self.job = job
@@ -5530,7 +5532,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
         last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
     if last is None or name is None:
         return
-    context = last.context
+    context, last.is_over = last.context, True
     if name.startswith("dag_"):
         success = name == "dag_on_success_callback"
         context["reason"] = reason
@@ -9531,11 +9533,16 @@ class TaskInstance:
     def xcom_push(self, key: str, value: Any) -> None:
         """Store a value under a key, from inside the running task; again replaces it.
 
-        Raises RuntimeError outside a task, TypeError for a value that can't be pickled.
+        In callbacks of the task's end it stores nothing, and says so. Raises RuntimeError outside a
+        task, TypeError for a value that can't be pickled.
         """
         if not isinstance(key, str):
             raise TypeError(f"xcom_push takes a str key, found {_shown(key)}")
-        _push(_running_job(), key, value, f"pushed for {key!r} a")
+        if (job := _running_job()).is_over:
+            # Not raised: a callback that tells of a failure has better things to do.
+            lost = f"what its callback pushes for {key!r} is not stored"
+            print(f"liteflow: task {job.task_id!r} has ended: {lost}", file=sys.stderr)
+        _push(job, key, value, f"pushed for {key!r} a")
 
     def xcom_pull(
         self,

@@ -6467,6 +6467,24 @@ class CallbacksTest(Case):
         self.assertEqual(run.log("f").count("CancelledError: gone ("), 2)
         self.assertEqual(run.log("f").count("second\n"), 2)
 
+    def test_an_xcom_that_comes_too_late_is_not_lost_without_a_word(self):
+        run = self.run_flow(
+            """
+            def push(context):
+                context["ti"].xcom_push("by callback", 1)
+                print("told")
+            with DAG("late") as dag:
+                @task(on_execute_callback=push)
+                def before(): pass
+                @task(on_success_callback=push)
+                def after(): pass
+                before(); after()
+            """
+        )
+        self.assertEqual([x.task_id for x in run.xcoms()], ["before"])
+        lost = "liteflow: task 'after' has ended: what its callback pushes for 'by callback' is "
+        self.assertEqual(sorted(run.log("after").splitlines()), [f"{lost}not stored", "told"])
+
     def test_a_retry_waits_for_its_own_callback_alone(self):
         run = self.run_flow(
             """
