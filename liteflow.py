@@ -599,7 +599,7 @@ class _Dependency:
             ends, starts = self._ends(), after._starts()
             if isinstance(self, EdgeModifier):
                 self._after += starts
-            if isinstance(after, EdgeModifier):
+            if isinstance(after, (EdgeModifier, TaskGroup)):
                 after._before += ends
             labels = [x.label for x in (edge_modifier, self, after) if isinstance(x, EdgeModifier)]
             _join(ends, starts, labels[-1] if labels else None)
@@ -713,6 +713,7 @@ class TaskGroup(_Dependency):
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
+        self._before: list[BaseOperator] = []  # for what comes after a group without work
         # The groups around this one, outermost first, and itself; and what one is mapped over.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
         self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
@@ -737,9 +738,16 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last work: what nothing but teardowns comes after, and no setup."""
-        work = {t.task_id: t for t in self.children if not t.is_teardown}
-        return [t for t in work.values() if not (t.is_setup or work.keys() & t._downstream.keys())]
+        """The last work: what nothing comes after, or, but for a setup, only last teardowns."""
+        inside = {t.task_id: t for t in self.children}
+
+        def is_last(task: BaseOperator) -> bool:
+            after = [inside[x] for x in task._downstream if x in inside]
+            if not task.is_teardown and (task.is_setup or not all(x.is_teardown for x in after)):
+                return not after
+            return not after or any(x.is_teardown and is_last(x) for x in after)
+
+        return [t for t in self.children if not t.is_teardown and is_last(t)] or self._before
 
     def __repr__(self) -> str:
         return f"<TaskGroup: {self.group_id}>"

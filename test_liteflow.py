@@ -620,6 +620,36 @@ class BuildingTest(Case):
         self.assertEqual([t.task_id for t in d.roots], ["a"])
         self.assertEqual([t.task_id for t in d.leaves], ["e"])
 
+    def test_what_comes_after_a_group_waits_for_its_last_work_or_for_what_came_before(self):
+        groups = {  # as Airflow's edges were
+            "": "x",
+            "+a, +b": "g.a g.b",
+            "+a > +b": "g.b",
+            "+a > -b": "x",
+            "+a > w > -b": "g.w",
+            "w > -a > v": "g.v",
+            "w > -a > -b": "g.w",
+            "+a > w > -b, +c": "g.w g.c",
+            "w > -a, w > v > -b": "g.v",
+        }
+        for inside, wanted in groups.items():
+            with self.subTest(inside), DAG("d") as d:
+                made = {}
+                with TaskGroup("g") as g:
+                    for chained in filter(None, inside.split(", ")):
+                        for role, name in re.findall(r"([+-]?)(\w)", chained):
+                            if name not in made:
+                                made[name] = liteflow.EmptyOperator(task_id=name)
+                                made[name].is_setup, made[name].is_teardown = (
+                                    role == "+",
+                                    role == "-",
+                                )
+                        liteflow.chain(*(made[name] for name in re.findall(r"\w", chained)))
+                x, y = (liteflow.EmptyOperator(task_id=i) for i in "xy")
+                x >> g >> y
+                self.assertEqual(y.upstream_task_ids, set(wanted.split()))
+                self.assertEqual(d.get_task("x").upstream_task_ids, set())
+
     def test_chain_and_its_kin(self):
         def ids(n):
             return [task(task_id=f"t{i}")(sample)(1) for i in range(n)]
