@@ -1740,9 +1740,12 @@ class PythonOperator(BaseOperator):
         self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
     def execute(self, context: Context) -> Any:
-        """Call the callable."""
+        """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        return _called(self.python_callable, tuple(self.op_args or ()), self.op_kwargs or {}, given)
+        parameters = inspect.signature(self.python_callable).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        kwargs = {k: v for k, v in (self.op_kwargs or {}).items() if takes_any or k in parameters}
+        return _called(self.python_callable, tuple(self.op_args or ()), kwargs, given)
 
 
 class BranchPythonOperator(PythonOperator):

@@ -4833,6 +4833,13 @@ class OperatorsTest(Case):
             with self.assertRaisesRegex(TypeError, "retries must be int"):
                 Own(task_id="other", tries="3")
 
+    def test_a_callable_gets_of_op_kwargs_what_it_takes(self):
+        with DAG("d", default_args={"op_kwargs": {"a": 1, "b": 2}}) as d:
+            for i, function in enumerate((lambda: [0], lambda a: [a], lambda **both: both["b"])):
+                liteflow.PythonOperator(task_id=f"t{i}", python_callable=function)
+        run = d.test(db_path=self.db).raise_if_failed()
+        self.assertEqual([run.xcom_pull(f"t{i}") for i in range(3)], [[0], [1], 2])
+
     def test_template_fields_may_be_one_name(self):
         class Own(liteflow.BaseOperator):
             template_fields = "field"
