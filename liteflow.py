@@ -1231,8 +1231,7 @@ class _FunctionOperator(BaseOperator):
             self._join(given)
         if expand is not None:
             self._map_over(expand)
-        texts = _texts_in((args, kwargs)) if args or kwargs else ()
-        text = next(filter(_is_template, texts), None)
+        text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"

@@ -4991,6 +4991,8 @@ class OperatorsTest(Case):
                 self.assertIn("jinja2", str(caught.exception))
             with self.assertWarns(UserWarning):
                 task(sample)("{{ ds }}")
+            with self.assertWarnsRegex(UserWarning, "'{{ ds }}' is passed as it is"):
+                task.bash(task_id="b", env={"A": "{{ ds }}"})(lambda: "x")()
 
 
 class AheadTest(Case):
