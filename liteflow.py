@@ -5451,7 +5451,7 @@ def _name_of(job: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance, from what the task put into its
     context, too; nothing without Jinja."""
     try:
-        name = _rendered(job.task.map_index_template, job.context)
+        name = str(_rendered(job.task.map_index_template, job.context))
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code

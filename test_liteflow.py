@@ -4923,13 +4923,18 @@ class OperatorsTest(Case):
 
     def test_a_dag_says_what_its_templates_know_and_give(self):
         self.with_jinja()
+
+        class Textless:
+            def __str__(self):
+                raise ValueError("what is undefined, say")
+
         values = []
         for native in (False, True):
             with DAG(
                 "d",
                 params={"a": [1, 2]},
                 render_template_as_native_obj=native,
-                user_defined_macros={"twice": lambda x: x * 2},
+                user_defined_macros={"twice": lambda x: x * 2, "textless": Textless()},
                 user_defined_filters={"first": lambda x: x[0]},
             ) as d:
                 templates = [
@@ -4940,7 +4945,12 @@ class OperatorsTest(Case):
                 liteflow.PythonOperator(
                     task_id="a", python_callable=lambda *args: list(args), op_args=templates
                 )
-            values.append(d.test(db_path=self.db).xcom_pull("a"))
+                for i, label in (("b", "{{ params['a'][0] }}"), ("c", "{{ textless }}")):
+                    task(task_id=i, map_index_template=label)(one_argument).expand(x=["x"])
+            run = d.test(db_path=self.db)
+            values.append(run.xcom_pull("a"))
+            labels = [run.get_task_instance(i, 0).element for i in "bc"]
+            self.assertEqual(labels, ["1", "'x'"])
         self.assertEqual(values, [["[1, 2, 1, 2]", "1", "True"], [[1, 2, 1, 2], 1, True]])
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
