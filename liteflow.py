@@ -1595,6 +1595,9 @@ class BashOperator(BaseOperator):
         may_be_blank = not isinstance(self, _FunctionOperator)
         if not isinstance(command, str) or not (command.strip() or may_be_blank):
             raise TypeError(f"task {self.task_id!r}: bash needs a command, found {_shown(command)}")
+        names = _CONTEXT_KEYS.intersection(re.findall(r"\{\{[-\s]*(\w+)", command))
+        if names and not may_be_blank:
+            self.log.warning("{{ %s }} is passed as it is: no Jinja in @task.bash", min(names))
         outer = os.environ if self.append_env or self.env is None else {}
         environ = {**outer, **(self.env or {}), **_airflow_environ(job.context)}
         folder = self.cwd

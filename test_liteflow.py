@@ -4833,6 +4833,20 @@ class OperatorsTest(Case):
             with self.assertRaisesRegex(TypeError, "retries must be int"):
                 Own(task_id="other", tries="3")
 
+    def test_a_command_that_is_written_as_a_template_is_told_of(self):
+        run = self.run_flow(
+            """
+            with DAG("templates") as dag:
+                @task.bash
+                def jinja(): return "echo '{{ ds }}'"
+                @task.bash
+                def go(): return "echo '{{.Names}} {{json .}}'"
+                jinja(); go()
+            """
+        )
+        self.assertIn("{{ ds }} is passed as it is: no Jinja in @task.bash", run.log("jinja"))
+        self.assertEqual(run.log("go"), "{{.Names}} {{json .}}\n")
+
     def test_a_callable_gets_of_op_kwargs_what_it_takes(self):
         with DAG("d", default_args={"op_kwargs": {"a": 1, "b": 2}}) as d:
             for i, function in enumerate((lambda: [0], lambda a: [a], lambda **both: both["b"])):
