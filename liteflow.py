@@ -815,8 +815,8 @@ class _OperatorType(type):
 
 def _check_templates(task_id: str, kind: Any, fields: Mapping[str, Any]) -> None:
     """Raises ValueError for a template where there is no Jinja, and for a template's file: they
-    would quietly mean their own text."""
-    for name, value in fields.items():
+    would quietly mean their own text. In a running task they may be results, which are data."""
+    for name, value in fields.items() if _running.get(None) is None else ():
         for text in _texts_in(value):
             if text.endswith(tuple(kind.template_ext)):
                 why = "names a template's file (template_ext): pass its text"
@@ -1833,7 +1833,9 @@ class _MappedOperator(BaseOperator):
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._fixed, **kwargs, **place}
         # In a context of its own it joins no DAG that is being built.
-        made: BaseOperator = contextvars.Context().run(self._kind, task_id=self.task_id, **settings)
+        alone = contextvars.Context()
+        alone.run(_running.set, job)
+        made: BaseOperator = alone.run(self._kind, task_id=self.task_id, **settings)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
         return made._ready({}, job)

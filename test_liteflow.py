@@ -4847,6 +4847,19 @@ class OperatorsTest(Case):
         self.assertIn("{{ ds }} is passed as it is: no Jinja in @task.bash", run.log("jinja"))
         self.assertEqual(run.log("go"), "{{.Names}} {{json .}}\n")
 
+    def test_a_result_that_looks_like_a_template_is_data_without_jinja_too(self):
+        class Own(liteflow.BashOperator):
+            template_ext = (".sql",)
+
+        find = importlib.util.find_spec
+        without = lambda name: None if name == "jinja2" else find(name)  # noqa: E731
+        self.enterContext(mock.patch("importlib.util.find_spec", without))
+        with DAG("d") as d:
+            commands = task(task_id="a")(lambda: ["echo '{{ ds }}'", "echo a.sql"])()
+            Own.partial(task_id="b").expand(bash_command=commands)
+        run = d.test(db_path=self.db).raise_if_failed()
+        self.assertEqual(run.xcom_pull("b"), ["{{ ds }}", "a.sql"])
+
     def test_a_callable_gets_of_op_kwargs_what_it_takes(self):
         with DAG("d", default_args={"op_kwargs": {"a": 1, "b": 2}}) as d:
             for i, function in enumerate((lambda: [0], lambda a: [a], lambda **both: both["b"])):
