@@ -1744,7 +1744,7 @@ class PythonOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        parameters = inspect.signature(self.python_callable).parameters
+        parameters = _signature(self.python_callable).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         kwargs = {k: v for k, v in (self.op_kwargs or {}).items() if takes_any or k in parameters}
         return _called(self.python_callable, tuple(self.op_args or ()), kwargs, given)
