@@ -5912,7 +5912,8 @@ class _Worker:
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
-        os.setsid()
+        with contextlib.suppress(PermissionError):  # the script leads a group, as it is imported
+            os.setsid()
         # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_term)

@@ -3449,6 +3449,27 @@ class WorkerTest(Case):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual((self.folder / "last.log").read_text(), "said")
 
+    def test_a_script_that_leads_a_group_as_it_is_imported(self):
+        self.script(
+            """
+            import os, subprocess
+            if os.getpgrp() != os.getpid(): os.setpgrp()
+            from liteflow import DAG, task
+            with DAG("leads") as dag:
+                @task(execution_timeout=0.5)
+                def waits(): subprocess.run(["sleep", "100"])
+                @task
+                def fine(): return os.getpgrp() == os.getpid()
+                waits()
+                fine()
+            if __name__ == "__main__":
+                run = dag.run(db_path="flow.db", max_workers=2, mp_context="forkserver")
+                print(run.xcom_pull("fine"), run.get_task_instance("waits").error.splitlines()[-1])
+            """
+        )
+        ended = self.python("my_flow.py")
+        self.assertEqual((ended.stdout, ended.stderr), ("True timeout after 0.5 s\n", ""))
+
 
 class ContextTest(Case):
     def test_everything_local_is_there(self):
