@@ -4051,6 +4051,7 @@ def _read(
     def state() -> tuple[bool, tuple[int, int, int] | None]:
         return os.path.exists(f"{path}-wal"), _file_identity(path)
 
+    named = {name: _storable(x) if isinstance(x, str) else x for name, x in named.items()}
     for _ in range(100):
         wal, identity = before = state()
         _check_place(path)  # opening a pipe would wait for its other end

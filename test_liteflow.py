@@ -10791,6 +10791,23 @@ class ReadingTest(Case):
         ):
             run.xcom_pull("big", key="typo")
 
+    def test_what_is_no_text_names_nothing(self):
+        odd = "\udcff"  # a byte of a command that is no UTF-8, or a half of a pair in JSON
+        run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        for error, act, *given in (
+            (liteflow.RunNotFound, Dag("odd", db_path=self.db).get_run, odd),
+            (liteflow.TaskNotFound, run.xcom_pull, odd),
+            (liteflow.XComNotFound, run.xcom_pull, "a", odd),
+            (liteflow.TaskNotFound, run.log, odd),
+        ):
+            with self.assertRaisesRegex(error, r"'\\udcff'"):
+                act(*given)
+        self.assertIsNone(run.get_task_instance(odd))
+        for argv in (["show", "odd", odd], ["stop", odd]):
+            said = self.cli_here(*argv, "--db", self.db)
+            self.assertEqual((said.returncode, said.stdout), (2, ""))
+            self.assertIn(r"'\udcff'", said.stderr)
+
     def test_all_but_the_newest_of_thousands_of_runs_are_found_at_once(self):
         with contextlib.closing(liteflow._Store(self.db)) as store:
             db = store._connection
