@@ -5709,9 +5709,10 @@ def _place_of(error: str | None) -> str:
     before, places = _parts_of(error or "")[0], []
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
-        # Libraries, of whatever Python ran it, are not the user's; nor are we, nor what has no file
-        far = path.startswith("<") or re.search(r"/lib\d*/python[\d.]*t?/", path)
-        own = not (far or os.path.basename(path) == os.path.basename(__file__))
+        if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
+            continue
+        # Libraries, of whatever Python ran it, are not the user's; nor is what has no file
+        own = not (path.startswith("<") or re.search(r"/lib\d*/python[\d.]*t?/", path))
         places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
 

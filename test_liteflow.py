@@ -12966,6 +12966,15 @@ class FailureTest(ScriptCase):
         place = "/srv/etl/flow.py:7, in load: json.loads(text)"
         self.assertEqual(liteflow._place_of(error), place)
 
+    def test_a_line_of_ours_is_none_of_the_user_s(self):
+        error = """Traceback (most recent call last):
+  File "<frozen codecs>", line 319, in decode
+  File "/srv/etl/liteflow.py", line 7, in _on_term
+    self._raise_end()
+liteflow.AirflowTaskTimeout: timeout after 1 s
+timeout after 1 s"""  # of a command whose output was waited for
+        self.assertEqual(liteflow._place_of(error), "")
+
     def test_a_command_that_failed_is_named(self):
         run = self.run_flow(
             """
