@@ -5615,7 +5615,7 @@ def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     elif result is None:
         found = "returned None"
     elif not _is_mappable(result):
-        kind, found = UnmappableXComTypePushed, f"returned {_shown(result)}: no list, tuple or dict"
+        kind, found = UnmappableXComTypePushed, f"returned no list, tuple or dict: {_shown(result)}"
     elif len(result) > _MAP_LIMIT:
         found = f"returned {len(result)} elements: at most {_MAP_LIMIT} are allowed"
         kind = UnmappableXComLengthPushed
@@ -9999,7 +9999,7 @@ def _line_of(members: _Seen) -> _Line:
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What a mapped instance is mapped over; a number would read as a count."""
-    text = _shown(ti.element or "", most, str)
+    text = _shown(ti.element or "", most, lambda x: re.sub(r"\s*\n\s*", " ", x))
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 

@@ -12966,6 +12966,28 @@ class FailureTest(ScriptCase):
         place = "/srv/etl/flow.py:7, in load: json.loads(text)"
         self.assertEqual(liteflow._place_of(error), place)
 
+    def test_a_value_of_several_lines_stands_in_one(self):
+        """A frame of pandas, or a matrix."""
+        self.run_flow(
+            """
+            class Frame:
+                def __repr__(self): return "   k\\n0  1"
+            with DAG("frames") as dag:
+                @task
+                def some(): return [Frame()]
+                @task
+                def bad(frame): raise ValueError("empty")
+                @task
+                def one(): return Frame()
+                bad.expand(frame=some())
+                bad.expand(frame=one())
+            """
+        )
+        said = self.cli_here("show", "frames", "--db", self.db).stdout
+        self.assertIn("\nbad[0] (   k 0  1) failed: ValueError: empty\n", said)
+        why = "others expand over the result of task 'one', which returned no list, tuple or dict: "
+        self.assertIn(f"\none failed: liteflow.UnmappableXComTypePushed: {why}", said)
+
     def test_a_line_of_ours_is_none_of_the_user_s(self):
         error = """Traceback (most recent call last):
   File "<frozen codecs>", line 319, in decode
