@@ -9330,6 +9330,9 @@ class _InLine:
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
                     self.end(_one_line(error))
+            elif not begun:  # as the code has changed, say; nobody may look at the future
+                of = self.future.run_id, self.dag.dag_id, _one_line(error)
+                _log().error("run %s of DAG %r stays for another recover(): %s", *of)
             with contextlib.suppress(_Taken):
                 self.begin()
                 self.future.set_exception(error)

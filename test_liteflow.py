@@ -10112,6 +10112,25 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
         self.assertEqual(sorted(self.began()), ["a", "a", "b"])
 
+    def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
+        with DAG("changed") as before:
+            task(task_id="a")(some)()
+        with WorkerPool(1, max_runs=1) as mine:
+            self.hold(mine, "a")
+            left = mine.submit(before, conf={}, db_path=self.db)
+            mine.shutdown(cancel_futures=True, wait=False)
+            self.go_on()
+        with DAG("changed", params={"n": Param(type="integer")}) as today:
+            task(task_id="a")(some)()
+        with WorkerPool(1) as mine, self.assertLogs("liteflow", "ERROR") as told:
+            [found] = mine.recover(today, db_path=self.db)
+            self.assertIsInstance(found.exception(LIMIT), liteflow.ParamValidationError)
+        self.assertRegex(told.output[0], f"{re.escape(left.run_id)}.*'changed'.*param 'n'")
+        self.assertEqual(self.state(left), ("queued", "submitted"))
+        with WorkerPool(1) as mine:
+            [found] = mine.recover(before, db_path=self.db)
+            self.assertEqual(found.result(LIMIT).state, "success")
+
     def test_what_is_submitted_while_the_pool_shuts_down_is_refused_or_left_for_recover(self):
         write, futures = liteflow._RunLine.write, []
         for early in (True, False):
