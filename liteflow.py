@@ -1271,7 +1271,11 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     async def awaited() -> Any:
         return await result
 
-    return asyncio.run(awaited())
+    if asyncio._get_running_loop() is None:
+        return asyncio.run(awaited())
+    # dag.test() in a notebook: a thread that runs a loop can't run another one.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()
 
 
 def _placed(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:

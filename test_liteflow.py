@@ -3394,6 +3394,21 @@ class WorkerTest(Case):
         )
         self.assertEqual(run.xcom_pull("waits"), "done")
 
+    def test_async_tasks_where_a_loop_runs(self):
+        import asyncio
+
+        async def who(ti):
+            await asyncio.sleep(0)
+            return ti.task_id, liteflow.get_current_context()["ti"].task_id
+
+        with DAG("notebook") as d:
+            task(task_id="a")(who)()
+
+        async def cell():
+            return d.test(db_path=self.db)
+
+        self.assertEqual(asyncio.run(cell()).xcom_pull("a"), ("a", "a"))
+
     def test_the_environment_is_that_of_run(self):
         os.environ["FLOW_SETTING"] = "now"
         self.addCleanup(os.environ.pop, "FLOW_SETTING", None)
