@@ -3594,7 +3594,7 @@ class _Resumption:
         past: dict[str, dict[int, _Past]] = {}
         for row in rows:
             past.setdefault(row.task_id, {})[row.map_index] = row
-        for task_id in past.keys() - dag.task_dict.keys():
+        for task_id in [name for name in past if name not in dag.task_dict]:
             self._remove(past[task_id])
         for task in order:
             self._match(task, past.get(task.task_id, {}))

@@ -7866,6 +7866,17 @@ class ResumeTest(Case):
         )
         self.assertEqual(sorted(states), [(1, "failed"), (2, "failed"), (3, "success")])
 
+    def test_what_is_gone_is_named_in_order(self):
+        source = """
+            with DAG("shrunk") as dag:
+                for n in range(%d): task(task_id=f"t{n}")(sorted)([1])
+                task(task_id="fails")(sorted)(1)
+        """
+        lines = []
+        self.run_flow(source % 9)
+        self.run_flow(source % 0, resume=True, progress=lines.append)
+        self.assertIn("gone from the code, now removed: t0, t1, t2, t3, t4", "\n".join(lines))
+
     def test_a_success_is_not_run_again(self):
         self.run_flow(self.SECOND)
         lines = []
