@@ -4055,7 +4055,7 @@ def _read(
     def state() -> tuple[bool, tuple[int, int, int] | None]:
         return os.path.exists(f"{path}-wal"), _file_identity(path)
 
-    named = {name: _storable(x) if isinstance(x, str) else x for name, x in named.items()}
+    arguments, named = tuple(map(_askable, arguments)), {n: _askable(x) for n, x in named.items()}
     for _ in range(100):
         wal, identity = before = state()
         _check_place(path)  # opening a pipe would wait for its other end
@@ -4071,6 +4071,13 @@ def _read(
                     _explain(error, path)
                 raise DatabaseError(f"{path} is locked") from None
     raise DatabaseError(f"{path} changes faster than it can be read")
+
+
+def _askable(value: Any) -> Any:
+    """What SQLite takes: text that is none, or a number of more than 64 bits, names nothing."""
+    if isinstance(value, str):
+        return _storable(value)
+    return min(value, 2**62) if isinstance(value, int) else value
 
 
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
@@ -4599,7 +4606,7 @@ def _select_runs(db: sqlite3.Connection, limit: int | None = None, **asked: Any)
     asked = {name: value for name, value in asked.items() if value is not None}
     terms = [_RUN_TERMS.get(name, f"dag_run.{name} = :{name}") for name in asked]
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {-1 if limit is None else min(limit, 2**62)}"
+    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {-1 if limit is None else limit}"
     return _select(db, "dag_run", _COLUMNS["dag_run"], rest, asked)
 
 

@@ -10853,6 +10853,13 @@ class ReadingTest(Case):
             self.assertEqual((said.returncode, said.stdout), (2, ""))
             self.assertIn(r"'\udcff'", said.stderr)
 
+    def test_a_number_beyond_64_bits_names_nothing(self):
+        run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        self.assertIsNone(run.get_task_instance("a", 10**30))
+        self.assertIsNone(run.xcom_pull("a", map_index=10**30))
+        self.assertEqual(run.log("a", try_number=10**30), "")
+        self.assertEqual(len(Dag("odd").runs(self.db, limit=10**30)), 1)
+
     def test_all_but_the_newest_of_thousands_of_runs_are_found_at_once(self):
         with contextlib.closing(liteflow._Store(self.db)) as store:
             db = store._connection
