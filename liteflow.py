@@ -2230,6 +2230,7 @@ class Dag:
         self._module = _module_name(names.get("__name__", ""))
         # A debugger's file may be another kind of str, and a profiler's `__main__` its own.
         self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
+        self._identity = self.fileloc and _file_identity(self.fileloc)
         self._is_of_main = names is vars(sys.modules["__main__"])
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
@@ -5019,11 +5020,15 @@ class _WorkerRun:
 
     @functools.cached_property
     def edited(self) -> str | None:
-        """What to say of a file of the DAG that is not as it was at the run's start."""
-        for path, identity in () if _is_forked else self.info["files"].items():
-            if identity and _file_identity(path) not in (identity, None):
-                return f"{path} was edited since the run began: this worker runs the new version"
-        return None
+        """What to say where this process has another version of the DAG's file than the scheduler:
+        it was edited between the two imports."""
+        path, identity = self.info["fileloc"], self.info["identity"]
+        if _is_forked or identity is None:
+            return None
+        own = self.dag._identity or _file_identity(path)
+        if own in (identity, None):
+            return None
+        return f"{path} was edited: this worker has another version than the program that runs it"
 
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
@@ -8395,7 +8400,6 @@ class _Start:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         module_path = module_path and str(module_path)  # a debugger's may be another kind of str
-        paths = [os.path.abspath(path) for path in {module_path, dag.fileloc} if path]
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
@@ -8411,7 +8415,7 @@ class _Start:
             "params": json.loads(_json_text("params", params, ParamValidationError)),
             "db_path": os.fspath(self.path),
             "run_row": 0,
-            "files": {path: _file_identity(path) for path in paths},  # to see that they were edited
+            "identity": dag._identity,
             "environ": dict(vars(os.environ)["_data"]),
             "cwd": cwd,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],

@@ -14195,8 +14195,20 @@ class Promise2Test(Case):
         )
         lines = []
         run = module.dag.run(db_path=self.db, max_workers=1, progress=lines.append)
-        self.assertIn("was edited since the run began", run.log("after"))
+        self.assertIn("was edited: this worker has another version", run.log("after"))
         self.assertTrue(any("was edited" in line for line in lines))
+
+    def test_a_warm_worker_that_has_an_older_version_says_so(self):
+        module = self.module("with DAG('d') as dag:\n    @task\n    def f(): return 1\n    f()\n")
+        path = Path(module.__file__)
+        with WorkerPool(1, mp_context="forkserver") as warm:
+            self.assertEqual(module.dag.run(db_path=self.db, executor=warm).log("f"), "")
+            path.write_text(path.read_text().replace("return 1", "return 22"))
+            spec = importlib.util.spec_from_file_location(module.__name__, path)  # as reload() does
+            spec.loader.exec_module(again := importlib.util.module_from_spec(spec))
+            run = again.dag.run(db_path=self.db, executor=warm)
+        self.assertEqual(run.xcom_pull("f"), 1)
+        self.assertIn("was edited: this worker has another version", run.log("f"))
 
 
 class Promise3Test(Case):
