@@ -5748,17 +5748,38 @@ def _cut_chain(error: BaseException) -> None:
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as an open file
 _IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
-# Where whole messages go to one receiver each, and bytes can be shared, workers pull their jobs.
-_PULLS = sys.platform == "linux"
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # a Python built for any glibc has no name
+
+
+@functools.cache
+def _pulls() -> bool:
+    """Whether workers pull their jobs: where whole messages go to one receiver each, and wake one
+    of several sleepers. A sandbox or an emulated Linux may not have that."""
+    with contextlib.suppress(AttributeError, OSError):
+        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        with ours, theirs, select.epoll() as epoll:
+            epoll.register(ours, select.EPOLLIN | _EXCLUSIVE)
+            return True
+    return False
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends that are connected; of whole messages, where the system has that."""
-    ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _PULLS else socket.SOCK_STREAM)
+    ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _pulls() else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, size, _SOCKET_BUFFER)
     return ends
+
+
+def _nameless_file(size: int, folder: str | None = None) -> Any:
+    """A file of which nothing is left; if it is not too large, in memory: on disk it would wait for
+    the database's checkpoint, and for room."""
+    if size <= _IN_MEMORY:
+        # No Linux, a sandbox, or a Python built for any glibc (conda's, uv's).
+        with contextlib.suppress(AttributeError, OSError):
+            return open(os.memfd_create("liteflow"), "w+b")
+    return tempfile.TemporaryFile(dir=folder)
 
 
 class _Wire:
@@ -5789,18 +5810,11 @@ class _Wire:
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
             return
-        with self._aside(max(size, len(packed))) as aside:
+        with _nameless_file(max(size, len(packed)), self.folder) as aside:
             marshal.dump((data, [len(value) for value in values]), aside)
             aside.writelines(values)
             aside.flush()
             self._send(marshal.dumps(None), aside.fileno())
-
-    def _aside(self, size: int) -> Any:
-        """A file without a name, of which nothing is left; if it is not too large, in memory: on
-        disk it would wait for the database's checkpoint, and for room."""
-        if size <= _IN_MEMORY and hasattr(os, "memfd_create"):
-            return open(os.memfd_create("liteflow"), "w+b")
-        return tempfile.TemporaryFile(dir=self.folder)
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
@@ -6139,7 +6153,7 @@ class _Worker:
             self._epoll = select.epoll()
             self._epoll.register(self.control.fileno(), select.EPOLLIN)
             # Of several sleepers a job wakes one.
-            self._epoll.register(self.jobs.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
 
     def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
@@ -6884,9 +6898,9 @@ class _Slot:
         self.wire.socket.setblocking(not self.wire._whole)
         _live_slots.add(self)
         try:
-            if _PULLS:
-                with open(os.memfd_create("liteflow"), "r+b") as file:
-                    file.truncate(2)
+            if _pulls():
+                with _nameless_file(2) as file:
+                    os.write(file.fileno(), bytes(2))  # now: a full disk would not be told later
                     self.bytes = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
             self.process = self._launch(context, (theirs, *pool._initializer))
@@ -7517,8 +7531,8 @@ class _SlotRunner(_Runner):
             slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
         except OSError as error:
             raise DatabaseError(f"{folder} can't be used: {error}") from None
-        queue = self._theirs.fileno() if _PULLS else None
-        slot.send("work", slot.log.path, self._info["run_row"], _PULLS, file=queue)
+        queue = self._theirs.fileno() if _pulls() else None
+        slot.send("work", slot.log.path, self._info["run_row"], _pulls(), file=queue)
         slot.state, slot.lent = "serving", time.monotonic()
 
     # Slots that come and go.
@@ -7594,7 +7608,7 @@ class _SlotRunner(_Runner):
         if lacking <= 0:
             self._pool._leave_line(self)
         working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
-        ahead = _AHEAD * working if _PULLS and self._streak > 0 else 0
+        ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
 
     def _busy(self) -> int:
@@ -7626,7 +7640,7 @@ class _SlotRunner(_Runner):
             self._heard = time.monotonic()
 
     def _send(self, job: _Job) -> None:
-        if _PULLS:
+        if _pulls():
             self._ours.send(tuple(job))
             return
         for slot in self._slots:
@@ -7752,7 +7766,7 @@ class _SlotRunner(_Runner):
 
     def _on_took(self, slot: _Slot, number: int) -> None:
         attempt, job = self._out.pop(number)
-        if not _PULLS:
+        if not _pulls():
             slot.bytes[_TAKING] = 0
         slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
         slot.timeout = math.inf if job.timeout is None else job.timeout
@@ -7887,7 +7901,7 @@ class _SlotRunner(_Runner):
         if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]
         idle = any(slot.is_idle for slot in self._slots)
-        if _PULLS and idle and now > self._heard + _STALL and not self._suspects:
+        if _pulls() and idle and now > self._heard + _STALL and not self._suspects:
             self._heard = now
             self._send_again(self._recall())
             for slot in self._slots:

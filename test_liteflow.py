@@ -34,8 +34,10 @@ import py_compile
 import random
 import re
 import resource
+import select
 import shutil
 import signal
+import socket
 import sqlite3
 import statistics
 import struct
@@ -5507,7 +5509,14 @@ class QueueTest(QueueCase):
             task(sample).partial(y=1).expand(x=[1])
             for i in range(3_000):
                 liteflow.EmptyOperator(task_id=f"{i:040}")
-        full = mock.patch.object(liteflow._Wire, "_aside", side_effect=OSError(28, "no space"))
+        make = liteflow._nameless_file
+
+        def make_small(size, folder=None):
+            if size > 100:
+                raise OSError(28, "no space")
+            return make(size, folder)
+
+        full = mock.patch.object(liteflow, "_nameless_file", make_small)
         with full, self.assertRaisesRegex(UnreachableTask, "killed by SIGKILL"):
             dag.run(db_path=self.db, max_workers=1)
 
@@ -5842,7 +5851,7 @@ class OneAtATimeTest(QueueCase):
 
     def setUp(self) -> None:
         super().setUp()
-        patch = mock.patch.object(liteflow, "_PULLS", False)
+        patch = mock.patch.object(liteflow, "_pulls", lambda: False)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -5929,6 +5938,61 @@ class OneAtATimeTest(QueueCase):
             run = dag.run(db_path=self.db, max_workers=1)
         self.assertEqual(self.attempts("chain")["two"], [("success", None)])
         self.assertEqual(run.state, "success")
+
+
+class SandboxTest(QueueCase):
+    """What a sandbox refuses, or a Python has no name for that is built for older systems."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        liteflow._pulls.cache_clear()
+        self.addCleanup(liteflow._pulls.cache_clear)
+
+    def check_everything(self, module, name: str, act) -> None:
+        # Workers that are forked have it, too.
+        with mock.patch.object(module, name, act):
+            OneAtATimeTest.check_everything(self, max_workers=2, mp_context="fork")
+
+    def test_no_files_in_memory(self):
+        self.check_everything(os, "memfd_create", mock.Mock(side_effect=PermissionError))
+        self.assertTrue(liteflow._pulls())
+
+    def test_no_way_to_wake_one_of_several_sleepers(self):
+        self.check_everything(select, "epoll", mock.Mock(side_effect=OSError(22, "invalid")))
+        self.assertFalse(liteflow._pulls())
+
+    def test_no_sockets_of_whole_messages(self):
+        pair = socket.socketpair
+
+        def only_streams(*args, type=socket.SOCK_STREAM):
+            if type != socket.SOCK_STREAM:
+                raise OSError(94, "socket type not supported")
+            return pair(*args)
+
+        self.check_everything(socket, "socketpair", only_streams)
+        self.assertFalse(liteflow._pulls())
+
+    def test_a_python_that_is_built_for_any_glibc(self):
+        path = self.script(
+            """
+            import os, select
+            del os.memfd_create, os.pidfd_open, select.EPOLLEXCLUSIVE
+            import liteflow
+            from liteflow import DAG, task
+            with DAG("built") as dag:
+                @task
+                def large(): return b"x" * 200_000
+                @task
+                def size(value, i): return len(value) + i
+                size.partial(value=large()).expand(i=[1, 2, 3])
+            if __name__ == "__main__":
+                run = dag.run(max_workers=2)
+                print(run.state, run.xcom_pull("size"), liteflow._pulls())
+            """
+        )
+        done = self.python(path, timeout=30)
+        told = "success [200001, 200002, 200003] True\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
 
 class QueueWithSmallBuffersTest(QueueCase):
