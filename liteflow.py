@@ -6383,12 +6383,12 @@ def _die_with_parent() -> None:
     `parent_process().sentinel` reads end-of-file when the scheduler dies, however it dies. With
     O_ASYNC that raises a signal; with F_SETSIG it is SIGKILL, which needs no thread of ours to
     run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
-    Elsewhere than on Linux a thread has to do.
+    Elsewhere than on Linux, or where a sandbox forbids that, a thread has to do.
     """
     parent: Any = multiprocessing.parent_process()
-    if hasattr(fcntl, "F_SETSIG"):
+    try:
         _die_with(parent.sentinel, -os.getpgrp())
-    else:
+    except (AttributeError, OSError):
         threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 

@@ -5994,6 +5994,35 @@ class SandboxTest(QueueCase):
         told = "success [200001, 200002, 200003] True\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
+    def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
+        path = self.script(
+            """
+            import fcntl, os, sys, time
+            given = fcntl.fcntl
+            def refuse(file, what, *value):
+                if what == fcntl.F_SETSIG:
+                    raise PermissionError(1, "not permitted")
+                return given(file, what, *value)
+            fcntl.fcntl = refuse
+            from liteflow import DAG, task
+            with DAG("refused") as dag:
+                @task
+                def sleeps(): os.write(int(sys.argv[1]), b"%d\\n" % os.getpid()); time.sleep(60)
+                sleeps(); sleeps()
+            if __name__ == "__main__":
+                dag.run(max_workers=2, mp_context="fork")
+            """
+        )
+        reader, writer = os.pipe()
+        with open(reader) as told:
+            process = self.start("-W", "ignore", path, writer, pass_fds=[writer])
+            os.close(writer)
+            pids = [int(told.readline()) for _ in range(2)]
+            process.kill()
+            process.wait()
+            self.assertEqual(told.read(), "")
+        self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
+
 
 class QueueWithSmallBuffersTest(QueueCase):
     def test_messages_as_large_as_they_get_hold_nothing_up(self):
