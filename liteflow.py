@@ -6948,8 +6948,12 @@ class _Slot:
         try:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # it serves first, and to its end
-        except BaseException:
+        except BaseException as error:
+            for process in executor._processes.values():  # or it waits for word, for good
+                process.kill()
             executor.shutdown(wait=False)
+            if isinstance(error, RuntimeError):  # no thread to go with the process
+                raise OSError(*error.args) from None
             raise
         self._executor = executor
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.

@@ -29,6 +29,7 @@ import itertools
 import json
 import logging
 import marshal
+import multiprocessing
 import os
 import py_compile
 import random
@@ -6022,6 +6023,27 @@ class SandboxTest(QueueCase):
             process.wait()
             self.assertEqual(told.read(), "")
         self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
+
+    def test_no_thread_for_a_second_worker(self):
+        dag = self.module("with DAG('two') as dag:\n    [task(os.getpid)() for _ in 'ab']\n").dag
+        start, started = threading.Thread.start, []
+
+        def only_one(thread):
+            if type(thread).__name__ == "_ExecutorManagerThread":
+                if started:
+                    raise RuntimeError("can't start new thread")
+                started.append(thread)
+            start(thread)
+
+        with mock.patch.object(threading.Thread, "start", only_one):
+            run = dag.run(db_path=self.db, max_workers=2, mp_context="spawn")
+            self.assertEqual(run.state, "success")
+            why = "no worker process could be started: can't start new thread"
+            with self.assertRaisesRegex(UnreachableTask, why):
+                dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
+        for process in multiprocessing.active_children():
+            process.join(10)  # the interpreter's end waits for it, too
+            self.assertIsNotNone(process.exitcode)
 
 
 class QueueWithSmallBuffersTest(QueueCase):
