@@ -6149,8 +6149,11 @@ class _Worker:
         with contextlib.suppress(OSError):  # the run may be over, and its logs gone
             self._renew_output()
         if queue:
-            self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
-            self._epoll = select.epoll()
+            try:
+                file, self._epoll = self.control.take_file(), select.epoll()
+            except OSError as error:  # its module has taken all descriptors that it may have
+                return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
+            self.jobs = _Wire(socket.socket(fileno=file))
             self._epoll.register(self.control.fileno(), select.EPOLLIN)
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
@@ -7753,7 +7756,6 @@ class _SlotRunner(_Runner):
             return
         if edited is not None and edited not in self.notes:
             self.notes.append(edited)
-        self._failed_starts = 0
         self._found = self._found or found
         slot.served, slot.state, slot.deadline = True, "joined", math.inf
         self._let_work(slot)
@@ -7773,6 +7775,7 @@ class _SlotRunner(_Runner):
         if not _pulls():
             slot.bytes[_TAKING] = 0
         slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
+        self._failed_starts = 0
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:

@@ -6024,6 +6024,22 @@ class SandboxTest(QueueCase):
             self.assertEqual(told.read(), "")
         self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
 
+    def test_no_descriptors_left_to_workers_are_told(self):
+        helper = self.helper(
+            """
+            import select
+            def refuse():
+                def epoll(): raise OSError(24, "Too many open files")
+                select.epoll = epoll
+            """
+        )
+        dag = self.module("with DAG('two') as dag:\n    [task(os.getpid)() for _ in 'ab']\n").dag
+        with (
+            WorkerPool(2, initializer=helper.refuse) as pool,
+            self.assertRaisesRegex(UnreachableTask, "a worker can't begin: .*Too many open files"),
+        ):
+            dag.run(db_path=self.db, executor=pool)
+
     def test_no_thread_for_a_second_worker(self):
         dag = self.module("with DAG('two') as dag:\n    [task(os.getpid)() for _ in 'ab']\n").dag
         start, started = threading.Thread.start, []
