@@ -7563,8 +7563,10 @@ class _SlotRunner(_Runner):
         except OSError as error:
             if self._slots:
                 return False  # those that there are go on
-            gone = "" if os.path.isdir(".") else ": the working directory was deleted"
-            raise UnreachableTask(f"no worker process could be started: {error}{gone}") from None
+            more = "" if os.path.isdir(".") else ": the working directory was deleted"
+            if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
+                more = ": multiprocessing needs a /dev/shm that can be written to"
+            raise UnreachableTask(f"no worker process could be started: {error}{more}") from None
         if slot is None:
             return False
         slot.lent = time.monotonic()

@@ -6024,6 +6024,19 @@ class SandboxTest(QueueCase):
             self.assertEqual(told.read(), "")
         self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
 
+    @unittest.skipUnless(sys.platform == "linux", "of Linux")
+    def test_no_folder_for_semaphores(self):
+        dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
+        none = mock.Mock(side_effect=OSError(30, "Read-only file system"))
+        with (
+            mock.patch.object(concurrent.futures, "ProcessPoolExecutor", none),
+            mock.patch.object(os, "access", lambda path, mode: path != "/dev/shm"),
+            self.assertRaisesRegex(
+                UnreachableTask, "Read-only .*: multiprocessing needs a /dev/shm"
+            ),
+        ):
+            dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
+
     def test_no_descriptors_left_to_workers_are_told(self):
         helper = self.helper(
             """
