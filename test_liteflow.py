@@ -6057,6 +6057,7 @@ class SandboxTest(QueueCase):
     def test_no_thread_for_a_second_worker(self):
         dag = self.module("with DAG('two') as dag:\n    [task(os.getpid)() for _ in 'ab']\n").dag
         start, started = threading.Thread.start, []
+        before = set(multiprocessing.active_children())  # of warm pools
 
         def only_one(thread):
             if type(thread).__name__ == "_ExecutorManagerThread":
@@ -6071,7 +6072,7 @@ class SandboxTest(QueueCase):
             why = "no worker process could be started: can't start new thread"
             with self.assertRaisesRegex(UnreachableTask, why):
                 dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
-        for process in multiprocessing.active_children():
+        for process in {*multiprocessing.active_children()} - before:
             process.join(10)  # the interpreter's end waits for it, too
             self.assertIsNotNone(process.exitcode)
 
@@ -10577,6 +10578,7 @@ class ShortOfMemoryTest(FlowCase):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
+    @unittest.skipIf(sys.flags.dev_mode, "its allocator touches all that it gives")
     def test_to_ask_for_room_takes_none(self):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.assertTrue(liteflow._has_room(500_000_000))
@@ -12409,10 +12411,10 @@ class SeeingTest(ScriptCase):
         self.assertIn("    | about to\\x1b[2J fail", text)
         self.assertNotIn("\x1b[2J", text)
         self.assertIn("(ValueError: no luck)", text)
-        script = os.path.realpath(self.folder / "my_flow.py")
+        script = re.escape(shlex.quote(os.path.realpath(self.folder / "my_flow.py")))
         self.assertRegex(
             text,
-            rf"to go on once it is mended: cd \S+ && \S*python3?(\.\d+)? {script} --resume",
+            rf"to go on once it is mended: cd .+ && \S*python3?(\.\d+)? {script} --resume",
         )
         self.assertNotIn("double[0]  success", text)
 
@@ -12455,8 +12457,9 @@ class SeeingTest(ScriptCase):
         self.assertIn("    | about to\\x1b[2J fail", others)
         script = os.path.realpath(self.folder / "my_flow.py")
         [run] = Dag("night").runs(self.folder / "liteflow.db")
-        again = f"{liteflow._python()} {script} --resume --run-id {run.run_id} --db {run.db_path}"
-        again = f"cd {os.path.dirname(script)} && {again}"
+        again = [script, "--resume", "--run-id", run.run_id, "--db", run.db_path]
+        again = f"{liteflow._python()} {shlex.join(map(str, again))}"
+        again = f"cd {shlex.quote(os.path.dirname(script))} && {again}"
         self.assertEqual(others[-1], f"to go on once it is mended: {again}")
 
     def test_logs_are_streamed_with_their_task_before_them(self):
@@ -12912,7 +12915,7 @@ class SeeingTest(ScriptCase):
         commands = re.findall(r"^(\w+): ", liteflow._COMMANDS, re.M)
         self.assertEqual(len(commands), 13)
         for command in commands:
-            done = self.cli(command, "--help")
+            done = self.cli(command, "--help", env={**os.environ, "COLUMNS": "80"})
             self.assertEqual(done.returncode, 0)
             self.assertIn(f"examples:\n  python3 -m liteflow {command}", done.stdout)
             self.assertLessEqual(len(done.stdout.splitlines()), 50, command)
@@ -15334,7 +15337,10 @@ class ReadmeTest(Case):
         """The sample session is what the commands print, times and process ids apart."""
 
         def alike(text):
-            text = text.replace(str(self.folder), "/srv/etl").replace("'", "")
+            for place in (self.folder, HERE):
+                for path in (str(place), str(place).replace("'", "'\"'\"'")):  # as a shell has it
+                    text = text.replace(path, "/srv/etl")
+            text = text.replace("'", "")
             text = re.sub(r"\S*\d\d:\d\d:\d\d\S*", "<time>", text)
             text = re.sub(r"\S*/(\w+)\.(py|db)", r"\1.\2", text)
             text = re.sub(r"\S*/python[\d.]*", "python", text)
