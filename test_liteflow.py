@@ -148,7 +148,8 @@ class Case(unittest.TestCase):
     """A test with a folder of its own, which leaves nothing behind."""
 
     def setUp(self) -> None:
-        faulthandler.dump_traceback_later(LIMIT * (30 if SOAK else 1), exit=True)
+        limit = LIMIT * (30 if SOAK else 1)
+        faulthandler.dump_traceback_later(limit, file=sys.__stderr__, exit=True)  # under -b, too
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self.folder = Path(tempfile.mkdtemp(prefix="liteflow-test-"))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -13717,6 +13718,7 @@ def readme_promises() -> list[str]:
     return [" ".join(re.sub(r"^\d+\. |[*`]", "", item).split()) for item in items]
 
 
+@unittest.skipIf(sys.flags.optimize >= 2, "there are no docstrings")
 class TheListOfPromisesTest(unittest.TestCase):
     def test_each_promise_has_its_class_and_each_class_its_promise(self):
         classes = sorted(
@@ -14068,7 +14070,7 @@ class Promise2Test(Case):
         for what, wanted in (("scheduler", 300 if SOAK else 4), ("worker", 300 if SOAK else 2)):
             kills = rounds = 0
             while kills < wanted and rounds < 20 + wanted * 3:
-                faulthandler.dump_traceback_later(LIMIT, exit=True)  # of each round
+                faulthandler.dump_traceback_later(LIMIT, file=sys.__stderr__, exit=True)  # of each
                 with self.subTest(seed=seed, what=what, kills=kills):
                     kills += self.round(rng, what)
                 rounds += 1
