@@ -6580,16 +6580,28 @@ def _may_fork() -> bool:
     a pipe or socket that somebody waits for the end of, a file that is written to or locked, a
     database. Nor where a script starts its run as it is imported: that would go unnoticed."""
     try:
-        os.close(os.pidfd_open(os.getpid()))
+        os.close(_pidfd_of(os.getpid()))
         files = [int(name) for name in os.listdir("/proc/self/fd")]
         for _ in range(10):
             is_alone = len(os.listdir("/proc/self/task")) == 1
             if is_alone or threading.active_count() > 1:
                 break
             time.sleep(0.0005)  # one that has ended is there for a moment
-    except (AttributeError, OSError):  # no Linux, no /proc, or an older kernel
+    except (ImportError, OSError):  # no Linux, no /proc, or an older kernel
         return False
     return is_alone and not any(map(_is_shared_badly, files)) and _is_guarded()
+
+
+def _pidfd_of(pid: int) -> int:
+    """What is readable once the process has ended. Raises OSError where there is no such thing."""
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    # A Python built for any glibc (conda's, uv's) has no name for it; the kernel has number 434.
+    linux = sys.platform == "linux"
+    found: int = ctypes.CDLL(None, use_errno=True).syscall(434, pid, 0) if linux else -1
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "no pidfd_open")
+    return found
 
 
 def _is_shared_badly(descriptor: int) -> bool:
@@ -6650,7 +6662,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
                         os.close(other)
                     _be_forked(control, alive, scheduler)
                 os.close(control)
-                pidfd = os.pidfd_open(pid)
+                pidfd = _pidfd_of(pid)
                 workers[pidfd] = pid
                 poll.register(pidfd, select.POLLIN)
                 requests.send((pid,), file=pidfd)
@@ -6913,9 +6925,9 @@ class _Slot:
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
         self.pid: int = self.process.pid
-        with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux
+        with contextlib.suppress(ImportError, OSError):  # elsewhere than on Linux
             forked = self.server is not None
-            self.pidfd = self.process.sentinel if forked else os.pidfd_open(self.pid)
+            self.pidfd = self.process.sentinel if forked else _pidfd_of(self.pid)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self

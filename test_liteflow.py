@@ -5990,11 +5990,11 @@ class SandboxTest(QueueCase):
                 size.partial(value=large()).expand(i=[1, 2, 3])
             if __name__ == "__main__":
                 run = dag.run(max_workers=2)
-                print(run.state, run.xcom_pull("size"), liteflow._pulls())
+                print(run.state, run.xcom_pull("size"), liteflow._pulls(), liteflow._may_fork())
             """
         )
         done = self.python(path, timeout=30)
-        told = "success [200001, 200002, 200003] True\n"
+        told = "success [200001, 200002, 200003] True True\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
     def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
