@@ -4072,7 +4072,7 @@ class MappingTest(Case):
         found = {t: run.xcom_pull(t) for t in ("same", "same__1", "same__2")}
         self.assertEqual(found, {"same": [0, 1], "same__1": [0, 1], "same__2": ["a", "b"]})
         reason = run.get_task_instance("mapping").error.splitlines()[-1]
-        self.assertIn("which returned {'a': 1}: no list, tuple or dict", reason)
+        self.assertIn("which returned no list, tuple or dict: {'a': 1}", reason)
 
     def test_expand_in_all_its_forms(self):
         run = self.run_flow(
