@@ -11245,17 +11245,14 @@ def _debug(job: _Execution) -> int:
     label = _label_of(job.task_id, job.map_index)
     if job.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
-    token = _running.set(job)
     try:
-        result = _run_hooked(job)
+        result = _as_running(job, _run_hooked, job)
         _store_result(job, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}")
     except _Reschedule as later:
         print(f"{label} waits: it would poke again after {_seconds_text(*later.args)}")
-    finally:
-        _running.reset(token)
     return 0
 
 
