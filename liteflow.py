@@ -287,8 +287,8 @@ class _Reschedule(BaseException):
     """A sensor in mode `reschedule` gives its worker back for so many seconds, its argument."""
 
 
-class _UsageError(AirflowException):
-    """A wrong argument on the command line."""
+class _UsageError(AirflowException, ValueError):
+    """A wrong argument: of a command, or of a run, where only the file shows it."""
 
 
 class _Fenced(AlreadyRunning):
@@ -8310,10 +8310,6 @@ class _LookAgain(Exception):
     """The runs have changed since they were looked at."""
 
 
-class _IdTaken(AirflowException, ValueError):
-    """There is a run of this id."""
-
-
 # What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
 # TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine;
 # `command`: how its script was started.
@@ -8520,7 +8516,7 @@ class _Start:
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
-            raise _IdTaken(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
+            raise _UsageError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
         if (row and row.id) != (known and known.id):
             raise _LookAgain  # it was deleted, or another began in the same microsecond
         if row and known and row.state == "success" != known.state:
