@@ -8374,7 +8374,7 @@ class _Start:
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
         if self.asked.held is not None:
-            self.asked.held.check_time()
+            self.asked.held.check()
 
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
@@ -8472,7 +8472,7 @@ class _Start:
         with store.transaction(waits=False):
             row = self._found_again(store)
             if row is not None and self.asked.held is not None:
-                self.asked.held.check_row(row)
+                self.asked.held.check(row)
             elif row and row.state == "queued" and _owner_lives(self.path, row.owner):
                 raise _refusal(row, "")  # it is in a live line, whose future would be cancelled
             self._make_way(row and row.id)
@@ -9335,15 +9335,10 @@ class _InLine:
         of = (self.dag.dag_id, self.future.run_id, reason, self._is_ours)
         self.line.write(self.path, lambda store: store.cancel_run(*of))
 
-    def check_time(self) -> None:
-        """Raises _Taken if it is not to begin any more."""
-        if self.future.cancelled() or (self.line.stopping and not self.future.running()):
-            raise _Taken
-
-    def check_row(self, row: _Row) -> None:
-        """Raises _Taken if the run is not, or no more, this process's to begin."""
-        self.check_time()
-        if not self._is_ours(row):
+    def check(self, row: _Row | None = None) -> None:
+        """Raises _Taken if it is not to begin any more, or not by this process, as its row says."""
+        given_up = self.line.stopping and not self.future.running()
+        if self.future.cancelled() or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
 
     def _is_ours(self, row: _Row) -> bool:
@@ -9361,7 +9356,7 @@ class _InLine:
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back, if others rule it out now."""
         try:
-            self.check_time()
+            self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
