@@ -3510,15 +3510,17 @@ class _Plan:
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
-def _with_below(nodes: Iterable[_Node]) -> dict[_Node, None]:
-    """The nodes and all that comes after them, near and far."""
-    found: dict[_Node, None] = {}
-    following = list(nodes)
+def _with_below(
+    first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
+) -> dict[T, None]:
+    """Those, of nodes say, and all that comes after them, near and far."""
+    found: dict[T, None] = {}
+    following = list(first)
     while following:
-        node = following.pop()
-        if node not in found:
-            found[node] = None
-            following += node.downstream
+        one = following.pop()
+        if one not in found:
+            found[one] = None
+            following += below(one)
     return found
 
 
@@ -10472,11 +10474,7 @@ def _left_out(task_id: str, instances: _Seen) -> list[str]:
     for ti in blocked:
         for up in ti.upstream_task_ids:
             below[up].add(ti.task_id)
-    reached, ahead = {task_id}, [task_id]
-    while ahead:
-        found = below[ahead.pop()] - reached
-        reached |= found
-        ahead += found
+    reached = _with_below([task_id], below.__getitem__)
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
