@@ -4762,21 +4762,18 @@ def _select_item(
     db: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
 ) -> bytes | None:
     """An element of a result that others expand over, if it is stored on its own, and no larger."""
-    where, values = _of_run(run_row, task_id=task_id, map_index=-1, item=item)
-    query = f"SELECT value FROM xcom_item {_JOINED} WHERE {where} AND length(value) <= ?"
-    row = db.execute(query, (*values, most)).fetchone()
-    return None if row is None else bytes(row[0])
+    which: dict[str, Any] = {"task_id": task_id, "map_index": -1, "item": item}
+    fits = "AND length(value) <= ?"
+    rows = _select_of_run(f"xcom_item {_JOINED}", "value", fits, db, run_row, most, **which)
+    return next((row.value for row in rows), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
     """What people may know of the elements of a result that others expand over."""
-    where, values = _of_run(run_row, task_id=task_id)
-    query = f"SELECT item, xcom_item.preview FROM xcom_item {_JOINED} WHERE {where}"
-    return dict(db.execute(query, values)) or {
-        row.map_index: row.preview
-        for row in _select_xcoms(db, run_row, task_id=task_id, key="return_value")
-        if row.map_index >= 0
-    }
+    source = f"xcom_item {_JOINED}"
+    items = _select_of_run(source, "item preview", "", db, run_row, task_id=task_id)
+    xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
+    return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
 
 
 def _count_elsewhere(
