@@ -2782,12 +2782,6 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
     return values
 
 
-def _task_params(task: BaseOperator, run_params: Mapping[str, Any], conf: Mapping[str, Any]) -> Any:
-    """What `params` is inside a task: the DAG's, the task's own over them, conf over all."""
-    own = _resolved(f"task {task.task_id!r}", task.params, conf)
-    return _plain_copy({**run_params, **own, **conf})
-
-
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
 
@@ -5317,6 +5311,7 @@ class _Execution:
         info, task = self.run.info, self.task
         run = _dag_run_of(info)
         ti = _running_instance(self)
+        own = _resolved(f"task {task.task_id!r}", task.params, info["conf"])
         ti.task = task
         context: Context = {
             **dict.fromkeys(_NOT_HERE),
@@ -5327,7 +5322,7 @@ class _Execution:
             "macros": _Macros(),
             "outlet_events": {},
             "outlets": [],
-            "params": _task_params(task, info["params"], info["conf"]),
+            "params": _plain_copy({**info["params"], **own, **info["conf"]}),
             "run_id": info["run_id"],
             "task": task,
             "task_instance": ti,
