@@ -5485,9 +5485,14 @@ def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) ->
 
 
 def _run_hooked(job: _Execution) -> Any:
-    """Unless a condition forbids it; between `pre_execute` and `post_execute`, which an operator's
-    class may define."""
-    _check_conditions(job)
+    """Unless `run_if` or `skip_if` forbids it; between `pre_execute` and `post_execute`, which an
+    operator's class may define."""
+    for condition, wanted, message in job.task._conditions:
+        found = condition(job.context)
+        if isinstance(found, tuple):
+            found, message = found[0], found[1] or message
+        if bool(found) is not wanted:
+            raise AirflowSkipException(message or "skipped by its condition")
     args, kwargs = job.arguments()
     task: Any = job.task._ready(kwargs, job)
     _call_hook(job, task.pre_execute)
@@ -5501,16 +5506,6 @@ def _run_hooked(job: _Execution) -> Any:
 def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
     if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
         hook(job.context, *result)
-
-
-def _check_conditions(job: _Execution) -> None:
-    """`run_if` and `skip_if`. Raises AirflowSkipException."""
-    for condition, wanted, message in job.task._conditions:
-        found = condition(job.context)
-        if isinstance(found, tuple):
-            found, message = found[0], found[1] or message
-        if bool(found) is not wanted:
-            raise AirflowSkipException(message or "skipped by its condition")
 
 
 def _call_back(job: _Execution, owner: Any, name: str) -> None:
