@@ -523,10 +523,7 @@ def _function(what: str, value: Any) -> Any:
 
 def _called_here(what: str, value: Any) -> Any:
     """A plain function whose result counts when it returns: one to be awaited would do nothing."""
-    plain = value
-    while isinstance(plain, functools.partial):
-        plain = plain.func
-    if getattr(getattr(plain, "__code__", None), "co_flags", 0) & 0x80:  # inspect.CO_COROUTINE
+    if inspect.iscoroutinefunction(value):
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
 
