@@ -6733,7 +6733,7 @@ class _Runner:
     interrupted = False  # by a Ctrl-C that a task in this process did not outlive
 
     def __init__(self) -> None:
-        self.notes: list[str] = []  # what people should be told at the end
+        self.notes: dict[str, None] = {}  # what people should be told at the end, each once
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         """Find every task; the ids of those found by their function's name. Writes nothing.
@@ -7393,7 +7393,7 @@ class WorkerPool:
                 self._most = max(1, min(self._most, fit))
             if self._most < self.max_workers:
                 some = f"{self._most} of {self.max_workers} workers"
-                runner.notes.append(f"{some} fit into the limit of open files (ulimit -n)")
+                runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
         return self._most
 
     def _leave_line(self, runner: _SlotRunner) -> None:
@@ -7754,8 +7754,8 @@ class _SlotRunner(_Runner):
         if error is not None:
             self._fail_start(slot, error)
             return
-        if edited is not None and edited not in self.notes:
-            self.notes.append(edited)
+        if edited is not None:
+            self.notes[edited] = None
         self._found = self._found or found
         slot.served, slot.state, slot.deadline = True, "joined", math.inf
         self._let_work(slot)
@@ -7854,7 +7854,7 @@ class _SlotRunner(_Runner):
         slot.signal_group(signal.SIGKILL)
         if slot.callbacks is not None:
             slot.callbacks = None
-            self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended")
+            self.notes[f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended"] = None
         elif not slot.served:  # a warm one that does not stir is replaced
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
@@ -7877,7 +7877,7 @@ class _SlotRunner(_Runner):
             lost = _Outcome("failed", why, terminated=told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
-            self.notes.append(f"a callback ended its worker: {_end_of(slot.exitcode)}")
+            self.notes[f"a callback ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
         if self._out and slot.bytes[_TAKING]:  # one that it took without a word?
@@ -8076,25 +8076,21 @@ class _ExecutorRunner(_Runner):
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
             self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
         except Exception as error:  # whatever the engine raises: no callback, then
-            self._note(f"the executor took no callback: {_one_line(error)}")
+            self.notes[f"the executor took no callback: {_one_line(error)}"] = None
         return True
 
     def _end_call(self, future: Any) -> None:
         if self._calls.pop(future, None) is not None:
             _, why = _answer_of(future)
             if why is not None:
-                self._note(f"the executor lost a callback: {why}")
-
-    def _note(self, what: str) -> None:
-        if what not in self.notes:  # a broken one says the same of each
-            self.notes.append(what)
+                self.notes[f"the executor lost a callback: {why}"] = None
 
     def calling(self) -> list[_Attempt]:
         for future, (_, limit) in list(self._calls.items()):
             if limit < time.monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
                 del self._calls[future]
-                self.notes.append(f"a callback took more than {_CALLBACK_LIMIT:g} s")
+                self.notes[f"a callback took more than {_CALLBACK_LIMIT:g} s"] = None
         return [attempt for attempt, _ in self._calls.values()]
 
     def wake(self) -> None:
@@ -9266,7 +9262,7 @@ class _Run(_Start):
                     self._store.record(self._batch)
                     self.report.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
-            self.runner.notes.append(f"a callback of the DAG: {_one_line(error)}")
+            self.runner.notes[f"a callback of the DAG: {_one_line(error)}"] = None
 
 
 class _Callback(_Record):
