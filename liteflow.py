@@ -433,9 +433,8 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> 
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
 
 
-def _checked_id(kind: str, value: object, more: str = ".", limit: int = 250) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a str, found {_shown(value)}")
+def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str:
+    _of_type(str)(kind, value)
     if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", value):
         signs = "letters, digits, " + " or ".join(map(repr, f"_-{more}"))
         raise ValueError(f"{kind} must be 1 to {limit} {signs}, found {_shown(value)}")
@@ -2582,9 +2581,7 @@ def chain_linear(*elements: Any) -> None:
 
 def cross_downstream(from_tasks: Any, to_tasks: Any) -> None:
     """Set every task of the first list before every one of the second."""
-    if not isinstance(from_tasks, (list, tuple)):
-        raise TypeError(f"cross_downstream() takes a list first, found {_shown(from_tasks)}")
-    for one in _operands(from_tasks):
+    for one in _operands(_of_type(list, tuple)("from_tasks", from_tasks)):
         one.set_downstream(to_tasks)
 
 
@@ -3928,9 +3925,7 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
     asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
     given = next((path for path in asked if path is not None), "liteflow.db")
-    if not isinstance(given, (str, os.PathLike)):
-        raise TypeError(f"db_path must be a path, found {_shown(given)}")
-    text = os.fspath(given)
+    text = os.fspath(_is_path("db_path", given))
     if text in ("", ":memory:") or "\0" in text:
         raise DatabaseError(f"the database must be a file, found {text!r}: name one")
     try:
@@ -5579,12 +5574,8 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     if result is None or not job.task.do_xcom_push:
         return note
     if job.task.multiple_outputs:
-        if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
-            raise TypeError(
-                f"task {job.task_id!r} has multiple_outputs, so it must return a dict with str "
-                f"keys, found {_shown(result)}"
-            )
-        for key, value in result.items():
+        what = f"task {job.task_id!r} has multiple_outputs: what it returns"
+        for key, value in _string_keyed(what, _of_type(dict)(what, result)).items():
             _push(job, key, value, f"returned for {key!r} a")
     _push(job, "return_value", result, "returned")
     _, _, _, length, _ = job.pushed["return_value"]
@@ -7165,15 +7156,11 @@ def _start_context(asked: Any) -> Any:
     """
     if hasattr(asked, "Process"):
         return asked
-    if asked is not None and not isinstance(asked, str):
-        raise TypeError(
-            f"mp_context must be a start method's name or a context, found {_shown(asked)}"
-        )
     known = multiprocessing.get_all_start_methods()
     if asked is None:
         asked = "forkserver" if "forkserver" in known else "spawn"
-    if asked not in known:
-        raise ValueError(f"mp_context must be one of {known} or a context, found {asked!r}")
+    what = "mp_context, where it is no context,"
+    _one_of(known)(what, _of_type(str)(what, asked))
     if asked == "forkserver" and _fork_server_answers():
         from multiprocessing import forkserver
 
@@ -8624,8 +8611,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
     if not (fits or run_id is None):
         raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
-    if date is not None:
-        _of_type(_datetime.datetime)("logical_date", date)
+    _date.check("logical_date", date)
     if asked.resume and (asked.conf is not None or date is not None):
         raise ValueError("resume=True takes conf and logical_date from the recorded run")
 
@@ -9580,8 +9566,7 @@ class TaskInstance:
         In callbacks of the task's end it stores nothing, and says so. Raises RuntimeError outside a
         task, TypeError for a value that can't be pickled.
         """
-        if not isinstance(key, str):
-            raise TypeError(f"xcom_push takes a str key, found {_shown(key)}")
+        _of_type(str)("key", key)
         if (job := _running_job()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"

@@ -3569,7 +3569,7 @@ class ContextTest(Case):
             run.xcom_pull("pull"),
             [[None], [2], "one", [{"a": 1}, 2], None, "one", None, 5, {"a": 1}],
         )
-        self.assertIn("str key", run.get_task_instance("bad").error)
+        self.assertIn("key must be str", run.get_task_instance("bad").error)
 
     def test_keys_of_outputs(self):
         run = self.run_flow(
@@ -3591,7 +3591,7 @@ class ContextTest(Case):
             [run.xcom_pull(t) for t in ("show", "show__1", "show__2")], [[1], [None], [3]]
         )
         self.assertIn("XComNotFound", run.get_task_instance("show__3").error)
-        self.assertIn("must return a dict", run.get_task_instance("wrong").error)
+        self.assertIn("has multiple_outputs", run.get_task_instance("wrong").error)
 
     def test_dag_params_are_placeholders(self):
         module = self.module(
