@@ -1997,9 +1997,7 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
             raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
-                raise ValueError(
-                    f"task {name!r}: {p.name!r} is of the context: no default but None"
-                )
+                raise ValueError(f"task {name!r}: context key {p.name!r} has no default but None")
             p = p.replace(default=None)
         parameters.append(p)
     # Unvalidated: a context parameter, now with a default, may stand before one without.
@@ -2034,9 +2032,7 @@ class _GroupFunction(_Decorated[P, R]):
         found = {}
         for p in self._signature.parameters.values():
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                raise TypeError(
-                    f"{self._what()}: expand_kwargs() can't fill {p}: name its arguments"
-                )
+                raise TypeError(f"{self._what()}: expand_kwargs() can't fill {p}: name arguments")
             if p.name not in given:
                 default = () if p.default is p.empty else (p.default,)
                 found[p.name] = _Argument("group_value", p.name, *default)
@@ -2295,9 +2291,8 @@ class Dag:
 
     def _add(self, task: BaseOperator) -> None:
         if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:
-            raise FailFastDagInvalidTriggerRule(
-                f"task {task.task_id!r}: fail_fast=True allows all_success, not {task.trigger_rule}"
-            )
+            why = f"fail_fast=True allows all_success, not {task.trigger_rule}"
+            raise FailFastDagInvalidTriggerRule(f"task {task.task_id!r}: {why}")
         self._claim(task.task_id)
         task.dag = self
         self.task_dict[task.task_id] = task
@@ -2464,9 +2459,7 @@ class Dag:
 
 
 DAG = Dag
-_DAG_SETTINGS: dict[str, _Setting] = {
-    name: setting for name, setting in vars(Dag).items() if isinstance(setting, _Setting)
-}
+_DAG_SETTINGS = {name: x for name, x in vars(Dag).items() if isinstance(x, _Setting)}
 
 
 class _RecordedDag(Dag):
@@ -5202,9 +5195,7 @@ class _Execution:
             case "tuple", parts:
                 return tuple(map(self.element, parts))
             case "gone", n:
-                raise LookupError(
-                    f"what it is mapped over has no element {n} any more: resume again"
-                )
+                raise LookupError(f"what it is mapped over has lost element {n}: resume again")
             case "map", n, inner:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
@@ -5591,9 +5582,8 @@ def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
     chosen = [result] if isinstance(result, str) else result
     listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
     if chosen is not None and not listed:
-        raise AirflowException(
-            f"a branch must return a task id, a list of them, or None, found {_shown(result)}"
-        )
+        must = "a branch must return a task id, a list of them, or None"
+        raise AirflowException(f"{must}, found {_shown(result)}")
     return {"chosen": None if chosen is None else [str.__str__(x) for x in chosen]}
 
 
@@ -8813,9 +8803,8 @@ class _Run(_Start):
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
                 said = ", ".join(sorted(state or "not run" for state in states)) or "not there"
-                raise _UsageError(
-                    f"task {up!r}, whose result {task_id!r} takes, is {said} in run {row.run_id!r}"
-                )
+                what = f"task {up!r}, whose result {task_id!r} takes,"
+                raise _UsageError(f"{what} is {said} in run {row.run_id!r}")
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
         self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
         self._calls[task_id] = _dump_call(task), _function_name(task), None
