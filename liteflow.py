@@ -389,14 +389,19 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def _few(names: Iterable[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    first, more = [*itertools.islice(names := iter(names), most)], sum(1 for _ in names)
+    return ", ".join(first) + f" and {more} more" * (more > 0)
+
+
 def _near(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` where something close is known, else what is known at all."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    few = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-    return f"; there is {few or 'none'}"
+    return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
 
 @typing.dataclass_transform()
@@ -5195,7 +5200,7 @@ class _Execution:
             case "tuple", parts:
                 return tuple(map(self.element, parts))
             case "gone", n:
-                raise LookupError(f"what it is mapped over has lost element {n}: resume again")
+                raise LookupError(f"what it is mapped over has no element {n} any more: resume")
             case "map", n, inner:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
@@ -5624,10 +5629,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
-        raise TypeError(
-            f"{said} {type(value).__name__}, which cannot be pickled: "
-            f"{type(error).__name__}: {error}{remedy}"
-        ) from None
+        what = f"{said} {type(value).__name__}, which cannot be pickled"
+        raise TypeError(f"{what}: {_one_line(error)}{remedy}") from None
     if len(data) > _VALUE_LIMIT:
         raise AirflowFailException(
             f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
@@ -7964,11 +7967,10 @@ def _named(info: dict[str, Any], missing: Sequence[str], named: Sequence[str]) -
     """The tasks that workers find by their function's name. Raises UnreachableTask for others."""
     if not missing:
         return set(named)
-    few = ", ".join(repr(task_id) for task_id in missing[:5])
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    few = _few(map(repr, missing), 5)
     module = info["key"][0] or "of its function"
     raise UnreachableTask(
-        f"task{'s' if len(missing) > 1 else ''} {few}{more} can't be found in a worker process: "
+        f"task{'s' if len(missing) > 1 else ''} {few} can't be found in a worker process: "
         f"importing the module {module!r} does not build the DAG, and its "
         "function is no plain function of a module. Build the DAG at the top level of its module, "
         'not below `if __name__ == "__main__":`, or define the functions there'
@@ -8684,8 +8686,7 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
     }
     for what, names in told.items():
         if names:
-            more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
-            report.tell(f"{what}: {', '.join(names[:10])}{more}")
+            report.tell(f"{what}: {_few(names, 10)}")
 
 
 # --- Run: its turns -------------------------------------------------------------------------------
@@ -9920,7 +9921,7 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
         return _read_run(path, *fits[0])
     if fits:
-        few = ", ".join(f"{d}/{r}" for d, r in fits[:5])
+        few = _few(map("/".join, fits), 5)
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
@@ -10350,7 +10351,7 @@ def _own_command() -> str:
 
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _NAMED = 10  # failures that are told one by one
-_ALIKE = 3  # names that are told of several that are alike
+_ALIKE = 3  # reasons that are told of several that are alike
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
@@ -10388,11 +10389,6 @@ def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Fai
         reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
     return [_Failure(run, instances, group) for group in groups[:most]]
-
-
-def _few(names: Iterable[str]) -> str:
-    first, more = [*itertools.islice(names := iter(names), _ALIKE)], sum(1 for _ in names)
-    return ", ".join(first) + f" and {more} more" * (more > 0)
 
 
 def _facts_of(error: str) -> list[str]:
