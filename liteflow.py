@@ -5319,7 +5319,7 @@ class _Execution:
             "task_reschedule_count": self.job.pokes,
             "ti": ti,
             "triggering_asset_events": {},
-            "var": {"value": _Variables(json=False), "json": _Variables(json=True)},
+            "var": {"value": _Variables(False), "json": _Variables(True)},
         }
         if (when := run.logical_date) is not None:
             context |= {name: text(when) for name, text in _FILTERS.items()}
@@ -5328,15 +5328,14 @@ class _Execution:
         return context
 
 
-class _Results(Sequence[Any]):
+class _Results(_Record, Sequence[Any]):
     """What a reduce gets: the results of a mapped task, in order of map_index, loaded when taken.
 
     It has `len`, iteration, indexes, slices and `==` with a list; stored, it becomes a list.
     """
 
-    def __init__(self, data: Sequence[bytes], script: str | None) -> None:
-        self._data = data
-        self._script = script
+    _data: Sequence[bytes]
+    _script: str | None
 
     def __len__(self) -> int:
         return len(self._data)
@@ -5376,11 +5375,10 @@ def get_current_context() -> Context:
     return _running_job().context
 
 
-class _Variables:
+class _Variables(_Record):
     """`var.value.NAME`, `var.value.get(NAME, default)`, and the same with `var.json`."""
 
-    def __init__(self, json: bool) -> None:
-        self._json = json
+    _json: bool
 
     def get(self, key: str, default: Any = ...) -> Any:
         return Variable.get(key, default, self._json)
@@ -7040,13 +7038,12 @@ class _Slot:
             self._executor.shutdown(wait=False)
 
 
-class _Watched:
+class _Watched(_Record):
     """What a slot's executor knows of its worker: when it ends. All else is the slot's to do."""
 
+    pid: int
+    sentinel: int
     exitcode = None
-
-    def __init__(self, pid: int, sentinel: int) -> None:
-        self.pid, self.sentinel = pid, sentinel
 
     def join(self) -> None:
         """Nothing."""
