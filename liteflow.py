@@ -10083,8 +10083,7 @@ class _Box(_Record):
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
-    if direction not in (*_DIRECTIONS, None):
-        raise ValueError(f"direction must be TD, TB, LR, RL or BT, found {_shown(direction)}")
+    _optional(None, _one_of(_DIRECTIONS)).check("direction", direction)
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     lines = [f"flowchart {direction or _direction_of(boxes)}"]
     numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
@@ -11489,8 +11488,6 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
-    if options.dag is not None:
-        _load_dag(options.dag, options.db)
     documents, rows, known = [], [], _read(options.db, _select_run_ids)
     most = _RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
@@ -11739,8 +11736,6 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
-    if options.dag is not None:
-        _load_dag(options.dag, options.db)
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
@@ -12033,6 +12028,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         """Find the database, if the command is not one that may have another or needs none."""
         if options.command not in ("run", "scaffold"):
             options.db = _database_path(options.db, None)
+            if getattr(options, "dag", None) is not None:
+                _load_dag(options.dag, options.db)  # raises where there is none
         return globals()[f"_cmd_{options.command}"](options) or 0
 
     return _exit_code(act)
