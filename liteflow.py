@@ -8198,13 +8198,9 @@ if hasattr(os, "register_at_fork"):
 def _lock(file: int, shared: bool) -> bool:
     """Lock an open file; False if somebody else has."""
     try:
-        import fcntl
-    except ImportError:  # Windows, where no worker runs
-        return True
-    try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except (BlockingIOError, ImportError) as error:
+        return isinstance(error, ImportError)  # Windows, where no worker runs
     return True
 
 
