@@ -4280,10 +4280,9 @@ class _Store:
             if row is not None and check(row):
                 self.close_run(row.id, "failed", reason)
 
-    def claim_run(self, run_row: int, owner: str, command: str | None) -> None:
+    def claim_run(self, command: str | None) -> None:
         """Make this the run's owner: it begins, or goes on."""
-        self.run_row, self.owner = run_row, owner
-        command = command and _storable(command)
+        owner, run_row, command = self.owner, self.run_row, command and _storable(command)
         self._connection.execute(
             "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
             "start_date = coalesce(start_date, :now), state = 'running', owner = :owner, "
@@ -5037,7 +5036,6 @@ class _WorkerRun:
             kind, own, called = _load(settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
             vars(task).update(own, task_id=task_id, python_callable=named, dag=self.dag)
-            task._signature = _task_signature(named)
             vars(self.dag).update(called)
         self._tasks[task_id] = task
         return self._tasks[task_id]
@@ -8435,7 +8433,7 @@ class _Start:
             else:
                 self._take_over(row.id)
             store.write_instances(self.plan.instances())
-            store.claim_run(store.run_row, store.owner, self.asked.command)
+            store.claim_run(self.asked.command)
             if self.asked.held is not None:
                 self.asked.held.begin()
 

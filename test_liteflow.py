@@ -259,7 +259,8 @@ class Case(unittest.TestCase):
         instance = plan.take()
         with store.transaction():
             store.create_run(d, "r", None, {})
-            store.claim_run(store.run_row, "me", None)
+            store.owner = "me"
+            store.claim_run(None)
             store.write_instances(plan.instances())
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
@@ -2585,7 +2586,8 @@ class StoreTest(StoreCase):
         store._connection.set_trace_callback(said.append)
         with store.transaction():
             store.create_run(d, "r", None, {})
-            store.claim_run(store.run_row, "me", None)
+            store.owner = "me"
+            store.claim_run(None)
             plan = liteflow._Plan(d)
             store.write_instances(plan.instances())
         store.request_stop(store.run_row)
