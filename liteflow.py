@@ -968,10 +968,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     template_ext: Sequence[str] = ()
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
-    _gets_suffix = False  # where its id is taken
     _fixed: Mapping[str, Any] = {}  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
-    _needs_worker = True
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
@@ -992,7 +990,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
-        full = dag._free_task_id(full) if dag is not None and self._gets_suffix else full
+        if dag is not None and isinstance(self, _FunctionOperator):  # else it is refused
+            full = dag._free_task_id(full)
         if full != task_id:
             self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
@@ -1214,7 +1213,7 @@ _LATE = "__settings__"  # no parameter can have this name
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
 
-    _made_by_us = _gets_suffix = True
+    _made_by_us = True
 
     def __init__(self, made_of: Any, args: Any, kwargs: Any, expand: Any, **settings: Any) -> None:
         BaseOperator.__init__(self, **settings)
@@ -1712,8 +1711,6 @@ class BaseSensorOperator(BaseOperator):
 
 class EmptyOperator(BaseOperator):
     """Does nothing: a place to join, start or end at. Takes no worker and stores no value."""
-
-    _needs_worker = False
 
     def execute(self, context: Context) -> None:
         """Nothing."""
@@ -8911,7 +8908,7 @@ class _Run(_Start):
         room = self.runner.room(ready)
         while ready > 0 and (instance := self.plan.take()) is not None:
             ready -= 1
-            if not instance.node.task._needs_worker:
+            if isinstance(instance.node.task, EmptyOperator):
                 self._pass_through(instance)
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
