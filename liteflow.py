@@ -268,7 +268,7 @@ class RunNotFound(AirflowException, LookupError):
 
 
 class AlreadyRunning(AirflowException):
-    """The run, or another run of the DAG that rules it out, is alive."""
+    """Another process works on the run, or on one of the DAG that rules it out."""
 
 
 class DagRunFailed(AirflowException):
@@ -289,10 +289,6 @@ class _Reschedule(BaseException):
 
 class _UsageError(AirflowException, ValueError):
     """A wrong argument: of a command, or of a run, where only the file shows it."""
-
-
-class _Fenced(AlreadyRunning):
-    """Another process took this run over; nothing more may be written for it."""
 
 
 class _Empty(DatabaseError):
@@ -4103,7 +4099,7 @@ class _Store:
     """A connection that writes: of what a run does, the only one.
 
     Every write is one BEGIN IMMEDIATE transaction. A run's turns are written only while the run is
-    still its owner's: what an owner that was taken over reports late raises _Fenced.
+    still its owner's: what an owner that was taken over reports late raises AlreadyRunning.
     """
 
     def __init__(self, path: Path, check: Callable[[], Any] = bool) -> None:
@@ -4289,7 +4285,7 @@ class _Store:
         )
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
-        """Record the run's end, in a transaction of its own; its row. Raises _Fenced."""
+        """Record the run's end, in a transaction of its own; its row. Raises AlreadyRunning."""
         with self.transaction():
             self._check_fence()
             self.close_run(self.run_row, state.value, reason)
@@ -4392,7 +4388,7 @@ class _Store:
     # A run's turns.
 
     def record(self, batch: _Batch) -> None:
-        """Write one turn's events in one transaction. Raises _Busy, _Fenced, DatabaseError."""
+        """Write a turn's events in one transaction. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._many
         for a in batch.attempts:
             a.started = a.started or _now()  # it runs; when exactly is known at its end
@@ -4438,10 +4434,10 @@ class _Store:
             self._connection.executemany(statement, rows)
 
     def _check_fence(self) -> None:
-        """Whatever is written next is written under the same lock. Raises _Fenced."""
+        """Whatever is written next is written under the same lock. Raises AlreadyRunning."""
         query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
-            raise _Fenced("another process has taken this run over, or it was deleted")
+            raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
         """Ask the run's owner, which looks each second, to stop it."""
@@ -9222,7 +9218,9 @@ class _Run(_Start):
                 self.runner.wait(0.5)
             self._batch.logs += self.runner.output()
             if self._batch:
-                with contextlib.suppress(_Busy, _Fenced):  # what callbacks printed is no result
+                with contextlib.suppress(
+                    _Busy, AlreadyRunning
+                ):  # what callbacks printed is no result
                     self._store.record(self._batch)
                     self.report.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same

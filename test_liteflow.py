@@ -8118,9 +8118,9 @@ class FlowCase(Case):
                 record(store, *args)
             if turn >= at:
                 store.owner = "nobody"
-                raise liteflow._Fenced("its scheduler died")
+                raise liteflow.AlreadyRunning("its scheduler died")
 
-        dead = (self.assertRaises if sure else contextlib.suppress)(liteflow._Fenced)
+        dead = (self.assertRaises if sure else contextlib.suppress)(liteflow.AlreadyRunning)
         with mock.patch.object(liteflow._Store, "record", dying), dead:
             self.go(made, **options)
         return sorted(self.ran)
@@ -13947,12 +13947,12 @@ class Promise1Test(KilledAtCommitsCase):
                 late = liteflow._Batch()
                 setattr(late, name, event)
                 self.assertTrue(late)
-                with self.assertRaises(liteflow._Fenced):
+                with self.assertRaises(liteflow.AlreadyRunning):
                     store.record(late)
         with self.assertRaises(liteflow.AlreadyRunning):
             store.end_run(DagRunState.SUCCESS, None)
         store.owner = ""  # as once its run has ended
-        with self.assertRaises(liteflow._Fenced):
+        with self.assertRaises(liteflow.AlreadyRunning):
             store.record(late)
         self.assertEqual(list(self.dump()), before)
 
