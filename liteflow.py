@@ -9218,9 +9218,7 @@ class _Run(_Start):
                 self.runner.wait(0.5)
             self._batch.logs += self.runner.output()
             if self._batch:
-                with contextlib.suppress(
-                    _Busy, AlreadyRunning
-                ):  # what callbacks printed is no result
+                with contextlib.suppress(_Busy, AlreadyRunning):  # what was printed is no result
                     self._store.record(self._batch)
                     self.report.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
@@ -9812,22 +9810,25 @@ class DagRun:
     def raise_if_failed(self) -> DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
         if self.state is DagRunState.FAILED:
-            told = f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {self._failures(10)}"
-            raise DagRunFailed(told, self)
+            why = self._failures(_NAMED)[2] or "no reason is recorded"
+            raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
-    def _failures(self, most: int) -> str:
-        """The reason of the run, and those of its failed tasks."""
-        failed = self._instances(state="failed")
-        told = [f"task {ti._label!r}: {_last_line(ti.error)}" for ti in failed[:most]]
-        more = [f"{len(failed) - most} more"] if len(failed) > most else []
-        return "; ".join([*filter(None, [self.reason]), *told, *more]) or "no reason is recorded"
+    def _failures(self, most: int) -> tuple[list[TaskInstance], int, str]:
+        """The first failed tasks, how many there are, and their reasons behind that of the run."""
+        failed = self._instances(state="failed", limit=most)
+        count = len(failed)
+        if count == most:
+            count = self._look(_select_run_counts).get("failed", count)  # if none runs again
+        told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
+        more = [f"and {count - most} more"] if count > most else []
+        return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
 
     def __repr__(self) -> str:
         why = ""
         if self.state is DagRunState.FAILED:
             with contextlib.suppress(AirflowException):  # it may have been deleted
-                why = f": {self._failures(2)}"
+                why = f": {self._failures(2)[2] or 'no reason is recorded'}"
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}{why}]>"
 
     def _repr_html_(self) -> str:
@@ -11320,7 +11321,6 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 
 _POLL = 0.5  # seconds between two looks at a live run
 _RUNS = 50  # that are listed unless another number is asked for
-_RUN_ERRORS = 3  # that are listed of each
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
     duration error upstream_task_ids"""
@@ -11486,15 +11486,9 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     runs = [run for run in runs if state is None or _run_state(run) in states]
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
-        failed = run._instances(state="failed", limit=_RUN_ERRORS) if wanted else []
-        count = len(failed)
-        if count == _RUN_ERRORS:
-            count = run._look(_select_run_counts).get("failed", count)  # if none runs again
+        failed, count, why = run._failures(_ALIKE) if wanted else ([], 0, "")
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
-        said = [run.reason, *(f"{ti._label}: {_last_line(ti.error)}" for ti in failed)]
-        said += [f"and {count - len(failed)} more"] if count > len(failed) else []
-        why = "; ".join(filter(None, said)) if wanted else ""
         name, took = _short_name(run, known), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")

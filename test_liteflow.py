@@ -1249,9 +1249,9 @@ class RefusalsTest(Case):
         run = d.test(db_path=self.db)
         with self.assertRaises(liteflow.DagRunFailed) as caught:
             run.raise_if_failed()
-        self.assertIn("task 'each[1]': ValueError: bad 6", str(caught.exception))
+        self.assertIn("each[1]: ValueError: bad 6", str(caught.exception))
         self.assertIs(caught.exception.run, run)
-        self.assertIn("[failed: task 'each[0]': ValueError: bad 5; ", repr(run))
+        self.assertIn("[failed: each[0]: ValueError: bad 5; ", repr(run))
         self.db.unlink()
         self.assertIn("[failed]", repr(run))
 
