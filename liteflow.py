@@ -3216,8 +3216,7 @@ class _Plan:
 
     def delay(self, instance: _Instance, until: float) -> None:
         """It may start then: for a retry, a next poke, or at a limit that other runs fill."""
-        entry = (until, instance.node.order, instance.map_index, instance)
-        heapq.heappush(self._delayed, entry)
+        heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
         """When time alone changes something next: a wait for a retry ends."""
@@ -3970,8 +3969,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     if version != _USER_VERSION:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
         older = "liteflow 0.1.0, before its first release: choose another path"
-        by = newer if version > _USER_VERSION else older
-        raise DatabaseError(f"{path} was made by {by}")
+        raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
     for table in _COLUMNS:  # in a file made to harm, a view that never ends may have the name
         if kinds.get(table) != "table":
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
@@ -5630,8 +5628,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = _shown(error, sys.maxsize, _storable)
-    return ": ".join(filter(None, (type(error).__name__, text)))
+    said = type(error).__name__, _shown(error, sys.maxsize, _storable)
+    return ": ".join(filter(None, said))
 
 
 def _traceback(error: BaseException) -> str:
@@ -6609,8 +6607,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
                     pid = workers.pop(descriptor)
                     poll.unregister(descriptor)
                     os.close(descriptor)
-                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    requests.send((pid, code))
+                    requests.send((pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
                     continue
                 requests.receive()
                 control = requests.take_file()
@@ -9849,8 +9846,7 @@ def _refuse_without_values(row: _Row) -> None:
 
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
-    conf = json.dumps(info["conf"])
-    known = {**info, "id": info["run_row"], "state": "running", "conf": conf}
+    known = {**info, "id": info["run_row"], "state": "running", "conf": json.dumps(info["conf"])}
     row = _Row(**{name: known.get(name) for name in _COLUMNS["dag_run"]})
     return DagRun(row, Path(info["db_path"] or "."))
 
@@ -10171,8 +10167,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
         for before, ti in zip([None, *members], members, strict=False):
             line = _line_of([ti])
             if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
-                label = f"{line.label} waits"
-                wait = _Line(label, "", "none", 0, before.end_date, line.start)
+                wait = _Line(f"{line.label} waits", "", "none", 0, before.end_date, line.start)
                 lines += [wait] if (wait.seconds or 0) > 0.05 else []
             lines.append(line)
     for line in lines:
@@ -10568,7 +10563,7 @@ _GAP = 50, 14  # between boxes of two layers, and of one
 _NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
 _DRAWN = 200  # boxes and bars, beyond which they are folded or left out
 _PAGE_ROWS = 500  # of a table
-_PAGE_RUNS = 50  # columns of a DAG's grid
+_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
 _PAGE_CELLS = 10_000  # of a grid
 
 
@@ -10771,7 +10766,7 @@ def _task_table(instances: _Seen) -> _Html:
 def _dag_page(dag: Dag) -> str:
     """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
     duration, and a row for each task; then what is to be said of each run."""
-    runs = dag.runs(limit=_PAGE_RUNS)
+    runs = dag.runs(limit=_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
     cells: dict[str, dict[int, _Html]] = {}
@@ -11282,8 +11277,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     sys.path.insert(0, str(path.parent))
     sys.argv = [str(path)]
     try:
-        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-        exec(code, vars(main_module))
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(main_module))
     except AirflowException:
         raise
     except (Exception, SystemExit) as error:
@@ -11320,7 +11314,6 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 # --- Command line: looking ------------------------------------------------------------------------
 
 _POLL = 0.5  # seconds between two looks at a live run
-_RUNS = 50  # that are listed unless another number is asked for
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
     duration error upstream_task_ids"""
@@ -11512,8 +11505,7 @@ def _cmd_show(options: argparse.Namespace) -> int:
         run._instances_of(options.task.partition("[")[0])
     if options.follow:
         _follow(run)
-    show = _show_run if options.task is None else _show_task
-    show(run, options)
+    (_show_run if options.task is None else _show_task)(run, options)
     return int(options.follow and run.state is not DagRunState.SUCCESS)
 
 
@@ -11576,8 +11568,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         return _print_json(document)
     print(_clean(f"{run._name} {options.task}: {_counts_of(instances)}"))
     if len(instances) >= _FOLD:
-        failed = [ti for ti in instances if ti.state is _S.FAILED]
-        instances = (failed or instances)[:_SHOWN]
+        instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_SHOWN]
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
         values = [x for x in values if x.map_index in shown]
