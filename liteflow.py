@@ -5247,19 +5247,16 @@ class _Execution:
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        data = [data or b"" for _, data in self._rows(task_id, key)]
+        data = [data for _, data in self._read(task_id, key)]
         results = _Results(data, self.run.info["fileloc"])
         if not plain:
             return results
         return None if not results else results[0] if len(results) == 1 else list(results)
 
-    def _rows(self, task_id: str, key: str) -> Sequence[tuple[int, bytes | None]]:
-        """(map_index, data) of another task's XComs of one key."""
-        if self.run.info["db_path"] is None and task_id in self.task._upstream:
+    def _read(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
+        """(map_index, data) of another task's XComs of one key: of an index, or all."""
+        if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
             return self.job.inputs.get((task_id, key), ())  # all of them came with the job
-        return self._read(task_id, key)
-
-    def _read(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, bytes]]:
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
@@ -5280,7 +5277,7 @@ class _Execution:
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
-        return [(i, self._loaded(data or b"")) for i, data in self._rows(task_id, key)]
+        return [(i, self._loaded(data)) for i, data in self._read(task_id, key)]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5628,8 +5625,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    said = type(error).__name__, _shown(error, sys.maxsize, _storable)
-    return ": ".join(filter(None, said))
+    text = _shown(error, sys.maxsize, _storable)
+    return ": ".join(filter(None, (type(error).__name__, text)))
 
 
 def _traceback(error: BaseException) -> str:
