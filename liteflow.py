@@ -8669,8 +8669,8 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
 
 # --- Run: its turns -------------------------------------------------------------------------------
 
-_TICK = 1.0  # seconds between looks at new output
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
+_LEAST = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log that is looked at: all at each fifth glance
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
 _LARGE = 1_000_000  # bytes of values: is there room for them?
@@ -8704,7 +8704,7 @@ class _Run(_Start):
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
         self.has_begun = False  # it is recorded
-        self._next_tick = self._next_glance = 0.0
+        self._next_glance, self._least = 0.0, itertools.cycle(_LEAST)
 
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
@@ -9161,10 +9161,7 @@ class _Run(_Start):
             return
         self._next_glance = now + _GLANCE
         self.report.status()
-        # One that prints without end is cut at once.
-        due = now >= self._next_tick
-        self._next_tick = now + _TICK if due else self._next_tick
-        self._batch.logs += self.runner.output(0 if due else _LOG_FILE_LIMIT)
+        self._batch.logs += self.runner.output(next(self._least))
         if self._stop_is_set():
             self._stop("stopped")
         elif self.asked.held is not None and self.asked.held.line.stopping:
