@@ -2506,9 +2506,7 @@ _WORKER_MARK = "liteflow-worker-"
 
 def _importing_in_child() -> bool:
     """Whether this is a child process importing the modules of its parent (or a worker of ours).
-
-    There nobody else may hold the Dag that a worker will be asked for, so it has to be kept.
-    """
+    There nobody else may hold the Dag that a worker will be asked for, so it has to be kept."""
     process: Any = sys.modules.get("multiprocessing.process")
     try:
         current = process.current_process()
@@ -2753,10 +2751,8 @@ def _plain_copy(value: Any) -> Any:
 
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """A DAG's or a task's params: conf's values, or else the defaults; each checked.
-
-    Raises ParamValidationError, before a run is made.
-    """
+    """A DAG's or a task's params: conf's values, or else the defaults; each checked. Raises
+    ParamValidationError, before a run is made."""
     values = {}
     for name, param in params.items():
         param = param if isinstance(param, Param) else Param(param)
@@ -4501,9 +4497,7 @@ class _Store:
 
 def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
     """Do it, again and again while somebody else holds the write lock. Raises DatabaseError.
-
-    `check` is called between, and may raise to end the wait.
-    """
+    `check` is called between, and may raise to end the wait."""
     deadline = time.monotonic() + _LOCKED_LIMIT
     while True:
         try:
@@ -4774,10 +4768,8 @@ _dump = functools.partial(pickle.dumps, protocol=5)
 
 
 def _load(data: bytes, script: str | None = None) -> Any:
-    """The value of a pickle; classes of the script come from whatever `__main__` is here.
-
-    Raises AttributeError or ModuleNotFoundError that names the class and the script it is in.
-    """
+    """The value of a pickle; classes of the script come from whatever `__main__` is here. Raises
+    AttributeError or ModuleNotFoundError that names the class and the script it is in."""
     unpickler = _Unpickler(io.BytesIO(data))
     unpickler.script = script
     return unpickler.load()
@@ -5407,10 +5399,8 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 
 
 def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
-    """Run one attempt; how it ended as plain data, whatever the task does.
-
-    `guard` is entered around the task's own code: within it the process may be told to end.
-    """
+    """Run one attempt; how it ended as plain data, whatever the task does. `guard` is entered
+    around the task's own code: within it the process may be told to end."""
     note: dict[str, Any] = {}
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
@@ -5544,10 +5534,8 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
 
 
 def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
-    """Turn the result into XComs; what the plan must know of it, as plain data.
-
-    Raises a TypeError that says what can't be stored.
-    """
+    """Turn the result into XComs; what the plan must know of it, as plain data. Raises a TypeError
+    that says what can't be stored."""
     note = _flow_note(job, result)
     if job.job.feeds:
         note["items"] = _items_of(job, result)
@@ -5834,9 +5822,7 @@ class _Wire:
 
 def _linger(look: Callable[[], T]) -> T:
     """What a look finds; for a moment, leaving the CPU to whoever wants it, before going to sleep.
-
-    To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes.
-    """
+    To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes."""
     until = time.perf_counter() + _LINGER
     while not (found := look()) and time.perf_counter() < until:
         os.sched_yield()
@@ -7126,9 +7112,7 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 
 def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
-
-    Raises ValueError for an unknown start method, TypeError for what is none.
-    """
+    Raises ValueError for an unknown start method, TypeError for what is none."""
     if hasattr(asked, "Process"):
         return asked
     known = multiprocessing.get_all_start_methods()
@@ -8333,10 +8317,8 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
 
     def _find_tasks(self) -> None:
-        """Let the first worker find every task, having written nothing.
-
-        What takes time here is done while the fork server starts. Raises UnreachableTask.
-        """
+        """Let the first worker find every task, having written nothing. What takes time here is
+        done while the fork server starts. Raises UnreachableTask."""
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
@@ -8447,11 +8429,8 @@ class _Start:
                 return
 
     def _found_again(self, store: _Store) -> _Row | None:
-        """The recorded run, now that nobody else writes; None if it is a new one.
-
-        Raises _LookAgain if it is another by now, or has succeeded; ValueError for an id that a
-        run has already.
-        """
+        """The recorded run, now that nobody else writes; None if it is a new one. Raises _LookAgain
+        if it is another by now, or has succeeded; ValueError for an id that a run has already."""
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
@@ -11448,10 +11427,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
 
 
 def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | None) -> str | None:
-    """Why a DAG is in trouble: its newest run is no success, or its last success is too old.
-
-    Of a run that is under way nothing is known yet: the one before it counts.
-    """
+    """Why a DAG is in trouble: its newest run is no success, or its last success is too old. Of a
+    run that is under way nothing is known yet: the one before it counts."""
     ended = next((run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive), None)
     if ended is None:
         return "no run has ended yet"
