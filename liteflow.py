@@ -3862,6 +3862,10 @@ class _Attempt:
         self.try_number = instance.try_number
 
 
+# An attempt's row.
+_row_of = operator.attrgetter(*"instance.row_id try_number state started ended pid error".split())
+
+
 class _Batch:
     """What one turn of a run has to record, in one transaction: whole rows, each once; and what
     follows its commit."""
@@ -4321,16 +4325,11 @@ class _Store:
         many = self._connection.executemany
         [row] = _select_runs(self._connection, id=self.run_row)
         self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
-        many(
-            "DELETE FROM task_instance WHERE id = ?",
-            [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number],
-        )
+        empty = [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number]
+        many("DELETE FROM task_instance WHERE id = ?", empty)
         moves: list[Any] = [(index, "removed", row.row_id) for row, index in found.removed]
-        moves += [
-            (index, row.state, row.row_id)
-            for (_, index), row in found.instances.items()
-            if row.map_index != index
-        ]
+        kept = found.instances.items()
+        moves += [(i, row.state, row.row_id) for (_, i), row in kept if row.map_index != i]
         # In two steps: an index may be another's until that one has moved.
         many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
         many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
@@ -4411,17 +4410,9 @@ class _Store:
                     for i in batch.instances
                 ],
             )
-            many(
-                _inserting("task_attempt"),
-                [
-                    (a.instance.row_id, a.try_number, a.state, a.started, a.ended, a.pid, a.error)
-                    for a in batch.attempts
-                ],
-            )
-            many(
-                _inserting("task_log", 1),
-                [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs],
-            )
+            many(_inserting("task_attempt"), [*map(_row_of, batch.attempts)])
+            logs = [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs]
+            many(_inserting("task_log", 1), logs)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
@@ -4522,6 +4513,7 @@ _LATEST = (
 )
 _EACH_ATTEMPT = "task_instance JOIN task_attempt ON task_instance_id = task_instance.id"
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
+_XCOMS = f"xcom {_JOINED}"
 _WHOSE = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
@@ -4687,10 +4679,7 @@ _select_callback_errors = functools.partial(
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
-    _select_of_run,
-    f"xcom {_JOINED}",
-    f"key type preview {_WHOSE}",
-    "ORDER BY task_instance.id, key",
+    _select_of_run, _XCOMS, f"key type preview {_WHOSE}", "ORDER BY task_instance.id, key"
 )
 
 
@@ -4708,8 +4697,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
 
 def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    columns, rest = f"length {_WHOSE}", "AND key = 'return_value'"
-    rows = _select_of_run(f"xcom {_JOINED}", columns, rest, db, run_row)
+    rows = _select_of_run(_XCOMS, f"length {_WHOSE}", "", db, run_row, key="return_value")
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
@@ -4721,7 +4709,7 @@ def _select_values(
     order = "map_index" if "task_id" in equal else "task_instance.id, key"
     return db.execute(
         "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
-        f"length(value) <= ? THEN value END FROM xcom {_JOINED} WHERE {where} ORDER BY {order}",
+        f"length(value) <= ? THEN value END FROM {_XCOMS} WHERE {where} ORDER BY {order}",
         (limit, *values),
     ).fetchall()
 
