@@ -4059,8 +4059,7 @@ def _askable(value: Any) -> Any:
 
 
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
-    uri = _uri(path, f"mode=ro{'' if wal else '&immutable=1'}")
-    db = sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None)
+    db = _connected(path, f"mode=ro{'' if wal else '&immutable=1'}", 5.0)
     with contextlib.closing(db):
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
@@ -4072,10 +4071,13 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
         return look(db)
 
 
-def _uri(path: Path, options: str) -> str:
-    """As SQLite takes it; `Path.as_uri` would import urllib for it."""
+def _connected(path: Path, options: str, timeout: float) -> sqlite3.Connection:
+    """A connection to a file that is there; `Path.as_uri` would import urllib for it."""
     escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.as_posix())
-    return f"file:///{escaped.removeprefix('/')}?{options}"
+    uri = f"file:///{escaped.removeprefix('/')}?{options}"
+    return sqlite3.connect(
+        uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
+    )
 
 
 def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
@@ -4124,13 +4126,10 @@ class _Store:
         _check_place(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
         # Never opened otherwise: closing any descriptor of a database drops the process's locks.
-        uri = _uri(self.path, "mode=rw")
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            return sqlite3.connect(
-                uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            return _connected(self.path, "mode=rw", _BUSY_SECONDS)
         except OSError as error:
             raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
         except sqlite3.Error as error:
@@ -5189,9 +5188,8 @@ class _Execution:
         each = [list(x.items()) if isinstance(x, dict) else x or () for x in sources]
         if how != "zip":
             return [x if by is None else by(x) for x in itertools.chain.from_iterable(each)]
-        return list(
-            zip(*each, strict=False) if by is ... else itertools.zip_longest(*each, fillvalue=by)
-        )
+        longest = itertools.zip_longest(*each, fillvalue=by)
+        return list(zip(*each, strict=False) if by is ... else longest)
 
     def group_value(self, name: str, *default: Any) -> Any:
         """The element of an argument of the mapped group."""
