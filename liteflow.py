@@ -10030,7 +10030,10 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
     _optional(None, _one_of(_DIRECTIONS)).check("direction", direction)
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
-    lines = [f"flowchart {direction or _direction_of(boxes)}"]
+    # What would be so wide that renderers shrink it beyond reading goes from left to right.
+    layers = collections.Counter(_depths(boxes).values())
+    is_wide = max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers))
+    lines = [f"flowchart {direction or ('LR' if is_wide else 'TD')}"]
     numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
     # In this order a group is followed by those inside it.
     for box in sorted(boxes, key=lambda box: box.prefix.split(".")):
@@ -10054,12 +10057,6 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
         look = "fill:{},stroke:{},color:{}".format(*colors.split())
         lines += [f"    classDef {name} {look}"] if name in used else []
     return "\n".join(lines) + "\n"
-
-
-def _direction_of(boxes: Sequence[_Box]) -> str:
-    """TD, or LR for what would be so wide that renderers shrink it beyond reading."""
-    layers = collections.Counter(_depths(boxes).values())
-    return "LR" if max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers)) else "TD"
 
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
