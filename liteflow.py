@@ -7200,7 +7200,7 @@ class WorkerPool:
         Raises what `Dag.run` raises for a wrong graph, argument or conf; RuntimeError once the pool
         is shut down. What a worker can't find then closes the run as failed.
         """
-        return _run_line(self).submit(dag, options)
+        return self._run_line().submit(dag, options)
 
     def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
         """Put the DAG's runs in line that lost their process: those that `submit` had queued, and
@@ -7210,7 +7210,12 @@ class WorkerPool:
 
         `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`.
         """
-        return _run_line(self).recover(dag, options)
+        return self._run_line().recover(dag, options)
+
+    def _run_line(self) -> _RunLine:
+        with self._lock:
+            self._runs = self._runs or _RunLine(self)
+            return self._runs
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -9210,7 +9215,7 @@ class _InLine:
         self.key = path, dag.dag_id  # whose runs it may have to wait for
         self.options = {n: options[n] for n in ("pools", "progress", "stop") if n in options}
         self.due = 0.0  # not before that time
-        self.future: Any = concurrent.futures.Future()
+        self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._stays = False  # cancelled, and as it is to be in the file
@@ -9364,8 +9369,7 @@ class _RunLine:
             except RuntimeError:
                 job.cancel()
                 raise
-        found: _RunFuture = job.future
-        return found
+        return job.future
 
     def _call_thread(self) -> None:
         """Let one look for what may begin: the one that sleeps, or one more."""
@@ -9433,13 +9437,6 @@ class _RunLine:
         with self._writing:
             self._files.clear()
             self._open.close()
-
-
-def _run_line(pool: WorkerPool) -> _RunLine:
-    with pool._lock:
-        if pool._runs is None:
-            pool._runs = _RunLine(pool)
-        return pool._runs
 
 
 # --- Reading back ---------------------------------------------------------------------------------
