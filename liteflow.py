@@ -4258,8 +4258,8 @@ class _Store:
 
     def queue_run(self, run_row: int) -> None:
         """The run stands in line in this process, which holds the owner's lock."""
-        why = {"state": "queued", "reason": _SUBMITTED}
-        self._set_run(run_row, owner=self.owner, owner_process=_who(), **why)
+        whose = {"owner": self.owner, "owner_process": _who()}
+        self._set_run(run_row, state="queued", reason=_SUBMITTED, **whose)
 
     def cancel_run(
         self, dag_id: str, run_id: str, reason: str, check: Callable[[_Row], bool]
@@ -5267,13 +5267,11 @@ class _Execution:
         ti.task = task
         context: Context = {
             **dict.fromkeys(_NOT_HERE),
+            **{name: {} for name in ("inlet_events", "outlet_events", "triggering_asset_events")},
+            **{name: [] for name in ("inlets", "outlets")},
             "dag": task.dag,
             "dag_run": run,
-            "inlet_events": {},
-            "inlets": [],
             "macros": _Macros(),
-            "outlet_events": {},
-            "outlets": [],
             "params": _plain_copy({**info["params"], **own, **info["conf"]}),
             "run_id": info["run_id"],
             "task": task,
@@ -5282,7 +5280,6 @@ class _Execution:
             + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
             "task_reschedule_count": self.job.pokes,
             "ti": ti,
-            "triggering_asset_events": {},
             "var": {"value": _Variables(False), "json": _Variables(True)},
         }
         if (when := run.logical_date) is not None:
