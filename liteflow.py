@@ -4506,11 +4506,9 @@ def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] =
 # made to harm gives texts where texts are expected.
 
 _ATTEMPT = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
-_LATEST = (
-    "task_instance LEFT JOIN task_attempt ON task_attempt.task_instance_id = task_instance.id AND "
-    "task_attempt.try_number = task_instance.try_number"
-)
-_EACH_ATTEMPT = "task_instance JOIN task_attempt ON task_instance_id = task_instance.id"
+_OWN = "task_attempt ON task_instance_id = task_instance.id"
+_LATEST = f"task_instance LEFT JOIN {_OWN} AND task_attempt.try_number = task_instance.try_number"
+_EACH_ATTEMPT = f"task_instance JOIN {_OWN}"
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_JOINED}"
 _WHOSE = "task_instance.task_id task_instance.map_index"
@@ -4660,9 +4658,7 @@ _select_attempts = functools.partial(
 # behind an id; the ends of long logs, which are written anew, are always there.
 _select_log = functools.partial(
     _select_of_run,
-    "task_log JOIN task_instance ON task_instance.id = task_log.task_instance_id LEFT JOIN "
-    "task_attempt ON task_attempt.task_instance_id = task_log.task_instance_id AND "
-    "task_attempt.try_number = task_log.try_number",
+    f"task_log {_JOINED} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
     f"id try_number part text {_WHOSE}",
     "AND task_log.try_number = coalesce(?, task_log.try_number) AND "
     f"(task_log.id > ? OR part = {_TAIL_PART}) "
