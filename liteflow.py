@@ -4665,12 +4665,9 @@ _select_log = functools.partial(
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
 )
 # The output of callbacks that failed.
+_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
 _select_callback_errors = functools.partial(
-    _select_of_run,
-    f"task_log {_JOINED}",
-    f"text {_WHOSE}",
-    "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!' "
-    "ORDER BY task_log.id DESC",
+    _select_of_run, f"task_log {_JOINED}", "text", f"{_FAILED} ORDER BY task_log.id DESC"
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
