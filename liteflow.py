@@ -11552,20 +11552,18 @@ def _show_errors(run: DagRun, instances: _Seen) -> None:
 def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, follow = _chosen_run(options.db, options.run), options.follow
-    tries = getattr(options, "try")
-    task_id, index = None, None
+    tries, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
-        [(task_id, index)] = run._tasks_in([options.task])
-    which: dict[str, Any] = {"task_id": task_id, "map_index": index}
+        [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
     if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
-    lines, after, live = _LogLines("{} | " if follow and not task_id else "", options.raw), 0, True
+    lines, after, live = _LogLines("{} | " if follow and not which else "", options.raw), 0, True
     while live:
         # In this order: what comes before the end is seen after it was looked for.
         live = follow and run.refresh().owner_alive
         parts = run._look(_select_log, tries, after, **which)
         whose = {(x.task_id, x.map_index, x.try_number) for x in parts}
-        if len(whose) > 1 and not follow and not task_id:
+        if len(whose) > 1 and not follow and not which:
             lines.head = "--- {}\n"
         for x in parts:
             after = max(after, x.id)
