@@ -3352,13 +3352,13 @@ class _Plan:
         ends = [x.instances[0].state for x in node.sources if x.instances[0].map_index < 0]
         if _S.FAILED in ends or _S.UPSTREAM_FAILED in ends:
             return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
-        # A group expands as soon as it can, whatever the rules of its tasks.
-        decision = _S.RUNNING if node.group is not None else node.decide(instance)
+        is_open = any(source.open for source in node.sources)
+        # A group that has elements expands as soon as it can, whatever the rules of its tasks.
+        gives = is_open or (_S.SKIPPED not in ends and self._count(node) != 0)
+        decision = _S.RUNNING if node.group is not None and gives else node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
-        if any(source.open for source in node.sources):
-            return None
-        return _S.SKIPPED if _S.SKIPPED in ends else decision
+        return None if is_open else _S.SKIPPED if _S.SKIPPED in ends else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
         """For the instance; outside of a mapped group, for all of its task."""
@@ -3375,20 +3375,27 @@ class _Plan:
             else:
                 self._decide(each, decision)
 
-    def _expand(self, node: _Node) -> None:
-        """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
+    def _count(self, node: _Node) -> int | None:
+        """How many instances a mapped task will have; None for an old result that is no list, in a
+        resume of mended code."""
         assert node.mapping is not None
         try:
-            count = node.mapping.count(self.known)
-        except LookupError:  # an old result that is no list, in a resume of mended code
-            self._decide(node.instances[0], _S.UPSTREAM_FAILED)
+            return node.mapping.count(self.known)
+        except LookupError:
+            return None
+
+    def _expand(self, node: _Node) -> None:
+        """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
+        count = self._count(node)
+        if not count:
+            ended = _S.UPSTREAM_FAILED if count is None else _S.SKIPPED
+            self._decide(node.instances[0], ended)
             return
         for each in node.mates:
             if each.expanded or not each.open:
                 continue
             # A branch may have skipped one above it before the group was expanded.
-            above = (up.expanded for up in each.upstream if up.is_in_step_with(each))
-            if count == 0 or not all(above):
+            if not all(up.expanded for up in each.upstream if up.is_in_step_with(each)):
                 self._decide(each.instances[0], _S.SKIPPED)
                 continue
             each.instances[0].move(_S.REMOVED)  # it stood in for them

@@ -1678,6 +1678,32 @@ class PlanTest(Case):
                 with self.subTest(order=order, over=over):
                     self.assertEqual(self.states_of(plan)["f"], "upstream_failed")
 
+    def test_a_failure_wins_over_a_group_that_has_nothing_to_be_mapped_over(self):
+        for order in (("source", "fails"), ("fails", "source")):
+            for gives in (0, 1, None, "constant"):
+                with DAG("d") as d:
+                    source, fails = (task(task_id=i)(some)() for i in ("source", "fails"))
+
+                    @task_group(group_id="g")
+                    def grouped(x, fails=fails):
+                        task(task_id="two")(some)(task(task_id="one")(some)(x, fails))
+                        task(task_id="other")(some)(x)
+
+                    grouped.expand(x=[] if gives == "constant" else source)
+                plan = liteflow._Plan(d)
+                sent = self.all_sent(plan)
+                for name in order:
+                    stored = "success" if gives in (0, 1) else "skipped"
+                    status = "fatal" if name == "fails" else stored
+                    plan.finish(sent[name], status, 0, {"stored": gives in (0, 1), "length": gives})
+                    plan.settle()
+                i, states = "[0]" if gives == 1 else "", self.states_of(plan)
+                with self.subTest(order=order, gives=gives):  # as in Airflow
+                    ends = [states[f"g.{name}{i}"] for name in ("one", "two", "other")]
+                    other = None if gives == 1 else "skipped"
+                    self.assertEqual(ends, ["upstream_failed", "upstream_failed", other])
+                    self.assertEqual(plan.run_state(), "failed")
+
     def test_in_a_mapped_group_each_index_waits_for_its_own_gate(self):
         with DAG("d") as d:
 
@@ -2033,11 +2059,11 @@ class WholeOracle(Oracle):
         if "failed" in ends or "upstream_failed" in ends:
             return "upstream_failed"
         ready = all(self.ended(u) for u in sources)
-        if t._mapping.of_group:  # it expands as soon as it can, whatever its rules
-            if not ready:
-                return "wait"
-            below = [(u.task_id, -1) in self.state for u in t.upstream_list if self.in_step(t, u)]
-            if "skipped" in ends or any(below):
+        if t._mapping.of_group and not ready:
+            return "wait"
+        # With elements it expands as soon as it can, whatever its rules.
+        if t._mapping.of_group and "skipped" not in ends and self.count(t):
+            if any((u.task_id, -1) in self.state for u in t.upstream_list if self.in_step(t, u)):
                 return "skipped"
             return "wait" if self.can_not_expand(t) else "expand"
         what = self.verdict(t, i)
@@ -2071,21 +2097,22 @@ class WholeOracle(Oracle):
         """Whether something above it in its group has ended before the group was expanded."""
         return any(self.in_step(t, u) and (u.task_id, -1) in self.state for u in self.above(t))
 
-    def expand(self, t):
+    def count(self, t):
         count = 1 if t._mapping.results else 0
         for result in t._mapping.results:
             over = result.operator
             mapped = over._mapping is not None
             count *= len(self.stored[over.task_id]) if mapped else self.lengths[over.task_id]
+        return count
+
+    def expand(self, t):
+        if not self.count(t):
+            self.state[t.task_id, -1] = "skipped"
+            return
         for each in [x for x in self.dag.tasks if x._mapping is t._mapping]:
-            if self.ids[each.task_id] != [-1] or (each.task_id, -1) in self.state:
-                continue
-            if self.can_not_expand(each):
-                continue
-            if count == 0:
-                self.state[each.task_id, -1] = "skipped"
-            else:
-                self.ids[each.task_id] = list(range(count))
+            unexpanded = self.ids[each.task_id] == [-1] and (each.task_id, -1) not in self.state
+            if unexpanded and not self.can_not_expand(each):
+                self.ids[each.task_id] = list(range(self.count(t)))
 
 
 def some(x=None, y=None):
