@@ -1121,8 +1121,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         copy, as what `execute` sets is for hooks, callbacks and `map_index_template` alone."""
         made = _copy_with(self, **kwargs)
         job.context["task"] = job.context["ti"].task = made
+        native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
         for name in self.template_fields:
-            if any(map(_is_template, _texts_in(value := getattr(made, name, None)))):
+            value = getattr(made, name, None)
+            if any(native or _is_template(text) for text in _texts_in(value)):
                 value = _rendered(value, job.context, {id(x) for x in job.results})
                 object.__setattr__(made, name, value)
         return made

@@ -4972,7 +4972,8 @@ class OperatorsTest(Case):
 
         class NativeEnvironment(Environment):
             def fill(self, text, value, names):
-                return value(re.fullmatch(r"{{ (.*?) }}", text), names)
+                found = re.fullmatch(r"{{ (.*?) }}", text)
+                return value(found, names) if found else json.loads(text)
 
         jinja2 = types.ModuleType("jinja2")
         jinja2.__spec__ = importlib.machinery.ModuleSpec("jinja2", None)
@@ -5040,7 +5041,10 @@ class OperatorsTest(Case):
                     "{{ macros.random() < 1 }}",
                 ]
                 liteflow.PythonOperator(
-                    task_id="a", python_callable=lambda *args: list(args), op_args=templates
+                    task_id="a",
+                    python_callable=lambda *args, n: [*args, n],
+                    op_args=templates,
+                    op_kwargs={"n": "10"},
                 )
                 for i, label in (("b", "{{ params['a'][0] }}"), ("c", "{{ textless }}")):
                     task(task_id=i, map_index_template=label)(one_argument).expand(x=["x"])
@@ -5048,7 +5052,7 @@ class OperatorsTest(Case):
             values.append(run.xcom_pull("a"))
             labels = [run.get_task_instance(i, 0).element for i in "bc"]
             self.assertEqual(labels, ["1", "'x'"])
-        self.assertEqual(values, [["[1, 2, 1, 2]", "1", "True"], [[1, 2, 1, 2], 1, True]])
+        self.assertEqual(values, [["[1, 2, 1, 2]", "1", "True", "10"], [[1, 2, 1, 2], 1, True, 10]])
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
