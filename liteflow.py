@@ -104,7 +104,7 @@ if __name__ == "__main__":
         gc.freeze()  # so that its end, which would take apart each function, takes a third
     sys.exit(_code)
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
 
@@ -706,7 +706,7 @@ class TaskGroup(_Dependency):
         self.label = group_id
         self.group_id = parent.child_id(group_id) if parent is not None else group_id
         if add_suffix_on_collision:
-            self.group_id = dag._free_task_id(self.group_id)
+            self.group_id = dag._free_id(self.group_id, dag)
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
@@ -986,8 +986,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
-        if dag is not None and isinstance(self, _FunctionOperator):  # else it is refused
-            full = dag._free_task_id(full)
+        # As in Airflow, beside tasks, not beside groups; else it is refused.
+        if dag is not None and isinstance(self, _FunctionOperator):
+            full = dag._free_id(full, dag.task_dict)
         if full != task_id:
             self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
@@ -2306,11 +2307,11 @@ class Dag:
         if number.isdecimal():
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
-    def _free_task_id(self, task_id: str) -> str:
+    def _free_id(self, node_id: str, taken: Container[str]) -> str:
         """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
-        if task_id not in self:
-            return task_id
-        core = re.sub(r"__\d+$", "", task_id)
+        if node_id not in taken:
+            return node_id
+        core = re.sub(r"__\d+$", "", node_id)
         return f"{core}__{self._suffixes[core] + 1}"
 
     def validate(self) -> list[BaseOperator]:

@@ -427,6 +427,11 @@ class BuildingTest(Case):
             n.override(task_id="sample__7")(1)
         self.assertEqual(d.task_ids, ["sample", "sample__1", "sample__7", "sample__8", "sample__9"])
 
+    def test_a_task_gets_no_suffix_beside_a_group_of_its_name(self):
+        with self.build(), TaskGroup("g"):
+            TaskGroup("sample")
+            self.assert_raises(liteflow.DuplicateTaskIdFound, "'g.sample'", task(sample), 1)
+
     def test_an_operator_never_gets_a_suffix(self):
         with self.build():
             liteflow.BaseOperator(task_id="a")
