@@ -6072,13 +6072,14 @@ class _Worker:
         """The run is recorded: here is the log, and its queue of jobs."""
         self.run.info["run_row"] = run_row
         self.log, self.log_start, self.control.folder = path, 0, os.path.dirname(path)
-        with contextlib.suppress(OSError):  # the run may be over, and its logs gone
-            self._renew_output()
-        if queue:
-            try:
+        try:
+            with contextlib.suppress(FileNotFoundError):  # the run is over, and its logs gone
+                self._renew_output()
+            if queue:
                 file, self._epoll = self.control.take_file(), select.epoll()
-            except OSError as error:  # its module has taken all descriptors that it may have
-                return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
+        except OSError as error:  # its module has taken all descriptors that it may have
+            return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
+        if queue:
             self.jobs = _Wire(socket.socket(fileno=file))
             self._epoll.register(self.control.fileno(), select.EPOLLIN)
             # Of several sleepers a job wakes one.

@@ -6093,6 +6093,27 @@ class SandboxTest(QueueCase):
         ):
             dag.run(db_path=self.db, executor=pool)
 
+    def test_a_worker_that_cant_open_its_log_runs_nothing(self):
+        helper = self.helper(
+            """
+            import os
+            def refuse():
+                given = os.open
+                def opening(path, *rest, **more):
+                    if "/log-" in str(path): raise OSError(23, "Too many open files in system")
+                    return given(path, *rest, **more)
+                os.open = opening
+            """
+        )
+        dag = self.module(
+            "with DAG('says') as dag:\n    task(print).override(task_id='a')(1)\n"
+        ).dag
+        with (
+            WorkerPool(1, initializer=helper.refuse) as pool,
+            self.assertRaisesRegex(UnreachableTask, "a worker can't begin: .*files in system"),
+        ):
+            dag.run(db_path=self.db, executor=pool)  # not a success whose output is lost
+
     def test_no_thread_for_a_second_worker(self):
         dag = self.module("with DAG('two') as dag:\n    [task(os.getpid)() for _ in 'ab']\n").dag
         start, started = threading.Thread.start, []
