@@ -5753,7 +5753,7 @@ class _Wire:
             self.socket.sendall(packed)
 
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
-        """The next message, or None if there is none now. Raises EOFError at the end."""
+        """The next message, or None if there is none now. Raises EOFError at the end, OSError."""
         packed = self._next()
         if packed is None:
             return None
@@ -5781,8 +5781,6 @@ class _Wire:
                 return None
             except ConnectionResetError:
                 continue  # it left something unread; this comes *before* its last messages
-            except OSError:
-                raise EOFError from None
             for _, _, descriptors in extra:
                 self._files.append(int.from_bytes(descriptors[:4], sys.byteorder))
             if not data:
@@ -6927,6 +6925,7 @@ class _Slot:
             self.gone = True
         except (OSError, MemoryError) as error:  # there is no room for it here
             self.gone = True
+            self.bytes = bytearray(b"\1\1")  # it may have told what it took: that is in doubt
             why = f"the task's outcome could not be received: {_one_line(error)}"
             self.reason = self.reason or why
 

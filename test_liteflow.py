@@ -5561,6 +5561,38 @@ class QueueTest(QueueCase):
         with full, self.assertRaisesRegex(UnreachableTask, "killed by SIGKILL"):
             dag.run(db_path=self.db, max_workers=1)
 
+    def test_a_message_that_can_not_be_received_takes_no_other_job_along(self):
+        dag = self.module(
+            """
+            with DAG("large") as dag:
+                for i in range(60):
+                    @task(task_id=f"quick_{i}")
+                    def quick(): return 1
+                    @task(task_id=f"large_{i}")
+                    def large(): return b"x" * 100_000
+                    quick()
+                    if i % 3 == 0: large()  # told together with the quick one that it took
+            """
+        ).dag
+        take, lost = liteflow._Wire.take_file, []
+
+        def lose_some(wire):
+            file = take(wire)
+            lost.append(len(lost) % 8 == 1)
+            if lost[-1]:
+                os.close(file)
+                raise OSError(24, "Too many open files")
+            return file
+
+        refusing = mock.patch.object(liteflow._Wire, "take_file", lose_some)
+        with refusing, WorkerPool(1, "forkserver") as pool:
+            run = dag.run(db_path=self.db, executor=pool)
+        failed = run.get_task_instances("failed")
+        self.assertEqual(len(failed), sum(lost))
+        for ti in failed:
+            self.assertRegex(ti.error, r"\Athe task's outcome could not be received: .*open files")
+        self.assertEqual(len(run.get_task_instances("success")), 80 - sum(lost))
+
     def test_a_worker_that_is_killed_anywhere_loses_nothing_and_is_blamed_exactly(self):
         self.check_all(signal.SIGKILL)
 
