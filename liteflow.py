@@ -5673,7 +5673,7 @@ def _cut_chain(error: BaseException) -> None:
 
 # --- Worker: messages -----------------------------------------------------------------------------
 
-_MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as an open file
+_MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as a file
 _IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # a Python built for any glibc has no name
@@ -5714,7 +5714,8 @@ class _Wire:
     """One end of a socket pair: plain data in whole messages, each with at most one open file.
 
     A message is data and a list of bytes (values, which may be huge). On a stream each message has
-    its length before it. The scheduler's ends never block.
+    its length before it, and a large one goes as a file's name: macOS loses an open file that its
+    sender closes before it was received. The scheduler's ends never block.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -5738,11 +5739,18 @@ class _Wire:
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             self._send(packed, file)
             return
-        with _nameless_file(max(size, len(packed)), self.folder) as aside:
-            marshal.dump((data, [len(value) for value in values]), aside)
-            aside.writelines(values)
-            aside.flush()
-            self._send(marshal.dumps(None), aside.fileno())
+        number, name = (-1, None) if self._whole else tempfile.mkstemp(dir=self.folder)
+        try:
+            nameless = None if name else _nameless_file(max(size, len(packed)), self.folder)
+            with nameless or open(number, "w+b") as aside:
+                marshal.dump((data, [len(value) for value in values]), aside)
+                aside.writelines(values)
+                aside.flush()
+                self._send(marshal.dumps(name), None if name else aside.fileno())
+        except OSError:
+            if name:
+                os.unlink(name)
+            raise
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
@@ -5758,12 +5766,14 @@ class _Wire:
         if packed is None:
             return None
         try:
-            message: tuple[tuple[Any, ...], list[bytes]] | None = marshal.loads(packed)
+            message: tuple[tuple[Any, ...], list[bytes]] | str | None = marshal.loads(packed)
         except (ValueError, EOFError, TypeError):
             raise EOFError("no message of ours") from None
-        if message is not None:
+        if isinstance(message, tuple):
             return message
-        with open(self.take_file(), "rb") as aside:
+        with open(message or self.take_file(), "rb") as aside:
+            if message:
+                os.unlink(message)
             aside.seek(0)  # the offset is the sender's, too
             data, sizes = marshal.load(aside)
             return data, [aside.read(size) for size in sizes]
