@@ -4393,7 +4393,8 @@ class _Store:
         """Write a turn's events in one transaction. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._many
         for a in batch.attempts:
-            a.started = a.started or _now()  # it runs; when exactly is known at its end
+            # It runs; when exactly is known at its end, or never.
+            a.started = a.started or a.ended or _now()
         with self.transaction():
             self._check_fence()
             many(_inserting("xcom"), batch.xcoms)

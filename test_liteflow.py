@@ -5593,6 +5593,11 @@ class QueueTest(QueueCase):
             self.assertRegex(ti.error, r"\Athe task's outcome could not be received: .*open files")
         self.assertEqual(len(run.get_task_instances("success")), 80 - sum(lost))
 
+    def test_what_was_killed_at_once_took_no_negative_time(self):
+        source = "with DAG('k') as dag: task(os.kill)(0, signal.SIGKILL)\n"
+        [ti] = self.run_flow(source, max_workers=1).get_task_instances()
+        self.assertGreaterEqual(ti.end_date, ti.start_date)
+
     def test_a_worker_that_is_killed_anywhere_loses_nothing_and_is_blamed_exactly(self):
         self.check_all(signal.SIGKILL)
 
