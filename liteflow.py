@@ -5140,7 +5140,6 @@ class _Execution:
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
-        self.deadline = time.monotonic() + (math.inf if job.timeout is None else job.timeout)
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # what placeholders stand for: no template, whatever it says
@@ -5876,6 +5875,7 @@ class _Worker:
         self.in_task = False
         self.terminated = False
         self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
+        self.since = 0.0  # when it took that, on the system's clock: before it told so
 
     def prepare(self) -> None:
         """Become a worker: a session and streams of its own, and an end with the scheduler."""
@@ -5931,7 +5931,7 @@ class _Worker:
         if done is not None:
             self.held, self.spent = done.held, done.terminated or done.spoilt is not None
         self.shared[_TAKING] = 1
-        job = self._take()
+        job, self.since = self._take(), time.monotonic()
         if job is not None or done is not None:
             self._tell(done, job)
         self.shared[_TAKING] = 0
@@ -5972,6 +5972,7 @@ class _Worker:
         while message is not None:
             kind, *fields = message[0]
             if kind == "job":
+                self.since = time.monotonic()
                 self.control.send(("took", fields[0]))
                 return _Job(*fields)
             if kind == "leave":
@@ -6156,8 +6157,9 @@ class _Worker:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        if self.last is not None and time.monotonic() >= self.last.deadline:
-            raise AirflowTaskTimeout(f"timeout after {self.last.job.timeout:g} s")
+        timeout = None if self.last is None else self.last.job.timeout
+        if timeout is not None and time.monotonic() >= self.since + timeout:
+            raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
 
     # What a task may have changed.

@@ -5593,6 +5593,30 @@ class QueueTest(QueueCase):
             self.assertRegex(ti.error, r"\Athe task's outcome could not be received: .*open files")
         self.assertEqual(len(run.get_task_instances("success")), 80 - sum(lost))
 
+    def test_a_timeout_is_one_however_long_its_worker_takes_to_begin(self):
+        helper = self.helper(
+            """
+            import liteflow, time
+            def slow():
+                restore = liteflow._WorkerRun.restore
+                def slowly(run): restore(run); time.sleep(0.1)
+                liteflow._WorkerRun.restore = slowly
+            """
+        )
+        dag = self.module(
+            """
+            with DAG("late") as dag:
+                @task(execution_timeout=0.15)
+                def late():
+                    try: time.sleep(30)
+                    except BaseException as error: print(type(error).__name__, flush=True); raise
+                late()
+            """
+        ).dag
+        with WorkerPool(1, initializer=helper.slow) as pool:
+            run = dag.run(db_path=self.db, executor=pool)
+        self.assertEqual(run.log("late"), "AirflowTaskTimeout\n")
+
     def test_what_was_killed_at_once_took_no_negative_time(self):
         source = "with DAG('k') as dag: task(os.kill)(0, signal.SIGKILL)\n"
         [ti] = self.run_flow(source, max_workers=1).get_task_instances()
