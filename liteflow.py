@@ -6542,6 +6542,21 @@ def _pidfd_of(pid: int) -> int:
     return found
 
 
+def _end_of_child(process: Any) -> int:
+    """What is readable once a child process has ended: its sentinel is not while its own children
+    live, that have inherited it."""
+    reader, writer = os.pipe()
+
+    def tell() -> None:
+        process.join()
+        with contextlib.suppress(OSError):  # a pool that was dropped has closed the other end
+            os.write(writer, b"!")  # what was forked meanwhile may have this end, too
+        os.close(writer)
+
+    threading.Thread(target=tell, daemon=True).start()
+    return reader
+
+
 def _is_shared_badly(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
@@ -6862,9 +6877,12 @@ class _Slot:
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
         self.pid: int = self.process.pid
-        with contextlib.suppress(ImportError, OSError):  # elsewhere than on Linux
+        try:
             forked = self.server is not None
             self.pidfd = self.process.sentinel if forked else _pidfd_of(self.pid)
+        except (ImportError, OSError):  # elsewhere than on Linux
+            if getattr(self.process._popen, "method", "") != "forkserver":
+                self.pidfd = _end_of_child(self.process)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self

@@ -6139,6 +6139,31 @@ class SandboxTest(QueueCase):
             self.assertEqual(told.read(), "")
         self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
 
+    def test_nothing_tells_of_a_process_that_its_children_do_not_keep_quiet(self):
+        module = self.module(
+            """
+            with DAG("left") as dag:
+                @task
+                def dies():
+                    child = os.fork()
+                    if not child:
+                        os.setsid(); os.close(1); os.close(2)
+                        Path(os.environ["CASE_DIR"], "ready").touch()
+                        time.sleep(60); os._exit(0)
+                    Path(os.environ["CASE_DIR"], "child").write_text(str(child))
+                    while not Path(os.environ["CASE_DIR"], "ready").exists(): time.sleep(0.001)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                dies()
+            """
+        )
+        for method in ("spawn", "fork"):
+            with self.subTest(method=method):
+                with mock.patch.object(liteflow, "_pidfd_of", side_effect=OSError):
+                    run = module.dag.run(db_path=self.db, max_workers=1, mp_context=method)
+                self.assertEqual(run.get_task_instance("dies").error, "killed by SIGKILL")
+                (self.folder / "ready").unlink()
+                os.kill(self.pid_in("child"), signal.SIGKILL)  # it was not waited for
+
     @unittest.skipUnless(sys.platform == "linux", "of Linux")
     def test_no_folder_for_semaphores(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
