@@ -6299,13 +6299,18 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
             return os.path.samestat(path.stat(), os.fstat(log))
         return False
 
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == worker:
+    if os.path.exists("/proc/self"):
+        found = os.listdir("/proc")
+    else:  # macOS, which does not tell whose output a process holds
+        with os.popen("ps -A -o pid=") as listed:
+            found = listed.read().split()
+    for pid in map(int, filter(str.isdecimal, found)):
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == worker:
                 continue  # of the group: a second TERM would cut off what the first lets run
-            if int(fields[3]) == worker or is_log(path / "fd/1") or is_log(path / "fd/2"):
-                os.kill(int(path.name), number)
+            files = Path(f"/proc/{pid}/fd")
+            if os.getsid(pid) == worker or is_log(files / "1") or is_log(files / "2"):
+                os.kill(pid, number)
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:

@@ -6164,6 +6164,31 @@ class SandboxTest(QueueCase):
                 (self.folder / "ready").unlink()
                 os.kill(self.pid_in("child"), signal.SIGKILL)  # it was not waited for
 
+    def test_no_files_that_tell_of_processes(self):
+        dag = self.module(
+            """
+            import subprocess
+            with DAG("family") as dag:
+                @task(execution_timeout=0.3)
+                def parent():
+                    children = [subprocess.Popen(["sleep", "60"], process_group=group) for group in (None, 0)]
+                    print(*(child.pid for child in children), flush=True)
+                    time.sleep(60)
+                parent()
+            """
+        ).dag
+
+        def hide(look):
+            return lambda path=".": look("/nothing" if str(path).startswith("/proc") else path)
+
+        with (
+            mock.patch.object(os.path, "exists", hide(os.path.exists)),
+            mock.patch.object(os, "scandir", hide(os.scandir)),
+        ):
+            run = dag.run(db_path=self.db, max_workers=1)
+            for pid in run.log("parent").split():
+                self.assertTrue(wait_until(lambda pid=pid: not alive(int(pid))), pid)
+
     @unittest.skipUnless(sys.platform == "linux", "of Linux")
     def test_no_folder_for_semaphores(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
