@@ -7361,7 +7361,7 @@ class WorkerPool:
             self._most = self.max_workers
             if free != resource.RLIM_INFINITY:
                 with contextlib.suppress(OSError):
-                    free -= len(os.listdir("/proc/self/fd"))
+                    free -= len(os.listdir("/dev/fd"))
                 fit = self._count + (free - _FREE_FILES) // _SLOT_FILES
                 self._most = max(1, min(self._most, fit))
             if self._most < self.max_workers:
