@@ -6283,11 +6283,15 @@ _LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()
 
 
 def _child_pids() -> set[int]:
-    """The process's living children; none where the system does not list them."""
+    """The process's living children; where the system does not list them, 0 for all that live."""
     found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
             found.update(map(int, path.read_text().split()))
+    with contextlib.suppress(ChildProcessError):
+        while not found:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                found.add(0)
     return found
 
 

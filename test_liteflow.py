@@ -6196,6 +6196,27 @@ class SandboxTest(QueueCase):
             for pid in run.log("parent").split():
                 self.assertTrue(wait_until(lambda pid=pid: not alive(int(pid))), pid)
 
+    def test_no_list_of_children(self):
+        helper = self.helper(
+            """
+            import liteflow, pathlib, subprocess
+            def helped():
+                subprocess.Popen(["sleep", "60"])
+                liteflow.Path = lambda path: pathlib.Path(path.replace("/proc", "/nothing"))
+            """
+        )
+        dag = self.module(
+            """
+            with DAG("helped") as dag:
+                @task
+                def pid(i): return os.getpid()
+                pid.expand(i=[1, 2])
+            """
+        ).dag
+        with WorkerPool(1, initializer=helper.helped) as pool:
+            run = dag.run(db_path=self.db, executor=pool)
+        self.assertEqual(len({*run.xcom_pull("pid")}), 1)  # nobody left a child
+
     @LINUX
     def test_no_folder_for_semaphores(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
