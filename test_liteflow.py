@@ -5559,8 +5559,11 @@ class QueueTest(QueueCase):
                 raise OSError(28, "no space")
             return make(size, folder)
 
-        full = mock.patch.object(liteflow, "_nameless_file", make_small)
-        with full, self.assertRaisesRegex(UnreachableTask, "killed by SIGKILL"):
+        with (
+            mock.patch.object(liteflow, "_nameless_file", make_small),
+            mock.patch.object(tempfile, "mkstemp", side_effect=OSError(28, "no space")),
+            self.assertRaisesRegex(UnreachableTask, "killed by SIGKILL"),
+        ):
             dag.run(db_path=self.db, max_workers=1)
 
     def test_a_message_that_can_not_be_received_takes_no_other_job_along(self):
@@ -5666,12 +5669,15 @@ class QueueTest(QueueCase):
         if then != signal.SIGCONT:
             self.assertEqual(self.lines(), [], "it started after the run was stopped")
 
+    @LINUX
     def test_a_stop_ends_a_worker_that_is_stopped_with_a_job_in_its_hand(self):
         self.check_stop_in_hand(None)
 
+    @LINUX
     def test_a_job_that_went_down_with_its_worker_does_not_start_after_a_stop(self):
         self.check_stop_in_hand(signal.SIGKILL)
 
+    @LINUX
     def test_a_job_that_is_taken_as_the_run_is_stopped_is_ended(self):
         self.check_stop_in_hand(signal.SIGCONT)
 
