@@ -6306,7 +6306,7 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
     if os.path.exists("/proc/self"):
         found = os.listdir("/proc")
     else:  # macOS, which does not tell whose output a process holds
-        with os.popen("ps -A -o pid=") as listed:
+        with os.popen("ps -A -o pid= 2>/dev/null") as listed:
             found = listed.read().split()
     for pid in map(int, filter(str.isdecimal, found)):
         with contextlib.suppress(OSError):
