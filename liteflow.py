@@ -300,22 +300,36 @@ class _Busy(Exception):
 
 
 # Airflow's names; each state's value is its name in small letters.
-TaskInstanceState = enum.StrEnum(
-    "TaskInstanceState",
-    "QUEUED RUNNING SUCCESS FAILED SKIPPED UPSTREAM_FAILED UP_FOR_RETRY UP_FOR_RESCHEDULE REMOVED",
-)
-TaskInstanceState.__doc__ = "States of a task instance; one without a state yet has None."
-DagRunState = enum.StrEnum("DagRunState", "QUEUED RUNNING SUCCESS FAILED")
-DagRunState.__doc__ = "States of a run."
-TriggerRule = enum.StrEnum(
-    "TriggerRule",
-    """ALL_SUCCESS ALL_FAILED ALL_DONE ALL_DONE_MIN_ONE_SUCCESS ONE_SUCCESS ONE_FAILED ONE_DONE
-    NONE_FAILED NONE_FAILED_MIN_ONE_SUCCESS NONE_SKIPPED ALL_SKIPPED ALWAYS
-    ALL_DONE_SETUP_SUCCESS""",
-)
-TriggerRule.__doc__ = "When a task runs, by the states of the tasks it waits for."
-WeightRule = enum.StrEnum("WeightRule", "DOWNSTREAM UPSTREAM ABSOLUTE")
-WeightRule.__doc__ = "Whose priority weights add to a task's own."
+class TaskInstanceState(enum.StrEnum):
+    """States of a task instance; one without a state yet has None."""
+
+    QUEUED, RUNNING, SUCCESS, FAILED, SKIPPED = "queued", "running", "success", "failed", "skipped"
+    UPSTREAM_FAILED, UP_FOR_RETRY = "upstream_failed", "up_for_retry"
+    UP_FOR_RESCHEDULE, REMOVED = "up_for_reschedule", "removed"
+
+
+class DagRunState(enum.StrEnum):
+    """States of a run."""
+
+    QUEUED, RUNNING, SUCCESS, FAILED = "queued", "running", "success", "failed"
+
+
+class TriggerRule(enum.StrEnum):
+    """When a task runs, by the states of the tasks it waits for."""
+
+    ALL_SUCCESS, ALL_FAILED, ALL_DONE = "all_success", "all_failed", "all_done"
+    ALL_DONE_MIN_ONE_SUCCESS, ONE_SUCCESS = "all_done_min_one_success", "one_success"
+    ONE_FAILED, ONE_DONE, NONE_FAILED = "one_failed", "one_done", "none_failed"
+    NONE_FAILED_MIN_ONE_SUCCESS, NONE_SKIPPED = "none_failed_min_one_success", "none_skipped"
+    ALL_SKIPPED, ALWAYS = "all_skipped", "always"
+    ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
+
+
+class WeightRule(enum.StrEnum):
+    """Whose priority weights add to a task's own."""
+
+    DOWNSTREAM, UPSTREAM, ABSOLUTE = "downstream", "upstream", "absolute"
+
 
 _S = TaskInstanceState
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})

@@ -15748,6 +15748,15 @@ class ShapeTest(unittest.TestCase):
         self.assertIn("sqlite3", names)
         self.assertLessEqual({n.partition(".")[0] for n in names}, vars(liteflow).keys())
 
+    def test_a_type_checker_sees_the_states_values(self):
+        # Made by a call, they are numbers to pyright, and `state == "success"` never true.
+        classes = {n.name: n for n in self.tree.body if isinstance(n, ast.ClassDef)}
+        for name in ("TaskInstanceState", "DagRunState", "TriggerRule", "WeightRule"):
+            self.assertIn(name, classes)
+            for member in getattr(liteflow, name):
+                self.assertEqual(member.value, member.name.lower())
+                self.assertIn(repr(member.value), ast.unparse(classes[name]))
+
     def test_public_names_are_listed_and_documented(self):
         public = {
             n
