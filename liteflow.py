@@ -104,7 +104,7 @@ if __name__ == "__main__":
         gc.freeze()  # so that its end, which would take apart each function, takes a third
     sys.exit(_code)
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
 
@@ -161,20 +161,24 @@ else:
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
 
-__all__ = """DAG AirflowDagCycleException AirflowException AirflowFailException AirflowSensorTimeout
-    AirflowSkipException AirflowTaskTerminated AirflowTaskTimeout AlreadyRunning
-    BaseBranchOperator BaseOperator BaseSensorOperator BashOperator BranchPythonOperator Context
-    Dag DagNotFound DagRun DagRunFailed DagRunState DatabaseError DuplicateTaskIdFound EdgeModifier
-    EmptyOperator FailFastDagInvalidTriggerRule Label NodeNotFound Param ParamValidationError
-    PokeReturnValue PythonOperator PythonSensor RunNotFound ShortCircuitOperator
-    TaskAlreadyInTaskGroup TaskGroup TaskInstance TaskInstanceState TaskNotFound TriggerRule
-    UnmappableXComLengthPushed UnmappableXComTypePushed UnreachableTask Variable WeightRule
-    WorkerPool XCom XComArg XComForMappingNotPushed XComNotFound chain chain_linear
-    cross_downstream dag get_current_context main setup task task_group teardown""".split()
+__all__ = [
+    "DAG", "AirflowDagCycleException", "AirflowException", "AirflowFailException",
+    "AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTerminated", "AirflowTaskTimeout",
+    "AlreadyRunning", "BaseBranchOperator", "BaseOperator", "BaseSensorOperator", "BashOperator",
+    "BranchPythonOperator", "Context", "Dag", "DagNotFound", "DagRun", "DagRunFailed",
+    "DagRunState", "DatabaseError", "DuplicateTaskIdFound", "EdgeModifier", "EmptyOperator",
+    "FailFastDagInvalidTriggerRule", "Label", "NodeNotFound", "Param", "ParamValidationError",
+    "PokeReturnValue", "PythonOperator", "PythonSensor", "RunNotFound", "ShortCircuitOperator",
+    "TaskAlreadyInTaskGroup", "TaskGroup", "TaskInstance", "TaskInstanceState", "TaskNotFound",
+    "TriggerRule", "UnmappableXComLengthPushed", "UnmappableXComTypePushed", "UnreachableTask",
+    "Variable", "WeightRule", "WorkerPool", "XCom", "XComArg", "XComForMappingNotPushed",
+    "XComNotFound", "chain", "chain_linear", "cross_downstream", "dag", "get_current_context",
+    "main", "setup", "task", "task_group", "teardown",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 
 _StrPath = str | os.PathLike[str]
@@ -274,9 +278,9 @@ class AlreadyRunning(AirflowException):
 class DagRunFailed(AirflowException):
     """What `DagRun.raise_if_failed` raises: `run` is the run; the text names tasks and reasons."""
 
-    def __init__(self, text: str, run: DagRun | None = None) -> None:
+    def __init__(self, text: str, run: Any = None) -> None:
         super().__init__(text)
-        self.run = run
+        self.run: DagRun = run
 
 
 class UnreachableTask(AirflowException):
@@ -809,7 +813,10 @@ class _OperatorType(type):
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    # What help() and notebooks show. A checker reads `__init__`, too, as this says no result.
+    __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
+
+    def __call__(cls, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
         kind: Any = cls
         if kind._made_by_us:
             return super().__call__(*args, **kwargs)
@@ -1588,7 +1595,7 @@ class BashOperator(BaseOperator):
     failed. Output is in the task's log as it comes, standard error included.
     """
 
-    template_fields = ("bash_command", "env", "cwd")
+    template_fields: Sequence[str] = ("bash_command", "env", "cwd")
     env = _optional(None, _late(dict))
     cwd = _optional(None, _late(str, os.PathLike))
     output_processor = _optional(None, _called_here)
@@ -1735,7 +1742,7 @@ class PythonOperator(BaseOperator):
     Raises AirflowException if there is no callable.
     """
 
-    template_fields = ("templates_dict", "op_args", "op_kwargs")
+    template_fields: Sequence[str] = ("templates_dict", "op_args", "op_kwargs")
 
     def __init__(
         self,
@@ -1911,6 +1918,7 @@ class _Decorated(_Expandable, Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     _makes = ""  # "task" or "group"
+    __name__: str
 
     def __init__(self, function: Callable[P, R], signature: Any, settings: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
@@ -1951,7 +1959,13 @@ class _TaskFunction(_Decorated[P, R]):
     # A type checker knows the result, and can't know that results fit where values are wanted.
     if TYPE_CHECKING:
 
+        @overload
+        def __call__(
+            self: _TaskFunction[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
+        ) -> XComArg[T]: ...
+        @overload
         def __call__(self, *args: Any, **kwargs: Any) -> XComArg[R]: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _uncalled(self, other: object) -> None:
         _operands(self)  # raises: it has to be called first
@@ -2093,11 +2107,15 @@ class _TaskDecorator:
         """`@task.python` is `@task`."""
         return self
 
-    def run_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+    def run_if(
+        self, condition: Callable[[Context], Any], skip_message: str | None = None
+    ) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, True, skip_message))
 
-    def skip_if(self, condition: Callable[[Context], Any], skip_message: str | None = None) -> Any:
+    def skip_if(
+        self, condition: Callable[[Context], Any], skip_message: str | None = None
+    ) -> Callable[[T], T]:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, False, skip_message))
 
@@ -2116,12 +2134,14 @@ def _with_condition(condition: Any, function: Any) -> Any:
 task = _TaskDecorator()
 
 
-def setup(function: Any = None, **settings: Any) -> Any:
+def setup(function: Any = None, **settings: Any) -> _Decorated[..., Any]:
     """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
     return _with_role(BaseOperator.as_setup, function, settings)
 
 
-def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any) -> Any:
+def teardown(
+    function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any
+) -> _Decorated[..., Any]:
     """`@teardown`: a task that cleans up after its setups, whatever the work between did.
 
     Its failure does not fail the run unless `on_failure_fail_dagrun`.
@@ -2130,16 +2150,16 @@ def teardown(function: Any = None, *, on_failure_fail_dagrun: bool = False, **se
     return _with_role(role, function, settings)
 
 
-def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> Any:
+def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> _Decorated[..., Any]:
     if function is None:
-        return functools.partial(_with_role, role, settings=settings)
+        return functools.partial(_with_role, role, settings=settings)  # type: ignore
     made = function if isinstance(function, _TaskFunction) else task(function)
     if made._role is not None:
         raise ValueError(f"{made!r} can't be @setup and @teardown at once")
     return _copy_with(made.override(**settings), _role=role)
 
 
-def task_group(function: Any = None, /, **settings: Any) -> Any:
+def task_group(function: Any = None, /, **settings: Any) -> _Decorated[..., Any]:
     """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
 
     Calling the decorated function makes a group of the tasks made inside it; a second call gets
@@ -2147,7 +2167,7 @@ def task_group(function: Any = None, /, **settings: Any) -> Any:
     """
     if function is None or isinstance(function, str):
         named = {} if function is None else {"group_id": function}
-        return functools.partial(task_group, **named, **settings)
+        return functools.partial(task_group, **named, **settings)  # type: ignore
     return _GroupFunction(function, _signature_of("@task_group", function), settings)
 
 
@@ -2321,7 +2341,7 @@ class Dag:
         if number.isdecimal():
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
-    def _free_id(self, node_id: str, taken: Container[str]) -> str:
+    def _free_id(self, node_id: str, taken: Any) -> str:
         """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
         if node_id not in taken:
             return node_id
@@ -2532,7 +2552,7 @@ def _importing_in_child() -> bool:
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 
-def dag(function: Any = None, /, **settings: Any) -> Any:
+def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
     Use it bare, as `@dag("id")` or `@dag(dag_id=..., **settings)` with the arguments of `DAG`.
@@ -3831,7 +3851,7 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) STRICT;
 """
-_COLUMNS = {  # each table's, with their types
+_COLUMNS: dict[str, dict[str, str]] = {  # each table's, with their types
     table.split()[0]: dict(
         line.replace(",", "").split()[:2]
         for line in table.splitlines()
@@ -9661,12 +9681,12 @@ class DagRun:
     def __init__(self, row: _Row, path: Path) -> None:
         self.db_path = path
         self._row = row
-        self.dag_id = row.dag_id
-        self.run_id = row.run_id
+        self.dag_id: str = row.dag_id
+        self.run_id: str = row.run_id
         # For people: one line, in a file made to harm, too.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
         self.state = _RUN_STATES.get(row.state, DagRunState.FAILED)
-        self.reason = row.reason
+        self.reason: str | None = row.reason
         self.logical_date = _moment(row.logical_date)
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)

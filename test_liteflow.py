@@ -15757,6 +15757,42 @@ class ShapeTest(unittest.TestCase):
                 self.assertEqual(member.value, member.name.lower())
                 self.assertIn(repr(member.value), ast.unparse(classes[name]))
 
+    def test_a_type_checker_reads_what_users_meet(self):
+        def assigned(node):
+            return isinstance(node, ast.Assign) and ast.unparse(node.targets[0])
+
+        # mypy reads nothing but a list of constants: with a split text `import *` gave it no name.
+        [names] = [n.value for n in self.tree.body if assigned(n) == "__all__"]
+        self.assertEqual(ast.literal_eval(names), liteflow.__all__)
+        # A decorator that gives Any is an untyped one to mypy.
+        decorator = type(liteflow.task)
+        for function in (
+            liteflow.setup,
+            liteflow.teardown,
+            liteflow.task_group,
+            liteflow.dag,
+            decorator.run_if,
+            decorator.skip_if,
+        ):
+            self.assertNotIn(function.__annotations__["return"], ("Any", None), function)
+        # To pyright a class whose metaclass says what a call gives has nothing but that.
+        self.assertNotIn("return", type(liteflow.BaseOperator).__call__.__annotations__)
+        for kind in (liteflow.BashOperator, liteflow.PythonOperator):  # a subclass has others
+            self.assertIn("template_fields", kind.__annotations__)
+
+    def test_help_shows_an_operators_arguments(self):
+        class Own(liteflow.BaseOperator):
+            def __init__(self, *, name, **kwargs):
+                super().__init__(**kwargs)
+
+        for kind, first in (
+            (Own, "name"),
+            (liteflow.BashOperator, "bash_command"),
+            (liteflow.BaseOperator, "task_id"),
+        ):
+            with self.subTest(kind=kind):
+                self.assertEqual(next(iter(inspect.signature(kind).parameters)), first)
+
     def test_public_names_are_listed_and_documented(self):
         public = {
             n
