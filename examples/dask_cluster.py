@@ -26,7 +26,7 @@ with DAG("dask_cluster", description="Squares, on many machines") as dag:
         return list(range(10))
 
     @task(retries=1)
-    def square(x: int, ti=None) -> int:
+    def square(x: int, ti) -> int:
         if x == 7 and ti.try_number == 1:
             os.kill(os.getpid(), signal.SIGKILL)  # as the machine's memory running out would
         return x * x
