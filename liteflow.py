@@ -2780,11 +2780,8 @@ def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
 
 def _plain_copy(value: Any) -> Any:
     """A deep copy of JSON: a task may change what it gets. What only counts as JSON (an enum's
-    member that is text, an OrderedDict) becomes what it stands for."""
-    try:
-        return marshal.loads(marshal.dumps(value))
-    except ValueError:
-        return json.loads(json.dumps(value))
+    member that is text, a tuple) becomes what it stands for."""
+    return json.loads(json.dumps(value))
 
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:

@@ -1147,11 +1147,15 @@ class RefusalsTest(Case):
         class Color(str, enum.Enum):
             RED = "red"
 
-        held = {"p": Color.RED, "q": collections.OrderedDict(k=[Color.RED])}
-        with DAG("d", params=held) as d:
-            task(task_id="f")(lambda params: dict(params))()
-        found = d.test(db_path=self.db).raise_if_failed().xcom_pull("f")
-        self.assertEqual(found, {"p": "red", "q": {"k": ["red"]}})
+        for held, wanted in (
+            ({"p": Color.RED, "q": collections.OrderedDict(k=[Color.RED])}, {"q": {"k": ["red"]}}),
+            ({"p": "red", "q": (1,), "r": {1: 2}}, {"q": [1], "r": {"1": 2}}),
+        ):
+            for of_dag, of_task in ((held, {}), ({}, held)):
+                with DAG("d", params=of_dag) as d:
+                    task(task_id="f", params=of_task)(lambda params: dict(params))()
+                found = d.test(db_path=self.db).raise_if_failed().xcom_pull("f")
+                self.assertEqual(found, {"p": "red", **wanted})
 
     def test_params_may_be_none_beside_those_of_default_args(self):
         with DAG("d", default_args={"params": {"a": 1}}):
