@@ -1834,11 +1834,9 @@ class _MappedOperator(BaseOperator):
     _made_by_us = True
 
     def __init__(self, kind: Any, task_id: str, expand: _ExpandInput, fixed: Any) -> None:
-        self._known_settings = known = kind._known_settings
-        own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
+        self._known_settings = kind._known_settings
+        own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
         super().__init__(task_id=task_id, **own)
-        for name in known.keys() - BaseOperator._known_settings.keys():
-            self.__dict__.setdefault(name, known[name].default)
         self._kind, self._flow, self._fixed = kind, kind._flow, fixed
         self._defaults = _surroundings(fixed)[2]
         self._map_over(expand)
