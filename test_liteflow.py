@@ -687,6 +687,7 @@ class BuildingTest(Case):
             cross_downstream(t[:2], t[2:])
             self.assert_raises(TypeError, "list", cross_downstream, t[0], t[1])
             self.assert_raises(ValueError, "length", chain, t[:1], t[1:3])
+            self.assert_raises(ValueError, "none were set", chain_linear, [], t[0])
         self.assertEqual(d.get_task("t3").upstream_task_ids, {"t0", "t1"})
 
     def test_two_dags_and_none(self):
@@ -831,6 +832,41 @@ class BuildingTest(Case):
                 1,
             )
 
+    def test_a_setups_block_inside_anothers(self):
+        with self.build() as d:
+            names = ("outer", "stop", "inner", "drop", "own", "late")
+            outer, stop, inner, drop, own, late = (
+                liteflow.BaseOperator(task_id=name) for name in names
+            )
+            with stop.as_teardown(setups=outer) as scope:
+                scope.add_task(own)
+                with drop.as_teardown(setups=inner):
+                    liteflow.BaseOperator(task_id="work")
+                for _ in range(2):
+                    self.assert_raises(
+                        liteflow.AirflowException, "before any inner one", scope.add_task, late
+                    )
+        self.assertEqual(
+            {task_id: t.upstream_task_ids for task_id, t in d.task_dict.items()},
+            {
+                "outer": set(),
+                "own": {"outer"},
+                "inner": {"outer"},
+                "work": {"inner"},
+                "drop": {"inner", "work"},
+                "stop": {"outer", "own", "drop"},
+                "late": set(),
+            },
+        )
+
+    def test_placeholders_of_the_same_result_are_equal(self):
+        with self.build() as d:
+            made = task(sample)(1)
+        self.assertEqual(made, liteflow.XComArg(d["sample"]))
+        self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
+        self.assertNotEqual(made, made["k"])
+        self.assertNotEqual(made, "sample")
+
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
         self.addCleanup(os.environ.pop, "AIRFLOW_VAR_THING")
@@ -838,6 +874,9 @@ class BuildingTest(Case):
         self.assertEqual(liteflow.Variable.get("thing", deserialize_json=True), {"a": 1})
         self.assertEqual(liteflow.Variable.get("absent", default=3), 3)
         self.assert_raises(KeyError, "AIRFLOW_VAR_ABSENT", liteflow.Variable.get, "absent")
+        os.environ["AIRFLOW_VAR_THING"] = "{"
+        get = functools.partial(liteflow.Variable.get, "thing", deserialize_json=True)
+        self.assert_raises(ValueError, "AIRFLOW_VAR_THING is no JSON", get)
 
     def test_settings_at_their_default_take_no_room_on_a_task(self):
         with self.build() as d:
@@ -4097,6 +4136,38 @@ class VendoredTest(Case):
 
 
 class MappingTest(Case):
+    def test_over_large_elements_that_go_through_the_database(self):
+        run = self.run_flow(
+            """
+            with DAG("large") as dag:
+                @task
+                def many(): return [f"{i}" * 200_000 for i in range(3)]
+                @task
+                def each(x): return x
+                @task
+                def last(x): return x[-1]
+                last.expand(x=each.expand(x=many()))
+            """
+        )
+        self.assertEqual(run.xcom_pull("last"), ["0", "1", "2"])
+
+    def test_a_source_that_gives_nothing_to_map_over_says_why(self):
+        run = self.run_flow(
+            """
+            with DAG("nothing") as dag:
+                @task(do_xcom_push=False)
+                def silent(): return [1]
+                @task
+                def numbers(): return [1]
+                @task
+                def each(x=None): return x
+                each.expand(x=silent())
+                each.expand_kwargs(numbers())
+            """
+        )
+        self.assertIn("has do_xcom_push=False", run.get_task_instance("silent").error)
+        self.assertIn("takes dicts, found 1", run.get_task_instance("each__1", 0).error)
+
     def test_over_a_result_that_is_any_sequence(self):
         run = self.run_flow(
             """
@@ -4709,7 +4780,11 @@ class OperatorsTest(Case):
                     return True
                 @task.sensor(never_fail=True)
                 def nice(): raise ValueError
-                third(); never(); softly(); silent(); nice()
+                @task.sensor(silent_fail=True, timeout=10)
+                def not_today(): raise AirflowSkipException("not today")
+                @task.sensor(poke_interval=0.001, exponential_backoff=True, max_wait=0.002)
+                def slower(): return count("slower") >= 5
+                third(); never(); softly(); silent(); nice(); not_today(); slower()
                 class Mine(BaseSensorOperator):
                     def poke(self, context): self.n = getattr(self, "n", 0) + 1; return self.n >= 3
                 Mine(task_id="mine", poke_interval=0.01)
@@ -4724,6 +4799,8 @@ class OperatorsTest(Case):
                 "softly": "skipped",
                 "silent": "success",
                 "nice": "skipped",
+                "not_today": "skipped",
+                "slower": "success",
                 "mine": "success",
                 "python": "success",
             },
@@ -5056,6 +5133,8 @@ class OperatorsTest(Case):
                     "{{ twice(params['a']) }}",
                     "{{ params['a'] | first }}",
                     "{{ macros.random() < 1 }}",
+                    "{{ macros.ds_add('2024-02-28', 2) }}",
+                    "{{ macros.ds_format('2024-02-28', '%Y-%m-%d', '%d %b') }}",
                 ]
                 liteflow.PythonOperator(
                     task_id="a",
@@ -5070,6 +5149,10 @@ class OperatorsTest(Case):
             labels = [run.get_task_instance(i, 0).element for i in "bc"]
             self.assertEqual(labels, ["1", "'x'"])
         self.assertEqual(values, [["[1, 2, 1, 2]", "1", "True", "10"], [[1, 2, 1, 2], 1, True, 10]])
+
+        same = ["2024-03-01", "28 Feb"]
+        self.assertEqual(values[0], ["[1, 2, 1, 2]", "1", "True", *same])
+        self.assertEqual(values[1], [[1, 2, 1, 2], 1, True, *same])
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
@@ -7865,6 +7948,37 @@ class RunnersTest(Case):
                 self.assertEqual(run.xcom_pull("count"), 0)
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
+
+    def test_what_a_foreign_executor_still_does_is_not_waited_for(self):
+        module = self.module(
+            """
+            import threading
+            begun, go = threading.Event(), threading.Event()
+            with DAG("given_up", fail_fast=True) as dag:
+                @task
+                def waits(): begun.set(); go.wait(30)
+                @task
+                def bad(): begun.wait(30); raise ValueError
+                waits(); bad()
+            with DAG("called", on_success_callback=lambda context: go.wait(30)) as called:
+                @task(on_success_callback=lambda context: go.wait(30))
+                def quick(): pass
+                quick()
+            """
+        )
+        with concurrent.futures.ThreadPoolExecutor(3) as executor:
+            try:
+                run = module.dag.run(db_path=self.db, executor=executor)
+                self.assertIn("ended by fail_fast", run.get_task_instance("waits").error)
+                lines = []
+                with mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.05):
+                    run = module.called.run(
+                        db_path=self.db, executor=executor, progress=lines.append
+                    )
+                self.assertEqual(run.state, "success")
+                self.assertIn("a callback took more than 0.05 s", lines)
+            finally:
+                module.go.set()
 
     def test_two_runs_that_begin_in_the_same_microsecond(self):
         module = self.module(
@@ -12274,6 +12388,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(1, "script")
         page = ("--gantt", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *page, words=["leave --gantt out"])
+        link = ("--url", "--output", "run.md")
+        self.assert_exit(2, "visualize", "flow", *link, words=["leave --output out"])
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_a_file_whose_name_is_no_unicode_runs(self):
@@ -12402,6 +12518,32 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "script", "--max-workers", "0", words=["max_workers"])
         self.assertFalse(self.db.exists())
 
+    def test_stop_wants_a_name_where_several_runs_are_running(self):
+        for run_id in ("first", "second"):
+            self.assert_exit(1, "script", "--run-id", run_id)
+        self.abandon()
+        with mock.patch.object(liteflow, "_owner_lives", lambda *args: True):
+            names = "2 runs of DAG 'flow' are running: flow/second, flow/first; name one"
+            self.assert_exit(2, "stop", "flow", words=[names])
+
+    def test_a_run_of_which_nothing_has_started_has_no_picture_of_times(self):
+        with DAG("flow") as d:
+            task(task_id="none")(one_argument).expand(x=[])
+        where = (f"flow/{d.test(db_path=self.db).run_id}", "--db", self.db)
+        self.assert_exit(2, "visualize", "--gantt", *where, words=["there is nothing to draw"])
+        self.assert_exit(0, "page", *where, "--output", self.folder / "run.html")
+        self.assertIn("nothing has started", (self.folder / "run.html").read_text())
+
+    def test_many_failures_are_shown_in_part_and_counted(self):
+        with DAG("flow") as d:
+            task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (liteflow._SHOWN + 3))
+        d.test(db_path=self.db)
+        self.assert_exit(0, "visualize", "flow", "--db", self.db, "--output", self.folder / "a.md")
+        self.assertIn("\n... and 3 more that failed.\n", (self.folder / "a.md").read_text())
+        runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
+        more = liteflow._SHOWN + 3 - liteflow._RUN_ERRORS
+        self.assertIn(f"; and {more} more", runs)
+
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
         for run_id in ("first", "second"):
             self.assert_exit(1, "script", "--run-id", run_id)
@@ -12410,6 +12552,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow/second")
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
+        would = ["would delete DAG 'flow' with 1 run"]
+        self.assert_exit(0, "delete", "flow", "--all", "--dry-run", words=would)
         for answer in ("", "\n", "n\n"):  # the first: Ctrl-D
             with mock.patch.object(sys, "stdin", io.StringIO(answer)):
                 sys.stdin.isatty = lambda: True
@@ -13068,6 +13212,30 @@ class SeeingTest(ScriptCase):
         done = self.cli("run", "my_flow.py", "--task", "bad")
         self.assertIn("OSError: no luck\nat all", done.stderr)
         self.assertIn("Traceback", done.stderr)
+
+    def test_one_task_again_that_skips_or_has_no_input(self):
+        self.script(
+            """
+            from liteflow import *
+            with DAG("flow") as dag:
+                @task(execution_timeout=9)
+                def skips(): raise AirflowSkipException("not today")
+                @task
+                def bad(): raise ValueError
+                @task(trigger_rule="all_done")
+                def takes(x): return x
+                skips(); takes(bad())
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.python("my_flow.py")
+        done = self.python("my_flow.py", "--task", "skips")
+        self.assertEqual((done.returncode, done.stdout), (0, "skips skipped: not today\n"))
+        self.assertIn("the execution_timeout of 'skips' does not apply here", done.stderr)
+        done = self.python("my_flow.py", "--task", "takes")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("task 'bad', whose result 'takes' takes, is failed", done.stderr)
 
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
         self.script(
