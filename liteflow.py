@@ -11300,8 +11300,6 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     sys.argv = [str(path)]
     try:
         exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(main_module))
-    except AirflowException:
-        raise
     except (Exception, SystemExit) as error:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
