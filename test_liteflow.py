@@ -8686,6 +8686,24 @@ class AgainTest(FlowCase):
         self.assertEqual(self.last.state, "success")
         self.assertEqual(self.last.xcom_pull("work"), ["a1", "a2", "b1", "b2"])
 
+    def test_what_is_mapped_anew_over_an_old_result_that_is_no_list_does_not_run(self):
+        def flow(over):
+            with DAG("d") as d:
+                given = {"many": self.step("many", [1, 2])(), "one": self.step("one", 5)()}
+                each = self.step("each")
+                each.expand(x=given[over]) if over else each(given["one"])
+            return d
+
+        for before in ("many", None):
+            with self.subTest(before=before):
+                self.db = self.folder / f"{before}.db"
+                self.bad = {"each"}
+                self.go(flow(before))
+                self.bad = set()
+                self.assertEqual(self.resume(flow("one")), [])
+                self.assertEqual(self.last.state, "failed")
+                self.assertEqual(self.last.get_task_instance("each").state, "upstream_failed")
+
     def test_a_setup_that_is_taken_along_takes_those_around_it_along(self):
         for order in (1, -1):
             with self.subTest(order=order):
@@ -13215,6 +13233,7 @@ class SeeingTest(ScriptCase):
             ["--task", "bda"],
             ["--task", "double[9]"],
             ["--task", "good", "--run-id", "x"],
+            ["--task", "good", "--run-id", ""],
             ["--task", "good", "--graph"],
             ["--task", "good", "--conf", "{}"],
         ):
