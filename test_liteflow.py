@@ -859,6 +859,17 @@ class BuildingTest(Case):
             },
         )
 
+    def test_work_that_is_joined_from_outside_stands_inside_its_setup_all_the_same(self):
+        with self.build() as d:
+            first, last, up, down = (
+                liteflow.BaseOperator(task_id=name) for name in ("first", "last", "up", "down")
+            )
+            with down.as_teardown(setups=up):
+                chain(first, [liteflow.BaseOperator(task_id=name) for name in "ab"], last)
+        self.assertEqual(d["a"].upstream_task_ids, {"first", "up"})
+        self.assertEqual(d["b"].upstream_task_ids, {"first"})
+        self.assertEqual(d["down"].upstream_task_ids, {"b", "up"})
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
@@ -1047,6 +1058,7 @@ class RefusalsTest(Case):
             TypeError, said, liteflow.EmptyOperator, task_id="t", on_failure_callback=later
         )
         self.refused(TypeError, said, task.run_if(later), self.f)
+        self.refused(TypeError, "stand above @task", task.run_if(one_argument), one_argument)
         task(task_id="awaited")(later)  # a task may be one
 
     def test_an_argument_is_fixed_or_mapped_over(self):
@@ -1119,6 +1131,27 @@ class RefusalsTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual(run.xcom_pull("g.f"), [7, 2])
         self.assertIn("argument 'x' is not in", run.get_task_instance("g.f", 2).error)
+
+    def test_a_schedule_that_is_none(self):
+        for schedule in (5, 0.5, b"@daily", object()):
+            self.refused(ValueError, "cron or a timedelta", DAG, "other", schedule=schedule)
+
+    def test_no_mapping_inside_a_mapping(self):
+        @task_group
+        def inner(x):
+            self.f(x)
+
+        @task_group
+        def nested(x):
+            inner.expand(x=[1])
+
+        @task_group
+        def mapped(x):
+            self.f.expand(x=[1])
+
+        with DAG("other"):
+            self.refused(NotImplementedError, "can't nest", nested.expand, x=[1])
+            self.refused(NotImplementedError, "inside a mapped group", mapped.expand, x=[1])
 
     def test_setup_and_teardown_exclude_each_other(self):
         with self.dag:
@@ -4933,6 +4966,22 @@ class OperatorsTest(Case):
             run.xcom_pull("pull"),
             [[10, 20, "a"], [10, 20], [10, 20], [20, 10, 20, 10], None, 20, ["a", None]],
         )
+
+    def test_a_pull_that_can_find_nothing_is_refused(self):
+        found = []
+
+        def pull(ti):
+            for wrong in ({"dag_id": "other"}, {"run_id": "other"}, {"key": 3}):
+                with self.assertRaises((TypeError, ValueError)) as caught:
+                    ti.xcom_pull("pull", **wrong)
+                found.append(str(caught.exception))
+            return ti.xcom_pull("none", dag_id=ti.dag_id, run_id=ti.run_id)
+
+        with DAG("d") as d:
+            task(task_id="pull")(pull)()
+        d.test(db_path=self.db).raise_if_failed()
+        only = "xcom_pull() here reads values of this run only"
+        self.assertEqual(found, [only, only, "key must be str, found 3"])
 
     def test_a_mapped_branch_skips_nothing_outside_of_its_group(self):
         run = self.run_flow(
@@ -13256,7 +13305,9 @@ class SeeingTest(ScriptCase):
                 def bad(): raise ValueError
                 @task(trigger_rule="all_done")
                 def takes(x): return x
-                skips(); takes(bad())
+                @task
+                def gives(): return lambda: None
+                skips(); takes(bad()); gives()
             if __name__ == "__main__":
                 dag.cli()
             """
@@ -13268,6 +13319,8 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--task", "takes")
         self.assertEqual(done.returncode, 2)
         self.assertIn("task 'bad', whose result 'takes' takes, is failed", done.stderr)
+        done = self.python("my_flow.py", "--task", "gives")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
 
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
         self.script(
