@@ -3344,8 +3344,7 @@ class _Plan:
         node, state = instance.node, instance.state
         assert state is not None
         if node.group is not None and below.is_in_step_with(node):
-            self._touch(below, instance)
-            return
+            return self._touch(below, instance)
         place = _END_AT[state]
         counts[place] += 1
         if not node.open:
@@ -3396,8 +3395,7 @@ class _Plan:
         """For the instance; outside of a mapped group, for all of its task."""
         node = instance.node
         if decision is _S.RUNNING and not node.expanded:
-            self._expand(node)
-            return
+            return self._expand(node)
         for each in list(node.instances) if node.group is None else (instance,):
             if each.state is not None or each.ready:
                 continue
@@ -5766,8 +5764,7 @@ class _Wire:
         size = sum(map(len, values))
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
-            self._send(packed, file)
-            return
+            return self._send(packed, file)
         number, name = (-1, None) if self._whole else tempfile.mkstemp(dir=self.folder)
         try:
             nameless = None if name else _nameless_file(max(size, len(packed)), self.folder)
@@ -5976,8 +5973,7 @@ class _Worker:
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
         number = 0 if job is None else job.number
         if done is None:
-            self.control.send(("took", number))
-            return
+            return self.control.send(("took", number))
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
         if sum(map(len, values)) <= _INLINE:
             values = []  # they are in the message as they are
@@ -7855,8 +7851,7 @@ class _SlotRunner(_Runner):
     def _overdue(self, slot: _Slot) -> None:
         slot.deadline = math.inf
         if slot.attempt is not None and slot.reason is None and slot.state != "calling":
-            slot.ask_to_end(f"timeout after {slot.timeout:g} s")
-            return
+            return slot.ask_to_end(f"timeout after {slot.timeout:g} s")
         slot.signal_group(signal.SIGKILL)
         if slot.callbacks is not None:
             slot.callbacks = None
@@ -8944,8 +8939,7 @@ class _Run(_Start):
             elif self._has_to_wait(instance):
                 self.plan.delay(instance, time.monotonic() + _GLANCE)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
-                self.plan.enqueue(instance)
-                return
+                return self.plan.enqueue(instance)
             else:
                 room -= 1
                 self._start(instance)
@@ -11557,8 +11551,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         instances = [ti for ti in instances if ti._word == options.state or (none and not ti.state)]
     if options.json:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
-        _print_json({**_run_document(run), "task_instances": found})
-        return
+        return _print_json({**_run_document(run), "task_instances": found})
     said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
     if run.reason:
@@ -11737,8 +11730,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     if options.dry_run:
         for run in runs:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
-        _say(f"would delete {what}")
-        return
+        return _say(f"would delete {what}")
     size = options.db.stat().st_size
     if runs:
         _prune(options.db, runs, options.values)
