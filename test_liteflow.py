@@ -1132,6 +1132,11 @@ class RefusalsTest(Case):
         self.assertEqual(run.xcom_pull("g.f"), [7, 2])
         self.assertIn("argument 'x' is not in", run.get_task_instance("g.f", 2).error)
 
+    def test_an_operator_takes_no_argument_by_position(self):
+        said = "EmptyOperator takes keyword arguments only, found 'x'"
+        with self.dag:
+            self.refused(TypeError, said, liteflow.EmptyOperator, "x", task_id="a")
+
     def test_a_schedule_that_is_none(self):
         for schedule in (5, 0.5, b"@daily", object()):
             self.refused(ValueError, "cron or a timedelta", DAG, "other", schedule=schedule)
@@ -4813,11 +4818,13 @@ class OperatorsTest(Case):
                     return True
                 @task.sensor(never_fail=True)
                 def nice(): raise ValueError
+                @task.sensor(timeout=10)
+                def loud(): raise ValueError("no use")
                 @task.sensor(silent_fail=True, timeout=10)
                 def not_today(): raise AirflowSkipException("not today")
                 @task.sensor(poke_interval=0.001, exponential_backoff=True, max_wait=0.002)
                 def slower(): return count("slower") >= 5
-                third(); never(); softly(); silent(); nice(); not_today(); slower()
+                third(); never(); softly(); silent(); nice(); loud(); not_today(); slower()
                 class Mine(BaseSensorOperator):
                     def poke(self, context): self.n = getattr(self, "n", 0) + 1; return self.n >= 3
                 Mine(task_id="mine", poke_interval=0.01)
@@ -4832,6 +4839,7 @@ class OperatorsTest(Case):
                 "softly": "skipped",
                 "silent": "success",
                 "nice": "skipped",
+                "loud": "failed",
                 "not_today": "skipped",
                 "slower": "success",
                 "mine": "success",
@@ -12603,8 +12611,13 @@ class CommandLineTest(ScriptCase):
         with DAG("flow") as d:
             task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (liteflow._SHOWN + 3))
         d.test(db_path=self.db)
-        self.assert_exit(0, "visualize", "flow", "--db", self.db, "--output", self.folder / "a.md")
-        self.assertIn("\n... and 3 more that failed.\n", (self.folder / "a.md").read_text())
+        output = self.folder / "a.md"
+        done = self.assert_exit(0, "visualize", "flow", "--db", self.db, "--output", output)
+        self.assertEqual(done.stderr, f"wrote {output}\n")
+        page = (self.folder / "a.md").read_text()
+        self.assertIn("\n... and 3 more that failed.\n", page)
+        self.assertIn("\n| ... 3 more of each | failed |", page)
+        self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
         more = liteflow._SHOWN + 3 - liteflow._RUN_ERRORS
         self.assertIn(f"; and {more} more", runs)
@@ -12656,6 +12669,9 @@ class CommandLineTest(ScriptCase):
         ):
             table = liteflow._table(["A", "B"], [["a" * 30, "b" * 30]])
         self.assertEqual({len(line) for line in table.splitlines()[1:]}, {40})
+        self.script(self.FLOW.replace('"n": 1', '"n": 1, "m": 1'))
+        self.assert_exit(0, "script", "-q", "--conf", '{"n": 3, "m": 2}', "-p", "n=2", out="")
+        self.assertEqual(Dag("flow").runs(self.db)[0].conf, {"n": 2, "m": 2})
 
     def test_a_bare_command_is_the_help_and_the_newest_run_need_not_be_named(self):
         done = self.command()
