@@ -870,6 +870,25 @@ class BuildingTest(Case):
         self.assertEqual(d["b"].upstream_task_ids, {"first"})
         self.assertEqual(d["down"].upstream_task_ids, {"b", "up"})
 
+    def test_a_list_on_the_left_of_either_arrow(self):
+        with self.build() as d:
+            a, b, c = (liteflow.BaseOperator(task_id=name) for name in "abc")
+            self.assertIs([a] >> b, b)
+            self.assertIs([a, b] << c, c)
+        self.assertEqual([t.upstream_task_ids for t in (a, b, c)], [{"c"}, {"a", "c"}, set()])
+        self.assertEqual(d.task_ids, ["a", "b", "c"])
+
+    def test_an_operator_executes_without_a_run(self):
+        with self.build() as d:
+            task.python(sample)(1)
+            for kind in ("BaseOperator", "BaseSensorOperator", "BaseBranchOperator"):
+                getattr(liteflow, kind)(task_id=kind)
+        self.assertEqual(d["sample"].execute({}), 1)
+        self.assert_raises(NotImplementedError, "no execute(", d["BaseOperator"].execute, {})
+        self.assert_raises(NotImplementedError, "no poke(", d["BaseSensorOperator"].poke, {})
+        choose = d["BaseBranchOperator"].execute
+        self.assert_raises(NotImplementedError, "no choose_branch(", choose, {})
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
@@ -4184,10 +4203,13 @@ class MappingTest(Case):
                 def each(x): return x
                 @task
                 def last(x): return x[-1]
-                last.expand(x=each.expand(x=many()))
+                @task
+                def same(x): return [x == ["0", "1", "2"], x == (), x == x[:], x == "012"]
+                same(last.expand(x=each.expand(x=many())))
             """
         )
         self.assertEqual(run.xcom_pull("last"), ["0", "1", "2"])
+        self.assertEqual(run.xcom_pull("same"), [True, False, True, False])
 
     def test_a_source_that_gives_nothing_to_map_over_says_why(self):
         run = self.run_flow(
@@ -5208,6 +5230,13 @@ class OperatorsTest(Case):
         same = ["2024-03-01", "28 Feb"]
         self.assertEqual(values[0], ["[1, 2, 1, 2]", "1", "True", *same, "10"])
         self.assertEqual(values[1], [[1, 2, 1, 2], 1, True, *same, 10])
+
+    def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
+        with DAG("d") as d:
+            task(map_index_template="{{ ti }}")(one_argument).expand(x=["a"])
+        with mock.patch.dict(sys.modules, {"jinja2": None}):
+            run = d.test(db_path=self.db).raise_if_failed()
+        self.assertEqual(run.get_task_instance("one_argument", 0).element, "'a'")
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
@@ -7692,6 +7721,22 @@ class RunnersTest(Case):
                 module.dag.run(db_path=self.db, **options)
             self.assertIn(word, str(caught.exception))
         self.assertFalse(self.db.exists())
+
+    def test_a_start_method_may_be_given_as_its_context(self):
+        module = self.module("with DAG('d') as dag:\n    task(task_id='a')(os.getpid)()\n")
+        context = liteflow.multiprocessing.get_context("fork")
+        with mock.patch.object(context, "Process", wraps=context.Process) as made:
+            run = module.dag.run(db_path=self.db, mp_context=context, max_workers=1)
+        self.assertEqual((run.state, made.call_count), ("success", 1))
+
+    def test_how_a_worker_ended(self):
+        for code, words in (
+            (-signal.SIGKILL, "killed by SIGKILL"),
+            (-signal.NSIG, f"killed by signal {signal.NSIG}"),
+            (None, "the worker was lost"),
+            (3, "worker exited with code 3 before reporting"),
+        ):
+            self.assertEqual(liteflow._end_of(code), words)
 
     def test_a_timeout_ends_a_task_that_ignores_it(self):
         before = liteflow._GRACE
