@@ -1936,6 +1936,29 @@ class PlanTest(Case):
         states = {"up": "success", "a": None, "b": None, "down": "success"}
         self.assertEqual(self.states_of(plan), states)
 
+    def test_a_stop_runs_inner_teardowns_first_and_tries_them_again(self):
+        with DAG("d") as d:
+            outer, inner, work = (liteflow.BaseOperator(task_id=i) for i in ("out", "in", "work"))
+            drop = liteflow.BaseOperator(task_id="drop", retries=1).as_teardown(setups=inner)
+            end = liteflow.BaseOperator(task_id="end").as_teardown(setups=outer)
+            chain(outer, inner, work, drop, end)
+        plan = liteflow._Plan(d)
+        for setup in ("out", "in"):
+            plan.finish(self.all_sent(plan)[setup], "success", 0)
+        working = self.all_sent(plan)["work"]
+        plan.stop()
+        plan.interrupt(working)
+        for status in ("withdrawn", "failed", "success"):
+            sent = self.all_sent(plan)
+            self.assertEqual(list(sent), ["drop"])
+            if status == "withdrawn":
+                plan.withdraw(sent["drop"])
+            else:
+                plan.finish(sent["drop"], status, 0)
+        self.assertEqual(list(sent := self.all_sent(plan)), ["end"])
+        plan.finish(sent["end"], "success", 0)
+        self.assertTrue(plan.is_wound_down())
+
     def test_a_stop_leaves_a_teardown_that_runs_alone(self):
         plan, sent = self.scoped()
         for each in sent.values():
@@ -8291,6 +8314,29 @@ class RunnersTest(Case):
 
 
 class RunTest(Case):
+    def test_as_many_runs_at_once_as_max_active_runs_says(self):
+        begun, done = [threading.Event() for _ in range(2)], threading.Event()
+        with DAG("d", max_active_runs=2) as d:
+
+            @task
+            def waits(ti):
+                begun[int(ti.run_id)].set()
+                done.wait(LIMIT)
+
+            waits()
+        run = functools.partial(liteflow._Run, d, db_path=self.db, in_process=True)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(run(run_id=str(i)).execute) for i in range(2)]
+            try:
+                for each in begun:
+                    self.assertTrue(each.wait(LIMIT))
+                with self.assertRaisesRegex(liteflow.AlreadyRunning, "max_active_runs is 2"):
+                    run(run_id="2").execute()
+            finally:
+                done.set()
+            self.assertEqual([each.result().state for each in runs], ["success"] * 2)
+        self.assertEqual(len(d.runs(self.db)), 2)
+
     def test_an_empty_dag_is_a_success(self):
         run = DAG("empty").run(db_path=self.db)
         self.assertEqual((run.state, run.get_task_instances()), ("success", []))
