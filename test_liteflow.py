@@ -8329,7 +8329,7 @@ class RunTest(Case):
             runs = [threads.submit(run(run_id=str(i)).execute) for i in range(2)]
             try:
                 for each in begun:
-                    self.assertTrue(each.wait(LIMIT))
+                    self.assertTrue(each.wait(LIMIT / 4))
                 with self.assertRaisesRegex(liteflow.AlreadyRunning, "max_active_runs is 2"):
                     run(run_id="2").execute()
             finally:
@@ -14067,6 +14067,26 @@ class PageTest(ScriptCase):
             bundle = shown._repr_mimebundle_(include=None, exclude=None)
             self.assertEqual(bundle, {"text/html": shown._repr_html_(), "text/plain": repr(shown)})
         self.assertIn("&lt;u&gt;", dag._repr_html_())
+
+    def test_pages_draw_all_that_ran(self):
+        self.python("my_flow.py", "--run-id", "r")
+        chip = '<span class="chip failed"'
+        row = f'<td>hostile</td><td><span class="strip">{chip} title="[-0-9: ]+">✕</span></span>'
+        page = self.cli_here("page").stdout
+        self.assertRegex(page, f"{row}</td><td>{chip}>✕ failed</span></td>")
+        page = self.cli_here("page", "hostile/r").stdout
+        graph, _, times = page.partition("<h2>Timeline</h2>")
+        self.assertIn("<summary>traceback</summary><pre>Traceback", graph)
+        for label, state in (("good", "success"), ("load", "failed")):
+            self.assertRegex(
+                graph, f'<g class="{state}"><title>{label}, .*<rect .*>{label}( x 2)?<'
+            )
+        self.assertEqual(graph.count('<path d="'), 1)
+        for label in ("good", "load[0] try 2", "load[1]"):
+            self.assertRegex(times, rf">{re.escape(label)}</text><text [^>]+>[^<]+ m?s</text>")
+        self.assertRegex(
+            times, '<g class="failed"><title>load.0. try 2, failed, .*?<rect class="box"'
+        )
 
     def test_a_page_is_written_as_a_whole_or_not_at_all(self):
         self.python("my_flow.py")
