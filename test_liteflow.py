@@ -889,6 +889,22 @@ class BuildingTest(Case):
         choose = d["BaseBranchOperator"].execute
         self.assert_raises(NotImplementedError, "no choose_branch(", choose, {})
 
+    def test_a_group_may_be_named_by_its_decorator_alone(self):
+        @task_group("named")
+        def group():
+            task(sample)(1)
+
+        with self.build() as d:
+            group()
+        self.assertEqual(d.task_ids, ["named.sample"])
+
+    def test_a_param_as_an_argument_with_its_own_default_or_none(self):
+        with DAG("d", params={"n": 1}) as d:
+            task(task_id="own")(sample)(d.param("n"))
+            task(task_id="new")(sample)(d.param("m", 2))
+        run = d.test(db_path=self.db)
+        self.assertEqual([run.xcom_pull(name) for name in ("own", "new")], [1, 2])
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
@@ -1155,6 +1171,13 @@ class RefusalsTest(Case):
         said = "EmptyOperator takes keyword arguments only, found 'x'"
         with self.dag:
             self.refused(TypeError, said, liteflow.EmptyOperator, "x", task_id="a")
+
+    def test_a_pool_that_has_no_size(self):
+        with DAG("d") as d:
+            self.f.override(task_id="t", pool="db")(1)
+        said = "task 't' takes 1 of pool 'db', whose size is not given: run with pools={'db': N}"
+        self.refused(ValueError, said, d.run, db_path=self.db)
+        self.assertFalse(self.db.exists())
 
     def test_a_schedule_that_is_none(self):
         for schedule in (5, 0.5, b"@daily", object()):
@@ -3358,6 +3381,23 @@ class WorkerTest(Case):
         self.assertEqual(run.state, "success", run.get_task_instances())
         self.assertTrue(wait_until(lambda: not alive(run.xcom_pull("child"))))
         self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
+
+    def test_a_task_that_disables_logging_does_so_for_itself(self):
+        run = self.run_flow(
+            """
+            import logging
+            with DAG("logs") as dag:
+                @task
+                def quiet(): logging.disable(); logging.error("not heard"); return os.getpid()
+                @task
+                def loud(pid): logging.error("heard"); return pid == os.getpid()
+                loud(quiet())
+            """,
+            max_workers=1,
+        )
+        self.assertTrue(run.xcom_pull("loud"))
+        self.assertEqual(run.log("quiet"), "")
+        self.assertIn("heard", run.log("loud"))
 
     def test_what_the_last_task_leaves_behind_goes_though_nobody_asks_for_its_worker(self):
         module = self.module(
@@ -6880,6 +6920,41 @@ class OutputTest(QueueCase):
         logs = [run.log(name) for name in ("says", "cuts", "after")]
         wanted = ["as long as this\n", "and this is longer than that\n", "the next one\n"]
         self.assertEqual(logs, wanted)
+
+    def test_a_log_file_that_is_cut_while_its_task_runs_loses_only_the_middle(self):
+        module = self.module(
+            """
+            with DAG("long", max_active_tasks=1) as dag:
+                @task
+                def prints():
+                    for i in range(300_000): print("line", i)
+                    deadline = time.monotonic() + 20
+                    while not (Path(os.environ["CASE_DIR"]) / "go").exists():
+                        if time.monotonic() > deadline: raise TimeoutError
+                        time.sleep(0.01)
+                    print("the end")
+                @task
+                def after(x): print("the next one")
+                after(prints())
+            """
+        )
+        cut, tail = [], liteflow._SlotLog._tail
+
+        def tailed(log, size):
+            found = tail(log, size)
+            if log._at == 0:  # it has been cut
+                cut.append((self.folder / "go").touch())
+            return found
+
+        with (
+            mock.patch.object(liteflow, "_LOG_FILE_LIMIT", 100_000),
+            mock.patch.object(liteflow._SlotLog, "_tail", tailed),
+            WorkerPool(1) as workers,
+        ):
+            run = module.dag.run(db_path=self.db, executor=workers)
+        self.assertTrue(cut)
+        self.assertRegex(run.log("prints"), r"(?s)\Aline 0\n.*bytes cut.*\nthe end\n\Z")
+        self.assertEqual(run.log("after"), "the next one\n")
 
     def test_quick_tasks_that_print_much_or_truncate_their_output_keep_their_logs_apart(self):
         module = self.module(
@@ -12721,6 +12796,9 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow/second")
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
+        with mock.patch.object(liteflow.DagRun, "owner_alive", True):
+            live = ["flow/first is running: stop it first"]
+            self.assert_exit(75, "delete", "flow", "--all", "--yes", words=live)
         would = ["would delete DAG 'flow' with 1 run"]
         self.assert_exit(0, "delete", "flow", "--all", "--dry-run", words=would)
         for answer in ("", "\n", "n\n"):  # the first: Ctrl-D
