@@ -905,6 +905,13 @@ class BuildingTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual([run.xcom_pull(name) for name in ("own", "new")], [1, 2])
 
+    def test_a_mapped_operator_waits_for_the_results_in_its_other_arguments(self):
+        with self.build() as d:
+            made = [task(sample)(1) for _ in range(2)]
+            given = {"env": {"A": made[0]}}
+            liteflow.BashOperator.partial(task_id="m", **given).expand(cwd=["a", made[1]])
+        self.assertEqual(d["m"].upstream_task_ids, {"sample", "sample__1"})
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
@@ -1462,6 +1469,7 @@ class ParamTest(Case):
             {"format": "email"},
             {"type": "float"},
             {"items": {"uniqueItems": True}},
+            {"properties": {"a": {"uniqueItems": True}}},
         ):
             with self.subTest(schema=schema), self.assertRaises(ValueError):
                 Param(1, **schema)
@@ -11706,6 +11714,28 @@ class ShowingTest(Case):
         ti.upstream_task_ids = set(upstream)
         return ti
 
+    def test_groups_are_frames_inside_one_another(self):
+        with DAG("d") as d:
+            a = liteflow.EmptyOperator(task_id="a")
+            with TaskGroup("g"):
+                b = liteflow.EmptyOperator(task_id="b")
+                with TaskGroup("h"):
+                    c = liteflow.EmptyOperator(task_id="c")
+            a >> liteflow.Label("x") >> b >> c
+        frames = """
+            n0["a"]
+            subgraph g0["g"]
+                n1["b"]
+                subgraph g1["h"]
+                    n2["c"]
+                end
+            end
+            n0 -->|"x"| n1
+            n1 --> n2
+        """
+        frames = textwrap.indent(textwrap.dedent(frames).strip(), "    ")
+        self.assertEqual(d.to_mermaid(), f"flowchart TD\n{frames}\n")
+
     def test_hostile_ids_are_drawn_harmlessly(self):
         names = [
             "end",
@@ -12782,6 +12812,7 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(done.stderr, f"wrote {output}\n")
         page = (self.folder / "a.md").read_text()
         self.assertIn("\n... and 3 more that failed.\n", page)
+        self.assertEqual(page.count("\nValueError: invalid literal for int()"), 20)
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
