@@ -11714,6 +11714,18 @@ class ShowingTest(Case):
         ti.upstream_task_ids = set(upstream)
         return ti
 
+    def test_the_status_goes_before_a_line_is_written_where_it_was(self):
+        report, written = liteflow._Report(True), io.StringIO()
+        report.redraws = True
+        with contextlib.redirect_stderr(written):
+            report.status(lambda: ({"success": 1}, [], 2.0))
+            drawn = written.getvalue()
+            report.tell("a line")
+        lines = drawn.count("\n")
+        up = f"\x1b[{lines}A"
+        gone = written.getvalue().removeprefix(drawn)
+        self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\n")
+
     def test_groups_are_frames_inside_one_another(self):
         with DAG("d") as d:
             a = liteflow.EmptyOperator(task_id="a")
@@ -12813,6 +12825,7 @@ class CommandLineTest(ScriptCase):
         page = (self.folder / "a.md").read_text()
         self.assertIn("\n... and 3 more that failed.\n", page)
         self.assertEqual(page.count("\nValueError: invalid literal for int()"), 20)
+        self.assertEqual(page.count("\n## each&#91;"), 20)
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
@@ -12840,6 +12853,11 @@ class CommandLineTest(ScriptCase):
         self.assertEqual([run.run_id for run in Dag("flow").runs(self.db)], ["first"])
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
+
+    def test_the_graph_is_drawn_without_a_run(self):
+        drawn = self.assert_exit(0, "script", "--graph").stdout
+        self.assertEqual(drawn, 'flowchart TD\n    n0["good"]\n    n1["bad"]\n    n0 --> n1\n')
+        self.assertFalse(self.db.exists())
 
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
