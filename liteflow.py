@@ -11050,8 +11050,7 @@ class _Report:
             # On a terminal the status tells what runs; elsewhere every change is a line.
             if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
                 self.tell(said, state and state.value)
-        if changes:
-            self.status()
+        self.status()
 
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()

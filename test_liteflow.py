@@ -11726,6 +11726,18 @@ class ShowingTest(Case):
         gone = written.getvalue().removeprefix(drawn)
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\n")
 
+    def test_the_status_stands_again_at_once_below_what_a_task_printed(self):
+        report, written = liteflow._Report(True, logs=True), io.StringIO()
+        report.redraws, report._snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
+        attempt = types.SimpleNamespace(instance=types.SimpleNamespace(label="a"))
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            report.status()
+            drawn = written.getvalue()
+            report.committed([(attempt, 1, "hello\n")])
+        found = written.getvalue().removeprefix(drawn)
+        self.assertIn("\x1b[2K", found)
+        self.assertTrue(found.endswith(f"a | hello\n{drawn}"), found)
+
     def test_groups_are_frames_inside_one_another(self):
         with DAG("d") as d:
             a = liteflow.EmptyOperator(task_id="a")
