@@ -2090,7 +2090,6 @@ class _TaskDecorator:
         if function is None:
             return functools.partial(self, **settings)
         settings = {"dag": self._dag, **settings}
-        _function("what @task decorates", function)
         made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
         made._maker = self._maker
         return made
