@@ -5346,7 +5346,10 @@ class OperatorsTest(Case):
                 Own(task_id="f", bash_command="query.sql")
             with self.assertRaisesRegex(ValueError, f"task 'y': env {file}"):
                 Own.partial(task_id="y").expand(env=[{"A": "query.sql"}])
-            self.assertEqual(Own(task_id="z", bash_command="query.sql ").bash_command[-1], " ")
+            late = Own(task_id="z", bash_command="query.sql ")
+            self.assertEqual(late.bash_command[-1], " ")
+            with self.assertRaisesRegex(ValueError, f"task 'z': bash_command {file}"):
+                late.bash_command = "query.sql"
             if not found:
                 with self.assertRaisesRegex(ValueError, "is a template"):
                     liteflow.BashOperator(task_id="c", bash_command="echo {# of Jinja #}")
