@@ -8194,9 +8194,9 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
             if _lock(file, shared=False) and (folder / "owner").exists():
                 break
         except OSError as error:
-            _remove_folder(folder)  # without its mark nobody else would
             if file >= 0:
                 os.close(file)
+            _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
         os.close(file)  # swept before it was locked
     _held[owner] = file
@@ -8268,6 +8268,7 @@ def _remove_folder(folder: Path) -> None:
         # The owner's file last: it says whose the rest is.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
             file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # also an empty one that can't be listed: that needs a file
         folder.rmdir()
 
 

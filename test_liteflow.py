@@ -15933,6 +15933,19 @@ class Promise12Test(Case):
         self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
         self.assertEqual(os.listdir("/dev/fd"), files)
 
+    def test_a_limit_of_open_files_leaves_no_folder_without_its_mark(self):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        with self.assertRaisesRegex(liteflow.DatabaseError, "Too many open files"):
+            liteflow._owned_folder(self.db).__enter__()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
+
     def test_what_a_killed_run_left_is_swept_by_the_next(self):
         import fcntl
 
