@@ -6246,7 +6246,8 @@ class _Worker:
         # kernel does not count them where SIGCHLD was ignored.
         same, self._children = used == self._children, used
         try:
-            self._renew_output(anew=not same)
+            # Where helpers hide what a task has left, that shows by its hold on the output.
+            self._renew_output(anew=not same or 0 in self._helpers)
         except OSError:
             return "the task closed its output, or left a process that holds it"
         return None
