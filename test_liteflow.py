@@ -14125,6 +14125,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         [debug] = [line for line in told if line.startswith("in a debugger: ")]
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
 
+    @LINUX  # elsewhere a folder's __main__ is not imported by workers
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
         app.mkdir()
