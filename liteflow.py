@@ -3997,7 +3997,10 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
     pragmas = ("PRAGMA application_id", "PRAGMA user_version")
     application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
-    kinds = dict(db.execute("SELECT name, type FROM sqlite_master"))
+    # A virtual table has no page, a generated column is hidden: what they do may never end.
+    odd = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
+    plain = f"type = 'table' AND rootpage AND NOT {odd}"
+    kinds = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
     if application != _APPLICATION_ID:
         if application or version or kinds:
             raise DatabaseError(f"{path} is another application's SQLite file: choose another path")
@@ -4006,8 +4009,8 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
         older = "liteflow 0.1.0, before its first release: choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
-    for table in _COLUMNS:  # in a file made to harm, a view that never ends may have the name
-        if kinds.get(table) != "table":
+    for table in _COLUMNS:  # in a file made to harm, a view may have the name
+        if not kinds.get(table):
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
     return True
 
@@ -4617,7 +4620,8 @@ def _run_seconds(row: _Row) -> float | None:
     if began is None or ended is None:
         return None
     latest = (ended - began).total_seconds()  # or less than none, if the clock was set back
-    return float(row.seconds or 0) + max(0.0, latest)
+    earlier = row.seconds if row.seconds and math.isfinite(row.seconds) else 0.0
+    return earlier + max(0.0, latest)
 
 
 def _select_run_ids(db: sqlite3.Connection) -> dict[tuple[str, str], str | None]:
@@ -9644,9 +9648,9 @@ _RUN_STATES = {state.value: state for state in DagRunState}
 
 def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     """A task instance as it is stored, or as it stood at the attempt of the row."""
-    ti = TaskInstance(run.dag_id, run.run_id, row.task_id, row.map_index)
+    ti = TaskInstance(run.dag_id, run.run_id, row.task_id, max(-1, row.map_index))
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
-    ti.try_number = row.task_attempt_try_number if attempt else row.try_number
+    ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
     ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
     if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
@@ -9891,7 +9895,8 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
     found = dags[dag_id]
     same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
-    made = _RecordedDag(dag_id, db_path=path, tags=_plain(found.tags, list), **same)
+    tags = [*map(str, _plain(found.tags, list))]
+    made = _RecordedDag(dag_id, db_path=path, tags=tags, **same)
     made.fileloc = found.fileloc
     return made
 

@@ -15747,6 +15747,55 @@ class Promise8Test(Case):
                 self.assertEqual(code, 3, err)
                 self.assertIn("no table 'dag_run'", err)
 
+    def test_what_computes_or_is_virtual_in_a_tables_place_is_refused(self):
+        self.hostile("x")
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            [sql] = db.execute("SELECT sql FROM sqlite_master WHERE name = 'dag_run'").fetchone()
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute(  # each reading of it takes an hour, in which Ctrl-C is not heard
+                "UPDATE sqlite_master SET sql = ? WHERE name = 'dag_run'",
+                (
+                    sql.replace(
+                        "reason TEXT",
+                        "reason TEXT AS (instr(printf('%.*c', 9000000, 'a'), "
+                        "printf('%.*c', 4000000, 'a') || 'b'))",
+                    ),
+                ),
+            )
+        code, _, err = self.look(["runs"])
+        self.assertEqual(code, 3, err)
+        self.assertIn("no table 'dag_run'", err)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'dag_run'", (sql,))
+            db.execute("DROP TABLE xcom_item")
+            db.execute("CREATE VIRTUAL TABLE xcom_item USING dbstat(main)")
+        self.assertIn("no table 'xcom_item'", self.look(["runs"])[2])
+
+    def test_hostile_numbers_and_lists(self):
+        for table, column, value in (
+            ("dag", "tags", "[[], {}]"),
+            ("dag_run", "seconds", float("inf")),
+            ("dag_run", "seconds", -float("inf")),
+            ("task_instance", "try_number", -1),
+            ("task_instance", "map_index", -(2**63)),
+        ):
+            self.run_flow(
+                """
+                with DAG('evil') as dag:
+                    @task
+                    def x(): raise ValueError
+                    x()
+                """
+            )
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+            for argv in self.LOOKS:
+                with self.subTest(argv=argv, column=column, value=value):
+                    code, _, err = self.look(argv)
+                    self.assertIn(code, (0, 2), err)
+            self.db.unlink()
+
     def test_a_reader_does_not_write_beside_a_writer(self):
         self.run_flow("with DAG('w') as dag:\n    task(task_id='a')(sorted)([1])\n")
         with contextlib.closing(sqlite3.connect(self.db)) as writer:
