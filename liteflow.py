@@ -8234,8 +8234,8 @@ def _lock(file: int, shared: bool) -> bool:
 
 def _open_mark(folder: Path) -> io.BufferedReader:
     """The owner's file, never through a link. Raises OSError."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return os.fdopen(os.open(folder / "owner", flags), "rb")
+    more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return open(folder / "owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
 
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
@@ -8260,8 +8260,6 @@ def _sweep(path: Path) -> None:
         # By name first: a folder like /tmp may hold thousands of others.
         names = [n for n in os.listdir(path.parent) if n.startswith(f"{path.name}-run-")]
     for folder in map(path.with_name, names):
-        if folder.is_symlink():
-            continue
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
             marked = b'"liteflow"' in (mark.read(1000) or b"")  # None: a pipe
             if marked and _lock(mark.fileno(), shared=False):
@@ -8269,10 +8267,19 @@ def _sweep(path: Path) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        # The owner's file last: it says whose the rest is.
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == "owner"):
-            file.unlink(missing_ok=True)
+    """Only what bears our mark, and by its descriptor: where others can make files, a link may
+    have taken its place since it was looked at."""
+    flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(OSError, ValueError):
+        at = os.open(folder, flags) if flags else None  # Windows has none of a folder
+        try:
+            names = os.listdir(folder if at is None else at)
+            names.remove("owner")  # the last one: it says whose the rest is
+            for name in (*names, "owner"):
+                os.unlink(folder / name if at is None else name, dir_fd=at)
+        finally:
+            if at is not None:
+                os.close(at)
     with contextlib.suppress(OSError):  # also an empty one that can't be listed: that needs a file
         folder.rmdir()
 

@@ -3000,6 +3000,35 @@ class FileTest(StoreCase):
         for name in ("flow.db-run-2024", "flow.db-run-odd", "flow.db-run-fifo"):
             self.assertTrue((self.folder / name / "file").exists(), name)
 
+    def test_a_sweep_removes_nothing_that_takes_a_folders_place_meanwhile(self):
+        """As another user may put it there, where the file stands in a folder for all."""
+        for make in (Path.symlink_to, lambda path, kept: kept.rename(path)):
+            kept, dead = self.folder / "precious", self.folder / "flow.db-run-2024"
+            for folder in (kept, dead):
+                folder.mkdir()
+                (folder / "file").write_text("keep me")
+            (dead / "owner").write_text('{"liteflow": "x"}')
+            lock = liteflow._lock
+
+            def late(file, shared, lock=lock, dead=dead, kept=kept, make=make):
+                dead.rename(self.folder / "aside")
+                make(dead, kept)
+                return lock(file, shared)
+
+            with mock.patch.object(liteflow, "_lock", late):
+                liteflow._sweep(self.db)
+            self.assertTrue((dead / "file").exists())
+            dead.unlink() if dead.is_symlink() else shutil.rmtree(dead)
+            shutil.rmtree(self.folder / "aside")
+            shutil.rmtree(kept, ignore_errors=True)
+
+    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+    def test_a_sweep_keeps_nothing_open(self):
+        (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
+        before = os.listdir("/proc/self/fd")
+        liteflow._sweep(self.db)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
+
     def grown(self):
         """A file with many free pages once its run is deleted."""
         run = self.run_flow("""
