@@ -10335,6 +10335,11 @@ def _typed(*words: str | Path) -> str:
     return shlex.join(os.path.abspath(x) if isinstance(x, Path) else x for x in words)
 
 
+def _in_a_line(command: str) -> str:
+    """A command to be pasted: of a file made to harm, no part may look like one of its own."""
+    return _clean(command).replace("\n", "\\n")
+
+
 def _python() -> str:
     """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
     mail."""
@@ -10384,7 +10389,7 @@ class _Failure:
         if left_out := _left_out(ti.task_id, instances):
             self.follows.append(f"not run for it: {_few(left_out)}")
         shown = _typed("show", run._name, ti._label, "--db", run.db_path)
-        self.more = f"{_own_command()} {shown}"  # the command that shows all of it
+        self.more = _in_a_line(f"{_own_command()} {shown}")  # the command that shows all of it
 
 
 def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Failure]:
@@ -10489,7 +10494,7 @@ def _script_command(run: DagRun, *options: str) -> str:
     start = run._row.command
     if not start and os.path.isfile(file):
         start = f"{_own_command()} {_typed('run', file, run.dag_id)}"
-    return _clean(f"{start} {words}") if start else ""
+    return _in_a_line(f"{start} {words}") if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -11406,6 +11411,8 @@ def _writing(target: Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             yield target
         else:
+            with contextlib.suppress(FileNotFoundError):  # never more open than what it replaces
+                os.close(os.open(coming, os.O_CREAT | os.O_EXCL, os.stat(real).st_mode & 0o777))
             yield coming
             with contextlib.suppress(FileNotFoundError):
                 shutil.copymode(real, coming)

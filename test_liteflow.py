@@ -14264,6 +14264,16 @@ class PageTest(ScriptCase):
             times, '<g class="failed"><title>load.0. try 2, failed, .*?<rect class="box"'
         )
 
+    def test_a_page_is_never_more_open_than_what_it_replaces(self):
+        page = self.folder / "page.html"
+        page.write_text("before")
+        page.chmod(0o600)
+        self.addCleanup(os.umask, os.umask(0o000))
+        with liteflow._writing(page) as coming:
+            coming.write_text("secret")
+            self.assertEqual(coming.stat().st_mode & 0o777, 0o600)
+        self.assertEqual((page.read_text(), page.stat().st_mode & 0o777), ("secret", 0o600))
+
     def test_a_page_is_written_as_a_whole_or_not_at_all(self):
         self.python("my_flow.py")
         page, link = self.folder / "page.html", self.folder / "link.html"
@@ -15800,6 +15810,27 @@ class Promise8Test(Case):
             db.execute("DROP TABLE xcom_item")
             db.execute("CREATE VIRTUAL TABLE xcom_item USING dbstat(main)")
         self.assertIn("no table 'xcom_item'", self.look(["runs"])[2])
+
+    def test_a_command_to_paste_is_one_line(self):
+        self.run_flow(
+            """
+            with DAG('evil') as dag:
+                @task
+                def x(): raise ValueError
+                x()
+            """
+        )
+        told = "x\ntouch pwned #\n"
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET run_id = ?1, command = 'go ' || ?1", (told,))
+            db.execute("UPDATE task_instance SET task_id = ?", (told,))
+        [run] = Dag("evil").runs(self.db)
+        commands = [*liteflow._way_on(run, run.get_task_instances()).values()]
+        commands += [x.more for x in liteflow._failures_of(run, run.get_task_instances())]
+        self.assertEqual(len(commands), 2)
+        for command in commands:
+            self.assertIn("touch pwned", command)
+            self.assertNotIn("\n", command)
 
     def test_hostile_numbers_and_lists(self):
         for table, column, value in (
