@@ -14301,14 +14301,13 @@ class PageTest(ScriptCase):
         os.mkfifo(pipe)
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, reader)
-        for place in (page, pipe, os.devnull):
+        for place in (page, pipe):  # no device, which a fault would replace for the whole machine
             self.assertEqual(self.cli_here("page", "--output", place).returncode, 0)
         before = self.db.read_bytes()
         self.assertEqual(self.cli_here("page", "--output", self.db.name).returncode, 2)
         self.assertEqual(self.db.read_bytes(), before)
         self.assertEqual(page.stat().st_mode & 0o777, 0o640)
         self.assertTrue(pipe.is_fifo())
-        self.assertFalse(Path(os.devnull).is_file())
         self.assertIn(b"<!DOCTYPE html>", os.read(reader, 100))
 
     def test_every_state_has_its_look_everywhere(self):
