@@ -3979,7 +3979,7 @@ def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
     why = None
     try:
-        mode = os.stat(path).st_mode
+        mode, owner = (found := os.stat(path)).st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
         why = None if path.parent.is_dir() else f"directory {path.parent} does not exist"
     except OSError as error:  # a folder that this user may not enter, say
@@ -3989,6 +3989,11 @@ def _check_place(path: Path) -> None:
             why = "it is a directory, a file is needed"
         elif not stat.S_ISREG(mode):
             why = "it is no regular file"
+        elif not mode & 0o022:  # where others can make files, SQLite would take theirs for its own
+            for beside in (f"{path}-wal", f"{path}-shm", f"{path}-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.lstat(beside).st_uid not in (owner, 0):
+                        why = f"{beside} is another user's"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 

@@ -3029,6 +3029,28 @@ class FileTest(StoreCase):
         liteflow._sweep(self.db)
         self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
 
+    @unittest.skipUnless(os.geteuid() == 0, "makes files of another user")
+    def test_what_another_user_puts_beside_the_file_is_not_taken_for_sqlites(self):
+        with DAG("empty") as d:
+            pass
+        d.run(db_path=self.db)
+        precious = self.folder / "precious"
+        precious.write_text("keep me")
+        for end in ("-wal", "-shm", "-journal"):
+            beside = self.folder / f"{self.db.name}{end}"
+            for make in (Path.touch, lambda path: path.symlink_to(precious)):
+                make(beside)
+                os.chown(beside, 65534, 65534, follow_symlinks=False)
+                for act in (d.run, d.runs):
+                    with self.assertRaisesRegex(DatabaseError, f"{end} is another user's"):
+                        act(db_path=self.db)
+                beside.unlink()
+        self.assertEqual(precious.read_text(), "keep me")
+        beside.touch()
+        os.chown(beside, 65534, 65534)
+        self.db.chmod(0o660)  # he may write the file itself
+        self.assertEqual(len(d.runs(self.db)), 1)
+
     def grown(self):
         """A file with many free pages once its run is deleted."""
         run = self.run_flow("""
