@@ -12899,7 +12899,7 @@ class CommandLineTest(ScriptCase):
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
-        more = liteflow._SHOWN + 3 - liteflow._RUN_ERRORS
+        more = liteflow._SHOWN + 3 - liteflow._ALIKE
         self.assertIn(f"; and {more} more", runs)
 
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
