@@ -6903,6 +6903,18 @@ class _Slot:
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
+        """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
+        socket went with its folder, its address was too long, it is that of a parent)."""
+        try:
+            return self._start_by(context, pool)
+        except (OSError, EOFError):
+            forked = isinstance(context, _ForkedServer)
+            if not (context.is_gone if forked else context.get_start_method() == "forkserver"):
+                raise
+        # Over another pair: a worker may have that one, though its server did not say so.
+        self._start(pool, _start_context(context.instead if forked else "spawn"))
+
+    def _start_by(self, context: Any, pool: WorkerPool) -> None:
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(not self.wire._whole)
@@ -6936,20 +6948,13 @@ class _Slot:
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
-        """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
-        socket went with its folder, its address was too long, it is that of a parent)."""
         _set_up_slots(by_executor=False)
         if isinstance(context, _ForkedServer):
-            with contextlib.suppress(OSError, EOFError):
-                forked = _ForkedProcess(context, arguments[0])
-                self.server = context
-                return forked
-            context = _start_context(context.instead)
-        if context.get_start_method() == "forkserver":
-            with contextlib.suppress(OSError, EOFError):
-                if _fork_server_answers():
-                    return self._submit(context, arguments)
-            context = _start_context("spawn")
+            forked = _ForkedProcess(context, arguments[0])
+            self.server = context
+            return forked
+        if context.get_start_method() == "forkserver" and not _fork_server_answers():
+            raise OSError("the fork server does not answer")
         return self._submit(context, arguments)
 
     def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
@@ -7186,7 +7191,7 @@ def _start_context(asked: Any) -> Any:
         # It waits for its children's ends by SIGCHLD, and has the mask of who starts it.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         try:
-            with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._launch`
+            with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._start`
                 forkserver.ensure_running()  # it is up in 40 ms
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

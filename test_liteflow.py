@@ -12227,6 +12227,18 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(done, "imported\n-9\n")
 
+    def test_a_worker_that_its_server_forked_too_late_takes_no_part(self):
+        self.main(
+            """
+            hear = liteflow._ForkedServer._hear
+            def forks_too_late(server, timeout):
+                hear(server, timeout)
+                raise OSError("the forked server says nothing")
+            liteflow._ForkedServer._hear = forks_too_late
+            assert not run(max_workers=1)["forked"]  # a timeout would end the other one
+            """
+        )
+
     def test_workers_whose_server_is_gone_are_not_waited_for_one_by_one(self):
         self.FLOW += """
         with DAG("wide") as wide:
