@@ -6337,11 +6337,9 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
             return os.path.samestat(path.stat(), os.fstat(log))
         return False
 
-    if os.path.exists("/proc/self"):
-        found = os.listdir("/proc")
-    else:  # macOS, which does not tell whose output a process holds
-        with os.popen("ps -A -o pid= 2>/dev/null") as listed:
-            found = listed.read().split()
+    # macOS does not tell whose output a process holds.
+    listed = os.path.exists("/proc/self")
+    found = os.listdir("/proc") if listed else _ps("-A -o pid=").split()
     for pid in map(int, filter(str.isdecimal, found)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
@@ -6585,9 +6583,9 @@ def _pidfd_of(pid: int) -> int:
     return found
 
 
-def _end_of_child(process: Any) -> int:
-    """What is readable once a child process has ended: its sentinel is not while its own children
-    live, that have inherited it."""
+def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
+    """What is readable once a child process has ended, and who tells: its sentinel is not while its
+    own children live, that have inherited it."""
     reader, writer = os.pipe()
 
     def tell() -> None:
@@ -6596,8 +6594,9 @@ def _end_of_child(process: Any) -> int:
             os.write(writer, b"!")  # what was forked meanwhile may have this end, too
         os.close(writer)
 
-    threading.Thread(target=tell, daemon=True).start()
-    return reader
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    return reader, thread
 
 
 def _is_shared_badly(descriptor: int) -> bool:
@@ -6705,10 +6704,18 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
 
 
 def _process_state(pid: int | None) -> str:
-    """A process's state: the kernel's letter; "" if it is gone, or there is no /proc."""
+    """A process's state: the kernel's letter; "" if it is gone."""
+    if not os.path.exists("/proc/self"):
+        return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return ""
+
+
+def _ps(asked: str) -> str:
+    """What `ps` tells, where there is no /proc (macOS)."""
+    with os.popen(f"ps {asked} 2>/dev/null") as told:
+        return told.read()
 
 
 def _answers(pid: int | None) -> bool:
@@ -6899,6 +6906,7 @@ class _Slot:
         self._executor: Any = None  # or else whose worker it is, and that one's thread
         self._executor_thread: Any = None
         self.pidfd: int | None = None
+        self._teller: Any = None  # elsewhere than on Linux
         self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
         self._start(pool, context)
 
@@ -6937,7 +6945,7 @@ class _Slot:
             self.pidfd = self.process.sentinel if forked else _pidfd_of(self.pid)
         except (ImportError, OSError):  # elsewhere than on Linux
             if getattr(self.process._popen, "method", "") != "forkserver":
-                self.pidfd = _end_of_child(self.process)
+                self.pidfd, self._teller = _end_of_child(self.process)
         # What is readable once the worker process is gone.
         self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self
@@ -7050,8 +7058,8 @@ class _Slot:
         # It has been looked at after its last task: that has left nothing behind.
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         self.dismiss()
-        if self._executor_thread is not None:
-            self._executor_thread.join()
+        for thread in filter(None, (self._executor_thread, self._teller)):
+            thread.join()
         # A fork server tells it at once, but if it is gone, stopped or deaf to its children's ends.
         is_gone = self.server is not None and self.server.is_gone
         until = time.monotonic() + (0.0 if is_gone else 0.5)

@@ -6498,6 +6498,19 @@ class SandboxTest(QueueCase):
             for pid in run.log("parent").split():
                 self.assertTrue(wait_until(lambda pid=pid: not alive(int(pid))), pid)
 
+    def test_no_file_that_tells_of_a_process(self):
+        child = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        with (
+            mock.patch.object(os.path, "exists", lambda path: False),
+            mock.patch.object(Path, "read_text", side_effect=FileNotFoundError),
+        ):
+            self.assertFalse(liteflow._answers(child.pid))
+            self.assertTrue(liteflow._answers(os.getpid()))
+
     def test_no_list_of_children(self):
         helper = self.helper(
             """
@@ -11169,7 +11182,10 @@ class SubmitTest(FlowCase):
         with WorkerPool(1, max_runs=2) as mine:
             before = threading.active_count()
             futures = self.hold(mine, *"abcdefgh")
-            self.assertLessEqual(threading.active_count() - before, 2 + 2)  # and the executor's
+            most = (
+                2 + 2 + (sys.platform != "linux")
+            )  # and the executor's, and who waits for a worker
+            self.assertLessEqual(threading.active_count() - before, most)
             mine.submit(self.flows.held, db_path=self.db)
             spent = time.process_time()
             self.assertFalse(concurrent.futures.wait(futures, 1.0).done)
