@@ -6338,8 +6338,10 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
         return False
 
     # macOS does not tell whose output a process holds.
-    listed = os.path.exists("/proc/self")
-    found = os.listdir("/proc") if listed else _ps("-A -o pid=").split()
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # no descriptor is left to look with
+        listed = os.path.exists("/proc/self")
+        found = os.listdir("/proc") if listed else _ps("-A -o pid=").split()
     for pid in map(int, filter(str.isdecimal, found)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:

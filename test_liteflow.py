@@ -15510,6 +15510,32 @@ class Promise5Test(Case):
             self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
         self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
 
+    def test_it_needs_no_open_file(self):
+        import resource
+
+        dag = self.module(
+            """
+            with DAG("full") as dag:
+                @task(execution_timeout=0.3)
+                def sleeps(): time.sleep(60)
+                sleeps() >> task(trigger_rule="all_done")(os.getpid)()
+            """
+        ).dag
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        overdue = liteflow._SlotRunner._overdue
+
+        def overdue_where_all_are_open(runner, slot):
+            free = os.open(os.devnull, os.O_RDONLY)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            overdue(runner, slot)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        with mock.patch.object(liteflow._SlotRunner, "_overdue", overdue_where_all_are_open):
+            run = dag.run(db_path=self.db, executor=pool())
+        self.assertEqual(self.states(run), {"sleeps": "failed", "getpid": "success"})
+
     @mock.patch.object(liteflow, "_GRACE", 1.5)
     def test_who_ignores_it_is_killed_after_the_grace_and_who_catches_it_has_failed(self):
         run = self.run_flow(
