@@ -5866,7 +5866,7 @@ class QueueTest(QueueCase):
         dag = self.module(
             """
             with DAG("large") as dag:
-                for i in range(60):
+                for i in range(24):
                     @task(task_id=f"quick_{i}")
                     def quick(): return 1
                     @task(task_id=f"large_{i}")
@@ -5892,7 +5892,7 @@ class QueueTest(QueueCase):
         self.assertEqual(len(failed), sum(lost))
         for ti in failed:
             self.assertRegex(ti.error, r"\Athe task's outcome could not be received: .*open files")
-        self.assertEqual(len(run.get_task_instances("success")), 80 - sum(lost))
+        self.assertEqual(len(run.get_task_instances("success")), 32 - sum(lost))
 
     def test_a_timeout_is_one_however_long_its_worker_takes_to_begin(self):
         helper = self.helper(
