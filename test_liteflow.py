@@ -11139,7 +11139,7 @@ class SubmitTest(FlowCase):
             gc.collect()
             wait_until(lambda: threading.active_count() <= before[2])
             after = size(), len(os.listdir("/dev/fd")), threading.active_count()
-            self.assertLess(after[0] - before[0], 10e6)
+            self.assertLess(after[0] - before[0], 20e6)
             # SQLite keeps those of closed connections for the next ones: as many as runs at once.
             self.assertLessEqual(after[1], before[1] + mine.max_runs)
             self.assertLessEqual(after[2], before[2])
