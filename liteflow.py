@@ -6329,6 +6329,12 @@ def _child_pids() -> set[int]:
     return found
 
 
+def _ps(asked: str) -> str:
+    """What `ps` tells, where there is no /proc (macOS)."""
+    with os.popen(f"ps {asked} 2>/dev/null") as told:
+        return told.read()
+
+
 def _signal_strays(worker: int, log: int, number: int) -> None:
     """Signal what left a worker's group, but not its session, or not its log, an open file."""
 
@@ -6585,22 +6591,6 @@ def _pidfd_of(pid: int) -> int:
     return found
 
 
-def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
-    """What is readable once a child process has ended, and who tells: its sentinel is not while its
-    own children live, that have inherited it."""
-    reader, writer = os.pipe()
-
-    def tell() -> None:
-        process.join()
-        with contextlib.suppress(OSError):  # a pool that was dropped has closed the other end
-            os.write(writer, b"!")  # what was forked meanwhile may have this end, too
-        os.close(writer)
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    return reader, thread
-
-
 def _is_shared_badly(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
@@ -6712,12 +6702,6 @@ def _process_state(pid: int | None) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return ""
-
-
-def _ps(asked: str) -> str:
-    """What `ps` tells, where there is no /proc (macOS)."""
-    with os.popen(f"ps {asked} 2>/dev/null") as told:
-        return told.read()
 
 
 def _answers(pid: int | None) -> bool:
@@ -7099,6 +7083,22 @@ class _Watched(_Record):
     def is_alive(self) -> bool:
         """Whether it has to be told that there is no more to do."""
         return not _is_readable(self.sentinel, 0)
+
+
+def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
+    """What is readable once a child process has ended, and who tells: its sentinel is not while its
+    own children live, that have inherited it."""
+    reader, writer = os.pipe()
+
+    def tell() -> None:
+        process.join()
+        with contextlib.suppress(OSError):  # a pool that was dropped has closed the other end
+            os.write(writer, b"!")  # what was forked meanwhile may have this end, too
+        os.close(writer)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    return reader, thread
 
 
 def _is_readable(descriptor: int, timeout: float) -> bool:
