@@ -1279,10 +1279,8 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     `async def` is run to its end."""
     if context:
         parameters = _signature(function).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        wanted = context if takes_any else _CONTEXT_KEYS & parameters.keys()
         taken = _placed(parameters, args)  # they would be given twice
-        named = {k: v for k, v in context.items() if k in wanted and k not in taken}
+        named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
         kwargs = {**named, **kwargs}
     result = function(*args, **kwargs)
     if not hasattr(result, "__await__"):
@@ -1296,6 +1294,12 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     # dag.test() in a notebook: a thread that runs a loop can't run another one.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()
+
+
+def _fitting(values: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Those of the values that a function has parameters for, by their names."""
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: x for name, x in values.items() if takes_any or name in parameters}
 
 
 def _placed(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
@@ -1766,9 +1770,7 @@ class PythonOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        parameters = _signature(self.python_callable).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        kwargs = {k: v for k, v in (self.op_kwargs or {}).items() if takes_any or k in parameters}
+        kwargs = _fitting(self.op_kwargs or {}, _signature(self.python_callable).parameters)
         return _called(self.python_callable, tuple(self.op_args or ()), kwargs, given)
 
 

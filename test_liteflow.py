@@ -5198,6 +5198,15 @@ class OperatorsTest(Case):
             with self.assertRaisesRegex(TypeError, "retries must be int"):
                 Own(task_id="other", tries="3")
 
+    def test_what_a_hook_adds_to_the_context_reaches_a_parameter_of_its_name(self):
+        with DAG("hooked") as d:
+            liteflow.PythonOperator(
+                task_id="a",
+                python_callable=lambda extra=3: extra,
+                pre_execute=lambda context: context.update(extra=5),
+            )
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("a"), 5)
+
     def test_a_command_that_is_written_as_a_template_is_told_of(self):
         run = self.run_flow(
             """
