@@ -9726,9 +9726,14 @@ class DagRun:
     @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run, or has it in line, is alive; False once the
-        run has ended."""
-        active = self._row.state in ("running", "queued")
-        return active and _owner_lives(self.db_path, self._row.owner)
+        run has ended. If it has ended since it was read, it is read again."""
+        if self._row.state not in ("running", "queued"):
+            return False
+        alive = _owner_lives(self.db_path, self._row.owner)
+        if not alive:  # what it recorded last is there now
+            with contextlib.suppress(AirflowException):  # it may have been deleted
+                self.refresh()
+        return alive
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
@@ -10079,8 +10084,9 @@ def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
 def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
     none is running."""
+    dead = not run.owner_alive and run.state is DagRunState.RUNNING
     instances = run._instances(attempts, **which)
-    if run.state is DagRunState.RUNNING and not run.owner_alive:
+    if dead:
         for ti in instances:
             if ti.state is not None and ti.state not in _ENDED:
                 ti.state, ti.interrupted = None, True
@@ -10090,7 +10096,7 @@ def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstanc
 
 def _run_state(run: DagRun) -> str:
     """A run's state for people: one that nobody works on is not running."""
-    dead = run.state is DagRunState.RUNNING and not run.owner_alive
+    dead = not run.owner_alive and run.state is DagRunState.RUNNING
     return "running (owner dead)" if dead else run.state.value
 
 
@@ -10484,7 +10490,7 @@ def _report_of(run: DagRun, instances: _Seen) -> list[str]:
 
 def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
     """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
-    if run.state is DagRunState.SUCCESS or run.owner_alive:
+    if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
     said = "to go on once it is mended" if failed else "to go on"

@@ -11677,6 +11677,21 @@ class ReadingTest(Case):
             self.assertEqual((said.returncode, said.stdout), (2, ""))
             self.assertIn(r"'\udcff'", said.stderr)
 
+    def test_a_run_that_ends_as_it_is_looked_at_is_no_dead_one(self):
+        self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
+
+        def set_state(state):
+            with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as db:
+                db.execute("UPDATE dag_run SET state = ?", (state,))
+
+        for look in (liteflow._run_state, lambda run: run.owner_alive or run.state.value):
+            set_state("running")
+            [run] = Dag("odd").runs(self.db)
+            set_state("success")  # and its owner's lock is free
+            self.assertEqual(look(run), "success")
+        set_state("running")
+        self.assertEqual(liteflow._run_state(run.refresh()), "running (owner dead)")
+
     def test_a_number_beyond_64_bits_names_nothing(self):
         run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIsNone(run.get_task_instance("a", 10**30))
