@@ -1031,7 +1031,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         unless others in its group do so before it."""
         if self._mapping not in (None, mapping):
             raise NotImplementedError(f"task {self.task_id!r}: expand() inside a mapped group")
-        if mapping.results and self.trigger_rule is TriggerRule.ALWAYS:
+        if mapping.source_ids and self.trigger_rule is TriggerRule.ALWAYS:
             rule = "trigger_rule 'always' does not wait for what is expanded"
             raise ValueError(f"task {self.task_id!r}: {rule}")
         if waits:
@@ -1041,7 +1041,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _will_wait(self) -> bool:
         """Whether it takes an argument of its mapped group, and so will wait for the results that
         the group is mapped over."""
-        if self._mapping is None or not self._mapping.results:
+        if self._mapping is None or not self._mapping.source_ids:
             return False
         placed = (leaf for leaf in _leaves(self._call()) if isinstance(leaf, _Argument))
         return any(leaf.look == "group_value" for leaf in placed)
@@ -1525,8 +1525,9 @@ class _ExpandInput:
         # By the arguments' names; by None, what gives dicts of them.
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
-        # The results whose elements have to be known before there are instances.
-        self.results = [part for source in mappables for part in source._parts("xcom")]
+        # The tasks whose results have to be known before there are instances.
+        results = (part for source in mappables for part in source._parts("xcom"))
+        self.source_ids = dict.fromkeys(result.operator.task_id for result in results)
         # The functions of `map`: in a worker they have the same numbers.
         self.functions = [m._by for source in mappables for m in source._parts("map")]
 
@@ -3017,8 +3018,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
         if node.mapping is not None:
             node.mates = together.setdefault(node.mapping, [])
             node.mates.append(node)
-            sources = dict.fromkeys(result.operator.task_id for result in node.mapping.results)
-            node.sources = tuple(nodes[task_id] for task_id in sources)
+            node.sources = tuple(nodes[task_id] for task_id in node.mapping.source_ids)
             for source in node.sources:
                 source.feeds = (*source.feeds, node)
     return nodes
@@ -3648,7 +3648,7 @@ class _Resumption:
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """What the instances are mapped over; None if that is not known before others have run."""
-        sources = {result.operator.task_id for result in mapping.results}
+        sources = mapping.source_ids.keys()
         again = sources & self._changed or sources & self._moved
         if again or (sources and not any(i >= 0 for i in rows)):
             return None
@@ -8582,10 +8582,16 @@ class _Start:
             recorded = found.recorded()
             # First as if those that are taken along had succeeded again: what runs then?
             again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
+            along = {task_id for task_id, _ in again}
             self._plan_on({**recorded, **again}, kept, found)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
+            # And what is mapped over one of those: nobody knows how many elements it gives now.
+            for key in found.left_out:
+                mapping = self.dag.task_dict[key[0]]._mapping
+                if mapping is not None and along & mapping.source_ids.keys():
+                    now.add(key)
             if not now & found.left_out:
                 if again:
                     self._plan_on(recorded, kept, found)

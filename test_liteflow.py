@@ -9143,6 +9143,23 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow(False)), ["last", "late", "s", "t", "v", "w:e", "z"])
 
+    def test_what_hangs_on_a_list_of_a_setup_that_is_taken_along_runs_again(self):
+        def flow(given):
+            with DAG("d") as d:
+                s, t = self.step("s", given, kind="setup")(), self.step("t", kind="teardown")()
+                each = self.step("each", lambda x: x).expand(x=s)
+                last = self.step("last", result=list, trigger_rule="all_done")(each)
+                s >> self.step("w")() >> t.as_teardown(setups=s)
+                last >> self.step("z")()
+            return d
+
+        self.bad = {"w"}
+        self.go(flow([]))
+        self.assertEqual(self.state_of("each", "last", "z"), ["skipped", "success", "success"])
+        self.bad = set()
+        self.assertEqual(self.resume(flow(["a"])), ["each:a", "last", "s", "t", "w", "z"])
+        self.assertEqual(self.last.xcom_pull("last"), ["a"])
+
     # Lists.
 
     def loading(self, elements):
