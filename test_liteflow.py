@@ -2102,12 +2102,12 @@ class WholeOracle(Oracle):
 
     def first_instances(self, t):
         mapping = t._mapping
-        if mapping is not None and not mapping.results:
+        if mapping is not None and not mapping.source_ids:
             return list(range(len(next(iter(mapping.sources.values()))))) or [-1]
         return [-1]
 
     def sources(self, t):
-        return {result.operator.task_id for result in t._mapping.results}
+        return {*t._mapping.source_ids}
 
     def ended(self, task_id):
         return all((task_id, i) in self.state for i in self.ids[task_id])
@@ -2265,9 +2265,8 @@ class WholeOracle(Oracle):
         return any(self.in_step(t, u) and (u.task_id, -1) in self.state for u in self.above(t))
 
     def count(self, t):
-        count = 1 if t._mapping.results else 0
-        for result in t._mapping.results:
-            over = result.operator
+        count = 1 if t._mapping.source_ids else 0
+        for over in map(self.dag.get_task, t._mapping.source_ids):
             mapped = over._mapping is not None
             count *= len(self.stored[over.task_id]) if mapped else self.lengths[over.task_id]
         return count
