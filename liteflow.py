@@ -8437,7 +8437,7 @@ class _Start:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
         dag = self.dag
         params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
-        for task in dag.task_dict.values():
+        for task in (task for task in dag.tasks if task.params):
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         module_path = module_path and str(module_path)  # a debugger's may be another kind of str
@@ -8582,16 +8582,10 @@ class _Start:
             recorded = found.recorded()
             # First as if those that are taken along had succeeded again: what runs then?
             again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
-            along = {task_id for task_id, _ in again}
             self._plan_on({**recorded, **again}, kept, found)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            # And what is mapped over one of those: nobody knows how many elements it gives now.
-            for key in found.left_out:
-                mapping = self.dag.task_dict[key[0]]._mapping
-                if mapping is not None and along & mapping.source_ids.keys():
-                    now.add(key)
             if not now & found.left_out:
                 if again:
                     self._plan_on(recorded, kept, found)
