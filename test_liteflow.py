@@ -2266,7 +2266,8 @@ class WholeOracle(Oracle):
 
     def count(self, t):
         count = 1 if t._mapping.source_ids else 0
-        for over in map(self.dag.get_task, t._mapping.source_ids):
+        for result in t._mapping.sources.values() if count else ():
+            over = result.operator
             mapped = over._mapping is not None
             count *= len(self.stored[over.task_id]) if mapped else self.lengths[over.task_id]
         return count
