@@ -5817,7 +5817,8 @@ class QueueTest(QueueCase):
                 wait_until(lambda: any(words[0] == "victim" for words in self.lines()))
             (self.folder / "go").touch()
 
-        with WorkerPool(2, initializer=hurt, initargs=(str(self.folder), point, number)) as pool:
+        hurting = (hurt, (str(self.folder), point, number))
+        with WorkerPool(2, "fork", *hurting) as pool:
             helper = self.later(see_to_it)
             run = dag.run(db_path=self.db, executor=pool)
             over.set()
