@@ -3429,9 +3429,12 @@ class _Plan:
             if not all(up.expanded for up in each.upstream if up.is_in_step_with(each)):
                 self._decide(each.instances[0], _S.SKIPPED)
                 continue
-            each.instances[0].move(_S.REMOVED)  # it stood in for them
+            [stand_in] = each.instances
+            stand_in.move(_S.REMOVED)
             self.unfinished -= 1
             self._give_instances(each, count)
+            first = each.instances[0]
+            first.row_id = first.row_id or stand_in.row_id  # with it, its place among the tasks
             self.expanded.append(each)
             self._touch(each)
 
@@ -4412,7 +4415,7 @@ class _Store:
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
-        self._connection.executemany(_upserting("task_instance", 4), rows())
+        self._connection.executemany(_upserting("task_instance", 3), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances (index None: all of the task) to run again in a resume."""
@@ -4438,8 +4441,8 @@ class _Store:
             if batch.renewed:  # behind the values of a try that failed in this turn
                 self._delete_values(batch.renewed)
             for node in batch.expanded:  # the previews of its elements are there now
-                which = (self.run_row, node.task.task_id)
-                known = "dag_run_id = ? AND task_id = ? AND map_index = -1"
+                which = (self.run_row, node.task.task_id, node.instances[0].row_id)
+                known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
                 self.write_instances(node.instances)
             many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)

@@ -4427,6 +4427,14 @@ class MappingTest(Case):
             [states[f"kwargs[{i}]"] for i in range(3)], ["success", "failed", "failed"]
         )
 
+    def test_mapped_tasks_stand_where_the_dag_has_them(self):
+        with DAG("d") as d:
+            pair = task(task_id="pair")(lambda: [1, 2])()
+            task(task_id="each")(lambda x: x).expand(x=pair)
+            task(task_id="last")(lambda: None)()
+        found = [ti._label for ti in d.test(db_path=self.db).get_task_instances()]
+        self.assertEqual(found, ["pair", "each[0]", "each[1]", "last"])
+
     def test_a_mapped_group_takes_any_keyword_if_its_function_does(self):
         def build(x, **more):
             task(task_id="f")(lambda *each: list(each))(x, more["y"], more["z"])
