@@ -11502,8 +11502,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
-            deleted = not dag["runs"] and options.max_age is None
-            if dag["trouble"] is None or deleted:
+            if dag["trouble"] is None:
                 continue
         dags.append(dag)
         state, start = (_run_state(run), _when(run.start_date)) if run else ("", "")
@@ -11521,14 +11520,12 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
     """Why a DAG is in trouble: its newest run is no success, or its last success is too old. Of a
     run that is under way nothing is known yet: the one before it counts."""
     ended = next((run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive), None)
-    if ended is None:
-        return "no run has ended yet"
-    if ended.state is not DagRunState.SUCCESS:
+    if ended is not None and ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
     success = _moment(dag["last_success"])
-    if least is not None and (success is None or success < least):
-        return "the last success is too old"
-    return None
+    if least is None or (success is not None and success >= least):
+        return None
+    return "no run is known to have succeeded" if success is None else "the last success is too old"
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:

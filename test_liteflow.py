@@ -13470,6 +13470,15 @@ class SeeingTest(ScriptCase):
         self.assertIn("/copy.db can't be written: ", done.stderr)
         self.assertEqual([*self.folder.glob("copy.db*")], [])
 
+    def test_a_first_run_under_way_is_in_no_trouble(self):
+        (self.folder / "wait").touch()
+        run = self.start("my_flow.py")
+        self.wait_for_it_to_wait()
+        self.assertEqual(self.seen("list", "--check"), "")
+        self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
+        (self.folder / "go").touch()
+        self.assertEqual(run.wait(LIMIT), 1)
+
     def test_a_live_run_is_neither_pruned_nor_kept_from_a_backup(self):
         (self.folder / "wait").touch()
         run = self.start("my_flow.py")
