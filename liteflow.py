@@ -11832,7 +11832,7 @@ _RUN_OPTIONS = """
 --param KEY=VALUE...  one key of it; the value as JSON, or as text where that is wanted
 --max-workers N  processes (default: CPUs)
 --pool NAME=N...  the size of a pool
---from TASK...  run TASK of the newest run again, and what hangs on it
+--from TASK...  run TASK of the newest run, or of --run-id, again, and what hangs on it
 --wait  wait while another run rules it out
 --quiet  say nothing unless the run fails
 --logs  show what the tasks print, prefixed
@@ -12016,7 +12016,7 @@ def _parser(
     for line in lines:
         if not line.startswith("$"):
             _add_argument(parser, line)
-    text = "the database (default: liteflow.db)"
+    text = "the database (else that of the script's DAG, $LITEFLOW_DB, or liteflow.db)"
     default = None if make is None else argparse.SUPPRESS  # it may also stand before the command
     parser.add_argument("--db", metavar="PATH", default=default, help=text)
     return parser
