@@ -3994,6 +3994,8 @@ def _check_place(path: Path) -> None:
             why = "it is a directory, a file is needed"
         elif not stat.S_ISREG(mode):
             why = "it is no regular file"
+        elif not os.access(path, os.R_OK):
+            why = "this user may not read it"
         elif not mode & 0o022:  # where others can make files, SQLite would take theirs for its own
             for beside in (f"{path}-wal", f"{path}-shm", f"{path}-journal"):
                 with contextlib.suppress(FileNotFoundError):
@@ -4087,7 +4089,7 @@ def _read(
         wal, identity = before = state()
         _check_place(path)  # opening a pipe would wait for its other end
         if identity is None:
-            raise DatabaseError(f"there is no database {path}")
+            raise DatabaseError(f"there is no database {path}: --db or $LITEFLOW_DB names another")
         try:
             found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))
             if wal or state() == before:
@@ -8489,6 +8491,7 @@ class _Start:
             elif row and row.state == "queued" and _owner_lives(self.path, row.owner):
                 raise _refusal(row, "")  # it is in a live line, whose future would be cancelled
             self._make_way(row and row.id)
+            self._tell_of_another_file()
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
@@ -8533,6 +8536,13 @@ class _Start:
             raise _LookAgain
         return row
 
+    def _tell_of_another_file(self) -> None:
+        """That runs of this id were another script's until now: it may be another DAG."""
+        own = self.dag.fileloc and os.path.abspath(self.dag.fileloc)
+        for row in self._store.look(_select_dags):
+            if row.dag_id == self.dag.dag_id and own and row.fileloc not in (None, own):
+                self.report.tell(f"note: DAG {row.dag_id!r} was that of {row.fileloc} so far")
+
     def _make_way(self, ours: Any) -> None:
         """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
         alive, self._dead = [], []
@@ -8546,7 +8556,9 @@ class _Start:
         most = self.dag.max_active_runs
         for row in alive:
             if row.id == ours or (most is not None and len(alive) >= most):
-                raise _refusal(row, "" if row.id == ours else f"; max_active_runs is {most}")
+                raise _refusal(
+                    row, "" if row.id == ours else f"; max_active_runs is {most}: --wait waits"
+                )
 
     def _take_over(self, run_row: int) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
@@ -8654,7 +8666,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
         raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
     _date.check("logical_date", date)
     if asked.resume and (asked.conf is not None or date is not None):
-        raise ValueError("resume=True takes conf and logical_date from the recorded run")
+        raise ValueError("a resume has the recorded run's conf and logical_date: leave them out")
 
 
 def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
@@ -9759,10 +9771,11 @@ class DagRun:
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
     def _instances_of(self, task_id: str) -> list[TaskInstance]:
-        """Those of a task. Raises TaskNotFound."""
+        """Those of a task; none where the run has not begun. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
-        if not found:
-            near = _near(task_id, {ti.task_id for ti in self._instances()})
+        known = set() if found else {ti.task_id for ti in self._instances()}
+        if known:
+            near = _near(task_id, known)
             raise TaskNotFound(f"run {self.run_id!r} has no task {task_id!r}{near}")
         return found
 
@@ -9795,7 +9808,7 @@ class DagRun:
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
         now = [ti for ti in found if ti.state is not _S.REMOVED] or found
-        return None if indexed or now[0].map_index < 0 else []
+        return None if indexed or not now or now[0].map_index < 0 else []
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
@@ -10030,14 +10043,15 @@ _LOOKS = {
 def _line_of(members: _Seen) -> _Line:
     """A task instance or attempt as a line, or several of one task as one."""
     first, now = members[0], _utcnow()
-    words = collections.Counter(ti._word or "none" for ti in members)
+    latest = {ti.map_index: ti._word or "none" for ti in members}  # of their attempts
+    words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
     style = next((word for word in _LOOKS if word in words and word != "success"), "success")
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
-        label = f"{first.task_id} x {len({ti.map_index for ti in members})}"
+        label = f"{first.task_id} x {len(latest)}"
         return _Line(label, _counts_text(words), style, tries, *span)
     error, element = _last_line(first.error), _element_text(first, 40)
     return _Line(first._label, first._word, style, tries, *span, error, element)
@@ -10045,8 +10059,14 @@ def _line_of(members: _Seen) -> _Line:
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What a mapped instance is mapped over; a number would read as a count."""
-    text = _shown(ti.element or "", most, lambda x: re.sub(r"\s*\n\s*", " ", x))
+    text = _shortened(re.sub(r"\s*\n\s*", " ", ti.element or ""), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
+
+
+def _shortened(text: str, most: int) -> str:
+    """Cut in the middle: names and paths differ at their ends."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
@@ -10561,7 +10581,8 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow .grid td, .liteflow .grid th { padding: 0; min-width: 1.1rem; border: 1px solid
   var(--paper); text-align: center; vertical-align: bottom; font-size: 11px; }
 .liteflow .grid td { background: var(--fill); color: var(--text); height: 1.1rem; }
-.liteflow .strip .chip { display: inline-block; min-width: 1rem; min-height: 1.3rem; padding: 0; }
+.liteflow .strip .chip { display: inline-block; min-width: 1rem; min-height: 1.3rem; padding: 0;
+  vertical-align: top; }
 .liteflow .grid .none { box-shadow: inset 0 0 0 1px var(--line); }
 .liteflow .grid tr > :first-child { position: sticky; left: 0; background: var(--paper);
   text-align: left; padding-right: .6rem; white-space: nowrap; font-size: 13px; }
@@ -10652,7 +10673,8 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     for box in boxes:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
-        texts = [_fit(_clean(line), 27, False) for line in box.lines]
+        said = [f"{box.prefix}{box.lines[0]}", *box.lines[1:]]  # there are no frames of groups
+        texts = [_fit(_shortened(_clean(line), 24), 24, False) for line in said]
         texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
@@ -10900,7 +10922,7 @@ def _notebook_run(run: DagRun) -> str:
 # --- Showing: a run while it runs -----------------------------------------------------------------
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
-_NO_TASKS = "there are no tasks: a @task function makes one when it is called"
+_NO_TASKS = "there are no tasks: a @task function makes one when it is called in `with DAG(...)`"
 
 
 def _may_redraw(stream: Any) -> bool:
@@ -11114,7 +11136,10 @@ class _Report:
         if not self._listens:
             return
         why = f" ({run.reason})" if run.reason else ""
-        each = _counts_text(run._look(_select_run_counts)) or "no tasks"
+        counts = run._look(_select_run_counts)
+        each = _counts_text(counts) or "no tasks"
+        if run.state is DagRunState.SUCCESS and "failed" in counts:
+            each += ", but no leaf of the graph"
         text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
         self.tell(text, run.state.value)
         if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
@@ -11296,13 +11321,17 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 def _given(dag: Dag, name: str, text: str) -> Any:
     """A param's value as it was typed: JSON, or text where it is none, or where one is wanted."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
     declared = [x[name] for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
     params = [x if isinstance(x, Param) else Param(x) for x in declared]
     kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        for x in params:  # `False`, or `no`, would be true
+            if not x.schema and isinstance(x.default, (bool, int, float, list, dict)):
+                like = f"JSON, as its default {json.dumps(x.default)} is, found {_shown(text)}"
+                raise _UsageError(f"--param {name}: the value must be {like}") from None
+        return text
     wants_text = bool(kinds) and all(kind == "string" for kind in kinds)
     return text if wants_text and not isinstance(value, str) else value
 
@@ -11322,7 +11351,7 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
     for option, given, known in (
-        ("--conf", options.conf if params else (), params),
+        ("--conf or --param", options.conf if params else (), params),
         ("--pool", dict(options.pool), pools),
     ):
         for name in sorted(set(given or ()) - known):
@@ -11680,7 +11709,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         live = follow and run.refresh().owner_alive
         parts = run._look(_select_log, tries, after, **which)
         whose = {(x.task_id, x.map_index, x.try_number) for x in parts}
-        if len(whose) > 1 and not follow and not which:
+        if len(whose) > 1 and not follow:
             lines.head = "--- {}\n"
         for x in parts:
             after = max(after, x.id)
@@ -11722,7 +11751,8 @@ def _cmd_stop(options: argparse.Namespace) -> None:
 def _cmd_clear(options: argparse.Namespace) -> None:
     run = _chosen_run(options.db, options.run)
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
-    _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again"))
+    also = "" if options.only else ", with what hangs on them"
+    _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again{also}"))
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
@@ -11912,7 +11942,7 @@ logs: what a run's tasks printed
 --follow  also what comes, until the run ends
 --raw  leave escape sequences as they are
 $ etl                       all that the newest run printed
-$ etl load[3] --try 1       one attempt
+$ etl 'load[3]' --try 1     one attempt
 $ etl --follow              of a live run, until it ends
 
 clear: put tasks of a finished run back, for a resume to run again

@@ -1361,7 +1361,7 @@ class RefusalsTest(Case):
     def test_a_slip_in_conf_or_pool_is_refused_on_the_command_line(self):
         d = DAG("d", params={"limit": 1})
         for argv, said in (
-            (["--conf", '{"limti": 3}'], "--conf: DAG 'd' has no 'limti'; did you mean 'limit'?"),
+            (["--conf", '{"limti": 3}'], "DAG 'd' has no 'limti'; did you mean 'limit'?"),
             (["--pool", "gpuu=1"], "--pool: DAG 'd' has no 'gpuu'"),
         ):
             err = io.StringIO()
@@ -10912,6 +10912,13 @@ class SubmitTest(FlowCase):
                 cleared.result(LIMIT)
         self.assertEqual((self.began(), self.state(cleared)), (["a"], ("queued", None)))
 
+    def test_of_a_run_that_waits_there_are_no_values_yet(self):
+        with WorkerPool(1, max_runs=1) as mine:
+            _, waits = self.hold(mine, *"ab")
+            run = Dag("held").get_run(waits.run_id, self.db)
+            self.assertEqual((run.state, run.xcom_pull("g"), run.log("g")), ("queued", None, ""))
+            self.go_on()
+
     def test_a_run_in_a_live_line_is_not_resumed_past_it(self):
         with WorkerPool(1, max_runs=1) as mine:
             first, second = self.hold(mine, *"ab")
@@ -13008,7 +13015,11 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(liteflow._given(typed, name, '"a b"'), "a b")
         for name in ("n", "u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "10"), 10)
+        for name in ("u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "ten"), "ten")
+        for text in ("ten", "False"):  # a text is true, whatever it says
+            with self.assertRaisesRegex(liteflow._UsageError, f"as its default 1 is, .*'{text}'"):
+                liteflow._given(typed, "n", text)
         for argv in (
             ["--db", str(self.db), "runs", "-n", "1"],
             ["runs", "-n1", "--db", str(self.db)],
@@ -13719,6 +13730,21 @@ class SeeingTest(ScriptCase):
         told = "there waits: it would poke again after 0.2 s\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
+    def test_the_tries_of_a_task_are_told_apart(self):
+        self.python("my_flow.py")
+        heads = re.findall("^--- .*", self.seen("logs", "night", "bad"), re.MULTILINE)
+        self.assertEqual(heads, ["--- bad, try 1", "--- bad, try 2"])
+        self.assertNotIn("---", self.seen("logs", "night", "bad", "--try", "1"))
+
+    def test_a_dag_of_another_file_is_noted(self):
+        self.python("my_flow.py", "--run-id", "r1")
+        (self.folder / "copy.py").write_text((self.folder / "my_flow.py").read_text())
+        note = (
+            f"note: DAG 'night' was that of {os.path.realpath(self.folder / 'my_flow.py')} so far"
+        )
+        self.assertIn(note, self.python("copy.py", "--resume").stderr)
+        self.assertNotIn("note:", self.python("my_flow.py", "--resume").stderr)
+
     def test_a_progress_bar_is_what_it_last_showed_and_logs_stand_in_time_s_order(self):
         self.script(
             r"""
@@ -14299,6 +14325,31 @@ class PageTest(ScriptCase):
     """
     TAGS = """html head meta title style body h1 h2 p b span div section details summary pre table tr
         th td a svg path rect g text""".split()
+
+    def test_what_is_long_or_folded_can_be_told_apart(self):
+        with DAG("many") as d:
+            with liteflow.TaskGroup("north"):
+
+                @task(retries=1)
+                def load(path, ti):
+                    print(f"try {ti.try_number}")
+                    if not ti.map_index or ti.try_number == 1:
+                        raise ValueError
+
+                load.expand(
+                    path=[f"/srv/warehouse/incoming/2026/november/{i}.csv" for i in range(6)]
+                )
+            task(task_id="step_with_a_name_that_is_long_1")(quiet)()
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = d.test(db_path=self.db)
+        seen = liteflow._seen(run)
+        attempts = liteflow._seen(run, attempts=True)
+        self.assertIn("try 2 5 success#44; 1 failed", liteflow._draw_gantt(run, attempts))
+        elements = {liteflow._line_of([ti]).element[-6:] for ti in seen[:6]}
+        self.assertEqual(elements, {f"{i}.csv'" for i in range(6)})
+        page = liteflow._run_page(run)
+        self.assertIn(">north.load x 6<", page)
+        self.assertIn(">step_with_a..._is_long_1<", page)
 
     def check(self, page):
         """The page is a tree of known elements, and names nothing outside of itself."""
