@@ -4146,6 +4146,11 @@ _SHUT_DOWN = "its pool was shut down"
 _SUBMITTED = "submitted"  # and waits in line
 
 
+def _no_element(instance: _Instance) -> tuple[str | None, str | None]:
+    """What an instance is mapped over: a digest, and what people may know of it."""
+    return None, None
+
+
 class _Store:
     """A connection that writes: of what a run does, the only one.
 
@@ -4159,8 +4164,8 @@ class _Store:
         `check` is called while it is locked, and may raise.
         """
         self.path = path
-        # What an instance is mapped over: a digest, and what people may know of it.
-        self.element_of: Callable[[_Instance], Any] = lambda instance: (None, None)
+        self.element_of = _no_element
+        self._has_checkpointed = False
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
@@ -4258,15 +4263,36 @@ class _Store:
             if not waits:
                 self._wait_for_disk()
 
-    def close(self) -> None:
-        """Checkpoint and close; the last one out leaves no -wal and no -shm.
+    def sync(self) -> bool:
+        """Wait until a power cut can take nothing more of what was committed. False if the file is
+        better closed, as its WAL is large, or not there."""
+        if not self._has_checkpointed:  # a WAL is nothing without its file's first page
+            with contextlib.suppress(_Busy):
+                self.checkpoint()
+            self._has_checkpointed = True
+        try:
+            wal = os.open(f"{self.path}-wal", os.O_RDONLY)  # no lock of SQLite's is on this one
+            try:
+                os.fsync(wal)
+                return os.fstat(wal).st_size <= _WAL_PAGES * _PAGE_SIZE
+            finally:
+                os.close(wal)
+        except OSError:
+            return False
+
+    def close(self, is_last: bool = True) -> None:
+        """Checkpoint, if nobody will after this, and close; the last one out leaves no -wal and no
+        -shm.
 
         A reader of ours holds its snapshot for milliseconds, so the last checkpoint is tried for
         a second; a `-wal` that stays costs nothing but its name.
         """
         with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
             deadline = time.monotonic() + 1.0
-            while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            while (
+                is_last
+                and self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            ):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
@@ -7170,7 +7196,7 @@ def _let_go_of_slots() -> None:
     for pool in list(_pools):
         if pool._server is not None:
             pool._server.let_go()
-        _left_behind.append(pool._runs)
+        _left_behind.append((pool._runs, pool._kept))
         pool._empty()
 
 
@@ -7283,6 +7309,7 @@ class WorkerPool:
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
+        self._kept: _Store | None = None  # of the file of the latest run, open for the next
         _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -7347,6 +7374,36 @@ class WorkerPool:
         for slot in idle:
             slot.bury(grace=2.0)
         self._end_server()
+        self._close_file()
+
+    def _take_file(self, path: Path) -> _Store | None:
+        """A database as an earlier run has left it open, if that is still the file of this path."""
+        with self._lock:
+            if self._kept is None or self._kept.path != path:
+                return None
+            store, self._kept = self._kept, None
+        try:
+            store.check_in_place()
+            return store
+        except DatabaseError:
+            store.close()
+            return None
+
+    def _leave_file(self, store: _Store | None) -> None:
+        """Keep it open until a next run or the pool's end: the last one out has to copy the WAL."""
+        is_open = False
+        if store is not None and store.sync():
+            with self._lock:
+                is_open = self._kept is not None and self._kept.path == store.path
+                if not (is_open or self._closed):
+                    store, self._kept = self._kept, store
+        if store is not None:
+            store.close(is_last=not is_open)
+
+    def _close_file(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _end_server(self) -> None:
         """Once the pool is shut down, with its last worker."""
@@ -7368,6 +7425,8 @@ class WorkerPool:
                 if self._server is not None and not self._count:
                     self._server.close()
                     self._server = None
+                if self._server is None and not self._count:
+                    self._close_file()  # or nothing may be forked
                 if self._server is None and not self._count and _may_fork():
                     self._server = _ForkedServer("fork" if interactive else None)
                     if self._server.serves(runner):
@@ -8821,9 +8880,7 @@ class _Run(_Start):
             self.report.tell(f"{of} is a success: nothing to resume")
             return _read_run(self.path, self.dag.dag_id, self.run_id)
         self._find_tasks()
-        store = self._store = _Store(self.path, self._check)
-        store.element_of = self._element_of
-        with contextlib.closing(store), _owned_folder(self.path) as (store.owner, folder):
+        with self._opened() as store, _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
             self.has_begun = True
             try:
@@ -8847,6 +8904,22 @@ class _Run(_Start):
             self.report.tell(note)
         self.report.ended(found)
         return found
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[_Store]:
+        """The database: open since an earlier run of the pool, and left open for its next; or else
+        opened, and closed, here."""
+        pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
+        kept = None if pool is None else pool._take_file(self.path)
+        self._store = store = kept or _Store(self.path, self._check)
+        try:
+            store.element_of = self._element_of
+            yield store
+        except BaseException:  # whatever it is: closed, and raised again
+            store.close()
+            raise
+        store.element_of = _no_element
+        store.close() if pool is None else pool._leave_file(store)
 
     def prepare_again(self, name: str) -> _Execution:
         """A task of the recorded run, ready to run here with the inputs that it had; of a mapped

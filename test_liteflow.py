@@ -168,6 +168,8 @@ class Case(unittest.TestCase):
 
     def assert_nothing_left(self) -> None:
         """No -wal, no -shm, no folder of a run beside the database."""
+        if _pool is not None:
+            _pool._close_file()
         left = [p.name for p in self.folder.iterdir() if p.name.startswith(f"{self.db.name}-")]
         self.assertEqual(left, [])
 
@@ -5825,8 +5827,7 @@ class QueueTest(QueueCase):
                 wait_until(lambda: any(words[0] == "victim" for words in self.lines()))
             (self.folder / "go").touch()
 
-        hurting = (hurt, (str(self.folder), point, number))
-        with WorkerPool(2, "fork", *hurting) as pool:
+        with WorkerPool(2, initializer=hurt, initargs=(str(self.folder), point, number)) as pool:
             helper = self.later(see_to_it)
             run = dag.run(db_path=self.db, executor=pool)
             over.set()
@@ -6296,19 +6297,21 @@ class OneAtATimeTest(QueueCase):
         self.assertEqual(run.xcom_pull("sees"), 5)
         self.assertEqual(run.log("shows"), "shown\n")
         self.assertTrue((self.folder / "called").exists())
-        self.assert_nothing_left()
 
     def test_everything_works(self):
         with WorkerPool(2) as pool:
             self.check_everything(executor=pool)
             self.assertEqual({type(slot.bytes) for slot in pool._idle}, {bytearray})
+        self.assert_nothing_left()
 
     def test_everything_works_in_forked_workers(self):
         self.check_everything(max_workers=2, mp_context="fork")
+        self.assert_nothing_left()
 
     def test_small_buffers_hold_nothing_up(self):
         with mock.patch.object(liteflow, "_SOCKET_BUFFER", 4096):
             self.check_everything(max_workers=2)
+            self.assert_nothing_left()
 
     def test_a_worker_has_no_queue(self):
         helper = self.helper(
@@ -6378,6 +6381,7 @@ class SandboxTest(QueueCase):
         # Workers that are forked have it, too.
         with mock.patch.object(module, name, act):
             OneAtATimeTest.check_everything(self, max_workers=2, mp_context="fork")
+            self.assert_nothing_left()
 
     @LINUX
     def test_no_files_in_memory(self):
@@ -6633,6 +6637,90 @@ class QueueWithSmallBuffersTest(QueueCase):
         # The smallest buffers that still hold the largest message.
         with mock.patch.object(liteflow, "_SOCKET_BUFFER", 40_000):
             OneAtATimeTest.check_everything(self, max_workers=2)
+            self.assert_nothing_left()
+
+
+class KeptFileTest(QueueCase):
+    """A pool keeps the file of its latest run open for the next one, and closes it at its end."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.dag = self.module("with DAG('kept') as dag:\n    task(task_id='f')(os.getpid)()").dag
+        wrapped = mock.patch.object(liteflow, "_connected", wraps=liteflow._connected)
+        self.connected = wrapped.start()
+        self.addCleanup(wrapped.stop)
+
+    def go(self, pool, path=None) -> int:
+        """How often a run opened a file to write."""
+        self.connected.reset_mock()
+        run = self.dag.run(db_path=path or self.db, executor=pool)
+        self.assertEqual(run.state, "success")
+        return sum(call.args[1] == "mode=rw" for call in self.connected.mock_calls)
+
+    def test_the_next_run_finds_it_open(self):
+        with WorkerPool(1) as pool:
+            self.assertEqual([self.go(pool) for _ in range(3)], [1, 0, 0])
+            self.assertEqual(self.go(pool, self.folder / "other.db"), 1)  # one at a time
+            self.assert_nothing_left()
+            self.assertEqual(self.go(pool), 1)
+        self.assertEqual(len(self.dag.runs(self.db)), 4)
+        self.assertEqual(sorted(self.folder.glob("*.db-*")), [])
+
+    def test_a_file_that_was_replaced_is_another(self):
+        with WorkerPool(1) as pool:
+            self.go(pool)
+            self.db.rename(self.folder / "old.db")
+            self.assertEqual(self.go(pool), 1)
+            for path in (self.db, self.folder / "old.db"):
+                path.unlink()
+            self.assertEqual(self.go(pool), 1)
+        self.assertEqual(len(self.dag.runs(self.db)), 1)
+        self.assertEqual(self.query("PRAGMA integrity_check"), [("ok",)])
+
+    def test_runs_side_by_side_leave_one_open(self):
+        before = len(list(PoolTest.descriptors()))
+        with WorkerPool(1) as pool:
+            futures = [pool.submit(self.dag, db_path=self.db) for _ in range(8)]
+            self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
+            self.assertEqual(self.go(pool), 0)
+        self.assertEqual(len(list(PoolTest.descriptors())), before)
+        self.assert_nothing_left()
+
+    def test_one_whose_wal_is_large_is_closed(self):
+        with mock.patch.object(liteflow, "_WAL_PAGES", 2), WorkerPool(1) as pool:
+            self.go(pool)
+            self.assert_nothing_left()
+
+    @unittest.skipUnless(hasattr(os, "fork"), "it forks")
+    def test_a_process_that_is_forked_leaves_it_alone(self):
+        with WorkerPool(1) as pool:
+            self.go(pool)
+            if not (pid := os.fork()):
+                try:
+                    gc.collect()
+                    code = pool._kept is not None
+                finally:
+                    os._exit(code)
+            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+            self.assertEqual(self.go(pool), 0)
+        self.assertEqual(len(self.dag.runs(self.db)), 2)
+
+    @LINUX
+    def test_a_run_that_has_ended_outlives_a_power_cut(self):
+        """The file is brought up to date once, and from then on each run's WAL is."""
+        synced = []
+
+        def fsync(number):
+            synced.append(os.readlink(f"/proc/self/fd/{number}"))
+
+        with mock.patch.object(os, "fsync", fsync), WorkerPool(1) as pool:
+            self.go(pool)
+            file = sqlite3.connect(f"file:{self.db}?immutable=1", uri=True)
+            with contextlib.closing(file) as alone:
+                rows = alone.execute("SELECT state FROM dag_run").fetchall()
+            self.go(pool)
+        self.assertEqual(rows, [("success",)])
+        self.assertEqual(synced, [f"{self.db}-wal"] * 2)
 
 
 class PoolTest(QueueCase):
@@ -15788,6 +15876,7 @@ class Promise7Test(Case):
                     self.assertEqual(
                         module.dag.run(db_path=self.db, executor=pool()).state, "success"
                     )
+                    self.assert_nothing_left()
                     self.db.unlink()
                     continue
                 with self.assertRaises(kind) as caught:
