@@ -5783,13 +5783,15 @@ class _Wire:
 
     A message is data and a list of bytes (values, which may be huge). On a stream each message has
     its length before it, and a large one goes as a file's name: macOS loses an open file that its
-    sender closes before it was received. The scheduler's ends never block.
+    sender closes before it was received. The scheduler's ends never block, and no stream does as
+    it receives: gevent's sockets, which are streams here, heed no MSG_DONTWAIT.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
         self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
+        end.setblocking(self._whole)
         self._space = socket.CMSG_SPACE(4)
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         self._buffer = b""
@@ -5822,10 +5824,13 @@ class _Wire:
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
             packed = len(packed).to_bytes(4, "big") + packed
+            self.socket.setblocking(True)  # half a message would be none
         if file is not None:
             socket.send_fds(self.socket, [packed], [file])
         else:
             self.socket.sendall(packed)
+        if not self._whole:
+            self.socket.setblocking(False)
 
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
         """The next message, or None if there is none now. Raises EOFError at the end, OSError."""
@@ -6944,7 +6949,7 @@ class _Slot:
     def _start_by(self, context: Any, pool: WorkerPool) -> None:
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
-        self.wire.socket.setblocking(not self.wire._whole)
+        self.wire.socket.setblocking(False)
         _live_slots.add(self)
         try:
             if _pulls():

@@ -6406,6 +6406,18 @@ class SandboxTest(QueueCase):
             self.check_everything(socket, "socketpair", only_streams)
         self.assertFalse(liteflow._pulls())
 
+    @LINUX
+    def test_sockets_that_heed_nothing_but_their_timeout(self):
+        # gevent's do, which takes `epoll` away, too.
+        recvmsg = socket.socket.recvmsg
+
+        def receive(end, *args):
+            self.assertEqual(end.gettimeout(), 0, "it would wait for what may never come")
+            return recvmsg(end, *args)
+
+        with mock.patch.object(select, "epoll", side_effect=AttributeError):
+            self.check_everything(socket.socket, "recvmsg", receive)
+
     def test_a_large_message_on_a_stream_leaves_no_file(self):
         ours, theirs = (liteflow._Wire(end) for end in socket.socketpair())
         self.addCleanup(theirs.close)
