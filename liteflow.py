@@ -9324,7 +9324,7 @@ class _Run(_Start):
         self._batch.logs += self.runner.output(next(self._least))
         if self._stop_is_set():
             self._stop("stopped")
-        elif self.asked.held is not None and self.asked.held.line.stopping:
+        elif self.asked.held is not None and self.asked.held.line.ends(bool(self._unasked)):
             self._stop(_SHUT_DOWN)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.give_up(timed_out=True)
@@ -9498,7 +9498,7 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = self._drained = False
+        self._closed = self.stopping = self._leaving = self._drained = False
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9611,10 +9611,15 @@ class _RunLine:
         """Take no more runs; `give_up` those that have not begun, `stop` those that have."""
         with self._changed:
             self._closed = True
-            self.stopping = self.stopping or stop
+            self.stopping, self._leaving = self.stopping or stop, self._leaving or give_up
             left = [job for waiting in self._waiting.values() for job in waiting]
         for job in left if give_up else ():
             job.cancel(close=False)
+
+    def ends(self, told: bool) -> bool:
+        """Whether runs are cut off: also one whose task was `told` to end by others, where
+        `recover` is to go on, as who ends the program may tell its whole group (systemd does)."""
+        return self.stopping or (self._leaving and told)
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""

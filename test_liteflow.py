@@ -11080,6 +11080,19 @@ class SubmitTest(FlowCase):
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
         self.assertEqual(sorted(self.began()), ["a", "a", "b"])
 
+    def test_a_task_that_is_told_to_end_with_its_program_is_for_recover(self):
+        # As by systemd, which tells the whole group.
+        mine = WorkerPool(1)
+        [future] = self.hold(mine, "a")
+        [slot] = [slot for runner in mine._runners for slot in runner._slots]
+        os.kill(slot.pid, signal.SIGTERM)
+        mine.shutdown(cancel_futures=True)
+        self.assertEqual(self.state(future), ("failed", "its pool was shut down"))
+        self.go_on()
+        with WorkerPool(1) as mine:
+            [found] = mine.recover(self.flows.held, db_path=self.db)
+            self.assertEqual(found.result(LIMIT).state, "success")
+
     def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
         with DAG("changed") as before:
             task(task_id="a")(some)()
