@@ -7214,13 +7214,15 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     """
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
-    daemon = config.pop("daemon", None)
+    kept = {**config}
+    config.pop("daemon", None)
+    if "authkey" in kept:  # that of another library, in whose process this is, refuses to be sent
+        config["authkey"] = bytes(kept["authkey"])
     try:
         with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
             yield
     finally:
-        if daemon is not None:
-            config["daemon"] = daemon
+        config.update(kept)
 
 
 def _start_context(asked: Any) -> Any:

@@ -8496,6 +8496,17 @@ class RunnersTest(Case):
         self.assertEqual({line.split()[1] for line in lines[1:]}, {"42"}, done.stdout + done.stderr)
         self.assertGreaterEqual(len(lines), 3)
 
+    def test_a_run_in_a_process_of_another_library(self):
+        class Key(bytes):  # as that of billiard, whose processes are Celery's
+            def __reduce__(self):
+                raise TypeError("only as one of my own is spawned")
+
+        config = multiprocessing.current_process()._config
+        with mock.patch.dict(config, authkey=Key(config["authkey"])):
+            run = self.run_flow("with DAG('d') as dag: task(print)()", mp_context="spawn")
+            self.assertIs(type(config["authkey"]), Key)
+        self.assertEqual(run.state, "success")
+
     def test_a_task_may_run_a_dag(self):
         run = self.run_flow(
             """
