@@ -137,6 +137,7 @@ if TYPE_CHECKING:
     import inspect
     import logging
     import mmap
+    import multiprocessing.connection
     import multiprocessing.context
     import multiprocessing.process
     import queue
@@ -6438,12 +6439,11 @@ _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.
 _worker: _Worker | None = None
 
 
-def _serve(
-    control: socket.socket, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
-) -> None:
+def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Runs in the worker process for as long as it lives: its executor's initializer."""
     global _worker
-    _worker = _Worker(_Wire(control))
+    _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
+    end.close()
     _worker.prepare()
     starting = True
     try:
@@ -6994,6 +6994,9 @@ class _Slot:
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
+        # It may know sockets of an earlier class than these, which are gevent's, say.
+        end = multiprocessing.connection.Connection(arguments[0].detach())
+        arguments = end, *arguments[1:]
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
@@ -7005,6 +7008,8 @@ class _Slot:
             if isinstance(error, RuntimeError):  # no thread to go with the process
                 raise OSError(*error.args) from None
             raise
+        finally:
+            end.close()
         self._executor = executor
         # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)

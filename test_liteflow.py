@@ -6418,6 +6418,12 @@ class SandboxTest(QueueCase):
         with mock.patch.object(select, "epoll", side_effect=AttributeError):
             self.check_everything(socket.socket, "recvmsg", receive)
 
+    def test_sockets_of_a_class_that_came_later_than_multiprocessing(self):
+        # gevent's, in Celery.
+        with mock.patch.object(socket, "socket", type("Later", (socket.socket,), {})):
+            run = self.run_flow("with DAG('d') as dag: task(print)()", mp_context="spawn")
+        self.assertEqual(run.state, "success")
+
     def test_a_large_message_on_a_stream_leaves_no_file(self):
         ours, theirs = (liteflow._Wire(end) for end in socket.socketpair())
         self.addCleanup(theirs.close)
