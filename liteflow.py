@@ -140,6 +140,7 @@ if TYPE_CHECKING:
     import multiprocessing.connection
     import multiprocessing.context
     import multiprocessing.process
+    import multiprocessing.util
     import queue
     import resource
     import shlex
@@ -7185,6 +7186,8 @@ def _set_up_slots(by_executor: bool) -> None:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
         _set_up_slots(by_executor=False)  # later may be too late to register
+        # As a process of multiprocessing ends, it waits for its children before its threads.
+        multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     register = getattr(threading, "_register_atexit", None)
     if register is not None:
@@ -7203,6 +7206,7 @@ def _let_go_of_slots() -> None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
     _live_slots.clear()
+    _set_up_slots.cache_clear()  # multiprocessing forgets what it was to do at the end
     for pool in list(_pools):
         if pool._server is not None:
             pool._server.let_go()

@@ -8502,6 +8502,24 @@ class RunnersTest(Case):
         self.assertEqual({line.split()[1] for line in lines[1:]}, {"42"}, done.stdout + done.stderr)
         self.assertGreaterEqual(len(lines), 3)
 
+    def test_a_multiprocessing_child_ends_with_a_pool_that_nobody_shut_down(self):
+        self.script(
+            """
+            import multiprocessing
+            from liteflow import DAG, WorkerPool, task
+            with DAG("d") as dag: task(print)()
+            pool = WorkerPool(1, mp_context="spawn")
+            def use(): print(dag.run(db_path="c.db", executor=pool).state, flush=True)
+            if __name__ == "__main__":
+                use()
+                for method in ("fork", "spawn"):
+                    p = multiprocessing.get_context(method).Process(target=use)
+                    p.start(); p.join(); print(p.exitcode)
+            """
+        )
+        done = self.python("-W", "ignore::DeprecationWarning", "my_flow.py")
+        self.assertEqual(done.stdout, "success\n" + "success\n0\n" * 2, done.stderr)
+
     def test_a_run_in_a_process_of_another_library(self):
         class Key(bytes):  # as that of billiard, whose processes are Celery's
             def __reduce__(self):
