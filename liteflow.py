@@ -10504,7 +10504,10 @@ def _own_command() -> str:
     """How this module is started as a command, from any folder."""
     here = Path(__file__).absolute()
     installed = {"site-packages", "dist-packages"} & {*here.parts}
-    return f"{_python()} -m {__name__}" if installed else f"{_python()} {_typed(here)}"
+    if here.exists() and not installed:
+        return f"{_python()} {_typed(here)}"
+    path = "" if installed else f"PYTHONPATH={_typed(here.parents[__name__.count('.')])} "  # a zip
+    return f"{path}{_python()} -m {__name__}"
 
 
 # --- Showing: failures ----------------------------------------------------------------------------

@@ -55,6 +55,7 @@ import types
 import typing
 import unittest
 import warnings
+import zipapp
 import zlib
 from pathlib import Path
 from unittest import mock
@@ -4289,6 +4290,18 @@ class VendoredTest(Case):
         code = "import yours.flow, sys; print(yours.flow.dag.runs()[0].xcom_pull('make').x); "
         done = self.python("-c", code + "print('liteflow' in sys.modules)")
         self.assertEqual(done.stdout, "20\nFalse\n", done.stderr)
+
+    def test_what_a_zip_tells_can_be_pasted(self):
+        self.package("yours")
+        (self.folder / "yours/points.py").write_text("def Point(x): raise ValueError(x)")
+        main = "from yours.flow import dag\nif __name__ == '__main__': dag.cli()\n"
+        (self.folder / "__main__.py").write_text(main)
+        zipapp.create_archive(self.folder, packed := io.BytesIO())
+        (self.folder / "it's.pyz").write_bytes(packed.getvalue())
+        failed = self.python("it's.pyz")
+        more = re.findall("    more: (.*)", failed.stderr) or [failed.stderr]
+        shown = subprocess.run(["sh", "-c", *more], cwd="/", capture_output=True, text=True)
+        self.assertIn("ValueError: 20", shown.stdout, shown.stderr)
 
     def test_two_copies_do_not_disturb_each_other(self):
         self.package("one")
