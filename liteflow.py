@@ -11327,7 +11327,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
-    if spec is not None and spec.name != "__main__":  # as a folder or an archive has it
+    if spec is not None and spec.origin == sys.argv[0]:  # no folder, archive, or script's profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command and _from_here(command)))

@@ -14032,7 +14032,12 @@ class FailureTest(ScriptCase):
             self.assertIn(html.escape(line.strip().removeprefix("| ")), page)
 
     def test_its_commands_can_be_pasted_anywhere(self):
-        for look in (lambda: self.python("my_flow.py", "-q").stderr, self.show_newest):
+        profiled = ("-m", "cProfile", "-o", "profile", "my_flow.py", "-q")
+        for look in (
+            lambda: self.python(*profiled).stderr,
+            lambda: self.python("my_flow.py", "-q").stderr,
+            self.show_newest,
+        ):
             *_, more, go_on = look().splitlines()
             self.assertIn("'load[1]'", more)  # zsh would take it for a pattern
             self.assertIn("bad file", self.pasted(more).stdout)
