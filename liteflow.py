@@ -8877,8 +8877,9 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # It was being ended: a worker's start cut off by the same Ctrl-C, say.
-            if isinstance(error, DatabaseError) or not isinstance(error, AirflowException):
+            # It was being ended: a start of a worker cut off by the same Ctrl-C, an end by another.
+            is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
+            if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
                 _log().error("%s", _one_line(error), exc_info=error)
         if self._caught:

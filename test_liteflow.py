@@ -15437,6 +15437,30 @@ class Promise2Test(Case):
         self.assertEqual(self.stopped(signal.SIGINT, times=2)[0], 130)
         self.assertLess(time.monotonic() - started, liteflow._GRACE)
 
+    def test_a_second_signal_as_its_workers_end_is_no_error(self):
+        self.script(
+            """
+            import os, signal, time
+            from liteflow import DAG, WorkerPool, task
+            with DAG("signalled") as dag:
+                @task
+                def f():
+                    os.kill(int(os.environ["SCHEDULER"]), signal.SIGINT)
+                    time.sleep(60)
+                f()
+            if __name__ == "__main__":
+                os.environ["SCHEDULER"], shutdown = str(os.getpid()), WorkerPool.shutdown
+                def interrupted(pool):
+                    WorkerPool.shutdown = shutdown
+                    os.kill(os.getpid(), signal.SIGINT)
+                WorkerPool.shutdown = interrupted
+                dag.cli()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.returncode, 130)
+        self.assertNotIn("Traceback", done.stderr)
+
     def test_stop_from_another_terminal(self):
         module = self.module(
             "with DAG('s') as dag:\n    @task\n    def f(): time.sleep(60)\n    f()\n"
