@@ -9003,6 +9003,7 @@ class _Run(_Start):
 
     def _hear_while_locked(self) -> None:
         self._hear()
+        self._settle()  # into the batch that waits: once that is recorded, the run may be over
         self._check_patience()
 
     def _check_patience(self) -> None:

@@ -5675,6 +5675,45 @@ class AheadTest(Case):
         self.assertEqual((run.state, run.reason), ("failed", "stopped"))
         self.assertEqual(run.get_task_instance("long").state, None)
 
+    def test_what_ends_while_the_database_is_locked_has_its_consequences(self):
+        record, take, ended = liteflow._Store.record, liteflow._Run._take, threading.Event()
+
+        def locked(store, batch):
+            if not ended.is_set() and any(
+                i.label == "a" and i.state == "success" for i in batch.instances
+            ):
+                (self.folder / "go").touch()
+                raise liteflow._Busy
+            record(store, batch)
+
+        def noted(run, attempt, outcome):
+            take(run, attempt, outcome)
+            if attempt.instance.task_id == "choose":
+                ended.set()
+
+        for chosen, states in (("b", ("success", "skipped")), (None, ("skipped", "skipped"))):
+            module = self.module(
+                f"""
+                def choose():
+                    while not (Path(os.environ["CASE_DIR"]) / "go").exists(): time.sleep(0.01)
+                    return {chosen!r}
+                with DAG("locked") as dag:
+                    task(task_id="a")(sorted)([1])
+                    b, c = task(task_id="b")(sorted)([1]), task(task_id="c")(sorted)([1])
+                    task.branch(choose)() >> [b, c]
+                """
+            )
+            (self.folder / "go").unlink(missing_ok=True)
+            ended.clear()
+            with (
+                self.subTest(chosen=chosen),
+                mock.patch.object(liteflow._Store, "record", locked),
+                mock.patch.object(liteflow._Run, "_take", noted),
+            ):
+                run = module.dag.run(db_path=self.db, executor=pool())
+                found = self.states(run)
+                self.assertEqual((run.state, found["b"], found["c"]), ("success", *states))
+
     def test_a_large_value_is_shown_without_making_its_whole_repr(self):
         for value in (bytes(50_000_000), bytearray(50_000_000), [bytes(50_000_000)]):
             tracemalloc.start()
