@@ -4043,13 +4043,14 @@ def _check_before_run(path: Path) -> None:
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
 
-def _missing_columns(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """What later versions have, and this file has not yet."""
-    return [
-        (table, column, declaration)
+def _missing_columns(db: sqlite3.Connection, of: str = _SCHEMA) -> dict[tuple[str, str], str]:
+    """Declarations by (table, column): what this file has not got yet of the tables in `of`."""
+    return {
+        (table, column): declaration
         for table, column, declaration in _ADDED_COLUMNS
-        if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-    ]
+        if table in of
+        and column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+    }
 
 
 def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
@@ -4220,7 +4221,7 @@ class _Store:
                     execute(statement)
                 execute(f"PRAGMA application_id={_APPLICATION_ID}")
                 execute(f"PRAGMA user_version={_USER_VERSION}")
-            for table, column, declaration in _missing_columns(self._connection):
+            for (table, column), declaration in _missing_columns(self._connection).items():
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
@@ -4603,21 +4604,14 @@ def _select(
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    names, terms = _terms(source, tuple(columns))
-    try:
-        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
-    except sqlite3.OperationalError:
-        missing = tuple(column[:2] for column in _missing_columns(db))
-        if not missing:
-            raise
-        names, terms = _terms(source, tuple(columns), missing)
-        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
+    names, terms = _terms(source, tuple(columns), tuple(_missing_columns(db, source)))
+    found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     return [_Row(**dict(zip(names, row, strict=True))) for row in found]
 
 
 @functools.cache
 def _terms(
-    source: str, columns: tuple[str, ...], missing: Collection[tuple[str, str]] = ()
+    source: str, columns: tuple[str, ...], missing: Collection[tuple[str, str]]
 ) -> tuple[list[str], str]:
     """What they are called, and what is selected."""
     terms: dict[str, str] = {}
