@@ -7354,7 +7354,9 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
-        self.shutdown(stop=kind is KeyboardInterrupt)
+        # In asyncio a Ctrl-C cancels the main task.
+        cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
+        self.shutdown(stop=kind in (KeyboardInterrupt, cancelled))
 
     def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
         """End all workers, once the submitted runs have ended. Other runs that use the pool fail.

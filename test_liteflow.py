@@ -6,6 +6,7 @@ the README, whose docstring is the README's line; then the examples and the READ
 """
 
 import ast
+import asyncio
 import base64
 import collections
 import concurrent.futures
@@ -11166,6 +11167,16 @@ class SubmitTest(FlowCase):
             self.assertEqual({x.result(LIMIT).state for x in found}, {"success"})
             self.assertEqual(mine.recover(self.flows.held, db_path=self.db), [])
         self.assertEqual(sorted(self.began()), ["a", "a", "b"])
+
+    def test_a_coroutine_that_is_cancelled_cuts_off_what_runs(self):
+        async def serve():  # a Ctrl-C cancels it
+            with WorkerPool(1):
+                asyncio.current_task().cancel()
+                await asyncio.sleep(LIMIT)
+
+        with mock.patch.object(WorkerPool, "shutdown") as shutdown:
+            self.assertRaises(asyncio.CancelledError, asyncio.run, serve())
+        shutdown.assert_called_once_with(stop=True)
 
     def test_a_task_that_is_told_to_end_with_its_program_is_for_recover(self):
         # As by systemd, which tells the whole group.
