@@ -6337,11 +6337,12 @@ def _unlink_semaphores() -> None:
                     each()
 
 
-def _no_breakpoint(*args: object, **kwargs: object) -> NoReturn:
-    raise RuntimeError(
-        "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), in "
-        "one process, to debug it"
-    )
+def _no_breakpoint(*args: object, **kwargs: object) -> None:
+    if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
+        raise RuntimeError(
+            "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), "
+            "in one process, to debug it"
+        )
 
 
 # Without the enums of the `signal` module around it, which cost more than the question itself.

@@ -3645,15 +3645,10 @@ class WorkerTest(Case):
         self.assertLess(len(errors["huge"]), 70_000)
 
     def test_breakpoint_says_what_to_do(self):
-        run = self.run_flow(
-            """
-            with DAG("debug") as dag:
-                @task
-                def stops(): breakpoint()
-                stops()
-            """
-        )
-        self.assertIn("dag.test()", run.get_task_instance("stops").error)
+        flow = "def stops(): breakpoint()\nwith DAG('debug') as dag: task(stops)()"
+        self.assertIn("dag.test()", self.run_flow(flow).get_task_instance("stops").error)
+        with mock.patch.dict(os.environ, PYTHONBREAKPOINT="0"):
+            self.assertEqual(self.run_flow(flow).state, "success")
 
     def test_async_tasks(self):
         run = self.run_flow(
