@@ -7373,7 +7373,10 @@ class WorkerPool:
                 return
             try:
                 self._runs.drain()
-            except KeyboardInterrupt:  # whoever can't wait for what runs does not want the rest
+            except (KeyboardInterrupt, SystemExit):
+                # Whoever can't wait for what runs does not want the rest; nor, the second time, an
+                # end in order.
+                self._runs.forced = self._runs.stopping
                 self._runs.close(True, True)
                 raise
         with self._lock:
@@ -7535,12 +7538,17 @@ _left_behind: list[Any] = []  # in a forked process: what must not be closed the
 def _close_pools() -> None:
     """At the interpreter's end, which waits for runs in threads that are no daemons: not for the
     threads, as those of an executor end later."""
+    # A signal ends what runs: a worker that outlived this would run on, and be waited for.
+    signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
     for pool in list(_pools):
-        for runner in list(pool._runners):
-            waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
-            while waits and runner in pool._runners:
-                runner.thread.join(0.05)
-        pool.shutdown()
+        with signalled:
+            for runner in list(pool._runners):
+                waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
+                while waits and runner in pool._runners:
+                    time.sleep(0.01)
+        while not pool._closed:
+            with signalled:
+                pool.shutdown()
 
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
@@ -9335,7 +9343,7 @@ class _Run(_Start):
         if self._stop_is_set():
             self._stop("stopped")
         elif self.asked.held is not None and self.asked.held.line.ends(bool(self._unasked)):
-            self._stop(_SHUT_DOWN)
+            self._stop(_SHUT_DOWN, now=self.asked.held.line.forced)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.give_up(timed_out=True)
         row = self._store.look(_find_run, id=self._store.run_row)
@@ -9508,7 +9516,7 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = self._leaving = self._drained = False
+        self._closed = self.stopping = self.forced = self._leaving = self._drained = False
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9574,7 +9582,7 @@ class _RunLine:
     def _call_thread(self) -> None:
         """Let one look for what may begin: the one that sleeps, or one more."""
         if self._sleeps:
-            self._changed.notify()
+            self._changed.notify_all()
         elif len(self._threads) < self._pool.max_runs:
             thread = threading.Thread(target=self._serve, daemon=True)
             try:
@@ -9612,6 +9620,7 @@ class _RunLine:
                         return job
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
+                    self._changed.notify_all()
                     return None
                 self._sleeps = slept = True
                 self._changed.wait(min(dues) - now)
@@ -9633,12 +9642,11 @@ class _RunLine:
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
-        while not self._drained:
-            with self._changed:
-                others = self._threads - {threading.current_thread()}
-                self._drained = not others
-            for thread in others:
-                thread.join()
+        with self._changed:
+            # Not by join(): up to 3.12, a thread counts as ended once a signal cut that off.
+            while self._threads - {threading.current_thread()}:
+                self._changed.wait()
+            self._drained = True
         with self._writing:
             self._files.clear()
             self._open.close()

@@ -11357,6 +11357,46 @@ class SubmitTest(FlowCase):
         self.assertEqual([run.state for run in Dag("d").runs(self.db)], ["success"] * 5)
         self.assert_nothing_left()
 
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
+    def test_signals_at_the_interpreters_end_cut_off_what_runs(self):
+        """In order, so that the teardown runs; the second one at once."""
+        self.script(
+            """
+            import os, signal, time
+            from pathlib import Path
+            import liteflow
+            from liteflow import DAG, WorkerPool, setup, task, teardown
+            def interrupt(number):
+                while not Path(f"drain {number}").exists(): time.sleep(0.01)
+                os.kill(int(os.environ["SCHEDULER"]), signal.SIGINT)
+                time.sleep(600)
+            with DAG("d") as dag:
+                @setup
+                def begin(): pass
+                @task
+                def work(): interrupt(1)
+                @teardown
+                def end(): interrupt(2)
+                begin() >> work() >> end().as_teardown(setups=dag.task_dict["begin"])
+            if __name__ == "__main__":
+                os.environ["SCHEDULER"], drain = str(os.getpid()), liteflow._RunLine.drain
+                def told(line):
+                    Path(f"drain {1 + Path('drain 1').exists()}").touch()
+                    drain(line)
+                liteflow._RunLine.drain = told
+                pool = WorkerPool(1)
+                pool.submit(dag)
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.db = self.folder / "liteflow.db"
+        [run] = Dag("d").runs(self.db)
+        self.assertEqual((run.state, run.reason), ("failed", "its pool was shut down"))
+        self.assertEqual(self.states(run), {"begin": "success", "work": None, "end": None})
+        self.assertFalse(any(alive(ti.pid) for ti in run.get_task_instances()))
+        self.assert_nothing_left()
+
     @unittest.skipUnless(SOAK, "LITEFLOW_SOAK=1: ten thousand runs on one pool")
     def test_thousands_of_runs_leave_nothing_in_the_process(self):
         def size():
