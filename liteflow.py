@@ -8368,7 +8368,9 @@ def _sweep(path: Path) -> None:
         names = [n for n in os.listdir(path.parent) if n.startswith(f"{path.name}-run-")]
     for folder in map(path.with_name, names):
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
-            marked = b'"liteflow"' in (mark.read(1000) or b"")  # None: a pipe
+            regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
+            # After a power cut the name may be there, and nothing of what was written.
+            marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
             if marked and _lock(mark.fileno(), shared=False):
                 _remove_folder(folder)
 

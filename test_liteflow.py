@@ -16529,6 +16529,16 @@ class Promise12Test(Case):
         self.assertFalse(alive_one.exists())
         self.assertTrue(foreign.exists())
 
+    def test_what_a_power_cut_left_is_swept_by_the_next(self):
+        """The folder's names were on the disk, and nothing of what was written yet."""
+        for name, left in (("0123456789abcdef", b""), ("fedcba9876543210", bytes(23))):
+            folder = self.folder / f"flow.db-run-{name}"
+            folder.mkdir()
+            (folder / "owner").write_bytes(left)
+            (folder / "log-1").write_bytes(b"")
+            DAG("d").run(db_path=self.db)
+            self.assertFalse(folder.exists())
+
 
 # --- The examples, the README's code, the shape of the file ---------------------------------------
 
