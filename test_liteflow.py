@@ -7606,6 +7606,22 @@ class CallbacksTest(Case):
         ]
         self.assertTrue(told[0].startswith("dag its scheduler died"), told)
 
+    def test_what_the_last_task_leaves_behind_keeps_no_callback_from_being_called(self):
+        """Its worker ends with that, and is free as far as the scheduler knows."""
+        self.run_flow(
+            """
+            import subprocess
+            def note(context):
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f: f.write("x")
+            with DAG("leaves", on_success_callback=note) as dag:
+                @task
+                def leaves(): subprocess.Popen(["sleep", "60"])
+                leaves()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual((self.folder / "notes").read_text(), "x")
+
     def test_exits_and_stops_do_not_keep_callbacks_from_being_called(self):
         module = self.module(
             """
