@@ -8534,10 +8534,11 @@ class _Start:
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
         calls = {*_CALLBACK_OF.values(), "on_execute_callback"}
+        own = dag.on_success_callback or dag.on_failure_callback
         return {
             "dag_id": dag.dag_id,
             "key": dag._key,
-            "calls": any(calls & vars(each).keys() for each in (dag, *dag.tasks)),
+            "calls": bool(own) or any(calls & vars(task).keys() for task in dag.tasks),
             "module_path": module_path,
             "fileloc": dag.fileloc,
             "run_id": self.run_id,
@@ -9013,8 +9014,11 @@ class _Run(_Start):
             self._end_doomed()
 
     def _hear_while_locked(self) -> None:
+        """What ends meanwhile goes into the batch that waits, with its log and what follows: once
+        that is recorded, the run may be over."""
         self._hear()
-        self._settle()  # into the batch that waits: once that is recorded, the run may be over
+        self._settle()
+        self._batch.logs += self.runner.output()
         self._check_patience()
 
     def _check_patience(self) -> None:
@@ -9346,10 +9350,12 @@ class _Run(_Start):
         self._next_glance = now + _GLANCE
         self.report.status()
         self._batch.logs += self.runner.output(next(self._least))
+        line = self.asked.held and self.asked.held.line
         if self._stop_is_set():
             self._stop("stopped")
-        elif self.asked.held is not None and self.asked.held.line.ends(bool(self._unasked)):
-            self._stop(_SHUT_DOWN, now=self.asked.held.line.forced)
+        elif line is not None and (line.stopping or (line.leaving and self._unasked)):
+            # Or systemd, say, told all of its program's processes to end.
+            self._stop(_SHUT_DOWN, now=line.forced)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.give_up(timed_out=True)
         row = self._store.look(_find_run, id=self._store.run_row)
@@ -9522,7 +9528,7 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = self.forced = self._leaving = self._drained = False
+        self._closed = self.stopping = self.forced = self.leaving = self._drained = False
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9636,15 +9642,10 @@ class _RunLine:
         """Take no more runs; `give_up` those that have not begun, `stop` those that have."""
         with self._changed:
             self._closed = True
-            self.stopping, self._leaving = self.stopping or stop, self._leaving or give_up
+            self.stopping, self.leaving = self.stopping or stop, self.leaving or give_up
             left = [job for waiting in self._waiting.values() for job in waiting]
         for job in left if give_up else ():
             job.cancel(close=False)
-
-    def ends(self, told: bool) -> bool:
-        """Whether runs are cut off: also one whose task was `told` to end by others, where
-        `recover` is to go on, as who ends the program may tell its whole group (systemd does)."""
-        return self.stopping or (self._leaving and told)
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
