@@ -16382,6 +16382,40 @@ class Promise9Test(StoreCase):
 class Promise10Test(Case):
     """Many schedulers share one file; none fails with "database is locked"."""
 
+    def test_a_task_may_end_while_the_file_is_locked(self):
+        """The run ended with "the plan is stuck", or without the last task's log."""
+        module = self.module(
+            """
+            import os, time
+            from liteflow import DAG, task
+            with DAG("d") as dag:
+                @task
+                def first(params, said="first"):
+                    while not os.path.exists(params["folder"] + "/locked-" + said): time.sleep(0.01)
+                    print(said)
+                @task
+                def second(params): first.function(params, "second")
+                first() >> second()
+            """
+        )
+        with_log, record = [], liteflow._Store.record
+
+        def locked_until_it_ends(store, batch):
+            for a in batch.attempts:
+                if a.state == "running":
+                    (self.folder / f"locked-{a.instance.task_id}").touch()
+                    raise liteflow._Busy
+            record(store, batch)
+            logged = {a for a, _, _ in batch.logs}
+            with_log.extend(a in logged for a in batch.attempts if a.ended)
+
+        with mock.patch.object(liteflow._Store, "record", locked_until_it_ends):
+            conf = {"folder": str(self.folder)}
+            run = module.dag.run(db_path=self.db, executor=pool(), conf=conf)
+        self.assertEqual(run.state, "success")
+        self.assertEqual(with_log, [True, True])
+        self.assertEqual((run.log("first"), run.log("second")), ("first\n", "second\n"))
+
     def test_twenty_processes_create_and_use_one_file(self):
         tasks = 50 if SOAK else 6
         self.script(
