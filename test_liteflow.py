@@ -850,6 +850,9 @@ class BuildingTest(Case):
                     self.assert_raises(
                         liteflow.AirflowException, "before any inner one", scope.add_task, late
                     )
+            with stop.as_teardown() as scope:
+                pass
+            self.assert_raises(liteflow.AirflowException, "in its `with`", scope.add_task, late)
         self.assertEqual(
             {task_id: t.upstream_task_ids for task_id, t in d.task_dict.items()},
             {
@@ -906,14 +909,15 @@ class BuildingTest(Case):
         with DAG("d", params={"n": 1}) as d:
             task(task_id="own")(sample)(d.param("n"))
             task(task_id="new")(sample)(d.param("m", 2))
+        self.assertEqual(d.params, {"n": 1, "m": 2})
         run = d.test(db_path=self.db)
         self.assertEqual([run.xcom_pull(name) for name in ("own", "new")], [1, 2])
 
     def test_a_mapped_operator_waits_for_the_results_in_its_other_arguments(self):
         with self.build() as d:
             made = [task(sample)(1) for _ in range(2)]
-            given = {"env": {"A": made[0]}}
-            liteflow.BashOperator.partial(task_id="m", **given).expand(cwd=["a", made[1]])
+        given = {"env": {"A": made[0]}, "dag": d}
+        liteflow.BashOperator.partial(task_id="m", **given).expand(cwd=["a", made[1]])
         self.assertEqual(d["m"].upstream_task_ids, {"sample", "sample__1"})
 
     def test_placeholders_of_the_same_result_are_equal(self):
@@ -2317,7 +2321,9 @@ def random_whole_dag(rng: random.Random, rules=RULES, skips_far=True) -> Dag:
             s = liteflow.setup(task_id=f"{prefix}s")(some)()
             w = task(task_id=f"{prefix}w")(some)()
             v = task(task_id=f"{prefix}v", trigger_rule=rule(rules))(some)()
-            s >> w >> v >> teardown(task_id=f"{prefix}t")(some)().as_teardown(setups=s)
+            s >> w >> v
+            if rng.random() < 0.8:
+                v >> teardown(task_id=f"{prefix}t")(some)().as_teardown(setups=s)
             return w, v
 
         def group(name):
@@ -3800,6 +3806,11 @@ class ContextTest(Case):
             },
         )
 
+    def test_what_is_given_by_position_for_a_context_parameter_is_kept(self):
+        with DAG("d") as d:
+            task(task_id="f")(lambda ds: ds)("mine")
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), "mine")
+
     def test_outside_a_task_there_is_no_context(self):
         for act in (
             liteflow.get_current_context,
@@ -4410,6 +4421,7 @@ class MappingTest(Case):
                 show.override(task_id="mapped").expand(x=n.map(ten).map(str))
                 show.override(task_id="skipped").expand(x=n.map(odd))
                 show.override(task_id="zipped").expand(x=n.zip(pairs.override(task_id="other")(), fillvalue="-"))
+                show.override(task_id="short").expand(x=n.zip(pairs.override(task_id="two")()))
                 show.override(task_id="joined").expand(x=n.concat(numbers.override(task_id="more")()))
                 add.override(task_id="kwargs").partial(y=5).expand_kwargs([{"x": 1}, {"x": 2, "y": 3}, {}])
                 show.override(task_id="chained").expand(x=product)
@@ -4426,6 +4438,7 @@ class MappingTest(Case):
         self.assertEqual(value("mapped"), ["10", "20", "30"])
         self.assertEqual(value("skipped"), [1, 3])
         self.assertEqual(value("zipped"), [(1, ("a", 1)), (2, ("b", 2)), (3, "-")])
+        self.assertEqual(value("short"), [(1, ("a", 1)), (2, ("b", 2))])
         self.assertEqual(value("joined"), [1, 2, 3, 1, 2, 3])
         self.assertEqual(value("kwargs"), [6])
         self.assertEqual(value("chained"), [11, 12, 13, 21, 22, 23])
@@ -4454,6 +4467,34 @@ class MappingTest(Case):
             task_group(group_id="g")(build).partial(z=3).expand(x=[1, 2], y=[5])
         run = d.test(db_path=self.db)
         self.assertEqual(run.xcom_pull("g.f"), [[1, 5, 3], [2, 5, 3]])
+
+    def test_who_takes_an_argument_of_a_mapped_group_waits_for_its_source_as_in_airflow(self):
+        plain = task(sample)
+
+        @task_group
+        def g(x):
+            plain.override(task_id="a")(1) >> [
+                plain.override(task_id="takes")(x),
+                plain.override(task_id="none")(2),
+            ]
+            with liteflow.setup(task_id="up")(sample)(1):
+                plain.override(task_id="work")(x)
+                plain.override(task_id="more")(2)
+
+        with DAG("d") as d:
+            g.expand(x=plain.override(task_id="source")(1))
+        self.assertEqual(
+            {t.task_id: t.upstream_task_ids for t in d.tasks},
+            {
+                "source": set(),
+                "g.a": {"source"},
+                "g.takes": {"g.a", "source"},
+                "g.none": {"g.a"},
+                "g.up": {"source"},
+                "g.work": {"source"},
+                "g.more": {"g.up"},
+            },
+        )
 
     def test_results_that_are_concatenated_one_by_one(self):
         with DAG("d") as d:
@@ -5179,11 +5220,20 @@ class OperatorsTest(Case):
                 @task.sensor(timeout=0, poke_interval=0, never_fail=True)
                 def late(): return False
                 late()
+                @task.sensor(soft_fail=True)
+                def broken(): raise ValueError
+                broken()
             """
         )
         self.assertEqual(
             self.states(run),
-            {"soft": "skipped", "never": "skipped", "hard": "failed", "late": "failed"},
+            {
+                "soft": "skipped",
+                "never": "skipped",
+                "hard": "failed",
+                "late": "failed",
+                "broken": "failed",
+            },
         )
 
     def test_callbacks_see_what_became_of_the_task(self):
