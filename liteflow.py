@@ -6088,7 +6088,6 @@ class _Worker:
         spoilt = None
         if not held:  # else this is for after the word that it waits for
             self.last, spoilt = None, self._restore()
-        self._note_log_start(log_end)
         if terminated or spoilt is not None:
             _unlink_semaphores()
         if at_once and spoilt is not None:
@@ -6097,28 +6096,25 @@ class _Worker:
         return None if at_once else outcome._replace(spoilt=spoilt)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log; and the output, if nobody has looked at it yet
-        and it is short: the next job may cut the file before the scheduler has read it."""
+        """Where the job's output ends in the log, and the next one's begins; and the output, if
+        nobody has looked at it yet and it is short: the next job may cut the file before the
+        scheduler has read it."""
+        output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
             if end > start > 0 and self._log_before(start) != self.log_before:
                 start = 0  # it did, and has printed as much since
-            if took > _UNSEEN or end - start > _INLINE:
-                return end, None
-            return end, os.pread(self.log_file, end - start, start) if end > start else b""
+            if took <= _UNSEEN and end - start <= _INLINE:
+                output = os.pread(self.log_file, end - start, start) if end > start else b""
+            if end != self.log_start:
+                self.log_start, self.log_before = end, self._log_before(end)
         except OSError:  # the task has closed it
-            return 0, b""
-
-    def _note_log_start(self, start: int) -> None:
-        if start != self.log_start:
-            self.log_start, self.log_before = start, self._log_before(start)
+            self.log_start, output = 0, b""
+        return self.log_start, output
 
     def _log_before(self, start: int) -> bytes:
-        try:
-            return os.pread(self.log_file, min(start, 16), max(0, start - 16))
-        except OSError:  # the task has closed it
-            return b""
+        return os.pread(self.log_file, min(start, 16), max(0, start - 16))
 
     # What the scheduler says.
 
@@ -6179,8 +6175,7 @@ class _Worker:
         _call_due(self.run, last, job, name, why, of)
         self._flush()
         self.held = self.terminated = False
-        end, _ = self._own_output(math.inf)
-        self._note_log_start(end)
+        self._own_output(math.inf)
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
         if self.spent:
@@ -6234,10 +6229,7 @@ class _Worker:
     # What a task may have changed.
 
     def _flush(self) -> None:
-        streams = self._stdio
-        if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
-            streams = [sys.stdout, sys.stderr, *streams]
-        for stream in streams:
+        for stream in (sys.stdout, sys.stderr, *self._stdio):
             try:
                 stream.flush()
             except Exception:  # a task may have put anything there
