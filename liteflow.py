@@ -8252,16 +8252,13 @@ class _InProcessRunner(_ExecutorRunner):
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
 
         watched = timeout is not None and hasattr(signal, "setitimer")
-        watched = watched and threading.current_thread() is threading.main_thread()
-        if watched:
-            before = signal.signal(signal.SIGALRM, on_alarm)
-            signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
-        try:
+        with contextlib.ExitStack() as stack:
+            if watched and threading.current_thread() is threading.main_thread():
+                before = signal.signal(signal.SIGALRM, on_alarm)
+                stack.callback(signal.signal, signal.SIGALRM, before)
+                stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
             yield
-        finally:
-            if watched:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
