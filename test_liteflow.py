@@ -9429,6 +9429,7 @@ class AgainTest(FlowCase):
         for first, second in (  # colliding numbers stand in a set as they came
             ([Boxed({0, 8}), Boxed({1})], [Boxed({1}), Boxed({8, 0})]),
             ([Made("a", "x"), Made("b", "x")], [Made("b", "x"), Made("a", "x")]),
+            ([Path("a", "b"), Path("c")], [Path("c"), Path("a/b")]),
             ([datetime.time(n, 0, 0, 0, OddZone()) for n in order] for order in ((1, 2), (2, 1))),
         ):
             self.bad = {"last"}
