@@ -4168,7 +4168,6 @@ class _Store:
         """
         self.path = path
         self.element_of = _no_element
-        self._has_checkpointed = False
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
@@ -4269,10 +4268,6 @@ class _Store:
     def sync(self) -> bool:
         """Wait until a power cut can take nothing more of what was committed. False if the file is
         better closed, as its WAL is large, or not there."""
-        if not self._has_checkpointed:  # a WAL is nothing without its file's first page
-            with contextlib.suppress(_Busy):
-                self.checkpoint()
-            self._has_checkpointed = True
         try:
             wal = os.open(f"{self.path}-wal", os.O_RDONLY)  # no lock of SQLite's is on this one
             try:
@@ -7314,7 +7309,8 @@ class WorkerPool:
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
-        self._kept: _Store | None = None  # of the file of the latest run, open for the next
+        self._path: Path | None = None  # of the latest run's file ...
+        self._kept: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -7396,19 +7392,23 @@ class WorkerPool:
             store.check_in_place()
             return store
         except DatabaseError:
+            self._path = None  # what has its place is another one
             store.close()
             return None
 
-    def _leave_file(self, store: _Store | None) -> None:
-        """Keep it open until a next run or the pool's end: the last one out has to copy the WAL."""
+    def _leave_file(self, store: _Store) -> None:
+        """Keep it open until a next run or the pool's end: the last one out has to copy the WAL.
+        Not so after a first run in it, which brings the file itself to the disk."""
+        known, self._path = self._path, store.path
+        left: _Store | None = store
         is_open = False
-        if store is not None and store.sync():
+        if known == store.path and store.sync():
             with self._lock:
                 is_open = self._kept is not None and self._kept.path == store.path
                 if not (is_open or self._closed):
-                    store, self._kept = self._kept, store
-        if store is not None:
-            store.close(is_last=not is_open)
+                    left, self._kept = self._kept, store
+        if left is not None:
+            left.close(is_last=not is_open)
 
     def _close_file(self) -> None:
         if self._kept is not None:
