@@ -5,8 +5,9 @@
     python3 examples/benchmark.py --json       for a program
 
 Both sides take turns in one run, and the ratio of their medians counts: it says more than the
-times, which are this machine's. Liteflow runs with its defaults, everything persisted. Each
-result is checked. The bytecode of both sides is cached first.
+times, which are this machine's. Liteflow runs with its defaults, everything persisted; what is
+warm runs in one file, as in a program, all else each time in a new one. Each result is checked. The
+bytecode of both sides is cached first.
 """
 
 import argparse
@@ -323,18 +324,21 @@ Row = tuple[str, str, float, float, float | None]
 
 
 def run_wide(bench: Bench) -> list[Row]:
-    limit, ours = bench.medians(lambda: bench.plainly(plain_wide), lambda: bench.run(wide))
+    path = bench.path()
+    limit, ours = bench.medians(lambda: bench.plainly(plain_wide), lambda: bench.run(wide, path))
     return [("wide", f"{WIDE} independent no-ops, warm; a task", limit / WIDE, ours / WIDE, 0.5)]
 
 
 def run_chain(bench: Bench) -> list[Row]:
-    limit, ours = bench.medians(lambda: bench.plainly(plain_chain), lambda: bench.run(chain))
+    path = bench.path()
+    limit, ours = bench.medians(lambda: bench.plainly(plain_chain), lambda: bench.run(chain, path))
     return [("chain", f"{CHAIN} links of +1, warm; a link", limit / CHAIN, ours / CHAIN, 0.7)]
 
 
 def run_layered(bench: Bench) -> list[Row]:
+    path = bench.path()
     limit, ours = bench.medians(
-        lambda: bench.plainly(plain_layered), lambda: bench.run(layered.dag)
+        lambda: bench.plainly(plain_layered), lambda: bench.run(layered.dag, path)
     )
     return [("layered", "171 tasks with values, warm; a task", limit / 171, ours / 171, 0.7)]
 
