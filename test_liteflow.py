@@ -11477,7 +11477,14 @@ class SubmitTest(FlowCase):
         def batch():
             began = time.monotonic()
             futures = [mine.submit(self.flows.dag, db_path=self.db) for _ in range(100)]
-            self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
+            try:
+                self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
+            except TimeoutError:
+                left = [(x.run_id, x.running(), self.state(x)) for x in futures if not x.done()]
+                slots = [(slot.pid, slot.state, bytes(slot.bytes)) for slot in liteflow._live_slots]
+                print(left, slots, list(mine._line), mine._idle, file=sys.stderr)
+                faulthandler.dump_traceback(file=sys.__stderr__)  # who waits for whom
+                raise
             return time.monotonic() - began
 
         with WorkerPool(2) as mine:
