@@ -4286,14 +4286,10 @@ class _Store:
         a second; a `-wal` that stays costs nothing but its name.
         """
         with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
-            deadline = time.monotonic() + 1.0
-            while (
-                is_last
-                and self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            ):
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
+            busy, deadline = is_last, time.monotonic() + 1.0
+            while busy and time.monotonic() < deadline:
+                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                time.sleep(0.02 * busy)
         self._connection.close()
 
     def checkpoint(self) -> None:
@@ -7437,10 +7433,10 @@ class WorkerPool:
                     self._server = None
                 if self._server is None and not self._count:
                     self._close_file()  # or nothing may be forked
-                if self._server is None and not self._count and _may_fork():
-                    self._server = _ForkedServer("fork" if interactive else None)
-                    if self._server.serves(runner):
-                        return self._server
+                    if _may_fork():
+                        self._server = _ForkedServer("fork" if interactive else None)
+                        if self._server.serves(runner):
+                            return self._server
         # A notebook can't be imported.
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
@@ -8515,7 +8511,7 @@ class _Start:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
         dag = self.dag
         params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
-        for task in (task for task in dag.tasks if task.params):
+        for task in [task for task in dag.tasks if task.params]:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         module_path = module_path and str(module_path)  # a debugger's may be another kind of str
@@ -8632,9 +8628,8 @@ class _Start:
         most = self.dag.max_active_runs
         for row in alive:
             if row.id == ours or (most is not None and len(alive) >= most):
-                raise _refusal(
-                    row, "" if row.id == ours else f"; max_active_runs is {most}: --wait waits"
-                )
+                more = "" if row.id == ours else f"; max_active_runs is {most}: --wait waits"
+                raise _refusal(row, more)
 
     def _take_over(self, run_row: int) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
