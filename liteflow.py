@@ -6000,7 +6000,10 @@ class _Worker:
         """A job from the queue, unless there is something else to be heeded first."""
         if self.held or self.spent or self.terminated or self.jobs is None or self.shared[_LOOK]:
             return None
-        message = self.jobs.receive()
+        try:
+            message = self.jobs.receive()
+        except EOFError:  # the run is over: word of that is on the control pair by now
+            return None
         return None if message is None else _Job(*message[0])
 
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
@@ -6432,6 +6435,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
             initializer(*initargs)
         starting = False
         _worker.serve()
+        _worker.control.close()  # or who waits for it would not see that it has ended
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             if starting:

@@ -5951,6 +5951,17 @@ class QueueTest(QueueCase):
             with self.subTest(point=point, beside=beside):
                 self.check_hurt(module.dags[beside], point, number, beside)
 
+    def test_a_worker_does_not_end_with_its_queue(self):
+        """It looked whether there was word, had none, and then found the queue of a run that was
+        over: one of an executor waited there for ever, and the next run for it."""
+        (control, ours), (jobs, theirs) = liteflow._socket_pair(), liteflow._socket_pair()
+        for end in (control, ours, jobs):
+            self.addCleanup(end.close)
+        worker = liteflow._Worker(liteflow._Wire(control))
+        worker.jobs = liteflow._Wire(jobs)
+        theirs.close()
+        self.assertIsNone(worker._take())
+
     def test_a_large_message_needs_no_room_on_disk(self):
         ours, theirs = (liteflow._Wire(end) for end in liteflow._socket_pair())
         self.addCleanup(theirs.close)
