@@ -5905,13 +5905,13 @@ class _Worker:
     """A worker process: pulls jobs from its run's queue, one at a time, and tells of them.
 
     Between jobs it takes the next one first, and tells both in one message: what is done, and what
-    it took. Where no job waits, nor callbacks may come, it tells what is done at once, before it
-    undoes what the task changed; if that can't be undone, it ends itself, with all that the task
-    left. Two bytes are shared with the scheduler. TAKING is 1 from before it receives a job until
-    it has told of it: who dies at 0 took nothing along. LOOK is set before it is written to: then
-    it looks at its control pair before it takes another job, though it had no reason to wait. After
-    a job that `holds` it takes nothing before it has had word. Where there is no queue, jobs come
-    over the control pair.
+    it took. Where no job waits, it tells what is done at once, before it undoes what the task
+    changed; if that can't be undone, it ends itself, with all that the task left. Two bytes are
+    shared with the scheduler. TAKING is 1 from before it receives a job until it has told of it,
+    and while it tidies up behind what it told at once: who is at 0 has taken nothing along, and can
+    be given something. LOOK is set before it is written to: then it looks at its control pair
+    before it takes another job, though it had no reason to wait. After a job that `holds` it takes
+    nothing before it has had word. Where there is no queue, jobs come over the control pair.
     """
 
     def __init__(self, control: _Wire) -> None:
@@ -6073,11 +6073,10 @@ class _Worker:
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
-        # Where no job waits, others wait for this one: it is told before what comes behind it, but
-        # where callbacks, for any worker that seems free, could come to one that ends itself.
-        waits = held or terminated or self.run.info["calls"] or self.jobs is None
-        at_once = not (waits or self._epoll.poll(0))
+        # Where no job waits, others wait for this one: it is told before what comes behind it.
+        at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
+            self.shared[_TAKING] = 1  # until `_next`: no callbacks for one that may end itself
             self._tell(outcome, None)
         spoilt = None
         if not held:  # else this is for after the word that it waits for
@@ -7926,7 +7925,7 @@ class _SlotRunner(_Runner):
             return False
         for slot in self._slots:
             holds = slot.state == "held" and slot.attempt is due.attempt
-            if holds if job is None else slot.is_idle:
+            if holds if job is None else slot.is_idle and not slot.bytes[_TAKING]:
                 slot.attempt = due.attempt
                 self._calling(slot, job, due.name, due.reason, due.of)
                 return True
@@ -8522,12 +8521,9 @@ class _Start:
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
-        calls = {*_CALLBACK_OF.values(), "on_execute_callback"}
-        own = dag.on_success_callback or dag.on_failure_callback
         return {
             "dag_id": dag.dag_id,
             "key": dag._key,
-            "calls": bool(own) or any(calls & vars(task).keys() for task in dag.tasks),
             "module_path": module_path,
             "fileloc": dag.fileloc,
             "run_id": self.run_id,
