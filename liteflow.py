@@ -289,6 +289,10 @@ class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process; nothing was run or written."""
 
 
+class _Killed(UnreachableTask):
+    """A worker was told to end as it started."""
+
+
 class _Reschedule(BaseException):
     """A sensor in mode `reschedule` gives its worker back for so many seconds, its argument."""
 
@@ -8035,8 +8039,8 @@ class _SlotRunner(_Runner):
             slot.spoilt = why
             self._lose(slot)
         self._failed_starts += 1
-        if self._ours.folder is None or self._failed_starts >= 3 or not self._slots:
-            raise UnreachableTask(why)
+        if self._ours.folder is None or self._failed_starts >= 3:
+            raise (_Killed if slot.exitcode == -signal.SIGTERM else UnreachableTask)(why)
 
     # Output, and its own end.
 
@@ -9423,6 +9427,7 @@ class _InLine:
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._stays = False  # cancelled, and as it is to be in the file
+        self._killed = 0  # its workers, as they started
         vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
@@ -9471,7 +9476,10 @@ class _InLine:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            if isinstance(error, AlreadyRunning) and not begun:
+            # Who told its worker to end, as it started, may be telling this program, too.
+            self._killed += isinstance(error, _Killed)
+            killed = isinstance(error, _Killed) and self._killed < 3
+            if (isinstance(error, AlreadyRunning) or killed) and not begun:
                 self.due = time.monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return

@@ -2294,6 +2294,11 @@ def some(x=None, y=None):
     return x
 
 
+def dies_first(ti=None):
+    if ti.try_number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def random_whole_dag(rng: random.Random, rules=RULES, skips_far=True) -> Dag:
     d = DAG(f"whole{next(_numbers)}", max_active_tasks=1000)
     waiting_rules = [rule for rule in rules if rule != "always"]
@@ -11268,6 +11273,37 @@ class SubmitTest(FlowCase):
         with WorkerPool(1) as mine:
             [found] = mine.recover(self.flows.held, db_path=self.db)
             self.assertEqual(found.result(LIMIT).state, "success")
+
+    def test_a_worker_that_is_told_to_end_as_it_starts_ends_no_run(self):
+        # As by systemd, which tells the whole group.
+        join, left = liteflow._SlotRunner._join, []
+
+        def killed(runner, slot):
+            if left and left.pop():
+                os.kill(slot.pid, signal.SIGTERM)
+            join(runner, slot)
+
+        with DAG("dies_once") as dies_once:
+            task(retries=1)(dies_first)()
+        self.enterContext(mock.patch.object(liteflow._SlotRunner, "_join", killed))
+        self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.05))
+        for flow, kills, state in (
+            (self.flows.dag, [1, 1], "success"),
+            (self.flows.dag, [1, 1, 1], "failed"),
+            (dies_once, [1, 0], "success"),  # it has begun
+        ):
+            with self.subTest(dag=flow.dag_id, kills=kills), WorkerPool(1) as mine:
+                left += kills
+                future = mine.submit(flow, db_path=self.db)
+                error = future.exception(LIMIT)
+                self.assertEqual(type(error), liteflow._Killed if state == "failed" else type(None))
+                self.assertEqual((self.state(future)[0], left), (state, []))
+        with WorkerPool(1) as mine:
+            left.append(1)
+            future = mine.submit(self.flows.dag, db_path=self.db)
+            wait_until(lambda: not left)
+            mine.shutdown(stop=True)
+        self.assertEqual(self.state(future), ("queued", "submitted"))
 
     def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
         with DAG("changed") as before:
