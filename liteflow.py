@@ -4233,18 +4233,6 @@ class _Store:
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
 
-    def _begin(self, begin: str, waits: bool) -> None:
-        """Begin a transaction; one that need not wait, as the first in an empty WAL, does if it is
-        not: while it is open, nobody else can write there."""
-        if not waits:
-            self._wait_for_disk(False)
-        self._connection.execute(begin)
-        wal = None if waits else _file_identity(f"{self.path}-wal")
-        if wal is not None and wal[1] > 0:
-            self._connection.execute("ROLLBACK")
-            self._wait_for_disk()
-            self._connection.execute(begin)
-
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
         """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
@@ -4254,16 +4242,20 @@ class _Store:
         """
         execute = self._connection.execute
         try:
-            if begin:
-                self._begin(begin, waits)
+            if not waits:
+                self._wait_for_disk(False)
+            execute(begin)
+            # While it is open, nobody else can write there.
+            wal = None if waits else _file_identity(f"{self.path}-wal")
+            if wal is not None and wal[1] > 0:
+                execute("ROLLBACK")
+                self._wait_for_disk()
+                execute(begin)
             yield
             if begin:
                 execute("COMMIT")
-        except BaseException as error:
-            # A full disk or an I/O error has rolled back already; a second ROLLBACK would fail and
-            # hide the reason.
-            if begin and self._connection.in_transaction:
-                execute("ROLLBACK")
+        except BaseException as error:  # whatever it is: undone, and told or raised again
+            self._connection.rollback()  # a full disk or an I/O error may have done so already
             _explain(error, self.path)
         finally:
             if not waits:
