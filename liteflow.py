@@ -3865,11 +3865,10 @@ _COLUMNS: dict[str, dict[str, str]] = {  # each table's, with their types
 
 
 @functools.cache
-def _inserting(table: str, skip: int = 0, verb: str = "INSERT OR REPLACE") -> str:
-    """A statement that writes a whole row; `skip`: without the first columns."""
-    columns = [*_COLUMNS[table]][skip:]
-    places = ", ".join("?" * len(columns))
-    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({places})"
+def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
+    """A statement that writes a whole row."""
+    columns = _COLUMNS[table]
+    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
 def _upserting(table: str, known: int) -> str:
@@ -3877,7 +3876,7 @@ def _upserting(table: str, known: int) -> str:
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
-    return f"{_inserting(table, verb='INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
+    return f"{_inserting(table, 'INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
 
 
 # What later versions add to files of version 2, as (table, column, declaration): a new column is
@@ -4264,15 +4263,11 @@ class _Store:
     def sync(self) -> bool:
         """Wait until a power cut can take nothing more of what was committed. False if the file is
         better closed, as its WAL is large, or not there."""
-        try:
-            wal = os.open(f"{self.path}-wal", os.O_RDONLY)  # no lock of SQLite's is on this one
-            try:
-                os.fsync(wal)
-                return os.fstat(wal).st_size <= _WAL_PAGES * _PAGE_SIZE
-            finally:
-                os.close(wal)
-        except OSError:
-            return False
+        # No lock of SQLite's is on this file.
+        with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
+            os.fsync(wal.fileno())
+            return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
+        return False
 
     def close(self, is_last: bool = True) -> None:
         """Checkpoint, if nobody will after this, and close; the last one out leaves no -wal and no
@@ -4478,8 +4473,8 @@ class _Store:
                 ],
             )
             many(_inserting("task_attempt"), [*map(_row_of, batch.attempts)])
-            logs = [(a.instance.row_id, a.try_number, part, text) for a, part, text in batch.logs]
-            many(_inserting("task_log", 1), logs)
+            logs = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
+            many(_inserting("task_log"), logs)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
