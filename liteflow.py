@@ -4574,6 +4574,7 @@ _LATEST = f"task_instance LEFT JOIN {_OWN} AND task_attempt.try_number = task_in
 _EACH_ATTEMPT = f"task_instance JOIN {_OWN}"
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_JOINED}"
+_ITEMS = f"xcom_item {_JOINED}"
 _WHOSE = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
@@ -4605,29 +4606,41 @@ def _terms(
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked of runs, but that a column is equal to something.
-_RUN_TERMS = {
+# What is asked of runs, and of what is joined to task instances, but that a column of the run or
+# instance is equal to something.
+_ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
-    "live_of": "state = 'running' AND +dag_id = :live_of",
-    "since": "coalesce(start_date, '') >= :since",
-    "before": "coalesce(start_date, '') < :before",
+    "live_of": "state = 'running' AND +dag_id = ?",
+    "since": "coalesce(start_date, '') >= ?",
+    "before": "coalesce(start_date, '') < ?",
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
-    "DESC) AS place FROM dag_run) WHERE place > :keep)",
+    "DESC) AS place FROM dag_run) WHERE place > ?)",
+    "key": "key = ?",
+    "item": "item = ?",
+    "most": "length(value) <= ?",
+    "tried": "task_log.try_number = ?",
+    # The ends of long logs, which are written anew, are always there.
+    "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
 }
 
 
-def _select_runs(db: sqlite3.Connection, limit: int | None = None, **asked: Any) -> list[_Row]:
+def _asking(table: str, rest: str, **asked: Any) -> tuple[str, list[Any]]:
+    """What follows FROM, and its values: all that is asked and not None holds, up to a `limit`."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    limit = given.pop("limit", -1)
+    terms = [_ASKED_OF.get(name, f"{table}.{name} = ?") for name in given]
+    return f"WHERE {' AND '.join(terms) or 'true'} {rest} LIMIT {limit}", [*given.values()]
+
+
+def _select_runs(db: sqlite3.Connection, **asked: Any) -> list[_Row]:
     """Runs, newest first, by what is not None: columns that are equal to it, a DAG of which they
     read `running`, a time `since` or `before` which they began, how many newer ones to `keep`."""
-    asked = {name: value for name, value in asked.items() if value is not None}
-    terms = [_RUN_TERMS.get(name, f"dag_run.{name} = :{name}") for name in asked]
-    where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    rest = f"{where} ORDER BY dag_run.id DESC LIMIT {-1 if limit is None else limit}"
-    return _select(db, "dag_run", _COLUMNS["dag_run"], rest, asked)
+    rest = _asking("dag_run", "ORDER BY dag_run.id DESC", **asked)
+    return _select(db, "dag_run", _COLUMNS["dag_run"], *rest)
 
 
 def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
-    return next(iter(_select_runs(db, 1, **asked)), None)
+    return next(iter(_select_runs(db, limit=1, **asked)), None)
 
 
 def _run_seconds(row: _Row) -> float | None:
@@ -4673,32 +4686,12 @@ def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return dags
 
 
-def _of_run(run_row: int, **equal: Any) -> tuple[str, tuple[Any, ...]]:
-    """A condition on a run's rows, and on columns of its instances, or of what is joined to them,
-    that are to be equal to what is not None."""
-    known = _COLUMNS["task_instance"]
-    wanted = {
-        f"task_instance.{name} = ?" if name in known else f"{name} = ?": value
-        for name, value in equal.items()
-        if value is not None
-    }
-    return " AND ".join(["dag_run_id = ?", *wanted]), (run_row, *wanted.values())
-
-
 def _select_of_run(
-    source: str,
-    columns: str,
-    rest: str,
-    db: sqlite3.Connection,
-    run_row: int,
-    *more: Any,
-    limit: int = -1,
-    **equal: Any,
+    source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: int, **asked: Any
 ) -> list[_Row]:
-    """Rows of a run; `more` is for what `rest` has a `?` for, `equal` as above."""
-    where, values = _of_run(run_row, **equal)
-    rest = f"WHERE {where} {rest} LIMIT {limit}"
-    return _select(db, source, columns.split(), rest, (*values, *more))
+    """Rows of a run, by what is asked of its instances and not None."""
+    found = _asking("task_instance", rest, dag_run_id=run_row, **asked)
+    return _select(db, source, columns.split(), *found)
 
 
 _INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
@@ -4711,14 +4704,11 @@ _select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER
 _select_attempts = functools.partial(
     _select_of_run, _EACH_ATTEMPT, _INSTANCE, f"{_ORDER}, task_attempt.try_number"
 )
-# The stored output, in the order in which attempts began: of a try (None: any), and what came
-# behind an id; the ends of long logs, which are written anew, are always there.
+# The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
     _select_of_run,
     f"task_log {_JOINED} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
     f"id try_number part text {_WHOSE}",
-    "AND task_log.try_number = coalesce(?, task_log.try_number) AND "
-    f"(task_log.id > ? OR part = {_TAIL_PART}) "
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
 )
 # The output of callbacks that failed.
@@ -4751,15 +4741,15 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int
 
 
 def _select_values(
-    db: sqlite3.Connection, run_row: int, limit: int = _ROW_LIMIT, **equal: Any
+    db: sqlite3.Connection, run_row: int, largest: int = _ROW_LIMIT, **asked: Any
 ) -> list[tuple[str, int, str, bytes | None]]:
-    """(task_id, map_index, key, value) of XComs, by index; value None if over `limit` bytes."""
-    where, values = _of_run(run_row, **equal)
-    order = "map_index" if "task_id" in equal else "task_instance.id, key"
+    """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
+    order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
+    rest, values = _asking("task_instance", order, dag_run_id=run_row, **asked)
     return db.execute(
         "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
-        f"length(value) <= ? THEN value END FROM {_XCOMS} WHERE {where} ORDER BY {order}",
-        (limit, *values),
+        f"length(value) <= ? THEN value END FROM {_XCOMS} {rest}",
+        (largest, *values),
     ).fetchall()
 
 
@@ -4767,16 +4757,13 @@ def _select_item(
     db: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
 ) -> bytes | None:
     """An element of a result that others expand over, if it is stored on its own, and no larger."""
-    which: dict[str, Any] = {"task_id": task_id, "map_index": -1, "item": item}
-    fits = "AND length(value) <= ?"
-    rows = _select_of_run(f"xcom_item {_JOINED}", "value", fits, db, run_row, most, **which)
-    return next((row.value for row in rows), None)
+    which: dict[str, Any] = {"task_id": task_id, "map_index": -1, "item": item, "most": most}
+    return next((x.value for x in _select_of_run(_ITEMS, "value", "", db, run_row, **which)), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
     """What people may know of the elements of a result that others expand over."""
-    source = f"xcom_item {_JOINED}"
-    items = _select_of_run(source, "item preview", "", db, run_row, task_id=task_id)
+    items = _select_of_run(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
 
@@ -9871,9 +9858,9 @@ class DagRun:
         rows = self._look(_select_attempts if attempts else _select_instances, **which)
         return [_instance_of(row, self, attempts) for row in rows]
 
-    def _look(self, look: Callable[..., T], *more: Any, **which: Any) -> T:
+    def _look(self, look: Callable[..., T], **which: Any) -> T:
         """What a look finds of this run."""
-        return _read(self.db_path, look, self._row.id, *more, **which)
+        return _read(self.db_path, look, self._row.id, **which)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value; of a mapped task, without an index, the list of its values in order.
@@ -9915,7 +9902,7 @@ class DagRun:
         if try_number is None:
             try_number = 0 if found is None else found.try_number
         _of_type(int, least=0)("try_number", try_number)
-        rows = self._look(_select_log, try_number, 0, task_id=task_id, map_index=map_index)
+        rows = self._look(_select_log, tried=try_number, task_id=task_id, map_index=map_index)
         return "".join(row.text for row in rows)
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
@@ -11797,7 +11784,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     while live:
         # In this order: what comes before the end is seen after it was looked for.
         live = follow and run.refresh().owner_alive
-        parts = run._look(_select_log, tries, after, **which)
+        parts = run._look(_select_log, tried=tries, after=after, **which)
         whose = {(x.task_id, x.map_index, x.try_number) for x in parts}
         if len(whose) > 1 and not follow:
             lines.head = "--- {}\n"
