@@ -3883,10 +3883,7 @@ def _upserting(table: str, known: int) -> str:
 # declared here as well as above, with a default, and gets into older files when a run opens them.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
-
 _Row = types.SimpleNamespace  # a row by the names of its columns
-
-
 # A value on its way to the database: its key, type, preview and length, and itself as a pickle.
 _XComRow = tuple[str, str, str, int | None, bytes]
 
@@ -4787,7 +4784,6 @@ import pickle  # noqa: E402 - here, since no other section may use it
 _PREVIEW = 80  # characters of a value's preview
 _VALUE_LIMIT = 1_000_000_000 - 100_000  # bytes; SQLite's limit of a row is 1,000,000,000
 
-
 _dump = functools.partial(pickle.dumps, protocol=5)
 
 
@@ -4832,9 +4828,8 @@ _NO_CALL = _Call(_dump(((), {})), frozenset())
 def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
     args, kwargs = task._call()
-    call = _NO_CALL
-    if args or kwargs:
-        call = _dump_taking(task, (args, kwargs), {**dict(enumerate(args, 1)), **kwargs})
+    named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
+    call = _dump_taking(task, (args, kwargs), named) if named else _NO_CALL
     if task._mapping is None:
         return call
     constants = []
@@ -4983,7 +4978,6 @@ _INLINE = 16 * 1024  # bytes of a value that travel with a job
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _REASON_LIMIT = 300  # of what an exception says in one line
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
-
 
 _environ = os.environ  # a task may put something else in its place
 
@@ -9714,12 +9708,9 @@ class TaskInstance:
         values: list[Any] = []
         for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
             rows = job.pull(_of_type(str)("task_ids", task_id), key)
-            if map_indexes is ... and any(i >= 0 for i, _ in rows):
-                values += [value for _, value in rows]
-            elif isinstance(map_indexes, Sequence):
-                values += _pulled(rows, map_indexes, default)
-            else:
-                values.append(_pulled(rows, map_indexes, default))
+            found = _pulled(rows, map_indexes, default)
+            several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
+            values += found if several else [found]
         return values
 
     @property
