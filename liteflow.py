@@ -4407,13 +4407,9 @@ class _Store:
 
         def rows() -> Iterator[tuple[Any, ...]]:
             for node, together in itertools.groupby(instances, lambda i: i.node):
-                task, group = node.task, node.task.task_group
-                facts = (
-                    _json_ids(task._upstream),
-                    _takes(task),
-                    group.group_id if group is not None else None,
-                    "setup" if task.is_setup else "teardown" if task.is_teardown else None,
-                )
+                task, group_id = node.task, getattr(node.task.task_group, "group_id", None)
+                role = "setup" if task.is_setup else "teardown" if task.is_teardown else None
+                facts = (_json_ids(task._upstream), _takes(task), group_id, role)
                 for i in together:
                     element, preview = self.element_of(i)
                     if i.row_id and i.state is _S.SUCCESS:
@@ -4568,7 +4564,6 @@ def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] =
 _ATTEMPT = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
 _OWN = "task_attempt ON task_instance_id = task_instance.id"
 _LATEST = f"task_instance LEFT JOIN {_OWN} AND task_attempt.try_number = task_instance.try_number"
-_EACH_ATTEMPT = f"task_instance JOIN {_OWN}"
 _JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_JOINED}"
 _ITEMS = f"xcom_item {_JOINED}"
@@ -4699,7 +4694,7 @@ _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 # with each of their attempts.
 _select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER)
 _select_attempts = functools.partial(
-    _select_of_run, _EACH_ATTEMPT, _INSTANCE, f"{_ORDER}, task_attempt.try_number"
+    _select_of_run, f"task_instance JOIN {_OWN}", _INSTANCE, f"{_ORDER}, task_attempt.try_number"
 )
 # The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
@@ -4854,10 +4849,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
             try:
                 _dump(each)
             except Exception as error:  # as above: this is the one
-                why = (
-                    f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker "
-                    f"({_one_line(error)}): hand over plain data, or make it there"
-                )
+                which = f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker"
+                why = f"{which} ({_one_line(error)}): hand over plain data, or make it there"
                 break
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
@@ -9977,10 +9970,8 @@ class DagRun:
 
 def _refuse_without_values(row: _Row) -> None:
     if row.values_deleted is not None:
-        raise AirflowException(
-            f"the values of run {row.run_id!r} were deleted (prune --values), and its tasks would "
-            "get none: start a new run"
-        )
+        gone = f"the values of run {row.run_id!r} were deleted (prune --values)"
+        raise AirflowException(f"{gone}, and its tasks would get none: start a new run")
 
 
 def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
