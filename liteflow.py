@@ -4149,11 +4149,6 @@ _SHUT_DOWN = "its pool was shut down"
 _SUBMITTED = "submitted"  # and waits in line
 
 
-def _no_element(instance: _Instance) -> tuple[str | None, str | None]:
-    """What an instance is mapped over: a digest, and what people may know of it."""
-    return None, None
-
-
 class _Store:
     """A connection that writes: of what a run does, the only one.
 
@@ -4167,7 +4162,7 @@ class _Store:
         `check` is called while it is locked, and may raise.
         """
         self.path = path
-        self.element_of = _no_element
+        self.element_of: Any = None  # of a run: what it says of its mapped instances
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
@@ -4411,7 +4406,8 @@ class _Store:
                 role = "setup" if task.is_setup else "teardown" if task.is_teardown else None
                 facts = (_json_ids(task._upstream), _takes(task), group_id, role)
                 for i in together:
-                    element, preview = self.element_of(i)
+                    mapped = node.mapping is not None and i.map_index >= 0
+                    element, preview = self.element_of(i, node.mapping) if mapped else (None, None)
                     if i.row_id and i.state is _S.SUCCESS:
                         preview = None  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
@@ -8649,11 +8645,9 @@ class _Start:
         )
         self.plan.settle()
 
-    def _element_of(self, instance: _Instance) -> tuple[str | None, str | None]:
+    def _element_of(self, instance: _Instance, mapping: _ExpandInput) -> tuple[str, str | None]:
         """What a mapped instance is mapped over: a digest, and what people may know of it."""
-        mapping, index = instance.node.mapping, instance.map_index
-        if mapping is None or index < 0:
-            return None, None
+        index = instance.map_index
         if id(mapping) not in self._keys:
             look, row = self._store.look, self._store.run_row
             ids = {source.task.task_id for source in instance.node.sources}
@@ -8896,7 +8890,7 @@ class _Run(_Start):
         except BaseException:  # whatever it is: closed, and raised again
             store.close()
             raise
-        store.element_of = _no_element
+        store.element_of = None
         store.close() if pool is None else pool._leave_file(store)
 
     def prepare_again(self, name: str) -> _Execution:
