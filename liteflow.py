@@ -305,7 +305,7 @@ class _Empty(DatabaseError):
     """The database has no tables yet."""
 
 
-class _Busy(Exception):
+class _Busy(DatabaseError):
     """Somebody else holds the database's write lock; try again."""
 
 
@@ -3969,13 +3969,12 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
 
 
 def _explain(error: BaseException, path: Path) -> NoReturn:
-    """Raises what an error of SQLite means here, in a sentence; _Busy for a lock; another as it
-    is."""
+    """Raises what an error of SQLite means here, in a sentence; another as it is."""
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        raise _Busy from None
+        raise _Busy(f"{path} is locked by another process") from None
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_place(path)
@@ -4099,9 +4098,7 @@ def _read(
                 return found
         except (sqlite3.Error, DatabaseError) as error:
             if wal or state() == before:
-                with contextlib.suppress(_Busy):
-                    _explain(error, path)
-                raise DatabaseError(f"{path} is locked") from None
+                _explain(error, path)
     raise DatabaseError(f"{path} changes faster than it can be read")
 
 
@@ -4268,7 +4265,7 @@ class _Store:
         A reader of ours holds its snapshot for milliseconds, so the last checkpoint is tried for
         a second; a `-wal` that stays costs nothing but its name.
         """
-        with contextlib.suppress(_Busy, DatabaseError), self.transaction(""):
+        with contextlib.suppress(DatabaseError), self.transaction(""):
             busy, deadline = is_last, time.monotonic() + 1.0
             while busy and time.monotonic() < deadline:
                 busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -8866,7 +8863,7 @@ class _Run(_Start):
                 end = functools.partial(store.end_run, state, self.reason)
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, a progress= that raises
-                with contextlib.suppress(_Busy, AirflowException):
+                with contextlib.suppress(AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
             self._call_dag(state is DagRunState.SUCCESS)
