@@ -4578,16 +4578,14 @@ def _select(
 
 
 @functools.cache
-def _terms(
-    source: str, columns: tuple[str, ...], missing: Collection[tuple[str, str]]
-) -> tuple[list[str], str]:
+def _terms(source: str, columns: tuple[str, ...], absent: Collection[Any]) -> tuple[list[str], str]:
     """What they are called, and what is selected."""
     terms: dict[str, str] = {}
     for name in columns:
         table, column = name.split(".") if "." in name else (source.split()[0], name)
         term = f"CAST({table}.{column} AS {_COLUMNS[table][column]})"
         key = f"{table}_{column}" if column in terms else column
-        terms[key] = "NULL" if (table, column) in missing else term
+        terms[key] = "NULL" if (table, column) in absent else term
     return [*terms], ", ".join(terms.values())
 
 
@@ -4738,12 +4736,10 @@ def _select_values(
     ).fetchall()
 
 
-def _select_item(
-    db: sqlite3.Connection, run_row: int, task_id: str, item: int, most: int = _ROW_LIMIT
-) -> bytes | None:
-    """An element of a result that others expand over, if it is stored on its own, and no larger."""
-    which: dict[str, Any] = {"task_id": task_id, "map_index": -1, "item": item, "most": most}
-    return next((x.value for x in _select_of_run(_ITEMS, "value", "", db, run_row, **which)), None)
+def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
+    """An `item` of a result that others expand over, if it is stored on its own."""
+    found = _select_of_run(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
+    return next((row.value for row in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
@@ -9167,7 +9163,7 @@ class _Run(_Start):
             case "tuple", parts:
                 return ("tuple", [self._inlined(part) for part in parts])
             case "item", task_id, i:
-                data = self._store.look(_select_item, row, task_id, i, most)
+                data = self._store.look(_select_item, row, task_id, item=i, most=most)
             case "xcom", task_id, i:
                 which = {"task_id": task_id, "key": "return_value", "map_index": i}
                 found = self._store.look(_select_values, row, most, **which)
@@ -9624,10 +9620,8 @@ class TaskInstance:
     """
 
     def __init__(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
-        self.dag_id = dag_id
-        self.run_id = run_id
-        self.task_id = task_id
-        self.map_index = map_index
+        self.dag_id, self.run_id = dag_id, run_id
+        self.task_id, self.map_index = task_id, map_index
         self.state: TaskInstanceState | None = None
         self.try_number = 0
         self.max_tries = 0
@@ -9726,12 +9720,10 @@ def _running_instance(job: _Execution) -> TaskInstance:
     """The `ti` of a running task."""
     info = job.run.info
     ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
-    ti.state = _S.RUNNING
+    ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(job.started))
     ti.try_number, ti.max_tries = job.job.try_number, job.job.max_tries
-    ti.start_date = _moment(_iso_of(job.started))
-    ti.pid = os.getpid()
+    ti.pid, ti.hostname = os.getpid(), socket.gethostname()
     ti.upstream_task_ids = set(job.task._upstream)
-    ti.hostname = socket.gethostname()
     return ti
 
 
@@ -9748,11 +9740,9 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
     if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
         ti.pid, ti.error = row.pid, row.error
-        ti.start_date = _moment(row.start_date)
-        ti.end_date = _moment(row.end_date)
-    ti.element = row.element_preview
+        ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
-    ti.task_group_id, ti.role = row.task_group_id, row.role
+    ti.task_group_id, ti.role, ti.element = row.task_group_id, row.role, row.element_preview
     return ti
 
 
