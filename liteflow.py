@@ -3855,11 +3855,7 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
 ) STRICT;
 """
 _COLUMNS: dict[str, dict[str, str]] = {  # each table's, with their types
-    table.split()[0]: dict(
-        line.replace(",", "").split()[:2]
-        for line in table.splitlines()
-        if re.match("    [a-z]", line)
-    )
+    table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
 
@@ -4420,8 +4416,7 @@ class _Store:
         """Mark task instances (index None: all of the task) to run again in a resume."""
         self._connection.executemany(
             "UPDATE task_instance SET cleared = ?, state = NULL WHERE dag_run_id = ? AND "
-            "task_id = ? AND map_index = coalesce(?, map_index) AND coalesce(state, '') "
-            "!= 'removed'",
+            "task_id = ? AND map_index = coalesce(?, map_index) AND state IS NOT 'removed'",
             [(how, run_row, *name) for name in names],
         )
 
