@@ -4150,10 +4150,8 @@ class _Store:
     """
 
     def __init__(self, path: Path, check: Callable[[], Any] = bool) -> None:
-        """Open the database, and make it if it is missing or empty. Raises DatabaseError.
-
-        `check` is called while it is locked, and may raise.
-        """
+        """Open the database, and make it if it is missing or empty; `check` is called while it is
+        locked, and may raise. Raises DatabaseError."""
         self.path = path
         self.element_of: Any = None  # of a run: what it says of its mapped instances
         self.run_row = 0
@@ -4255,12 +4253,9 @@ class _Store:
         return False
 
     def close(self, is_last: bool = True) -> None:
-        """Checkpoint, if nobody will after this, and close; the last one out leaves no -wal and no
-        -shm.
-
-        A reader of ours holds its snapshot for milliseconds, so the last checkpoint is tried for
-        a second; a `-wal` that stays costs nothing but its name.
-        """
+        """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
+        reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
+        that stays costs nothing but its name."""
         with contextlib.suppress(DatabaseError), self.transaction(""):
             busy, deadline = is_last, time.monotonic() + 1.0
             while busy and time.monotonic() < deadline:
@@ -9807,10 +9802,9 @@ class DagRun:
     def _instances_of(self, task_id: str) -> list[TaskInstance]:
         """Those of a task; none where the run has not begun. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
-        known = set() if found else {ti.task_id for ti in self._instances()}
-        if known:
-            near = _near(task_id, known)
-            raise TaskNotFound(f"run {self.run_id!r} has no task {task_id!r}{near}")
+        if not found and (known := {ti.task_id for ti in self._instances()}):
+            missing = f"run {self.run_id!r} has no task {task_id!r}"
+            raise TaskNotFound(f"{missing}{_near(task_id, known)}")
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
