@@ -3767,6 +3767,8 @@ _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's,
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
+_ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
+_LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
 
 # Attempts have no rowid: it is one page less to write for each; but where values are large, a
 # search for a key would read those on its way.
@@ -4064,10 +4066,6 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
         found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
-
-
-_ROW_LIMIT = 1_000_000_000  # SQLite's own
-_LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
 
 
 def _read(
@@ -4756,7 +4754,7 @@ def _count_elsewhere(
 import pickle  # noqa: E402 - here, since no other section may use it
 
 _PREVIEW = 80  # characters of a value's preview
-_VALUE_LIMIT = 1_000_000_000 - 100_000  # bytes; SQLite's limit of a row is 1,000,000,000
+_VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row has to fit, too
 
 _dump = functools.partial(pickle.dumps, protocol=5)
 
@@ -4952,6 +4950,7 @@ _REASON_LIMIT = 300  # of what an exception says in one line
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
 _environ = os.environ  # a task may put something else in its place
+_is_forked = False  # this worker, from the scheduler's memory
 
 
 class _WorkerRun:
@@ -5063,9 +5062,6 @@ def _resolve(function: str) -> Callable[..., Any] | None:
     code = getattr(found, "__code__", None)
     where = (code.co_filename, code.co_firstlineno) if code is not None else (None, 0)
     return found if callable(found) and not _is_inherited(module, *where) else None
-
-
-_is_forked = False  # this worker, from the scheduler's memory
 
 
 def _is_inherited(module: str, path: str | None, line: int) -> bool:
@@ -9591,6 +9587,10 @@ class _RunLine:
 
 # --- Reading back ---------------------------------------------------------------------------------
 
+_SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
+_TASK_STATES = {state.value: state for state in TaskInstanceState}
+_RUN_STATES = {state.value: state for state in DagRunState}
+
 
 class XCom(NamedTuple):
     """A stored value of a task instance (`map_index` -1: not mapped)."""
@@ -9715,10 +9715,6 @@ def _running_instance(job: _Execution) -> TaskInstance:
     ti.pid, ti.hostname = os.getpid(), socket.gethostname()
     ti.upstream_task_ids = set(job.task._upstream)
     return ti
-
-
-_TASK_STATES = {state.value: state for state in TaskInstanceState}
-_RUN_STATES = {state.value: state for state in DagRunState}
 
 
 def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
@@ -9984,9 +9980,6 @@ def _local_time(moment: _datetime.datetime | None) -> str:
     with contextlib.suppress(OverflowError):  # in a file that was tampered with
         moment = moment.astimezone()
     return f"{moment:%Y-%m-%d %H:%M:%S}"
-
-
-_SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
 
 
 def _chosen_run(path: Path, name: str | None) -> DagRun:
