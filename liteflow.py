@@ -5918,23 +5918,20 @@ class _Worker:
     # Jobs, one after another.
 
     def serve(self) -> None:
-        """Run jobs and answer messages until the scheduler closes the control pair."""
+        """Tell what was done, and take the next job; if there is none, wait for what comes: until
+        the scheduler closes the control pair."""
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
-                job = self._next(done)
+                if done is not None:
+                    self.held, self.spent = done.held, done.terminated or done.spoilt is not None
+                self.shared[_TAKING] = 1
+                job, self.since = self._take(), time.monotonic()
+                if job is not None or done is not None:
+                    self._tell(done, job)
+                self.shared[_TAKING] = 0
+                job = job or self._heed()
                 done = None if job is None else self._run(job)
-
-    def _next(self, done: _Outcome | None) -> _Job | None:
-        """Tell what was done, and take the next job; if there is none, wait for what comes."""
-        if done is not None:
-            self.held, self.spent = done.held, done.terminated or done.spoilt is not None
-        self.shared[_TAKING] = 1
-        job, self.since = self._take(), time.monotonic()
-        if job is not None or done is not None:
-            self._tell(done, job)
-        self.shared[_TAKING] = 0
-        return self._heed() if job is None else job
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
@@ -6016,7 +6013,7 @@ class _Worker:
         # Where no job waits, others wait for this one: it is told before what comes behind it.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
-            self.shared[_TAKING] = 1  # until `_next`: no callbacks for one that may end itself
+            self.shared[_TAKING] = 1  # until it has looked again: till then it may end itself
             self._tell(outcome, None)
         spoilt = None
         if not held:  # else this is for after the word that it waits for

@@ -5799,10 +5799,6 @@ def hurt(folder, point, number):
                 os.rename(f"{folder}/hurt.part", f"{folder}/hurt")
                 os.kill(os.getpid(), number)
 
-        def _next(self, done):
-            self.done = done
-            return super()._next(done)
-
         def _take(self):
             if self.jobs is not None and self.done is None and os.path.exists(f"{folder}/armed"):
                 self.fire("before it receives", "victim")
@@ -5815,6 +5811,7 @@ def hurt(folder, point, number):
             if done is not None:
                 self.fire("before it tells done", self.now)
             super()._tell(done, job)
+            self.done = None
             if done is not None:
                 self.fire("told done", self.now)
             if job is not None:
@@ -5822,7 +5819,8 @@ def hurt(folder, point, number):
 
         def _run(self, job):
             self.now = job.task_id
-            return super()._run(job)
+            self.done = super()._run(job)
+            return self.done
 
         def _own_output(self, took):
             self.fire("after its function", self.now)
