@@ -5898,7 +5898,6 @@ class _Worker:
         self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
         sys.stdout, sys.stderr = self._stdio
         sys.breakpointhook = _no_breakpoint
-        self._note_state()
 
     def _note_state(self) -> None:
         """What the process is like between tasks, once the DAG's module is imported."""
