@@ -5887,7 +5887,11 @@ class _Worker:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
         after = self._after_fork
         os.register_at_fork(before=self._before_fork, after_in_parent=after, after_in_child=after)
-        _die_with_parent()
+        parent: Any = multiprocessing.parent_process()
+        try:
+            _die_with(parent.sentinel, -os.getpgrp())
+        except (AttributeError, OSError):  # no Linux, or a sandbox forbids it: a thread has to do
+            threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
@@ -6325,23 +6329,12 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
-def _die_with_parent() -> None:
-    """Let the kernel kill this process's group as soon as the scheduler is gone.
-
-    `parent_process().sentinel` reads end-of-file when the scheduler dies, however it dies. With
-    O_ASYNC that raises a signal; with F_SETSIG it is SIGKILL, which needs no thread of ours to
-    run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
-    Elsewhere than on Linux, or where a sandbox forbids that, a thread has to do.
-    """
-    parent: Any = multiprocessing.parent_process()
-    try:
-        _die_with(parent.sentinel, -os.getpgrp())
-    except (AttributeError, OSError):
-        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-
-
 def _die_with(pipe: int, whom: int) -> None:
-    """Let the kernel kill a process, or a group, once the pipe has no writer any more."""
+    """Let the kernel kill a process, or a group, once a pipe has no writer: the scheduler is gone.
+
+    By O_ASYNC end-of-file raises a signal; by F_SETSIG it is SIGKILL, which needs no thread of ours
+    to run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
+    """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
