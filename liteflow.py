@@ -5240,10 +5240,8 @@ class _Execution:
         """What is in the database of a task of this run, where this worker is on its machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
-            raise AirflowException(
-                f"the values of {task_id!r} can't be had here: a foreign executor's workers get "
-                "only those of direct upstream tasks"
-            )
+            why = "a foreign executor's workers get only those of direct upstream tasks"
+            raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
         return _read(Path(path), select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
     def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
@@ -5585,10 +5583,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         what = f"{said} {type(value).__name__}, which cannot be pickled"
         raise TypeError(f"{what}: {_one_line(error)}{remedy}") from None
     if len(data) > _VALUE_LIMIT:
-        raise AirflowFailException(
-            f"{key!r} has {len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}: "
-            "write it to a file and return the path"
-        )
+        much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
+        raise AirflowFailException(f"{key!r} has {much}: write it to a file and return the path")
     length = len(value) if _is_mappable(value) else None
     job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
@@ -6266,10 +6262,8 @@ def _unlink_semaphores() -> None:
 
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
     if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
-        raise RuntimeError(
-            "breakpoint() in a worker process, which has no terminal: run the DAG with dag.test(), "
-            "in one process, to debug it"
-        )
+        remedy = "run the DAG with dag.test(), in one process, to debug it"
+        raise RuntimeError(f"breakpoint() in a worker process, which has no terminal: {remedy}")
 
 
 # Without the enums of the `signal` module around it, which cost more than the question itself.
