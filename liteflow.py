@@ -4947,6 +4947,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _INLINE = 16 * 1024  # bytes of a value that travel with a job
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _REASON_LIMIT = 300  # of what an exception says in one line
+_MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
 _environ = os.environ  # a task may put something else in its place
@@ -5543,9 +5544,6 @@ def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
     return {"chosen": None if chosen is None else [str.__str__(x) for x in chosen]}
 
 
-_MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
-
-
 def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     """The elements of a result that others expand over: each one's preview, and it pickled."""
     kind: type[AirflowException] = XComForMappingNotPushed
@@ -5667,7 +5665,9 @@ def _cut_chain(error: BaseException) -> None:
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as a file
 _IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
+_RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # a Python built for any glibc has no name
+_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
 
 
 @functools.cache
@@ -5818,10 +5818,6 @@ def _linger(look: Callable[[], T]) -> T:
     return found
 
 
-_LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds
-_RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
-
-
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
     """The outcome with these in place of its values: huge ones travel apart."""
     rest = iter(values)
@@ -5835,6 +5831,14 @@ _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between t
 _UNSEEN = 0.2  # seconds after which a job's output may have been looked at
 _TAKING = 0  # bytes that a worker shares with the scheduler: see _Worker
 _LOOK = 1
+_BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
+_worker: _Worker | None = None  # that this process is
+_remote_lock = threading.RLock()  # of the threads of a foreign executor
+
+# Without the enums of the `signal` module around it, which cost more than the question itself.
+_getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+_WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
+_LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
 
 
 class _Worker:
@@ -6266,12 +6270,6 @@ def _no_breakpoint(*args: object, **kwargs: object) -> None:
         raise RuntimeError(f"breakpoint() in a worker process, which has no terminal: {remedy}")
 
 
-# Without the enums of the `signal` module around it, which cost more than the question itself.
-_getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
-_WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
-
-
 def _child_pids() -> set[int]:
     """The process's living children; where the system does not list them, 0 for all that live."""
     found: set[int] = set()
@@ -6341,10 +6339,6 @@ def _watch_parent(parent: Any) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-_BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_worker: _Worker | None = None
-
-
 def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Runs in the worker process for as long as it lives: its executor's initializer."""
     global _worker
@@ -6365,9 +6359,6 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
                 _worker.control.send(("joined", why, None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)
-
-
-_remote_lock = threading.RLock()
 
 
 @functools.lru_cache(50)
@@ -6447,7 +6438,7 @@ class _ForkedServer:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
                 self._requests.send((), file=control)
-                while (made := self._hear(_FORK_LIMIT)) is None:
+                while (made := self._hear(timeout=5.0)) is None:  # seconds for it to fork
                     pass
                 return made, self._requests.take_file()
             except (OSError, EOFError):
@@ -6480,9 +6471,6 @@ class _ForkedServer:
                 os.waitpid(pid, 0)
 
     __del__ = close
-
-
-_FORK_LIMIT = 5.0  # seconds for a forked server to fork
 
 
 class _ForkedProcess:
