@@ -6256,9 +6256,7 @@ def _let_c_print_lines() -> None:
 def _unlink_semaphores() -> None:
     """Of a worker that will be killed, before its resource tracker complains of them."""
     if (made := sys.modules.get("multiprocessing.synchronize")) is not None:
-        from multiprocessing import util
-
-        for each in list(getattr(util, "_finalizer_registry", {}).values()):
+        for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
             if getattr(each, "_callback", None) is made.SemLock._cleanup:
                 with contextlib.suppress(Exception):
                     each()
@@ -6592,10 +6590,8 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
 def _be_server(alive: int) -> None:
     """Leave the terminal, give signals the meaning that they would have after an exec, and import
     what each worker will need."""
-    import mmap  # noqa: F401
-    import multiprocessing.util  # noqa: F401
-    import resource  # noqa: F401
-
+    for name in ("mmap", "multiprocessing.util", "resource"):
+        __import__(name)
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in range(1, signal.NSIG):
