@@ -6559,7 +6559,18 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
     workers: dict[int, int] = {}  # process ids by what tells of their end
     scheduler = os.getppid()
     try:
-        _be_server(alive)
+        for name in ("mmap", "multiprocessing.util", "resource"):  # what each worker will need
+            __import__(name)
+        # Leave the terminal, and give signals the meaning that they would have after an exec.
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in range(1, signal.NSIG):
+            if callable(_getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _die_with(alive, os.getpid())
+        gc.freeze()
         poll = select.poll()
         poll.register(requests, select.POLLIN)
         while True:
@@ -6585,22 +6596,6 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
                 requests.send((pid,), file=pidfd)
     finally:
         os._exit(0)
-
-
-def _be_server(alive: int) -> None:
-    """Leave the terminal, give signals the meaning that they would have after an exec, and import
-    what each worker will need."""
-    for name in ("mmap", "multiprocessing.util", "resource"):
-        __import__(name)
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in range(1, signal.NSIG):
-        if callable(_getsignal(number)):
-            signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _die_with(alive, os.getpid())
-    gc.freeze()
 
 
 def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
