@@ -6197,10 +6197,7 @@ class _Worker:
             root.setLevel(level)  # loggers remember what they let through by it
         if root.manager.disable != disabled:
             logging.disable(disabled)
-        return self._damage()
-
-    def _damage(self) -> str | None:
-        """What a task has done to its process that only a new one mends."""
+        # From here: what only a new process mends.
         if threading.active_count() > self._threads:
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):
