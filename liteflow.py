@@ -5809,6 +5809,12 @@ class _Wire:
         self.socket.close()
 
 
+def _is_readable(descriptor: int, timeout: float) -> bool:
+    poll = select.poll()  # `select.select` takes no descriptor above 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
 def _linger(look: Callable[[], T]) -> T:
     """What a look finds; for a moment, leaving the CPU to whoever wants it, before going to sleep.
     To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes."""
@@ -5997,7 +6003,7 @@ class _Worker:
             if not (self.eager and _linger(lambda: self._epoll.poll(0))):
                 self._epoll.poll()
         else:
-            select.select([self.control], [], [])
+            _is_readable(self.control.fileno(), timeout=3600)
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome | None:
@@ -6325,7 +6331,7 @@ def _die_with(pipe: int, whom: int) -> None:
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([pipe], [], [], 0)[0]:  # there was none before the kernel was told to watch
+    if _is_readable(pipe, timeout=0):  # there was none before the kernel was told to watch
         os._exit(1)
 
 
@@ -7025,12 +7031,6 @@ def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     return reader, thread
-
-
-def _is_readable(descriptor: int, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
 
 
 def _wake_quietly(thread: Any) -> None:

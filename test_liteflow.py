@@ -7991,6 +7991,28 @@ class StartMethodsContract:
         # A forked worker has the module already.
         self.assertEqual(run.xcom_pull("see"), self.method != "fork")
 
+    def test_a_program_with_many_open_files_has_workers(self):
+        # A worker, or a server, that is forked there has high descriptors: select() takes none.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+        except ValueError:
+            self.skipTest("so many may not be opened")
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for file in [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]:
+            self.addCleanup(os.close, file)
+        run = self.run_flow(
+            """
+            with DAG("asks") as dag:
+                @task(on_success_callback=print)  # for which the worker waits
+                def ask(): return liteflow._is_forked
+                ask()
+            """,
+            max_workers=1,
+            mp_context=self.method,
+        )
+        self.assertEqual(run.xcom_pull("ask"), self.method is None and sys.platform == "linux")
+
 
 class ForkedTest(StartMethodsContract, Case):
     """The server that is forked from this process, whatever else has a thread here."""
