@@ -6102,13 +6102,12 @@ class _Worker:
     def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
         """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
         of a `job` that ran elsewhere, or of the DAG."""
-        if self.log_start > _LOG_LIMIT:  # it has been read: the log begins anew
-            with contextlib.suppress(OSError):
-                os.ftruncate(self.log_file, 0)
         last, self.last = self.last, None
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
             self._renew_output(anew=False)
+            if self.log_start > _LOG_LIMIT:  # it has been read: the log begins anew
+                os.ftruncate(self.log_file, 0)
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, why, of)
@@ -6431,9 +6430,8 @@ class _ForkedServer:
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
-    def fork(self, control: int) -> tuple[int, int]:
-        """A worker that serves this end of a control pair: its process id, and a descriptor that
-        tells of its end. Raises OSError, EOFError."""
+    def fork(self, control: int) -> _ForkedProcess:
+        """A worker that serves this end of a control pair. Raises OSError, EOFError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -6441,7 +6439,7 @@ class _ForkedServer:
                 self._requests.send((), file=control)
                 while (made := self._hear(timeout=5.0)) is None:  # seconds for it to fork
                     pass
-                return made, self._requests.take_file()
+                return _ForkedProcess(self, made, self._requests.take_file())
             except (OSError, EOFError):
                 self.is_gone = True  # what it may say later is not to be heard
                 raise
@@ -6474,13 +6472,12 @@ class _ForkedServer:
     __del__ = close
 
 
-class _ForkedProcess:
+class _ForkedProcess(_Record):
     """A worker of a forked server, as its slot knows it."""
 
-    def __init__(self, server: _ForkedServer, control: socket.socket) -> None:
-        """Fork it. Raises OSError, EOFError."""
-        self.server = server
-        self.pid, self.sentinel = server.fork(control.fileno())
+    server: _ForkedServer
+    pid: int
+    sentinel: int  # tells of its end
 
     @property
     def exitcode(self) -> int | None:
@@ -6871,7 +6868,7 @@ class _Slot:
     def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
         _set_up_slots(by_executor=False)
         if isinstance(context, _ForkedServer):
-            forked = _ForkedProcess(context, arguments[0])
+            forked = context.fork(arguments[0].fileno())
             self.server = context
             return forked
         if context.get_start_method() == "forkserver" and not _fork_server_answers():

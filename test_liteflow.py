@@ -12668,7 +12668,7 @@ class ForkedServerTest(ScriptCase):
             server = liteflow._ForkedServer(None)
             def fork():
                 ours, theirs = liteflow._socket_pair()
-                return liteflow._ForkedProcess(server, theirs), ours, theirs.close()
+                return server.fork(theirs.fileno()), ours, theirs.close()
             first, *_ = made = fork()
             # As if others had ended, long ago, whose numbers come again.
             server._exitcodes.update(dict.fromkeys(range(first.pid + 1, first.pid + 5000), 77))
