@@ -5803,7 +5803,6 @@ class _Wire:
         return found
 
     def close(self) -> None:
-        """Let the end go."""
         while self._files:
             os.close(self._files.popleft())
         self.socket.close()
@@ -5870,15 +5869,13 @@ class _Worker:
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
         self.held = False  # it takes no other job until there is word of the last one
         self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
-        self.leaving = False
         self.idle = False  # waiting for whatever comes
         self.eager = False  # its last job was quick and alone: it lingers before it sleeps
+        self.leaving = self.in_task = self.terminated = False
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
         self.log_before = b""  # the last bytes before it: others, if a job has cut the file
-        self.in_task = False
-        self.terminated = False
         self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
         self.since = 0.0  # when it took that, on the system's clock: before it told so
 
@@ -6058,7 +6055,6 @@ class _Worker:
     # What the scheduler says.
 
     def _on_share(self) -> None:
-        """Here are the two bytes."""
         with open(self.control.take_file(), "r+b") as file:
             self.shared = mmap.mmap(file.fileno(), 2)
 
@@ -6462,7 +6458,6 @@ class _ForkedServer:
             self._alive = -1
 
     def close(self) -> None:
-        """End it."""
         self.let_go()
         pid, self.pid = self.pid, None  # soon it may be another's
         if pid:  # in a worker it is 0
