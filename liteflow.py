@@ -5516,7 +5516,16 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
 def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     """Turn the result into XComs; what the plan must know of it, as plain data. Raises a TypeError
     that says what can't be stored."""
-    note = _flow_note(job, result)
+    note: dict[str, Any] = {}
+    if job.task._flow == "short_circuit":
+        note["go_on"] = bool(result)
+    elif job.task._flow == "branch":
+        chosen = [result] if isinstance(result, str) else result
+        listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
+        if chosen is not None and not listed:
+            must = "a branch must return a task id, a list of them, or None"
+            raise AirflowException(f"{must}, found {_shown(result)}")
+        note["chosen"] = None if chosen is None else [str.__str__(x) for x in chosen]
     if job.job.feeds:
         note["items"] = _items_of(job, result)
     if result is None or not job.task.do_xcom_push:
@@ -5528,20 +5537,6 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     _push(job, "return_value", result, "returned")
     _, _, _, length, _ = job.pushed["return_value"]
     return {**note, "stored": True, "length": length}
-
-
-def _flow_note(job: _Execution, result: Any) -> dict[str, Any]:
-    """What a branch chose, or whether a short_circuit goes on."""
-    if job.task._flow == "short_circuit":
-        return {"go_on": bool(result)}
-    if job.task._flow != "branch":
-        return {}
-    chosen = [result] if isinstance(result, str) else result
-    listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
-    if chosen is not None and not listed:
-        must = "a branch must return a task id, a list of them, or None"
-        raise AirflowException(f"{must}, found {_shown(result)}")
-    return {"chosen": None if chosen is None else [str.__str__(x) for x in chosen]}
 
 
 def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
