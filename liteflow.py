@@ -6823,6 +6823,7 @@ class _Slot:
         self._start(pool, _start_context(context.instead if forked else "spawn"))
 
     def _start_by(self, context: Any, pool: WorkerPool) -> None:
+        forked = isinstance(context, _ForkedServer)
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
         self.wire.socket.setblocking(False)
@@ -6833,7 +6834,12 @@ class _Slot:
                     os.write(file.fileno(), bytes(2))  # now: a full disk would not be told later
                     self.bytes = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
-            self.process = self._launch(context, (theirs, *pool._initializer))
+            _set_up_slots(by_executor=not forked)
+            if forked:
+                self.process = context.fork(theirs.fileno())
+                self.server = context
+            else:
+                self.process = self._submit(context, theirs, pool._initializer)
         except BaseException:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
             raise
@@ -6841,7 +6847,6 @@ class _Slot:
             theirs.close()  # so that the worker's death is the end of the pair
         self.pid: int = self.process.pid
         try:
-            forked = self.server is not None
             self.pidfd = self.process.sentinel if forked else _pidfd_of(self.pid)
         except (ImportError, OSError):  # elsewhere than on Linux
             if getattr(self.process._popen, "method", "") != "forkserver":
@@ -6855,24 +6860,15 @@ class _Slot:
         if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
-    def _launch(self, context: Any, arguments: tuple[Any, ...]) -> Any:
-        _set_up_slots(by_executor=False)
-        if isinstance(context, _ForkedServer):
-            forked = context.fork(arguments[0].fileno())
-            self.server = context
-            return forked
+    def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
         if context.get_start_method() == "forkserver" and not _fork_server_answers():
             raise OSError("the fork server does not answer")
-        return self._submit(context, arguments)
-
-    def _submit(self, context: Any, arguments: tuple[Any, ...]) -> Any:
-        _set_up_slots(by_executor=True)
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
         # It may know sockets of an earlier class than these, which are gevent's, say.
-        end = multiprocessing.connection.Connection(arguments[0].detach())
-        arguments = end, *arguments[1:]
+        end = multiprocessing.connection.Connection(control.detach())
+        arguments = (end, *initializer)
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
