@@ -7476,9 +7476,7 @@ class _SlotRunner(_Runner):
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its end
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
-        self._poll.register(self._wake_reader, select.POLLIN)
+        self._poll.register(self._ours, select.POLLIN)  # what comes back over it wakes
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.add(self)
@@ -7711,8 +7709,8 @@ class _SlotRunner(_Runner):
             found = _linger(lambda: self._poll.poll(0))
         for descriptor, _ in found or self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
-            if descriptor == self._wake_reader:
-                os.read(descriptor, 1000)
+            if descriptor == self._ours.fileno():
+                self._ours.socket.recv(1000)
             elif slot is not None and descriptor == slot.end:
                 ended.append(slot)
             elif slot is not None:
@@ -7934,7 +7932,7 @@ class _SlotRunner(_Runner):
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):  # it is full, and so awake
-            os.write(self._wake_writer, b"!")
+            self._theirs.socket.send(b"!", socket.MSG_DONTWAIT)
 
     def dismiss(self) -> None:
         for slot in self._slots if self._own_pool else ():
@@ -7954,8 +7952,6 @@ class _SlotRunner(_Runner):
             self._pool._runners.discard(self)
         self._ours.close()
         self._theirs.close()
-        os.close(self._wake_reader)
-        os.close(self._wake_writer)
 
 
 def _end_of(exitcode: int | None) -> str:
