@@ -7186,7 +7186,7 @@ class WorkerPool:
         self._idle: list[_Slot] = []
         self._count = 0
         self._server: _ForkedServer | None = None
-        self._most: int | None = None  # workers, as far as the limit of open files allows
+        self._most = self.max_workers  # as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
         self._line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
@@ -7343,8 +7343,8 @@ class WorkerPool:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
             self._weed(runner, context)
-            room = self._count < self._limit(runner)
-            if next(iter(self._line), runner) is not runner or not (self._idle or room):
+            room = self._idle or self._count < self._most
+            if next(iter(self._line), runner) is not runner or not room:
                 if runner not in self._line:
                     self._line[runner] = None
                     for holder in self._runners:
@@ -7364,20 +7364,18 @@ class WorkerPool:
                 self._count -= 1
             raise
 
-    def _limit(self, runner: _SlotRunner) -> int:
-        """How many workers there may be: each takes descriptors, of which there is a limit."""
-        if self._most is None:
-            free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            self._most = self.max_workers
-            if free != resource.RLIM_INFINITY:
-                with contextlib.suppress(OSError):
-                    free -= len(os.listdir("/dev/fd"))
-                fit = self._count + (free - _FREE_FILES) // _SLOT_FILES
-                self._most = max(1, min(self._most, fit))
-            if self._most < self.max_workers:
-                some = f"{self._most} of {self.max_workers} workers"
-                runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
-        return self._most
+    def _limit(self, runner: _SlotRunner) -> None:
+        """How many workers there may be, for each run anew: they take descriptors."""
+        free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = self.max_workers
+        if free != resource.RLIM_INFINITY:
+            with contextlib.suppress(OSError):
+                free -= len(os.listdir("/dev/fd"))
+            fit = self._count + (free - _FREE_FILES) // _SLOT_FILES
+            self._most = max(1, min(self._most, fit))
+        if self._most < self.max_workers:
+            some = f"{self._most} of {self.max_workers} workers"
+            runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
 
     def _leave_line(self, runner: _SlotRunner) -> None:
         if runner in self._line:
@@ -7387,7 +7385,7 @@ class WorkerPool:
 
     def _wake_next(self) -> None:
         """Wake the first in line, and nobody else, if there is something for it."""
-        if self._line and (self._idle or self._count < (self._most or self.max_workers)):
+        if self._line and (self._idle or self._count < self._most):
             next(iter(self._line)).wake()
 
     def _give_back(self, slot: _Slot, runner: _SlotRunner) -> None:
@@ -7480,7 +7478,7 @@ class _SlotRunner(_Runner):
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.add(self)
-            pool._most = None  # there may be more room than for an earlier run
+            pool._limit(self)
 
     # Its beginning.
 
