@@ -7993,7 +7993,7 @@ class _ExecutorRunner(_Runner):
         super().__init__()
         self._executor: Executor = executor
         self._info = b""
-        # What began (None), or ended: futures, of callbacks too, and outcomes of what has none.
+        # What began (None), or ended: futures, and outcomes of what has none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
         # Callbacks: whose they are, and when to wait no longer.
@@ -8034,8 +8034,8 @@ class _ExecutorRunner(_Runner):
                 attempt, what = self._events.get(timeout=timeout)
                 timeout = 0  # for the others that are there
                 if attempt is None:
-                    self._end_call(what)
-                elif what is None or isinstance(what, _Outcome):
+                    continue  # it was woken, or a callback has ended
+                if what is None or isinstance(what, _Outcome):
                     events.append((attempt, what))
                 elif self._futures.pop(attempt, None) is not None:
                     fields, why = _answer_of(what)
@@ -8059,15 +8059,14 @@ class _ExecutorRunner(_Runner):
             self.notes[f"the executor took no callback: {_one_line(error)}"] = None
         return True
 
-    def _end_call(self, future: Any) -> None:
-        if self._calls.pop(future, None) is not None:
-            _, why = _answer_of(future)
-            if why is not None:
-                self.notes[f"the executor lost a callback: {why}"] = None
-
     def calling(self) -> list[_Attempt]:
         for future, (_, limit) in list(self._calls.items()):
-            if limit < time.monotonic():  # it can't be ended, only waited for no longer
+            if future.done():
+                del self._calls[future]
+                _, why = _answer_of(future)
+                if why is not None:
+                    self.notes[f"the executor lost a callback: {why}"] = None
+            elif limit < time.monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
                 del self._calls[future]
                 self.notes[f"a callback took more than {_CALLBACK_LIMIT:g} s"] = None
