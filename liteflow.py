@@ -7701,7 +7701,7 @@ class _SlotRunner(_Runner):
             times.append(self._heard + _STALL)
         if self._pool._line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
-        ended, found = [], []
+        found = []
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
         if self._streak > 0 and (busy := self._busy()) < self._cpus and (busy or self._out):
             found = _linger(lambda: self._poll.poll(0))
@@ -7709,15 +7709,10 @@ class _SlotRunner(_Runner):
             slot = self._watched.get(descriptor)
             if descriptor == self._ours.fileno():
                 self._ours.socket.recv(1000)
-            elif slot is not None and descriptor == slot.end:
-                ended.append(slot)
             elif slot is not None:
                 self._hear(slot)
-        for slot in ended:  # words before deaths
-            if slot in self._slots:
-                self._hear(slot)
-            if slot in self._slots:
-                self._lose(slot)
+                if descriptor == slot.end and slot in self._slots:
+                    self._lose(slot)
 
     def _hear(self, slot: _Slot) -> None:
         for kind, fields in slot.receive():
