@@ -7620,15 +7620,13 @@ class _SlotRunner(_Runner):
             attempt, job = self._unsent[0]
             try:
                 self._send(job)
+                self._out[job.number], self._heard = (attempt, job), time.monotonic()
             except (BlockingIOError, ConnectionError):
                 return  # it is full; or its worker is dead, which is noticed elsewhere
             except OSError as error:
-                self._unsent.popleft()
                 why = f"the job could not be sent: {error}"
                 self._events.append((attempt, _Outcome("failed", why)))
-                continue
-            self._out[job.number] = self._unsent.popleft()
-            self._heard = time.monotonic()
+            self._unsent.popleft()
 
     def _send(self, job: _Job) -> None:
         if _pulls():
