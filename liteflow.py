@@ -7054,8 +7054,7 @@ def _set_up_slots(by_executor: bool) -> None:
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
-    register = getattr(threading, "_register_atexit", None)
-    if register is not None:
+    if (register := getattr(threading, "_register_atexit", None)) is not None:
         register(_close_pools)
 
 
@@ -7269,13 +7268,12 @@ class WorkerPool:
             if self._kept is None or self._kept.path != path:
                 return None
             store, self._kept = self._kept, None
-        try:
+        with contextlib.suppress(DatabaseError):
             store.check_in_place()
             return store
-        except DatabaseError:
-            self._path = None  # what has its place is another one
-            store.close()
-            return None
+        self._path = None  # what has its place is another one
+        store.close()
+        return None
 
     def _leave_file(self, store: _Store) -> None:
         """Keep it open until a next run or the pool's end: the last one out has to copy the WAL.
@@ -7459,7 +7457,6 @@ class _SlotRunner(_Runner):
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
-        self._info: dict[str, Any] = {}
         # The queue: what is not in it yet, and what is and nobody told to have taken.
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
         self._ours.socket.setblocking(False)
@@ -8037,8 +8034,7 @@ class _ExecutorRunner(_Runner):
         return events
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        future = self._futures.pop(attempt, None)
-        if future is not None:
+        if (future := self._futures.pop(attempt, None)) is not None:
             future.cancel()
             self._events.put((attempt, _Outcome("failed", reason, terminated=True)))
 
