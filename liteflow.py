@@ -8247,7 +8247,7 @@ def _remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _refusal(row: _Row, more: str) -> AlreadyRunning:
+def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
     whose = row.owner_process
     if row.state == "queued":
         whose = f"it is queued there: {whose}"
@@ -8422,11 +8422,7 @@ class _Start:
         store = self._store
         with store.transaction(waits=False):
             row = self._found_again(store)
-            if row is not None and self.asked.held is not None:
-                self.asked.held.check(row)
-            elif row and row.state == "queued" and _owner_lives(self.path, row.owner):
-                raise _refusal(row, "")  # it is in a live line, whose future would be cancelled
-            self._make_way(row and row.id)
+            self._make_way()
             self._tell_of_another_file()
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
@@ -8452,24 +8448,27 @@ class _Start:
                     store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
                     store.queue_run(store.run_row)
                 elif row.state != "success":
-                    if _owner_lives(self.path, row.owner):
-                        raise _refusal(row, "")
-                    if row.state == "running":
-                        store.close_run(row.id)
                     store.queue_run(row.id)
                 return
 
     def _found_again(self, store: _Store) -> _Row | None:
-        """The recorded run, now that nobody else writes; None if it is a new one. Raises _LookAgain
-        if it is another by now, or has succeeded; ValueError for an id that a run has already."""
+        """The recorded run, now that nobody else writes, closed if its owner died; None if it is a
+        new one. Raises _LookAgain, AlreadyRunning; ValueError for an id that a run has already."""
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
             raise _UsageError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
-        if (row and row.id) != (known and known.id):
-            raise _LookAgain  # it was deleted, or another began in the same microsecond
-        if row and known and row.state == "success" != known.state:
-            raise _LookAgain
+        was, now = (found and (found.id, found.state == "success") for found in (known, row))
+        if was != now:
+            raise _LookAgain  # it was deleted or ended, or another began in the same microsecond
+        if row is None:
+            return None
+        if self.asked.held is not None:
+            self.asked.held.check(row)
+        elif _owner_lives(self.path, row.owner):  # be it in a line: its future would be cancelled
+            raise _refusal(row)
+        if row.state == "running":
+            store.close_run(row.id)
         return row
 
     def _tell_of_another_file(self) -> None:
@@ -8479,21 +8478,18 @@ class _Start:
             if row.dag_id == self.dag.dag_id and own and row.fileloc not in (None, own):
                 self.report.tell(f"note: DAG {row.dag_id!r} was that of {row.fileloc} so far")
 
-    def _make_way(self, ours: Any) -> None:
-        """Close the DAG's runs whose owner died; refuse if too many are alive, or this one is."""
+    def _make_way(self) -> None:
+        """Close the DAG's other runs whose owner died. Raises AlreadyRunning if too many live."""
         alive, self._dead = [], []
         for row in self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]:
             if _owner_lives(self.path, row.owner):
                 alive.append(row)
-                continue
-            self._store.close_run(row.id)
-            if row.id != ours:
+            else:
+                self._store.close_run(row.id)
                 self._dead.append(row)
         most = self.dag.max_active_runs
-        for row in alive:
-            if row.id == ours or (most is not None and len(alive) >= most):
-                more = "" if row.id == ours else f"; max_active_runs is {most}: --wait waits"
-                raise _refusal(row, more)
+        if most is not None and len(alive) >= most:
+            raise _refusal(alive[0], f"; max_active_runs is {most}: --wait waits")
 
     def _take_over(self, run_row: int) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
