@@ -8423,11 +8423,14 @@ class _Start:
         with store.transaction(waits=False):
             row = self._found_again(store)
             self._make_way()
-            self._tell_of_another_file()
+            dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
+            for known in store.look(_select_dags):  # another script's may be another DAG
+                if known.dag_id == dag_id and own and known.fileloc not in (None, own):
+                    self.report.tell(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
-                self._take_over(row.id)
+                self._take_over(row)
             store.write_instances(self.plan.instances())
             store.claim_run(self.asked.command)
             if self.asked.held is not None:
@@ -8471,13 +8474,6 @@ class _Start:
             store.close_run(row.id)
         return row
 
-    def _tell_of_another_file(self) -> None:
-        """That runs of this id were another script's until now: it may be another DAG."""
-        own = self.dag.fileloc and os.path.abspath(self.dag.fileloc)
-        for row in self._store.look(_select_dags):
-            if row.dag_id == self.dag.dag_id and own and row.fileloc not in (None, own):
-                self.report.tell(f"note: DAG {row.dag_id!r} was that of {row.fileloc} so far")
-
     def _make_way(self) -> None:
         """Close the DAG's other runs whose owner died. Raises AlreadyRunning if too many live."""
         alive, self._dead = [], []
@@ -8491,13 +8487,12 @@ class _Start:
         if most is not None and len(alive) >= most:
             raise _refusal(alive[0], f"; max_active_runs is {most}: --wait waits")
 
-    def _take_over(self, run_row: int) -> None:
+    def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
-        store = self._store
-        store.run_row = run_row
-        store.mark(run_row, self._again, _CLEARED)
-        found = self._resumption(run_row)
-        store.resume_run(found)
+        self._store.run_row = row.id
+        self._store.mark(row.id, self._again, _CLEARED)
+        found = self._resumption(row.id)
+        self._store.resume_run(found)
         for instance in self.plan.instances():
             if instance.state is _S.FAILED:
                 # It has been lost with its scheduler so often that it may be what kills it.
@@ -8507,7 +8502,7 @@ class _Start:
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
                 self.report.tell(f"task {instance.label!r} was {why}: failed")
-        if self.recorded is not None and self.recorded.start_date is not None:
+        if row.start_date is not None:
             _report_resume(self.report, found)
 
     def _resumption(self, run_row: int) -> _Resumption:
