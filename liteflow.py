@@ -8381,14 +8381,13 @@ class _Start:
         for task in [task for task in dag.tasks if task.params]:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
-        module_path = module_path and str(module_path)  # a debugger's may be another kind of str
         cwd = os.sep
         with contextlib.suppress(FileNotFoundError):  # it was removed
             cwd = os.getcwd()
         return {
             "dag_id": dag.dag_id,
             "key": dag._key,
-            "module_path": module_path,
+            "module_path": module_path and str(module_path),  # a debugger's is no plain str
             "fileloc": dag.fileloc,
             "run_id": self.run_id,
             "logical_date": self.logical_date and _iso(self.logical_date),
@@ -8870,9 +8869,8 @@ class _Run(_Start):
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
-        waits = self._attempts or self.plan.next_time()
-        if self.plan.unfinished and not waits:
-            assert self.plan.ready_count(time.monotonic()), "the plan is stuck [a bug in liteflow]"
+        goes_on = self._attempts or self.plan.next_time() or self.plan.ready_count(time.monotonic())
+        assert goes_on or not self.plan.unfinished, "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
 
     def _settle(self) -> None:
@@ -9265,19 +9263,17 @@ class _Taken(Exception):
 class _InLine:
     """A run that waits for its turn: how it is to be run, and its future."""
 
-    def __init__(
-        self, line: _RunLine, dag: Dag, path: Path, options: Mapping[str, Any], owner: str | None
-    ) -> None:
-        self.line, self.dag, self.path, self.owner = line, dag, path, owner
-        self.key = path, dag.dag_id  # whose runs it may have to wait for
-        self.options = {n: options[n] for n in ("pools", "progress", "stop") if n in options}
+    def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
+        self.line, self.dag, self.path, self.owner = line, run.dag, run.path, owner
+        self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
+        self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
         self.due = 0.0  # not before that time
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._stays = False  # cancelled, and as it is to be in the file
         self._killed = 0  # its workers, as they started
-        vars(self.future).update(dag_id=dag.dag_id, run_id=options["run_id"], cancel=self.cancel)
+        vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
@@ -9321,6 +9317,7 @@ class _InLine:
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
+            self.future.set_result(found)
         except _Taken:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
@@ -9341,16 +9338,13 @@ class _InLine:
             with contextlib.suppress(_Taken):
                 self.begin()
                 self.future.set_exception(error)
-        else:
-            self.future.set_result(found)
 
 
 def _is_left(row: _Row, path: Path) -> bool:
     """Whether the run lost its process, and is nobody's: what `recover` goes on with."""
-    if row.state == "success" or _owner_lives(path, row.owner):
-        return False
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
-    return row.state == "running" or row.reason in why.get(row.state, ())
+    cut_off = row.state == "running" or row.reason in why.get(row.state, ())
+    return cut_off and not _owner_lives(path, row.owner)
 
 
 class _RunLine:
@@ -9381,18 +9375,19 @@ class _RunLine:
         if not run.asked.resume:  # what is wrong is refused before there is a file
             run.look_at_params()
         owner = self.write(run.path, run.enqueue)
-        return self.enter(_InLine(self, dag, run.path, {**options, "run_id": run.run_id}, owner))
+        return self.enter(_InLine(self, run, run.run_id, owner))
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         """See WorkerPool.recover."""
         self._check("recover()", dag, options)
-        path = _Run(dag, executor=_LATER, **options).path
+        run = _Run(dag, executor=_LATER, **options)
+        path = run.path
         _check_place(path)
         rows: list[_Row] = []
         with contextlib.suppress(_Empty):
             rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1] if path.exists() else []
-        left = [{**options, "run_id": row.run_id} for row in rows if _is_left(row, path)]
-        return [self.enter(_InLine(self, dag, path, each, None)) for each in left]
+        left = [row.run_id for row in rows if _is_left(row, path)]
+        return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
     def _check(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> None:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
