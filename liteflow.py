@@ -8233,16 +8233,14 @@ def _remove_folder(folder: Path) -> None:
     """Only what bears our mark, and by its descriptor: where others can make files, a link may
     have taken its place since it was looked at."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as opened:
         at = os.open(folder, flags) if flags else None  # Windows has none of a folder
-        try:
-            names = os.listdir(folder if at is None else at)
-            names.remove("owner")  # the last one: it says whose the rest is
-            for name in (*names, "owner"):
-                os.unlink(folder / name if at is None else name, dir_fd=at)
-        finally:
-            if at is not None:
-                os.close(at)
+        if at is not None:
+            opened.callback(os.close, at)
+        names = os.listdir(folder if at is None else at)
+        names.remove("owner")  # the last one: it says whose the rest is
+        for name in (*names, "owner"):
+            os.unlink(folder / name if at is None else name, dir_fd=at)
     with contextlib.suppress(OSError):  # also an empty one that can't be listed: that needs a file
         folder.rmdir()
 
@@ -8367,8 +8365,7 @@ class _Start:
         if not dag.task_dict:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
-        jobs = min(roots, dag.max_active_tasks)
-        by_name = self.runner.begin(info, functions, jobs, self._check)
+        by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
         for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
             job = (calls[task_id], function, known.setdefault(settings, settings))
@@ -8939,8 +8936,7 @@ class _Run(_Start):
     def _has_to_wait(self, instance: _Instance) -> bool:
         """For a place among those of its task in other runs, or for its `on_retry_callback`."""
         task = instance.node.task
-        retried = instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__
-        if retried:
+        if instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__:
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return True
@@ -8978,8 +8974,7 @@ class _Run(_Start):
         self.plan.start(instance)
         self.plan.finish(instance, "success", 0.0)
         attempt = _Attempt(instance)
-        attempt.state, attempt.started = "success", _now()
-        attempt.ended = attempt.started
+        attempt.state, attempt.ended = "success", _now()
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
         self.report.changed(instance)
         self._last[_S.SUCCESS] = attempt
@@ -9140,18 +9135,14 @@ class _Run(_Start):
         if state is _S.SUCCESS:
             instance.lost, instance.alone = 0, False
             self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
-            if instance.node.downstream:
-                self._remember(instance, outcome.xcoms)
+            # Small values stay here for a moment: who takes them often starts in this very turn.
+            task_id, index = instance.task_id, instance.map_index
+            for key, *_, value in outcome.xcoms if instance.node.downstream else ():
+                if len(value) <= _INLINE:
+                    self._fresh[task_id, key, index] = [(task_id, index, key, value)]
+            while len(self._fresh) > _FRESH:
+                del self._fresh[next(iter(self._fresh))]
         self._last[state] = attempt
-
-    def _remember(self, instance: _Instance, xcoms: Sequence[tuple[Any, ...]]) -> None:
-        """Keep small values for a moment: those that take them often start in this very turn."""
-        task_id, index = instance.task_id, instance.map_index
-        for key, *_, value in xcoms:
-            if len(value) <= _INLINE:
-                self._fresh[task_id, key, index] = [(task_id, index, key, value)]
-        while len(self._fresh) > _FRESH:
-            del self._fresh[next(iter(self._fresh))]
 
     def _branch(self, instance: _Instance, outcome: _Outcome) -> tuple[_Outcome, Sequence[_Node]]:
         """What a branch or short_circuit leaves out; it then stores no return value, unless others
