@@ -8511,20 +8511,21 @@ class _Start:
         running: set[tuple[str, int]] = set()
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
+            again = found.again - found.along
             kept = {  # what is mapped over one that is taken along stays, too
                 key: lengths[row.task_id, row.map_index]
                 for key, row in found.instances.items()
-                if key not in found.again - found.along and (row.task_id, row.map_index) in lengths
+                if key not in again and (row.task_id, row.map_index) in lengths
             }
             recorded = found.recorded()
             # First as if those that are taken along had succeeded again: what runs then?
-            again = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
-            self._plan_on({**recorded, **again}, kept, found)
+            along = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
+            self._plan_on({**recorded, **along}, kept, found)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             if not now & found.left_out:
-                if again:
+                if along:
                     self._plan_on(recorded, kept, found)
                 return found
             running |= now & found.left_out
@@ -9064,9 +9065,7 @@ class _Run(_Start):
                 data = next((value for *_, value in found), None)
         return element if data is None else ("value", data)
 
-    def _inputs(
-        self, instance: _Instance, takes: frozenset[tuple[str, str]]
-    ) -> dict[tuple[str, str], list[tuple[int, bytes | None]]]:
+    def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, list[Any]]:
         """The values that travel with a job: of its arguments; where it runs elsewhere, of all
         its direct upstreams."""
         found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
