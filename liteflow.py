@@ -9028,8 +9028,7 @@ class _Run(_Start):
         )
 
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
-        """The elements of a mapped instance, as plain data; and the results that its arguments
-        take."""
+        """A mapped instance's elements, as plain data, and the results that its arguments take."""
         mapping, takes = instance.node.mapping, call.takes
         if mapping is None or instance.map_index < 0:
             return [], takes
@@ -9360,8 +9359,7 @@ class _RunLine:
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
         """See WorkerPool.submit."""
-        self._check("submit()", dag, options, "run_id logical_date conf resume")
-        run = _Run(dag, executor=_LATER, **options)
+        run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         if not run.asked.resume:  # what is wrong is refused before there is a file
             run.look_at_params()
         owner = self.write(run.path, run.enqueue)
@@ -9369,8 +9367,7 @@ class _RunLine:
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         """See WorkerPool.recover."""
-        self._check("recover()", dag, options)
-        run = _Run(dag, executor=_LATER, **options)
+        run = self._checked("recover()", dag, options)
         path = run.path
         _check_place(path)
         rows: list[_Row] = []
@@ -9379,11 +9376,12 @@ class _RunLine:
         left = [row.run_id for row in rows if _is_left(row, path)]
         return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
-    def _check(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> None:
+    def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Run:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
         _of_type(Dag)("dag", dag)
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
+        return _Run(dag, executor=_LATER, **options)
 
     def write(self, path: Path, act: Callable[[_Store], None]) -> str:
         """Do it in the file, with a connection that stays open: closing one waits for the disk.
