@@ -8760,7 +8760,7 @@ class _Run(_Start):
                 with contextlib.suppress(AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
-            self._call_dag(state is DagRunState.SUCCESS)
+            self._call_dag(_S(state.value))
             self.runner.dismiss()  # they end while the file is closed
         found = DagRun(row, self.path)
         for note in self.runner.notes:
@@ -9200,7 +9200,7 @@ class _Run(_Start):
 
     # Callbacks.
 
-    def _call_dag(self, success: bool) -> None:
+    def _call_dag(self, state: TaskInstanceState) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
         scheduler died. A further signal ends them; after a second none is called."""
         if not self.plan.nodes or self._forced:
@@ -9210,10 +9210,9 @@ class _Run(_Start):
             for row in self._dead:
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
                 self._callbacks.append(_Callback(first, "dag_on_failure_callback", _DIED, of))
-        state = _S.SUCCESS if success else _S.FAILED
         if getattr(self.dag, _CALLBACK_OF[state]) is not None:
             last = self._last.get(state) or next(iter(self._last.values()), first)
-            reason = "success" if success else self.reason or "task_failure"
+            reason = "success" if state is _S.SUCCESS else self.reason or "task_failure"
             reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
         signals = len(self._caught)
