@@ -11124,23 +11124,18 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
         found = next(code for kind, code in known if isinstance(error, kind))
-    if why := _end_output() or why:
-        _say(f"liteflow: error: {why}")
-    return found() if callable(found) else found or int(bool(why))
-
-
-def _end_output() -> str:
-    """Write what is left of the output; why that can't be, if somebody still reads it."""
     try:
         sys.stdout.flush()
     except (AttributeError, ValueError):  # None, or closed
-        return ""
+        pass
     except OSError as error:
         # The interpreter must not try again at its end: it would change our exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        gone = isinstance(error, BrokenPipeError)
-        return "" if gone else f"the output can't be written: {error.strerror}"
-    return ""
+        if not isinstance(error, BrokenPipeError):
+            why = f"the output can't be written: {error.strerror}"
+    if why:
+        _say(f"liteflow: error: {why}")
+    return found() if callable(found) else found or int(bool(why))
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
