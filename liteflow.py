@@ -10316,11 +10316,6 @@ def _python() -> str:
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
 
-def _from_here(command: str) -> str:
-    with contextlib.suppress(FileNotFoundError):  # the folder was removed
-        return f"cd {_typed(Path.cwd())} && {command}"
-    return command
-
 
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
@@ -11147,13 +11142,15 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     if spec is not None and spec.origin == sys.argv[0]:  # no folder, archive, or script's profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     options = parser.parse_args(argv)
-    return _exit_code(lambda: _run_or_debug(dag, options, command and _from_here(command)))
+    return _exit_code(lambda: _run_or_debug(dag, options, command))
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
     """Run the DAG, or with --task give what runs one task of a recorded run, here, with its
-    recorded inputs; `command` is how the same is started again."""
+    recorded inputs; `command` is how the same is started again, in this folder."""
     if options.task is None:
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed
+            command = command and f"cd {_typed(Path.cwd())} && {command}"
         return _run_by_options(dag, options, command)
     _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
     try:
@@ -11293,7 +11290,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     which = () if options.dag is None else (options.dag,)
     # Inside a package it is a module of the program, which the file may import.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
-    return _run_or_debug(chosen, options, _from_here(f"{own} {_typed('run', path, *which)}"))
+    return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
 
 
 def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
