@@ -10023,13 +10023,12 @@ def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
 def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
     none is running."""
-    dead = not run.owner_alive and run.state is DagRunState.RUNNING
+    dead = _run_state(run) != run.state
     instances = run._instances(attempts, **which)
-    if dead:
-        for ti in instances:
-            if ti.state is not None and ti.state not in _ENDED:
-                ti.state, ti.interrupted = None, True
-                ti.start_date = ti.end_date = ti.start_date if attempts else None
+    for ti in instances if dead else ():
+        if ti.state is not None and ti.state not in _ENDED:
+            ti.state, ti.interrupted = None, True
+            ti.start_date = ti.end_date = ti.start_date if attempts else None
     return instances
 
 
@@ -10314,7 +10313,6 @@ def _python() -> str:
     # Of two environments over one interpreter, and of two interpreters in one folder, it is one.
     same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
-
 
 
 def _own_command() -> str:
@@ -10702,7 +10700,7 @@ def _run_page(run: DagRun) -> str:
 
 
 def _run_style(run: DagRun) -> str:
-    return run.state.value if _run_state(run) == run.state.value else "interrupted"
+    return "interrupted" if _run_state(run) != run.state else run.state.value
 
 
 def _run_chip(run: DagRun) -> _Html:
@@ -10895,10 +10893,8 @@ class _LogLines:
     """Output of several tasks on standard output: `prefix` stands before each of its lines,
     `head` above what comes of one task, both with `{}` for the task's name."""
 
-    head = ""
-
     def __init__(self, prefix: str, raw: bool = False) -> None:
-        self._prefix, self._raw = prefix, raw
+        self.head, self._prefix, self._raw = "", prefix, raw
         self._of: str | None = None  # whose was the last
         self._ended = True  # whether its line was
 
@@ -11020,14 +11016,11 @@ class _Report:
 
     def committed(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
         """What happened in a turn is recorded: tell it, with what tasks printed."""
-        if not self._listens:
-            return
-        for attempt, part, text in logs:
-            instance = attempt.instance
+        for attempt, part, text in logs if self._logs is not None else ():
             if part == _TAIL_PART:
-                self._ends[instance] = text
+                self._ends[attempt.instance] = text
             else:
-                self.output(instance.label, text)
+                self.output(attempt.instance.label, text)
         changes, self._changes = self._changes, []
         for instance, state, said in changes:
             if state is not _S.RUNNING and instance in self._ends:
@@ -11286,27 +11279,20 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
-    chosen = _chosen_dag(found, options.dag, path)
-    which = () if options.dag is None else (options.dag,)
-    # Inside a package it is a module of the program, which the file may import.
-    own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
-    return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
-
-
-def _chosen_dag(found: Mapping[str, Dag], dag_id: str | None, path: Path) -> Dag:
-    if dag_id is not None:
-        if dag_id not in found:
-            raise _UsageError(f"{path} defines no DAG {dag_id!r}{_near(dag_id, found)}")
-        return found[dag_id]
+    if options.dag is not None and options.dag not in found:
+        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if not found:
         how = 'build it at the top level of the file, not below `if __name__ == "__main__":`'
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
         raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
-    if len(found) > 1:
+    if options.dag is None and len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
-    return next(iter(found.values()))
+    # Inside a package it is a module of the program, which the file may import.
+    own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
+    chosen, which = found[options.dag or next(iter(found))], filter(None, [options.dag])
+    return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
 
 
 def _cmd_scaffold(options: argparse.Namespace) -> None:
@@ -11323,11 +11309,10 @@ _ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid er
 
 
 def _print_json(document: object) -> None:
-    print(json.dumps(document, indent=2, default=_json_of))
+    def plain(value: Any) -> Any:
+        return _iso(value) if isinstance(value, _datetime.datetime) else sorted(value)
 
-
-def _json_of(value: Any) -> Any:
-    return _iso(value) if isinstance(value, _datetime.datetime) else sorted(value)
+    print(json.dumps(document, indent=2, default=plain))
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
@@ -11349,27 +11334,27 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if output is not None and output.suffix == ".md":
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
-        return _write_file(output, _markdown_of(run, options.direction), options.db)
+        return _put_out(_markdown_of(run, options.direction), options)
     seen = _seen(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
-    if output is not None:
-        _write_file(output, text, options.db)
-    else:
-        _write(f"{_live_url(text)}\n" if options.url else text)
+    _put_out(f"{_live_url(text)}\n" if options.url else text, options)
     edges = text.count(" --> ")
     if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
-        _say(
-            f"liteflow: the diagram has {edges} edges and {len(text):,} characters; Mermaid's "
-            f"renderers refuse more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
-        )
+        found = f"the diagram has {edges} edges and {len(text):,} characters"
+        most = f"more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
+        _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
 
 
-def _write_file(output: Path, text: str, db: Path) -> None:
-    if os.path.realpath(output) == os.path.realpath(db):
+def _put_out(text: str, options: argparse.Namespace) -> None:
+    """Write what was made to the file of `--output`, if there is one."""
+    output = options.output
+    if output is None:
+        return _write(text)
+    if os.path.realpath(output) == os.path.realpath(options.db):
         raise _UsageError(f"{output} is the database: name another file")
     with _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
-    _say(f"wrote {output}")
+    return _say(f"wrote {output}")
 
 
 @contextlib.contextmanager
@@ -11402,7 +11387,7 @@ def _cmd_page(options: argparse.Namespace) -> None:
         text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
-    _write_file(options.output, text, options.db) if options.output else _write(text)
+    _put_out(text, options)
 
 
 def _markdown_of(run: DagRun, direction: str | None) -> str:
