@@ -9105,8 +9105,8 @@ class _Run(_Start):
             name = _CALLBACK_OF.get(instance.state)
             wanted = name if name and getattr(instance.node.task, name) is not None else None
             self._batch.calls.append(_Callback(attempt, wanted, _last_line(attempt.error) or None))
-        took = None if outcome.start is None else outcome.took
-        self.report.changed(instance, attempt.error if instance.state else outcome.error, took)
+        error = attempt.error if instance.state else outcome.error
+        self.report.changed(instance, error, outcome.took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
@@ -10922,7 +10922,7 @@ class _Report:
     print goes to standard output."""
 
     def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
-        self._say = None if progress is True else progress or str  # str: for nobody
+        self._say = _say if progress is True else progress or str  # str: for nobody
         self._color = progress is True and _may_color(sys.stderr)
         self._logs = _LogLines("{} | ") if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
@@ -10939,13 +10939,10 @@ class _Report:
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
         _log().info("%s", line)
-        line = _clean(line)
-        if self._say is not None:
-            self._say(line)
-            return
         self.clear()
         self.output("", "")
-        _say(_paint(line, state) if self._color else line)
+        line = _clean(line)
+        self._say(_paint(line, state) if self._color else line)
 
     def output(self, label: str, text: str) -> None:
         """What a task printed; nothing ends a line that has no end."""
@@ -10993,10 +10990,8 @@ class _Report:
         if not plan.nodes:
             self.tell(_NO_TASKS)
 
-    def changed(
-        self, instance: _Instance, error: str | None = None, took: float | None = None
-    ) -> None:
-        """An instance's state changed; told with the turn's `committed`. `took`: seconds."""
+    def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
+        """An instance's state changed; told with the turn's `committed`. `took`: seconds, or 0."""
         if not self._listens:
             return
         state = instance.state
@@ -11007,7 +11002,7 @@ class _Report:
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
-            seconds = time.monotonic() - started if took is None else took
+            seconds = took or time.monotonic() - started
             self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
             said.append(_seconds_text(seconds))
         if state is not _S.SUCCESS and error:
