@@ -9967,8 +9967,7 @@ def _line_of(members: _Seen) -> _Line:
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
-        label = f"{first.task_id} x {len(latest)}"
-        return _Line(label, _counts_text(words), style, tries, *span)
+        return _Line(f"{first.task_id} x {len(latest)}", _counts_text(words), style, tries, *span)
     error, element = _last_line(first.error), _element_text(first, 40)
     return _Line(first._label, first._word, style, tries, *span, error, element)
 
@@ -10556,6 +10555,7 @@ def _and_more(count: int) -> list[_Html]:
 
 
 _Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
+_Link = tuple[_Knot, _Knot]
 _BOX = 190, 42  # pixels
 _GAP = 50, 14  # between boxes of two layers, and of one
 _NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
@@ -10615,9 +10615,9 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     return folded
 
 
-def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[tuple[_Knot, _Knot], None]]:
+def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None]]:
     """The boxes by depth, with the knots of edges that pass them; the edges from layer to layer."""
-    depths, links = _depths(boxes), dict[tuple[_Knot, _Knot], None]()
+    depths, links = _depths(boxes), dict[_Link, None]()
     for box in boxes:
         for up in sorted(depths.keys() & {*box.upstream}):
             between = [(up, depth) for depth in range(depths[up] + 1, depths[box.task_id])]
@@ -10629,9 +10629,7 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[tuple[_Knot
     return layers, links
 
 
-def _untangled(
-    layers: Sequence[list[_Knot]], links: Iterable[tuple[_Knot, _Knot]]
-) -> dict[_Knot, float]:
+def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
     """Order each layer so that few edges cross: in two sweeps down and up each knot goes near to
     the mean of its neighbours, apart from those beside it. Gives the place of each."""
     above, below, alone = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
@@ -10785,11 +10783,10 @@ def _dag_page(dag: Dag) -> str:
         for task_id, row in [*cells.items()][:most]
     ]
     grid = _html("table", _html("tr", *heads), *rows, class_="grid")
-    text = f"{dag.description or ''} (the last {len(runs)} runs)"
     return _html_page(
         dag.dag_id,
         _html("h1", dag.dag_id),
-        _html("p", text.strip()),
+        _html("p", f"{dag.description or ''} (the last {len(runs)} runs)".strip()),
         *itertools.chain(*sections[:1]),  # what is newest can be seen at once
         _html("div", grid, class_="wide"),
         *_and_more(len(cells) - most),
@@ -11249,10 +11246,9 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
     conf, as in Airflow; so does `Dag.run`."""
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
-    for option, given, known in (
-        ("--conf or --param", options.conf if params else (), params),
-        ("--pool", dict(options.pool), pools),
-    ):
+    conf = options.conf if params else None
+    asked = ("--conf or --param", conf, params), ("--pool", dict(options.pool), pools)
+    for option, given, known in asked:
         for name in sorted(set(given or ()) - known):
             raise _UsageError(f"{option}: DAG {dag.dag_id!r} has no {name!r}{_near(name, known)}")
 
@@ -11599,8 +11595,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         # In this order: what comes before the end is seen after it was looked for.
         live = follow and run.refresh().owner_alive
         parts = run._look(_select_log, tried=tries, after=after, **which)
-        whose = {(x.task_id, x.map_index, x.try_number) for x in parts}
-        if len(whose) > 1 and not follow:
+        if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
         for x in parts:
             after = max(after, x.id)
@@ -11944,10 +11939,10 @@ def _parser(
 
 
 def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    text = "run DAGs of tasks, and see what ran"
     # The command that an installation makes; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
-    parser = _parser(name, text, "", f"{_EXAMPLES}\n{_EXIT_CODES}")
+    more = f"{_EXAMPLES}\n{_EXIT_CODES}"
+    parser = _parser(name, "run DAGs of tasks, and see what ran", "", more)
     of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
