@@ -10039,8 +10039,7 @@ def _run_state(run: DagRun) -> str:
 
 # --- Showing: Mermaid -----------------------------------------------------------------------------
 
-_MAX_EDGES = 500  # what Mermaid's renderers draw unless configured otherwise
-_MAX_TEXT = 50_000
+_MAX_EDGES, _MAX_TEXT = 500, 50_000  # what Mermaid's renderers draw unless configured otherwise
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
 _GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
 _TIMELINE_FOLD = 20
@@ -11092,10 +11091,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     why = ""
     try:
         found = act()
-    except BrokenPipeError:  # the reader of our output has seen enough
-        pass
-    except OSError as error:
-        why = str(error)
+    except OSError as error:  # a broken pipe: the reader of our output has seen enough
+        why = "" if isinstance(error, BrokenPipeError) else str(error)
     except KeyboardInterrupt:
         found = 130
     except SystemExit as end:  # by a signal
@@ -11938,7 +11935,13 @@ def _parser(
     return parser
 
 
-def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line, `python3 -m liteflow`; returns the exit code.
+
+    See `--help`. argparse itself ends the process with code 2 on wrong usage.
+    """
+    _fill_standard_descriptors()
+    argv = sys.argv[1:] if argv is None else argv
     # The command that an installation makes; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
     more = f"{_EXAMPLES}\n{_EXIT_CODES}"
@@ -11953,17 +11956,6 @@ def _main_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         named = blocks  # it is a slip of the pen
     for name, text, block in blocks if {"-h", "--help"} & set(argv) else named or blocks:
         _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line, `python3 -m liteflow`; returns the exit code.
-
-    See `--help`. argparse itself ends the process with code 2 on wrong usage.
-    """
-    _fill_standard_descriptors()
-    argv = sys.argv[1:] if argv is None else argv
-    parser = _main_parser(argv)
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
