@@ -9914,9 +9914,9 @@ class _Line(_Record):
     label: str
     state: str  # in words; of several, how many are in each
     style: str  # the state that colours it; of several, the worst
-    tries: int
-    start: _datetime.datetime | None
-    end: _datetime.datetime | None  # of what runs: now
+    tries: int = 0
+    start: _datetime.datetime | None = None
+    end: _datetime.datetime | None = None  # of what runs: now
     error: str = ""
     element: str = ""  # what a mapped one is mapped over
 
@@ -10014,14 +10014,12 @@ def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
         failed = [ti for ti in members if ti.state is _S.FAILED]
         lines += [_line_of([ti]) for ti in failed[:_SHOWN]]
         if more := len(failed[_SHOWN:]):
-            label = f"... {more} more of {members[0].task_id}"
-            lines.append(_Line(label, "failed", "failed", 0, None, None))
+            lines.append(_Line(f"... {more} more of {members[0].task_id}", "failed", "failed"))
     return lines
 
 
 def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-    """A run's task instances, or all their attempts, as they are shown: where nobody works on it,
-    none is running."""
+    """A run's task instances, or attempts, as shown: where nobody works on it, none is running."""
     dead = _run_state(run) != run.state
     instances = run._instances(attempts, **which)
     for ti in instances if dead else ():
@@ -10053,14 +10051,13 @@ def _mermaid_text(text: str) -> str:
 
 
 class _Box(_Record):
-    """A node of a diagram: its text, its state's style, what it waits for, and what its id would
-    begin with in its group."""
+    """A node of a diagram."""
 
     task_id: str
-    lines: list[str]
-    style: str
-    upstream: Mapping[str, str | None]  # with the texts on those edges
-    prefix: str
+    lines: list[str]  # its text
+    style: str  # of its state
+    upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
+    prefix: str  # what its id would begin with in its group
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
@@ -10217,9 +10214,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     fits = sum(widths, 2 * len(widths)) <= columns
     lines = []
     for row in cells:
-        padded = [c + " " * (w - _width(c)) for c, w in zip(row, widths, strict=True)]
-        if color:
-            padded = [_paint(p, c) for p, c in zip(padded, row, strict=True)]
+        pairs = zip(row, widths, strict=True)
+        padded = [_paint(c + " " * (w - _width(c)), c if color else None) for c, w in pairs]
         line = "  ".join(padded).rstrip()
         lines.append(line if fits else _fit(line, columns, color))
     return "\n".join(lines)
@@ -11552,18 +11548,16 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
-def _show_attempts(attempts: Iterable[TaskInstance], values: Sequence[_Row]) -> None:
+def _show_attempts(attempts: Iterable[TaskInstance], xcoms: Sequence[_Row]) -> None:
     rows = []
     for ti in attempts:
         _, state, tries, *when, error = _line_of([ti]).cells()
         tried = f"{_label_of('', ti.map_index)} {tries}".strip()
         rows.append((tried, state, *when, ti.pid or "", error))
     print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
-    if values:
-        cells = [
-            (f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in values
-        ]
-        print("\n" + _table(("XCOM", "TYPE", "VALUE"), cells))
+    if xcoms:
+        rows = [(f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in xcoms]
+        print("\n" + _table(("XCOM", "TYPE", "VALUE"), rows))
 
 
 def _show_errors(run: DagRun, instances: _Seen) -> None:
