@@ -10989,8 +10989,7 @@ class _Report:
         state = instance.state
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label]
         said.append(state.value if state is not None else "interrupted")
-        if instance.try_number > 1:
-            said.append(f"try {instance.try_number}")
+        said += [f"try {instance.try_number}"] * (instance.try_number > 1)
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
@@ -11524,13 +11523,13 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     instances = _seen(run, **which)
     attempts = _seen(run, attempts=True, **which)
-    values = run._look(_select_xcoms, **which)
+    xcoms = run._look(_select_xcoms, **which)
     if options.json:
         document = {
             "task_instances": [_document(ti, _INSTANCE_NAMES) for ti in instances],
             **_document(run, "dag_id run_id"),
             "attempts": [_document(ti, _ATTEMPT_NAMES, state=ti._word) for ti in attempts],
-            "xcoms": [_document(x, "map_index key type preview") for x in values],
+            "xcoms": [_document(x, "map_index key type preview") for x in xcoms],
         }
         return _print_json(document)
     print(_clean(f"{run._name} {options.task}: {_counts_of(instances)}"))
@@ -11538,17 +11537,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_SHOWN]
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
-        values = [x for x in values if x.map_index in shown]
+        xcoms = [x for x in xcoms if x.map_index in shown]
         print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
-    _show_attempts(attempts, values)
-    _show_errors(run, instances)
-    if instances and instances[0].state is _S.FAILED:
-        again = _script_command(run, "--task", instances[0]._label)
-        ways = {"in a debugger": again, **_way_on(run, instances)}
-        print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
-
-
-def _show_attempts(attempts: Iterable[TaskInstance], xcoms: Sequence[_Row]) -> None:
     rows = []
     for ti in attempts:
         _, state, tries, *when, error = _line_of([ti]).cells()
@@ -11558,6 +11548,11 @@ def _show_attempts(attempts: Iterable[TaskInstance], xcoms: Sequence[_Row]) -> N
     if xcoms:
         rows = [(f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in xcoms]
         print("\n" + _table(("XCOM", "TYPE", "VALUE"), rows))
+    _show_errors(run, instances)
+    if instances and instances[0].state is _S.FAILED:
+        again = _script_command(run, "--task", instances[0]._label)
+        ways = {"in a debugger": again, **_way_on(run, instances)}
+        print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
 def _show_errors(run: DagRun, instances: _Seen) -> None:
