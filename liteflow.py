@@ -537,7 +537,7 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 
 def _function(what: str, value: Any) -> Any:
     """A plain callable: what the decorators make, called in a worker, would do nothing."""
-    if not callable(value) or isinstance(value, (_Expandable, _TaskDecorator, _OperatorType)):
+    if not callable(value) or isinstance(value, (_Partial, _TaskDecorator, _OperatorType)):
         must = f"{what} must be a plain function, found {_shown(value)}"
         if isinstance(value, _Decorated):
             must += f": {value.function.__name__}.function is one"
@@ -1087,7 +1087,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
                 before += leaf._ends()
-            elif isinstance(leaf, (_Dependency, _Expandable, _TaskDecorator, _OperatorType, Dag)):
+            elif isinstance(leaf, (_Dependency, _Partial, _TaskDecorator, _OperatorType, Dag)):
                 what = f"task {self.task_id!r}: an argument"
                 raise TypeError(f"{what} is no value: {_shown(leaf)}{_remedy(leaf)}")
         _join(before, [self])
@@ -1873,13 +1873,18 @@ class _MappedOperator(BaseOperator):
 # --- Building: decorators -------------------------------------------------------------------------
 
 
-class _Expandable:
-    """What `expand` maps: a decorated function, or what `partial` gives."""
+class _Partial:
+    """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
     _what: Callable[[], str]
     _check: Callable[[Iterable[str], str], None]  # of the arguments' names, for a method's name
     _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
-    _fixed: dict[str, Any]
+
+    def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
+        self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self._what()}: partial() must be followed by expand()")
 
     def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`.
@@ -1911,17 +1916,7 @@ class _Expandable:
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
 
-class _Partial(_Expandable):
-    """What `partial` of a decorated function or an operator's class gives."""
-
-    def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
-        self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
-
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError(f"{self._what()}: partial() must be followed by expand()")
-
-
-class _Decorated(_Expandable, Generic[P, R]):
+class _Decorated(_Partial, Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     _makes = ""  # "task" or "group"
