@@ -657,9 +657,7 @@ def _operands(value: Any) -> Sequence[_Dependency]:
     return many
 
 
-def _join(
-    before: Iterable[BaseOperator], after: Iterable[BaseOperator], label: str | None = None
-) -> None:
+def _join(before: list[BaseOperator], after: list[BaseOperator], label: str | None = None) -> None:
     """Make an edge from each task to each; one that is in no DAG joins the other's."""
     for first, then in itertools.product(before, after):
         a, b, dag = first.task_id, then.task_id, first.dag or then.dag
@@ -2007,15 +2005,14 @@ class _TaskFunction(_Decorated[P, R]):
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """Raises TypeError for what is no plain function with a name and a signature."""
     _function(f"what {decorator} decorates", function)
-    try:
-        found = _signature(function)
-    except ValueError:  # some that are written in C have none
-        found = None
-    if found is None or not hasattr(function, "__name__"):
-        missing = "signature" if found is None else "name"
-        wrap = "write a function that calls it"
-        raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: {wrap}")
-    return found
+    missing = "name"
+    if hasattr(function, "__name__"):
+        try:
+            return _signature(function)
+        except ValueError:  # some that are written in C have none
+            missing = "signature"
+    wrap = "write a function that calls it"
+    raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: {wrap}")
 
 
 @_once_each
