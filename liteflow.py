@@ -186,6 +186,7 @@ T = TypeVar("T")
 _StrPath = str | os.PathLike[str]
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
+_Condition = Callable[[Context], Any]
 
 
 # --- Errors and states ---------------------------------------------------------------------------
@@ -1663,15 +1664,10 @@ class BashOperator(BaseOperator):
 
 
 def _airflow_environ(context: Context) -> dict[str, str]:
-    ti = context["ti"]
-    return {
-        "AIRFLOW_CTX_DAG_ID": ti.dag_id,
-        "AIRFLOW_CTX_TASK_ID": ti.task_id,
-        "AIRFLOW_CTX_DAG_RUN_ID": ti.run_id,
-        "AIRFLOW_CTX_TRY_NUMBER": str(ti.try_number),
-        "AIRFLOW_CTX_LOGICAL_DATE": context.get("ts", ""),
-        "AIRFLOW_CTX_DAG_OWNER": context["task"].owner,
-    }
+    ti, date, owner = context["ti"], context.get("ts", ""), context["task"].owner
+    said = {"DAG_ID": ti.dag_id, "TASK_ID": ti.task_id, "DAG_RUN_ID": ti.run_id}
+    said |= {"TRY_NUMBER": str(ti.try_number), "LOGICAL_DATE": date, "DAG_OWNER": owner}
+    return {f"AIRFLOW_CTX_{name}": value for name, value in said.items()}
 
 
 class PokeReturnValue:
@@ -2105,15 +2101,11 @@ class _TaskDecorator:
         """`@task.python` is `@task`."""
         return self
 
-    def run_if(
-        self, condition: Callable[[Context], Any], skip_message: str | None = None
-    ) -> Callable[[T], T]:
+    def run_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, True, skip_message))
 
-    def skip_if(
-        self, condition: Callable[[Context], Any], skip_message: str | None = None
-    ) -> Callable[[T], T]:
+    def skip_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, False, skip_message))
 
