@@ -909,7 +909,7 @@ class _OneTask(_Dependency):
         scope = scopes.pop()
         setups, teardowns = _around(scope)
         work = [t for t in scope._made_inside if not (t.is_setup or t.is_teardown)]
-        first = [t for t in work if not (t._upstream or t._will_wait())] or work[:1]
+        first = [t for t in work if not t._upstream] or work[:1]
         last = [t for t in work if not t._downstream] or work[-1:]
         _join(setups, first)
         _join(last, teardowns)
@@ -1043,14 +1043,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             self._join(mapping.sources)
         self._mapping = mapping
 
-    def _will_wait(self) -> bool:
-        """Whether it takes an argument of its mapped group, and so will wait for the results that
-        the group is mapped over."""
-        if self._mapping is None or not self._mapping.source_ids:
-            return False
-        placed = (leaf for leaf in _leaves(self._call()) if isinstance(leaf, _Argument))
-        return any(leaf.look == "group_value" for leaf in placed)
-
     @classmethod
     def partial(cls, *, task_id: str, **fixed: Any) -> _Partial:
         """Fix arguments of an operator that `expand` or `expand_kwargs` maps over others.
@@ -1080,12 +1072,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 _check_templates(self.task_id, self, {name: value})
 
     def _join(self, value: Any) -> None:
-        """Set this task after those whose results the value holds. Raises TypeError for what
-        stands where a value should."""
+        """Set this task after those whose results the value holds, or its mapped group is mapped
+        over. Raises TypeError for what stands where a value should."""
         before: list[BaseOperator] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
                 before += leaf._ends()
+            elif isinstance(leaf, _Argument) and leaf.look == "group_value" and self._mapping:
+                before += [result.operator for result in _results_in(self._mapping.sources)]
             elif isinstance(leaf, (_Dependency, _Partial, _TaskDecorator, _OperatorType, Dag)):
                 what = f"task {self.task_id!r}: an argument"
                 raise TypeError(f"{what} is no value: {_shown(leaf)}{_remedy(leaf)}")
@@ -2046,7 +2040,7 @@ class _GroupFunction(_Decorated[P, R]):
         if expand is not None:
             ids = {member.task_id for member in group.children}
             for member in group.children:
-                member._map_over(expand, member._will_wait() or ids.isdisjoint(member._upstream))
+                member._map_over(expand, waits=ids.isdisjoint(member._upstream))
         return group if result is None else result
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
