@@ -419,8 +419,7 @@ def _few(names: Iterable[str], most: int = 3) -> str:
 def _near(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` where something close is known, else what is known at all."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3)
-    if close:
+    if close := difflib.get_close_matches(name, names, n=3):
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
@@ -844,8 +843,7 @@ def _check_templates(task_id: str, kind: Any, fields: Mapping[str, Any]) -> None
             if text.endswith(tuple(kind.template_ext)):
                 why = "names a template's file (template_ext): pass its text"
             elif _is_template(text) and importlib.util.find_spec("jinja2") is None:
-                why = "is a template: install jinja2 to have it rendered, or use @task: there a "
-                why += "string is a string"
+                why = "is a template: install jinja2, or use @task, where a string is a string"
             else:
                 continue
             raise ValueError(f"task {task_id!r}: {name} {_shown(text, 60)} {why}")
