@@ -820,18 +820,17 @@ class _OperatorType(type):
     # What help() and notebooks show. A checker reads `__init__`, too, as this says no result.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
 
-    def __call__(cls, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
-        kind: Any = cls
-        if kind._made_by_us:
+    def __call__(cls: Any, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+        if cls._made_by_us:
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
         defaults = _surroundings(kwargs)[2]
-        named = {name: defaults[name] for name in _keywords_of(kind) & defaults.keys()}
+        named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
-        fields = {name: getattr(made, name, None) for name in kind.template_fields}
+        fields = {name: getattr(made, name, None) for name in cls.template_fields}
         made._join(fields)
-        _check_templates(made.task_id, kind, fields)
+        _check_templates(made.task_id, cls, fields)
         return made
 
 
@@ -1523,8 +1522,7 @@ class _ExpandInput:
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
         # The tasks whose results have to be known before there are instances.
-        results = (part for source in mappables for part in source._parts("xcom"))
-        self.source_ids = dict.fromkeys(result.operator.task_id for result in results)
+        self.source_ids = dict.fromkeys(t.task_id for source in mappables for t in source._ends())
         # The functions of `map`: in a worker they have the same numbers.
         self.functions = [m._by for source in mappables for m in source._parts("map")]
 
@@ -2056,7 +2054,6 @@ class _GroupFunction(_Decorated[P, R]):
 
 
 def _decorator_of(kind: type[BaseOperator]) -> Any:
-    """`@task.bash` and its kin: a task of the operator's settings and ways, around a function."""
     return property(lambda task: _TaskDecorator(task._dag, _decorated(kind)), doc=kind.__doc__)
 
 
