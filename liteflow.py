@@ -744,8 +744,7 @@ class TaskGroup(_Dependency):
 
     def __enter__(self) -> TaskGroup:
         if _current_dag.get() not in (None, self.dag):
-            theirs = f"group {self.group_id!r} is of DAG {self.dag.dag_id!r}"
-            raise ValueError(f"{theirs}: it can't be opened inside {_current_dag.get()!r}")
+            raise ValueError(f"{self!r} is of DAG {self.dag.dag_id!r}, not {_current_dag.get()!r}")
         self._tokens.append(_current_group.set(self))
         return self
 
@@ -1997,8 +1996,7 @@ def _signature_of(decorator: str, function: Any) -> inspect.Signature:
             return _signature(function)
         except ValueError:  # some that are written in C have none
             missing = "signature"
-    wrap = "write a function that calls it"
-    raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: {wrap}")
+    raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: wrap it in a function")
 
 
 @_once_each
