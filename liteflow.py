@@ -1133,9 +1133,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         fields = {name: getattr(self, name, None) for name in self.template_fields}
         return (), _with_placeholders(fields)
 
-    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
-        """Runs in the worker process: the operator that does the work, its fields filled in; a
-        copy, as what `execute` sets is for hooks, callbacks and `map_index_template` alone."""
+    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
+        """Runs in the worker process: the operator that does the work, its fields filled in, and
+        what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
+        `map_index_template` alone."""
         made = _copy_with(self, **kwargs)
         job.context["task"] = job.context["ti"].task = made
         native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
@@ -1144,11 +1145,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if any(native or _is_template(text) for text in _texts_in(value)):
                 value = _rendered(value, job.context, {id(x) for x in job.results})
                 object.__setattr__(made, name, value)
-        return made
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
-        """Runs in the worker process: the task's work on arguments whose values are filled in."""
-        return self.execute(job.context)
+        return made, lambda: made.execute(job.context)
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
@@ -1256,13 +1253,11 @@ class _FunctionOperator(BaseOperator):
         late = super()._call()[1]
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
-    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
-        return self
-
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], job: _Execution) -> Any:
+    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         context = job.context if _takes_context(self.python_callable) else {}
-        return mine._follow(lambda: _called(self.python_callable, args, kwargs, context), job)
+        call = functools.partial(_called, self.python_callable, args, kwargs, context)
+        return mine, lambda: mine._follow(call, job)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
@@ -1840,7 +1835,7 @@ class _MappedOperator(BaseOperator):
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), _with_placeholders(self._fixed)
 
-    def _ready(self, kwargs: dict[str, Any], job: _Execution) -> BaseOperator:
+    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._fixed, **kwargs, **place}
@@ -1850,7 +1845,7 @@ class _MappedOperator(BaseOperator):
         made: BaseOperator = alone.run(self._kind, task_id=self.task_id, **settings)
         made.dag = self.dag
         made._upstream, made._downstream = self._upstream, self._downstream
-        return made._ready({}, job)
+        return made._ready((), {}, job)
 
 
 # --- Building: decorators -------------------------------------------------------------------------
@@ -5407,11 +5402,11 @@ def _run_hooked(job: _Execution) -> Any:
         if bool(found) is not wanted:
             raise AirflowSkipException(message or "skipped by its condition")
     args, kwargs = job.arguments()
-    task: Any = job.task._ready(kwargs, job)
+    task, work = job.task._ready(args, kwargs, job)
     _call_hook(job, task.pre_execute)
     if not job.job.pokes:
         _call_back(job, job.task, "on_execute_callback")
-    result = task._run(args, kwargs, job)
+    result = work()
     _call_hook(job, task.post_execute, result)
     return result
 
