@@ -1075,7 +1075,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if isinstance(leaf, _Mappable):
                 before += leaf._ends()
             elif isinstance(leaf, _Argument) and leaf.look == "group_value" and self._mapping:
-                before += [result.operator for result in _results_in(self._mapping.sources)]
+                before += [result.operator for result in self._mapping.results]
             elif isinstance(leaf, (_Dependency, _Partial, _TaskDecorator, _OperatorType, Dag)):
                 what = f"task {self.task_id!r}: an argument"
                 raise TypeError(f"{what} is no value: {_shown(leaf)}{_remedy(leaf)}")
@@ -1512,6 +1512,10 @@ class _ExpandInput:
         if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
         self.of_group = False  # all tasks of a mapped group have the same one
+        self.results = [*_results_in(mapped)]
+        for result in self.results:
+            if result.key != "return_value":
+                raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
         # By the arguments' names; by None, what gives dicts of them.
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
@@ -1539,9 +1543,6 @@ class _ExpandInput:
 
 def _checked_source(what: str, name: str | None, source: Any) -> Any:
     """What an argument (None: `expand_kwargs`) is mapped over: a result, or a list of constants."""
-    for result in _results_in(source):
-        if result.key != "return_value":
-            raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
     if isinstance(source, _Mappable):
         return source
     if name is None:
