@@ -2074,15 +2074,11 @@ class _TaskDecorator:
         made._maker = self._maker
         return made
 
+    python: _TaskDecorator = _decorator_of(PythonOperator)
     branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
     short_circuit: _TaskDecorator = _decorator_of(ShortCircuitOperator)
     bash: _TaskDecorator = _decorator_of(BashOperator)
     sensor: _TaskDecorator = _decorator_of(BaseSensorOperator)
-
-    @property
-    def python(self) -> _TaskDecorator:
-        """`@task.python` is `@task`."""
-        return self
 
     def run_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
