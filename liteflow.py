@@ -2994,7 +2994,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(
-    order: Sequence[_Node], near: str, away: str, marks: Mapping[_Node, int]
+    order: Sequence[_Node], near: str, marks: Mapping[_Node, int]
 ) -> Iterator[tuple[_Node, int]]:
     """Each node of an order with the marks of those that lie beyond it, as a bit set.
 
@@ -3002,6 +3002,7 @@ def _reach(
     """
     sets: dict[_Node, int] = {}
     left: dict[_Node, int] = {}
+    away = "downstream" if near == "upstream" else "upstream"
     for node in order:
         bits = 0
         for other in getattr(node, near):
@@ -3017,18 +3018,15 @@ def _reach(
 def _weigh(order: Sequence[_Node]) -> None:
     """Priorities: a task's own weight, with those of all descendants or ancestors; a bit of the
     weights at a time, so that it does not matter how many there are."""
-    for rule, ordered, near, away in (
-        (WeightRule.DOWNSTREAM, order[::-1], "downstream", "upstream"),
-        (WeightRule.UPSTREAM, order, "upstream", "downstream"),
-    ):
-        needed = any(n.task.weight_rule is rule and getattr(n, near) for n in order)
-        weights = {n.task.priority_weight for n in ordered} if needed else ()
+    for rule, ordered in ((WeightRule.DOWNSTREAM, order[::-1]), (WeightRule.UPSTREAM, order)):
+        needed = any(n.task.weight_rule is rule and getattr(n, rule.value) for n in order)
+        weights = {n.task.priority_weight for n in order} if needed else ()
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
             having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
             heavy = (n for n in ordered if n.task.priority_weight in having)
             marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
-            for node, bits in _reach(ordered, near, away, marks) if marks else ():
+            for node, bits in _reach(ordered, rule.value, marks) if marks else ():
                 if node.task.weight_rule is rule:
                     node.weight += (sign << place) * bits.bit_count()
 
@@ -3062,8 +3060,8 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         for end in ends:
             _shelter(setup, end)
             marks[end] |= bit[setup]
-    ended_below = dict(_reach(order[::-1], "downstream", "upstream", marks))
-    for node, above in _reach(order, "upstream", "downstream", bit):
+    ended_below = dict(_reach(order[::-1], "downstream", marks))
+    for node, above in _reach(order, "upstream", bit):
         inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
         while inside:
             _shelter(setups[(inside & -inside).bit_length() - 1], node)
