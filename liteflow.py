@@ -2324,13 +2324,11 @@ class Dag:
         with another trigger rule than all_success.
         """
         order = self.topological_sort()
-        for setup in (task for task in order if task.is_setup):
-            for below in setup.downstream_list:
-                if below.trigger_rule not in ("all_success", "all_done_setup_success"):
-                    raise ValueError(
-                        f"task {below.task_id!r} stands right below the setup {setup.task_id!r}: "
-                        f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
-                    )
+        for setup, below in [(s, t) for s in order if s.is_setup for t in s.downstream_list]:
+            if below.trigger_rule not in ("all_success", "all_done_setup_success"):
+                what = f"task {below.task_id!r} stands right below the setup {setup.task_id!r}"
+                must = f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
+                raise ValueError(f"{what}: {must}")
         return order
 
     def check_cycle(self) -> None:
@@ -2497,13 +2495,10 @@ def _module_name(name: str) -> str:
 def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script is met only where it is the main one: it belongs to a statement
     like `if __name__ == "__main__":`, the last above it that begins at the margin."""
-    try:
-        lines = Path(path).read_text(errors="replace").splitlines()[:line]
-    except OSError:
-        return False
-    for text in reversed(lines):
-        if text[:1].strip() and text[0] not in "#)]}\"'":
-            return text.startswith("if ") and "__name__" in text
+    with contextlib.suppress(OSError):
+        for text in reversed(Path(path).read_text(errors="replace").splitlines()[:line]):
+            if text[:1].strip() and text[0] not in "#)]}\"'":
+                return text.startswith("if ") and "__name__" in text
     return False
 
 
@@ -2595,10 +2590,8 @@ class Variable:
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
         parsed = _is_bool("deserialize_json", deserialize_json)
         if name in os.environ:
-            if not parsed:
-                return os.environ[name]
             try:
-                return json.loads(os.environ[name])
+                return json.loads(os.environ[name]) if parsed else os.environ[name]
             except ValueError as error:
                 raise ValueError(f"Variable {key!r}: {name} is no JSON: {error}") from None
         if default is ...:
@@ -2619,9 +2612,8 @@ class Param:
     def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):
         self.default = self.value = default
         self.description = description
-        schema = {**_string_keyed("Param: schema", schema.pop("schema", None)), **schema}
-        self.schema = schema
-        _check_schema(schema)
+        self.schema = {**_string_keyed("Param: schema", schema.pop("schema", None)), **schema}
+        _check_schema(self.schema)
         if default is not ...:
             _json_text("Param default", default, ParamValidationError)
 
