@@ -2786,6 +2786,7 @@ _CLEARED, _CLEARED_ALONE = 1, 2
 
 # How the instances that one waits for have ended: how many in each way, and, in the last place, how
 # many tasks have not.
+_END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
@@ -2909,8 +2910,7 @@ class _Node:
         counts = counts.copy()
         for node in nodes:
             if self.is_in_step_with(node):
-                state = instance.beside(node)[0].state
-                counts[_PENDING if state is None else _END_AT.get(state, _PENDING)] += 1
+                counts[_END_AT.get(instance.beside(node)[0].state, _PENDING)] += 1
         return counts
 
     def cleans(self, instance: _Instance) -> bool:
@@ -3301,11 +3301,9 @@ class _Plan:
                 self._wind(below)
 
     def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
-        node, state = instance.node, instance.state
-        assert state is not None
+        node, place = instance.node, _END_AT[instance.state]
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
-        place = _END_AT[state]
         counts[place] += 1
         if not node.open:
             counts[_PENDING] -= 1
