@@ -3101,9 +3101,7 @@ class _Plan:
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
         self.running = 0  # sent, and not ended
         self.unfinished = 0
-        self.timed_out = False
-        self.gave_up = False
-        self._stopped = False
+        self.timed_out = self.gave_up = self._stopped = False
         self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run yet runs
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
         # What may start: of each pool, and apart from it of each task with a limit.
@@ -3292,12 +3290,11 @@ class _Plan:
                 self._touch(other, instance)
         for below in node.downstream:
             self._tell(below, below.counts, instance)
+        self._winding.pop(instance, None)
         for below in node.sheltered:
             if node in below.setups:
                 self._tell(below, below.needs, instance)
-        if self._stopped:
-            self._winding.pop(instance, None)
-            for below in node.sheltered:  # of a setup that has just succeeded
+            if self._stopped:  # and the setup has just succeeded
                 self._wind(below)
 
     def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
@@ -3377,8 +3374,7 @@ class _Plan:
         count = self._count(node)
         if not count:
             ended = _S.UPSTREAM_FAILED if count is None else _S.SKIPPED
-            self._decide(node.instances[0], ended)
-            return
+            return self._decide(node.instances[0], ended)
         for each in node.mates:
             if each.expanded or not each.open:
                 continue
@@ -3472,13 +3468,11 @@ class _Plan:
 
         Teardowns are no leaves, unless they are to fail the run: the work above them is.
         """
-        if self.timed_out:
-            return DagRunState.FAILED
         works = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
         leaves = [node for node in works if works.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
         ends = {instance.state for node in leaves for instance in node.instances}
-        failed = not ends.isdisjoint({_S.FAILED, _S.UPSTREAM_FAILED})
+        failed = self.timed_out or not ends.isdisjoint({_S.FAILED, _S.UPSTREAM_FAILED})
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
