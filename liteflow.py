@@ -3604,12 +3604,10 @@ class _Resumption:
         """What the instances are mapped over; None if that is not known before others have run."""
         sources = mapping.source_ids.keys()
         again = sources & self._changed or sources & self._moved
-        if again or (sources and not any(i >= 0 for i in rows)):
-            return None
-        try:
-            return self._keys(mapping)
-        except LookupError:  # an old result that is no list
-            return None
+        if not again and (not sources or any(i >= 0 for i in rows)):
+            with contextlib.suppress(LookupError):  # an old result that is no list
+                return self._keys(mapping)
+        return None
 
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
@@ -3682,19 +3680,17 @@ class _Resumption:
     def recorded(self) -> dict[tuple[str, int], _Past]:
         """What the plan has to know, of every instance."""
         found = {}
-        for (task_id, index), row in self.instances.items():
-            retries = self._dag.task_dict[task_id].retries
+        for key, row in self.instances.items():
+            retries = self._dag.task_dict[row.task_id].retries
             cut_off = row.state is None and not row.cleared
-            if (task_id, index) not in self.again:
-                found[task_id, index] = row._replace(lost=0)
-                continue
-            row = row._replace(flow=None)  # what it chose then
-            if cut_off and row.lost >= retries + 3:
-                row = row._replace(state="failed", died=False)
+            if key not in self.again:
+                row = row._replace(lost=0)
+            elif cut_off and row.lost >= retries + 3:
+                row = row._replace(state="failed", died=False, flow=None)
             elif not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
-                row = row._replace(state=None, max_tries=row.try_number + retries)
-            found[task_id, index] = row
+                row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
+            found[key] = row
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
                 tries = row.try_number + self._dag.task_dict[row.task_id].retries
