@@ -3090,7 +3090,6 @@ class _Plan:
         recorded: Mapping[tuple[str, int], _Past] | None = None,
         lengths: Mapping[tuple[str, int], int | None] | None = None,
         pools: Mapping[str, int] | None = None,
-        unexpanded: Collection[str] = (),
         order: Sequence[BaseOperator] | None = None,
     ) -> None:
         """`order`: the tasks, each after those it waits for, where that is known."""
@@ -3112,9 +3111,9 @@ class _Plan:
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
         self.known = _Known(lengths or {})
-        self._begin(unexpanded)
+        self._begin()
 
-    def _begin(self, unexpanded: Collection[str]) -> None:
+    def _begin(self) -> None:
         """Make the instances there are at first: recorded ones, those of constants, or one. Count
         what a resumed run keeps; then every instance that is left has to be decided."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
@@ -3122,7 +3121,7 @@ class _Plan:
             task_id, count = node.task.task_id, 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
-            elif node.mapping is not None and task_id not in unexpanded:
+            elif node.mapping is not None and (task_id, -1) not in self._recorded:
                 count = sizes[task_id]
             self._give_instances(node, count)
         kept = [i for i in self.instances() if i.state is not None]
@@ -8461,20 +8460,18 @@ class _Start:
             recorded = found.recorded()
             # First as if those that are taken along had succeeded again: what runs then?
             along = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
-            self._plan_on({**recorded, **along}, kept, found)
+            self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             if not now & found.left_out:
                 if along:
-                    self._plan_on(recorded, kept, found)
+                    self._plan_on(recorded, kept)
                 return found
             running |= now & found.left_out
 
-    def _plan_on(self, recorded: Any, kept: Any, found: _Resumption) -> None:
-        self.plan = _Plan(
-            self.dag, self.logical_date, recorded, kept, self.pools, found.unexpanded, self._order
-        )
+    def _plan_on(self, recorded: Any, kept: Any) -> None:
+        self.plan = _Plan(self.dag, self.logical_date, recorded, kept, self.pools, self._order)
         self.plan.settle()
 
     def _element_of(self, instance: _Instance, mapping: _ExpandInput) -> tuple[str, str | None]:
@@ -8736,6 +8733,7 @@ class _Run(_Start):
         recorded = {
             (i.task_id, i.map_index): i._replace(state=i.state if i.state in _ENDED else None)
             for i in look(_select_past, row.id)
+            if i.state != "removed"
         }
         for up in _taken_by(task):
             _refuse_without_values(row)
