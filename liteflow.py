@@ -2531,7 +2531,6 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:
-        """Make the DAG."""
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -3443,9 +3442,8 @@ class _Plan:
         self._delayed.clear()
         for node in self.nodes:
             self._wind(node)
-        for instance in self.instances():
-            if instance.state in (_S.QUEUED, _S.RUNNING) and instance not in self._winding:
-                self.doomed.append(instance)
+        sent = [i for i in self.instances() if i.state in (_S.QUEUED, _S.RUNNING)]
+        self.doomed += [i for i in sent if i not in self._winding]
 
     def _wind(self, node: _Node) -> None:
         """A stopped run yet runs the task if it is a teardown, and a setup of it has succeeded."""
@@ -3495,11 +3493,9 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     delay, factor = task.retry_delay.total_seconds(), task.retry_exponential_backoff
     if factor in (0, 1):
         return delay
-    day = 24 * 60 * 60
-    try:
+    base = day = 24 * 60 * 60
+    with contextlib.suppress(OverflowError):
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
-    except OverflowError:
-        base = day
     name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
     longest = task.max_retry_delay.total_seconds() if task.max_retry_delay is not None else day
@@ -3549,9 +3545,7 @@ class _Resumption:
         self.again: set[tuple[str, int]] = set()
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
-        self._dag = dag
-        self._keys = keys
-        self._running = running
+        self._dag, self._keys, self._running = dag, keys, running
         self.left_out: set[tuple[str, int]] = set()
         self.along: set[tuple[str, int]] = set()  # setups and teardowns that are only taken along
         self._changed: set[str] = set()  # tasks of which an instance runs again
