@@ -3269,6 +3269,7 @@ class _Plan:
     def interrupt(self, instance: _Instance) -> None:
         """The instance's attempt was cut off through no fault of its own."""
         self._occupy(instance, -1)
+        self._winding.pop(instance, None)  # it is for a resume to run it again
         instance.max_tries += 1
         instance.move(None)
 

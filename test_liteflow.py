@@ -2008,6 +2008,16 @@ class PlanTest(Case):
         plan.finish(down, "success", 0)
         self.assertTrue(plan.is_wound_down())
 
+    def test_a_stop_does_not_wait_for_a_teardown_that_was_told_to_end_itself(self):
+        plan, sent = self.scoped()
+        for each in sent.values():
+            plan.finish(each, "success", 0)
+        down = self.all_sent(plan)["down"]
+        plan.stop()
+        plan.interrupt(down)
+        self.assertEqual((self.all_sent(plan), plan.is_wound_down()), ({}, True))
+        self.assertIsNone(self.states_of(plan)["down"])
+
     def test_a_stop_runs_the_teardown_of_a_setup_that_succeeds_in_its_turn(self):
         with DAG("d") as d:
             up = liteflow.BaseOperator(task_id="up")
