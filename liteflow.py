@@ -2471,16 +2471,11 @@ class _RecordedDag(Dag):
         """No worker looks for it."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("task", "task_dict", "_tokens"):
-            self.cli()
+        if name in ("task", "task_dict", "_tokens", "cli"):  # all ways to its tasks
+            what = f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history"
+            script = f"run the script which defines it ({self.fileloc or 'no file'})"
+            raise RuntimeError(f"{what} and not its tasks; {script}")
         return super().__getattribute__(name)
-
-    def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
-        """Raises RuntimeError, as does all that looks for the DAG's tasks."""
-        raise RuntimeError(
-            f"DAG {self.dag_id!r} was loaded from {self.db_path}, which holds its history and not "
-            f"its tasks; run the script which defines it ({self.fileloc or 'no file'})"
-        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows where there is no graph."""

@@ -12037,7 +12037,7 @@ class ReadingTest(Case):
             lambda: loaded.tasks,
             lambda: loaded.roots,
             loaded.test,
-            loaded.cli,
+            lambda: loaded.cli(),
             loaded.check_cycle,
             lambda: loaded["a"],
             loaded.to_mermaid,
