@@ -2188,11 +2188,10 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
-    is_paused_upon_creation = template_searchpath = template_undefined = _as_given
     user_defined_macros = user_defined_filters = _optional({}, _of_type(dict))
-    jinja_environment_kwargs = owner_links = access_control = auto_register = _as_given
-    deadline = allowed_run_types = _as_given
-    disable_bundle_versioning = rerun_with_latest_version = sla_miss_callback = _as_given
+    is_paused_upon_creation = template_searchpath = template_undefined = access_control = _as_given
+    jinja_environment_kwargs = disable_bundle_versioning = rerun_with_latest_version = _as_given
+    owner_links = auto_register = deadline = allowed_run_types = sla_miss_callback = _as_given
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
@@ -3628,9 +3627,8 @@ class _Resumption:
         for up in task._upstream:
             mapping = self._dag.task_dict[up]._mapping
             in_step = mapping is not None and mapping is task._mapping
-            if (up, index if in_step and (up, index) in self.instances else None) in self._pulling:
-                return True
-            if up in takes and up in self._moved and not in_step:
+            one = index if in_step and (up, index) in self.instances else None
+            if (up, one) in self._pulling or (up in takes and up in self._moved and not in_step):
                 return True
         return False
 
