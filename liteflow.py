@@ -9284,7 +9284,6 @@ class _RunLine:
         self._open = contextlib.ExitStack()
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
-        """See WorkerPool.submit."""
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         if not run.asked.resume:  # what is wrong is refused before there is a file
             run.look_at_params()
@@ -9292,7 +9291,6 @@ class _RunLine:
         return self.enter(_InLine(self, run, run.run_id, owner))
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
-        """See WorkerPool.recover."""
         run = self._checked("recover()", dag, options)
         path = run.path
         _check_place(path)
