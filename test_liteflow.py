@@ -5863,7 +5863,7 @@ def make(beside):
             Path(F, "armed").touch()
         @task(retries=1, retry_delay=0)
         def victim(x, ti): note("victim", ti.try_number, os.getpid()); return ti.try_number
-        @task
+        @task(retries=1, retry_delay=0)
         def quick(x, ti): note(ti.task_id, ti.try_number, os.getpid())
         @task
         def busy(ti): note("busy", ti.try_number, os.getpid()); until("go")
@@ -5948,9 +5948,11 @@ class QueueTest(QueueCase):
         tries = [("failed", "killed by SIGKILL")] * used + [("success", None)]
         attempts = self.attempts(beside)
         self.assertEqual(attempts.pop("victim"), tries)
-        self.assertEqual(
-            {task_id: rows for task_id, rows in attempts.items() if rows != [("success", None)]}, {}
-        )
+        others = [rows for rows in attempts.values() if rows != [("success", None)]]
+        if point == "told done":  # in the same word it may have told that it took another one
+            killed = [("failed", "killed by SIGKILL"), ("success", None)]
+            others = others[1:] if others[:1] == [killed] else others
+        self.assertEqual(others, [])
         self.assertEqual(run.state, "success")
         self.assertEqual(run.xcom_pull("last"), len(tries))
         counts = collections.Counter(words[0] for words in self.lines())
