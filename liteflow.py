@@ -986,7 +986,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     template_ext: Sequence[str] = ()
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
     _made_by_us = False  # not by a user who names its class
-    _fixed: Mapping[str, Any] = {}  # of a mapped operator: what `partial` was given
+    _fixed: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     is_setup = is_teardown = on_failure_fail_dagrun = False
@@ -1052,7 +1052,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if method != "partial":
                 _refuse_mapped_settings(f"{what}: {method}()", names)
 
-        bare = _Partial(what, check, functools.partial(_MappedOperator, cls, task_id), {})
+        bare = _Partial(what, check, functools.partial(_mapped, cls, task_id), {})
         return bare.partial(**fixed)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -1131,13 +1131,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
         fields = {name: getattr(self, name, None) for name in self.template_fields}
-        return (), _with_placeholders(fields)
+        return (), _with_placeholders(self._fixed or fields)
 
     def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
         """Runs in the worker process: the operator that does the work, its fields filled in, and
         what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
         `map_index_template` alone."""
-        made = _copy_with(self, **kwargs)
+        made = _copy_with(self, **kwargs) if self._fixed is None else self._instance(kwargs, job)
         job.context["task"] = job.context["ti"].task = made
         native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
         for name in self.template_fields:
@@ -1146,6 +1146,19 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 value = _rendered(value, job.context, {id(x) for x in job.results})
                 object.__setattr__(made, name, value)
         return made, lambda: made.execute(job.context)
+
+    def _instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
+        """What an instance of a mapped operator makes of its arguments."""
+        _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
+        place = {"dag": None, "task_group": None, "default_args": self._defaults}
+        settings = {**self._fixed, **kwargs, **place}
+        # In a context of its own it joins no DAG that is being built.
+        alone = contextvars.Context()
+        alone.run(_running.set, job)
+        made = alone.run(type(self), task_id=self.task_id, **settings)
+        made.dag = self.dag
+        made._upstream, made._downstream = self._upstream, self._downstream
+        return made
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
@@ -1816,37 +1829,18 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
     return value
 
 
-class _MappedOperator(BaseOperator):
-    """A mapped classic operator: each instance makes an operator of its arguments and runs it."""
-
-    _made_by_us = True
-
-    def __init__(self, kind: Any, task_id: str, expand: _ExpandInput, fixed: Any) -> None:
-        self._known_settings = kind._known_settings
-        own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
-        super().__init__(task_id=task_id, **own)
-        self._kind, self._flow, self._fixed = kind, kind._flow, fixed
-        self._defaults = _surroundings(fixed)[2]
-        self._map_over(expand)
-        values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
-        self._join(values)
-        late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
-        _check_templates(self.task_id, kind, late)
-
-    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (), _with_placeholders(self._fixed)
-
-    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
-        _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
-        place = {"dag": None, "task_group": None, "default_args": self._defaults}
-        settings = {**self._fixed, **kwargs, **place}
-        # In a context of its own it joins no DAG that is being built.
-        alone = contextvars.Context()
-        alone.run(_running.set, job)
-        made: BaseOperator = alone.run(self._kind, task_id=self.task_id, **settings)
-        made.dag = self.dag
-        made._upstream, made._downstream = self._upstream, self._downstream
-        return made._ready((), {}, job)
+def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
+    """A mapped operator: its own `__init__` is for what each instance makes of its arguments."""
+    made: Any = object.__new__(kind)
+    own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
+    BaseOperator.__init__(made, task_id=task_id, **own)
+    made._fixed, made._defaults = fixed, _surroundings(fixed)[2]
+    made._map_over(expand)
+    values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
+    made._join(values)
+    late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
+    _check_templates(made.task_id, kind, late)
+    return made
 
 
 # --- Building: decorators -------------------------------------------------------------------------
@@ -5083,7 +5077,7 @@ class _Execution:
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
-        if twice := mapped.keys() & {*kwargs, *self.task._fixed}:
+        if twice := mapped.keys() & {*kwargs, *(self.task._fixed or ())}:
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
         return args, kwargs | mapped
 

@@ -4756,6 +4756,25 @@ class MappingTest(Case):
         self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
         self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
 
+    def test_a_mapped_operator_has_the_settings_of_its_class(self):
+        class Own(liteflow.PythonOperator):
+            retries, trigger_rule = 2, "all_done"
+
+        with DAG("own"):
+            made = Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
+        self.assertEqual((made.retries, made.trigger_rule), (2, "all_done"))
+
+    def test_a_group_is_mapped_over_a_constant_that_holds_a_result(self):
+        with DAG("d") as d:
+            add = task(lambda x, y=0: x + y, task_id="add")
+
+            @task_group
+            def g(x):
+                add.override(task_id="both")(x, add(x))
+
+            g.expand(x=[add.override(task_id="one")(1), 2])
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("g.both"), [2, 4])
+
 
 class FlowTest(Case):
     def test_a_branch_chooses_by_a_member_of_an_enum(self):
