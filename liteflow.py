@@ -820,7 +820,7 @@ class _OperatorType(type):
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
 
     def __call__(cls: Any, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
-        if cls._made_by_us:
+        if issubclass(cls, _FunctionOperator):  # which no user makes by its class
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
@@ -985,7 +985,6 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     template_ext: Sequence[str] = ()
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
-    _made_by_us = False  # not by a user who names its class
     _fixed: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
@@ -1004,7 +1003,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             what = f"task {_shown(task_id)}: params"
             own = _params(what, settings.get("params"))
             given["params"] = {**_params(what, defaults["params"]), **own}
-        kind = "@task" if self._made_by_us else type(self).__name__
+        kind = "@task" if isinstance(self, _FunctionOperator) else type(self).__name__
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
@@ -1064,7 +1063,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         object.__setattr__(self, name, value)
         if name in self.template_fields and "_downstream" in self.__dict__:
             self._join(value)
-            if not self._made_by_us:
+            if not isinstance(self, _FunctionOperator):
                 _check_templates(self.task_id, self, {name: value})
 
     def _join(self, value: Any) -> None:
@@ -1237,8 +1236,6 @@ _LATE = "__settings__"  # no parameter can have this name
 
 class _FunctionOperator(BaseOperator):
     """The task that `@task` makes: its `execute` calls the decorated function."""
-
-    _made_by_us = True
 
     def __init__(self, made_of: Any, args: Any, kwargs: Any, expand: Any, **settings: Any) -> None:
         BaseOperator.__init__(self, **settings)
