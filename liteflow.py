@@ -1026,16 +1026,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             for each in group._path:
                 each.children.append(self)
 
-    def _map_over(self, mapping: _ExpandInput, waits: bool = True) -> None:
-        """Expand the task, alone or with its group; it waits for all that it is expanded over,
-        unless others in its group do so before it."""
+    def _map_over(self, mapping: _ExpandInput) -> None:
+        """Expand the task, alone or with its group."""
         if self._mapping not in (None, mapping):
             raise NotImplementedError(f"task {self.task_id!r}: expand() inside a mapped group")
         if mapping.source_ids and self.trigger_rule is TriggerRule.ALWAYS:
             rule = "trigger_rule 'always' does not wait for what is expanded"
             raise ValueError(f"task {self.task_id!r}: {rule}")
-        if waits:
-            self._join(mapping.sources)
         self._mapping = mapping
 
     @classmethod
@@ -1253,6 +1250,7 @@ class _FunctionOperator(BaseOperator):
             self._join(given)
         if expand is not None:
             self._map_over(expand)
+            self._join(expand.sources)
         text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
@@ -2019,9 +2017,10 @@ class _GroupFunction(_Decorated[P, R]):
                 kwargs = {**kwargs, **self._placeholders(expand, kwargs)}
             result = self.function(*args, **kwargs)
         if expand is not None:
-            ids = {member.task_id for member in group.children}
             for member in group.children:
-                member._map_over(expand, waits=ids.isdisjoint(member._upstream))
+                member._map_over(expand)
+            for member in group._starts():  # the others wait for these
+                member._join(expand.sources)
         return group if result is None else result
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
