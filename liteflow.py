@@ -828,23 +828,8 @@ class _OperatorType(type):
         named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
         fields = {name: getattr(made, name, None) for name in cls.template_fields}
-        made._join(fields)
-        _check_templates(made.task_id, cls, fields)
+        made._take(fields)
         return made
-
-
-def _check_templates(task_id: str, kind: Any, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError for a template where there is no Jinja, and for a template's file: they
-    would quietly mean their own text. In a running task they may be results, which are data."""
-    for name, value in fields.items() if _running.get(None) is None else ():
-        for text in _texts_in(value):
-            if text.endswith(tuple(kind.template_ext)):
-                why = "names a template's file (template_ext): pass its text"
-            elif _is_template(text) and importlib.util.find_spec("jinja2") is None:
-                why = "is a template: install jinja2, or use @task, where a string is a string"
-            else:
-                continue
-            raise ValueError(f"task {task_id!r}: {name} {_shown(text, 60)} {why}")
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -1059,9 +1044,24 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             value = setting.check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
         if name in self.template_fields and "_downstream" in self.__dict__:
-            self._join(value)
-            if not isinstance(self, _FunctionOperator):
-                _check_templates(self.task_id, self, {name: value})
+            self._take({name: value})
+
+    def _take(self, fields: Mapping[Any, Any]) -> None:
+        """Set this task after those whose results its fields hold. Raises ValueError for a template
+        where there is no Jinja, and for a template's file: they would quietly mean their own text.
+        In a running task they may be results, which are data."""
+        self._join(fields)
+        if isinstance(self, _FunctionOperator) or _running.get(None) is not None:
+            return
+        for name in (None, *self.template_fields):  # None: dicts that have them
+            for text in _texts_in(fields.get(name)):
+                if text.endswith(tuple(self.template_ext)):
+                    why = "names a template's file (template_ext): pass its text"
+                elif _is_template(text) and importlib.util.find_spec("jinja2") is None:
+                    why = "is a template: install jinja2, or use @task, where a string is a string"
+                else:
+                    continue
+                raise ValueError(f"task {self.task_id!r}: {name} {_shown(text, 60)} {why}")
 
     def _join(self, value: Any) -> None:
         """Set this task after those whose results the value holds, or its mapped group is mapped
@@ -1832,9 +1832,7 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     made._fixed, made._defaults = fixed, _surroundings(fixed)[2]
     made._map_over(expand)
     values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
-    made._join(values)
-    late = {n: x for n, x in values.items() if n is None or n in kind.template_fields}
-    _check_templates(made.task_id, kind, late)
+    made._take(values)
     return made
 
 
