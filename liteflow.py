@@ -7373,6 +7373,7 @@ class _SlotRunner(_Runner):
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
+        self._info: dict[str, Any] = {}
         # The queue: what is not in it yet, and what is and nobody told to have taken.
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
         self._ours.socket.setblocking(False)
