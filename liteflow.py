@@ -2513,6 +2513,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:
+        """Make the DAG."""
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
