@@ -3223,7 +3223,7 @@ class _Plan:
             status = "skipped"
         elif status == "failed" and instance.try_number <= instance.max_tries:
             again, wait = _S.UP_FOR_RETRY, _retry_wait(instance, self.logical_date)
-        elif status == "reschedule" and not self.gave_up:
+        elif status == "reschedule" and (not self.gave_up or instance.node.task.is_teardown):
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)

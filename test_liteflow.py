@@ -2073,6 +2073,9 @@ class PlanTest(Case):
         plan.finish(sent["other"], "fatal", 0)
         plan.settle()
         self.assertEqual((plan.doomed, down.state), ([], "queued"))
+        plan.finish(down, "reschedule", 0, {"wait": 1.0})  # a sensor's poke
+        self.assertEqual((down.state, plan.ready_count(2.0)), ("up_for_reschedule", 1))
+        plan.start(plan.take())
         plan.finish(down, "success", 0)
         self.assertEqual(self.states_of(plan)["down"], "success")
 
