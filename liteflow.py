@@ -11320,9 +11320,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
     dags, rows = [], []
     for found in _read(options.db, _select_histories):
         newest = found.pop("newest")
-        run = None if newest is None else DagRun(newest, options.db)
-        last = None if run is None else _run_document(run)
-        dag = {**found, "tags": _plain(found["tags"], list), "last_run": last}
+        run = newest and DagRun(newest, options.db)
+        dag = {**found, "tags": _plain(found["tags"], list), "last_run": run and _run_document(run)}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
             if dag["trouble"] is None:
