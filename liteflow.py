@@ -10031,10 +10031,9 @@ def _run_boxes(instances: _Seen) -> list[_Box]:
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
-        said = [_spaced(line.state) or "no state"]
-        if len(members) == 1:
-            said += [_seconds_text(line.seconds)] if line.seconds is not None else []
-            said += [f"try {line.tries}"] if line.tries > 1 else []
+        tries = f"try {line.tries}" * (line.tries > 1)
+        more = (_seconds_text(line.seconds), tries) if len(members) == 1 else ()
+        said = filter(None, (_spaced(line.state) or "no state", *more))
         prefix = f"{first.task_group_id}." if first.task_group_id else ""
         text = [line.label.removeprefix(prefix), " - ".join(said)]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
