@@ -10557,8 +10557,7 @@ def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_K
                 places[knot] = max(wanted[knot], low + half)
                 low = places[knot] + half
             shift = sum(places[knot] - wanted[knot] for knot in layer) / max(len(layer), 1)
-            for knot in layer:
-                places[knot] -= shift
+            places |= {knot: places[knot] - shift for knot in layer}
     return places
 
 
