@@ -10209,9 +10209,9 @@ def _typed(*words: str | Path) -> str:
     return shlex.join(os.path.abspath(x) if isinstance(x, Path) else x for x in words)
 
 
-def _in_a_line(command: str) -> str:
+def _command(start: str, *words: str | Path) -> str:
     """A command to be pasted: of a file made to harm, no part may look like one of its own."""
-    return _clean(command).replace("\n", "\\n")
+    return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
 
 def _python() -> str:
@@ -10259,8 +10259,7 @@ class _Failure:
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
         if left_out := _left_out(ti.task_id, instances):
             self.follows.append(f"not run for it: {_few(left_out)}")
-        shown = _typed("show", run._name, ti._label, "--db", run.db_path)
-        self.more = _in_a_line(f"{_own_command()} {shown}")  # the command that shows all of it
+        self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run.db_path)
 
 
 def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Failure]:
@@ -10361,11 +10360,10 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
 def _script_command(run: DagRun, *options: str) -> str:
     """How the file of a run's DAG is started with options for this run, if it has one."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
-    words = _typed(*options, "--run-id", run.run_id, "--db", run.db_path)
     start = run._row.command
     if not start and os.path.isfile(file):
-        start = f"{_own_command()} {_typed('run', file, run.dag_id)}"
-    return _in_a_line(f"{start} {words}") if start else ""
+        start = _command(_own_command(), "run", file, run.dag_id)
+    return _command(start, *options, "--run-id", run.run_id, "--db", run.db_path) if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
