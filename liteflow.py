@@ -10242,8 +10242,7 @@ _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_cal
 
 
 class _Failure:
-    """What is told of a failed task, alike wherever people look for it; and of its others, that
-    are not told one by one."""
+    """What is told of a failed task, alike wherever people look, and of those that failed alike."""
 
     def __init__(self, run: DagRun, instances: _Seen, alike: _Seen) -> None:
         ti, *others = alike
