@@ -10632,8 +10632,8 @@ def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
-        others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti, True)]
-        told += _output_of(run, failure.ti)
+        others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti)]
+        told += _output_of(run, failure.ti)[1:]  # whose name stands above
         trace = _shown(_said_once(failure.ti.error or ""), 4000, str)
         told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
@@ -10646,10 +10646,9 @@ def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     return parts
 
 
-def _output_of(run: DagRun, ti: TaskInstance, named: bool = False) -> list[_Html]:
+def _output_of(run: DagRun, ti: TaskInstance) -> list[_Html]:
     tail = _tail(_own_output(run, ti), _SHOWN)
-    head = [_html("p", _with_element(ti))] if named and tail else []
-    return [*head, _html("pre", "\n".join(tail))] if tail else []
+    return [_html("p", _with_element(ti)), _html("pre", "\n".join(tail))] if tail else []
 
 
 def _task_table(instances: _Seen) -> _Html:
