@@ -10922,7 +10922,7 @@ class _Report:
                 self.output(instance.label, self._ends.pop(instance))
             # On a terminal the status tells what runs; elsewhere every change is a line.
             if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
-                self.tell(said, state and state.value)
+                self.tell(said, state)
         self.status()
 
     def _snapshot(self) -> _Snapshot:
@@ -10942,8 +10942,7 @@ class _Report:
         each = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += ", but no leaf of the graph"
-        text = f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}"
-        self.tell(text, run.state.value)
+        self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
         if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
