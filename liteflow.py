@@ -9972,7 +9972,7 @@ class _Box(_Record):
     lines: list[str]  # its text
     style: str  # of its state
     upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
-    prefix: str  # what its id would begin with in its group
+    prefix: str  # of ids in its group, which a frame around them says
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
@@ -9993,7 +9993,8 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
             label = _mermaid_text(box.prefix.removeprefix(opened[-1])[:-1])
             lines.append(f'{"    " * len(opened)}subgraph g{next(numbers)}["{label}"]')
             opened.append(box.prefix)
-        label = "<br/>".join(map(_mermaid_text, box.lines))
+        first, *others = box.lines
+        label = "<br/>".join(map(_mermaid_text, [first.removeprefix(box.prefix), *others]))
         style = f":::{box.style}" if box.style else ""
         lines.append(f'{"    " * len(opened)}{ids[box.task_id]}["{label}"]{style}')
     lines += [f"{'    ' * depth}end" for depth in range(len(opened) - 1, 0, -1)]
@@ -10022,12 +10023,12 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
     boxes = []
     for task_id, task in dag.task_dict.items():
         prefix = f"{task.task_group.group_id}." if task.task_group else ""
-        boxes.append(_Box(task_id, [task_id.removeprefix(prefix)], "", task._upstream, prefix))
+        boxes.append(_Box(task_id, [task_id], "", task._upstream, prefix))
     return boxes
 
 
 def _run_boxes(instances: _Seen) -> list[_Box]:
-    """A box for each task; its id stands without the prefix that its group's frame shows."""
+    """A box for each task."""
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
@@ -10035,7 +10036,7 @@ def _run_boxes(instances: _Seen) -> list[_Box]:
         more = (_seconds_text(line.seconds), tries) if len(members) == 1 else ()
         said = filter(None, (_spaced(line.state) or "no state", *more))
         prefix = f"{first.task_group_id}." if first.task_group_id else ""
-        text = [line.label.removeprefix(prefix), " - ".join(said)]
+        text = [line.label, " - ".join(said)]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
         boxes.append(_Box(first.task_id, text, line.style, upstream, prefix))
     return boxes
@@ -10491,8 +10492,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     for box in boxes:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
-        said = [f"{box.prefix}{box.lines[0]}", *box.lines[1:]]  # there are no frames of groups
-        texts = [_fit(_shortened(_clean(line), 24), 24, False) for line in said]
+        texts = [_fit(_shortened(_clean(line), 24), 24, False) for line in box.lines]
         texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]

@@ -12306,6 +12306,17 @@ class ShowingTest(Case):
         frames = textwrap.indent(textwrap.dedent(frames).strip(), "    ")
         self.assertEqual(d.to_mermaid(), f"flowchart TD\n{frames}\n")
 
+    def test_an_id_that_does_not_bear_its_group_is_shown_as_it_is(self):
+        with DAG("d") as d:
+            with TaskGroup("g", prefix_group_id=False):
+                liteflow.EmptyOperator(task_id="a")
+            with TaskGroup("h"):
+                liteflow.EmptyOperator(task_id="b")
+        page = d._repr_html_()
+        self.assertEqual(re.findall(r"<title>(.*?)</title>", page), ["a", "h.b"])
+        self.assertEqual(re.findall(r">([^<>]*)</text>", page), ["a", "h.b"])
+        self.assertIn('subgraph g0["g"]\n        n0["a"]', d.to_mermaid())
+
     def test_hostile_ids_are_drawn_harmlessly(self):
         names = [
             "end",
