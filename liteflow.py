@@ -11542,9 +11542,8 @@ def _cmd_delete(options: argparse.Namespace) -> None:
     if options.run not in (run.run_id, run._name):
         said = f"{options.run!r} is no whole run id, nor DAG/RUN"
         raise _UsageError(f"{said}: to delete {run._name}, name it so")
-    if options.dry_run:
-        run._refuse_live(run._row)
-    else:
+    run._refuse_live(run._row)
+    if not options.dry_run:
         run.delete()
     would = "would delete" if options.dry_run else "deleted"
     _say(f"{would} run {run.run_id!r} of DAG {run.dag_id!r}")
@@ -11581,8 +11580,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     # What waits has not begun, and may be recovered, though its process is gone.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]
-    what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    what = f"the values of {what}" if options.values else what
+    what = "the values of " * options.values + f"{len(runs)} run{'s' * (len(runs) != 1)}"
     if options.dry_run:
         for run in runs:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
