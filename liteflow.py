@@ -4470,23 +4470,25 @@ _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, wr
 
 
 def _select(
-    db: sqlite3.Connection, source: str, columns: Iterable[str], rest: str, values: Any = ()
+    source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: Any = None, **asked: Any
 ) -> list[_Row]:
-    """Rows by name, of a table and of others that `source` joins; of two columns of one name the
-    second bears its table's before it.
+    """Rows by name, of a table, whole unless `columns` are named, or of those that `source` joins,
+    by what is asked; of two columns of one name the second bears its table's before it.
 
     A column that only later versions have reads as none in a file that has not got it yet.
     """
-    names, terms = _terms(source, tuple(columns), tuple(_missing_columns(db, source)))
+    columns = columns or " ".join(_COLUMNS[source])
+    names, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
+    rest, values = _asking(source, rest, dag_run_id=run_row, **asked)
     found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     return [_Row(**dict(zip(names, row, strict=True))) for row in found]
 
 
 @functools.cache
-def _terms(source: str, columns: tuple[str, ...], absent: Collection[Any]) -> tuple[list[str], str]:
+def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str], str]:
     """What they are called, and what is selected."""
     terms: dict[str, str] = {}
-    for name in columns:
+    for name in columns.split():
         table, column = name.split(".") if "." in name else (source.split()[0], name)
         term = f"CAST({table}.{column} AS {_COLUMNS[table][column]})"
         key = f"{table}_{column}" if column in terms else column
@@ -4501,6 +4503,7 @@ _ASKED_OF = {
     "live_of": "state = 'running' AND +dag_id = ?",
     "since": "coalesce(start_date, '') >= ?",
     "before": "coalesce(start_date, '') < ?",
+    # Those that have so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
     "key": "key = ?",
@@ -4512,19 +4515,20 @@ _ASKED_OF = {
 }
 
 
-def _asking(table: str, rest: str, **asked: Any) -> tuple[str, list[Any]]:
-    """What follows FROM, and its values: all that is asked and not None holds, up to a `limit`."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    limit = given.pop("limit", -1)
-    terms = [_ASKED_OF.get(name, f"{table}.{name} = ?") for name in given]
-    return f"WHERE {' AND '.join(terms) or 'true'} {rest} LIMIT {limit}", [*given.values()]
+def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
+    """What follows FROM, and its values: all that is asked and not None holds, up to a limit."""
+    table = "task_instance" if "task_instance" in source else source
+    terms, values = ["true"], []
+    for name, value in asked.items():
+        if value is not None:
+            terms.append(_ASKED_OF.get(name) or f"{table}.{name} = ?")
+            values.append(value)
+    return f"WHERE {' AND '.join(terms)} {rest} LIMIT {-1 if limit is None else limit}", values
 
 
-def _select_runs(db: sqlite3.Connection, **asked: Any) -> list[_Row]:
-    """Runs, newest first, by what is not None: columns that are equal to it, a DAG of which they
-    read `running`, a time `since` or `before` which they began, how many newer ones to `keep`."""
-    rest = _asking("dag_run", "ORDER BY dag_run.id DESC", **asked)
-    return _select(db, "dag_run", _COLUMNS["dag_run"], *rest)
+# DAGs with their metadata; runs, newest first.
+_select_dags = functools.partial(_select, "dag", "", "ORDER BY dag_id")
+_select_runs = functools.partial(_select, "dag_run", "", "ORDER BY dag_run.id DESC")
 
 
 def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
@@ -4554,14 +4558,8 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     return dict(db.execute(query, (run_row,)))
 
 
-def _select_dags(db: sqlite3.Connection) -> list[_Row]:
-    """Every DAG's metadata."""
-    return _select(db, "dag", _COLUMNS["dag"], "ORDER BY dag_id")
-
-
 def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
-    """The same, with the number of its runs, its newest one, and when its last successful one
-    ended."""
+    """DAGs with the number of their runs, the newest, and when the last successful one ended."""
     dags = []
     for row in _select_dags(db):
         [[runs, success]] = db.execute(
@@ -4574,27 +4572,19 @@ def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return dags
 
 
-def _select_of_run(
-    source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: int, **asked: Any
-) -> list[_Row]:
-    """Rows of a run, by what is asked of its instances and not None."""
-    found = _asking("task_instance", rest, dag_run_id=run_row, **asked)
-    return _select(db, source, columns.split(), *found)
-
-
 _INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
     task_group_id role cleared {_ATTEMPT}"""
 _ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
 
 # A run's task instances, in the order in which the DAG has them, with their latest attempts; and
 # with each of their attempts.
-_select_instances = functools.partial(_select_of_run, _LATEST, _INSTANCE, _ORDER)
+_select_instances = functools.partial(_select, _LATEST, _INSTANCE, _ORDER)
 _select_attempts = functools.partial(
-    _select_of_run, f"task_instance JOIN {_OWN}", _INSTANCE, f"{_ORDER}, task_attempt.try_number"
+    _select, f"task_instance JOIN {_OWN}", _INSTANCE, f"{_ORDER}, task_attempt.try_number"
 )
 # The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
-    _select_of_run,
+    _select,
     f"task_log {_JOINED} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
     f"id try_number part text {_WHOSE}",
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
@@ -4602,11 +4592,11 @@ _select_log = functools.partial(
 # The output of callbacks that failed.
 _FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
 _select_callback_errors = functools.partial(
-    _select_of_run, f"task_log {_JOINED}", "text", f"{_FAILED} ORDER BY task_log.id DESC"
+    _select, f"task_log {_JOINED}", "text", f"{_FAILED} ORDER BY task_log.id DESC"
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
-    _select_of_run, _XCOMS, f"key type preview {_WHOSE}", "ORDER BY task_instance.id, key"
+    _select, _XCOMS, f"key type preview {_WHOSE}", "ORDER BY task_instance.id, key"
 )
 
 
@@ -4615,7 +4605,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    for row in _select_of_run(_LATEST, columns, "", db, run_row):
+    for row in _select(_LATEST, columns, "", db, run_row):
         *own, error = vars(row).values()
         died = row.state is None and error == f"interrupted: {_DIED}"
         found.append(_Past._make([*own, died]))
@@ -4624,7 +4614,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
 
 def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    rows = _select_of_run(_XCOMS, f"length {_WHOSE}", "", db, run_row, key="return_value")
+    rows = _select(_XCOMS, f"length {_WHOSE}", "", db, run_row, key="return_value")
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
@@ -4633,7 +4623,7 @@ def _select_values(
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
-    rest, values = _asking("task_instance", order, dag_run_id=run_row, **asked)
+    rest, values = _asking(_XCOMS, order, dag_run_id=run_row, **asked)
     return db.execute(
         "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
         f"length(value) <= ? THEN value END FROM {_XCOMS} {rest}",
@@ -4643,13 +4633,13 @@ def _select_values(
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
     """An `item` of a result that others expand over, if it is stored on its own."""
-    found = _select_of_run(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
+    found = _select(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
     return next((row.value for row in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
     """What people may know of the elements of a result that others expand over."""
-    items = _select_of_run(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
+    items = _select(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
 
