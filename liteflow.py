@@ -4021,8 +4021,7 @@ def _askable(value: Any) -> Any:
 
 
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
-    db = _connected(path, f"mode=ro{'' if wal else '&immutable=1'}", 5.0)
-    with contextlib.closing(db):
+    with contextlib.closing(_connected(path, f"mode=ro{'' if wal else '&immutable=1'}", 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
         db.text_factory = lambda data: data.decode(errors="replace")
@@ -4414,9 +4413,8 @@ class _Store:
     def forget_dag(self, dag_id: str) -> None:
         """Delete what is known of a DAG that has no runs any more."""
         with self.transaction():
-            known = "SELECT 1 FROM dag_run WHERE dag_id = :dag_id"
-            query = f"DELETE FROM dag WHERE dag_id = :dag_id AND NOT EXISTS ({known})"
-            self._connection.execute(query, {"dag_id": dag_id})
+            unused = "dag_id NOT IN (SELECT dag_id FROM dag_run)"
+            self._connection.execute(f"DELETE FROM dag WHERE dag_id = ? AND {unused}", (dag_id,))
 
     def drop_values(self, row: _Row) -> None:
         """Delete a run's XComs."""
