@@ -3679,7 +3679,6 @@ class _Resumption:
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 2  # a major number: columns and tables may be added without raising it
-_OLDEST_SQLITE = (3, 34, 0)
 _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
@@ -3945,7 +3944,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
 
 def _check_before_run(path: Path) -> None:
     """Refuse a file that a run can't use before anything is started, without touching it."""
-    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+    if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     _check_place(path)
     if path.exists() and path.stat().st_size:
