@@ -4216,9 +4216,7 @@ class _Store:
         whose = {"owner": self.owner, "owner_process": _who()}
         self._set_run(run_row, state="queued", reason=_SUBMITTED, **whose)
 
-    def cancel_run(
-        self, dag_id: str, run_id: str, reason: str, check: Callable[[_Row], bool]
-    ) -> None:
+    def cancel_run(self, dag_id: str, run_id: str, reason: str, check: Callable[..., bool]) -> None:
         """Close a run that has not begun, if `check` finds under the lock that it is so."""
         with self.transaction():
             row = _find_run(self._connection, dag_id=dag_id, run_id=run_id)
@@ -4259,8 +4257,7 @@ class _Store:
             "SELECT id, try_number, 'interrupted', :ended, :why FROM task_instance WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule') "
             "ON CONFLICT (task_instance_id, try_number) DO UPDATE SET state = excluded.state, "
-            "end_date = coalesce(end_date, excluded.end_date), "
-            "error = coalesce(error, excluded.error)",
+            "end_date = coalesce(end_date, :ended), error = coalesce(error, :why)",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
             "lost = lost + (state = 'running' AND :ended IS NULL), state = NULL WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
@@ -4269,8 +4266,7 @@ class _Store:
             "coalesce(end_date, :ended, max(coalesce(resumed_date, start_date, ''), coalesce(("
             "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
             "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
-            "dag_run_id = :run), ''))) "
-            "WHERE id = :run",
+            "dag_run_id = :run), ''))) WHERE id = :run",
         ):
             self._connection.execute(statement, values)
 
