@@ -4734,10 +4734,9 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
         _pickling.reset(token)
     for result in results:
         if result.operator.task_id not in task._upstream:
-            raise UnreachableTask(
-                f"task {task.task_id!r}: the result of {result.operator.task_id!r} is inside an "
-                "object, where it is not found: only lists, tuples, sets and dicts are searched"
-            )
+            what = f"task {task.task_id!r}: the result of {result.operator.task_id!r}"
+            why = "where it is not found: only lists, tuples, sets and dicts are searched"
+            raise UnreachableTask(f"{what} is inside an object, {why}")
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
@@ -4752,10 +4751,9 @@ def _dump_settings(task: BaseOperator) -> bytes:
     try:
         return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
-        raise UnreachableTask(
-            f"task {task.task_id!r}: one of its settings can't be sent to a worker "
-            f"({_one_line(error)}): build the DAG at the top level of its module"
-        ) from None
+        why = f"one of its settings can't be sent to a worker ({_one_line(error)})"
+        remedy = "build the DAG at the top level of its module"
+        raise UnreachableTask(f"task {task.task_id!r}: {why}: {remedy}") from None
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
