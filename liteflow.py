@@ -9406,8 +9406,7 @@ class TaskInstance:
         self.dag_id, self.run_id = dag_id, run_id
         self.task_id, self.map_index = task_id, map_index
         self.state: TaskInstanceState | None = None
-        self.try_number = 0
-        self.max_tries = 0
+        self.try_number = self.max_tries = 0
         self.start_date: _datetime.datetime | None = None
         self.end_date: _datetime.datetime | None = None
         self.pid: int | None = None
