@@ -9611,10 +9611,9 @@ class DagRun:
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
         values = self._values(**which, map_index=map_index if indexed else None)
-        if values and (indexed or values[0].map_index < 0):
-            return values[0].value
         if values:
-            return [row.value for row in values]
+            bare = indexed or values[0].map_index < 0
+            return values[0].value if bare else [row.value for row in values]
         found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id)
         if key != "return_value":
