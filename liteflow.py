@@ -7094,8 +7094,9 @@ class WorkerPool:
 
         `options` are those of `Dag.run`, without `executor`, `max_workers`, `mp_context` and
         `wait`: a run whose DAG has `max_active_runs` active ones waits, and holds up no other DAG.
-        Returns a `concurrent.futures.Future` of its DagRun that has `dag_id` and `run_id`; `cancel`
-        closes a run that has not begun as failed, reason `cancelled`.
+        Its tasks have the environment and directory of this call, however late it begins. Returns
+        a `concurrent.futures.Future` of its DagRun that has `dag_id` and `run_id`; `cancel` closes
+        a run that has not begun as failed, reason `cancelled`.
 
         Raises what `Dag.run` raises for a wrong graph, argument or conf; RuntimeError once the pool
         is shut down. What a worker can't find then closes the run as failed.
@@ -8275,10 +8276,8 @@ class _Start:
         for task in [task for task in dag.tasks if task.params]:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
-        cwd = os.sep
-        with contextlib.suppress(FileNotFoundError):  # it was removed
-            cwd = os.getcwd()
         return {
+            **(_place() if self.asked.held is None else self.asked.held.place),
             "dag_id": dag.dag_id,
             "key": dag._key,
             "module_path": module_path and str(module_path),  # a debugger's is no plain str
@@ -8291,8 +8290,6 @@ class _Start:
             "db_path": os.fspath(self.path),
             "run_row": 0,
             "identity": dag._identity,
-            "environ": dict(vars(os.environ)["_data"]),
-            "cwd": cwd,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
         }
 
@@ -8449,6 +8446,14 @@ class _Start:
         shown = [f"{n}={text}" if len(constants) > 1 else text for n, text in constants.items()]
         shown += filter(None, results)
         return keys[index], _shown(", ".join(shown), _PREVIEW, str) or None
+
+
+def _place() -> dict[str, Any]:
+    """What tasks find where they are to run: the environment and working directory as of now."""
+    cwd = os.sep
+    with contextlib.suppress(FileNotFoundError):  # it was removed
+        cwd = os.getcwd()
+    return {"environ": dict(vars(os.environ)["_data"]), "cwd": cwd}
 
 
 def _refuse_reentry() -> None:
@@ -9150,6 +9155,7 @@ class _InLine:
     def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
         self.line, self.dag, self.path, self.owner = line, run.dag, run.path, owner
         self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
+        self.place = _place()  # the program may be elsewhere once it begins
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
         self.due = 0.0  # not before that time
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())

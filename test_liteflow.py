@@ -11063,6 +11063,29 @@ class SubmitTest(FlowCase):
             states = [future.result(LIMIT).state for future in futures]
         self.assertEqual((states, self.began()), (["success"] * 3, [*"abc"]))
 
+    def test_a_run_has_the_environment_and_directory_of_its_submit(self):
+        source = """
+            with DAG("place") as place:
+                @task
+                def here(): return os.environ.get("LITEFLOW_DAY"), os.path.basename(os.getcwd())
+                here()
+            """
+        place = self.module(source).place
+        self.addCleanup(os.chdir, os.getcwd())
+        with WorkerPool(1, max_runs=1) as pool, mock.patch.dict(os.environ):
+            self.hold(pool, "a")  # the others begin once the program is elsewhere
+            futures = []
+            for day in ("monday", "tuesday"):
+                (self.folder / day).mkdir()
+                os.chdir(self.folder / day)
+                os.environ["LITEFLOW_DAY"] = day
+                futures.append(pool.submit(place, db_path=self.db))
+            os.chdir(self.folder)
+            del os.environ["LITEFLOW_DAY"]
+            self.go_on()
+            found = [future.result(LIMIT).xcom_pull("here") for future in futures]
+        self.assertEqual(found, [("monday", "monday"), ("tuesday", "tuesday")])
+
     def test_what_is_wrong_is_refused_and_nothing_is_written(self):
         with WorkerPool(1) as pool:
             for error, options in (
