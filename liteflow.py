@@ -6162,7 +6162,7 @@ def _child_pids() -> set[int]:
     found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            found.update(map(int, path.read_text().split()))
+            found.update(map(int, path.read_bytes().split()))
     with contextlib.suppress(ChildProcessError):
         while not found:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
@@ -6421,7 +6421,7 @@ def _is_shared_badly(descriptor: int) -> bool:
     is_read = flags & os.O_ACCMODE == os.O_RDONLY
     harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
     # A lock on it would be held for as long as a worker lives.
-    return not harmless or "\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    return not harmless or b"\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
 
 
 def _is_guarded() -> bool:
@@ -6510,7 +6510,8 @@ def _process_state(pid: int | None) -> str:
     if not os.path.exists("/proc/self"):
         return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        # As bytes: the name in it is cut, perhaps within a character, or any that it gave itself.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
 
 

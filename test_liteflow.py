@@ -3002,6 +3002,27 @@ class FileTest(StoreCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("my\\udcffflow.py", self.query("SELECT command FROM dag_run")[0][0])
 
+    @unittest.skipUnless(os.path.exists("/proc/self/comm"), "Linux")
+    def test_a_process_whose_name_is_no_text_runs_dags(self):
+        # The kernel cuts the name of a script that is started by itself, or of a service that
+        # names itself, to 15 bytes: here within a character.
+        named = "Path('/proc/self/comm').write_bytes(b'f\\xc3')"
+        script = self.script(
+            f"""
+            from pathlib import Path
+            from liteflow import *
+            with DAG("named") as dag:
+                @task
+                def f(): {named}; return 1
+                f()
+            if __name__ == "__main__":
+                {named}
+                print([dag.run(mp_context=how).state.value for how in (None, "fork", "spawn")])
+            """
+        )
+        done = self.python(script, env={**os.environ, "LITEFLOW_DB": str(self.db)})
+        self.assertEqual(done.stdout, "['success', 'success', 'success']\n", done.stderr)
+
     def test_a_run_started_through_a_link_makes_the_target(self):
         link = self.folder / "link.db"
         link.symlink_to(self.db)
