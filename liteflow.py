@@ -2478,7 +2478,7 @@ def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script is met only where it is the main one: it belongs to a statement
     like `if __name__ == "__main__":`, the last above it that begins at the margin."""
     with contextlib.suppress(OSError):
-        for text in reversed(Path(path).read_text(errors="replace").splitlines()[:line]):
+        for text in reversed(Path(path).read_text("utf-8", "replace").splitlines()[:line]):
             if text[:1].strip() and text[0] not in "#)]}\"'":
                 return text.startswith("if ") and "__name__" in text
     return False
@@ -5790,7 +5790,7 @@ class _Worker:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.close(null)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it is never closed
         # Line-buffered ones, so that a killed task's last words are in its log.
         kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
         self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115

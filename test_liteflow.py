@@ -3023,6 +3023,23 @@ class FileTest(StoreCase):
         done = self.python(script, env={**os.environ, "LITEFLOW_DB": str(self.db)})
         self.assertEqual(done.stdout, "['success', 'success', 'success']\n", done.stderr)
 
+    def test_no_file_is_read_in_whatever_encoding_the_locale_has(self):
+        source = """
+            from liteflow import *
+            with DAG("strict") as dag:
+                @task
+                def f(): return 1
+                f()
+            if __name__ == "__main__":
+                print([dag.run(mp_context=how).state.value for how in (None, "fork", "spawn")])
+                print(dag.test().state.value)
+            """
+        strict = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+        env = {**os.environ, "LITEFLOW_DB": str(self.db)}
+        done = self.python(*strict, self.script(source), env=env)
+        text = "['success', 'success', 'success']\nsuccess\n"
+        self.assertEqual((done.stdout, done.stderr), (text, ""))
+
     def test_a_run_started_through_a_link_makes_the_target(self):
         link = self.folder / "link.db"
         link.symlink_to(self.db)
