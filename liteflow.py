@@ -10191,7 +10191,19 @@ def _write(text: str) -> None:
 
 def _typed(*words: str | Path) -> str:
     """Words as one types them in any folder, and in any shell."""
-    return shlex.join(os.path.abspath(x) if isinstance(x, Path) else x for x in words)
+    return " ".join(_quoted(os.path.abspath(x) if isinstance(x, Path) else x) for x in words)
+
+
+def _quoted(word: str) -> str:
+    """A word of a command; one that can't be shown as it is by the numbers of its bytes, which
+    bash, zsh and ksh take."""
+    if _in_a_line(word) == word:
+        return shlex.quote(word)
+    signs = (
+        chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
+        for n in word.encode(errors="surrogateescape")
+    )
+    return f"$'{''.join(signs)}'"
 
 
 def _command(start: str, *words: str | Path) -> str:

@@ -3000,7 +3000,7 @@ class FileTest(StoreCase):
         script = self.script("from liteflow import *\nDAG('d').cli()\n", "my\udcffflow.py")
         done = self.python(script, "--db", self.db)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("my\\udcffflow.py", self.query("SELECT command FROM dag_run")[0][0])
+        self.assertIn("my\\377flow.py'", self.query("SELECT command FROM dag_run")[0][0])
 
     @unittest.skipUnless(os.path.exists("/proc/self/comm"), "Linux")
     def test_a_process_whose_name_is_no_text_runs_dags(self):
@@ -14341,11 +14341,11 @@ class FailureTest(ScriptCase):
         lines = [x.replace(str(self.folder), "/tmp/here") for x in lines]
         return sum(1 if x.startswith(commands) else 1 + (len(x) - 1) // 80 for x in lines)
 
-    def pasted(self, line):
+    def pasted(self, line, shell="sh"):
         """Run the command behind a line's first colon, in another folder."""
         command = line.partition(": ")[2]
         return subprocess.run(
-            ["sh", "-c", command], cwd="/", capture_output=True, text=True, timeout=LIMIT
+            [shell, "-c", command], cwd="/", capture_output=True, text=True, timeout=LIMIT
         )
 
     def test_the_report_is_the_same_everywhere_and_short(self):
@@ -14383,6 +14383,20 @@ class FailureTest(ScriptCase):
             self.assertRegex(done.stderr, r"load\[1\] 'b c.csv' failed, try (4 of 4|6 of 6)")
         (self.folder / "b c.csv").touch()  # in the run's folder, which is not that of the paste
         self.assertEqual(self.pasted(go_on).returncode, 0)
+
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
+    def test_they_can_be_pasted_where_a_folder_has_a_name_that_can_t_be_shown(self):
+        odd = self.folder / os.fsdecode(b"caf\xe9's\n\x1b[31m \\1\xe2\x80\xae")
+        odd.mkdir()
+        copy_liteflow(odd)
+        script = shutil.copy(self.folder / "my_flow.py", odd)
+        done = self.python(script, "-q", "--db", odd / "its.db")
+        *_, more, go_on = done.stderr.splitlines()
+        self.assertTrue((more + go_on).isprintable())
+        self.assertIn("bad file", self.pasted(more, "bash").stdout)
+        (self.folder / "b c.csv").touch()
+        done = self.pasted(go_on, "bash")
+        self.assertEqual(done.returncode, 0, done.stderr)
 
     def show_newest(self):
         return self.cli_here("show", "two").stdout
