@@ -4884,9 +4884,11 @@ class _WorkerRun:
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
-        if vars(os.environ)["_data"] != self.info["environ"]:
-            os.environb.clear()
-            os.environb.update(self.info["environ"])
+        now, before = vars(os.environ)["_data"], self.info["environ"]
+        if now != before:  # what is the same may have a name that can't be set
+            for name in now.keys() - before:
+                del os.environb[name]
+            os.environb.update(before.items() - now.items())
         try:
             os.chdir(self.info["cwd"])
         except OSError:  # it may be gone for run() as well

@@ -3752,6 +3752,26 @@ class WorkerTest(Case):
         )
         self.assertEqual(run.xcom_pull("see"), ["now", os.getcwd(), ""])
 
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere workers are not forked from here")
+    def test_a_variable_that_can_t_be_set_again_is_left_alone(self):
+        # Of an empty name, as from `=C:=C:\\` in a program's environment: setenv() refuses it.
+        source = """
+            from liteflow import *
+            vars(os.environ)["_data"][b""] = b"C:=x"
+            with DAG("odd") as dag:
+                @task
+                def change(): os.environ["LEAK"] = os.environ.pop("CASE_DIR")
+                @task
+                def see(x=None): return os.environ.get("LEAK"), os.environ[""], "CASE_DIR" in os.environ
+                change() >> see()
+            if __name__ == "__main__":
+                run = dag.run(max_workers=1)
+                print(run.xcom_pull("see"))
+            """
+        script = self.script("import os\n" + textwrap.dedent(source))
+        done = self.python(script, env={**os.environ, "LITEFLOW_DB": str(self.db)})
+        self.assertEqual(done.stdout, "(None, 'C:=x', True)\n", done.stderr)
+
     def test_memory_and_recursion_run_out_in_one_task_alone(self):
         run = self.run_flow(
             """
