@@ -2478,7 +2478,9 @@ def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script is met only where it is the main one: it belongs to a statement
     like `if __name__ == "__main__":`, the last above it that begins at the margin."""
     with contextlib.suppress(OSError):
-        for text in reversed(Path(path).read_text("utf-8", "replace").splitlines()[:line]):
+        # A form feed ends no line for Python, and one before a line is no margin.
+        source = Path(path).read_text("utf-8", "replace").replace("\f", "")
+        for text in reversed(source.split("\n")[:line]):
             if text[:1].strip() and text[0] not in "#)]}\"'":
                 return text.startswith("if ") and "__name__" in text
     return False

@@ -12886,6 +12886,12 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(text.splitlines()[-2:], ["tasks 'nested', 'beside'", "task 'beside'"])
 
+    def test_a_script_in_pages_is_guarded_like_any_other(self):
+        # Neither a form feed nor a separator within a text ends a line, as Python counts them.
+        pages = 'PARTS = "a\u2028b\x85c\u2028d"\n\f\n\ndef other(): pass\n\f\n\n\f'
+        self.FLOW = textwrap.dedent(self.FLOW) + pages
+        self.assertIn("True", self.main("print(run()['forked'])"))
+
     def test_a_dag_that_is_younger_than_the_server_gets_another(self):
         (self.folder / "source.txt").write_text(
             "from liteflow import DAG, task\nimport liteflow\nwith DAG('young') as dag:\n"
