@@ -91,11 +91,14 @@ import weakref
 if __name__ == "__main__":
     # Go on under the module's own name, with the code that is here already: a workflow that imports
     # liteflow gets this same module.
-    _own_name = __spec__.name if __spec__ is not None else os.path.basename(__file__)[:-3]
+    # What is no .py file is a link that serves as a command, say: its target can be imported.
+    _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
+    _own_name, _ = os.path.splitext(os.path.basename(_own_path))
+    _own_name = _own_name if __spec__ is None else __spec__.name
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
     _own.__file__, _own.__spec__ = __file__, __spec__
     if __spec__ is None:  # started by its path
-        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        sys.path.insert(0, os.path.dirname(os.path.abspath(_own_path)))
     elif __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))

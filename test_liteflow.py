@@ -13340,6 +13340,24 @@ class CommandLineTest(ScriptCase):
         link = ("--url", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *link, words=["leave --output out"])
 
+    def test_a_link_serves_as_a_command(self):
+        copy_liteflow(self.folder)
+        for name in ("bin", "flows"):
+            (self.folder / name).mkdir()
+        (self.folder / "bin" / "liteflow").symlink_to("../liteflow.py")
+        source = """
+            from liteflow import DAG, task
+            with DAG("linked") as dag:
+                @task
+                def f(): return 1
+                f()
+            """
+        (self.folder / "flows" / "linked.py").write_text(textwrap.dedent(source))
+        done = self.python("bin/liteflow", "run", "flows/linked.py", "--db", self.db)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        made = self.python("bin/liteflow", "scaffold").stdout
+        self.assertIn("\nfrom liteflow import DAG, task\n", made)
+
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_a_file_whose_name_is_no_unicode_runs(self):
         odd = self.folder / os.fsdecode(b"odd\xff")
