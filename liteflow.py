@@ -10204,7 +10204,7 @@ def _typed(*words: str | Path) -> str:
 def _quoted(word: str) -> str:
     """A word of a command; one that can't be shown as it is by the numbers of its bytes, which
     bash, zsh and ksh take."""
-    if _in_a_line(word) == word:
+    if _clean(word) == word and "\n" not in word:
         return shlex.quote(word)
     signs = (
         chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
