@@ -9805,8 +9805,9 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
-    near = _near(name, {dag for dag, _ in rows})
-    raise RunNotFound(f"there is no DAG with a run, and no run, {name!r} in {path}{near}")
+    what = f"DAG with a run, and no run, {name!r}" if name else "run"
+    near = _near(name, {dag for dag, _ in rows}) if name else ""
+    raise RunNotFound(f"there is no {what} in {path}{near}")
 
 
 # --- Showing: the one view of a run ---------------------------------------------------------------

@@ -14005,6 +14005,7 @@ class SeeingTest(ScriptCase):
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
         self.seen("list", "--check")  # there is nothing left to be in trouble
+        self.assertIn(f"there is no run in {self.db}", self.cli("show").stderr)
         self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
         self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
         self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
