@@ -4499,8 +4499,8 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
-    "since": "coalesce(start_date, '') >= ?",
-    "before": "coalesce(start_date, '') < ?",
+    "since": "coalesce(start_date, end_date, '9999') >= ?",  # what has not begun will
+    "before": "coalesce(start_date, end_date, '9999') < ?",
     # Those that have so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
@@ -7810,7 +7810,9 @@ class _SlotRunner(_Runner):
             self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
-            raise (_Killed if slot.exitcode == -signal.SIGTERM else UnreachableTask)(why)
+            # 255 is said of it where its fork server has ended before it could tell.
+            told = slot.exitcode in (-signal.SIGTERM, 255)
+            raise (_Killed if told else UnreachableTask)(why)
 
     # Output, and its own end.
 

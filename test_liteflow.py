@@ -11365,6 +11365,8 @@ class SubmitTest(FlowCase):
         self.assertFalse(Dag("held").get_run(futures[1].run_id, self.db).owner_alive)
         for words in (("--keep", "0"), ("--older-than", "0s")):  # what waits is accepted work
             self.assertEqual(self.cli_here("prune", *words, "--db", self.db).returncode, 0)
+        seen = self.cli_here("runs", "--since", "1h", "--state", "queued", "--db", self.db)
+        self.assertIn(futures[1].run_id, seen.stdout)
         with WorkerPool(1) as mine:
             [found] = mine.recover(self.flows.held, db_path=self.db)
             self.assertEqual(
@@ -11415,6 +11417,10 @@ class SubmitTest(FlowCase):
 
         def killed(runner, slot):
             if left and left.pop():
+                if runner._pool._asked == "forkserver":
+                    server = multiprocessing.forkserver._forkserver._forkserver_pid
+                    os.kill(server, signal.SIGTERM)
+                    wait_until(lambda: not alive(server))
                 os.kill(slot.pid, signal.SIGTERM)
             join(runner, slot)
 
@@ -11422,12 +11428,13 @@ class SubmitTest(FlowCase):
             task(retries=1)(dies_first)()
         self.enterContext(mock.patch.object(liteflow._SlotRunner, "_join", killed))
         self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.05))
-        for flow, kills, state in (
-            (self.flows.dag, [1, 1], "success"),
-            (self.flows.dag, [1, 1, 1], "failed"),
-            (dies_once, [1, 0], "success"),  # it has begun
+        for flow, kills, state, how in (
+            (self.flows.dag, [1, 1], "success", None),
+            (self.flows.dag, [1, 1, 1], "failed", None),
+            (self.flows.dag, [1], "success", "forkserver"),
+            (dies_once, [1, 0], "success", None),  # it has begun
         ):
-            with self.subTest(dag=flow.dag_id, kills=kills), WorkerPool(1) as mine:
+            with self.subTest(dag=flow.dag_id, kills=kills), WorkerPool(1, how) as mine:
                 left += kills
                 future = mine.submit(flow, db_path=self.db)
                 error = future.exception(LIMIT)
