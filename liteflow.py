@@ -1863,7 +1863,9 @@ class _Partial:
         if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
-        return _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
+        made = _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
+        self._note_use(made)
+        return made
 
     def expand(self, **mapped: Any) -> Any:
         """Map over the elements of the arguments: one instance of each task for each, or for each
@@ -1876,13 +1878,20 @@ class _Partial:
         self._check(mapped, "expand")
         if twice := self._fixed.keys() & mapped.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() and in expand()")
+        self._note_use()
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or over a result that is one."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
+        self._note_use()
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
+
+    def _note_use(self, *made: _Partial) -> None:
+        if (dag := _current_dag.get()) is not None:
+            dag._unused.pop(self, None)
+            dag._unused |= dict.fromkeys(made)
 
 
 class _Decorated(_Partial, Generic[P, R]):
@@ -2195,6 +2204,7 @@ class Dag:
         self.params = {**self.params, **near}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
+        self._unused: dict[_Partial, None] = {}  # without an `expand`
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
@@ -2470,6 +2480,18 @@ class _RecordedDag(Dag):
     def _repr_html_(self) -> str:
         """What a notebook shows where there is no graph."""
         return _notebook(_html("h1", self.dag_id), _html("p", self.description or ""))
+
+
+def _slips_in(dag: Dag) -> Iterator[str]:
+    """What stands in a DAG and means nothing there: Airflow, too, lets it pass."""
+    for partial in dag._unused:
+        yield f"{partial._what()}: partial() without expand() makes no task"
+    kinds = {type(task) for task in dag.tasks}
+    known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
+    groups = dag.task_group_dict.values()
+    given = {*dag.default_args}.union(*(group.default_args for group in groups))
+    for name in sorted(given - known) if known else ():
+        yield f"default_args: no task takes {name!r}{_near(name, known)}"
 
 
 def _module_name(name: str) -> str:
@@ -8660,6 +8682,8 @@ class _Run(_Start):
                 for row in self._dead:
                     self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
                 self.report.began(self.dag, self.run_id, self.path, self.plan)
+                for slip in _slips_in(self.dag):
+                    self.report.tell(f"note: {slip}")
                 self.runner.open_logs(folder, store.run_row)
                 self._drive()
                 state = DagRunState.FAILED if self.reason else self.plan.run_state()
@@ -11134,8 +11158,8 @@ def _given(dag: Dag, name: str, text: str) -> Any:
                 like = f"JSON, as its default {json.dumps(x.default)} is, found {_shown(text)}"
                 raise _UsageError(f"--param {name}: the value must be {like}") from None
         return text
-    wants_text = bool(kinds) and all(kind == "string" for kind in kinds)
-    return text if wants_text and not isinstance(value, str) else value
+    wants_text = [kind and _is_of_type("", kind) and not _is_of_type(value, kind) for kind in kinds]
+    return text if wants_text and all(wants_text) else value
 
 
 def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
@@ -11422,6 +11446,8 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         return _print_json({**_run_document(run), "task_instances": found})
     said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
+    if run.conf:
+        print(_clean(f"conf: {json.dumps(run.conf, ensure_ascii=False)}"))
     if run.reason:
         print(_clean(run.reason))
     lines = _lines_of(instances, whole=options.state is not None)

@@ -8891,6 +8891,27 @@ class RunTest(Case):
             self.assertEqual([each.result().state for each in runs], ["success"] * 2)
         self.assertEqual(len(d.runs(self.db)), 2)
 
+    def test_what_means_nothing_in_a_dag_is_told(self):
+        defaults = {"retrys": 3, "retries": 1, "bash_command": "true"}
+        with DAG("d", default_args=defaults) as d:
+            map_over = task(task_id="f")(some)
+            map_over.partial(y=1)
+            map_over.partial(y=1).partial(x=2)
+            map_over.partial(y=1).expand(x=[1])
+            map_over.partial(y=1).expand_kwargs([{"x": 1}])
+            liteflow.BashOperator(task_id="b")
+            with TaskGroup("g", default_args={"pool_slot": 2}):
+                liteflow.EmptyOperator(task_id="e")
+        with self.assertLogs("liteflow", "INFO") as told:
+            d.test(db_path=self.db)
+        notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
+        partial = "task 'f': partial() without expand() makes no task"
+        near = "did you mean 'pool_slots'", "did you mean 'retries'"
+        self.assertEqual(notes[:2], [partial] * 2)
+        self.assertEqual(len(notes), 4)
+        for note, words in zip(notes[2:], near, strict=True):
+            self.assertRegex(note, f"default_args: no task takes .*{words}")
+
     def test_an_empty_dag_is_a_success(self):
         run = DAG("empty").run(db_path=self.db)
         self.assertEqual((run.state, run.get_task_instances()), ("success", []))
@@ -13564,6 +13585,10 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(liteflow._given(typed, name, '"a b"'), "a b")
         for name in ("n", "u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "10"), 10)
+        with DAG("maybe", params={"m": Param(None, type=["null", "string"])}) as maybe:
+            pass
+        found = [liteflow._given(maybe, "m", text) for text in ("null", "5", "a", '"5"')]
+        self.assertEqual(found, [None, "5", "a", "5"])
         for name in ("u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "ten"), "ten")
         for text in ("ten", "False"):  # a text is true, whatever it says
@@ -13576,6 +13601,7 @@ class CommandLineTest(ScriptCase):
             self.assertIn("two", self.command(*argv).stdout)
         conf = Dag("flow").get_run("two", self.db).conf
         self.assertEqual(conf, {"n": 2})
+        self.assertIn('conf: {"n": 2}\n', self.assert_exit(0, "show", "two").stdout)
         with (
             mock.patch.object(liteflow, "_may_redraw", lambda stream: True),
             mock.patch.object(
