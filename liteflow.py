@@ -1129,8 +1129,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
-        fields = {name: getattr(self, name, None) for name in self.template_fields}
-        return (), _with_placeholders(self._fixed or fields)
+        if self._fixed is not None:  # it has no fields yet
+            return (), _with_placeholders(self._fixed)
+        return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
     def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
         """Runs in the worker process: the operator that does the work, its fields filled in, and

@@ -4825,6 +4825,23 @@ class MappingTest(Case):
             made = Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
         self.assertEqual((made.retries, made.trigger_rule), (2, "all_done"))
 
+    def test_a_field_of_a_mapped_operator_is_looked_at_once_an_instance_is_made(self):
+        class Own(liteflow.BaseOperator):
+            template_fields = ("path",)
+            names = ()
+            path = property(lambda self: self.names[0], lambda self, path: None)
+
+            def __init__(self, name, **settings):
+                super().__init__(**settings)
+                self.names = [name]
+
+            def execute(self, context):
+                return self.path
+
+        with DAG("own") as d:
+            Own.partial(task_id="own").expand(name=["a", "b"])
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), ["a", "b"])
+
     def test_a_group_is_mapped_over_a_constant_that_holds_a_result(self):
         with DAG("d") as d:
             add = task(lambda x, y=0: x + y, task_id="add")
