@@ -5365,7 +5365,7 @@ def _run_hooked(job: _Execution) -> Any:
     task, work = job.task._ready(args, kwargs, job)
     _call_hook(job, task.pre_execute)
     if not job.job.pokes:
-        _call_back(job, job.task, "on_execute_callback")
+        _call_back(job, task, "on_execute_callback")
     result = work()
     _call_hook(job, task.post_execute, result)
     return result
@@ -5392,7 +5392,7 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
         if os.getpid() != job.pid:
             _end_child(failure)
         if failure is not None:
-            whose = f"task {job.task_id!r}" if owner is job.task else f"DAG {owner.dag_id!r}"
+            whose = f"DAG {owner.dag_id!r}" if isinstance(owner, Dag) else f"task {job.task_id!r}"
             said, text = f"liteflow: {name} of {whose} failed", _traceback(failure)
             place = f" ({_place_of(text)})".removesuffix(" ()")
             print(f"{said}: {_last_line(text)}{place}\n{text}", file=sys.stderr)
@@ -5436,7 +5436,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
                 context["ti"].state, context["ti"].end_date = state, _utcnow()
         if last.exception is not None and each != "on_skipped_callback":
             context["exception"] = last.exception
-        last.variables.run(_call_back, last, last.task, each)
+        last.variables.run(_call_back, last, context["task"], each)
 
 
 def _store_result(job: _Execution, result: Any) -> dict[str, Any]:

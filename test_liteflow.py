@@ -4842,6 +4842,29 @@ class MappingTest(Case):
             Own.partial(task_id="own").expand(name=["a", "b"])
         self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), ["a", "b"])
 
+    def test_a_callback_that_is_a_method_of_a_mapped_operator_has_the_instance(self):
+        ended = []
+
+        class Own(liteflow.BaseOperator):
+            def __init__(self, name, **settings):
+                super().__init__(**settings)
+                self.name = name
+
+            def execute(self, context):
+                return self.seen
+
+            def on_execute_callback(self, context):
+                self.seen = self.name
+
+            def on_success_callback(self, context):
+                ended.append(self.seen)
+
+        with DAG("own", default_args={"on_retry_callback": ended.append}) as d:
+            Own(task_id="one", name="a")
+            Own.partial(task_id="own").expand(name=["b", "c"])
+        self.assertEqual(d.test(db_path=self.db).state, "success")
+        self.assertEqual(ended, ["a", "b", "c"])
+
     def test_a_group_is_mapped_over_a_constant_that_holds_a_result(self):
         with DAG("d") as d:
             add = task(lambda x, y=0: x + y, task_id="add")
