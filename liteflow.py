@@ -818,6 +818,10 @@ class _OperatorType(type):
             setattr(cls, name, setting.default)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
+        for name in body.keys() & cls._known_settings.keys() - own.keys():
+            if not hasattr(body[name], "__get__"):  # nor a method, nor a property
+                check = cls._known_settings[name].check
+                setattr(cls, name, check(f"class {cls.__name__}: {name}", body[name]))
 
     # What help() and notebooks show. A checker reads `__init__`, too, as this says no result.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))

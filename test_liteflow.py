@@ -4825,6 +4825,18 @@ class MappingTest(Case):
             made = Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
         self.assertEqual((made.retries, made.trigger_rule), (2, "all_done"))
 
+    def test_the_settings_of_an_operators_class_are_checked_as_its_own_are(self):
+        with self.assertRaisesRegex(ValueError, "class Wrong: retries must be 0 or more"):
+            type("Wrong", (liteflow.PythonOperator,), {"retries": -1})
+
+        class Own(liteflow.PythonOperator):
+            retries, retry_delay, execution_timeout, owner = 1, 0, 60, property(lambda self: "me")
+
+        with DAG("own") as d:
+            Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
+            made = Own(task_id="one", python_callable=sample, op_args=[1])
+        self.assertEqual((d.test(db_path=self.db).state, made.owner), ("success", "me"))
+
     def test_a_field_of_a_mapped_operator_is_looked_at_once_an_instance_is_made(self):
         class Own(liteflow.BaseOperator):
             template_fields = ("path",)
