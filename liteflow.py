@@ -4533,7 +4533,7 @@ _ASKED_OF = {
     "DESC) AS place FROM dag_run) WHERE place > ?)",
     "key": "key = ?",
     "item": "item = ?",
-    "most": "length(value) <= ?",
+    "largest": "length(value) <= ?",
     "tried": "task_log.try_number = ?",
     # The ends of long logs, which are written anew, are always there.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
@@ -8997,7 +8997,7 @@ class _Run(_Start):
             case "tuple", parts:
                 return ("tuple", [self._inlined(part) for part in parts])
             case "item", task_id, i:
-                data = self._store.look(_select_item, row, task_id, item=i, most=most)
+                data = self._store.look(_select_item, row, task_id, item=i, largest=most)
             case "xcom", task_id, i:
                 which = {"task_id": task_id, "key": "return_value", "map_index": i}
                 found = self._store.look(_select_values, row, most, **which)

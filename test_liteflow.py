@@ -14341,6 +14341,24 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--task", "gives")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
+    def test_one_task_again_takes_an_element_that_is_too_large_to_travel_with_a_job(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("flow") as dag:
+                @task
+                def files(): return ["x" * 100_000, "y"]
+                @task
+                def size(text): return len(text)
+                size.expand(text=files())
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.python("my_flow.py")
+        done = self.python("my_flow.py", "--task", "size[0]")
+        self.assertEqual((done.stdout, done.returncode), ("size[0] returned 100000\n", 0))
+
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
         self.script(
             """
