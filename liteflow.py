@@ -977,7 +977,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     template_ext: Sequence[str] = ()
     template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
-    _fixed: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
+    _in_partial: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     is_setup = is_teardown = on_failure_fail_dagrun = False
@@ -1133,15 +1133,16 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
-        if self._fixed is not None:  # it has no fields yet
-            return (), _with_placeholders(self._fixed)
+        if self._in_partial is not None:  # it has no fields yet
+            return (), _with_placeholders(self._in_partial)
         return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
     def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
         """Runs in the worker process: the operator that does the work, its fields filled in, and
         what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
         `map_index_template` alone."""
-        made = _copy_with(self, **kwargs) if self._fixed is None else self._instance(kwargs, job)
+        is_mapped = self._in_partial is not None
+        made = self._make_instance(kwargs, job) if is_mapped else _copy_with(self, **kwargs)
         job.context["task"] = job.context["ti"].task = made
         native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
         for name in self.template_fields:
@@ -1151,11 +1152,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 object.__setattr__(made, name, value)
         return made, lambda: made.execute(job.context)
 
-    def _instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
+    def _make_instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
         """What an instance of a mapped operator makes of its arguments."""
-        _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._fixed.keys())
+        _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
-        settings = {**self._fixed, **kwargs, **place}
+        settings = {**self._in_partial, **kwargs, **place}
         # In a context of its own it joins no DAG that is being built.
         alone = contextvars.Context()
         alone.run(_running.set, job)
@@ -1837,7 +1838,7 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     made: Any = object.__new__(kind)
     own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
     BaseOperator.__init__(made, task_id=task_id, **own)
-    made._fixed, made._defaults = fixed, _surroundings(fixed)[2]
+    made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
     made._map_over(expand)
     values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
     made._take(values)
@@ -5085,7 +5086,7 @@ class _Execution:
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
-        if twice := mapped.keys() & {*kwargs, *(self.task._fixed or ())}:
+        if twice := mapped.keys() & {*kwargs, *(self.task._in_partial or ())}:
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
         return args, kwargs | mapped
 
@@ -8388,9 +8389,10 @@ class _Start:
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
             raise _UsageError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
-        was, now = (found and (found.id, found.state == "success") for found in (known, row))
-        if was != now:
-            raise _LookAgain  # it was deleted or ended, or another began in the same microsecond
+        if (row and row.id) != (known and known.id):
+            raise _LookAgain  # it was deleted, or another began in the same microsecond
+        if row and known and row.state == "success" != known.state:
+            raise _LookAgain
         if row is None:
             return None
         if self.asked.held is not None:
@@ -9246,7 +9248,6 @@ class _InLine:
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
-            self.future.set_result(found)
         except _Taken:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
@@ -9267,6 +9268,8 @@ class _InLine:
             with contextlib.suppress(_Taken):
                 self.begin()
                 self.future.set_exception(error)
+        else:
+            self.future.set_result(found)
 
 
 def _is_left(row: _Row, path: Path) -> bool:
