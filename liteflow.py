@@ -11141,13 +11141,14 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         raise _UsageError(str(error)) from None
     try:
         run = asked.execute()
-    except (KeyboardInterrupt, SystemExit) as end:
+    except (KeyboardInterrupt, SystemExit, DatabaseError) as end:
         report.clear()
         if (why := end.__cause__) is not None:
             text = why if isinstance(why, AirflowException) else _traceback(why)
             _say(f"liteflow: error: {_clean(text)}")
         if asked.has_begun:
-            _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
+            with contextlib.suppress(AirflowException):  # it can't even be read
+                _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
         raise
     _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)

@@ -13620,6 +13620,24 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
 
+    def test_a_run_that_a_full_disk_ended_is_told_with_the_way_on(self):
+        (self.folder / "full.py").write_text(
+            "import liteflow, my_flow\n"
+            "record, left = liteflow._Store.record, [1]\n"
+            "def full(store, batch):\n"
+            "    if not left: raise liteflow.DatabaseError('the disk is full')\n"
+            "    left.clear()\n"
+            "    record(store, batch)\n"
+            "if __name__ == '__main__':\n"
+            "    liteflow._Store.record = full\n"
+            "    my_flow.dag.cli()\n"
+        )
+        done = self.python("full.py", "--run-id", "full")
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertRegex(
+            done.stderr, "(?s)to go on: .*--resume --run-id full.*\n.*: the disk is full"
+        )
+
     def test_the_graph_is_drawn_without_a_run(self):
         drawn = self.assert_exit(0, "script", "--graph").stdout
         self.assertEqual(drawn, 'flowchart TD\n    n0["good"]\n    n1["bad"]\n    n0 --> n1\n')
