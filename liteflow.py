@@ -10873,11 +10873,12 @@ class _Report:
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
+        self._whose = ""  # a service's log tells of many runs at once
         self._slowest: list[tuple[float, str]] = []
 
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
-        _log().info("%s", line)
+        _log().info("%s%s", self._whose, line)
         self.clear()
         self.output("", "")
         line = _clean(line)
@@ -10926,6 +10927,7 @@ class _Report:
         """The run starts."""
         self._plan = plan
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
+        self._whose = f"{dag.dag_id}/{run_id}: "
         if not plan.nodes:
             self.tell(_NO_TASKS)
 

@@ -8957,6 +8957,8 @@ class RunTest(Case):
         with self.assertLogs("liteflow", "INFO") as told:
             d.test(db_path=self.db)
         notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
+        last = f"INFO:liteflow:d/{d.runs(self.db)[0].run_id}: run success after "
+        self.assertTrue(told.output[-1].startswith(last), told.output[-1])
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
         self.assertEqual(notes[:2], [partial] * 2)
