@@ -4359,14 +4359,16 @@ class _Store:
 
     # A run's turns.
 
-    def record(self, batch: _Batch) -> None:
-        """Write a turn's events in one transaction. Raises _Busy, AlreadyRunning, DatabaseError."""
+    def record(self, batch: _Batch, check: Callable[[], None] = lambda: None) -> None:
+        """Write a turn's events in one transaction. `check` sees the file under the write lock, and
+        may change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._many
         for a in batch.attempts:
             # It runs; when exactly is known at its end, or never.
             a.started = a.started or a.ended or _now()
         with self.transaction():
             self._check_fence()
+            check()
             many(_inserting("xcom"), batch.xcoms)
             many(_inserting("xcom_item"), batch.items)
             if batch.renewed:  # behind the values of a try that failed in this turn
@@ -8835,22 +8837,26 @@ class _Run(_Start):
         """What was given up: what no worker has taken does not start at all."""
         waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
-            instance = attempt.instance
-            del self._attempts[instance]
-            self._batch.attempts.pop(attempt, None)
-            if attempt.pokes:
-                self._paused[instance] = attempt
-                attempt.state = "up_for_reschedule"
-                self._batch.attempts[attempt] = None
-            else:
-                self._batch.withdrawn.append(attempt)
-            self._batch.instances[instance] = None
-            self.plan.withdraw(instance)
+            self._take_back(attempt)
         why = self.reason or self._given_up()
         for instance in self.plan.doomed:
             if instance in self._attempts:
                 self.runner.end(self._attempts[instance], why, self._forced)
         self.plan.doomed.clear()
+
+    def _take_back(self, attempt: _Attempt) -> None:
+        """No worker has taken it, and none will."""
+        instance = attempt.instance
+        del self._attempts[instance]
+        self._batch.attempts.pop(attempt, None)
+        if attempt.pokes:
+            self._paused[instance] = attempt
+            attempt.state = "up_for_reschedule"
+            self._batch.attempts[attempt] = None
+        else:
+            self._batch.withdrawn.append(attempt)
+        self._batch.instances[instance] = None
+        self.plan.withdraw(instance)
 
     def _choose(self, ready: int) -> None:
         """Start what may start, as far as there is room for it; callbacks come first."""
@@ -8883,13 +8889,24 @@ class _Run(_Start):
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return True
-        limit = task.max_active_tis_per_dag
+        return self._is_crowded(instance, 1)
+
+    def _is_crowded(self, instance: _Instance, more: int) -> bool:
+        """Whether with so many more too many of its task would run, in all runs of the DAG."""
+        task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
         if limit is None:
             return False
         row = self._store.run_row
         elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
         alive = sum(count for owner, count in elsewhere if _owner_lives(self.path, owner))
-        return bool(alive + instance.node.running >= limit)
+        return bool(alive + instance.node.running + more > limit)
+
+    def _leave_places(self) -> None:
+        """Under the write lock: what another run has taken since it was seen to be free."""
+        for attempt in [*self._batch.jobs]:
+            if self._is_crowded(attempt.instance, 0):
+                self._batch.jobs.remove(attempt)
+                self._take_back(attempt)
 
     def _start(self, instance: _Instance) -> None:
         self.plan.start(instance)
@@ -8933,7 +8950,8 @@ class _Run(_Start):
         batch.logs += self.runner.output()
         if not batch:
             return
-        _until_unlocked(self.path, lambda: self._store.record(batch), self._hear_while_locked)
+        record = functools.partial(self._store.record, batch, self._leave_places)
+        _until_unlocked(self.path, record, self._hear_while_locked)
         self._batch = _Batch()
         self.report.committed(batch.logs)
         for call in batch.calls:  # to the worker that holds the attempt; if it is gone, to any

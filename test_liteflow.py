@@ -5871,13 +5871,13 @@ class AheadTest(Case):
     def test_what_ends_while_the_database_is_locked_has_its_consequences(self):
         record, take, ended = liteflow._Store.record, liteflow._Run._take, threading.Event()
 
-        def locked(store, batch):
+        def locked(store, batch, *check):
             if not ended.is_set() and any(
                 i.label == "a" and i.state == "success" for i in batch.instances
             ):
                 (self.folder / "go").touch()
                 raise liteflow._Busy
-            record(store, batch)
+            record(store, batch, *check)
 
         def noted(run, attempt, outcome):
             take(run, attempt, outcome)
@@ -7728,10 +7728,10 @@ class CallbacksTest(Case):
         """
         real, told = liteflow._Store.record, []
 
-        def record(store, batch):
+        def record(store, batch, *check):
             if not store.owner:  # the run has ended
                 raise DatabaseError("the disk is full")
-            real(store, batch)
+            real(store, batch, *check)
 
         with mock.patch.object(liteflow._Store, "record", record):
             run = self.run_flow(source, progress=told.append)
@@ -11970,6 +11970,30 @@ class DeadElsewhereTest(FlowCase):
         with liteflow._owned_folder(self.db) as alive:
             owner, _ = alive
             self.assertEqual(self.go(d), ["other"])
+
+    def test_a_place_that_another_run_takes_in_the_same_moment_is_not_taken_twice(self):
+        def count(*args):
+            found = real(*args)
+            if len(seen) in (0, 2):  # free when it is first looked at, then no more; and again
+                with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                    whose = "WHERE dag_run_id = (SELECT id FROM dag_run WHERE run_id = 'other')"
+                    state = "success" if seen else "running"
+                    db.execute(f"UPDATE task_instance SET state = '{state}' {whose}")
+                    db.execute("UPDATE dag_run SET state = 'running', owner = ? WHERE id = 1", [by])
+            seen.append((sum(n for _, n in found), len(self.ran)))
+            return found
+
+        with DAG("d") as d:
+            self.step("limited", max_active_tis_per_dag=1)()
+        seen, real = [], liteflow._count_elsewhere
+        self.go(d, run_id="other")
+        with (
+            liteflow._owned_folder(self.db) as (by, _),
+            mock.patch.object(liteflow, "_count_elsewhere", count),
+        ):
+            self.assertEqual(self.go(d), ["limited"])
+        self.assertEqual(seen, [(0, 0), (1, 0), (1, 0), (0, 0), (0, 0)])
+        self.assertEqual(self.last.get_task_instance("limited").try_number, 1)
 
 
 class LockTest(FlowCase):
@@ -16818,12 +16842,12 @@ class Promise10Test(Case):
         )
         with_log, record = [], liteflow._Store.record
 
-        def locked_until_it_ends(store, batch):
+        def locked_until_it_ends(store, batch, *check):
             for a in batch.attempts:
                 if a.state == "running":
                     (self.folder / f"locked-{a.instance.task_id}").touch()
                     raise liteflow._Busy
-            record(store, batch)
+            record(store, batch, *check)
             logged = {a for a, _, _ in batch.logs}
             with_log.extend(a in logged for a in batch.attempts if a.ended)
 
