@@ -9748,6 +9748,12 @@ class DagRun:
         if row.state == "running" and _owner_lives(self.db_path, row.owner):
             raise _refusal(row, "; stop it first")
 
+    def _refuse_changed(self, row: _Row | None) -> None:
+        """The same, also if it was cleared, say, since we looked."""
+        self._refuse_live(row)
+        if row is None or row.state != self.state:
+            raise AlreadyRunning(f"run {self.run_id!r} is another's now")
+
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
 
@@ -11658,7 +11664,7 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
     with contextlib.closing(_Store(path)) as store:
         act = store.drop_values if values else store.delete_run
         for run in runs:
-            change = functools.partial(store.change, run._row.id, run._refuse_live, act)
+            change = functools.partial(store.change, run._row.id, run._refuse_changed, act)
             with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
                 _until_unlocked(path, change)
         _until_unlocked(path, store.give_back)

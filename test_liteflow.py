@@ -9865,6 +9865,25 @@ class AgainTest(FlowCase):
             self.assertRaisesRegex(DatabaseError, "there is no database", act)
         self.assertFalse(self.db.exists())
 
+    def test_what_was_cleared_since_prune_looked_is_not_pruned(self):
+        def then_cleared(*args, **options):
+            found = read(*args, **options)
+            for run in found:
+                d.get_run(run.run_id, self.db).clear("b")
+            return found
+
+        with DAG("d") as d:
+            self.step("b", lambda x: self.assertEqual(x, 7))(self.step("a", result=7)())
+        read = liteflow._read_runs
+        for words in (["--values"], ["--keep", "0"]):
+            self.go(d)
+            with mock.patch.object(liteflow, "_read_runs", then_cleared):
+                pruned = self.cli_here("prune", *words, "--db", self.db)
+            self.assertEqual(pruned.returncode, 0)
+            self.assertEqual(self.resume(d), ["b"])
+            self.assertEqual(self.last.state, "success")
+            self.last.delete()
+
     def test_a_run_that_dies_gives_its_places_back_to_those_under_way(self):
         def dies(x):
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
