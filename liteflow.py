@@ -4682,6 +4682,14 @@ def _count_elsewhere(
     ).fetchall()
 
 
+def _count_parts(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
+    """Of an attempt's log, but for its tail."""
+    which = f"task_instance_id = ? AND try_number = ? AND part < {_TAIL_PART}"
+    query = f"SELECT coalesce(max(part), 0) FROM task_log WHERE {which}"
+    count: int = db.execute(query, (instance_row, try_number)).fetchone()[0]
+    return count
+
+
 # --- Values: the only pickle ----------------------------------------------------------------------
 
 import pickle  # noqa: E402 - here, since no other section may use it
@@ -9165,13 +9173,15 @@ class _Run(_Start):
         scheduler died. A further signal ends them; after a second none is called."""
         if not self.plan.nodes or self._forced:
             return
-        first = _Attempt(self.plan.nodes[0].instances[0])
+        last = self._last.get(state) or next(iter(self._last.values()), None)
+        if last is None:
+            last = _Attempt(self.plan.nodes[0].instances[0])
+            last.log_parts = self._store.look(_count_parts, last.instance.row_id, last.try_number)
         if self.dag.on_failure_callback is not None:
             for row in self._dead:
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
-                self._callbacks.append(_Callback(first, "dag_on_failure_callback", _DIED, of))
+                self._callbacks.append(_Callback(last, "dag_on_failure_callback", _DIED, of))
         if getattr(self.dag, _CALLBACK_OF[state]) is not None:
-            last = self._last.get(state) or next(iter(self._last.values()), first)
             reason = "success" if state is _S.SUCCESS else self.reason or "task_failure"
             reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))

@@ -7865,6 +7865,39 @@ class CallbacksTest(Case):
         self.assertEqual(run.log("f").splitlines().count("leaving"), 2)
         self.assertIn("called sys.exit(3)", run.log("f"))
 
+    def test_what_a_callback_of_the_dag_prints_leaves_the_logs_of_tasks_as_they_were(self):
+        made = self.module(
+            """
+            def tell(context): print("of", context["run_id"])
+            with DAG("tells", on_failure_callback=tell) as dag:
+                @task
+                def a(): print("a")
+                @task
+                def b(x):
+                    (Path(os.environ["CASE_DIR"]) / "b").touch()
+                    while (Path(os.environ["CASE_DIR"]) / "wait").exists(): time.sleep(0.01)
+                b(a())
+            """
+        ).dag
+        made.run(db_path=self.db, run_id="dead", executor=pool())
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET state = 'running', owner = '0123456789abcdef'")
+        run = made.run(db_path=self.db, executor=pool())
+        self.assertEqual([run.log("a"), run.log("b")], ["a\n", "of dead\n"])
+        run.clear("b")
+        (self.folder / "b").unlink()
+        (self.folder / "wait").touch()
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            running = threads.submit(
+                made.run, db_path=self.db, executor=pool(), resume=True, stop=stop
+            )
+            self.assertTrue(wait_until((self.folder / "b").exists))
+            stop.set()
+            run = running.result(timeout=LIMIT)
+        self.assertEqual(self.states(run), {"a": "success", "b": None})
+        self.assertEqual(run.log("a"), f"a\nof {run.run_id}\n")
+
     def test_hooks(self):
         run = self.run_flow(
             """
