@@ -8356,7 +8356,7 @@ class _Start:
 
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
-        _LookAgain if it was deleted or has succeeded."""
+        _LookAgain if it was deleted or pruned, or has succeeded."""
         store = self._store
         with store.transaction(waits=False):
             row = self._found_again(store)
@@ -8401,8 +8401,10 @@ class _Start:
             raise _UsageError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
         if (row and row.id) != (known and known.id):
             raise _LookAgain  # it was deleted, or another began in the same microsecond
-        if row and known and row.state == "success" != known.state:
-            raise _LookAgain
+        if row and known:
+            has_ended = row.state == "success" != known.state
+            if has_ended or row.values_deleted != known.values_deleted:
+                raise _LookAgain
         if row is None:
             return None
         if self.asked.held is not None:
@@ -9728,12 +9730,17 @@ class DagRun:
         Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
         tasks would need.
         """
-        _refuse_without_values(self.refresh()._row)
+
+        def check(row: _Row | None) -> None:
+            self._refuse_live(row)
+            _refuse_without_values(row or self._row)
+
+        check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = self._tasks_in(wanted, gone=False)
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
-        self._write(lambda db: db.change(self._row.id, self._refuse_live, db.clear, names, how))
+        self._write(lambda db: db.change(self._row.id, check, db.clear, names, how))
         self.refresh()
         return wanted
 

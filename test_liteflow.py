@@ -9917,6 +9917,25 @@ class AgainTest(FlowCase):
             self.assertEqual(self.last.state, "success")
             self.last.delete()
 
+    def test_what_was_pruned_since_a_rerun_looked_is_not_run_again(self):
+        def then_pruned(row):
+            refuse(row)
+            if not pruned:
+                pruned.append(self.cli_here("prune", "--values", "--db", self.db))
+
+        with DAG("d") as d:
+            self.step("b")(self.step("a", result=7)())
+        refuse = liteflow._refuse_without_values
+        for act in (lambda: self.resume(d, again=["b"]), lambda: self.last.clear("b")):
+            self.go(d)
+            pruned = []
+            with (
+                mock.patch.object(liteflow, "_refuse_without_values", then_pruned),
+                self.assertRaisesRegex(liteflow.AirflowException, "were deleted"),
+            ):
+                act()
+            self.assertEqual(self.last.refresh().state, "success")
+
     def test_a_run_that_dies_gives_its_places_back_to_those_under_way(self):
         def dies(x):
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
