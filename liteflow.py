@@ -294,7 +294,7 @@ class UnreachableTask(AirflowException):
 
 
 class _Killed(UnreachableTask):
-    """A worker was told to end as it started."""
+    """A worker was killed as it started: by what tells this program to end, too, or for memory."""
 
 
 class _Reschedule(BaseException):
@@ -7849,8 +7849,8 @@ class _SlotRunner(_Runner):
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
             # 255 is said of it where its fork server has ended before it could tell.
-            told = slot.exitcode in (-signal.SIGTERM, 255)
-            raise (_Killed if told else UnreachableTask)(why)
+            killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
+            raise (_Killed if killed else UnreachableTask)(why)
 
     # Output, and its own end.
 
@@ -9282,7 +9282,6 @@ class _InLine:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            # Who told its worker to end, as it started, may be telling this program, too.
             self._killed += isinstance(error, _Killed)
             killed = isinstance(error, _Killed) and self._killed < 3
             if (isinstance(error, AlreadyRunning) or killed) and not begun:

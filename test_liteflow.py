@@ -11562,23 +11562,24 @@ class SubmitTest(FlowCase):
         join, left = liteflow._SlotRunner._join, []
 
         def killed(runner, slot):
-            if left and left.pop():
+            if left and (number := left.pop()):
                 if runner._pool._asked == "forkserver":
                     server = multiprocessing.forkserver._forkserver._forkserver_pid
                     os.kill(server, signal.SIGTERM)
                     wait_until(lambda: not alive(server))
-                os.kill(slot.pid, signal.SIGTERM)
+                os.kill(slot.pid, number)
             join(runner, slot)
 
         with DAG("dies_once") as dies_once:
             task(retries=1)(dies_first)()
         self.enterContext(mock.patch.object(liteflow._SlotRunner, "_join", killed))
         self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.05))
+        term, kill = signal.SIGTERM, signal.SIGKILL  # by the kernel, for memory
         for flow, kills, state, how in (
-            (self.flows.dag, [1, 1], "success", None),
-            (self.flows.dag, [1, 1, 1], "failed", None),
-            (self.flows.dag, [1], "success", "forkserver"),
-            (dies_once, [1, 0], "success", None),  # it has begun
+            (self.flows.dag, [term, kill], "success", None),
+            (self.flows.dag, [term] * 3, "failed", None),
+            (self.flows.dag, [term], "success", "forkserver"),
+            (dies_once, [term, 0], "success", None),  # it has begun
         ):
             with self.subTest(dag=flow.dag_id, kills=kills), WorkerPool(1, how) as mine:
                 left += kills
@@ -11587,7 +11588,7 @@ class SubmitTest(FlowCase):
                 self.assertEqual(type(error), liteflow._Killed if state == "failed" else type(None))
                 self.assertEqual((self.state(future)[0], left), (state, []))
         with WorkerPool(1) as mine:
-            left.append(1)
+            left.append(term)
             future = mine.submit(self.flows.dag, db_path=self.db)
             wait_until(lambda: not left)
             mine.shutdown(stop=True)
