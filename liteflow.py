@@ -3136,6 +3136,7 @@ class _Plan:
             task_id, count = node.task.task_id, 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
+            # A row that stands for all instances: it is to be expanded anew.
             elif node.mapping is not None and (task_id, -1) not in self._recorded:
                 count = sizes[task_id]
             self._give_instances(node, count)
@@ -11663,7 +11664,8 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     # What waits has not begun, and may be recovered, though its process is gone.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]
-    what = "the values of " * options.values + f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    what = f"the values of {what}" if options.values else what
     if options.dry_run:
         for run in runs:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
