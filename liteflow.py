@@ -9375,8 +9375,9 @@ class _RunLine:
     def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
         """Put it in line; its future."""
         with self._changed:
-            if self._drained:  # meanwhile: it stays for `recover`
+            if self._drained or (first and self.leaving):  # meanwhile: it stays for `recover`
                 job.cancel(close=False)
+                return job.future
             waiting = self._waiting.setdefault(job.key, collections.deque())
             waiting.appendleft(job) if first else waiting.append(job)
             try:

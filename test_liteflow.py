@@ -11559,10 +11559,12 @@ class SubmitTest(FlowCase):
 
     def test_a_worker_that_is_told_to_end_as_it_starts_ends_no_run(self):
         # As by systemd, which tells the whole group.
-        join, left = liteflow._SlotRunner._join, []
+        join, left, meanwhile = liteflow._SlotRunner._join, [], []
 
         def killed(runner, slot):
             if left and (number := left.pop()):
+                while meanwhile:
+                    meanwhile.pop()()
                 os.kill(slot.pid, number)
             join(runner, slot)
 
@@ -11593,12 +11595,14 @@ class SubmitTest(FlowCase):
             left.append(term)
             future = mine.submit(self.flows.dag, db_path=self.db)
             self.assertEqual(future.result(LIMIT).state, "success")
-        with WorkerPool(1) as mine:
-            left.append(term)
-            future = mine.submit(self.flows.dag, db_path=self.db)
-            wait_until(lambda: not left)
-            mine.shutdown(stop=True)
-        self.assertEqual(self.state(future), ("queued", "submitted"))
+        for stop in (False, True):
+            with self.subTest(stop=stop), WorkerPool(1) as mine:
+                left.append(term)
+                meanwhile.append(lambda mine=mine, stop=stop: mine._runs.close(True, stop))
+                future = mine.submit(self.flows.dag, db_path=self.db)
+                mine.shutdown()
+                self.assertTrue(future.cancelled())
+                self.assertEqual(self.state(future), ("queued", "submitted"))
 
     def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
         with DAG("changed") as before:
