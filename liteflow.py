@@ -9273,7 +9273,8 @@ class _InLine:
             self.future.set_running_or_notify_cancel()
 
     def run(self, pool: WorkerPool) -> None:
-        """Run it to its end, and tell the future; or put it back, if others rule it out now."""
+        """Run it to its end, and tell the future; or put it back: if others rule it out now, or, up
+        to twice, if a worker was killed before it could begin."""
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
@@ -9284,8 +9285,8 @@ class _InLine:
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
             self._killed += isinstance(error, _Killed)
-            killed = isinstance(error, _Killed) and self._killed < 3
-            if (isinstance(error, AlreadyRunning) or killed) and not begun:
+            again = AlreadyRunning if self._killed > 2 else (AlreadyRunning, _Killed)
+            if isinstance(error, again) and not begun:
                 self.due = time.monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return
