@@ -11923,7 +11923,8 @@ class ShortOfMemoryTest(FlowCase):
                 with WorkerPool(2) as pool:
                     warm.run(db_path="t.db", executor=pool)
                     size = 4096 * int(open("/proc/self/statm").read().split()[0])
-                    resource.setrlimit(resource.RLIMIT_AS, (size + 100_000_000, -1))
+                    endless = resource.RLIM_INFINITY
+                    resource.setrlimit(resource.RLIMIT_AS, (size + 100_000_000, endless))
                     for ti in short.run(db_path="t.db", executor=pool).get_task_instances():
                         print(ti.task_id, ti.state, ti.error)
             """
