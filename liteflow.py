@@ -6806,6 +6806,7 @@ class _Slot:
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
         if context.get_start_method() == "forkserver" and not _fork_server_answers():
             raise OSError("the fork server does not answer")
+        _main_module()
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
@@ -7019,6 +7020,18 @@ def _let_go_of_slots() -> None:
             pool._server.let_go()
         _left_behind.append((pool._runs, pool._kept))
         pool._empty()
+
+
+_main_file = getattr(sys.modules.get("__main__"), "__file__", None)
+
+
+def _main_module() -> Any:
+    """`__main__`, with the file that its workers import: Python forgets that once a script has
+    ended, though its threads and submitted runs go on."""
+    main = sys.modules.get("__main__")
+    if main is not None and _main_file and not sys.flags.inspect:  # a prompt may follow it
+        vars(main).setdefault("__file__", _main_file)
+    return main
 
 
 @contextlib.contextmanager
@@ -8571,7 +8584,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
-    main = sys.modules.get("__main__")
+    main = _main_module()
     file = getattr(main, "__file__", None) or ""
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))

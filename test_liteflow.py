@@ -11776,6 +11776,33 @@ class SubmitTest(FlowCase):
         self.assert_nothing_left()
 
     @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
+    def test_a_worker_that_starts_once_its_script_has_ended_finds_the_tasks(self):
+        self.script(
+            """
+            import os, sys, threading, time
+            from pathlib import Path
+            from liteflow import DAG, WorkerPool, task
+            with DAG("d") as dag:
+                @task(retries=1)
+                def f(ti):
+                    while not Path("ended").exists(): time.sleep(0.01)
+                    if ti.try_number == 1: os._exit(1)
+                f()
+            if __name__ == "__main__":
+                pool = WorkerPool(1, max_runs=1)
+                for _ in range(2): pool.submit(dag)
+                def watch():
+                    while hasattr(sys.modules["__main__"], "__file__"): time.sleep(0.001)
+                    Path("ended").touch()
+                threading.Thread(target=watch).start()
+            """
+        )
+        done = self.python("my_flow.py", timeout=30)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        runs = Dag("d").runs(self.folder / "liteflow.db")
+        self.assertEqual([run.state for run in runs], ["success"] * 2)
+
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
     def test_signals_at_the_interpreters_end_cut_off_what_runs(self):
         """In order, so that the teardown runs; the second one at once."""
         self.script(
