@@ -7182,9 +7182,9 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
-        # In asyncio a Ctrl-C cancels the main task.
-        cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", KeyboardInterrupt)
-        self.shutdown(stop=kind in (KeyboardInterrupt, cancelled))
+        # What ends it from outside: a Ctrl-C, asyncio's cancellation, a task's timeout or SIGTERM.
+        ordinary = (Exception, SystemExit, GeneratorExit)
+        self.shutdown(stop=kind is not None and not issubclass(kind, ordinary))
 
     def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
         """End all workers, once the submitted runs have ended. Other runs that use the pool fail.

@@ -11544,6 +11544,14 @@ class SubmitTest(FlowCase):
             self.assertRaises(asyncio.CancelledError, asyncio.run, serve())
         shutdown.assert_called_once_with(stop=True)
 
+    def test_a_task_that_is_told_to_end_cuts_off_what_its_pool_runs(self):
+        ends = liteflow.AirflowTaskTimeout, liteflow.AirflowTaskTerminated, KeyboardInterrupt
+        for error in (*ends, ValueError, SystemExit):
+            with self.subTest(error), mock.patch.object(WorkerPool, "shutdown") as shutdown:
+                with self.assertRaises(error), WorkerPool(1):
+                    raise error
+                shutdown.assert_called_once_with(stop=error in ends)
+
     def test_a_task_that_is_told_to_end_with_its_program_is_for_recover(self):
         # As by systemd, which tells the whole group.
         mine = WorkerPool(1)
