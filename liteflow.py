@@ -6992,14 +6992,18 @@ def _fill_standard_descriptors() -> None:
 def _set_up_slots(by_executor: bool) -> None:
     """Once, when the first slot is made: see to the interpreter's end."""
     if by_executor:
-        import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
-
+        try:
+            import concurrent.futures.process  # noqa: F401 - it registers first, so it runs last
+        except RuntimeError as error:
+            why = "the main program has ended: let it wait for its threads"
+            raise UnreachableTask(f"no worker process could be started: {why}") from error
         _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     if (register := getattr(threading, "_register_atexit", None)) is not None:
-        register(_close_pools)
+        with contextlib.suppress(RuntimeError):  # in an atexit handler, say, it is too late
+            register(_close_pools)
 
 
 def _let_go_of_slots() -> None:

@@ -8646,6 +8646,34 @@ class RunnersTest(Case):
         done = self.python("my_flow.py", timeout=30)
         self.assertEqual((done.stdout, done.returncode), ("success\n", 0), done.stderr)
 
+    @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
+    def test_a_first_run_once_the_program_has_ended(self):
+        self.script(
+            """
+            import atexit, sys, threading, time
+            from liteflow import DAG, UnreachableTask, task
+            with DAG("d") as dag:
+                task(task_id="f")(print)()
+            def late():
+                try:
+                    while True:
+                        threading._register_atexit(lambda: None)
+                        time.sleep(0.01)
+                except RuntimeError:  # nothing can be registered any more
+                    pass
+                try:
+                    print(dag.run().state)
+                except UnreachableTask as error:
+                    print(error)
+            if __name__ == "__main__":
+                at = {"atexit": atexit.register, "thread": lambda f: threading.Thread(target=f).start()}
+                at[sys.argv[1]](late)
+            """
+        )
+        for at, said in (("atexit", "success"), ("thread", "the main program has ended: let it")):
+            done = self.python("my_flow.py", at, timeout=30)
+            self.assertIn(said, done.stdout, done.stderr)
+
     def test_foreign_executors(self):
         source = """
             with DAG("foreign") as dag:
