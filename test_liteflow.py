@@ -11281,6 +11281,13 @@ class SubmitTest(FlowCase):
                 pool.submit(self.flows.dag, db_path=self.db, run_id=first.run_id)
             self.assertEqual([x.result(LIMIT).xcom_pull("f") for x in (first, second)], [2, 2])
 
+    def test_runs_of_a_clock_that_stands_still(self):
+        at = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        looks = itertools.chain([at] * 9, iter(lambda: self.fail("it looks again for good"), at))
+        with mock.patch.object(liteflow, "_utcnow", looks.__next__):
+            runs = [DAG("d").run(db_path=self.db) for _ in range(3)]
+        self.assertEqual(len({run.run_id for run in runs}), 3)
+
     def test_what_is_accepted_is_in_the_file_at_once_and_runs_in_order(self):
         with WorkerPool(1, max_runs=1) as pool:
             futures = self.hold(pool, *"abc")
