@@ -3845,7 +3845,8 @@ class _Attempt:
     pid: int | None = None
     error: str | None = None
     log_parts = 0  # a rescheduled sensor's log goes on where it was
-    first_start = 0.0  # of a sensor, whose time counts from its first poke
+    # By the monotonic clock, and by that on the wall; of a sensor, its first poke's.
+    first_start = began = 0.0
     pokes = 0
 
     def __init__(self, instance: _Instance) -> None:
@@ -8957,7 +8958,8 @@ class _Run(_Start):
             return
         attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
-        attempt.first_start = attempt.first_start or time.monotonic()
+        if not attempt.pokes:
+            attempt.first_start, attempt.began = time.monotonic(), time.time()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)
 
@@ -9084,9 +9086,10 @@ class _Run(_Start):
         instance = attempt.instance
         self._begin(attempt)
         del self._attempts[instance]
-        attempt.ended = _now() if outcome.start is None else _iso_of(outcome.start + outcome.took)
-        if outcome.start is not None and not attempt.pokes:
-            attempt.started = _iso_of(outcome.start)
+        start, took = outcome.start, outcome.took
+        if start is None or attempt.pokes:  # its worker can't tell
+            start, took = attempt.began, time.monotonic() - attempt.first_start
+        attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
             self.plan.interrupt(instance)
             attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
@@ -9524,7 +9527,7 @@ class TaskInstance:
         """Seconds from start to end of the latest attempt."""
         if self.start_date is None or self.end_date is None:
             return None
-        return (self.end_date - self.start_date).total_seconds()
+        return max(0.0, (self.end_date - self.start_date).total_seconds())
 
     def xcom_push(self, key: str, value: Any) -> None:
         """Store a value under a key, from inside the running task; again replaces it.

@@ -6198,6 +6198,23 @@ class QueueTest(QueueCase):
         [ti] = self.run_flow(source, max_workers=1).get_task_instances()
         self.assertGreaterEqual(ti.end_date, ti.start_date)
 
+    def test_a_clock_that_is_set_changes_no_duration(self):
+        """Also where the worker can't tell how long it took."""
+        source = """
+            with DAG("set") as dag:
+                @task
+                def dies(): time.sleep(0.2); os._exit(1)
+                @task.sensor(mode="reschedule", poke_interval=0.1)
+                def waits(task_reschedule_count): return task_reschedule_count > 2
+                dies(), waits()
+            """
+        for step in (-3600, 3600):
+            clock = itertools.count(2_000_000_000, step)
+            with self.subTest(step), mock.patch.object(time, "time", clock.__next__):
+                run = self.run_flow(source, max_workers=2)
+                for ti in run.get_task_instances():
+                    self.assertTrue(0.1 < ti.duration < 600, (ti, ti.duration))
+
     @LINUX
     def test_a_worker_that_is_killed_anywhere_loses_nothing_and_is_blamed_exactly(self):
         self.check_all(signal.SIGKILL)
