@@ -9906,8 +9906,8 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if name else "run"
-    near = _near(name, {dag for dag, _ in rows}) if name else ""
+    what = f"DAG with a run, and no run, {name!r}" if rows or name else "run"
+    near = _near(name, {dag for dag, _ in rows}) if rows or name else ""
     raise RunNotFound(f"there is no {what} in {path}{near}")
 
 

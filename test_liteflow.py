@@ -13917,6 +13917,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "show", "run", words=["fits 2 runs", "flow/run0"])
         self.assert_exit(2, "logs", "flow", "goood", words=["'good'"])
         self.assert_exit(2, "runs", "flwo", words=["'flow'"])
+        self.assert_exit(2, "show", "", words=["no run, '' in", "there is 'flow'"])
         self.assert_exit(0, "show", "flow/run0")
 
     def test_wrong_graphs_are_2(self):
