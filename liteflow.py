@@ -10033,7 +10033,7 @@ def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstanc
     for ti in instances if dead else ():
         if ti.state is not None and ti.state not in _ENDED:
             ti.state, ti.interrupted = None, True
-            ti.start_date = ti.end_date = ti.start_date if attempts else None
+            ti.start_date, ti.end_date = ti.start_date if attempts else None, None
     return instances
 
 

@@ -10670,6 +10670,9 @@ class SeenStateTest(Case):
         self.assertIn("interrupted", table)
         self.assertNotIn('"running"', text)
         self.assertNotRegex(table, r"(?m)\brunning\b(?! \(owner dead)")
+        [attempt] = found["attempts"]
+        self.assertIsNotNone(attempt["start_date"])
+        self.assertEqual((attempt["end_date"], attempt["duration"]), (None, None))  # who knows
         line = next(line for line in drawn.splitlines() if "long" in line)
         self.assertIn("interrupted", line)
         self.assertIn("interrupted", text)
