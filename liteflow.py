@@ -11455,7 +11455,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows, known = [], [], _read(options.db, _select_run_ids)
     most = _RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    runs = _read_runs(options.db, options.dag, since=since, limit=None if state else most)
+    runs = _read_runs(options.db, options.dag, since=since, limit=None if state else most + 1)
     # A run that reads `running`, and nobody works on, has failed.
     states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
     runs = [run for run in runs if state is None or _run_state(run) in states]
@@ -11468,6 +11468,8 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
     _print_json(documents) if options.json else print(_table(heads, rows))
+    if options.limit is None and len(runs) > most:
+        _say(f"these are the {most} newest: --limit N shows more")
 
 
 def _short_name(run: DagRun, known: Iterable[tuple[str, str]]) -> str:

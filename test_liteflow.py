@@ -14205,6 +14205,12 @@ class SeeingTest(ScriptCase):
         self.assertRegex(text, r"night/first +failed +\S+ +.*bad: ValueError: no luck")
         self.assertNotIn("night", self.seen("runs", "--state", "success"))
         self.assertIn("no success: failed", self.seen("list", "--check", code=1))
+        self.python("my_flow.py", "--run-id", "second")
+        with mock.patch.object(liteflow, "_RUNS", 1):
+            for words in (["--json"], ["--state", "failed"], ["--limit", "1"]):
+                done = self.cli("runs", *words)
+                self.assertNotIn("first", done.stdout)
+                self.assertEqual("--limit" in done.stderr, words[0] != "--limit", words)
         self.abandon(running=False)
         text = self.seen("runs", "--state", "failed")
         self.assertIn("running (owner dead)", text)
