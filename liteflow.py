@@ -10220,6 +10220,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
+    if not fits:  # a long name is cut itself, so that the state, the try and the start stay
+        for row in cells:
+            row[0] = _shortened(row[0], max(columns - 24, 12))
+        widths[0] = max(_width(row[0]) for row in cells)
     lines = []
     for row in cells:
         pairs = zip(row, widths, strict=True)

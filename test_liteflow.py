@@ -13878,7 +13878,10 @@ class CommandLineTest(ScriptCase):
             ),
         ):
             table = liteflow._table(["A", "B"], [["a" * 30, "b" * 30]])
+            cells = ["a" * 250, "failed", 1, "03:33:33", "9 s", "boom"]
+            deep = liteflow._table(liteflow._HEADS, [cells])
         self.assertEqual({len(line) for line in table.splitlines()[1:]}, {40})
+        self.assertRegex(deep, r"\na+\.\.\.a+ .*failed.* 1 +03:33:33")
         self.script(self.FLOW.replace('"n": 1', '"n": 1, "m": 1'))
         self.assert_exit(0, "script", "-q", "--conf", '{"n": 3, "m": 2}', "-p", "n=2", out="")
         self.assertEqual(Dag("flow").runs(self.db)[0].conf, {"n": 2, "m": 2})
