@@ -9737,11 +9737,13 @@ class DagRun:
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
-        """What a task printed: of its latest attempt, or of that of the given number. Raises
-        TaskNotFound."""
+        """What a task printed: of its latest attempt, or of that of the given number; of a mapped
+        one all instances, unless `map_index` says which. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
         if found is None:
-            self._instances_of(task_id)  # of which there may be others
+            others = [ti.map_index for ti in self._instances_of(task_id)]
+            if map_index == -1:
+                return "".join(self.log(task_id, index, try_number) for index in others)
         if try_number is None:
             try_number = 0 if found is None else found.try_number
         _of_type(int, least=0)("try_number", try_number)

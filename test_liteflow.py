@@ -4650,6 +4650,7 @@ class MappingTest(Case):
         self.assertEqual(run.xcom_pull("reduce"), [1, 2])
         self.assertEqual(run.log("f", 1), "try 2 of 2 1\n")
         self.assertEqual(run.log("f", 1, 1), "try 1 of 2 1\n")
+        self.assertEqual(run.log("f"), "".join(run.log("f", i) for i in range(3)))  # as its values
 
     def test_a_mapped_group_runs_index_by_index(self):
         run = self.run_flow(
