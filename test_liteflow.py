@@ -12249,6 +12249,8 @@ class LockTest(FlowCase):
     def test_a_killed_owner_is_dead_at_once(self):
         run, _ = self.killed()
         self.assertFalse(run.refresh().owner_alive)
+        with self.assertRaisesRegex(liteflow.DagRunFailed, "its scheduler died"):
+            run.raise_if_failed()
 
     def test_a_forked_child_of_the_owner_does_not_keep_its_lock(self):
         run, _ = self.killed(FORK="1")
