@@ -3950,7 +3950,7 @@ def _check_place(path: Path) -> None:
             for beside in (f"{path}-wal", f"{path}-shm", f"{path}-journal"):
                 with contextlib.suppress(FileNotFoundError):
                     if os.lstat(beside).st_uid not in (owner, 0):
-                        why = f"{beside} is another user's"
+                        why = f"{beside} is another user's than the database: remove it"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 
@@ -3985,8 +3985,15 @@ def _check_before_run(path: Path) -> None:
     if path.exists() and path.stat().st_size:
         with contextlib.suppress(_Empty):  # somebody is just creating it, or died when he did
             _read(path, lambda connection: None)
-        if not os.access(path, os.W_OK):
-            raise DatabaseError(f"{path} can't be written: it is read-only for this user")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm beside it
+    that are his, and that its owner could not use."""
+    _check_place(path)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     if not os.access(path.parent, os.W_OK):
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
@@ -4115,7 +4122,7 @@ class _Store:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        _check_place(self.path)
+        _check_writable(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
         # Never opened otherwise: closing any descriptor of a database drops the process's locks.
         try:

@@ -3117,6 +3117,19 @@ class FileTest(StoreCase):
         self.db.chmod(0o660)  # he may write the file itself
         self.assertEqual(len(d.runs(self.db)), 1)
 
+    def test_who_may_only_read_the_file_leaves_nothing_beside_it(self):
+        with DAG("empty") as d:
+            pass
+        run = d.run(db_path=self.db)
+        prune = types.SimpleNamespace(
+            db=self.db, dag=None, keep=0, older_than=None, values=False, dry_run=False
+        )
+        with mock.patch.object(os, "access", lambda path, mode: mode != os.W_OK):
+            for act in (run.delete, lambda: liteflow._cmd_prune(prune)):
+                with self.assertRaisesRegex(DatabaseError, "it is read-only for this user"):
+                    act()
+        self.assertEqual(len(d.runs(self.db)), 1)
+
     def grown(self):
         """A file with many free pages once its run is deleted."""
         run = self.run_flow("""
