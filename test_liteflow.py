@@ -13535,6 +13535,22 @@ class LeftAsFoundTest(ScriptCase):
         self.assertNotIn("INFO:liteflow", self.python("my_flow.py").stderr)
         self.assertEqual(self.python("my_flow.py", "--quiet").stderr, "")
 
+    def test_what_an_operator_logs_is_in_its_log_where_logging_is_set_up(self):
+        self.script(
+            """
+            import logging
+            from liteflow import DAG, BaseOperator
+            logging.basicConfig(level=logging.INFO)
+            class Says(BaseOperator):
+                def execute(self, context): self.log.info("hello")
+            with DAG("logged") as dag:
+                Says(task_id="f")
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assertIn("INFO:liteflow.task.Says:hello", self.python("my_flow.py", "--logs").stdout)
+
     def test_an_error_while_it_ends_by_a_signal_is_told(self):
         self.script(
             """
