@@ -5864,6 +5864,8 @@ class _Worker:
         self._handlers = {number: _getsignal(number) for number in numbers}
         root = _log().root
         self._logging = (root, list(root.handlers), root.level, root.manager.disable)
+        known = root.manager.loggerDict.items()
+        self._mute = {name for name, each in known if getattr(each, "disabled", False)}
         self._path = list(sys.path)
 
     # Jobs, one after another.
@@ -6143,6 +6145,9 @@ class _Worker:
             root.setLevel(level)  # loggers remember what they let through by it
         if root.manager.disable != disabled:
             logging.disable(disabled)
+        if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
+            for name in root.manager.loggerDict.keys() - self._mute:
+                logging.getLogger(name).disabled = False
         # From here: what only a new process mends.
         if threading.active_count() > self._threads:
             return "the task left a thread"

@@ -3537,6 +3537,22 @@ class WorkerTest(Case):
         self.assertEqual(run.log("quiet"), "")
         self.assertIn("heard", run.log("loud"))
 
+    def test_a_task_that_sets_logging_up_disables_no_later_ones_loggers(self):
+        run = self.run_flow(
+            """
+            import logging, logging.config
+            log = logging.getLogger("mine")
+            class Says(BaseOperator):
+                def execute(self, context): log.info("mine"); self.log.info("own")
+            with DAG("set_up") as dag:
+                @task
+                def sets_up(): logging.config.dictConfig({"version": 1})
+                Says(task_id="before") >> sets_up() >> Says(task_id="says")
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(re.findall("mine$|own$", run.log("says"), re.MULTILINE), ["mine", "own"])
+
     def test_what_the_last_task_leaves_behind_goes_though_nobody_asks_for_its_worker(self):
         module = self.module(
             """
