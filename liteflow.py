@@ -1290,7 +1290,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
         named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
         kwargs = {**named, **kwargs}
     result = function(*args, **kwargs)
-    if not hasattr(result, "__await__"):
+    if not hasattr(type(result), "__await__"):  # some have whatever attribute is asked for
         return result
 
     async def awaited() -> Any:

@@ -3753,6 +3753,19 @@ class WorkerTest(Case):
         )
         self.assertEqual(run.xcom_pull("waits"), "done")
 
+    def test_a_result_that_has_any_attribute_is_not_awaited(self):
+        run = self.run_flow(
+            """
+            class Anything(dict):
+                def __getattr__(self, name): return self.get(name)
+            with DAG("d") as dag:
+                @task
+                def f(): return Anything(a=1)
+                f()
+            """
+        )
+        self.assertEqual(run.raise_if_failed().xcom_pull("f"), {"a": 1})
+
     def test_async_tasks_where_a_loop_runs(self):
         import asyncio
 
