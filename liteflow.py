@@ -5134,7 +5134,8 @@ class _Execution:
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
         """What `map`, `zip` and `concat` of results, which are here now, give as an argument."""
-        each = [list(x.items()) if isinstance(x, dict) else x or () for x in sources]
+        some = [() if x is None else x for x in sources]  # no `or`: an array is not true
+        each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
             return [x if by is None else by(x) for x in itertools.chain.from_iterable(each)]
         longest = itertools.zip_longest(*each, fillvalue=by)

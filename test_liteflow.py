@@ -4764,6 +4764,23 @@ class MappingTest(Case):
         wanted = [["A", "B"], [("a", k)], ["a", "b", k], [("a", k), ("b", 0)]]
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
 
+    def test_what_map_gives_as_an_argument_does_not_ask_whether_a_result_is_true(self):
+        run = self.run_flow(
+            """
+            class Array(list):
+                def __bool__(self): raise ValueError("ambiguous")
+            with DAG("d") as dag:
+                @task
+                def array(): return Array([1, 2])
+                @task
+                def none(): return None
+                @task
+                def show(*args): return list(args)
+                show(array().map(str), none().map(str), array().zip(none()))
+            """
+        )
+        self.assertEqual(run.raise_if_failed().xcom_pull("show"), [["1", "2"], [], []])
+
     def test_what_can_not_be_mapped_or_zipped_is_refused(self):
         with DAG("other"):
             n = task(sorted)([1])
