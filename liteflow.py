@@ -5342,7 +5342,8 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        status, error, job.exception = "skipped", _one_line(skip), skip
+        said = _one_line(skip).replace("\n", " ")  # people are shown the last line
+        status, error, job.exception = "skipped", said, skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
@@ -5550,7 +5551,7 @@ def _traceback(error: BaseException) -> str:
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})\n"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)
     where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).partition("\n")[0])
+    said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).lstrip("\n").partition("\n")[0])
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"task called sys.exit({_shown(error.code)})\n"

@@ -3715,6 +3715,8 @@ class WorkerTest(Case):
                 def huge(): raise ValueError("x" * 10_000_000)
                 @task
                 def surrogate(): raise ValueError("\\udcff")
+                @task
+                def blank_first(): raise ImportError("\\n\\ninstall it\\nby pip")
                 for f in list(globals().values()):
                     if isinstance(f, liteflow._TaskFunction): f()
             """
@@ -3733,7 +3735,20 @@ class WorkerTest(Case):
         self.assertEqual(last["exits_text"], "task called sys.exit('x')")
         self.assertEqual(last["interrupts"], "KeyboardInterrupt")
         self.assertIn("RecursionError", last["recursion"])
+        self.assertEqual(last["blank_first"], "ImportError: install it")
         self.assertLess(len(errors["huge"]), 70_000)
+
+    def test_the_reason_of_a_skip_is_one_line(self):
+        run = self.run_flow(
+            """
+            with DAG("d") as dag:
+                @task
+                def f(): raise AirflowSkipException("nothing to do:\\nno files")
+                f()
+            """
+        )
+        said = run.get_task_instance("f").error
+        self.assertEqual(said, "AirflowSkipException: nothing to do: no files")
 
     def test_breakpoint_says_what_to_do(self):
         flow = "def stops(): breakpoint()\nwith DAG('debug') as dag: task(stops)()"
