@@ -5505,7 +5505,7 @@ def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
         kind = UnmappableXComLengthPushed
     else:
         elements = result.items() if isinstance(result, dict) else result
-        return [(_preview(x), _dump(x)) for x in elements]
+        return [(_preview(x), _pickled(x, "returned, in a list, a")) for x in elements]
     raise kind(f"others expand over the result of task {job.task_id!r}, which {found}")
 
 
@@ -5519,19 +5519,23 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         key = str(key.encode().decode())
     except UnicodeError:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
+    data = _pickled(value, said)
+    if len(data) > _VALUE_LIMIT:
+        much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
+        raise AirflowFailException(f"{key!r} has {much}: write it to a file and return the path")
+    length = len(value) if _is_mappable(value) else None
+    job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
+
+
+def _pickled(value: Any, said: str) -> bytes:
     try:
-        data = _dump(value)
+        return _dump(value)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
         raise TypeError(f"{what}: {_one_line(error)}{remedy}") from None
-    if len(data) > _VALUE_LIMIT:
-        much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
-        raise AirflowFailException(f"{key!r} has {much}: write it to a file and return the path")
-    length = len(value) if _is_mappable(value) else None
-    job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
 def _one_line(error: BaseException) -> str:

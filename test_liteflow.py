@@ -3252,7 +3252,10 @@ class ValuesTest(Case):
                 def odd(): return HostileRepr()
                 @task
                 def fine(): return "fine"
+                @task
+                def locks(): return [threading.Lock()]
                 a_lambda(); a_lock(); a_generator(); a_file(); exits(); errs(); crashes(); odd(); fine()
+                takes.override(task_id="each").expand(x=locks())
                 takes(gives_bad()); takes.override(task_id="takes_exit")(gives_exit())
             """
         )
@@ -3265,6 +3268,7 @@ class ValuesTest(Case):
             "a_lambda": "returned function, which cannot be pickled",
             "a_lock": "returned lock, which cannot be pickled",
             "a_generator": "return its items as a list",
+            "locks": "returned, in a list, a lock, which cannot be pickled",
             "a_file": "returned TextIOWrapper, which cannot be pickled",
             "exits": "SystemExit",
             "errs": "no pickle of me",
