@@ -5270,13 +5270,15 @@ class _Results(_Record, Sequence[Any]):
 
 
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
+_here: list[_Execution] = []  # all that run in this process
 
 
 def _running_job() -> _Execution:
-    try:
-        return _running.get()
-    except LookupError:
-        raise RuntimeError("there is no running task: this is for use inside one") from None
+    here = {*_here}  # for a thread that a task starts, which has none of its context variables
+    job = _running.get(here.pop() if len(here) == 1 else None)
+    if job is None:
+        raise RuntimeError("there is no running task: this is for use inside one")
+    return job
 
 
 def get_current_context() -> Context:
@@ -5372,9 +5374,11 @@ def _name_of(job: _Execution) -> dict[str, str]:
 
 def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
     token = _running.set(job)
+    _here.append(job)
     try:
         return function(*arguments)
     finally:
+        _here.remove(job)
         _running.reset(token)
 
 

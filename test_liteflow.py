@@ -3948,6 +3948,20 @@ class ContextTest(Case):
             task(task_id="f")(lambda ds: ds)("mine")
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), "mine")
 
+    def test_a_thread_of_a_task_has_its_context(self):
+        run = self.run_flow(
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            with DAG("threads") as dag:
+                @task
+                def f(ti):
+                    def push(key): ti.xcom_push(key, liteflow.get_current_context()["ti"].task_id)
+                    with ThreadPoolExecutor(2) as threads: list(threads.map(push, ["a", "b"]))
+                f()
+            """
+        )
+        self.assertEqual(run.raise_if_failed().xcom_pull("f", key="b"), "f")
+
     def test_outside_a_task_there_is_no_context(self):
         for act in (
             liteflow.get_current_context,
