@@ -5487,7 +5487,8 @@ def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
     if result is None or not job.task.do_xcom_push:
         return note
     if job.task.multiple_outputs:
-        what = f"task {job.task_id!r} has multiple_outputs: what it returns"
+        whence = "set, or by its annotation; False keeps a dict whole"
+        what = f"task {job.task_id!r} has multiple_outputs ({whence}): what it returns"
         for key, value in _string_keyed(what, _of_type(dict)(what, result)).items():
             _push(job, key, value, f"returned for {key!r} a")
     _push(job, "return_value", result, "returned")
