@@ -2185,8 +2185,8 @@ class Dag:
     dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     fail_fast: bool = _setting(False, _is_bool)
     doc_md: str | None = _optional(None, _of_type(str))
-    tags: set[str] = _optional(
-        frozenset(), lambda what, x: {*_of_type(list, tuple, set, frozenset)(what, x)}
+    tags: set[str] = _setting(
+        (), lambda what, x: {*_of_type(list, tuple, set, frozenset)(what, () if x is None else x)}
     )
     dag_display_name: str = _optional(None, _of_type(str))
     on_success_callback = on_failure_callback = _callback
@@ -2194,7 +2194,7 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
-    user_defined_macros = user_defined_filters = _optional({}, _of_type(dict))
+    user_defined_macros = user_defined_filters = _setting({}, _string_keyed)
     is_paused_upon_creation = template_searchpath = template_undefined = access_control = _as_given
     jinja_environment_kwargs = disable_bundle_versioning = rerun_with_latest_version = _as_given
     owner_links = auto_register = deadline = allowed_run_types = sla_miss_callback = _as_given

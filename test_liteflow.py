@@ -517,6 +517,13 @@ class BuildingTest(Case):
         for name in ("max_active_tasks", "max_active_runs"):
             self.assert_raises(ValueError, name, DAG, "d", **{name: 0})
 
+    def test_a_dag_has_its_own_tags_and_macros(self):
+        one, other = DAG("one", tags=None), DAG("other")
+        one.tags.add("t")
+        one.user_defined_macros["m"] = 1
+        found = [one.user_defined_filters, other.user_defined_macros, other.tags]
+        self.assertEqual(found, [{}, {}, set()])
+
     def test_none_and_seconds_as_airflow_takes_them(self):
         with self.build() as d:
             task(retries=None, retry_delay=1.5, retry_exponential_backoff=True)(sample)(1)
