@@ -1457,8 +1457,8 @@ class _Mappable(_Placeholder, _Dependency):
         return [result.operator for result in self._parts("xcom")]
 
 
-class XComArg(_Mappable, _OneTask, Generic[T]):
-    """The placeholder of a task's result, of type `T`, while the DAG is built.
+class XComArg(_Mappable, _OneTask, Generic[R]):
+    """The placeholder of a task's result, of type `R`, while the DAG is built.
 
     Handed to another task, alone or inside lists, tuples, sets and dicts, it makes that task wait
     and is replaced by the value when that task runs. `x["key"]` is another key of the same task.
@@ -2094,9 +2094,11 @@ class _TaskDecorator:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, False, skip_message))
 
-    def __getattr__(self, name: str) -> NoReturn:
-        known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
-        raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
+    if not TYPE_CHECKING:  # a checker knows itself what there is not
+
+        def __getattr__(self, name: str) -> NoReturn:
+            known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
+            raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
 def _with_condition(condition: Any, function: Any) -> Any:
@@ -2531,6 +2533,10 @@ def _importing_in_child() -> bool:
     return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
 
 
+@overload
+def dag(function: Callable[..., Any], /) -> Callable[..., Dag]: ...
+@overload
+def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]: ...
 def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 

@@ -17682,6 +17682,13 @@ class ShapeTest(unittest.TestCase):
             decorator.skip_if,
         ):
             self.assertNotIn(function.__annotations__["return"], ("Any", None), function)
+        for form in typing.get_overloads(liteflow.dag):
+            self.assertIn("Callable[..., Dag]", form.__annotations__["return"])
+        [held] = liteflow.XComArg.__parameters__  # an XComArg[bool] is an XComArg[int]
+        self.assertTrue(held.__covariant__)
+        # With a `__getattr__` in sight `@task.brnch` is right to pyright.
+        [seen] = [n for n in self.tree.body if getattr(n, "name", "") == decorator.__name__]
+        self.assertNotIn("__getattr__", [getattr(n, "name", "") for n in seen.body])
         # To pyright a class whose metaclass says what a call gives has nothing but that.
         self.assertNotIn("return", type(liteflow.BaseOperator).__call__.__annotations__)
         for kind in (liteflow.BashOperator, liteflow.PythonOperator):  # a subclass has others
