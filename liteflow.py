@@ -9798,8 +9798,9 @@ class DagRun:
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = self._tasks_in(wanted, gone=False)
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
-        self._write(lambda db: db.change(self._row.id, check, db.clear, names, how))
-        self.refresh()
+        if names:  # else the run stays what it is
+            self._write(lambda db: db.change(self._row.id, check, db.clear, names, how))
+            self.refresh()
         return wanted
 
     def _tasks_in(self, names: Iterable[str], gone: bool = True) -> list[tuple[str, int | None]]:

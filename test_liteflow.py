@@ -8126,6 +8126,11 @@ class ClearingTest(Case):
             run.clear("f")
             run = self.run_flow(source, resume=True)
 
+    def test_a_run_of_which_nothing_is_cleared_stays_what_it_is(self):
+        run = self.run_flow(self.SOURCE)
+        failed = (ti.task_id for ti in run.get_task_instances("failed"))
+        self.assertEqual((run.clear(failed), run.refresh().state), ([], "success"))
+
     def test_what_follows_from_a_cleared_task_is_decided_by_the_graph_of_the_resume(self):
         run = self.run_flow(self.SOURCE)
         run.clear("a")
