@@ -1381,12 +1381,12 @@ class _Placeholder:
         """Raises TypeError: in an f-string it would be the text of a placeholder."""
         raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> NoReturn:
         """Raises TypeError: an `if` would take it for true."""
         what = f"{self!r} is neither true nor false while the DAG is built"
         raise TypeError(f"{what}: use @task.branch")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
 
 

@@ -17691,6 +17691,8 @@ class ShapeTest(unittest.TestCase):
             self.assertIn("Callable[..., Dag]", form.__annotations__["return"])
         [held] = liteflow.XComArg.__parameters__  # an XComArg[bool] is an XComArg[int]
         self.assertTrue(held.__covariant__)
+        for method in (liteflow.XComArg.__bool__, liteflow.XComArg.__iter__):  # `if` and `for`
+            self.assertEqual(method.__annotations__["return"], "NoReturn")
         # With a `__getattr__` in sight `@task.brnch` is right to pyright.
         [seen] = [n for n in self.tree.body if getattr(n, "name", "") == decorator.__name__]
         self.assertNotIn("__getattr__", [getattr(n, "name", "") for n in seen.body])
