@@ -1774,7 +1774,8 @@ class PythonOperator(BaseOperator):
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
         kwargs = _fitting(self.op_kwargs or {}, _signature(self.python_callable).parameters)
-        return _called(self.python_callable, tuple(self.op_args or ()), kwargs, given)
+        args = () if self.op_args is None else tuple(self.op_args)
+        return _called(self.python_callable, args, kwargs, given)
 
 
 class BranchPythonOperator(PythonOperator):

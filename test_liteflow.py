@@ -4805,7 +4805,7 @@ class MappingTest(Case):
         wanted = [["A", "B"], [("a", k)], ["a", "b", k], [("a", k), ("b", 0)]]
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
 
-    def test_what_map_gives_as_an_argument_does_not_ask_whether_a_result_is_true(self):
+    def test_nothing_asks_whether_a_result_is_true(self):
         run = self.run_flow(
             """
             class Array(list):
@@ -4818,9 +4818,11 @@ class MappingTest(Case):
                 @task
                 def show(*args): return list(args)
                 show(array().map(str), none().map(str), array().zip(none()))
+                PythonOperator(task_id="op", python_callable=lambda *x: sum(x), op_args=array())
             """
         )
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), [["1", "2"], [], []])
+        self.assertEqual(run.xcom_pull("op"), 3)
 
     def test_what_can_not_be_mapped_or_zipped_is_refused(self):
         with DAG("other"):
