@@ -1150,7 +1150,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if any(native or _is_template(text) for text in _texts_in(value)):
                 value = _rendered(value, job.context, {id(x) for x in job.results})
                 object.__setattr__(made, name, value)
-        return made, lambda: made.execute(job.context)
+        return made, lambda: _awaited(made.execute(job.context))
 
     def _make_instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
         """What an instance of a mapped operator makes of its arguments."""
@@ -1282,14 +1282,17 @@ class _FunctionOperator(BaseOperator):
 
 
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
-    """What the function returns, given what its other parameters name in the context; an
-    `async def` is run to its end."""
+    """What the function returns, given what its other parameters name in the context."""
     if context:
         parameters = _signature(function).parameters
         taken = _placed(parameters, args)  # they would be given twice
         named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
         kwargs = {**named, **kwargs}
-    result = function(*args, **kwargs)
+    return _awaited(function(*args, **kwargs))
+
+
+def _awaited(result: Any) -> Any:
+    """What a function returned; an `async def` is run to its end."""
     if not hasattr(type(result), "__await__"):  # some have whatever attribute is asked for
         return result
 
@@ -1703,7 +1706,7 @@ class BaseSensorOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until it is true."""
-        return self._follow(lambda: self.poke(context), _running_job())
+        return self._follow(lambda: _awaited(self.poke(context)), _running_job())
 
     def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
@@ -5410,7 +5413,7 @@ def _run_hooked(job: _Execution) -> Any:
 
 def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
     if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
-        hook(job.context, *result)
+        _awaited(hook(job.context, *result))
 
 
 def _call_back(job: _Execution, owner: Any, name: str) -> None:

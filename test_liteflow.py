@@ -3779,6 +3779,22 @@ class WorkerTest(Case):
         )
         self.assertEqual(run.xcom_pull("waits"), "done")
 
+    def test_async_methods_of_operators(self):
+        run = self.run_flow(
+            """
+            class Runs(BaseOperator):
+                async def pre_execute(self, context): self.found = 1
+                async def execute(self, context): return self.found
+            class Waits(BaseSensorOperator):
+                async def poke(self, context): return False
+            with DAG("d") as dag:
+                Runs(task_id="runs")
+                Waits(task_id="waits", poke_interval=0, timeout=0.01)
+            """
+        )
+        self.assertEqual(run.xcom_pull("runs"), 1)
+        self.assertEqual(self.states(run), {"runs": "success", "waits": "failed"})
+
     def test_a_result_that_has_any_attribute_is_not_awaited(self):
         run = self.run_flow(
             """
