@@ -5593,7 +5593,12 @@ def _parts_of(error: str) -> tuple[str, str]:
     """What stands in a traceback before the exception's own line, and what behind it: more lines
     of its message, notes, a group's members; the reason, which is said again at the end, apart."""
     *lines, last = error.split("\n")
-    own = [i for i, line in enumerate(lines) if line.lstrip(" |") == last]
+    own: list[int] = []
+    for i, line in enumerate(lines):
+        if line.startswith(("The above exception was the", "During handling of the above")):
+            own.clear()  # the exception before may say the same
+        elif line.lstrip(" |") == last:
+            own.append(i)
     at = own[-1] if own else len(lines)
     return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
 
@@ -10435,7 +10440,9 @@ def _facts_of(error: str) -> list[str]:
         place = f" ({_place_of(text)})".removesuffix(" ()")
         facts.append(f"{n} of {len(members)}: {_last_line(text)}{place}")
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
-    facts += [f"caused by {_last_line(cause)}"] if cause else []
+    cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
+    place = f" ({_place_of(cause)})".removesuffix(" ()")
+    facts += [f"caused by {_last_line(cause)}{place}"] if cause else []
     return [*facts, *filter(None, [_place_of(error)])]
 
 

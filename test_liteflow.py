@@ -15039,6 +15039,16 @@ class FailureTest(ScriptCase):
             try: json.loads("{")
             except ValueError as error: raise RuntimeError("no config") from error
             """
+        again = """
+            try: raise ValueError("same")
+            except ValueError as error: raise ValueError("same") from error
+            """
+        remote = """
+            from concurrent.futures import process
+            try: raise ValueError("far")
+            except ValueError as error: sent = process._ExceptionWithTraceback(error, error.__traceback__)
+            rebuild, parts = sent.__reduce__(); raise rebuild(*parts)
+            """
         notes = 'e = Mine("m"); e.add_note("n1"); e.add_note("n2"); e.add_note("n3"); raise e'
         child = (
             r"""raise OSError('child:\n  File "/x.py", line 3, in z\n    foo\nNameError: foo')"""
@@ -15051,6 +15061,18 @@ class FailureTest(ScriptCase):
                 "RuntimeError: no config",
                 "caused by json.decoder.*",
                 "FILE, in bad: except *",
+            ),
+            (
+                again,
+                "ValueError: same",
+                "caused by ValueError: same (FILE, in bad: try: *",
+                "FILE, in bad: except *",
+            ),
+            (
+                remote,
+                "ValueError: far",
+                "caused by ValueError: far (FILE, in bad: try: *",
+                "FILE, in bad: rebuild*",
             ),
             (
                 group,
