@@ -5455,14 +5455,18 @@ def _end_child(error: BaseException | None) -> NoReturn:
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
     """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
-    ran elsewhere, or is the DAG's; `of`: another run's facts, if it is not this. `reason` where the
+    ran elsewhere, or is the DAG's; `of`: how that ended, or another run's facts. `reason` where the
     exception is not at hand, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
     if last is None or name is None:
         return
     context, last.is_over = last.context, True
+    state, started, ended = (of or {}).get("last", (None, None, None))
+    if started is not None:  # elsewhere, and not when this began
+        context["ti"].start_date, context["ti"].end_date = _moment(started), _moment(ended)
     if name.startswith("dag_"):
+        context["ti"].state = _TASK_STATES.get(state)
         success = name == "dag_on_success_callback"
         context["reason"] = reason
         context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
@@ -5473,7 +5477,8 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
     for each in name.split("+"):
         for state, callback in _CALLBACK_OF.items():
             if callback == each:
-                context["ti"].state, context["ti"].end_date = state, _utcnow()
+                context["ti"].state = state
+                context["ti"].end_date = context["ti"].end_date or _utcnow()
         if last.exception is not None and each != "on_skipped_callback":
             context["exception"] = last.exception
         last.variables.run(_call_back, last, context["task"], each)
@@ -8934,6 +8939,8 @@ class _Run(_Start):
         """Start what may start, as far as there is room for it; callbacks come first."""
         while self._callbacks:
             due = self._callbacks[0]
+            last = due.attempt
+            due.of = due.of or {"last": [last.state, last.started, last.ended]}
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
                 return
             self._callbacks.popleft()
@@ -9271,7 +9278,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    of: Mapping[str, Any] | None = None  # an earlier run, whose they are
+    of: Mapping[str, Any] | None = None  # an earlier run, whose they are, or the attempt's end
 
 
 # --- Run: runs in line ----------------------------------------------------------------------------

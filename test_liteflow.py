@@ -5519,7 +5519,7 @@ class OperatorsTest(Case):
         self.assertEqual(run.state, "success")
         self.assertEqual(
             (self.folder / "notes").read_text().splitlines(),
-            ["f up_for_retry True running", "f success True running", "f running False success"],
+            ["f up_for_retry True running", "f success True running", "f success True success"],
         )
 
     def test_a_setting_may_be_assigned_before_that_of_the_base(self):
@@ -7713,6 +7713,23 @@ class CallbacksTest(Case):
             fine(); below(fails()); skips(); killed(); hangs()
             EmptyOperator(task_id="empty")
     """
+
+    def test_a_callback_that_another_worker_calls_knows_when_and_how_its_task_ended(self):
+        run = self.run_flow(
+            """
+            def tell(context):
+                ti = context["ti"]
+                print(f"told {ti.state} {ti.start_date.isoformat()} {ti.duration}")
+            with DAG("died", on_failure_callback=tell) as dag:
+                @task(on_failure_callback=tell)
+                def killed(): time.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)
+                killed()
+            """
+        )
+        [ti] = run.get_task_instances()
+        told = f"told failed {ti.start_date.isoformat()} {ti.duration}"
+        lines = run.log("killed").splitlines()
+        self.assertEqual([x for x in lines if x.startswith("told")], [told, told])
 
     def test_a_worker_that_ends_where_no_callback_is_due_is_not_laid_at_ones_door(self):
         lines = []
