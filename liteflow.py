@@ -1161,7 +1161,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         alone = contextvars.Context()
         alone.run(_running.set, job)
         made = alone.run(type(self), task_id=self.task_id, **settings)
-        made.dag = self.dag
+        made.dag, made.task_group = self.dag, self.task_group
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
 

@@ -5522,6 +5522,19 @@ class OperatorsTest(Case):
             ["f up_for_retry True running", "f success True running", "f success True success"],
         )
 
+    def test_a_mapped_operator_that_runs_is_in_its_group(self):
+        class Where(liteflow.BaseOperator):
+            def __init__(self, *, x, **kwargs):
+                super().__init__(**kwargs)
+
+            def execute(self, context):
+                return self.task_group.group_id
+
+        with DAG("d") as d, TaskGroup("g"):
+            Where.partial(task_id="w").expand(x=[1])
+        run = d.test(db_path=self.db).raise_if_failed()
+        self.assertEqual(run.xcom_pull("g.w"), ["g"])
+
     def test_a_setting_may_be_assigned_before_that_of_the_base(self):
         class Own(liteflow.BaseOperator):
             def __init__(self, *, tries, **kwargs):
