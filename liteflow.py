@@ -9605,7 +9605,8 @@ class TaskInstance:
         that order; of a mapped task all values, or those of `map_indexes` (an int or several).
         What is absent is None; `default` counts only with `map_indexes`.
         """
-        if dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id):
+        elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
+        if include_prior_dates or elsewhere:
             raise ValueError("xcom_pull() here reads values of this run only")
         job = _running_job()
         _of_type(str)("key", key)

@@ -5449,7 +5449,8 @@ class OperatorsTest(Case):
         found = []
 
         def pull(ti):
-            for wrong in ({"dag_id": "other"}, {"run_id": "other"}, {"key": 3}):
+            earlier = {"include_prior_dates": True}
+            for wrong in ({"dag_id": "other"}, {"run_id": "other"}, earlier, {"key": 3}):
                 with self.assertRaises((TypeError, ValueError)) as caught:
                     ti.xcom_pull("pull", **wrong)
                 found.append(str(caught.exception))
@@ -5459,7 +5460,7 @@ class OperatorsTest(Case):
             task(task_id="pull")(pull)()
         d.test(db_path=self.db).raise_if_failed()
         only = "xcom_pull() here reads values of this run only"
-        self.assertEqual(found, [only, only, "key must be str, found 3"])
+        self.assertEqual(found, [only, only, only, "key must be str, found 3"])
 
     def test_a_mapped_branch_skips_nothing_outside_of_its_group(self):
         run = self.run_flow(
