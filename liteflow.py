@@ -9788,7 +9788,7 @@ class DagRun:
         one all instances, unless `map_index` says which. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
         if found is None:
-            others = [ti.map_index for ti in self._instances_of(task_id)]
+            others = [x.map_index for x in self._instances_of(task_id) if x.map_index >= 0]
             if map_index == -1:
                 return "".join(self.log(task_id, index, try_number) for index in others)
         if try_number is None:
