@@ -170,8 +170,9 @@ __all__ = [
     "DAG", "AirflowDagCycleException", "AirflowException", "AirflowFailException",
     "AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTerminated", "AirflowTaskTimeout",
     "AlreadyRunning", "BaseBranchOperator", "BaseOperator", "BaseSensorOperator", "BashOperator",
-    "BranchPythonOperator", "Context", "Dag", "DagNotFound", "DagRun", "DagRunFailed",
-    "DagRunState", "DatabaseError", "DuplicateTaskIdFound", "EdgeModifier", "EmptyOperator",
+    "BranchPythonOperator", "Context", "Dag", "DagNotFound", "DagRun", "DagRunAlreadyExists",
+    "DagRunFailed", "DagRunState", "DatabaseError", "DuplicateTaskIdFound", "EdgeModifier",
+    "EmptyOperator",
     "FailFastDagInvalidTriggerRule", "Label", "NodeNotFound", "Param", "ParamValidationError",
     "PokeReturnValue", "PythonOperator", "PythonSensor", "RunNotFound", "ShortCircuitOperator",
     "TaskAlreadyInTaskGroup", "TaskGroup", "TaskInstance", "TaskInstanceState", "TaskNotFound",
@@ -279,6 +280,10 @@ class RunNotFound(AirflowException, LookupError):
 
 class AlreadyRunning(AirflowException):
     """Another process works on the run, or on one of the DAG that rules it out."""
+
+
+class DagRunAlreadyExists(AirflowException, ValueError):
+    """The DAG has a run of this id already, in whatever state."""
 
 
 class DagRunFailed(AirflowException):
@@ -2388,7 +2393,8 @@ class Dag:
         error, a callable gets each line. Setting the event `stop` ends the run as failed.
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
-        ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, TypeError, ValueError.
+        ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, DagRunAlreadyExists,
+        TypeError, ValueError.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
         options = dict(locals())
@@ -8458,11 +8464,12 @@ class _Start:
 
     def _found_again(self, store: _Store) -> _Row | None:
         """The recorded run, now that nobody else writes, closed if its owner died; None if it is a
-        new one. Raises _LookAgain, AlreadyRunning; ValueError for an id that a run has already."""
+        new one. Raises _LookAgain, AlreadyRunning, DagRunAlreadyExists."""
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
-            raise _UsageError(f"DAG {dag_id!r} has a run {self.run_id!r} already: resume it?")
+            which = f"DAG {dag_id!r} has a run {self.run_id!r}"
+            raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
             # It was deleted, or another began in the same microsecond: of a clock that stands still
             # (a test's, say) there may be many.
@@ -10516,7 +10523,9 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
     lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
-    return [*lines, *[*dict.fromkeys(found)][:_ALIKE]]  # a DAG's callback, which came last, first
+    failed = [*dict.fromkeys(found)]  # a DAG's callback, which came last, first
+    more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _ALIKE)
+    return [*lines, *failed[:_ALIKE], *more]
 
 
 def _script_command(run: DagRun, *options: str) -> str:
@@ -11105,7 +11114,7 @@ class _Report:
         counts = run._look(_select_run_counts)
         each = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
-            each += ", but no leaf of the graph"
+            each += "; no leaf of the graph failed"
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
         if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
@@ -11624,6 +11633,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     if xcoms:
         rows = [(f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in xcoms]
         print("\n" + _table(("XCOM", "TYPE", "VALUE"), rows))
+    elif run._row.values_deleted:
+        print("\nits values were deleted (prune --values)")
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
         again = _script_command(run, "--task", instances[0]._label)
@@ -11701,6 +11712,8 @@ def _cmd_clear(options: argparse.Namespace) -> None:
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
     also = "" if options.only else ", with what hangs on them"
     _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again{also}"))
+    if command := _script_command(run, "--resume"):
+        _say(command)
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
@@ -11936,7 +11949,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
-    "FILE.html": (".+", Path, "a file"),
+    "FILE.html": (r".+(?<!\.py)(?<!\.db)", Path, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
     # No longer ones: SQLite's numbers have 64 bits.
     "N": (r"\d{1,18}", int, "a whole number, not negative"),

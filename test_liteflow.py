@@ -8268,7 +8268,11 @@ class ClearingTest(Case):
         done = self.cli("clear", "cleared", "c", "--only")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(self.cli("clear", "cleared", "nothing").returncode, 2)
-        self.assertEqual(self.python("my_flow.py", "--resume", "--quiet").returncode, 0)
+        how = [*shlex.split(done.stderr.splitlines()[-1]), "--quiet"]
+        self.assertIn("--resume", how)
+        self.assertEqual(
+            subprocess.run(["bash", "-c", shlex.join(how).replace("'&&'", "&&")]).returncode, 0
+        )
         self.assertEqual((self.folder / "ran").read_text(), "b c c ")
 
 
@@ -11452,7 +11456,8 @@ class SubmitTest(FlowCase):
             with mock.patch.object(liteflow, "_utcnow", now):
                 second = pool.submit(self.flows.dag, db_path=self.db, logical_date=at)
             self.assertNotEqual(first.run_id, second.run_id)
-            with self.assertRaisesRegex(ValueError, "has a run .* already: resume it"):
+            exists = liteflow.DagRunAlreadyExists  # what a service looks for that is asked twice
+            with self.assertRaisesRegex(exists, "has a run .* already: resume it"):
                 pool.submit(self.flows.dag, db_path=self.db, run_id=first.run_id)
             self.assertEqual([x.result(LIMIT).xcom_pull("f") for x in (first, second)], [2, 2])
 
@@ -14539,6 +14544,7 @@ class SeeingTest(ScriptCase):
         (self.folder / "my_flow.py").write_text(source)
         self.assertEqual(self.python("my_flow.py").returncode, 0)
         self.seen("prune", "--values")
+        self.assertIn("its values were deleted", self.seen("show", "night", "good"))
         for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
             done = self.python("my_flow.py", *words)
             self.assertEqual(done.returncode, 2, done.stderr)
@@ -15000,6 +15006,14 @@ class FailureTest(ScriptCase):
         self.assertIn("    | opening b c.csv\n    not run for it: total\n    more", text)
         self.assertNotIn("Traceback", text)
         self.assertIn(said, self.cli_here("page", "two").stdout.replace("&#x27;", "'"))
+
+    def test_callbacks_that_failed_in_many_ways_are_told_in_part(self):
+        script = self.folder / "my_flow.py"
+        tell = ", ".join(f"lambda context: {{}}[{i}]" for i in range(5))
+        script.write_text(script.read_text().replace("_callback=None", f"_callback=[{tell}]"))
+        text = self.python("my_flow.py", "-q").stderr
+        self.assertIn("KeyError: 2 (", text)
+        self.assertIn("other callbacks failed, too: the logs tell", text)
 
     def test_a_success_tells_of_a_callback_of_the_dag_that_failed(self):
         script = self.folder / "my_flow.py"
@@ -15540,7 +15554,8 @@ class PageTest(ScriptCase):
         for place in (page, pipe):  # no device, which a fault would replace for the whole machine
             self.assertEqual(self.cli_here("page", "--output", place).returncode, 0)
         before = self.db.read_bytes()
-        self.assertEqual(self.cli_here("page", "--output", self.db.name).returncode, 2)
+        for name in (self.db.name, "my_flow.py", "copy.db"):
+            self.assertEqual(self.cli_here("page", "--output", name).returncode, 2)
         self.assertEqual(self.db.read_bytes(), before)
         self.assertEqual(page.stat().st_mode & 0o777, 0o640)
         self.assertTrue(pipe.is_fifo())
