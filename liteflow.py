@@ -977,7 +977,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     doc = doc_json = doc_yaml = doc_rst = queue = executor = executor_config = _as_given
     run_as_user = resources = ignore_first_depends_on_past = _as_given
     wait_for_past_depends_before_skipping = logger_name = inlets = outlets = _as_given
-    email = email_on_failure = email_on_retry = sla = _as_given
+    email = email_on_failure = email_on_retry = sla = show_return_value_in_logs = _as_given
     _known_settings: dict[str, _Setting]  # all of these, and those of a subclass
 
     template_ext: Sequence[str] = ()
