@@ -1392,7 +1392,7 @@ class _Placeholder:
     def __bool__(self) -> NoReturn:
         """Raises TypeError: an `if` would take it for true."""
         what = f"{self!r} is neither true nor false while the DAG is built"
-        raise TypeError(f"{what}: use @task.branch")
+        raise TypeError(f"{what}: use @task.branch, or ask whether it `is None`")
 
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")

@@ -1122,7 +1122,7 @@ class RefusalsTest(Case):
         self.refused(TypeError, "in partial() and in expand()", self.f.partial(x=1).expand, x=[2])
 
     def test_a_result_is_neither_true_nor_false(self):
-        said = "is neither true nor false"
+        said = "use @task.branch, or ask whether it `is None`"
         self.refused(TypeError, said, lambda: not self.result)
         with self.dag:
             asked = task_group(group_id="asked")(lambda n: self.f(1) if n else self.f(2))
