@@ -4167,6 +4167,7 @@ class _Store:
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
             execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
+            execute("PRAGMA secure_delete=FAST")  # else (Debian) what is deleted goes to the WAL
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):

@@ -2924,6 +2924,15 @@ class StoreTest(StoreCase):
         with self.assertRaises(liteflow.RunNotFound):
             run.delete()
 
+    def test_what_is_deleted_takes_no_room(self):
+        """Debian's SQLite overwrites it, which a full disk would have no room for."""
+        with DAG("big") as dag:
+            task(task_id="a")(lambda: bytes(2_000_000))()
+        dag.test(db_path=self.db)
+        with contextlib.closing(liteflow._Store(self.db)) as store:
+            store.change(1, lambda row: None, store.delete_run)
+            self.assertLess(os.path.getsize(f"{self.db}-wal"), 200_000)
+
     def test_a_late_outcome_of_a_lost_attempt_is_refused(self):
         store, attempt = self.started_attempt()
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:
