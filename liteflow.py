@@ -4048,11 +4048,13 @@ def _read(
     """What a look finds in the database, which is neither written nor created nor left locked.
 
     A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
-    -wal it is opened immutable, and read again if a writer came meanwhile.
+    -wal, or with an empty one (a full disk leaves it, and has no room for a -shm), it is opened
+    immutable, and read again if a writer came meanwhile.
     """
 
     def state() -> tuple[bool, tuple[int, int, int] | None]:
-        return os.path.exists(f"{path}-wal"), _file_identity(path)
+        wal = _file_identity(f"{path}-wal")
+        return wal is not None and wal[1] > 0, _file_identity(path)
 
     arguments, named = tuple(map(_askable, arguments)), {n: _askable(x) for n, x in named.items()}
     for _ in range(100):

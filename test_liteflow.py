@@ -14523,6 +14523,22 @@ class SeeingTest(ScriptCase):
         self.assertIn("/copy.db can't be written: ", done.stderr)
         self.assertEqual([*self.folder.glob("copy.db*")], [])
 
+    @unittest.skipUnless(sys.platform == "linux", "of bash")
+    def test_what_a_full_disk_holds_can_be_looked_at(self):
+        def without_room(*words):
+            line = f'ulimit -f 16; {sys.executable} -m liteflow "$@"'
+            return subprocess.run(
+                ["bash", "-c", line, "", *words],
+                cwd=self.folder, capture_output=True, text=True, timeout=LIMIT,
+            )  # fmt: skip
+
+        self.python("my_flow.py")
+        shown = self.seen("runs")
+        done = without_room("prune", "--keep", "0")
+        self.assertEqual(done.returncode, 3, done.stderr)
+        done = without_room("runs")
+        self.assertEqual((done.returncode, done.stdout), (0, shown), done.stderr)
+
     def test_a_first_run_under_way_is_in_no_trouble(self):
         (self.folder / "wait").touch()
         run = self.start("my_flow.py")
