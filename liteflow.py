@@ -3943,7 +3943,9 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_place(path)
-    raise DatabaseError(f"{path}: {error}") from None
+    # SQLite tells a full disk only of some of its writes, and a full quota of none.
+    writes = primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname
+    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' * writes}") from None
 
 
 def _check_place(path: Path) -> None:

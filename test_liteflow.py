@@ -14536,6 +14536,7 @@ class SeeingTest(ScriptCase):
         shown = self.seen("runs")
         done = without_room("prune", "--keep", "0")
         self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("full", done.stderr)
         done = without_room("runs")
         self.assertEqual((done.returncode, done.stdout), (0, shown), done.stderr)
 
