@@ -4035,11 +4035,11 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
         copy.execute("PRAGMA journal_mode=OFF")  # it would stay beside a copy that fails
         try:
             connection.backup(copy)
+            found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            if re.match("SQLITE_(FULL|CANTOPEN|IOERR_(?!.*READ))", error.sqlite_errorname):
                 raise OSError(0, str(error)) from None  # it is the copy's, not the database's
             raise
-        found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 

@@ -14522,6 +14522,12 @@ class SeeingTest(ScriptCase):
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertIn("/copy.db can't be written: ", done.stderr)
         self.assertEqual([*self.folder.glob("copy.db*")], [])
+        # A disk that gives up later, as it is asked for what it has taken.
+        given_up = sqlite3.OperationalError("disk I/O error")
+        given_up.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        database = mock.Mock(**{"backup.side_effect": given_up})
+        with self.assertRaises(OSError):
+            liteflow._copy_database(database, self.folder / "copy")
 
     @unittest.skipUnless(sys.platform == "linux", "of bash")
     def test_what_a_full_disk_holds_can_be_looked_at(self):
