@@ -9578,6 +9578,7 @@ class TaskInstance:
         self.element: str | None = None  # what a mapped one was mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
         self._attempt: str | None = None  # the state of its latest attempt
+        self._db_path: Any = None
         self.task: Any = None
 
     @property
@@ -9586,6 +9587,12 @@ class TaskInstance:
         if self.start_date is None or self.end_date is None:
             return None
         return max(0.0, (self.end_date - self.start_date).total_seconds())
+
+    @property
+    def log_url(self) -> str:
+        """How its log is read: a command, where Airflow has a page's address."""
+        db = ("--db", self._db_path) if self._db_path else ()
+        return _command(_own_command(), "logs", f"{self.dag_id}/{self.run_id}", self._label, *db)
 
     def xcom_push(self, key: str, value: Any) -> None:
         """Store a value under a key, from inside the running task; again replaces it.
@@ -9665,7 +9672,7 @@ def _running_instance(job: _Execution) -> TaskInstance:
     ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
     ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(job.started))
     ti.try_number, ti.max_tries = job.job.try_number, job.job.max_tries
-    ti.pid, ti.hostname = os.getpid(), socket.gethostname()
+    ti.pid, ti.hostname, ti._db_path = os.getpid(), socket.gethostname(), info["db_path"]
     ti.upstream_task_ids = set(job.task._upstream)
     return ti
 
@@ -9673,6 +9680,7 @@ def _running_instance(job: _Execution) -> TaskInstance:
 def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     """A task instance as it is stored, or as it stood at the attempt of the row."""
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, max(-1, row.map_index))
+    ti._db_path = run.db_path
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state

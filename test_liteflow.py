@@ -7754,6 +7754,21 @@ class CallbacksTest(Case):
         lines = run.log("killed").splitlines()
         self.assertEqual([x for x in lines if x.startswith("told")], [told, told])
 
+    def test_a_callback_tells_how_the_log_is_read(self):
+        run = self.run_flow(
+            """
+            def tell(context): (Path(os.environ["CASE_DIR"]) / "told").write_text(context["ti"].log_url)
+            with DAG("alert") as dag:
+                @task(on_failure_callback=tell)
+                def fails(): print("it said this"); 1 / 0
+                fails()
+            """
+        )
+        command = (self.folder / "told").read_text()
+        self.assertEqual(command, run.get_task_instance("fails").log_url)
+        done = subprocess.run(["bash", "-c", command], cwd="/", capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, "it said this\n"), done.stderr)
+
     def test_a_worker_that_ends_where_no_callback_is_due_is_not_laid_at_ones_door(self):
         lines = []
         run = self.run_flow(
