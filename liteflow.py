@@ -11289,7 +11289,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         raise _UsageError(str(error)) from None
     try:
         run = asked.execute()
-    except (KeyboardInterrupt, SystemExit, DatabaseError) as end:
+    except (KeyboardInterrupt, SystemExit, AirflowException, OSError) as end:
         report.clear()
         if (why := end.__cause__) is not None:
             text = why if isinstance(why, AirflowException) else _traceback(why)

@@ -14023,21 +14023,23 @@ class CommandLineTest(ScriptCase):
 
     def test_a_run_that_a_full_disk_ended_is_told_with_the_way_on(self):
         (self.folder / "full.py").write_text(
-            "import liteflow, my_flow\n"
+            "import liteflow, my_flow, sys\n"
             "record, left = liteflow._Store.record, [1]\n"
             "def full(store, *batch):\n"
-            "    if not left: raise liteflow.DatabaseError('the disk is full')\n"
+            "    if not left: raise eval(sys.argv[2])('the disk is full')\n"
             "    left.clear()\n"
             "    record(store, *batch)\n"
             "if __name__ == '__main__':\n"
             "    liteflow._Store.record = full\n"
             "    my_flow.dag.cli()\n"
         )
-        done = self.python("full.py", "--run-id", "full")
-        self.assertEqual(done.returncode, 3, done.stderr)
-        self.assertRegex(
-            done.stderr, "(?s)to go on: .*--resume --run-id full.*\n.*: the disk is full"
-        )
+        errors = {"liteflow.DatabaseError": 3, "OSError": 1, "liteflow.UnreachableTask": 2}
+        for error, code in errors.items():
+            with self.subTest(error=error):
+                done = self.python("full.py", "--run-id", error)
+                self.assertEqual(done.returncode, code, done.stderr)
+                way = f"(?s)to go on: .*--resume --run-id {error}.*\n.*: the disk is full"
+                self.assertRegex(done.stderr, way)
 
     def test_the_graph_is_drawn_without_a_run(self):
         drawn = self.assert_exit(0, "script", "--graph").stdout
