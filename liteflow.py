@@ -6839,8 +6839,10 @@ class _Slot:
                 self.server = context
             else:
                 self.process = self._submit(context, theirs, pool._initializer)
-        except BaseException:  # whatever it is: cleaned up after, and raised again
+        except BaseException as error:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
+            if isinstance(error, RuntimeError):  # no thread to go with the process, or too late
+                raise OSError(*error.args) from None
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
@@ -6873,12 +6875,10 @@ class _Slot:
         try:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # it serves first, and to its end
-        except BaseException as error:
+        except BaseException:
             for process in executor._processes.values():  # or it waits for word, for good
                 process.kill()
             executor.shutdown(wait=False)
-            if isinstance(error, RuntimeError):  # no thread to go with the process
-                raise OSError(*error.args) from None
             raise
         finally:
             end.close()
@@ -7048,11 +7048,8 @@ def _fill_standard_descriptors() -> None:
 def _set_up_slots(by_executor: bool) -> None:
     """Once, when the first slot is made: see to the interpreter's end."""
     if by_executor:
-        try:
-            import concurrent.futures.process  # noqa: F401 - it registers first, so it runs last
-        except RuntimeError as error:
-            why = "the main program has ended: let it wait for its threads"
-            raise UnreachableTask(f"no worker process could be started: {why}") from error
+        import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
+
         _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
@@ -7563,6 +7560,8 @@ class _SlotRunner(_Runner):
             more = "" if os.path.isdir(".") else ": the working directory was deleted"
             if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
                 more = ": multiprocessing needs a /dev/shm that can be written to"
+            if getattr(threading, "_SHUTTING_DOWN", False):
+                more = ": the main program has ended: let it wait for its threads"
             raise UnreachableTask(f"no worker process could be started: {error}{more}") from None
         if slot is None:
             return False
