@@ -7425,12 +7425,12 @@ def _close_pools() -> None:
     threads, as those of an executor end later."""
     # A signal ends what runs: a worker that outlived this would run on, and be waited for.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
+    with signalled:  # one for all: each thread may have a pool of its own
+        for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
+            waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
+            while waits and runner in runner._pool._runners:
+                time.sleep(0.01)
     for pool in list(_pools):
-        with signalled:
-            for runner in list(pool._runners):
-                waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
-                while waits and runner in pool._runners:
-                    time.sleep(0.01)
         while not pool._closed:
             with signalled:
                 pool.shutdown()

@@ -12089,6 +12089,34 @@ class SubmitTest(FlowCase):
         self.assertFalse(any(alive(ti.pid) for ti in run.get_task_instances()))
         self.assert_nothing_left()
 
+    def test_a_signal_at_the_interpreters_end_ends_the_runs_of_all_threads(self):
+        self.script(
+            """
+            import os, signal, threading, time
+            from pathlib import Path
+            from liteflow import DAG, task
+            with DAG("d") as dag:
+                @task
+                def f(run_id): Path(f"began {run_id}").touch(); time.sleep(600)
+                f()
+            def run(n):
+                try: dag.run(run_id=f"{n}", max_workers=1)
+                except RuntimeError as error: print(error, flush=True)
+            if __name__ == "__main__":
+                for n in range(3): threading.Thread(target=run, args=(n,)).start()
+                def end():
+                    while not threading._SHUTTING_DOWN: time.sleep(0.01)
+                    time.sleep(0.5)  # it waits for the threads
+                    os.kill(os.getpid(), signal.SIGINT)
+                threading.Thread(target=end, daemon=True).start()
+                while len([*Path().glob("began*")]) < 3: time.sleep(0.01)
+            """
+        )
+        done = self.python("my_flow.py", timeout=30)
+        self.assertEqual(done.stdout, "the WorkerPool was shut down during the run\n" * 3)
+        runs = Dag("d").runs(self.folder / "liteflow.db")
+        self.assertEqual([run.state for run in runs], ["failed"] * 3)
+
     @unittest.skipUnless(SOAK, "LITEFLOW_SOAK=1: ten thousand runs on one pool")
     def test_thousands_of_runs_leave_nothing_in_the_process(self):
         def size():
