@@ -11694,7 +11694,9 @@ class SubmitTest(FlowCase):
         with WorkerPool(1, max_runs=1) as pool:
             first, gone, cleared = self.hold(pool, *"abc")
             Dag("held").get_run(gone.run_id, self.db).delete()
-            Dag("held").get_run(cleared.run_id, self.db).clear([])
+            with contextlib.closing(liteflow._Store(self.db)) as store:
+                row = Dag("held").get_run(cleared.run_id, self.db)._row
+                store.change(row.id, bool, store.clear, [], liteflow._CLEARED)
             self.go_on()
             self.assertEqual(first.result(LIMIT).state, "success")
             with self.assertRaises(liteflow.RunNotFound):
