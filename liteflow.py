@@ -4619,10 +4619,11 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
 def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """DAGs with the number of their runs, the newest, and when the last successful one ended."""
     dags = []
-    latest = "max(CASE state WHEN 'success' THEN CAST(end_date AS TEXT) END)"
+    # Not one of a clock that was ahead: no later trouble would ever show.
+    latest = "max(CASE WHEN state = 'success' AND end_date <= ? THEN CAST(end_date AS TEXT) END)"
     query = f"SELECT count(*), {latest} FROM dag_run WHERE dag_id = ?"
     for row in _select_dags(db):
-        [[runs, success]] = db.execute(query, (row.dag_id,))
+        [[runs, success]] = db.execute(query, (_now(), row.dag_id))
         newest = _find_run(db, dag_id=row.dag_id)
         dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
     return dags
