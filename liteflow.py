@@ -2900,7 +2900,7 @@ class _Node:
         # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
         # is committed, and a signal that ends it must not meet the job after it.
         fails_fast = task.dag is not None and task.dag.fail_fast
-        called = not task.__dict__.keys().isdisjoint(_CALLBACK_OF.values())  # what is set is there
+        called = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
         self.holds = called or fails_fast or task.execution_timeout is not None
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
@@ -8976,7 +8976,7 @@ class _Run(_Start):
     def _has_to_wait(self, instance: _Instance) -> bool:
         """For a place among those of its task in other runs, or for its `on_retry_callback`."""
         task = instance.node.task
-        if instance.state is _S.UP_FOR_RETRY and "on_retry_callback" in task.__dict__:
+        if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return True

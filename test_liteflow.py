@@ -4999,7 +4999,7 @@ class MappingTest(Case):
             def on_success_callback(self, context):
                 ended.append(self.seen)
 
-        with DAG("own", default_args={"on_retry_callback": ended.append}) as d:
+        with DAG("own") as d:
             Own(task_id="one", name="a")
             Own.partial(task_id="own").expand(name=["b", "c"])
         self.assertEqual(d.test(db_path=self.db).state, "success")
