@@ -1011,7 +1011,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
             kept = known[name].check(f"task {self.task_id!r}: {name}", value)
-            if kept is not known[name].default:
+            if kept is not getattr(type(self), name):
                 self.__dict__[name] = kept
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}

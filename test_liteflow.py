@@ -4965,6 +4965,14 @@ class MappingTest(Case):
             made = Own(task_id="one", python_callable=sample, op_args=[1])
         self.assertEqual((d.test(db_path=self.db).state, made.owner), ("success", "me"))
 
+    def test_an_argument_goes_before_the_setting_of_an_operators_class(self):
+        class Own(liteflow.EmptyOperator):
+            retries, do_xcom_push, owner = 3, False, "them"
+
+        with DAG("own", default_args={"owner": "airflow"}):
+            own = Own(task_id="own", retries=0, do_xcom_push=True)
+        self.assertEqual((own.retries, own.do_xcom_push, own.owner), (0, True, "airflow"))
+
     def test_a_field_of_a_mapped_operator_is_looked_at_once_an_instance_is_made(self):
         class Own(liteflow.BaseOperator):
             template_fields = ("path",)
