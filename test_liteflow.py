@@ -2947,9 +2947,6 @@ class StoreTest(StoreCase):
         self.assertEqual(self.query("SELECT count(*) FROM xcom"), [(0,)])
 
 
-# --- Values ---------------------------------------------------------------------------------------
-
-
 class FileTest(StoreCase):
     """What stands beside a database, and what is a database."""
 
@@ -3174,6 +3171,9 @@ class FileTest(StoreCase):
         self.assertEqual(self.query("PRAGMA auto_vacuum"), [(0,)])
         run.delete()
         self.assertEqual(self.query("SELECT count(*) FROM dag_run"), [(0,)])
+
+
+# --- Values ---------------------------------------------------------------------------------------
 
 
 class ValuesTest(Case):
@@ -10824,7 +10824,7 @@ class EditedTest(FlowCase):
 
 
 class SeenStateTest(Case):
-    """R8: one answer about what is cleared, and about a dead scheduler's task."""
+    """One answer about what is cleared, and about a dead scheduler's task."""
 
     SCRIPT = """
         import time
@@ -10877,7 +10877,7 @@ class SeenStateTest(Case):
 
 
 class StopTest(Case):
-    """R9 and R10: the end of a run by hand."""
+    """The end of a run by hand."""
 
     SCRIPT = """
         import os, sys, time

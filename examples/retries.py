@@ -3,7 +3,7 @@
     python3 examples/retries.py          exits 1: one task fails on purpose
     python3 -m liteflow show retries     the tries and the reasons
 
-`flaky` fails twice and then succeeds, with a longer wait each time; `hopeless` raises
+`flaky` fails twice and then succeeds, with a wait each time; `hopeless` raises
 AirflowFailException, which fails at once whatever its retries; `slow` outlives its timeout in
 its first try only.
 """
