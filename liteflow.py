@@ -2864,7 +2864,7 @@ class _Instance:
         self.state = state
 
 
-def _json_ids(task_ids: Iterable[str]) -> str:
+def _json_ids(task_ids: Collection[str]) -> str:
     """A JSON list; in an id is nothing to be escaped, but what is not ASCII."""
     text = '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
     return text if text.isascii() else json.dumps([*task_ids])
@@ -4258,7 +4258,7 @@ class _Store:
     ) -> None:
         """Insert the run, which has not begun, with its DAG's metadata."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
-        tags, schedule = json.dumps(sorted(map(str, dag.tags))), getattr(dag, "schedule", None)
+        tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
         texts = [None if x is None else _storable(x) for x in known]
         self._connection.execute(_upserting("dag", 1), texts)
@@ -4733,7 +4733,7 @@ _dump = functools.partial(pickle.dumps, protocol=5)
 
 def _load(data: bytes, script: str | None = None) -> Any:
     """The value of a pickle; classes of the script come from whatever `__main__` is here. Raises
-    AttributeError or ModuleNotFoundError that names the class and the script it is in."""
+    an AttributeError that names the class and the script it is in."""
     unpickler = _Unpickler(io.BytesIO(data))
     unpickler.script = script
     return unpickler.load()
@@ -4746,7 +4746,7 @@ class _Unpickler(pickle.Unpickler):
         module = _module_name(module)
         try:
             return super().find_class(module, name)
-        except (AttributeError, ModuleNotFoundError) as error:
+        except AttributeError as error:
             if module != "__main__":
                 raise
             raise AttributeError(
@@ -5430,7 +5430,7 @@ def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
 
 def _call_back(job: _Execution, owner: Any, name: str) -> None:
     """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
-    callbacks = getattr(owner, name, None)
+    callbacks = getattr(owner, name)
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback is None:
             continue
@@ -7467,7 +7467,7 @@ class _SlotRunner(_Runner):
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
         # Which tasks can't be found, and which only by name; until then, slots go to no other run.
-        self._found: tuple[list[str], list[str]] | None = None
+        self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
@@ -7974,10 +7974,10 @@ def _end_of(exitcode: int | None) -> str:
     return f"killed by signal {-exitcode}"
 
 
-def _named(info: dict[str, Any], missing: Sequence[str], named: Sequence[str]) -> set[str]:
+def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
     """The tasks that workers find by their function's name. Raises UnreachableTask for others."""
     if not missing:
-        return set(named)
+        return named
     few = _few(map(repr, missing), 5)
     module = info["key"][0] or "of its function"
     raise UnreachableTask(
