@@ -19,8 +19,8 @@ Copy this file into a project; it needs nothing but Python 3.11 or newer.
     if __name__ == "__main__":
         dag.cli()
 
-`python3 FILE` runs it; `python3 -m liteflow --help` shows what ran. Names, defaults, states and
-meanings are Airflow's, so a workflow moves to Airflow by changing its import line.
+`python3 FILE` runs it; `python3 -m liteflow` shows what ran (see `--help`). Names, defaults, states
+and meanings are Airflow's, so a workflow moves to Airflow by changing its import line.
 
 How a run works, and who may do what:
 
@@ -51,9 +51,9 @@ States of a task instance (None: not decided yet), and what may follow:
     up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
-The sections, each of which depends only on those above it (what a Dag runs, reads or draws is a
-one-line call downwards), each under a heading `# --- Name: part ---`: errors and states, building,
-plan, store, values, worker, runners, run, reading back, showing, command line.
+The sections, each of which depends on those above it, but for one-line calls downwards, under
+headings `# --- Name: part ---`: errors and states, building, plan, store, values, worker, runners,
+run, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ _Condition = Callable[[Context], Any]
 
 
 class AirflowException(Exception):
-    """The base of every error that liteflow raises on purpose (the name is Airflow's)."""
+    """The base of liteflow's own exceptions (the name is Airflow's)."""
 
 
 class AirflowSkipException(AirflowException):
@@ -225,7 +225,7 @@ class UnmappableXComLengthPushed(AirflowException, ValueError):
 
 
 class TaskAlreadyInTaskGroup(AirflowException):
-    """A task can't stand in two groups."""
+    """Airflow's, to be named in an `except`: no task is ever put into a second group here."""
 
 
 class AirflowDagCycleException(AirflowException):
@@ -279,7 +279,7 @@ class RunNotFound(AirflowException, LookupError):
 
 
 class AlreadyRunning(AirflowException):
-    """Another process works on the run, or on one of the DAG that rules it out."""
+    """Somebody works on the run, or on one of the DAG that rules it out."""
 
 
 class DagRunAlreadyExists(AirflowException, ValueError):
@@ -295,7 +295,7 @@ class DagRunFailed(AirflowException):
 
 
 class UnreachableTask(AirflowException):
-    """A task's function or argument can't reach a worker process; nothing was run or written."""
+    """A task's function or argument can't reach a worker process, or none can be started."""
 
 
 class _Killed(UnreachableTask):
@@ -444,7 +444,7 @@ class _Record:
 
 _SECOND = _datetime.timedelta(seconds=1)
 
-# What Airflow's context has, and nothing here gives a value.
+# What is in Airflow's context, and None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
     prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
     templates_dict""".split()
@@ -937,8 +937,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     """A task of a DAG. `@task` makes one from a function; a subclass defines `execute(context)`.
 
     All arguments are by keyword. `task_id` (str) is required; the settings are Airflow's, with
-    its meanings: `retries` (int), `retry_delay` and `max_retry_delay` (timedelta or seconds;
-    0 unless given, where Airflow has five minutes), `retry_exponential_backoff` (multiplier),
+    its meanings: `retries` (int), `retry_delay` (timedelta or seconds; 0 unless given, where
+    Airflow has five minutes), `max_retry_delay`, `retry_exponential_backoff` (multiplier),
     `execution_timeout` (timedelta or seconds), `trigger_rule`, `do_xcom_push`,
     `multiple_outputs`, `params`, `default_args`, `doc_md`, `owner` and others that change nothing
     here. `dag` is the current DAG unless given.
@@ -1754,7 +1754,7 @@ class EmptyOperator(BaseOperator):
 class PythonOperator(BaseOperator):
     """Calls `python_callable(*op_args, **op_kwargs)`, with what it names of the context.
 
-    Raises AirflowException if there is no callable.
+    Raises AirflowException if that is no plain callable.
     """
 
     template_fields: Sequence[str] = ("templates_dict", "op_args", "op_kwargs")
@@ -2281,7 +2281,7 @@ class Dag:
 
     @property
     def leaves(self) -> list[BaseOperator]:
-        """The tasks that none waits for; they decide the run's state."""
+        """The tasks that none waits for."""
         return [t for t in self.task_dict.values() if not t._downstream]
 
     def has_task(self, task_id: str) -> bool:
@@ -3759,7 +3759,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     resumed_date TEXT,           -- when its latest stretch began, if it was resumed
     seconds REAL NOT NULL DEFAULT 0, -- that its earlier stretches took
     conf TEXT NOT NULL,          -- JSON object
-    owner TEXT,                  -- of the run() that works on it: its folder's token, and a number
+    owner TEXT,                  -- of the run() that works on it: its folder's token
     owner_process TEXT,          -- for people: pid and host
     command TEXT,                -- for people: how its script was started
     stop_requested TEXT,
@@ -4437,7 +4437,7 @@ class _Store:
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
-        """Ask the run's owner, which looks each second, to stop it."""
+        """Ask the run's owner, which looks for that, to stop it."""
         with self.transaction():
             self._set_run(run_row, "AND state = 'running'", stop_requested=_now())
 
