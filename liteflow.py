@@ -11651,7 +11651,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
         again = _script_command(run, "--task", instances[0]._label)
-        ways = {"in a debugger": again, **_way_on(run, instances)}
+        ways = {"alone, for a debugger": again, **_way_on(run, instances)}
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
@@ -11848,7 +11848,7 @@ $                              run it
 $ --conf '{"limit": 3}'        with parameters
 $ --resume                     go on with a run that failed or was cut off
 $ --from load                  run `load` again, and what hangs on it
-$ --task load                  run `load` alone, in a debugger, recording nothing
+$ --task load                  run `load` alone, here, recording nothing
 $ --graph                      draw it, without running"""
 
 # The commands: what each does, and its arguments.
@@ -12019,7 +12019,7 @@ def _parser(
     for line in lines:
         if not line.startswith("$"):
             _add_argument(parser, line)
-    text = "the database (else that of the script's DAG, $LITEFLOW_DB, or liteflow.db)"
+    text = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
     default = None if make is None else argparse.SUPPRESS  # it may also stand before the command
     parser.add_argument("--db", metavar="PATH", default=default, help=text)
     return parser

@@ -15466,7 +15466,7 @@ timeout after 1 s"""  # of a command whose output was waited for
             again = self.pasted(go_on)
             self.assertIn("kept, as they succeeded: load (1 of 2)", again.stderr)
         told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
-        [debug] = [line for line in told if line.startswith("in a debugger: ")]
+        [debug] = [line for line in told if line.startswith("alone, for a debugger: ")]
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
 
     @LINUX  # elsewhere a folder's __main__ is not imported by workers
