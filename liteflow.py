@@ -5581,8 +5581,13 @@ def _traceback(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
+    shown = functools.partial(traceback.format_exception, type(error), error, frames)
     try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
+        try:
+            text = "".join(shown())
+        except Warning:  # by -W error: Python 3.15 warns of a module without a loader (__mp_main__)
+            with warnings.catch_warnings(action="ignore"):
+                text = "".join(shown())
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})\n"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)

@@ -4336,6 +4336,22 @@ class SurroundingsTest(Case):
         self.assert_42("-OO", "-W", "error", "-X", "dev", "my_flow.py")
         self.assert_42("my_flow.py", env={**os.environ, "PYTHONWARNINGS": "error"})
 
+    def test_where_warnings_are_errors_a_failure_says_where_it_was_raised(self):
+        self.script(
+            """
+            from liteflow import DAG, task
+            with DAG("d") as dag:
+                @task
+                def f(): raise ValueError
+                f()
+            if __name__ == "__main__":
+                [ti] = dag.run(mp_context="spawn").get_task_instances()
+                print(ti.error)
+            """
+        )
+        done = self.python("-W", "error", "my_flow.py")
+        self.assertIn('my_flow.py", line 5, in f', done.stdout)  # Python 3.15 warns of __mp_main__
+
     def test_paths_with_spaces_and_other_letters(self):
         folder = self.folder / "with space é日"
         folder.mkdir()
