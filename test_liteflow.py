@@ -14488,7 +14488,9 @@ class SeeingTest(ScriptCase):
         self.assertNotIn("night", self.seen("runs", "--since", "24h"))
         self.assertRegex(self.seen("list"), r"\d+ d ago")
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:  # its clock was ahead
-            other.execute("UPDATE dag_run SET end_date = '2999' || substr(end_date, 5) WHERE id = 1")
+            other.execute(
+                "UPDATE dag_run SET end_date = '2999' || substr(end_date, 5) WHERE id = 1"
+            )
         self.assertIn("too old", self.seen("list", "--check", "--max-age", "26h", code=1))
         for words in (["runs", "--since", "x"], ["list", "--max-age", "1h"]):
             self.assertEqual(self.cli(*words).returncode, 2)
