@@ -1884,8 +1884,8 @@ class _Partial:
 
     def expand(self, **mapped: Any) -> Any:
         """Map over the elements of the arguments: one instance of each task for each, or for each
-        combination, the last argument varying fastest. Returns what a call does: the `XComArg` of
-        all results.
+        combination, the last argument varying fastest. Returns what a call does: of `@task` the
+        `XComArg` of all results.
 
         Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
         TypeError for an argument that there is not, or that `partial` has fixed.
@@ -2515,18 +2515,6 @@ def _slips_in(dag: Dag) -> Iterator[str]:
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: workers call `__main__` differently."""
     return "__main__" if name == "__mp_main__" else name
-
-
-def _is_below_guard(path: str, line: int) -> bool:
-    """Whether a line of a script is met only where it is the main one: it belongs to a statement
-    like `if __name__ == "__main__":`, the last above it that begins at the margin."""
-    with contextlib.suppress(OSError):
-        # A form feed ends no line for Python, and one before a line is no margin.
-        source = Path(path).read_text("utf-8", "replace").replace("\f", "")
-        for text in reversed(source.split("\n")[:line]):
-            if text[:1].strip() and text[0] not in "#)]}\"'":
-                return text.startswith("if ") and "__name__" in text
-    return False
 
 
 _WORKER_MARK = "liteflow-worker-"
@@ -5042,6 +5030,18 @@ def _is_inherited(module: str, path: str | None, line: int) -> bool:
     the module, or a script that is not the main one there, would not have it."""
     gone = module not in sys.modules
     return _is_forked and (gone or (module == "__main__" and _is_below_guard(path or "", line)))
+
+
+def _is_below_guard(path: str, line: int) -> bool:
+    """Whether a line of a script is met only where it is the main one: it belongs to a statement
+    like `if __name__ == "__main__":`, the last above it that begins at the margin."""
+    with contextlib.suppress(OSError):
+        # A form feed ends no line for Python, and one before a line is no margin.
+        source = Path(path).read_text("utf-8", "replace").replace("\f", "")
+        for text in reversed(source.split("\n")[:line]):
+            if text[:1].strip() and text[0] not in "#)]}\"'":
+                return text.startswith("if ") and "__name__" in text
+    return False
 
 
 # --- Worker: one attempt --------------------------------------------------------------------------
