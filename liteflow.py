@@ -9438,7 +9438,7 @@ class _RunLine:
     def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Run:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
         _of_type(Dag)("dag", dag)
-        if self._closed:
+        if self._closed or self._pool._closed:
             raise RuntimeError("the WorkerPool is shut down")
         return _Run(dag, executor=_LATER, **options)
 

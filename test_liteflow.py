@@ -11578,8 +11578,12 @@ class SubmitTest(FlowCase):
             for act in (pool.submit, pool.recover):
                 with self.assertRaises(TypeError):
                     act("line")
-        with self.assertRaises(RuntimeError):
-            pool.submit(self.flows.dag, db_path=self.db)
+        unused = WorkerPool(1)
+        unused.shutdown()
+        for act in (pool.submit, pool.recover, unused.submit, unused.recover):
+            with self.assertRaises(RuntimeError):
+                act(self.flows.dag, db_path=self.db)
+        self.assertEqual(len(recorded_runs("line", self.db)), 1)
 
     def test_a_run_that_waits_for_others_of_its_dag_holds_up_no_other_dag(self):
         self.flows.held.max_active_runs = 1
