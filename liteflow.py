@@ -872,8 +872,9 @@ class _OneTask(_Dependency):
         if task.is_setup:
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
         place = {"dag": task.dag, "task_group": task.task_group}
-        rule = task.__dict__.get("trigger_rule")  # that of default_args is for other tasks
-        if not task.is_teardown and rule not in (None, _surroundings(place)[2].get("trigger_rule")):
+        # That of default_args is for other tasks.
+        usual = TriggerRule.ALL_SUCCESS, _surroundings(place)[2].get("trigger_rule")
+        if not task.is_teardown and task.trigger_rule not in usual:
             raise ValueError(f"teardown {task.task_id!r} has its own rule: leave trigger_rule out")
         if on_failure_fail_dagrun is not None:
             what = f"task {task.task_id!r}: on_failure_fail_dagrun"
@@ -994,7 +995,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
-        given = {"params": {}, **{n: value for n, value in defaults.items() if n in known}}
+        given: dict[str, Any] = {"params": {**(self.params or {})}}
+        given |= {name: value for name, value in defaults.items() if name in known}
         given |= {name: value for name, value in settings.items() if name not in _PLACE}
         if "params" in defaults:
             what = f"task {_shown(task_id)}: params"
@@ -1242,7 +1244,7 @@ def _is_template(text: str) -> bool:
     return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
 
 
-_LATE = "__settings__"  # no parameter can have this name
+_LATE = "__settings__"  # no parameter has this name
 
 
 class _FunctionOperator(BaseOperator):
@@ -10123,8 +10125,8 @@ def _run_state(run: DagRun) -> str:
 
 _MAX_EDGES, _MAX_TEXT = 500, 50_000  # what Mermaid's renderers draw unless configured otherwise
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all; and on a page
-_TIMELINE_FOLD = 20
+_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
+_TIMELINE_FOLD = 20  # the same on a page
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 

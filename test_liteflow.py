@@ -4983,11 +4983,17 @@ class MappingTest(Case):
 
     def test_an_argument_goes_before_the_setting_of_an_operators_class(self):
         class Own(liteflow.EmptyOperator):
-            retries, do_xcom_push, owner = 3, False, "them"
+            retries, do_xcom_push, owner, params = 3, False, "them", {"n": 1}
+            trigger_rule = "all_done"
 
         with DAG("own", default_args={"owner": "airflow"}):
             own = Own(task_id="own", retries=0, do_xcom_push=True)
+            other = Own(task_id="other", params={"m": 2})
         self.assertEqual((own.retries, own.do_xcom_push, own.owner), (0, True, "airflow"))
+        self.assertEqual((own.params, other.params), ({"n": 1}, {"m": 2}))
+        self.assertIsNot(own.params, Own.params)
+        with self.assertRaisesRegex(ValueError, "leave trigger_rule out"):
+            own.as_teardown()
 
     def test_a_field_of_a_mapped_operator_is_looked_at_once_an_instance_is_made(self):
         class Own(liteflow.BaseOperator):
