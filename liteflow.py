@@ -4554,6 +4554,13 @@ _ASKED_OF = {
     # Those that have so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
+    # Those that an id or DAG/RUN names, by what is in an index: the rows are ten times as much.
+    "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
+    # Of a DAG, the newest that has ended, and those since.
+    "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
+    "('queued', 'running')), 0)",
+    "not_yet": "state != ?",
+    "maybe": "state IN (?, 'running')",
     "key": "key = ?",
     "item": "item = ?",
     "largest": "length(value) <= ?",
@@ -4593,10 +4600,13 @@ def _run_seconds(row: _Row) -> float | None:
     return earlier + max(0.0, latest)
 
 
-def _select_run_ids(db: sqlite3.Connection) -> dict[tuple[str, str], str | None]:
-    """When each run began, the newest first."""
-    query = "SELECT dag_id, run_id, start_date FROM dag_run ORDER BY id DESC"
-    return {(str(dag), str(run)): start and str(start) for dag, run, start in db.execute(query)}
+def _select_run_ids(
+    db: sqlite3.Connection, dag_id: str | None = None
+) -> dict[tuple[str, str], str | None]:
+    """When each run began, the newest first; of all DAGs, or one."""
+    rest, values = _asking("dag_run", "ORDER BY id DESC", dag_id=dag_id)
+    rows = db.execute(f"SELECT dag_id, run_id, start_date FROM dag_run {rest}", values)
+    return {(str(dag), str(run)): start and str(start) for dag, run, start in rows}
 
 
 def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
@@ -8444,8 +8454,8 @@ class _Start:
             row = self._found_again(store)
             self._make_way()
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
-            for known in store.look(_select_dags):  # another script's may be another DAG
-                if known.dag_id == dag_id and own and known.fileloc not in (None, own):
+            for known in store.look(_select_dags, dag_id=dag_id):
+                if own and known.fileloc not in (None, own):  # another script's: another DAG?
                     self.report.tell(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
@@ -9433,7 +9443,8 @@ class _RunLine:
         _check_place(path)
         rows: list[_Row] = []
         with contextlib.suppress(_Empty):
-            rows = _read(path, _select_runs, dag_id=dag.dag_id)[::-1] if path.exists() else []
+            look = functools.partial(_select_runs, dag_id=dag.dag_id, not_yet="success")
+            rows = _read(path, look)[::-1] if path.exists() else []
         left = [row.run_id for row in rows if _is_left(row, path)]
         return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
@@ -9938,7 +9949,7 @@ def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
     _of_type(str)("run_id", run_id)
     row = _read(path, _find_run, dag_id=dag_id, run_id=run_id)
     if row is None:
-        known = [run for of, run in _read(path, _select_run_ids) if of == dag_id]
+        known = [run for _, run in _read(path, _select_run_ids, dag_id)]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
     return DagRun(row, path)
 
@@ -9970,14 +9981,19 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
 
     Raises RunNotFound if none fits, or several do.
     """
-    rows = _read(path, _select_run_ids)
-    exact = [row for row in rows if name in (None, row[0])][:1]  # the newest, or a DAG's newest
-    name = name or ""
+    exact = _read_runs(path, name, limit=1)  # the newest, or a DAG's newest
+    exact = exact or _read_runs(path, None, named=name or "")
+    if len(exact) == 1:
+        return exact[0]
+    rows, name = _read(path, _select_run_ids), name or ""
     parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
-    exact = exact or [row for row, part in parts.items() if part == row[1]]
-    when = {} if exact else {row: _local_time(_moment(start)) for row, start in rows.items()}
-    fits = exact or [row for row, part in parts.items() if part and part in f"{row[1]} {when[row]}"]
-    if len(fits) == 1 and (exact or len(parts[fits[0]]) >= _SHORTEST_PART):
+    when = {  # what is no part of a time needs none
+        row: "" if part.strip("0123456789-: ") else _local_time(_moment(rows[row]))
+        for row, part in ({} if exact else parts).items()
+    }
+    fits = [(run.dag_id, run.run_id) for run in exact]
+    fits += [row for row in when if parts[row] and parts[row] in f"{row[1]} {when[row]}"]
+    if len(fits) == 1 and len(parts[fits[0]]) >= _SHORTEST_PART:
         return _read_run(path, *fits[0])
     if fits:
         few = _few(map("/".join, fits), 5)
@@ -11528,7 +11544,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
 def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | None) -> str | None:
     """Why a DAG is in trouble: its newest run is no success, or its last success is too old. Of a
     run that is under way nothing is known yet: the one before it counts."""
-    ended = next((run for run in _read_runs(path, dag["dag_id"]) if not run.owner_alive), None)
+    runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
+    ended = next((run for run in runs if not run.owner_alive), None)
     if ended is not None and ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
     success = _moment(dag["last_success"])
@@ -11538,13 +11555,18 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
-    documents, rows, known = [], [], _read(options.db, _select_run_ids)
+    documents, rows = [], []
     most = _RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    runs = _read_runs(options.db, options.dag, since=since, limit=None if state else most + 1)
     # A run that reads `running`, and nobody works on, has failed.
+    unsure = state in ("failed", "running")
+    asked = {"maybe": state} if unsure else {"state": state, "limit": most + 1}
+    runs = _read_runs(options.db, options.dag, since=since, **asked)
     states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
     runs = [run for run in runs if state is None or _run_state(run) in states]
+    known = functools.cache(
+        lambda of: "\n".join(r for _, r in _read(options.db, _select_run_ids, of))
+    )
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
         failed, count, why = run._failures(_ALIKE) if wanted else ([], 0, "")
@@ -11558,13 +11580,13 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         _say(f"these are the {most} newest: --limit N shows more")
 
 
-def _short_name(run: DagRun, known: Iterable[tuple[str, str]]) -> str:
-    """A run's name; on a terminal what is unique of it, if it was made of a time."""
+def _short_name(run: DagRun, known: Callable[[str], str]) -> str:
+    """A run's name; on a terminal what is unique of it, if it was made of a time. `known` gives the
+    ids of a DAG's runs."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
     if made is None or not _may_redraw(sys.stdout):
         return run._name
-    alike = sum(dag == run.dag_id and made[1] in other for dag, other in known)
-    return f"{run.dag_id}/{made[1]}" if alike == 1 else run._name
+    return f"{run.dag_id}/{made[1]}" if known(run.dag_id).count(made[1]) == 1 else run._name
 
 
 def _cmd_show(options: argparse.Namespace) -> int:

@@ -12829,6 +12829,38 @@ class ReadingTest(Case):
         with mock.patch.object(liteflow, "_select_histories", None):
             self.assertEqual(run.xcom_pull("a"), [3])
 
+    def test_who_asks_for_one_run_of_many_reads_no_others(self):
+        d = DAG("d")
+        d.run(db_path=self.db)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 500) INSERT "
+                "INTO dag_run (dag_id, run_id, state, conf) SELECT 'd', 'r' || i, 'success', '{}' "
+                "FROM n"
+            )
+        rows = []
+
+        def row(**columns):
+            rows.append(columns)
+            return types.SimpleNamespace(**columns)
+
+        whole = mock.patch.object(liteflow, "_select_run_ids", None)
+        with whole, mock.patch.object(liteflow, "_Row", row):
+            for words, said in (
+                ("show", "d/r499: success"), ("show d", "d/r499: success"),
+                ("show d/r7", "d/r7: success"), ("show r7", "d/r7: success"),
+                ("list --check", ""), ("runs --limit 2", "d/r498"), ("runs --state failed", ""),
+                ("runs --state success --limit 2", "d/r498"),
+            ):  # fmt: skip
+                with self.subTest(words=words):
+                    rows.clear()
+                    done = self.cli_here(*words.split(), "--db", self.db)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    self.assertIn(said, done.stdout)
+                    self.assertLess(len(rows), 10)
+            rows.clear()
+            self.assertEqual((pool().recover(d, db_path=self.db), rows), ([], []))
+
     def test_looking_leaves_no_trace(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
         before = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()}
