@@ -9896,7 +9896,7 @@ class DagRun:
 
     def raise_if_failed(self) -> DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
-        dead = self.state is DagRunState.RUNNING and not self.owner_alive
+        dead = not self.owner_alive and self.state is DagRunState.RUNNING  # read again, if ended
         if dead or self.state is DagRunState.FAILED:
             why = self._failures(_NAMED)[2] or (_DIED if dead else "no reason is recorded")
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)

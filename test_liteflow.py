@@ -12742,7 +12742,11 @@ class ReadingTest(Case):
             with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as db:
                 db.execute("UPDATE dag_run SET state = ?", (state,))
 
-        for look in (liteflow._run_state, lambda run: run.owner_alive or run.state.value):
+        for look in (
+            liteflow._run_state,
+            lambda run: run.owner_alive or run.state.value,
+            lambda run: run.raise_if_failed().state.value,
+        ):
             set_state("running")
             [run] = Dag("odd").runs(self.db)
             set_state("success")  # and its owner's lock is free
