@@ -7097,14 +7097,16 @@ def _let_go_of_slots() -> None:
         pool._empty()
 
 
-_main_file = getattr(sys.modules.get("__main__"), "__file__", None)
+_main = sys.modules.get("__main__")
+_main_file = getattr(_main, "__file__", None)
 
 
 def _main_module() -> Any:
     """`__main__`, with the file that its workers import: Python forgets that once a script has
     ended, though its threads and submitted runs go on."""
     main = sys.modules.get("__main__")
-    if main is not None and _main_file and not sys.flags.inspect:  # a prompt may follow it
+    # A prompt may follow a script, or a notebook what it ran as one.
+    if main is not None and main is _main and _main_file and not sys.flags.inspect:
         vars(main).setdefault("__file__", _main_file)
     return main
 

@@ -4255,6 +4255,15 @@ class FindingTest(Case):
             check=False,
         )
         self.assertEqual(done.stdout, "42\n", done.stderr)
+        # As IPython's %run does with a script, before a notebook, which has threads, runs a DAG.
+        self.script("import liteflow")
+        ran = (
+            "import runpy, threading\n"
+            "runpy.run_path('my_flow.py', run_name='__main__')\n"
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        )
+        done = self.python("-c", ran + source)
+        self.assertEqual((done.stdout, done.returncode), ("42\n", 0), done.stderr)
 
     def test_python_m_package(self):
         package = self.folder / "pkg"
@@ -12068,6 +12077,7 @@ class SubmitTest(FlowCase):
             with DAG("d") as dag:
                 @task(retries=1)
                 def f(ti):
+                    Path("began").touch()
                     while not Path("ended").exists(): time.sleep(0.01)
                     if ti.try_number == 1: os._exit(1)
                 f()
@@ -12078,6 +12088,7 @@ class SubmitTest(FlowCase):
                     while hasattr(sys.modules["__main__"], "__file__"): time.sleep(0.001)
                     Path("ended").touch()
                 threading.Thread(target=watch).start()
+                while not Path("began").exists(): time.sleep(0.01)  # else it names the file anew
             """
         )
         done = self.python("my_flow.py", timeout=30)
