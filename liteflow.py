@@ -7341,7 +7341,8 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked is None and self._initializer[0] is None:
-            with self._lock, contextlib.suppress(OSError):  # no more processes: the others tell
+            # No more processes, which the others tell, or a subinterpreter, which may not fork.
+            with self._lock, contextlib.suppress(OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
                 self._weed(runner, None)
@@ -8156,10 +8157,11 @@ class _InProcessRunner(_ExecutorRunner):
         watched = timeout is not None and hasattr(signal, "setitimer")
         with contextlib.ExitStack() as stack:
             if watched and threading.current_thread() is threading.main_thread():
-                before = signal.signal(signal.SIGALRM, on_alarm)
-                stack.callback(signal.signal, signal.SIGALRM, before)
-                stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-                signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
+                with contextlib.suppress(ValueError):  # of a subinterpreter
+                    before = signal.signal(signal.SIGALRM, on_alarm)
+                    stack.callback(signal.signal, signal.SIGALRM, before)
+                    stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+                    signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
@@ -8357,8 +8359,9 @@ class _Start:
         for name in ("SIGINT", "SIGTERM", "SIGHUP") if noted else ():
             number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, note)
-                put_back.callback(signal.signal, number, before[number])
+                with contextlib.suppress(ValueError):  # the main thread is a subinterpreter's
+                    before[number] = signal.signal(number, note)
+                    put_back.callback(signal.signal, number, before[number])
 
     def _check(self) -> None:
         """Raises AirflowException if it was told to stop before it has begun."""

@@ -4328,7 +4328,7 @@ class SurroundingsTest(Case):
         with DAG("anywhere") as dag:
             @task
             def f(): return 41
-            @task
+            @task(execution_timeout=60)
             def g(x): return x + 1
             g(f())
         if __name__ == "__main__":
@@ -4360,6 +4360,15 @@ class SurroundingsTest(Case):
         )
         done = self.python("-W", "error", "my_flow.py")
         self.assertIn('my_flow.py", line 5, in f', done.stdout)  # Python 3.15 warns of __mp_main__
+
+    @unittest.skipIf(sys.version_info < (3, 14), "subinterpreters came with Python 3.14")
+    def test_in_a_subinterpreter(self):
+        self.script(self.FLOW)
+        for how in "run(max_workers=1)", "test()":
+            flow = f"import my_flow; print(my_flow.dag.{how}.xcom_pull('g'))"
+            path = f"import sys; sys.path.insert(0, {str(self.folder)!r})"
+            code = f"import concurrent.interpreters as i; i.create().exec({f'{path}; {flow}'!r})"
+            self.assert_42("-c", code)
 
     def test_paths_with_spaces_and_other_letters(self):
         folder = self.folder / "with space é日"
