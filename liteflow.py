@@ -5623,6 +5623,15 @@ def _last_line(error: str | None) -> str:
     return _shown((error or "").strip().rpartition("\n")[2], 200, str)
 
 
+def _own_line(text: str) -> str:
+    """The line in which the last exception of a traceback says what it is, short enough for a
+    table: behind it may be more lines of its message, and notes."""
+    begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
+    end = re.split(begins, text, flags=re.MULTILINE)[-1]
+    own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
+    return _last_line(own and re.sub(r"\n\s*", "", own[0]))
+
+
 def _parts_of(error: str) -> tuple[str, str]:
     """What stands in a traceback before the exception's own line, and what behind it: more lines
     of its message, notes, a group's members; the reason, which is said again at the end, apart."""
@@ -10492,13 +10501,13 @@ def _facts_of(error: str) -> list[str]:
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
     facts = lines[:2] + ["..."] * (len(lines) > 2)
     for n, member in enumerate(members[:2], 1):
-        text = re.sub(r"^[ |]*(\+-+$)?", "", member, flags=re.MULTILINE).strip()
+        text = re.sub(r"^ *(\| ?|\+-+$)", "", member, flags=re.MULTILINE).strip()
         place = f" ({_place_of(text)})".removesuffix(" ()")
-        facts.append(f"{n} of {len(members)}: {_last_line(text)}{place}")
+        facts.append(f"{n} of {len(members)}: {_own_line(text)}{place}")
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
     cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
     place = f" ({_place_of(cause)})".removesuffix(" ()")
-    facts += [f"caused by {_last_line(cause)}{place}"] if cause else []
+    facts += [f"caused by {_own_line(cause)}{place}"] if cause else []
     return [*facts, *filter(None, [_place_of(error)])]
 
 

@@ -15252,11 +15252,16 @@ class FailureTest(ScriptCase):
             for i in range(3):
                 try: raise ValueError(f"bad {i}")
                 except ValueError as error: errors.append(error)
+            errors[1].add_note("noted")
             raise ExceptionGroup("some", errors)
             """
         cause = """
             try: json.loads("{")
             except ValueError as error: raise RuntimeError("no config") from error
+            """
+        lines = r"""
+            try: raise OSError("no table\n[SQL: SELECT]\n(Background: ...)")
+            except OSError as error: raise RuntimeError("no rows") from error
             """
         again = """
             try: raise ValueError("same")
@@ -15279,6 +15284,12 @@ class FailureTest(ScriptCase):
                 cause,
                 "RuntimeError: no config",
                 "caused by json.decoder.*",
+                "FILE, in bad: except *",
+            ),
+            (
+                lines,
+                "RuntimeError: no rows",
+                "caused by OSError: no table (FILE, in bad: try: *",
                 "FILE, in bad: except *",
             ),
             (
