@@ -2417,8 +2417,8 @@ class Dag:
         """Run in this process, one task after another, so that a debugger's breakpoints work.
 
         Writes the database as `run` does, captures no output and ends no task that outlives its
-        timeout otherwise than by raising AirflowTaskTimeout in it. The signature is Airflow's;
-        what has no meaning here (`conn_file_path`, ...) is refused unless left out.
+        timeout but by raising AirflowTaskTimeout in it, in the main thread. The signature is
+        Airflow's; what has no meaning here (`conn_file_path`, ...) is refused unless left out.
         """
         others = (run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)
         if any(other not in (None, False) for other in others):
@@ -4241,7 +4241,7 @@ class _Store:
         except sqlite3.Error as error:
             _explain(error, self.path)
 
-    # A run's beginning and end; but for `end_run` inside the caller's transaction.
+    # A run's beginning and end; but for `cancel_run` and `end_run` in the caller's transaction.
 
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
