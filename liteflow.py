@@ -9839,15 +9839,14 @@ class DagRun:
         """What a task printed: of its latest attempt, or of that of the given number; of a mapped
         one all instances, unless `map_index` says which. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
-        if found is None:
-            others = [x.map_index for x in self._instances_of(task_id) if x.map_index >= 0]
-            if map_index == -1:
-                return "".join(self.log(task_id, index, try_number) for index in others)
-        if try_number is None:
-            try_number = 0 if found is None else found.try_number
-        _of_type(int, least=0)("try_number", try_number)
-        rows = self._look(_select_log, tried=try_number, task_id=task_id, map_index=map_index)
-        return "".join(row.text for row in rows)
+        all_of = self._instances_of(task_id) if found is None else [found]
+        index = None if found is None and map_index == -1 else map_index
+        if try_number is not None:
+            _of_type(int, least=0)("try_number", try_number)
+        rows = self._look(_select_log, tried=try_number, task_id=task_id, map_index=index)
+        shown = {ti.map_index: ti.try_number for ti in all_of if try_number is None}
+        rows.sort(key=lambda row: row.map_index)  # each in the order in which it was written
+        return "".join(x.text for x in rows if x.try_number == shown.get(x.map_index, try_number))
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
         """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a
