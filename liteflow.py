@@ -5448,7 +5448,7 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             continue
         failure = None
         try:
-            _as_running(job, callback, job.context)
+            _as_running(job, _called, callback, (job.context,), {}, {})
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything

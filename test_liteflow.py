@@ -3794,6 +3794,7 @@ class WorkerTest(Case):
             class Runs(BaseOperator):
                 async def pre_execute(self, context): self.found = 1
                 async def execute(self, context): return self.found
+                async def on_success_callback(self, context): print('called')
             class Waits(BaseSensorOperator):
                 async def poke(self, context): return False
             with DAG("d") as dag:
@@ -3801,7 +3802,7 @@ class WorkerTest(Case):
                 Waits(task_id="waits", poke_interval=0, timeout=0.01)
             """
         )
-        self.assertEqual(run.xcom_pull("runs"), 1)
+        self.assertEqual((run.xcom_pull("runs"), run.log("runs")), (1, "called\n"))
         self.assertEqual(self.states(run), {"runs": "success", "waits": "failed"})
 
     def test_a_result_that_has_any_attribute_is_not_awaited(self):
