@@ -2207,7 +2207,9 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
-    user_defined_macros = user_defined_filters = _setting({}, _string_keyed)
+    user_defined_macros = user_defined_filters = _setting(  # what a script may go on to fill
+        None, lambda what, x: {} if x is None else _of_type(dict)(what, x)
+    )
     is_paused_upon_creation = template_searchpath = template_undefined = access_control = _as_given
     jinja_environment_kwargs = disable_bundle_versioning = rerun_with_latest_version = _as_given
     owner_links = auto_register = deadline = allowed_run_types = sla_miss_callback = _as_given

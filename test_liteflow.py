@@ -523,6 +523,8 @@ class BuildingTest(Case):
         one.user_defined_macros["m"] = 1
         found = [one.user_defined_filters, other.user_defined_macros, other.tags]
         self.assertEqual(found, [{}, {}, set()])
+        macros: dict = {}  # which may be filled later
+        self.assertIs(DAG("d", user_defined_macros=macros).user_defined_macros, macros)
 
     def test_none_and_seconds_as_airflow_takes_them(self):
         with self.build() as d:
