@@ -5935,7 +5935,7 @@ class _Worker:
         self._handlers = {number: _getsignal(number) for number in numbers}
         root = _log().root
         self._logging = (root, list(root.handlers), root.level, root.manager.disable)
-        known = root.manager.loggerDict.items()
+        known = list(root.manager.loggerDict.items())  # a module's thread may make others
         self._mute = {name for name, each in known if getattr(each, "disabled", False)}
         self._path = list(sys.path)
 
