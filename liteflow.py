@@ -3960,7 +3960,8 @@ def _check_place(path: Path) -> None:
             for beside in (f"{path}-wal", f"{path}-shm", f"{path}-journal"):
                 with contextlib.suppress(FileNotFoundError):
                     if os.lstat(beside).st_uid not in (owner, 0):
-                        why = f"{beside} is another user's than the database: remove it"
+                        what = "chown it if you trust it (it may hold new runs), or remove it"
+                        why = f"{beside} is another user's than the database: {what}"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 
