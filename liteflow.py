@@ -4568,6 +4568,7 @@ _ASKED_OF = {
     "item": "item = ?",
     "largest": "length(value) <= ?",
     "tried": "task_log.try_number = ?",
+    "latest": "(task_log.try_number = task_instance.try_number) = ?",
     # The ends of long logs, which are written anew, are always there.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
 }
@@ -9842,14 +9843,13 @@ class DagRun:
         """What a task printed: of its latest attempt, or of that of the given number; of a mapped
         one all instances, unless `map_index` says which. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
-        all_of = self._instances_of(task_id) if found is None else [found]
+        if found is None:
+            self._instances_of(task_id)  # unless there is no such task
         index = None if found is None and map_index == -1 else map_index
-        if try_number is not None:
-            _of_type(int, least=0)("try_number", try_number)
-        rows = self._look(_select_log, tried=try_number, task_id=task_id, map_index=index)
-        shown = {ti.map_index: ti.try_number for ti in all_of if try_number is None}
-        rows.sort(key=lambda row: row.map_index)  # each in the order in which it was written
-        return "".join(x.text for x in rows if x.try_number == shown.get(x.map_index, try_number))
+        _optional(None, _of_type(int, least=0)).check("try_number", try_number)
+        which = {"task_id": task_id, "map_index": index, "tried": try_number}
+        rows = self._look(_select_log, latest=True if try_number is None else None, **which)
+        return "".join(row.text for row in sorted(rows, key=lambda row: row.map_index))
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
         """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a

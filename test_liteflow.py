@@ -12844,6 +12844,25 @@ class ReadingTest(Case):
         self.assertEqual((run.state, run.log("f")), ("success", ""))
         self.assertEqual(run.log("f", try_number=1), "first\n")
 
+    def test_the_log_of_a_mapped_task_is_read_in_one_look(self):
+        run = self.run_flow(
+            """
+            with DAG("t") as dag:
+                @task(retries=1)
+                def f(i, ti):
+                    if ti.try_number == 1: print("first", i)
+                    if ti.try_number == i: raise ValueError
+                    if ti.try_number > 1: print("second", i)
+                f.expand(i=[2, 1, 0])
+            """
+        )
+        with mock.patch.object(run, "_look", wraps=run._look) as looks:
+            self.assertEqual(run.log("f"), "first 2\nsecond 1\nfirst 0\n")
+            self.assertEqual(run.log("f", try_number=1), "first 2\nfirst 1\nfirst 0\n")
+        self.assertEqual(looks.call_count, 6)
+        self.assertEqual((run.log("f", 1), run.log("f", 1, 1)), ("second 1\n", "first 1\n"))
+        self.assertEqual((run.log("f", 7), run.log("f", try_number=7)), ("", ""))
+
     def test_a_limit_or_state_that_is_none_is_refused(self):
         DAG("d").run(db_path=self.db)
         for limit in ("x", "1; DROP TABLE xcom", 2.5, -1, True):
