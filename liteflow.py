@@ -6660,6 +6660,7 @@ _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
+_LOG_END_SECONDS = 5.0  # after which the end of a long log, which is written anew, may be again
 _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
@@ -6753,6 +6754,8 @@ class _SlotLog:
         self._dropped = 0  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
         self._head = 0  # bytes that are stored
+        self._ended_at = -1  # the file's size when its end was stored ...
+        self._next_end = 0.0  # ... and, while the attempt runs, when it may be again
 
     def size(self) -> int:
         """Of the file, in bytes."""
@@ -6783,8 +6786,11 @@ class _SlotLog:
             parts.append((attempt, attempt.log_parts, text))
             self._kept = decoder.getstate()[0]  # of a character that goes on behind the head
             self._dropped = len(self._kept)
-        if self._head >= _LOG_HEAD and size > self._at:
-            parts.append((attempt, _TAIL_PART, self._tail(size)))
+        if self._head >= _LOG_HEAD and size > self._at and size != self._ended_at:
+            now, is_full = time.monotonic(), size - self.start > _LOG_FILE_LIMIT
+            if not runs or is_full or now >= self._next_end:
+                self._ended_at, self._next_end = size, now + _LOG_END_SECONDS
+                parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts
 
     def _tail(self, size: int) -> str:
@@ -6796,6 +6802,7 @@ class _SlotLog:
                 os.ftruncate(self.file, 0)
             self._dropped += size - self._at
             self.start = self._at = 0
+            self._ended_at = -1
             self._kept = data
         text = data.decode(errors="replace")
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text

@@ -3692,6 +3692,23 @@ class WorkerTest(Case):
         cut = int(re.search(r"([\d,]+) bytes cut", text)[1].replace(",", ""))
         self.assertEqual(cut, 6 * 1_000_002 + 8 - liteflow._LOG_HEAD - liteflow._LOG_TAIL)
 
+    def test_the_end_of_a_long_log_is_stored_again_where_there_is_more_and_not_too_often(self):
+        path = self.folder / "log"
+        path.write_bytes(b"." * 600_000)
+        log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
+        self.addCleanup(log.close)
+
+        def stored(more="", runs=True):
+            with open(path, "a") as file:
+                file.write(more)
+            return [part for _, part, _ in log.take(attempt, log.size(), runs=runs)]
+
+        end = liteflow._TAIL_PART
+        self.assertEqual([stored(), stored(), stored("more")], [[1, end], [], []])
+        with mock.patch.object(time, "monotonic", return_value=time.monotonic() + 6):
+            self.assertEqual([stored(), stored("more")], [[end], []])
+        self.assertEqual([stored(runs=False), stored(runs=False)], [[end], []])
+
     def test_what_follows_in_a_log_that_a_task_has_emptied_is_read_though_it_was_read_before(self):
         path = self.folder / "log"
         path.write_bytes(b"the attempt before\n")
