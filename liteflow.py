@@ -4569,8 +4569,9 @@ _ASKED_OF = {
     "largest": "length(value) <= ?",
     "tried": "task_log.try_number = ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
-    # The ends of long logs, which are written anew, are always there.
+    # The ends of long logs are written anew while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
+    "after_live": f"task_log.id > ? AND part < {_TAIL_PART}",
 }
 
 
@@ -11732,14 +11733,14 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     while live:
         # In this order: what comes before the end is seen after it was looked for.
         live = follow and run.refresh().owner_alive
-        parts = run._look(_select_log, tried=tries, after=after, **which)
+        since = {"after_live" if live else "after": after}
+        parts = run._look(_select_log, tried=tries, **since, **which)
         if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
         for x in parts:
             after = max(after, x.id)
             label = _label_of(x.task_id, x.map_index)
-            if not (live and x.part == _TAIL_PART):  # which is written anew
-                lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
+            lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
         time.sleep(_POLL if live else 0)
     lines.end()
     return int(follow and run.state is not DagRunState.SUCCESS)

@@ -7617,6 +7617,32 @@ class OutputTest(QueueCase):
         wanted = ["as long as this\n", "and this is longer than that\n", "the next one\n"]
         self.assertEqual(logs, wanted)
 
+    def test_who_follows_reads_the_ends_of_long_logs_once(self):
+        self.run_flow(
+            """
+            with DAG("long") as dag:
+                @task
+                def prints(): print("." * 600_000 + "the end")
+                prints()
+            """
+        )
+        alive = mock.PropertyMock(side_effect=[True, True, False])
+        whole, seen = liteflow._select_log, []
+
+        def look(*of, **which):
+            found = whole(*of, **which)
+            seen.append([row.part for row in found])
+            return found
+
+        with (
+            mock.patch.object(liteflow.DagRun, "owner_alive", alive),
+            mock.patch.object(liteflow, "_select_log", look),
+            mock.patch.object(liteflow, "_POLL", 0),
+        ):
+            done = self.cli_here("logs", "long", "--follow", "--db", self.db)
+        self.assertTrue(done.stdout.endswith("the end\n"), done.stdout[-100:])
+        self.assertEqual(seen, [[1], [], [liteflow._TAIL_PART]])
+
     def test_a_log_file_that_is_cut_while_its_task_runs_loses_only_the_middle(self):
         module = self.module(
             """
