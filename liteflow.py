@@ -6631,7 +6631,8 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         # A description of its own: whom the kernel tells of its end is noted there.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
         os.close(alive)
-        _log().propagate = True  # what a task logs is said nowhere else
+        if len(_log().handlers) == 1:  # ours: what a task logs is said nowhere else
+            _log().propagate = True
         sys.settrace(None)  # a debugger's, which has no terminal here
         sys.setprofile(None)
         code = contextvars.Context().run(process._bootstrap, sentinel)

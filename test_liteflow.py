@@ -13911,6 +13911,23 @@ class LeftAsFoundTest(ScriptCase):
         )
         self.assertIn("INFO:liteflow.task.Says:hello", self.python("my_flow.py", "--logs").stdout)
 
+    def test_what_a_script_handles_itself_is_in_a_log_once(self):
+        self.script(
+            """
+            import logging, sys
+            from liteflow import DAG, BaseOperator
+            logging.getLogger("liteflow").addHandler(logging.StreamHandler(sys.stdout))
+            logging.getLogger("liteflow").propagate = False
+            class Says(BaseOperator):
+                def execute(self, context): self.log.warning("hello")
+            with DAG("logged") as dag:
+                Says(task_id="f")
+            if __name__ == "__main__":
+                print([dag.run(mp_context=how).log("f") for how in (None, "spawn")])
+            """
+        )
+        self.assertEqual(self.python("my_flow.py").stdout, "['hello\\n', 'hello\\n']\n")
+
     def test_an_error_while_it_ends_by_a_signal_is_told(self):
         self.script(
             """
