@@ -9999,13 +9999,18 @@ class AgainTest(FlowCase):
             ([Made("a", "x"), Made("b", "x")], [Made("b", "x"), Made("a", "x")]),
             ([Path("a", "b"), Path("c")], [Path("c"), Path("a/b")]),
             ([datetime.time(n, 0, 0, 0, OddZone()) for n in order] for order in ((1, 2), (2, 1))),
+            ([("a", frozenset({0, 8})), ("c", None)], [("c", None), ("a", frozenset({8, 0}))]),
         ):
-            self.bad = {"last"}
+            self.bad, known = {"last"}, []
             for elements in (first, second):
                 with DAG("d") as d:
                     self.step("last")(self.step("load").expand(x=elements))
                 self.go(d, resume=elements is second)
+                newest = "task_id = 'load' AND dag_run_id = (SELECT max(id) FROM dag_run)"
+                sql = f"SELECT element FROM task_instance WHERE {newest} ORDER BY map_index"
+                known.append(self.query(sql))
             self.assertEqual(self.ran, ["last"])
+            self.assertEqual(known[0], known[1][::-1])  # by themselves, not by their index
 
     def test_elements_that_change_places_or_stand_twice_keep_their_success(self):
         self.bad = {"z"}
