@@ -3634,11 +3634,11 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            # What succeeded or skipped itself stays, but for a branch that chose what the code does
-            # not have any more.
+            # What succeeded or skipped itself stays (what was cleared has no state), but for a
+            # branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
-            own = not kept or row.cleared or any(name not in self._dag for name in chosen)
+            own = not kept or any(name not in self._dag for name in chosen)
             pulled = row.takes != text or self._is_pulled(task, index, takes)
             if not (own or pulled):
                 continue
@@ -3647,7 +3647,7 @@ class _Resumption:
                 self.along.add(key)
                 continue
             self._changed.add(task.task_id)
-            left_out = not (pulled or row.cleared) and row.state in ("skipped", "upstream_failed")
+            left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
                 # It did not run for what others did: decided anew, it may well end so again.
                 self.left_out.add(key)
