@@ -3616,7 +3616,7 @@ class _Resumption:
         self._remove(rows, found)
         for index, row in found.items():
             self.instances[task.task_id, index] = row
-            if not row.row_id or row.map_index != index:
+            if row.map_index != index:  # a new one runs, and counts for that
                 self._moved.add(task.task_id)
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
