@@ -3704,7 +3704,7 @@ class _Resumption:
             if key not in self.again:
                 row = row._replace(lost=0)
             elif cut_off and row.lost >= retries + 3:
-                row = row._replace(state="failed", died=False, flow=None)
+                row = row._replace(state="failed")
             elif not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
