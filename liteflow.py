@@ -4861,7 +4861,7 @@ def _canonical(value: Any) -> bytes:
     """Bytes that are the same for equal plain data in every process. Raises what pickling does."""
     kind = type(value)
     if kind in (str, bytes, bool, int, float, complex, type(None)):
-        return f"{kind.__name__} {value!r}".encode(errors="surrogatepass")
+        return f"{kind.__name__} {value!r}".encode()  # in a repr no surrogate is left
     if kind in (list, tuple, set, frozenset, dict):
         parts = map(_canonical, value.items() if kind is dict else value)
         ordered = parts if kind in (list, tuple) else sorted(parts)
