@@ -437,7 +437,10 @@ class BuildingTest(Case):
             n.override(task_id="sample__7")(1)
             n(1)
             n.override(task_id="sample__7")(1)
-        self.assertEqual(d.task_ids, ["sample", "sample__1", "sample__7", "sample__8", "sample__9"])
+            n.override(task_id="sample__3")(1)
+            n(1)
+        numbers = [1, 7, 8, 9, 3, 10]
+        self.assertEqual(d.task_ids, ["sample", *(f"sample__{i}" for i in numbers)])
 
     def test_a_task_gets_no_suffix_beside_a_group_of_its_name(self):
         with self.build(), TaskGroup("g"):
