@@ -538,11 +538,12 @@ class BuildingTest(Case):
         self.assertEqual(made.retry_exponential_backoff, 2.0)
 
     def test_default_args_reach_settings_and_parameters(self):
-        with DAG("d", default_args={"retries": 3, "y": 9, "nonsense": 1}) as d:
+        with DAG("d", default_args={"retries": 3, "y": 9, "nonsense": 1, "doc_md": "*"}) as d:
             task(sample)(1)
             task(task_id="own", retries=1, default_args={"y": 5})(sample)(1)
         self.assertEqual([t.retries for t in d.tasks], [3, 1])
         self.assertEqual([t._kwargs["y"] for t in d.tasks], [9, 5])
+        self.assertEqual([t.doc_md for t in d.tasks], ["*", "*"])
 
     def test_default_args_leave_alone_what_is_given_by_position(self):
         def rest(a, *more, retries):
