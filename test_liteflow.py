@@ -2092,6 +2092,15 @@ class PlanTest(Case):
         plan.finish(down, "success", 0)
         self.assertEqual(self.states_of(plan)["down"], "success")
 
+    def test_a_run_of_teardowns_alone_fails_if_the_last_one_does(self):
+        for status, state in (("fatal", "failed"), ("success", "success")):
+            with DAG("d") as d:
+                first, last = (liteflow.BaseOperator(task_id=i) for i in ("first", "last"))
+                first.as_teardown() >> last.as_teardown()
+            plan = liteflow._Plan(d)
+            self.assertEqual(self.drive(plan, {"last": status}), ["first", "last"])
+            self.assertEqual(plan.run_state(), state)
+
     def test_an_interrupted_instance_has_no_state_again(self):
         with DAG("d") as d:
             liteflow.BaseOperator(task_id="a")
