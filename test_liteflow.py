@@ -15044,6 +15044,25 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--task", "size[0]")
         self.assertEqual((done.stdout, done.returncode), ("size[0] returned 100000\n", 0))
 
+    def test_one_task_again_beside_a_branch_whose_choice_has_gone_from_the_code(self):
+        source = """
+            from liteflow import DAG, task
+            with DAG("flow") as dag:
+                @task.branch
+                def choose(): return "old"
+                @task
+                def other(): return 7
+                choose() >> task(task_id="old")(other.function)()
+                other()
+            if __name__ == "__main__":
+                dag.cli()
+        """
+        self.script(source)
+        self.python("my_flow.py")
+        self.script(source.replace('"old"', '"new"'))
+        done = self.python("my_flow.py", "--task", "other")
+        self.assertEqual((done.stdout, done.returncode), ("other returned 7\n", 0), done.stderr)
+
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
         self.script(
             """
