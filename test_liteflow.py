@@ -14601,6 +14601,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual((typo.returncode, run.poll()), (2, None), typo.stderr)
         self.assertIn(" | ", first[0])
         self.assertEqual(first[1], "waiting\n")
+        time.sleep(1.2 * liteflow._POLL)  # in which nothing changes, so that nothing is told
         (self.folder / "go").touch()
         self.assertEqual(run.wait(LIMIT), 1)
         # Not communicate(), which does not see what readline() has read ahead.
@@ -14610,6 +14611,8 @@ class SeeingTest(ScriptCase):
         self.assertIn("waits | waiting\n", first[0] + outs[0])
         self.assertEqual([process.returncode for process in followers], [1, 1, 1])
         self.assertIn("failed", outs[2])
+        told = [line.split("  ", 1)[1] for line in [first[2], *followers[2].stderr]]
+        self.assertTrue(all(a != b for a, b in itertools.pairwise(told)), told)
         self.assertFalse(list(self.folder.glob("*-wal")))
 
     def wait_for_it_to_wait(self):
