@@ -9943,6 +9943,19 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow("abc")), ["b1", "b2", "c1", "c2"])
 
+    def test_what_is_mapped_apart_hangs_on_all_instances_whatever_their_index(self):
+        with DAG("d") as d:
+            s = self.step("s", kind="setup").expand(x=["p", "q"])
+            w = self.step("w").expand(x=["p", "q"])
+            t = self.step("t", kind="teardown")()
+            s >> w >> t.as_teardown(setups=s)
+            w >> self.step("after", trigger_rule="all_done").expand(x=["p", "q"])
+            self.step("z")()
+        self.bad = {("w", "q"), "z"}
+        self.go(d)
+        self.bad = set()
+        self.assertEqual(self.resume(d), ["after:p", "after:q", "s:p", "s:q", "t", "w:q", "z"])
+
     def test_a_mapped_setup_that_moves_knows_its_teardown(self):
         def flow(elements):
             with DAG("d") as d:
