@@ -15042,6 +15042,20 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--task", "gives")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
+    def test_errors_stand_in_the_order_of_their_instances(self):
+        self.run_flow(
+            """
+            with DAG("d") as dag:
+                @task
+                def f(x): raise ValueError(x)
+                f.expand(x=["p", "q"])
+            """
+        )
+        shown = self.cli_here("show", "d", "f", "--db", self.db).stdout
+        self.assertEqual(re.findall(r"^ValueError: (\w)$", shown, re.MULTILINE), ["p", "q"])
+        [told] = json.loads(self.cli_here("runs", "--db", self.db, "--json").stdout)
+        self.assertEqual([x["reason"] for x in told["errors"]], ["ValueError: p", "ValueError: q"])
+
     def test_one_task_again_takes_an_element_that_is_too_large_to_travel_with_a_job(self):
         self.script(
             """
