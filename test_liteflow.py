@@ -10103,6 +10103,20 @@ class AgainTest(FlowCase):
                 wanted = {f"t[{i}]": "success" for i in range(len(ran))} if mapped else {}
                 self.assertEqual(now, wanted or {"t": "success" if ran else "skipped"})
 
+    def test_a_result_by_name_is_taken_as_one_by_place(self):
+        def flow(name):
+            with DAG("d") as d:
+                made = {x: self.step(x, result=x)() for x in "ab"}
+                last = self.step("last", result=str)(x=made[name])
+                [*made.values()] >> last
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.go(flow("a"))
+        self.assertEqual(self.resume(flow("b")), ["last", "z"])
+        self.assertEqual(self.last.xcom_pull("last"), "b")
+
     def test_what_takes_a_skipped_task_follows_whether_that_is_mapped(self):
         def flow(mapped):
             with DAG("d") as d:
