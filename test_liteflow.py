@@ -10026,6 +10026,7 @@ class AgainTest(FlowCase):
             ([Path("a", "b"), Path("c")], [Path("c"), Path("a/b")]),
             ([datetime.time(n, 0, 0, 0, OddZone()) for n in order] for order in ((1, 2), (2, 1))),
             ([("a", frozenset({0, 8})), ("c", None)], [("c", None), ("a", frozenset({8, 0}))]),
+            ([TriggerRule.ALWAYS, TriggerRule.ALL_DONE], [TriggerRule.ALL_DONE, TriggerRule.ALWAYS]),
         ):
             self.bad, known = {"last"}, []
             for elements in (first, second):
