@@ -14966,7 +14966,9 @@ class SeeingTest(ScriptCase):
         found = json.loads(self.seen("show", "night", "--json"))
         self.assertEqual((found["state"], found["owner_alive"]), ("running (owner dead)", False))
         self.assertEqual(self.cli("stop", "night").returncode, 2)
-        self.seen("clear", "night", "good", "waits")
+        self.seen("clear", "night", "good")  # with the run, all that ran has ended
+        self.assertIsNone(self.states(Dag("night").runs(self.db)[0])["waits"])
+        self.seen("clear", "night", "waits")
         run = Dag("night").runs(self.db)[0]
         states = self.states(run)
         self.assertEqual((run.state, states["good"], states["waits"]), ("queued", None, None))
