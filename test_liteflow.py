@@ -10026,7 +10026,10 @@ class AgainTest(FlowCase):
             ([Path("a", "b"), Path("c")], [Path("c"), Path("a/b")]),
             ([datetime.time(n, 0, 0, 0, OddZone()) for n in order] for order in ((1, 2), (2, 1))),
             ([("a", frozenset({0, 8})), ("c", None)], [("c", None), ("a", frozenset({8, 0}))]),
-            ([TriggerRule.ALWAYS, TriggerRule.ALL_DONE], [TriggerRule.ALL_DONE, TriggerRule.ALWAYS]),
+            (
+                [TriggerRule.ALWAYS, TriggerRule.ALL_DONE],
+                [TriggerRule.ALL_DONE, TriggerRule.ALWAYS],
+            ),
         ):
             self.bad, known = {"last"}, []
             for elements in (first, second):
@@ -13065,6 +13068,28 @@ class ShowingTest(Case):
         found = written.getvalue().removeprefix(drawn)
         self.assertIn("\x1b[2K", found)
         self.assertTrue(found.endswith(f"a | hello\n{drawn}"), found)
+
+    def test_a_timeline_is_to_scale_and_waits_are_those_for_a_retry(self):
+        def ran(task_id, state, index, first, last, number=1):
+            ti = self.instance(task_id, state, index)
+            ti.start_date, ti.end_date = (
+                liteflow._moment(f"2026-01-01T00:00:0{s}+00:00") for s in (first, last)
+            )
+            ti.try_number = number
+            return ti
+
+        seen = [ran("a", "success", 0, 0, 1), ran("a", "failed", 1, 2, 3)]
+        seen += [ran("a", "success", 1, 4, 6, 2)]
+        labels = [line.label for line, _ in liteflow._bars(seen, 50)]
+        self.assertEqual(labels, ["a[0]", "a[1]", "a[1] waits", "a[1] try 2"])
+        drawn = re.findall(
+            'class="box" x="([0-9.]+)".*? width="([0-9.]+)"', liteflow._svg_timeline(seen)
+        )
+        (x, second), *others = [(float(x), float(width)) for x, width in drawn]
+        self.assertGreater(second, 10)
+        for (left, width), (first, last) in zip(others, [(2, 3), (3, 4), (4, 6)], strict=True):
+            self.assertAlmostEqual(left, x + first * second, delta=1)
+            self.assertAlmostEqual(width, (last - first) * second, delta=1)
 
     def test_groups_are_frames_inside_one_another(self):
         with DAG("d") as d:
