@@ -15307,6 +15307,11 @@ class FailureTest(ScriptCase):
             self.assertRegex(done.stderr, r"load\[1\] 'b c.csv' failed, try (4 of 4|6 of 6)")
         (self.folder / "b c.csv").touch()  # in the run's folder, which is not that of the paste
         self.assertEqual(self.pasted(go_on).returncode, 0)
+        other = self.folder / "other"
+        other.mkdir()
+        there = (sys.executable, "../liteflow.py", "run", "../my_flow.py", "-q")
+        done = subprocess.run(there, cwd=other, capture_output=True, text=True)
+        self.assertIn("load[1]", self.pasted(done.stderr.splitlines()[-1]).stderr)
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_they_can_be_pasted_where_a_folder_has_a_name_that_can_t_be_shown(self):
