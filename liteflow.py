@@ -3701,11 +3701,9 @@ class _Resumption:
         for key, row in self.instances.items():
             retries = self._dag.task_dict[row.task_id].retries
             cut_off = row.state is None and not row.cleared
-            if key not in self.again:
-                row = row._replace(lost=0)
-            elif cut_off and row.lost >= retries + 3:
+            if cut_off and row.lost >= retries + 3:
                 row = row._replace(state="failed")
-            elif not (cut_off and row.try_number):
+            elif key in self.again and not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
             found[key] = row
@@ -9214,6 +9212,7 @@ class _Run(_Start):
         outcome, left_out = self._branch(instance, outcome)
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
         self.plan.skip(instance, left_out)
+        instance.lost, instance.alone = 0, False
         state = instance.state
         assert state is not None
         # What was ended with its run, or will be tried again, did not skip itself.
@@ -9228,7 +9227,6 @@ class _Run(_Start):
             self._paused[instance] = attempt
             return
         if state is _S.SUCCESS:
-            instance.lost, instance.alone = 0, False
             self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
             # Small values stay here for a moment: who takes them often starts in this very turn.
             task_id, index = instance.task_id, instance.map_index

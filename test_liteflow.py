@@ -10430,6 +10430,17 @@ class AgainTest(FlowCase):
         self.assertEqual((ran, ti.state), ([], "failed"))
         self.assertIn("4 times in a row", ti.error)
 
+    def test_losses_are_in_a_row_only_where_no_attempt_ended_between_them(self):
+        with DAG("d") as d:
+            self.step("f")()
+        self.bad = {"f"}
+        for number in range(4):
+            self.die(d, at=1, resume=number > 0)
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("UPDATE dag_run SET state = 'running', owner = 'dead'")
+                db.execute("UPDATE task_instance SET state = 'running'")
+            self.assertEqual(self.resume(d), ["f"], self.last.get_task_instance("f").error)
+
     def test_what_was_only_queued_is_never_taken_for_poison(self):
         ran, ti = self.poisoned("queued", 7)
         self.assertEqual((ran, ti.state), (["f"], "success"))
