@@ -16067,7 +16067,9 @@ class PageTest(ScriptCase):
         )
         self.copies(600, xcom={"key": "key || n"})
         [run] = Dag("pushes").runs(self.db)
-        self.assertIn("and 101 more", liteflow._run_page(run))
+        page = liteflow._run_page(run)
+        self.assertIn("and 101 more", page)
+        self.assertEqual(page.count("<td>return_value"), 500)
 
     def test_a_wait_for_a_retry_is_no_success(self):
         began, bad = liteflow._utcnow(), []
