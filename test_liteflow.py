@@ -1320,6 +1320,12 @@ class RefusalsTest(Case):
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), 3)
         self.assertEqual(d.test(db_path=self.db, run_conf={"size": 4}).xcom_pull("f"), 4)
 
+    def test_dicts_have_names_for_keys(self):
+        for name in ("default_args", "params"):
+            self.refused(
+                TypeError, f"{name} must be a dict with str keys", DAG, "d", **{name: {1: 2}}
+            )
+
     def test_numbers_and_times_that_mean_without_end(self):
         with DAG("d", dagrun_timeout=datetime.timedelta.max) as d:
             most = {"pool_slots": 10**30, "max_active_tis_per_dag": 10**30}
