@@ -9778,6 +9778,17 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(d), ["z"])
 
+    def test_a_teardown_that_failed_takes_along_what_hangs_on_it(self):
+        with DAG("d") as d:
+            s, end = self.step("s", kind="setup")(), self.step("end", kind="teardown")()
+            s >> self.step("w")() >> end.as_teardown(setups=s)
+            end >> self.step("after", trigger_rule="all_done")()
+            self.step("z")()
+        self.bad = {"end", "z"}
+        self.go(d)
+        self.bad = set()
+        self.assertEqual(self.resume(d), ["after", "end", "z"])
+
     def nested(self):
         with DAG("nested") as d:
             outer, inner = self.step("outer", kind="setup")(), self.step("inner", kind="setup")()
