@@ -10443,9 +10443,11 @@ class AgainTest(FlowCase):
         ran, ti = self.poisoned("running", 3)
         self.assertEqual((ran, ti.state), (["f"], "success"))
         self.db = self.folder / "more.db"
-        ran, ti = self.poisoned("running", 4)
+        with self.assertLogs("liteflow", "INFO") as told:
+            ran, ti = self.poisoned("running", 4)
         self.assertEqual((ran, ti.state), ([], "failed"))
         self.assertIn("4 times in a row", ti.error)
+        self.assertIn("task 'f' was lost with its scheduler 4 times in a row", str(told.output))
 
     def test_losses_are_in_a_row_only_where_no_attempt_ended_between_them(self):
         with DAG("d") as d:
