@@ -13121,6 +13121,15 @@ class ShowingTest(Case):
             self.assertAlmostEqual(left, x + first * second, delta=1)
             self.assertAlmostEqual(width, (last - first) * second, delta=1)
 
+    def test_a_line_without_an_end_is_ended_before_another_tasks(self):
+        written = io.StringIO()
+        with contextlib.redirect_stdout(written):
+            lines = liteflow._LogLines("{} | ")
+            for label, text in (("a", "1\n2"), ("b", "3\n"), ("a", "4"), ("a", "5"), ("b", "6")):
+                lines.add(label, text)
+            lines.end()
+        self.assertEqual(written.getvalue(), "a | 1\na | 2\nb | 3\na | 45\nb | 6\n")
+
     def test_groups_are_frames_inside_one_another(self):
         with DAG("d") as d:
             a = liteflow.EmptyOperator(task_id="a")
