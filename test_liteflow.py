@@ -14135,6 +14135,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(1, "script")
         page = ("--gantt", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *page, words=["leave --gantt out"])
+        self.assert_exit(2, "runs", "--state", "faild", words=["invalid choice: 'faild'"])
         link = ("--url", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *link, words=["leave --output out"])
 
