@@ -15124,6 +15124,21 @@ class SeeingTest(ScriptCase):
         done = self.python("my_flow.py", "--task", "gives")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
+    def test_a_report_of_one_failure_has_room_for_the_end_of_its_output(self):
+        run = self.run_flow(
+            """
+            with DAG("d") as dag:
+                @task
+                def f():
+                    print(*range(9), sep=chr(10))
+                    raise ValueError("no luck")
+                f()
+            """
+        )
+        with mock.patch.object(liteflow, "_REPORT_ROWS", 20):
+            report = liteflow._report_of(run, run._instances())
+        self.assertEqual([x for x in report if "|" in x], [f"    | {i}" for i in range(9)])
+
     def test_errors_stand_in_the_order_of_their_instances(self):
         self.run_flow(
             """
