@@ -442,6 +442,13 @@ class BuildingTest(Case):
         numbers = [1, 7, 8, 9, 3, 10]
         self.assertEqual(d.task_ids, ["sample", *(f"sample__{i}" for i in numbers)])
 
+    def test_a_group_that_is_named_wins_over_the_one_around(self):
+        with self.build():
+            other = TaskGroup("other")
+            with TaskGroup("around"):
+                made = liteflow.EmptyOperator(task_id="t", task_group=other)
+        self.assertEqual(made.task_id, "other.t")
+
     def test_a_task_gets_no_suffix_beside_a_group_of_its_name(self):
         with self.build(), TaskGroup("g"):
             TaskGroup("sample")
