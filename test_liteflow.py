@@ -1327,6 +1327,10 @@ class RefusalsTest(Case):
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), 3)
         self.assertEqual(d.test(db_path=self.db, run_conf={"size": 4}).xcom_pull("f"), 4)
 
+    def test_a_class_is_no_event_and_no_executor(self):
+        for wrong in ({"stop": threading.Event}, {"executor": concurrent.futures.ThreadPoolExecutor}):
+            self.refused(TypeError, f"{min(wrong)} must be", self.dag.run, db_path=self.db, **wrong)
+
     def test_dicts_have_names_for_keys(self):
         for name in ("default_args", "params"):
             self.refused(
