@@ -442,6 +442,13 @@ class BuildingTest(Case):
         numbers = [1, 7, 8, 9, 3, 10]
         self.assertEqual(d.task_ids, ["sample", *(f"sample__{i}" for i in numbers)])
 
+    def test_a_teardown_may_fail_the_run_if_it_is_told_to(self):
+        with self.build():
+            kinds = teardown(one_argument), teardown(on_failure_fail_dagrun=True)(one_argument)
+            self.assertEqual(
+                [kind().operator.on_failure_fail_dagrun for kind in kinds], [False, True]
+            )
+
     def test_a_group_that_is_named_wins_over_the_one_around(self):
         with self.build():
             other = TaskGroup("other")
@@ -1328,7 +1335,10 @@ class RefusalsTest(Case):
         self.assertEqual(d.test(db_path=self.db, run_conf={"size": 4}).xcom_pull("f"), 4)
 
     def test_a_class_is_no_event_and_no_executor(self):
-        for wrong in ({"stop": threading.Event}, {"executor": concurrent.futures.ThreadPoolExecutor}):
+        for wrong in (
+            {"stop": threading.Event},
+            {"executor": concurrent.futures.ThreadPoolExecutor},
+        ):
             self.refused(TypeError, f"{min(wrong)} must be", self.dag.run, db_path=self.db, **wrong)
 
     def test_dicts_have_names_for_keys(self):
