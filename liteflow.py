@@ -3375,7 +3375,7 @@ class _Plan:
         node = instance.node
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
-        for each in list(node.instances) if node.group is None else (instance,):
+        for each in node.instances if node.group is None else (instance,):
             if each.state is not None or each.ready:
                 continue
             if decision is _S.RUNNING:
