@@ -1341,6 +1341,18 @@ class RefusalsTest(Case):
         ):
             self.refused(TypeError, f"{min(wrong)} must be", self.dag.run, db_path=self.db, **wrong)
 
+    def test_what_a_run_is_asked_for_is_checked_before_it_begins(self):
+        for error, said, wrong in (
+            (TypeError, "resume must be bool", {"resume": 1}),
+            (TypeError, "wait must be bool", {"wait": "yes"}),
+            (ValueError, "pools['p'] must be 1 or more", {"pools": {"p": 0}}),
+            (TypeError, "conf must be JSON", {"conf": {"x": float("nan")}}),
+        ):
+            self.refused(error, said, self.dag.run, db_path=self.db, **wrong)
+        liteflow._Store(self.db).close()
+        again = {"resume": True, "db_path": self.db}
+        self.refused(liteflow.RunNotFound, "no run yet: nothing to resume", self.dag.run, **again)
+
     def test_dicts_have_names_for_keys(self):
         for name in ("default_args", "params"):
             self.refused(
