@@ -2050,6 +2050,14 @@ class PlanTest(Case):
         plan.finish(sent["end"], "success", 0)
         self.assertTrue(plan.is_wound_down())
 
+    def test_a_stop_leaves_a_teardown_alone_that_has_ended(self):
+        plan, sent = self.scoped()
+        for name in "ab":
+            plan.finish(sent[name], "success", 0)
+        plan.finish(self.all_sent(plan)["down"], "success", 0)
+        plan.stop()
+        self.assertTrue(plan.is_wound_down())
+
     def test_a_stop_leaves_a_teardown_that_runs_alone(self):
         plan, sent = self.scoped()
         for each in sent.values():
