@@ -8356,6 +8356,8 @@ class ClearingTest(Case):
             ti = run.get_task_instance("f")
             self.assertEqual((ti.try_number, ti.max_tries), (tries, tries - 1))
             run.clear("f")
+            ti = run.get_task_instance("f")  # what was, is no more
+            self.assertEqual((ti.state, ti.error, ti.start_date, ti.pid), (None,) * 4)
             run = self.run_flow(source, resume=True)
 
     def test_a_run_of_which_nothing_is_cleared_stays_what_it_is(self):
