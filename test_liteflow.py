@@ -14455,6 +14455,7 @@ class CommandLineTest(ScriptCase):
         done = self.command()
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("examples:", done.stdout)
+        self.assertRegex(done.stdout, r"\n +prune +\w")
         self.assert_exit(3, "show", words=[str(self.db)], out="")
         for run_id in ("one", "two"):
             self.assert_exit(1, "script", "--run-id", run_id)
