@@ -15077,7 +15077,8 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.cli("stop", "night").returncode, 2)
         self.seen("clear", "night", "good")  # with the run, all that ran has ended
         self.assertIsNone(self.states(Dag("night").runs(self.db)[0])["waits"])
-        self.seen("clear", "night", "waits")
+        told = self.cli("clear", "night", "waits").stderr
+        self.assertRegex(told, "cleared in run 'manual__.*': waits; resume it to run them again")
         run = Dag("night").runs(self.db)[0]
         states = self.states(run)
         self.assertEqual((run.state, states["good"], states["waits"]), ("queued", None, None))
