@@ -10079,6 +10079,14 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(self.loading(["b", "c"])), ["load:b", "load:c", "z"])
 
+    def test_an_element_that_comes_back_is_a_new_one(self):
+        self.bad = {"z"}
+        self.go(self.loading(["a", "b"]))
+        self.resume(self.loading(["a"]))
+        self.assertEqual(self.resume(self.loading(["a", "b"])), ["load:b", "z"])
+        self.assertEqual(self.last.get_task_instance("load", 1).try_number, 1)
+        self.assertEqual(self.state_of("load[1]", "load[2]"), ["success", "removed"])
+
     def test_elements_whose_pickle_or_repr_is_another_each_time_are_known_again(self):
         for first, second in (  # colliding numbers stand in a set as they came
             ([Boxed({0, 8}), Boxed({1})], [Boxed({1}), Boxed({8, 0})]),
