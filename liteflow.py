@@ -5307,12 +5307,12 @@ class _Results(_Record, Sequence[Any]):
 
 
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
-_here: list[_Execution] = []  # all that run in this process
+_here: list[_Execution] = []  # what runs in the main thread, the innermost last
 
 
 def _running_job() -> _Execution:
-    here = {*_here}  # for a thread that a task starts, which has none of its context variables
-    job = _running.get(here.pop() if len(here) == 1 else None)
+    # A thread that a task starts has none of its context variables.
+    job = _running.get(_here[-1] if _here else None)
     if job is None:
         raise RuntimeError("there is no running task: this is for use inside one")
     return job
@@ -5411,11 +5411,12 @@ def _name_of(job: _Execution) -> dict[str, str]:
 
 def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
     token = _running.set(job)
-    _here.append(job)
+    in_main = [job] if threading.current_thread() is threading.main_thread() else []
+    _here.extend(in_main)
     try:
         return function(*arguments)
     finally:
-        _here.remove(job)
+        del _here[len(_here) - len(in_main) :]
         _running.reset(token)
 
 
