@@ -2253,7 +2253,7 @@ class Dag:
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
         _built[self._key] = self
-        if _importing_in_child():
+        if _importing_in_child() and (_worker is None or _worker.importing):
             _kept_dags.append(self)
 
     def __enter__(self) -> Dag:
@@ -4943,7 +4943,8 @@ class _WorkerRun:
             _import(module, self.info["module_path"])
         found = _built.get((module, dag_id, n))
         if found is None or _is_inherited(module, found.fileloc, found._line):
-            found = Dag(dag_id)  # which stands for one that no import builds
+            found = Dag(dag_id)  # which stands for one that no import builds, in this run alone
+            _kept_dags[:] = [dag for dag in _kept_dags if dag is not found]
         self.dag = found
 
     @functools.cached_property

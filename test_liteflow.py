@@ -11697,6 +11697,23 @@ class SubmitTest(FlowCase):
         self.assertEqual({future.dag_id for future in futures}, {"line"})
         self.assert_nothing_left()
 
+    def test_a_worker_keeps_no_dag_of_runs_that_are_over(self):
+        module = self.module(
+            """
+            @task
+            def kept():
+                Dag("of_a_task")
+                return len(liteflow._kept_dags)
+            def made():
+                with DAG("made_in_a_function") as dag: kept()
+                return dag
+            """
+        )
+        path = mock.patch.object(sys, "path", [str(self.folder), *sys.path])
+        with path, WorkerPool(1, "forkserver") as pool:
+            runs = [module.made().run(db_path=self.db, executor=pool) for _ in range(4)]
+        self.assertEqual(len({run.xcom_pull("kept") for run in runs}), 1)
+
     def test_two_submits_in_the_same_microsecond_are_two_runs(self):
         with WorkerPool(1) as pool:
             first = pool.submit(self.flows.dag, db_path=self.db)
