@@ -6046,7 +6046,7 @@ class _Worker:
         if not held:  # else this is for after the word that it waits for
             self.last, spoilt = None, self._restore()
         if terminated or spoilt is not None:
-            _unlink_semaphores()
+            _remove_shared()
         if at_once and spoilt is not None:
             _signal_strays(self.pid, self.log_file, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
@@ -6134,7 +6134,7 @@ class _Worker:
         spoilt = self._restore()
         self.spent = self.spent or spoilt is not None
         if self.spent:
-            _unlink_semaphores()
+            _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
 
     def _leave(self) -> None:
@@ -6275,13 +6275,14 @@ def _let_c_print_lines() -> None:
         libc.setvbuf(out, None, 1, 0)  # _IOLBF
 
 
-def _unlink_semaphores() -> None:
-    """Of a worker that will be killed, before its resource tracker complains of them."""
-    if (made := sys.modules.get("multiprocessing.synchronize")) is not None:
-        for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
-            if getattr(each, "_callback", None) is made.SemLock._cleanup:
-                with contextlib.suppress(Exception):
-                    each()
+def _remove_shared() -> None:
+    """What multiprocessing made for a worker that will be killed: semaphores, before its resource
+    tracker complains of them, and the folder of a fork server's socket."""
+    for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
+        callback = getattr(each, "_callback", None)
+        if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
+            with contextlib.suppress(Exception):
+                each()
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> None:

@@ -14046,6 +14046,26 @@ class LeftAsFoundTest(ScriptCase):
         done = self.python("my_flow.py", "--quiet")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
+    def test_the_folder_of_a_worker_that_is_replaced_goes_with_it(self):
+        self.script(
+            """
+            import multiprocessing
+            from liteflow import DAG, task
+            with DAG("pools") as dag:
+                @task
+                def f():  # the default from Python 3.14 on
+                    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+                        return pool.map(abs, [-1])
+                f()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        folder = self.folder / "t"
+        folder.mkdir()
+        done = self.python("my_flow.py", "--quiet", env={**os.environ, "TMPDIR": str(folder)})
+        self.assertEqual((done.returncode, done.stderr, os.listdir(folder)), (0, "", []))
+
     def test_a_callback_that_ends_its_worker_is_told(self):
         lines = []
         self.run_here(
