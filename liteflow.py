@@ -4035,6 +4035,9 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
+_in_sqlite = threading.RLock()  # where another thread forks in the middle, the child hangs there
+
+
 def _read(
     path: Path, look: Callable[..., T], *arguments: Any, most: int = _LOOK_LIMIT, **named: Any
 ) -> T:
@@ -4073,7 +4076,8 @@ def _askable(value: Any) -> Any:
 
 
 def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
-    with contextlib.closing(_connected(path, f"mode=ro{'' if wal else '&immutable=1'}", 5.0)) as db:
+    mode = f"mode=ro{'' if wal else '&immutable=1'}"
+    with _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
         db.text_factory = lambda data: data.decode(errors="replace")
@@ -4088,9 +4092,10 @@ def _connected(path: Path, options: str, timeout: float) -> sqlite3.Connection:
     """A connection to a file that is there; `Path.as_uri` would import urllib for it."""
     escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.as_posix())
     uri = f"file:///{escaped.removeprefix('/')}?{options}"
-    return sqlite3.connect(
-        uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
-    )
+    with _in_sqlite:
+        return sqlite3.connect(
+            uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True
+        )
 
 
 def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
@@ -4190,25 +4195,26 @@ class _Store:
         not wait for the disk (`waits`) does not where the WAL is empty.
         """
         execute = self._connection.execute
-        try:
-            if not waits:
-                self._wait_for_disk(False)
-            execute(begin)
-            # While it is open, nobody else can write there.
-            wal = None if waits else _file_identity(f"{self.path}-wal")
-            if wal is not None and wal[1] > 0:
-                execute("ROLLBACK")
-                self._wait_for_disk()
+        with _in_sqlite:
+            try:
+                if not waits:
+                    self._wait_for_disk(False)
                 execute(begin)
-            yield
-            if begin:
-                execute("COMMIT")
-        except BaseException as error:  # whatever it is: undone, and told or raised again
-            self._connection.rollback()  # a full disk or an I/O error may have done so already
-            _explain(error, self.path)
-        finally:
-            if not waits:
-                self._wait_for_disk()
+                # While it is open, nobody else can write there.
+                wal = None if waits else _file_identity(f"{self.path}-wal")
+                if wal is not None and wal[1] > 0:
+                    execute("ROLLBACK")
+                    self._wait_for_disk()
+                    execute(begin)
+                yield
+                if begin:
+                    execute("COMMIT")
+            except BaseException as error:  # whatever it is: undone, and told or raised again
+                self._connection.rollback()  # a full disk or an I/O error may have done so already
+                _explain(error, self.path)
+            finally:
+                if not waits:
+                    self._wait_for_disk()
 
     def sync(self) -> bool:
         """Wait until a power cut can take nothing more of what was committed. False if the file is
@@ -4228,7 +4234,8 @@ class _Store:
             while busy and time.monotonic() < deadline:
                 busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 time.sleep(0.02 * busy)
-        self._connection.close()
+        with _in_sqlite:
+            self._connection.close()
 
     def checkpoint(self) -> None:
         """Copy what the WAL holds into the file now, rather than within some later commit."""
@@ -4238,7 +4245,8 @@ class _Store:
     def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What one of the looks below finds, in this connection."""
         try:
-            return look(self._connection, *arguments, **named)
+            with _in_sqlite:
+                return look(self._connection, *arguments, **named)
         except sqlite3.Error as error:
             _explain(error, self.path)
 
@@ -8246,6 +8254,8 @@ def _let_go_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
+    _hold, _release = _in_sqlite.acquire, _in_sqlite.release
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
 
 
 def _lock(file: int, shared: bool) -> bool:
