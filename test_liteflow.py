@@ -2951,6 +2951,27 @@ class StoreTest(StoreCase):
         self.addCleanup(timer.join)
         self.assertEqual(self.small().state, "success")
 
+    def test_a_fork_waits_for_what_another_thread_does_within_sqlite(self):
+        """Else SQLite's own locks, and whoever takes one, would hang in the child for good."""
+        self.small()
+        inside, left = threading.Event(), []
+
+        def look(db):
+            inside.set()
+            time.sleep(0.1)
+            left.append(db)
+
+        thread = threading.Thread(target=liteflow._read, args=(self.db, look))
+        thread.start()
+        inside.wait()
+        with warnings.catch_warnings(action="ignore"):  # of threads
+            child = os.fork()
+        if child == 0:
+            os._exit(0)
+        self.assertEqual(len(left), 1)
+        os.waitpid(child, 0)
+        thread.join()
+
     def test_a_lock_that_stays_is_named_with_file_and_seconds(self):
         self.small()
         holder = sqlite3.connect(self.db, isolation_level=None)

@@ -405,7 +405,7 @@ def run_look(bench: Bench) -> list[Row]:
     bench.run(again, path)
     limit, ours = bench.medians(
         lambda: bench.program("-c", "import sqlite3, argparse"),
-        lambda: bench.program("-m", "liteflow", "runs", "--db", path),
+        lambda: bench.program("-m", "liteflow", "runs", "--limit", "50", "--db", path),
         2 * bench.rounds,
     )
     what = "`python3 -m liteflow runs`, against importing sqlite3 and argparse"
