@@ -475,7 +475,7 @@ def run_history(bench: Bench) -> list[Row]:
         lambda: bench.run(hundred, new), lambda: bench.run(hundred, full), 2 * bench.rounds
     )
     rows: list[Row] = [("history", f"{what}, against a new file", limit, ours, 1.1)]
-    for command in ("show hundred", "runs", "visualize hundred"):
+    for command in ("show hundred", "runs --limit 50", "visualize hundred"):
         limit, ours = bench.medians(
             lambda: bench.program("-m", "liteflow", *command.split(), "--db", new),  # noqa: B023
             lambda: bench.program("-m", "liteflow", *command.split(), "--db", full),  # noqa: B023
