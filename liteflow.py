@@ -6068,11 +6068,11 @@ class _Worker:
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
-            if end > start > 0 and self._log_before(start) != self.log_before:
+            if end >= start > 0 and self._log_before(start) != self.log_before:
                 start = 0  # it did, and has printed as much since
             if took <= _UNSEEN and end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
-            if end != self.log_start:
+            if not start == end == self.log_start:
                 self.log_start, self.log_before = end, self._log_before(end)
         except OSError:  # the task has closed it
             self.log_start, output = 0, b""

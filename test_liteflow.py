@@ -7759,6 +7759,21 @@ class OutputTest(QueueCase):
         self.assertRegex(run.log("prints"), r"(?s)\Aline 0\n.*bytes cut.*\nthe end\n\Z")
         self.assertEqual(run.log("after"), "the next one\n")
 
+    def test_a_task_that_cuts_the_file_and_prints_as_much_as_the_one_before(self):
+        module = self.module(
+            """
+            with DAG("same") as dag:
+                @task
+                def cuts(i, before=None): os.ftruncate(1, 0); print("cuts", i)
+                @task
+                def silent(before): pass
+                silent(cuts(2, cuts(1)))
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=1)
+        logs = [run.log(task_id) for task_id in ("cuts", "cuts__1", "silent")]
+        self.assertEqual(logs, ["cuts 1\n", "cuts 2\n", ""])
+
     def test_quick_tasks_that_print_much_or_truncate_their_output_keep_their_logs_apart(self):
         module = self.module(
             """
