@@ -12391,7 +12391,7 @@ class SubmitTest(FlowCase):
                 f()
             def run(n):
                 try: dag.run(run_id=f"{n}", max_workers=1)
-                except RuntimeError as error: print(error, flush=True)
+                except RuntimeError as error: print(f"{error}\\n", end="", flush=True)
             if __name__ == "__main__":
                 for n in range(3): threading.Thread(target=run, args=(n,)).start()
                 def end():
