@@ -172,14 +172,14 @@ __all__ = [
     "AlreadyRunning", "BaseBranchOperator", "BaseOperator", "BaseSensorOperator", "BashOperator",
     "BranchPythonOperator", "Context", "Dag", "DagNotFound", "DagRun", "DagRunAlreadyExists",
     "DagRunFailed", "DagRunState", "DatabaseError", "DuplicateTaskIdFound", "EdgeModifier",
-    "EmptyOperator",
-    "FailFastDagInvalidTriggerRule", "Label", "NodeNotFound", "Param", "ParamValidationError",
-    "PokeReturnValue", "PythonOperator", "PythonSensor", "RunNotFound", "ShortCircuitOperator",
-    "TaskAlreadyInTaskGroup", "TaskGroup", "TaskInstance", "TaskInstanceState", "TaskNotFound",
-    "TriggerRule", "UnmappableXComLengthPushed", "UnmappableXComTypePushed", "UnreachableTask",
-    "Variable", "WeightRule", "WorkerPool", "XCom", "XComArg", "XComForMappingNotPushed",
-    "XComNotFound", "chain", "chain_linear", "cross_downstream", "dag", "get_current_context",
-    "main", "setup", "task", "task_group", "teardown",
+    "EmptyOperator", "FailFastDagInvalidTriggerRule", "Label", "NodeNotFound", "Param",
+    "ParamValidationError", "PokeReturnValue", "PythonOperator", "PythonSensor", "RunNotFound",
+    "ShortCircuitOperator", "TaskAlreadyInTaskGroup", "TaskGroup", "TaskInstance",
+    "TaskInstanceState", "TaskNotFound", "TriggerRule", "UnmappableXComLengthPushed",
+    "UnmappableXComTypePushed", "UnreachableTask", "Variable", "WeightRule", "WorkerPool", "XCom",
+    "XComArg", "XComForMappingNotPushed", "XComNotFound", "chain", "chain_linear",
+    "cross_downstream", "dag", "get_current_context", "main", "setup", "task", "task_group",
+    "teardown",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -2536,9 +2536,15 @@ def _importing_in_child() -> bool:
 
 
 @overload
-def dag(function: Callable[..., Any], /) -> Callable[..., Dag]: ...
+def dag(function: Callable[..., Any], /) -> Callable[..., Dag]:
+    """Bare."""
+
+
 @overload
-def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]: ...
+def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]:
+    """With an id or settings."""
+
+
 def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
@@ -4036,6 +4042,9 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
 
 
 _in_sqlite = threading.RLock()  # where another thread forks in the middle, the child hangs there
+if hasattr(os, "register_at_fork"):
+    _hold, _release = _in_sqlite.acquire, _in_sqlite.release
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
 
 
 def _read(
@@ -8254,8 +8263,6 @@ def _let_go_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
-    _hold, _release = _in_sqlite.acquire, _in_sqlite.release
-    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
 
 
 def _lock(file: int, shared: bool) -> bool:
