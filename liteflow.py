@@ -4567,7 +4567,7 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
-    "since": "coalesce(start_date, end_date, '9999') >= ?",  # what has not begun will
+    "since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
     "before": "coalesce(start_date, end_date, '9999') < ?",
     # Those that have so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
@@ -11962,7 +11962,7 @@ $ --check --max-age 26h     exits 1, and says why, if one is in trouble
 
 runs: the runs, newest first
 [DAG]
---since AGE  those that began in the last 24h, 7d, ...
+--since AGE  those that ran in the last 24h, 7d, ..., whenever they began
 --state queued|running|success|failed  only those
 --limit N  at most N (default: 50)
 --json  print one JSON document

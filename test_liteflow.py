@@ -14858,6 +14858,10 @@ class SeeingTest(ScriptCase):
         self.assertRegex(text, r"night/first +failed +\S+ +.*bad: ValueError: no luck")
         self.assertNotIn("night", self.seen("runs", "--state", "success"))
         self.assertIn("no success: failed", self.seen("list", "--check", code=1))
+        with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            other.execute("UPDATE dag_run SET start_date = '2020' || substr(start_date, 5)")
+        text = self.seen("runs", "--since", "24h", "--state", "failed")
+        self.assertIn("first", text)  # it began long ago, or was resumed, and failed now
         self.python("my_flow.py", "--run-id", "second")
         with mock.patch.object(liteflow, "_RUNS", 1):
             for words in (["--json"], ["--state", "failed"], ["--limit", "1"]):
