@@ -4636,13 +4636,13 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     return dict(db.execute(query, (run_row,)))
 
 
-def _select_histories(db: sqlite3.Connection) -> list[dict[str, Any]]:
+def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[str, Any]]:
     """DAGs with the number of their runs, the newest, and when the last successful one ended."""
     dags = []
     # Not one of a clock that was ahead: no later trouble would ever show.
     latest = "max(CASE WHEN state = 'success' AND end_date <= ? THEN CAST(end_date AS TEXT) END)"
     query = f"SELECT count(*), {latest} FROM dag_run WHERE dag_id = ?"
-    for row in _select_dags(db):
+    for row in _select_dags(db, dag_id=dag_id):
         [[runs, success]] = db.execute(query, (_now(), row.dag_id))
         newest = _find_run(db, dag_id=row.dag_id)
         dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
@@ -11564,7 +11564,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
-    for found in _read(options.db, _select_histories):
+    for found in _read(options.db, _select_histories, options.dag):
         newest = found.pop("newest")
         run = newest and DagRun(newest, options.db)
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": run and _run_document(run)}
@@ -11954,11 +11954,13 @@ $ etl --output etl.html     the grid of a DAG's runs
 $ etl/run7 --output run.html   one run: failures, graph, timeline, tasks, values
 
 list: the DAGs that ran
+[DAG]
 --json  print one JSON document
 --check  only those in trouble; 1 if any
 --max-age AGE  how old a last success may be: 26h, 2d
 $                           with the age of each DAG's last success
 $ --check --max-age 26h     exits 1, and says why, if one is in trouble
+$ weekly --check --max-age 8d   of one DAG, where each has an age of its own
 
 runs: the runs, newest first
 [DAG]

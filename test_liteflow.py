@@ -14860,6 +14860,10 @@ class SeeingTest(ScriptCase):
         self.assertIn("no success: failed", self.seen("list", "--check", code=1))
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:
             other.execute("UPDATE dag_run SET start_date = '2020' || substr(start_date, 5)")
+            other.execute("INSERT INTO dag (dag_id) VALUES ('other')")
+        self.assertEqual(self.seen("list", "other", "--check"), "")
+        self.assertIn("night", self.seen("list", "night", "--check", code=1))
+        self.assertIn("did you mean 'night'", self.cli("list", "nigth", "--check").stderr)
         text = self.seen("runs", "--since", "24h", "--state", "failed")
         self.assertIn("first", text)  # it began long ago, or was resumed, and failed now
         self.python("my_flow.py", "--run-id", "second")
@@ -14874,6 +14878,7 @@ class SeeingTest(ScriptCase):
         self.assertNotIn("night", self.seen("runs", "--state", "running"))
         self.assertIn("owner dead", self.seen("list", "--check", code=1))
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:
+            other.execute("DELETE FROM dag WHERE dag_id = 'other'")
             other.execute("UPDATE dag_run SET state = 'success'")
         self.assertEqual(self.seen("list", "--check", "--max-age", "26h"), "")
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:
