@@ -11489,6 +11489,12 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
 
 
+def _tell(options: argparse.Namespace, line: str) -> None:
+    """What has been done: cron would mail it."""
+    if not options.quiet:
+        _say(line)
+
+
 def _put_out(text: str, options: argparse.Namespace) -> None:
     """Write what was made to the file of `--output`, if there is one."""
     output = options.output
@@ -11498,7 +11504,7 @@ def _put_out(text: str, options: argparse.Namespace) -> None:
         raise _UsageError(f"{output} is the database: name another file")
     with _writing(output) as coming:
         coming.write_text(text, encoding="utf-8")
-    return _say(f"wrote {output}")
+    return _tell(options, f"wrote {output}")
 
 
 @contextlib.contextmanager
@@ -11857,7 +11863,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     if runs:
         _prune(options.db, runs, options.values)
     saved = max(0, size - options.db.stat().st_size)
-    _say(f"deleted {what}: {saved:,} bytes given back")
+    _tell(options, f"deleted {what}: {saved:,} bytes given back")
 
 
 def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
@@ -11878,7 +11884,7 @@ def _cmd_backup(options: argparse.Namespace) -> None:
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
     with _writing(target) as coming:
         _read(options.db, _copy_database, coming)
-    _say(f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
+    _tell(options, f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 
 
 # --- Command line: its words ----------------------------------------------------------------------
@@ -11940,6 +11946,7 @@ RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
 --gantt  when each attempt ran, instead
 --direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
 --output PICTURE  write a file: .mmd, or .md for a page
+--quiet  say nothing unless it fails
 --url  print a mermaid.live link instead
 $ etl > run.mmd             the newest run of `etl`, as a flowchart
 $ etl --gantt               when each attempt ran
@@ -11949,6 +11956,7 @@ $ etl --url                 a link that holds the diagram
 page: one HTML file, to be opened in a browser or put beside a web server
 [RUN]  a DAG's id (its runs as a grid), DAG/RUN, or a part of a run's id; else all DAGs
 --output FILE.html  write it there
+--quiet  say nothing unless it fails
 $ --output all.html         all DAGs with their last runs
 $ etl --output etl.html     the grid of a DAG's runs
 $ etl/run7 --output run.html   one run: failures, graph, timeline, tasks, values
@@ -12008,6 +12016,7 @@ prune: delete old runs, and give the space back
 --older-than AGE  only those that began before: 30d, 12w
 --values  only the values of successful runs; keep the rest
 --dry-run  say what would go
+--quiet  say nothing unless it fails
 $ --older-than 30d --dry-run   what would go
 $ etl --keep 10             all but the ten newest runs of `etl`
 $ --values                  keep history and logs, drop values of successes
@@ -12022,6 +12031,7 @@ $ old_etl --all             a DAG that there is no more
 
 backup: copy the database, also while a run writes
 FILE  the new file
+--quiet  say nothing unless it fails
 $ copy.db                   also while a run writes
 """
 

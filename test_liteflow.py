@@ -3218,7 +3218,7 @@ class FileTest(StoreCase):
             pass
         run = d.run(db_path=self.db)
         prune = types.SimpleNamespace(
-            db=self.db, dag=None, keep=0, older_than=None, values=False, dry_run=False
+            db=self.db, dag=None, keep=0, older_than=None, values=False, dry_run=False, quiet=True
         )
         with mock.patch.object(os, "access", lambda path, mode: mode != os.W_OK):
             for act in (run.delete, lambda: liteflow._cmd_prune(prune)):
@@ -14969,7 +14969,10 @@ class SeeingTest(ScriptCase):
         self.assertIn("fat/r0", self.seen("prune", "--keep", "3", "--dry-run"))
         self.seen("delete", "fat/r0", "--dry-run")
         self.assertEqual(self.db.read_bytes(), before)
-        self.seen("prune", "--keep", "3")
+        self.assertIn("bytes given back", self.cli("prune", "--keep", "3").stderr)
+        page = ["page", "--output", self.folder / "page.html"]
+        for words in (["prune", "--keep", "3"], ["backup", self.folder / "b.db"], page):
+            self.assertEqual(self.cli(*words, "--quiet").stderr, "")  # from cron
         self.assertEqual([run.run_id for run in Dag("fat").runs(self.db)], ["r4", "r3", "r2"])
         self.assertLess(self.db.stat().st_size, 0.7 * size)
         self.seen("prune", "--older-than", "1d")
