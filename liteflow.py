@@ -3939,6 +3939,10 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_place(path)
+    # They have the mode that the database had when its first process that is left opened it.
+    for beside in (f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(beside) and not os.access(beside, os.R_OK):
+            raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite tells a full disk only of some of its writes, and a full quota of none.
     writes = primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname
     raise DatabaseError(f"{path}: {error}{' (is the disk full?)' * writes}") from None

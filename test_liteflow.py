@@ -3213,6 +3213,15 @@ class FileTest(StoreCase):
         self.db.chmod(0o660)  # he may write the file itself
         self.assertEqual(len(d.runs(self.db)), 1)
 
+    def test_what_beside_the_file_may_not_be_read_is_named(self):
+        with DAG("empty") as d:
+            pass
+        d.run(db_path=self.db)
+        (beside := Path(f"{self.db}-wal")).mkdir()  # nor can SQLite
+        with mock.patch.object(os, "access", lambda path, mode: path != str(beside)):
+            with self.assertRaisesRegex(DatabaseError, f"may not read {re.escape(str(beside))}$"):
+                d.runs(self.db)
+
     def test_who_may_only_read_the_file_leaves_nothing_beside_it(self):
         with DAG("empty") as d:
             pass
