@@ -3218,9 +3218,9 @@ class FileTest(StoreCase):
             pass
         d.run(db_path=self.db)
         (beside := Path(f"{self.db}-wal")).mkdir()  # nor can SQLite
-        with mock.patch.object(os, "access", lambda path, mode: path != str(beside)):
-            with self.assertRaisesRegex(DatabaseError, f"may not read {re.escape(str(beside))}$"):
-                d.runs(self.db)
+        refused = self.assertRaisesRegex(DatabaseError, f"may not read {re.escape(str(beside))}$")
+        with mock.patch.object(os, "access", lambda path, mode: path != str(beside)), refused:
+            d.runs(self.db)
 
     def test_who_may_only_read_the_file_leaves_nothing_beside_it(self):
         with DAG("empty") as d:
