@@ -11687,6 +11687,9 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
         return _print_json({**_run_document(run), "task_instances": found})
     said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
+    day, began = run.logical_date, run.start_date
+    if day and began and abs((began - day).total_seconds()) > 60:  # it was given
+        print(f"logical date: {day}")
     if run.conf:
         print(_clean(f"conf: {json.dumps(run.conf, ensure_ascii=False)}"))
     if run.reason:

@@ -14525,7 +14525,12 @@ class CommandLineTest(ScriptCase):
             self.assertIn("two", self.command(*argv).stdout)
         conf = Dag("flow").get_run("two", self.db).conf
         self.assertEqual(conf, {"n": 2})
-        self.assertIn('conf: {"n": 2}\n', self.assert_exit(0, "show", "two").stdout)
+        told = self.assert_exit(0, "show", "two").stdout
+        self.assertIn('conf: {"n": 2}\n', told)
+        self.assertNotIn("logical date", told)
+        self.assert_exit(1, "script", "-q", "--logical-date", "2026-01-02", "--run-id", "day")
+        day = "\nlogical date: 2026-01-02 00:00:00+00:00\n"
+        self.assertIn(day, self.assert_exit(0, "show", "flow/day").stdout)
         with (
             mock.patch.object(liteflow, "_may_redraw", lambda stream: True),
             mock.patch.object(
