@@ -10603,12 +10603,16 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
         is_cut = ti.state is _S.SKIPPED and ti._attempt == "failed"
         if is_cut and began and ti.end_date and ti.end_date >= began:  # not before it was resumed
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
+    lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
+    return lines + _failed_callbacks(run)
+
+
+def _failed_callbacks(run: DagRun) -> list[str]:
     texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
-    lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
     failed = [*dict.fromkeys(found)]  # a DAG's callback, which came last, first
     more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _ALIKE)
-    return [*lines, *failed[:_ALIKE], *more]
+    return [*failed[:_ALIKE], *more]
 
 
 def _script_command(run: DagRun, *options: str) -> str:
@@ -11394,8 +11398,11 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        for line in _report_of(run, _seen(run)):
-            _say(line)
+        lines = _report_of(run, _seen(run))
+    else:  # one that was to tell of a run whose scheduler was killed, say
+        lines = [_clean(f"{run._name}: {line}") for line in _failed_callbacks(run)]
+    for line in lines:
+        _say(line)
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:

@@ -15605,6 +15605,9 @@ class FailureTest(ScriptCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         last = done.stderr.splitlines()[-1]
         self.assertIn("on_success_callback of DAG 'two' failed: RuntimeError", last)
+        # Of a success --quiet says nothing else: nobody would hear of the run that it was about.
+        [line] = self.python("my_flow.py", "--quiet").stderr.splitlines()
+        self.assertRegex(line, "^two/.*: on_success_callback of DAG 'two' failed: RuntimeError")
 
     def test_a_mapped_instance_is_called_as_its_template_says(self):
         """Jinja need not be there: what stands for it knows one form."""
