@@ -3950,11 +3950,12 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
 
 def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
-    why = None
+    why, mode = None, 0o600  # unless it is there
     try:
         mode, owner = (found := os.stat(path)).st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
         why = None if path.parent.is_dir() else f"directory {path.parent} does not exist"
+        owner = getattr(os, "geteuid", int)()
     except OSError as error:  # a folder that this user may not enter, say
         why = error.strerror
     else:
@@ -3964,12 +3965,12 @@ def _check_place(path: Path) -> None:
             why = "it is no regular file"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
-        elif not mode & 0o022:  # where others can make files, SQLite would take theirs for its own
-            for beside in (f"{path}-wal", f"{path}-shm", f"{path}-journal"):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.lstat(beside).st_uid not in (owner, 0):
-                        what = "chown it if you trust it (it may hold new runs), or remove it"
-                        why = f"{beside} is another user's than the database: {what}"
+    # Where others can make files, SQLite would take theirs for its own.
+    for end in ("-wal", "-shm", "-journal") if why is None and not mode & 0o022 else ():
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(f"{path}{end}").st_uid not in (owner, 0):
+                what = "chown it if you trust it (it may hold new runs), or remove it"
+                why = f"{path}{end} is another user's than the database: {what}"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 

@@ -3195,6 +3195,17 @@ class FileTest(StoreCase):
     def test_what_another_user_puts_beside_the_file_is_not_taken_for_sqlites(self):
         with DAG("empty") as d:
             pass
+        for end in (
+            "-wal",
+            "-shm",
+            "-journal",
+        ):  # before there is one: SQLite takes a -shm as it is
+            os.mkfifo(beside := f"{self.db}{end}")
+            os.chown(beside, 65534, 65534)
+            with self.assertRaisesRegex(DatabaseError, f"{end} is another .*: chown it"):
+                d.run(db_path=self.db)
+            os.unlink(beside)
+        self.assertFalse(self.db.exists())
         d.run(db_path=self.db)
         precious = self.folder / "precious"
         precious.write_text("keep me")
