@@ -11099,10 +11099,10 @@ class _Report:
 
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
+        line = _clean(line)
         _log().info("%s%s", self._whose, line)
         self.clear()
         self.output("", "")
-        line = _clean(line)
         self._say(_paint(line, state) if self._color else line)
 
     def output(self, label: str, text: str) -> None:

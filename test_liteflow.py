@@ -13211,6 +13211,11 @@ class ShowingTest(Case):
         gone = written.getvalue().removeprefix(drawn)
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\n")
 
+    def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
+        with self.assertLogs("liteflow", "INFO") as told:
+            liteflow._Report(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
+        self.assertEqual(told.output, [r"INFO:liteflow:failed (\x1b[2J\rINFO:root:fine\u2028)"])
+
     def test_the_status_stands_again_at_once_below_what_a_task_printed(self):
         report, written = liteflow._Report(True, logs=True), io.StringIO()
         report.redraws, report._snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
