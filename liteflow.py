@@ -2655,11 +2655,18 @@ class Param:
         return value
 
 
+_TEXT_LIMIT = 10_000_000  # characters of one text that a run records: looks take twice that
+
+
 def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
     try:
-        return json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise error_class(f"{what} must be JSON: {error}; found {_shown(value)}") from None
+    if len(text) > _TEXT_LIMIT:
+        most = f"has {len(text):,} characters as JSON, and at most {_TEXT_LIMIT:,} are kept"
+        raise error_class(f"{what} {most}: hand over a path")
+    return text
 
 
 def _known(table: Mapping[str, T], name: str) -> T:
@@ -3730,7 +3737,9 @@ _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 20_000_000  # bytes of one value that a look takes; what we write to show is smaller
+_LOOK_LIMIT = (
+    2 * _TEXT_LIMIT
+)  # bytes of one value that a look takes; what we write to show is smaller
 
 # Attempts have no rowid: it is one page less to write for each; but where values are large, a
 # search for a key would read those on its way.
@@ -4273,7 +4282,7 @@ class _Store:
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
-        texts = [None if x is None else _storable(x) for x in known]
+        texts = [None if x is None else _shown(x, _TEXT_LIMIT, _storable) for x in known]
         self._connection.execute(_upserting("dag", 1), texts)
         made = self._connection.execute(
             "INSERT INTO dag_run (dag_id, run_id, state, logical_date, conf) "
@@ -5404,7 +5413,9 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        said = _one_line(skip).replace("\n", " ")  # people are shown the last line
+        said = _shown(skip, _ERROR_LIMIT, _one_line).replace(
+            "\n", " "
+        )  # people are shown the last line
         status, error, job.exception = "skipped", said, skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
@@ -5590,6 +5601,8 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         key = str(key.encode().decode())
     except UnicodeError:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
+    if len(key) > _TEXT_LIMIT:
+        raise TypeError(f"the XCom key {_shown(key)} has {len(key):,} characters: is it the value?")
     data = _pickled(value, said)
     if len(data) > _VALUE_LIMIT:
         much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"

@@ -12992,6 +12992,32 @@ class ReadingTest(Case):
         ):
             run.xcom_pull("big", key="typo")
 
+    def test_what_a_look_does_not_take_is_not_recorded(self):
+        long = "x" * 30_000_000
+        with DAG("d", description=long) as d:
+
+            @task
+            def skips():
+                raise AirflowSkipException(long)
+
+            @task
+            def mixes_up(ti):
+                ti.xcom_push(long, "key")
+
+            skips(), mixes_up()
+        with self.assertRaisesRegex(TypeError, "conf has 30,000,009 .*: hand over a path"):
+            d.run(db_path=self.db, conf={"x": long})
+        skipped, failed = d.test(db_path=self.db).get_task_instances()
+        self.assertEqual((skipped.state, failed.state), ("skipped", "failed"))
+        self.assertRegex(failed.error, "has 30,000,000 characters: is it the value")
+        for argv in (
+            ["list"],
+            ["show", "d"],
+            ["show", "d", "mixes_up"],
+            ["delete", "d", "--all", "--yes"],
+        ):
+            self.assertEqual(self.cli_here(*argv, "--db", self.db).returncode, 0)
+
     def test_what_is_no_text_names_nothing(self):
         odd = "\udcff"  # a byte of a command that is no UTF-8, or a half of a pair in JSON
         run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
