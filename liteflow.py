@@ -8247,13 +8247,18 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     containers that share the folder too, and whatever the clock says.
     """
     _sweep(path)
+    # Others who may read the database may look whether the owner lives, and see nothing else; who
+    # may not could only lock the mark himself, and the dead would live.
+    mode = 0o711
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such users
+        found = os.stat(path)
+        mode = 0o700 if found.st_uid == os.geteuid() and not found.st_mode & 0o044 else mode
     while True:
         owner = os.urandom(8).hex()
         folder = path.with_name(f"{path.name}-run-{owner}")
         file = -1
         try:
-            # Others may look whether the owner lives, and see nothing else.
-            folder.mkdir(mode=0o711)
+            folder.mkdir(mode=mode)
             file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
             if _lock(file, shared=False) and (folder / "owner").exists():

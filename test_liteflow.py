@@ -12699,6 +12699,13 @@ class LockTest(FlowCase):
             self.step("a", result=1)()
         return d
 
+    def test_who_may_not_read_the_file_does_not_come_to_its_owners_lock(self):
+        self.go(self.small())
+        for mode, of in ((0o600, 0o700), (0o640, 0o711)):
+            self.db.chmod(mode)
+            with liteflow._owned_folder(self.db) as (_, folder):
+                self.assertEqual(folder.stat().st_mode & 0o777, of)
+
     def test_a_file_of_an_earlier_version_is_read_and_gets_the_later_columns(self):
         self.go(self.small())
         added = [
