@@ -11540,7 +11540,7 @@ def _put_out(text: str, options: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
     """A file that takes the target's place once it is whole: others read it as it was, or so. A
-    pipe or a device stays what it is."""
+    pipe or a device stays what it is; a link is followed where the system follows it."""
     real = Path(os.path.realpath(target))  # of a link in a circle, itself
     coming = Path(f"{real}.{os.urandom(4).hex()}")
     try:
@@ -11548,7 +11548,7 @@ def _writing(target: Path) -> Iterator[Path]:
             yield target
         else:
             with contextlib.suppress(FileNotFoundError):  # never more open than what it replaces
-                os.close(os.open(coming, os.O_CREAT | os.O_EXCL, os.stat(real).st_mode & 0o777))
+                os.close(os.open(coming, os.O_CREAT | os.O_EXCL, os.stat(target).st_mode & 0o777))
             yield coming
             with contextlib.suppress(FileNotFoundError):
                 shutil.copymode(real, coming)

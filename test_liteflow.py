@@ -16206,6 +16206,27 @@ class PageTest(ScriptCase):
         self.assertTrue(pipe.is_fifo())
         self.assertIn(b"<!DOCTYPE html>", os.read(reader, 100))
 
+    def test_a_link_that_the_system_does_not_follow_is_not_followed(self):
+        # As of another user's in /tmp, which Python 3.14 takes for none.
+        def look(path, *rest, **named):
+            if os.fspath(path) == str(link):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *rest, **named)
+
+        precious, link, real = self.folder / "precious", self.folder / "link.html", os.stat
+        precious.write_text("keep me")
+        link.symlink_to(precious)
+        with (
+            mock.patch.object(os, "stat", look),
+            mock.patch.object(Path, "exists", lambda path: False),
+            self.assertRaisesRegex(
+                liteflow.AirflowException, "can't be written: Permission denied"
+            ),
+            liteflow._writing(link) as coming,
+        ):
+            coming.write_text("a page")
+        self.assertEqual(precious.read_text(), "keep me")
+
     def test_every_state_has_its_look_everywhere(self):
         words = {*liteflow._TASK_STATES, "interrupted", "none"}
         self.assertEqual({*liteflow._LOOKS}, words)
