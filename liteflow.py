@@ -10640,7 +10640,9 @@ def _script_command(run: DagRun, *options: str) -> str:
     start = run._row.command
     if not start and os.path.isfile(file):
         start = _command(_own_command(), "run", file, run.dag_id)
-    return _command(start, *options, "--run-id", run.run_id, "--db", run.db_path) if start else ""
+    # One that begins with a dash would be taken for an option.
+    which = [f"--run-id={run.run_id}"] if run.run_id[:1] == "-" else ["--run-id", run.run_id]
+    return _command(start, *options, *which, "--db", run.db_path) if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------

@@ -15552,7 +15552,7 @@ class FailureTest(ScriptCase):
         profiled = ("-m", "cProfile", "-o", "profile", "my_flow.py", "-q")
         for look in (
             lambda: self.python(*profiled).stderr,
-            lambda: self.python("my_flow.py", "-q").stderr,
+            lambda: self.python("my_flow.py", "-q", "--run-id=-token_urlsafe").stderr,
             self.show_newest,
         ):
             *_, more, go_on = look().splitlines()
