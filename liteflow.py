@@ -5698,8 +5698,9 @@ def _place_of(error: str | None) -> str:
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
             continue
-        # Libraries, of whatever Python ran it, are not the user's; nor is what has no file
-        own = not (path.startswith("<") or re.search(r"/lib\d*/python[\d.]*t?/", path))
+        # Libraries, of whatever Python ran it, are not the user's; nor is what has no file, or
+        # was compiled from Cython (pandas, pyarrow).
+        own = not re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
         places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
     return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
 

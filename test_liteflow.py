@@ -15803,6 +15803,8 @@ class FailureTest(ScriptCase):
             )
         ]
         lines = [f'  File "{path}", line 7, in load\n    {line}\n' for path, line in frames]
+        for path in ("pandas/_libs/parsers.pyx", "pyarrow/error.pxi", "src/gevent/_greenlet.pxd"):
+            lines.append(f'  File "{path}", line 7, in pandas.load\n')  # Cython's: no such file
         error = f"Traceback (most recent call last):\n{''.join(lines)}ValueError: no"
         place = "/srv/etl/flow.py:7, in load: json.loads(text)"
         self.assertEqual(liteflow._place_of(error), place)
