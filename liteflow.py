@@ -7996,13 +7996,13 @@ class _SlotRunner(_Runner):
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
+        # 255 is said of it where its fork server has ended before it could tell.
+        killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
         if slot in self._slots:
             slot.spoilt = why
             self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
-            # 255 is said of it where its fork server has ended before it could tell.
-            killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
             raise (_Killed if killed else UnreachableTask)(why)
 
     # Output, and its own end.

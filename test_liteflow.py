@@ -9206,6 +9206,15 @@ class RunnersTest(Case):
         self.assertIn("initializer failed", str(caught.exception))
         self.assertIn("no number", str(caught.exception))
 
+    def test_a_module_that_no_worker_can_import_kills_none(self):
+        # What was killed as it started would be tried again.
+        only = "import multiprocessing as mp\nassert mp.parent_process() is None, 'not here'\n"
+        module = self.module(f"{only}with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
+        with WorkerPool(1, mp_context="forkserver") as workers:
+            error = workers.submit(module.dag, db_path=self.db).exception(LIMIT)
+        self.assertIs(type(error), UnreachableTask)
+        self.assertIn("AssertionError: not here", str(error))
+
     def test_a_warm_worker_killed_just_before_a_run_is_replaced(self):
         module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
         with liteflow.WorkerPool(1) as workers:
