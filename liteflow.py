@@ -8878,7 +8878,7 @@ class _Run(_Start):
                 with contextlib.suppress(AirflowException):
                     store.end_run(DagRunState.FAILED, _one_line(error))
                 raise
-            self._call_dag(_S(state.value))
+            self._call_dag(row)
             self.runner.dismiss()  # they end while the file is closed
         found = DagRun(row, self.path)
         for note in self.runner.notes:
@@ -9339,23 +9339,29 @@ class _Run(_Start):
 
     # Callbacks.
 
-    def _call_dag(self, state: TaskInstanceState) -> None:
+    def _call_dag(self, ended: _Row) -> None:
         """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
         scheduler died. A further signal ends them; after a second none is called."""
         if not self.plan.nodes or self._forced:
             return
+        state = _S(ended.state)
         last = self._last.get(state) or next(iter(self._last.values()), None)
         if last is None:
             last = _Attempt(self.plan.nodes[0].instances[0])
             last.log_parts = self._store.look(_count_parts, last.instance.row_id, last.try_number)
+
+        def facts(row: _Row) -> dict[str, Any]:
+            return {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
+
         if self.dag.on_failure_callback is not None:
             for row in self._dead:
-                of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
+                of = facts(row)
                 self._callbacks.append(_Callback(last, "dag_on_failure_callback", _DIED, of))
         if getattr(self.dag, _CALLBACK_OF[state]) is not None:
             reason = "success" if state is _S.SUCCESS else self.reason or "task_failure"
             reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
-            self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason))
+            of = {**facts(ended), "last": [last.state, last.started, last.ended]}
+            self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason, of))
         signals = len(self._caught)
         try:
             while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:

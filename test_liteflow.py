@@ -7969,6 +7969,23 @@ class CallbacksTest(Case):
         lines = run.log("killed").splitlines()
         self.assertEqual([x for x in lines if x.startswith("told")], [told, told])
 
+    def test_a_callback_of_the_dag_knows_when_the_run_ended(self):
+        for state in ("success", "failed"):
+            run = self.run_flow(
+                f"""
+                def tell(context):
+                    run = context["dag_run"]
+                    print("told", run.state, (run.end_date - run.start_date).total_seconds(), run.duration)
+                with DAG("ends", on_success_callback=tell, on_failure_callback=tell) as dag:
+                    @task
+                    def works():
+                        if {state!r} == "failed": raise ValueError("no")
+                    works()
+                """
+            )
+            told = f"told {state} {(run.end_date - run.start_date).total_seconds()} {run.duration}"
+            self.assertIn(told, run.log("works"))
+
     def test_a_callback_tells_how_the_log_is_read(self):
         run = self.run_flow(
             """
