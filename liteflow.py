@@ -2611,11 +2611,15 @@ class Variable:
     """Airflow's Variables, read from the environment: `Variable.get("x")` is AIRFLOW_VAR_X."""
 
     @staticmethod
-    def get(key: str, default: Any = ..., deserialize_json: bool = False) -> Any:
-        """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON.
+    def get(
+        key: str, default: Any = ..., deserialize_json: bool = False, *, default_var: Any = ...
+    ) -> Any:
+        """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON. `default_var` is the
+        default under the name that it has in `airflow.models`.
 
         Raises KeyError if it is not set and no default is given.
         """
+        default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
         parsed = _is_bool("deserialize_json", deserialize_json)
         if name in os.environ:

@@ -961,6 +961,7 @@ class BuildingTest(Case):
         self.assertEqual(liteflow.Variable.get("thing"), '{"a": 1}')
         self.assertEqual(liteflow.Variable.get("thing", deserialize_json=True), {"a": 1})
         self.assertEqual(liteflow.Variable.get("absent", default=3), 3)
+        self.assertIsNone(liteflow.Variable.get("absent", default_var=None))
         self.assert_raises(KeyError, "AIRFLOW_VAR_ABSENT", liteflow.Variable.get, "absent")
         os.environ["AIRFLOW_VAR_THING"] = "{"
         get = functools.partial(liteflow.Variable.get, "thing", deserialize_json=True)
@@ -1018,7 +1019,7 @@ class RefusalsTest(Case):
         "a group": "other tasks to_tasks task_group parent_group",
         "a DAG": "dag",
     }
-    ANY = "default fillvalue tooltip ui_color ui_fgcolor group_display_name schedule doc_md const"
+    ANY = "default default_var fillvalue tooltip ui_color ui_fgcolor group_display_name schedule doc_md const"
 
     def callables(self):
         """Public callables, each with arguments that are right."""
