@@ -866,16 +866,11 @@ class _OneTask(_Dependency):
 
     def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
         """Make the task a teardown: it runs once its setups have succeeded, whatever the work
-        between did; `setups` are set before it. Raises ValueError for a setup, and for a task that
-        has a trigger rule of its own."""
+        between did, by a trigger rule of its own; `setups` are set before it. Raises ValueError for
+        a setup."""
         [task] = self._ends()
         if task.is_setup:
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
-        place = {"dag": task.dag, "task_group": task.task_group}
-        # That of default_args is for other tasks.
-        usual = TriggerRule.ALL_SUCCESS, _surroundings(place)[2].get("trigger_rule")
-        if not task.is_teardown and task.trigger_rule not in usual:
-            raise ValueError(f"teardown {task.task_id!r} has its own rule: leave trigger_rule out")
         if on_failure_fail_dagrun is not None:
             what = f"task {task.task_id!r}: on_failure_fail_dagrun"
             task.on_failure_fail_dagrun = _is_bool(what, on_failure_fail_dagrun)
@@ -1993,6 +1988,9 @@ class _TaskFunction(_Decorated[P, R]):
             made._conditions = self._conditions
         if self._role is not None:
             self._role(made)
+            if made.is_teardown and "trigger_rule" in self._settings:
+                own = f"teardown {made.task_id!r} has its own rule"
+                raise ValueError(f"{own}: leave trigger_rule out")
         return made.output
 
     def __repr__(self) -> str:

@@ -1262,8 +1262,10 @@ class RefusalsTest(Case):
         self.assertEqual(made.operator.trigger_rule, "all_done_setup_success")
         self.assertEqual(other.operator.trigger_rule, "all_done")
         with DAG("d"):
-            own = task(trigger_rule="all_done")(one_argument)()
-        self.refused(ValueError, "has its own rule", own.as_teardown)
+            own = task(trigger_rule="all_done")(one_argument)().as_teardown()
+            self.assertEqual(own.operator.trigger_rule, "all_done_setup_success")  # Airflow's, too
+            ruled = teardown(trigger_rule="all_done")(one_argument)
+            self.refused(ValueError, "has its own rule", ruled)
 
     def test_a_group_of_another_dag(self):
         with DAG("other"):
