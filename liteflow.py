@@ -526,9 +526,24 @@ def _capped(what: str, value: Any, least: int | None = None) -> int:
     return max(-(2**31), min(2**31 - 1, int(_of_type(int, least=least)(what, value))))
 
 
-def _params(what: str, value: Any) -> dict[str, Any]:
-    """Params by name: values that are JSON, or Param objects."""
-    params = _string_keyed(what, value)
+class _Params(dict[str, Any]):
+    """Params by name: values that are JSON, or Param objects, each of which is read by its name as
+    its default, like Airflow's."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value.resolve() if isinstance(value, Param) else value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The default of the Param, or the value."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+
+def _params(what: str, value: Any) -> _Params:
+    params = _Params(_string_keyed(what, value))
     for name, declared in params.items():
         if not isinstance(declared, Param):
             _json_text(f"{what}: {name!r}", declared, ParamValidationError)
@@ -11408,8 +11423,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 def _given(dag: Dag, name: str, text: str) -> Any:
     """A param's value as it was typed: JSON, or text where it is none, or where one is wanted."""
-    declared = [x[name] for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
-    params = [x if isinstance(x, Param) else Param(x) for x in declared]
+    declared = [dict(x) for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
+    params = [x[name] if isinstance(x[name], Param) else Param(x[name]) for x in declared]
     kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
     try:
         value = json.loads(text)

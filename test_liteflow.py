@@ -829,9 +829,18 @@ class BuildingTest(Case):
 
         made = build(1)
         self.assertEqual((made.dag_id, made.doc_md, made.tags), ("named", "What it does.", {"t"}))
-        self.assertEqual(made.params["m"].value, 2)
+        self.assertEqual(made.params["m"], 2)
         with self.assertRaises(TypeError):
             build()
+
+    def test_a_param_is_read_by_its_name_as_its_default(self):
+        with DAG(
+            "d", params={"a": Param("x", type="string"), "none": Param(type="string"), "n": 1}
+        ) as d:
+            made = task(params={"b": Param([1])})(sample)(1).operator
+        self.assertEqual((d.params["a"], d.params.get("n"), d.params.get("no", 5)), ("x", 1, 5))
+        self.assertEqual((made.params["b"], f"{d.params['a']}"), ([1], "x"))
+        self.assert_raises(liteflow.ParamValidationError, "no default", d.params.get, "none")
 
         @dag("other")
         def build_other():
