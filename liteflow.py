@@ -2301,6 +2301,11 @@ class Dag:
         """The tasks that none waits for."""
         return [t for t in self.task_dict.values() if not t._downstream]
 
+    @property
+    def owner(self) -> str:
+        """Who owns the tasks, for alerts."""
+        return ", ".join(sorted({t.owner for t in self.tasks}))
+
     def has_task(self, task_id: str) -> bool:
         """Whether the DAG has a task of this id."""
         return _of_type(str)("task_id", task_id) in self.task_dict
@@ -5384,13 +5389,14 @@ class _Variables(_Record):
 
 
 class _Macros:
-    """What `macros` is in a context: Airflow's helpers for dates, and some modules."""
+    """What `macros` is in a context: Airflow's helpers for dates, and some modules (`dateutil` is
+    the user's, if it is there)."""
 
     datetime = _datetime.datetime
     timedelta = _datetime.timedelta
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("json", "random", "time", "uuid"):
+        if name not in ("dateutil", "json", "random", "time", "uuid"):
             raise AttributeError(name)
         module = __import__(name)
         return module.random if name == "random" else module  # a function there

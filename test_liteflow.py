@@ -670,6 +670,12 @@ class BuildingTest(Case):
         self.assertEqual([t.task_id for t in d.roots], ["a"])
         self.assertEqual([t.task_id for t in d.leaves], ["e"])
 
+    def test_a_dag_is_owned_by_those_who_own_its_tasks(self):
+        with DAG("d", default_args={"owner": "Bo"}) as d:
+            for owner in ({}, {}, {"owner": "Al"}):
+                task(**owner)(sample)(1)
+        self.assertEqual((d.owner, DAG("empty").owner), ("Al, Bo", ""))
+
     def test_what_comes_after_a_group_waits_for_its_last_work_or_for_what_came_before(self):
         groups = {  # as Airflow's edges were
             "": "x",
@@ -5905,6 +5911,10 @@ class OperatorsTest(Case):
         same = ["2024-03-01", "28 Feb"]
         self.assertEqual(values[0], ["[1, 2, 1, 2]", "1", "True", *same, "10"])
         self.assertEqual(values[1], [[1, 2, 1, 2], 1, True, *same, 10])
+
+    def test_macros_know_the_users_dateutil(self):
+        with mock.patch.dict(sys.modules, dateutil=types.ModuleType("dateutil")):
+            self.assertIs(liteflow._Macros().dateutil, sys.modules["dateutil"])
 
     def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
         with DAG("d") as d:
