@@ -3759,9 +3759,7 @@ _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = (
-    2 * _TEXT_LIMIT
-)  # bytes of one value that a look takes; what we write to show is smaller
+_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of one value that a look takes; what we write is smaller
 
 # Attempts have no rowid: it is one page less to write for each; but where values are large, a
 # search for a key would read those on its way.
@@ -5436,10 +5434,9 @@ def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        said = _shown(skip, _ERROR_LIMIT, _one_line).replace(
-            "\n", " "
-        )  # people are shown the last line
-        status, error, job.exception = "skipped", said, skip
+        said = _shown(skip, _ERROR_LIMIT, _one_line)
+        # People are shown the last line.
+        status, error, job.exception = "skipped", said.replace("\n", " "), skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
