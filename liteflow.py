@@ -7143,13 +7143,17 @@ def _fill_standard_descriptors() -> None:
 
 @functools.cache
 def _set_up_slots(by_executor: bool) -> None:
-    """Once, when the first slot is made: see to the interpreter's end."""
+    """Once, when the first slot is made: see to the interpreter's end, and to where workers find
+    this module."""
     if by_executor:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
         _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
+        # Workers have its path, from which Celery, say, takes the folder again that this is in.
+        folder = str(Path(__file__).absolute().parents[__name__.count(".")])
+        sys.path += [folder] if folder not in sys.path else []
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     if (register := getattr(threading, "_register_atexit", None)) is not None:
         with contextlib.suppress(RuntimeError):  # in an atexit handler, say, it is too late

@@ -9245,6 +9245,24 @@ class RunnersTest(Case):
         self.assertIn("initializer failed", str(caught.exception))
         self.assertIn("no number", str(caught.exception))
 
+    def test_a_folder_that_is_no_longer_on_the_path(self):
+        """As Celery takes its working directory off it, once it has imported the program there."""
+        self.script(
+            "from liteflow import *\nwith DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n"
+        )
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin" / "celery.py").write_text(
+            "import os, sys\n"
+            "if __name__ == '__main__':\n"
+            "    sys.path.insert(0, os.getcwd())\n"
+            "    import my_flow\n"
+            "    del sys.path[0]\n"
+            "    print(my_flow.dag.run(mp_context=sys.argv[1]).state)\n"
+        )
+        for method in ("forkserver", "spawn"):
+            done = self.python("bin/celery.py", method)
+            self.assertEqual(done.stdout, "success\n", done.stderr)
+
     def test_a_module_that_no_worker_can_import_kills_none(self):
         # What was killed as it started would be tried again.
         only = "import multiprocessing as mp\nassert mp.parent_process() is None, 'not here'\n"
