@@ -11338,6 +11338,8 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
     if spec is not None and spec.origin == sys.argv[0]:  # no folder, archive, or script's profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
+    if argv is not None and sys.argv[(own := len(sys.argv) - len(argv)) :] == [*argv]:
+        command = f"{command} {_typed(*sys.argv[1:own])}".strip()  # a program's subcommand
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 

@@ -16093,6 +16093,16 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
 
     @LINUX  # elsewhere a folder's __main__ is not imported by workers
+    def test_a_subcommand_goes_on_as_such(self):
+        """Of a program by click, or of Django's manage.py."""
+        bad = "@task\n    def bad(): raise ValueError\n    bad()\n"
+        self.script(
+            f"import sys\nfrom liteflow import *\nwith DAG('d') as dag:\n    {bad}"
+            "if __name__ == '__main__':\n    dag.cli(sys.argv[3:])\n"
+        )
+        done = self.python("my_flow.py", "etl", "a b", "--db", "x.db")
+        self.assertIn("/my_flow.py etl 'a b' --resume --run-id ", done.stderr)
+
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
         app.mkdir()
