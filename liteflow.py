@@ -11394,7 +11394,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         given = {name: _given(dag, name, text) for name, text in options.param}
         options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
-    shown = [getattr(handler, "stream", None) for handler in _log().root.handlers]
+    # What has no stream shows it by other means: Rich's handler, or one that hands on to Loguru.
+    shown = [getattr(handler, "stream", sys.stderr) for handler in _log().root.handlers]
     if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip

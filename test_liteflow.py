@@ -14241,17 +14241,20 @@ class LeftAsFoundTest(ScriptCase):
     def test_logging_that_is_set_up_says_nothing_twice(self):
         self.script(
             """
-            import logging
+            import logging, sys
             from liteflow import DAG, task
-            logging.basicConfig(level=logging.INFO)
+            class Rich(logging.Handler):
+                def emit(self, record): print(f"INFO:{record.name}", file=sys.stderr)
+            logging.basicConfig(level=logging.INFO, handlers=[Rich()] if "-p" in sys.argv else None)
             with DAG("logged") as dag:
                 task(task_id="f")(print)()
             if __name__ == "__main__":
                 dag.cli()
             """
         )
-        self.assertNotIn("INFO:liteflow", self.python("my_flow.py").stderr)
-        self.assertEqual(self.python("my_flow.py", "--quiet").stderr, "")
+        for rich in ((), ("-p", "a=1")):
+            self.assertNotIn("INFO:liteflow", self.python("my_flow.py", *rich).stderr)
+            self.assertEqual(self.python("my_flow.py", "--quiet", *rich).stderr, "")
 
     def test_what_an_operator_logs_is_in_its_log_where_logging_is_set_up(self):
         self.script(
