@@ -11151,9 +11151,9 @@ class _Report:
     def tell(self, line: str, state: str | None = None) -> None:
         """One line for people."""
         line = _clean(line)
-        _log().info("%s%s", self._whose, line)
         self.clear()
         self.output("", "")
+        _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
         self._say(_paint(line, state) if self._color else line)
 
     def output(self, label: str, text: str) -> None:

@@ -13304,11 +13304,13 @@ class ShowingTest(Case):
         with contextlib.redirect_stderr(written):
             report.status(lambda: ({"success": 1}, [], 2.0))
             drawn = written.getvalue()
-            report.tell("a line")
+            with self.assertLogs("liteflow"):
+                liteflow._log().addHandler(logging.StreamHandler(written))  # the same terminal
+                report.tell("a line")
         lines = drawn.count("\n")
         up = f"\x1b[{lines}A"
         gone = written.getvalue().removeprefix(drawn)
-        self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\n")
+        self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\na line\n")
 
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
