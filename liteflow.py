@@ -6392,7 +6392,7 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
     """The process's limits and rights, and what the children that were waited for have used: no
     two counts of that are the same."""
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
-    limits += os.nice(0), os.geteuid()
+    limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
         limits.append(os.sched_getaffinity(0))
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -7070,6 +7070,23 @@ class SandboxTest(QueueCase):
         told = "success [200001, 200002, 200003] True True\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
+    def test_where_no_priority_may_be_set(self):
+        # `SystemCallFilter=~@resources` of systemd.
+        path = self.script(
+            """
+            import os
+            def refuse(*_): raise PermissionError(1, "not permitted")
+            os.nice = os.setpriority = os.sched_setaffinity = refuse
+            from liteflow import DAG, task
+            with DAG("filtered") as dag:
+                task(task_id="pid")(os.getpid)()
+            if __name__ == "__main__":
+                dag.run().raise_if_failed()
+            """
+        )
+        done = self.python(path, timeout=30)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
         path = self.script(
             """
