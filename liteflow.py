@@ -4900,7 +4900,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
             constant(name, where[0]) if kind == "constant" else repr((kind, *where)).encode()
             for name, (kind, *where) in mapping.elements(i, known)
         ]
-        key = hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
         keys.append(f"{key}.{seen[key]}" if seen[key] else key)
         seen[key] += 1
     return keys

@@ -5056,6 +5056,19 @@ class MappingTest(Case):
         self.assertEqual(ran, ["a", "b", "bad", "c", "new"])
         self.assertEqual([v for k, v in self.states(second).items() if v == "removed"], ["removed"])
 
+    def test_a_system_of_fips_mode_knows_what_is_mapped(self):
+        refuses = mock.Mock(side_effect=ValueError("disabled for FIPS"))
+        with mock.patch.multiple(hashlib, blake2b=refuses, blake2s=refuses, md5=refuses):
+            run = self.run_flow(
+                """
+                with DAG("d") as dag:
+                    @task
+                    def f(x): return x
+                    f.expand(x=[1, 2])
+                """
+            )
+        self.assertEqual(run.xcom_pull("f"), [1, 2])
+
     def test_a_cleared_upstream_expands_anew(self):
         source = """
             with DAG("anew") as dag:
