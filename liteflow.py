@@ -6422,17 +6422,17 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     end.close()
     _worker.prepare()
-    starting = True
+    doing = "the pool's initializer failed in a worker"
     try:
         if initializer is not None:
             initializer(*initargs)
-        starting = False
+        doing = "a worker can't begin"
         _worker.serve()
         _worker.control.close()  # or who waits for it would not see that it has ended
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
-            if starting:
-                why = f"the pool's initializer failed in a worker:\n{_traceback(error)}"
+            if _worker.log_file < 0:  # where else would it be seen?
+                why = f"{doing}:\n{_traceback(error)}"
                 _worker.control.send(("joined", why, None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)

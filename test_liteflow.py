@@ -7100,6 +7100,25 @@ class SandboxTest(QueueCase):
         done = self.python(path, timeout=30)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
+    def test_what_keeps_workers_from_beginning_is_told(self):
+        path = self.script(
+            """
+            import resource
+            def refuse(*_): raise PermissionError(1, "not permitted")
+            resource.getrusage = refuse
+            from liteflow import DAG, task
+            with DAG("filtered") as dag:
+                task(task_id="pid")(resource.getpagesize)()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        done = self.python(path, timeout=30)
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(
+            done.stderr, r"a worker can't begin:\n(.*\n)+PermissionError: .*not permitted"
+        )
+
     def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
         path = self.script(
             """
