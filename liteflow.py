@@ -6703,7 +6703,8 @@ def _process_state(pid: int | None) -> str:
         return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
         # As bytes: the name in it is cut, perhaps within a character, or any that it gave itself.
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+        if os.readlink("/proc/self") == str(os.getpid()):  # or it is another namespace's
+            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
 
 

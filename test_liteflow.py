@@ -7100,6 +7100,32 @@ class SandboxTest(QueueCase):
         done = self.python(path, timeout=30)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
+    @LINUX
+    def test_what_a_dead_worker_left_ends_where_proc_is_another_namespaces(self):
+        path = self.script(
+            """
+            import os, signal, subprocess
+            from liteflow import DAG, task
+            with DAG("apart") as dag:
+                @task
+                def leaves():
+                    print(subprocess.Popen(["sleep", "30"]).pid)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                leaves()
+            if __name__ == "__main__":
+                left = int(dag.run().log("leaves"))
+                print(os.waitid(os.P_PID, left, os.WEXITED | os.WNOWAIT).si_status)
+            """
+        )
+        apart = ["unshare", "-rpf"]  # by itself it does not mount its own
+        try:
+            subprocess.run([*apart, "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            self.skipTest("no namespaces may be made here")
+        command = [*apart, sys.executable, str(path)]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        self.assertEqual((done.stdout, done.stderr), ("9\n", ""))
+
     def test_what_keeps_workers_from_beginning_is_told(self):
         path = self.script(
             """
