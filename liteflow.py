@@ -7663,6 +7663,8 @@ class _SlotRunner(_Runner):
             if self._slots:
                 return False  # those that there are go on
             more = "" if os.path.isdir(".") else ": the working directory was deleted"
+            if isinstance(error, BlockingIOError):
+                more = ": its limit of processes is reached (ulimit -u, or the container's)"
             if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
                 more = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):

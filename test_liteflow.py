@@ -17779,6 +17779,7 @@ class Promise7Test(Case):
         finally:
             liteflow._Slot._start = real
         self.assertIn("no worker process could be started", str(caught.exception))
+        self.assertIn("its limit of processes is reached (ulimit -u", str(caught.exception))
 
 
 class Promise8Test(Case):
