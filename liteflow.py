@@ -104,7 +104,7 @@ if __name__ == "__main__":
     exec(sys._getframe().f_code, vars(_own))
     _code = _own.main()
     if "__mp_main__" not in sys.modules:  # nobody's code but ours is here, and has ended
-        gc.freeze()  # so that its end, which would take apart each function, takes a third
+        getattr(gc, "freeze", bool)()  # so that its end, which takes apart all, takes a third
     sys.exit(_code)
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -4205,7 +4205,7 @@ class _Store:
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
             # and tried again by the caller.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                execute("PRAGMA journal_mode=WAL")
+                execute("PRAGMA journal_mode=WAL").fetchone()  # or it is not over
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
@@ -6646,7 +6646,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _die_with(alive, os.getpid())
-        gc.freeze()
+        getattr(gc, "freeze", bool)()
         poll = select.poll()
         poll.register(requests, select.POLLIN)
         while True:

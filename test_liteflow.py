@@ -7145,6 +7145,36 @@ class SandboxTest(QueueCase):
             done.stderr, r"a worker can't begin:\n(.*\n)+PermissionError: .*not permitted"
         )
 
+    @LINUX
+    def test_what_pypy_lacks(self):
+        """And nothing is closed there by the last reference to it that goes."""
+        path = self.script(
+            """
+            import gc, runpy, sqlite3, sys
+            vars(gc).pop("freeze", None)
+            from liteflow import DAG, WorkerPool, task
+            kept, connect = [], sqlite3.connect
+            class Connection(sqlite3.Connection):
+                def execute(self, *args):
+                    kept.append(super().execute(*args))
+                    return kept[-1]
+            sqlite3.connect = lambda *args, **how: connect(*args, **how, factory=Connection)
+            with DAG("pypy") as dag:
+                @task
+                def one(): return 1
+                one()
+            if __name__ == "__main__":
+                with WorkerPool(1) as pool:
+                    print(dag.run(executor=pool).xcom_pull("one"))
+                    print(pool._idle[0].server is not None)
+                sys.argv[1:] = ["list"]
+                runpy.run_module("liteflow", run_name="__main__")
+            """
+        )
+        done = self.python(path, timeout=30)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, "^1\nTrue\nDAG ")
+
     def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
         path = self.script(
             """
