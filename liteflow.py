@@ -6608,7 +6608,7 @@ def _is_shared_badly(descriptor: int) -> bool:
     # What came from the parent is held as long by this process itself.
     if not is_own or stat.S_ISCHR(mode):
         return False
-    is_read = flags & os.O_ACCMODE == os.O_RDONLY
+    is_read = not flags & (os.O_WRONLY | os.O_RDWR)
     harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()

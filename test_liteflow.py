@@ -7150,10 +7150,10 @@ class SandboxTest(QueueCase):
         """And nothing is closed there by the last reference to it that goes."""
         path = self.script(
             """
-            import gc, runpy, sqlite3, sys
-            vars(gc).pop("freeze", None)
+            import gc, os, runpy, sqlite3, sys
+            vars(gc).pop("freeze", None), vars(os).pop("O_ACCMODE", None)
             from liteflow import DAG, WorkerPool, task
-            kept, connect = [], sqlite3.connect
+            held, kept, connect = open(__file__), [], sqlite3.connect
             class Connection(sqlite3.Connection):
                 def execute(self, *args):
                     kept.append(super().execute(*args))
