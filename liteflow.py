@@ -7066,7 +7066,8 @@ class _Slot:
             time.sleep(0.001)
         self.exitcode = code
         _forget(self.process)
-        self.bytes = bytearray(self.bytes)  # as it left them; what was shared is let go
+        shared, self.bytes = self.bytes, bytearray(self.bytes)  # as it left them
+        getattr(shared, "close", bool)()  # at once, also where references are not counted
         _live_slots.discard(self)
         if self.pidfd is not None:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown

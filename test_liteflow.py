@@ -7166,14 +7166,16 @@ class SandboxTest(QueueCase):
             if __name__ == "__main__":
                 with WorkerPool(1) as pool:
                     print(dag.run(executor=pool).xcom_pull("one"))
-                    print(pool._idle[0].server is not None)
+                    [slot] = pool._idle
+                    shared = slot.bytes
+                print(shared.closed, slot.server is not None)
                 sys.argv[1:] = ["list"]
                 runpy.run_module("liteflow", run_name="__main__")
             """
         )
         done = self.python(path, timeout=30)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertRegex(done.stdout, "^1\nTrue\nDAG ")
+        self.assertRegex(done.stdout, "^1\nTrue True\nDAG ")
 
     def test_no_signal_of_ones_own_choice_at_the_end_of_a_pipe(self):
         path = self.script(
