@@ -4716,8 +4716,9 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
+    in_order = operator.attrgetter(*_terms(_LATEST, columns, ())[0])  # which vars() may not be
     for row in _select(_LATEST, columns, "", db, run_row):
-        *own, error = vars(row).values()
+        *own, error = in_order(row)
         died = row.state is None and error == f"interrupted: {_DIED}"
         found.append(_Past._make([*own, died]))
     return found

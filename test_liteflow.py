@@ -9785,6 +9785,18 @@ class ResumeTest(Case):
         )
         self.assertEqual(sorted(states), [(1, "failed"), (2, "failed"), (3, "success")])
 
+    def test_rows_are_known_by_their_columns_names(self):
+        """In PyPy an object's attributes are in the order that others of its class had."""
+
+        class Row(types.SimpleNamespace):
+            def __init__(self, **named):
+                super().__init__(**dict(sorted(named.items())))
+
+        self.run_flow(self.FIRST)
+        with mock.patch.object(liteflow, "_Row", Row):
+            second = self.run_flow(self.SECOND, resume=True)
+        self.assertEqual(second.xcom_pull("c"), [2, 1])
+
     def test_what_is_gone_is_named_in_order(self):
         source = """
             with DAG("shrunk") as dag:
