@@ -5089,7 +5089,7 @@ def _resolve(function: str) -> Callable[..., Any] | None:
     if isinstance(found, _TaskFunction):
         found = found.function
     code = getattr(found, "__code__", None)
-    where = (code.co_filename, code.co_firstlineno) if code is not None else (None, 0)
+    where = getattr(code, "co_filename", None), getattr(code, "co_firstlineno", 0)
     return found if callable(found) and not _is_inherited(module, *where) else None
 
 
