@@ -3973,7 +3973,8 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite tells a full disk only of some of its writes, and a full quota of none.
-    writes = primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname
+    reads = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+    writes = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
     raise DatabaseError(f"{path}: {error}{' (is the disk full?)' * writes}") from None
 
 
