@@ -10073,7 +10073,7 @@ def _local_time(moment: _datetime.datetime | None) -> str:
     """A local time, whole."""
     if moment is None:
         return ""
-    with contextlib.suppress(OverflowError):  # in a file that was tampered with
+    with contextlib.suppress(OverflowError, ValueError):  # in a file that was tampered with
         moment = moment.astimezone()
     return f"{moment:%Y-%m-%d %H:%M:%S}"
 
