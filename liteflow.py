@@ -8250,7 +8250,7 @@ class _InProcessRunner(_ExecutorRunner):
                     before = signal.signal(signal.SIGALRM, on_alarm)
                     stack.callback(signal.signal, signal.SIGALRM, before)
                     stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-                    signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, threading.TIMEOUT_MAX))
+                    signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, 2**31 - 1))
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:

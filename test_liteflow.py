@@ -4011,7 +4011,7 @@ class WorkerTest(Case):
             with DAG("limits") as dag:
                 @task
                 def hog():
-                    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); return len(bytearray(2**33))
+                    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); return len(bytearray(2**31 - 1))
                 @task
                 def fine(i): return i
                 hog(); fine(1); fine(2)
