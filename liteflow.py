@@ -8830,8 +8830,9 @@ def _has_room(size: int) -> bool:
     """Whether there is memory for the copies that SQLite makes: a value that has none fails its
     attempt alone, where a MemoryError within a transaction would end the run."""
     try:
-        bytes(2 * size)  # pages of zeros that nobody touches are only promised
-    except MemoryError:
+        # Pages that nobody touches are only promised; some allocators touch what they give.
+        mmap.mmap(-1, 2 * size, access=mmap.ACCESS_COPY).close()
+    except (OSError, OverflowError):
         return False
     return True
 

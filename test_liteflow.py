@@ -12727,9 +12727,12 @@ class ShortOfMemoryTest(FlowCase):
             """
         )
         done = self.python("my_flow.py")
-        said = "big failed the task's outcome could not be received: MemoryError\n"
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertEqual(done.stdout, f"{said}small success None\n")
+        # An allocator that has room in hand can receive it, which SQLite has no room for.
+        why = (
+            "the task's outcome could not be received: MemoryError|MemoryError: this process has no"
+        )
+        self.assertRegex(done.stdout, f"^big failed ({why}).*\nsmall success None\n$")
 
     def test_a_message_whose_file_finds_no_descriptor_is_an_error_that_says_so(self):
         sender, receiver = (liteflow._Wire(end) for end in liteflow._socket_pair())
@@ -12746,7 +12749,6 @@ class ShortOfMemoryTest(FlowCase):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
-    @unittest.skipIf(sys.flags.dev_mode, "its allocator touches all that it gives")
     def test_to_ask_for_room_takes_none(self):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.assertTrue(liteflow._has_room(500_000_000))
