@@ -7302,6 +7302,7 @@ class WorkerPool:
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
         self._lock = threading.Lock()
+        self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0
         self._server: _ForkedServer | None = None
@@ -7370,18 +7371,19 @@ class WorkerPool:
                 self._runs.forced = self._runs.stopping
                 self._runs.close(True, True)
                 raise
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            self._count -= len(idle)
-            for runner in self._runners:
-                runner.wake()
-        for slot in idle:  # their workers end side by side
-            slot.dismiss()
-        for slot in idle:
-            slot.bury(grace=2.0)
-        self._end_server()
-        self._close_file()
+        with self._ending:  # or a second one would not wait for a first one's thread
+            with self._lock:
+                self._closed = True
+                idle, self._idle = self._idle, []
+                self._count -= len(idle)
+                for runner in self._runners:
+                    runner.wake()
+            for slot in idle:  # their workers end side by side
+                slot.dismiss()
+            for slot in idle:
+                slot.bury(grace=2.0)
+            self._end_server()
+            self._close_file()
 
     def _take_file(self, path: Path) -> _Store | None:
         """A database as an earlier run has left it open, if that is still the file of this path."""

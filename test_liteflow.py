@@ -12677,6 +12677,18 @@ class SubmitTest(FlowCase):
         self.assertEqual(self.state(second), ("queued", "submitted"))
         self.assert_nothing_left()
 
+    def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
+        mine = WorkerPool(1)
+        mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
+        wait_until(lambda: mine._idle)
+        [slot] = mine._idle
+        real = slot.bury
+        slot.bury = lambda grace: time.sleep(0.5) or real(grace)
+        mine.shutdown(wait=False)
+        wait_until(lambda: mine._closed)
+        mine.shutdown()
+        self.assertIsNotNone(slot.exitcode)
+
     def test_a_line_costs_no_thread_and_no_cpu(self):
         with WorkerPool(1, max_runs=2) as mine:
             before = threading.active_count()
