@@ -15001,7 +15001,7 @@ class SeeingTest(ScriptCase):
         script = re.escape(shlex.quote(os.path.realpath(self.folder / "my_flow.py")))
         self.assertRegex(
             text,
-            rf"to go on once it is mended: cd .+ && \S*python3?(\.\d+)? {script} --resume",
+            rf"to go on once it is mended: cd .+ && \S*py\S+ {script} --resume",
         )
         self.assertNotIn("double[0]  success", text)
 
