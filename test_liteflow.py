@@ -18461,7 +18461,7 @@ class ReadmeTest(Case):
             text = text.replace("'", "")
             text = re.sub(r"\S*\d\d:\d\d:\d\d\S*", "<time>", text)
             text = re.sub(r"\S*/(\w+)\.(py|db)", r"\1.\2", text)
-            text = re.sub(r"\S*/python[\d.]*", "python", text)
+            text = re.sub(r"\S*/py(thon|py)[\d.]*t?", "python", text)
             text = re.sub(r"&?#60;1 ms|<1 ms|\d+ ms|\d\.\d s|\b\d{2,}\b", "<n>", text)
             return re.sub(r" +", " ", text)
 
