@@ -7982,7 +7982,7 @@ class _SlotRunner(_Runner):
             self.notes[f"a callback ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
-        if self._out and slot.bytes[_TAKING]:  # one that it took without a word?
+        if self._out:  # one that it took without a word, or one that came behind what is none?
             self._send_again(self._recall())
             self._suspects = set(self._out)
             self._unclear = list(self._slots)

@@ -17441,7 +17441,12 @@ class Promise3Test(Case):
                 def full(): import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); return b"x" * 200_000
                 @task
                 def fine(i): print("heard", i); return i
-                noise(); closes(); full()
+                @task
+                def strays(n):  # into what is not its own, as one does whose number is stale
+                    for fd in range(3, 64):
+                        try: os.write(fd, b"")
+                        except OSError: pass
+                noise(); closes(); full(); strays.expand(n=[1, 2, 3, 4])
                 for i in range(4): fine(i)
             """
         )
