@@ -10182,7 +10182,7 @@ def _line_of(members: _Seen) -> _Line:
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What a mapped instance is mapped over; a number would read as a count."""
-    text = _shortened(re.sub(r"\s*\n\s*", " ", ti.element or ""), most)
+    text = _shortened(" ".join(map(str.strip, (ti.element or "").split("\n"))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
@@ -10341,7 +10341,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
-        text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").rstrip()
+        text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
         # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         _, tag, *_ = _LOOKS[line.style]
@@ -10992,7 +10992,7 @@ def _dag_page(dag: Dag) -> str:
     cells: dict[str, dict[int, _Html]] = {}
     for n, run in enumerate(runs):
         title = f"{run.run_id}: {_run_state(run)}, {_seconds_text(run.duration)}"
-        high = 4 + round(60 * (run.duration or 0) / longest)
+        high = 4 + round(60 * ((run.duration or 0) / longest))
         bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
         instances = _seen(run)  # of one run at a time: they may be many

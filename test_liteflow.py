@@ -12804,6 +12804,20 @@ class HarmedFileTest(FlowCase):
                     shown = self.cli_here(*words, "--db", self.db)
                     self.assertEqual((shown.returncode, shown.stderr), (0, ""))
 
+    def test_names_of_nothing_but_space_and_an_endless_duration_are_shown_at_once(self):
+        with DAG("d") as d:
+            task(task_id="f")(one_argument).expand(x=[1])
+        d.test(db_path=self.db)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET seconds = 1e308")
+            db.execute(
+                "UPDATE task_instance SET task_id = ' ', map_index = -1, "
+                "element_preview = replace(hex(zeroblob(200000)), '0', ' ')"
+            )
+        for words in (["show", "d"], ["page", "d"], ["visualize", "d", "--gantt"]):
+            shown = self.cli_here(*words, "--db", self.db)
+            self.assertEqual((shown.returncode, shown.stderr), (0, ""))
+
     def test_what_is_tried_for_ever_can_be_interrupted_and_resumed(self):
         with DAG("d") as d:
             self.step("a", retries=sys.maxsize)()
