@@ -184,6 +184,12 @@ class Case(unittest.TestCase):
             head, source = head + BAD_VALUES, source.removeprefix(BAD_VALUES)
         future = "from __future__ import annotations\n" if "TypedDict" in source else ""
         path.write_text(f"{future}{head}import liteflow\n{textwrap.dedent(source)}")
+        return self.loaded(path, name)
+
+    def loaded(self, path, name):
+        """The module of this file, under this name."""
+        # Of a file that was just changed, it may look as if it were that of the file.
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
@@ -237,13 +243,13 @@ class Case(unittest.TestCase):
         copy_liteflow(self.folder)
         return self.python("-m", "liteflow", *argv, **options)
 
-    def cli_here(self, *argv) -> subprocess.CompletedProcess:
+    def cli_here(self, *argv, main=liteflow.main) -> subprocess.CompletedProcess:
         """The same, in this process."""
         out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
         os.chdir(self.folder)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = liteflow.main([str(word) for word in argv])
+                code = main([str(word) for word in argv])
         except SystemExit as ended:
             code = ended.code or 0
         finally:
@@ -13694,6 +13700,20 @@ class ScriptCase(Case):
         self.script(self.FLOW)
         self.db = self.folder / "liteflow.db"
 
+    def load(self, name="my_flow.py"):
+        return self.loaded(self.folder / name, f"script_{os.getpid()}_{next(_numbers)}")
+
+    def ran(self, **options):
+        """A run of the script's DAG by this process, for those who look at what is recorded."""
+        run = self.load().dag.run(db_path=self.db, executor=pool(), **options)
+        pool()._close_file()  # as the end of a process does
+        return run
+
+    def script_here(self, *argv, name="my_flow.py"):
+        """`python3 my_flow.py ...`, in this process, where that starts no workers."""
+        with mock.patch.object(sys, "argv", [name]):
+            return self.cli_here(*argv, main=self.load(name).dag.cli)
+
 
 @LINUX
 class ForkedServerTest(ScriptCase):
@@ -15021,11 +15041,14 @@ class SeeingTest(ScriptCase):
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_terminals_that_want_less(self):
-        self.assertNotIn("\x1b[31m", self.on_terminal("my_flow.py", NO_COLOR="1"))
-        dumb = self.on_terminal("my_flow.py", TERM="dumb")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            narrow = threads.submit(self.on_terminal, "my_flow.py", columns=30, NO_COLOR="1")
+            dumb = self.on_terminal("my_flow.py", TERM="dumb")
         self.assertNotIn("\x1b", dumb)
         self.assertIn("double[0]  success", dumb)
-        for line in self.on_terminal("my_flow.py", columns=30, NO_COLOR="1").splitlines():
+        self.assertIn("\x1b[2K", narrow.result())
+        self.assertNotIn("\x1b[31m", narrow.result())
+        for line in narrow.result().splitlines():
             if line.startswith("["):
                 self.assertLess(len(line), 30)
 
@@ -15035,6 +15058,7 @@ class SeeingTest(ScriptCase):
         self.assertRegex(text, r"\[[=> ]{40}\] \d/\d tasks, \d")
 
     def test_elsewhere_a_line_a_change_of_state(self):
+        colored = self.start("my_flow.py", env={**os.environ, "FORCE_COLOR": "1"})
         done = self.python("my_flow.py")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertNotIn("\x1b", done.stderr)
@@ -15045,8 +15069,7 @@ class SeeingTest(ScriptCase):
             ["running", "up_for_retry", "running", "failed"],
         )
         self.assertIn("    | about to\\x1b[2J fail", done.stderr)
-        colored = self.python("my_flow.py", env={**os.environ, "FORCE_COLOR": "1"})
-        self.assertIn("\x1b[31m", colored.stderr)
+        self.assertIn("\x1b[31m", colored.communicate(timeout=LIMIT)[1])
 
     def test_quiet_says_only_what_failed(self):
         done = self.python("my_flow.py", "--quiet")
@@ -15134,7 +15157,7 @@ class SeeingTest(ScriptCase):
         return done.stdout
 
     def test_the_question_of_every_morning(self):
-        self.python("my_flow.py", "--run-id", "first")
+        self.ran(run_id="first")
         text = self.seen("runs", "--since", "24h", "--state", "failed")
         self.assertRegex(text, r"night/first +failed +\S+ +.*bad: ValueError: no luck")
         self.assertNotIn("night", self.seen("runs", "--state", "success"))
@@ -15147,7 +15170,7 @@ class SeeingTest(ScriptCase):
         self.assertIn("did you mean 'night'", self.cli("list", "nigth", "--check").stderr)
         text = self.seen("runs", "--since", "24h", "--state", "failed")
         self.assertIn("first", text)  # it began long ago, or was resumed, and failed now
-        self.python("my_flow.py", "--run-id", "second")
+        self.ran(run_id="second")
         with mock.patch.object(liteflow, "_RUNS", 1):
             for words in (["--json"], ["--state", "failed"], ["--limit", "1"]):
                 done = self.cli("runs", *words)
@@ -15200,7 +15223,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual(run.state, "failed")
 
     def test_show_of_a_task(self):
-        self.python("my_flow.py")
+        self.ran()
         text = self.seen("show", "night", "bad")
         self.assertEqual(text.count("ValueError: no luck"), 3)
         self.assertIn("log of bad:\n    | about to\\x1b[2J fail\n", text)
@@ -15208,7 +15231,7 @@ class SeeingTest(ScriptCase):
         self.assertIn("did you mean 'bad'", self.cli("show", "night", "bda").stderr)
 
     def test_pictures_in_files(self):
-        self.python("my_flow.py")
+        self.ran()
         gantt = self.seen("visualize", "night", "--gantt")
         check_mermaid(self, gantt)
         self.assertIn("ad try 2 failed :crit", gantt)
@@ -15236,11 +15259,10 @@ class SeeingTest(ScriptCase):
                 @task
                 def f(params): print("x" * 3000); return bytes(2_000_000)
                 f()
-            if __name__ == "__main__":
-                for i in range(5): dag.run(run_id=f"r{i}", max_workers=1)
             """
         )
-        self.python("my_flow.py")
+        for i in range(5):
+            self.ran(run_id=f"r{i}")
         size = self.db.stat().st_size
         self.assertGreater(size, 10_000_000)
         copy = self.folder / "copy.db"
@@ -15275,7 +15297,7 @@ class SeeingTest(ScriptCase):
 
     @unittest.skipUnless(sys.platform == "linux", "of bash")
     def test_a_copy_that_finds_no_room_is_told_and_leaves_nothing(self):
-        self.python("my_flow.py")
+        self.ran()
         done = subprocess.run(
             ["bash", "-c", f"ulimit -f 60; {sys.executable} -m liteflow backup copy.db"],
             cwd=self.folder, capture_output=True, text=True, timeout=LIMIT,
@@ -15299,7 +15321,7 @@ class SeeingTest(ScriptCase):
                 cwd=self.folder, capture_output=True, text=True, timeout=LIMIT,
             )  # fmt: skip
 
-        self.python("my_flow.py")
+        self.ran()
         shown = self.seen("runs")
         done = without_room("prune", "--keep", "0")
         self.assertEqual(done.returncode, 3, done.stderr)
@@ -15335,23 +15357,23 @@ class SeeingTest(ScriptCase):
         os.rename(self.folder / "my_flow.py", self.folder / "old.py")
         source = (self.folder / "old.py").read_text().replace("raise ValueError", "return; raise")
         (self.folder / "my_flow.py").write_text(source)
-        self.assertEqual(self.python("my_flow.py").returncode, 0)
+        self.assertEqual(self.ran().state, "success")
         self.seen("prune", "--values")
         self.assertIn("its values were deleted", self.seen("show", "night", "good"))
         for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
-            done = self.python("my_flow.py", *words)
+            done = self.script_here(*words)
             self.assertEqual(done.returncode, 2, done.stderr)
             self.assertIn("were deleted", done.stderr)
         self.assertEqual(self.cli("clear", "night", "good").returncode, 2)
         self.assertEqual(Dag("night").runs(self.db)[0].state, "success")
-        self.assertEqual(self.python("my_flow.py", "--task", "good").returncode, 0)
+        self.assertEqual(self.script_here("--task", "good").returncode, 0)
 
     def test_an_instance_that_is_not_there_is_not_cleared(self):
-        self.python("my_flow.py", "--run-id", "first")
+        self.ran(run_id="first")
         before = self.db.read_bytes()
         for name in ("double[7]", "good[0]", "bda"):
             self.assertEqual(self.cli("clear", "night", name).returncode, 2, name)
-            done = self.python("my_flow.py", "--from", name)
+            done = self.script_here("--from", name)
             self.assertEqual(done.returncode, 2, done.stderr)
             with self.assertRaises(liteflow.TaskNotFound):
                 Dag("night").runs(self.db)[0].clear(name)
@@ -15402,7 +15424,7 @@ class SeeingTest(ScriptCase):
         self.assertIn("DuplicateTaskIdFound: ", done.stderr)
 
     def test_names_that_fit_by_chance_are_refused(self):
-        self.python("my_flow.py", "--run-id", "first-run")
+        self.ran(run_id="first-run")
         for name in ("", "night/", "r", "irs", "x"):
             for command in ("delete", "show", "stop"):
                 done = self.cli(command, name)
@@ -15461,22 +15483,20 @@ class SeeingTest(ScriptCase):
         self.assertNotRegex(self.seen("show", "night"), r"(good|waits) +interrupted")
 
     def test_descriptors_that_a_daemon_has_closed(self):
-        for closed in ("<&- >&-", "<&- 2>&-", "<&- >&- 2>&-"):
-            done = subprocess.run(
-                f"{sys.executable} my_flow.py --task good {closed}; "
-                f"{sys.executable} my_flow.py --run-id r{len(closed)} {closed}",
-                shell=True, cwd=self.folder, check=False, timeout=LIMIT,
+        started = {}
+        for closed in ("<&- >&-", "<&- 2>&-", "<&- >&- 2>&-", "2>&-"):
+            run_id, script = f"r{len(closed)}", f"{sys.executable} my_flow.py"
+            started[run_id] = subprocess.Popen(
+                f"{script} --task good >/dev/null {closed}; {script} --run-id {run_id} {closed}",
+                shell=True, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            run = Dag("night").get_run(f"r{len(closed)}", self.db)
-            self.assertEqual((done.returncode, self.states(run)["good"]), (1, "success"))
-        done = subprocess.run(
-            f"{sys.executable} my_flow.py --run-id r 2>&-",
-            shell=True, cwd=self.folder, check=False, timeout=LIMIT, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        for run_id, process in started.items():
+            self.assertEqual(process.communicate(timeout=LIMIT)[0], b"")
+            run = Dag("night").get_run(run_id, self.db)
+            self.assertEqual((process.returncode, self.states(run)["good"]), (1, "success"))
 
     def test_output_that_can_not_be_written_is_one_sentence(self):
-        self.python("my_flow.py")
+        self.ran()
         if os.path.exists("/dev/full"):
             with open("/dev/full", "w") as full:
                 done = self.cli("show", "night", stdout=full, env=BUFFERED)
@@ -15484,15 +15504,15 @@ class SeeingTest(ScriptCase):
             self.assertEqual((done.returncode, done.stderr), (1, why))
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         self.script(self.FLOW.replace("good says so", "gut: schön"))
-        self.python("my_flow.py")
+        self.ran()
         self.assertIn("sch\\xf6n", self.cli("logs", "night", env=env).stdout)
 
     def test_one_task_again(self):
-        self.python("my_flow.py", "--run-id", "night")
+        self.ran(run_id="night")
         before = self.db.read_bytes()
         done = self.python("my_flow.py", "--task", "double[1]", "--run-id", "night")
         self.assertEqual((done.returncode, done.stdout), (0, "double[1] returned 4\n"))
-        done = self.python("my_flow.py", "--task", "good")
+        done = self.script_here("--task", "good")
         self.assertEqual(done.stdout, "good says so\ngood returned [1, 2, 3]\n")
         done = self.cli("run", "my_flow.py", "--task", "bad")
         self.assertEqual(done.returncode, 1)
@@ -15507,7 +15527,7 @@ class SeeingTest(ScriptCase):
             ["--task", "good", "--graph"],
             ["--task", "good", "--conf", "{}"],
         ):
-            done = self.python("my_flow.py", *words)
+            done = self.script_here(*words)
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
         self.script(self.FLOW.replace("raise ValueError(", "raise OSError("))
@@ -15533,11 +15553,11 @@ class SeeingTest(ScriptCase):
                 dag.cli()
             """
         )
-        self.python("my_flow.py")
-        done = self.python("my_flow.py", "--task", "skips")
+        self.ran()
+        done = self.script_here("--task", "skips")
         self.assertEqual((done.returncode, done.stdout), (0, "skips skipped: not today\n"))
         self.assertIn("the execution_timeout of 'skips' does not apply here", done.stderr)
-        done = self.python("my_flow.py", "--task", "takes")
+        done = self.script_here("--task", "takes")
         self.assertEqual(done.returncode, 2)
         self.assertIn("task 'bad', whose result 'takes' takes, is failed", done.stderr)
         done = self.python("my_flow.py", "--task", "gives")
@@ -15586,8 +15606,8 @@ class SeeingTest(ScriptCase):
                 dag.cli()
             """
         )
-        self.python("my_flow.py")
-        done = self.python("my_flow.py", "--task", "size[0]")
+        self.ran()
+        done = self.script_here("--task", "size[0]")
         self.assertEqual((done.stdout, done.returncode), ("size[0] returned 100000\n", 0))
 
     def test_one_task_again_beside_a_branch_whose_choice_has_gone_from_the_code(self):
@@ -15604,9 +15624,9 @@ class SeeingTest(ScriptCase):
                 dag.cli()
         """
         self.script(source)
-        self.python("my_flow.py")
+        self.ran()
         self.script(source.replace('"old"', '"new"'))
-        done = self.python("my_flow.py", "--task", "other")
+        done = self.script_here("--task", "other")
         self.assertEqual((done.stdout, done.returncode), ("other returned 7\n", 0), done.stderr)
 
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
@@ -15614,26 +15634,26 @@ class SeeingTest(ScriptCase):
             """
             from liteflow import DAG, task
             with DAG("night") as dag:
-                @task.sensor(mode="reschedule", poke_interval=0.2, timeout=0.4)
+                @task.sensor(mode="reschedule", poke_interval=0.2, timeout=0.1)
                 def there(): return False
                 there()
             if __name__ == "__main__":
                 dag.cli()
             """
         )
-        self.python("my_flow.py")
-        done = self.python("my_flow.py", "--task", "there")
+        self.ran()
+        done = self.script_here("--task", "there")
         told = "there waits: it would poke again after 0.2 s\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
     def test_the_tries_of_a_task_are_told_apart(self):
-        self.python("my_flow.py")
+        self.ran()
         heads = re.findall("^--- .*", self.seen("logs", "night", "bad"), re.MULTILINE)
         self.assertEqual(heads, ["--- bad, try 1", "--- bad, try 2"])
         self.assertNotIn("---", self.seen("logs", "night", "bad", "--try", "1"))
 
     def test_a_dag_of_another_file_is_noted(self):
-        self.python("my_flow.py", "--run-id", "r1")
+        self.ran(run_id="r1")
         (self.folder / "copy.py").write_text((self.folder / "my_flow.py").read_text())
         note = (
             f"note: DAG 'night' was that of {os.path.realpath(self.folder / 'my_flow.py')} so far"
@@ -15658,7 +15678,7 @@ class SeeingTest(ScriptCase):
                 dag.cli()
             """
         )
-        self.python("my_flow.py")
+        self.ran()
         self.assertEqual(
             self.seen("logs", "bars"),
             "--- bar, try 1\n3/3 \\x1b[K\nwindows\nhalf\n--- last, try 1\nlast\n",
@@ -15670,8 +15690,8 @@ class SeeingTest(ScriptCase):
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_ids_are_short_on_a_terminal_and_runs_are_found_by_local_time(self):
-        self.python("my_flow.py")
-        self.python("my_flow.py", "--run-id", "mine")
+        self.ran()
+        self.ran(run_id="mine")
         whole = self.seen("runs", "night")
         [made] = re.findall(r"night/(manual__\S+)", whole)
         short = self.on_terminal("-m", "liteflow", "runs", NO_COLOR="1")
@@ -15689,22 +15709,23 @@ class SeeingTest(ScriptCase):
         self.assertIn("night/mine", done.stdout, done.stderr)
 
     def test_options_that_would_be_ignored_are_refused(self):
-        self.python("my_flow.py")
+        self.ran()
         for words in (
-            ["my_flow.py", "--quiet", "--logs"],
-            ["my_flow.py", "--graph", "--from", "bad"],
-            ["my_flow.py", "--graph", "--resume"],
-            ["-m", "liteflow", "visualize", "night", "--gantt", "--direction", "LR"],
+            ["--quiet", "--logs"],
+            ["--graph", "--from", "bad"],
+            ["--graph", "--resume"],
+            ["visualize", "night", "--gantt", "--direction", "LR"],
         ):
-            done = self.python(*words)
+            done = (self.script_here if words[0][0] == "-" else self.cli_here)(*words)
             self.assertEqual((done.returncode, done.stdout), (2, ""), words)
             self.assertEqual(len(done.stderr.splitlines()), 1)
 
     def test_every_command_has_help_with_examples_on_one_screen(self):
         commands = re.findall(r"^(\w+): ", liteflow._COMMANDS, re.M)
         self.assertEqual(len(commands), 13)
+        self.enterContext(mock.patch.dict(os.environ, COLUMNS="80"))
         for command in commands:
-            done = self.cli(command, "--help", env={**os.environ, "COLUMNS": "80"})
+            done = self.cli(command, "--help")
             self.assertEqual(done.returncode, 0)
             self.assertIn(f"examples:\n  python3 -m liteflow {command}", done.stdout)
             self.assertLessEqual(len(done.stdout.splitlines()), 50, command)
