@@ -14525,9 +14525,12 @@ class CommandLineTest(ScriptCase):
     """
 
     def command(self, *argv):
-        """A command: the script, or `python3 -m liteflow` (in this process, where it may be)."""
+        """A command: the script, what it does without a run, or `python3 -m liteflow` (in this
+        process, where it may be)."""
         if argv[:1] == ("script",):
             return self.python("my_flow.py", *argv[1:])
+        if argv[:1] == ("script_here",):
+            return self.script_here(*argv[1:])
         if argv[:1] == ("run",):  # it takes the place of `__main__`
             return self.cli(*argv)
         return self.cli_here(*argv)
@@ -14551,8 +14554,8 @@ class CommandLineTest(ScriptCase):
         for words in (["runs", "--limit"], ["prune", "--dry-run", "--keep"]):
             self.assert_exit(2, *words, "9" * 20, words=["must be a whole number"])
         late = "9999-12-31T23:59:59-12:00"
-        self.assert_exit(2, "script", "--logical-date", late, words=["out of range"])
-        self.assert_exit(1, "script")
+        self.assert_exit(2, "script_here", "--logical-date", late, words=["out of range"])
+        self.ran()
         page = ("--gantt", "--output", "run.md")
         self.assert_exit(2, "visualize", "flow", *page, words=["leave --gantt out"])
         self.assert_exit(2, "runs", "--state", "faild", words=["invalid choice: 'faild'"])
@@ -14572,10 +14575,10 @@ class CommandLineTest(ScriptCase):
                 f()
             """
         (self.folder / "flows" / "linked.py").write_text(textwrap.dedent(source))
+        made = self.start("bin/liteflow", "scaffold")
         done = self.python("bin/liteflow", "run", "flows/linked.py", "--db", self.db)
         self.assertEqual(done.returncode, 0, done.stderr)
-        made = self.python("bin/liteflow", "scaffold").stdout
-        self.assertIn("\nfrom liteflow import DAG, task\n", made)
+        self.assertIn("\nfrom liteflow import DAG, task\n", made.communicate(timeout=LIMIT)[0])
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_a_file_whose_name_is_no_unicode_runs(self):
@@ -14583,12 +14586,14 @@ class CommandLineTest(ScriptCase):
         odd.mkdir()
         flow = shutil.copy(self.folder / "my_flow.py", odd)
         env = {**os.environ, "PYTHONPATH": str(self.folder)}
-        for words in ([flow], ["-m", "liteflow", "run", flow]):
-            done = self.python(*words, "--db", str(self.db), env=env)
-            self.assertEqual(done.returncode, 1, done.stderr)
-            self.assertIn("odd\\udcff/my_flow.py", done.stderr)
-            self.assertNotIn("Traceback", done.stderr)
-            self.assert_exit(0, "show", "flow")
+        ways = {"one.db": [flow], "two.db": ["-m", "liteflow", "run", flow]}
+        runs = {db: self.start(*words, "--db", db, env=env) for db, words in ways.items()}
+        for db, run in runs.items():
+            _, err = run.communicate(timeout=LIMIT)
+            self.assertEqual(run.returncode, 1, err)
+            self.assertIn("odd\\udcff/my_flow.py", err)
+            self.assertNotIn("Traceback", err)
+            self.assert_exit(0, "show", "flow", "--db", db)
 
     def test_a_file_is_compiled_without_this_module_s_own_future(self):
         self.script(
@@ -14685,7 +14690,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "run", "two.py", words=["2 DAGs", "one, two"])
         self.assert_exit(0, "run", "two.py", "two", "--quiet")
         self.assert_exit(2, "run", "two.py", "three", words=["'three'"])
-        self.assert_exit(2, "run", "absent.py", words=["absent.py"])
+        done = self.cli_here("run", "absent.py")
+        self.assertEqual((done.returncode, "/absent.py" in done.stderr), (2, True))
         self.script("import nonsense_module\n", "broken.py")
         done = self.cli("run", "broken.py")
         self.assertEqual(done.returncode, 2)
@@ -14697,16 +14703,16 @@ class CommandLineTest(ScriptCase):
                 done = self.command(*argv)
                 self.assertEqual((done.returncode, done.stdout), (2, ""))
                 self.assertIn("usage:", done.stderr)
-        self.assert_exit(2, "script", "--conf", "{", words=["--conf", "JSON"])
-        self.assert_exit(2, "script", "--conf", "[1]", words=["object"])
-        self.assert_exit(2, "script", "--conf", '{"n": [}', words=["--conf"])
-        self.assert_exit(2, "script", "--logical-date", "soon", words=["--logical-date"])
+        self.assert_exit(2, "script_here", "--conf", "{", words=["--conf", "JSON"])
+        self.assert_exit(2, "script_here", "--conf", "[1]", words=["object"])
+        self.assert_exit(2, "script_here", "--conf", '{"n": [}', words=["--conf"])
+        self.assert_exit(2, "script_here", "--logical-date", "soon", words=["--logical-date"])
         self.assert_exit(2, "script", "--max-workers", "0", words=["max_workers"])
         self.assertFalse(self.db.exists())
 
     def test_stop_wants_a_name_where_several_runs_are_running(self):
         for run_id in ("first", "second"):
-            self.assert_exit(1, "script", "--run-id", run_id)
+            self.ran(run_id=run_id)
         self.abandon()
         with mock.patch.object(liteflow, "_owner_lives", lambda *args: True):
             names = "2 runs of DAG 'flow' are running: flow/second, flow/first; name one"
@@ -14739,7 +14745,7 @@ class CommandLineTest(ScriptCase):
 
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
         for run_id in ("first", "second"):
-            self.assert_exit(1, "script", "--run-id", run_id)
+            self.ran(run_id=run_id)
         for name in ("secon", "flow"):
             self.assert_exit(2, "delete", name, words=["name it so", "flow/second"])
         self.assert_exit(0, "delete", "flow/second")
@@ -14772,21 +14778,22 @@ class CommandLineTest(ScriptCase):
             "    my_flow.dag.cli()\n"
         )
         errors = {"liteflow.DatabaseError": 3, "OSError": 1, "liteflow.UnreachableTask": 2}
+        runs = {error: self.start("full.py", "--run-id", error) for error in errors}
         for error, code in errors.items():
             with self.subTest(error=error):
-                done = self.python("full.py", "--run-id", error)
-                self.assertEqual(done.returncode, code, done.stderr)
+                _, err = runs[error].communicate(timeout=LIMIT)
+                self.assertEqual(runs[error].returncode, code, err)
                 way = f"(?s)to go on: .*--resume --run-id {error}.*\n.*: the disk is full"
-                self.assertRegex(done.stderr, way)
+                self.assertRegex(err, way)
 
     def test_the_graph_is_drawn_without_a_run(self):
-        drawn = self.assert_exit(0, "script", "--graph").stdout
+        drawn = self.assert_exit(0, "script_here", "--graph").stdout
         self.assertEqual(drawn, 'flowchart TD\n    n0["good"]\n    n1["bad"]\n    n0 --> n1\n')
         self.assertFalse(self.db.exists())
 
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
-        self.assert_exit(2, "script", "-p", "n", words=["KEY=VALUE"])
+        self.assert_exit(2, "script_here", "-p", "n", words=["KEY=VALUE"])
         with DAG("typed", params={"v": "1.9", "n": 1, "s": Param("a", type="string")}) as typed:
             either = Param(1, type=["string", "integer"])
             task(task_id="t", params={"w": "x", "u": either})(quiet)()
@@ -14840,7 +14847,7 @@ class CommandLineTest(ScriptCase):
         self.assertRegex(done.stdout, r"\n +prune +\w")
         self.assert_exit(3, "show", words=[str(self.db)], out="")
         for run_id in ("one", "two"):
-            self.assert_exit(1, "script", "--run-id", run_id)
+            self.ran(run_id=run_id)
         self.assertIn("flow/two: failed", self.assert_exit(0, "show").stdout)
         self.assert_exit(0, "logs")
 
@@ -14852,7 +14859,7 @@ class CommandLineTest(ScriptCase):
             ("logs", "flow"),
             ("visualize", "flow"),
             ("delete", "flow"),
-            ("script", "--resume"),
+            ("script_here", "--resume"),
         ):
             with self.subTest(argv=argv):
                 self.assert_exit(3, *argv, words=[str(self.db)], out="")
@@ -14866,7 +14873,7 @@ class CommandLineTest(ScriptCase):
 
     def test_unknown_and_ambiguous_names_are_2_with_near_ones(self):
         for i in range(2):
-            self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet", "--run-id", f"run{i}")
+            self.ran(conf={"n": 2}, run_id=f"run{i}")
         self.assert_exit(2, "show", "flwo", words=["'flow'", str(self.db)])
         self.assert_exit(2, "show", "run", words=["fits 2 runs", "flow/run0"])
         self.assert_exit(2, "logs", "flow", "goood", words=["'good'"])
@@ -14911,18 +14918,18 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(self.assert_exit(0, "visualize", "mapped").stderr, "")
 
     def test_graph_runs_nothing(self):
-        done = self.assert_exit(0, "script", "--graph")
+        done = self.assert_exit(0, "script", "--graph")  # a process
         check_mermaid(self, done.stdout)
         self.assertFalse(self.db.exists())
 
     def test_version_and_help(self):
         self.assertIn(sqlite3.sqlite_version, self.assert_exit(0, "--version").stdout)
         self.assertIn("examples:", self.assert_exit(0, "--help").stdout)
-        self.assertIn("examples:", self.assert_exit(0, "script", "--help").stdout)
+        self.assertIn("examples:", self.assert_exit(0, "script_here", "--help").stdout)
         self.assertIn("examples:", self.python("liteflow.py", "--help").stdout)
 
     def test_a_reader_that_has_seen_enough(self):
-        self.assert_exit(0, "script", "--conf", '{"n": 2}', "--quiet")
+        self.ran(conf={"n": 2})
         done = subprocess.run(
             f"{sys.executable} -m liteflow runs | true",
             shell=True,
@@ -14934,14 +14941,17 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(done.stderr, "")
 
     def test_the_exit_code_is_the_run_s_though_nobody_reads_or_the_disk_is_full(self):
-        for end in ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]:
-            done = subprocess.run(
-                ["bash", "-c", f"sleep 0.3; {sys.executable} my_flow.py --logs {end}; "
-                 "exit ${PIPESTATUS[0]}"],
-                cwd=self.folder, env=BUFFERED, capture_output=True, text=True, timeout=LIMIT,
-            )  # fmt: skip
-            self.assertEqual(done.returncode, 1, done.stderr)
-            self.assertNotIn("Exception", done.stderr)
+        runs = [
+            subprocess.Popen(
+                ["bash", "-c", f"{sys.executable} my_flow.py --logs {end}; exit ${{PIPESTATUS[0]}}"],
+                cwd=self.folder, env=BUFFERED, stderr=subprocess.PIPE, text=True,
+            )
+            for end in ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]
+        ]  # fmt: skip
+        for run in runs:
+            _, err = run.communicate(timeout=LIMIT)
+            self.assertEqual(run.returncode, 1, err)
+            self.assertNotIn("Exception", err)
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "Linux has it")
     def test_the_exit_code_is_the_signal_s_though_the_disk_is_full(self):
@@ -14968,13 +14978,13 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(run.returncode, 143)
 
     def test_the_scaffold_runs_as_it_is(self):
-        text = self.cli("scaffold").stdout
+        text = self.cli_here("scaffold").stdout
         self.assertLess(len(text.splitlines()), 40)
         (self.folder / "scaffolded.py").write_text(text)
         done = self.python("-W", "error", "scaffolded.py")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("4 success", done.stderr)
-        self.assertEqual(self.cli("logs", "my_etl", "report").stdout, "2 orders, 7 in total\n")
+        self.assertEqual(self.cli_here("logs", "my_etl", "report").stdout, "2 orders, 7 in total\n")
 
 
 class SeeingTest(ScriptCase):
