@@ -15778,6 +15778,7 @@ class FailureTest(ScriptCase):
         )
 
     def test_the_report_is_the_same_everywhere_and_short(self):
+        aloud = self.start("my_flow.py", "--db", "aloud.db")
         told = self.python("my_flow.py", "--quiet").stderr.splitlines()
         self.assertLessEqual(self.rows(told), 8, told)
         self.assertEqual(told[1], "load[1] 'b c.csv' failed, try 2 of 2: ValueError: bad file")
@@ -15791,32 +15792,39 @@ class FailureTest(ScriptCase):
             [x.partition(": ")[0] for x in shown[at:]], [x.partition(": ")[0] for x in told[1:]]
         )
         self.assertEqual(shown[at : at + 5], told[1:6])
-        aloud = self.python("my_flow.py").stderr.splitlines()
+        aloud = aloud.communicate(timeout=LIMIT)[1].splitlines()
         self.assertEqual(aloud[aloud.index(told[1]) :][:5], told[1:6])
         page = self.cli_here("page", "two").stdout
         for line in told[1:6]:
             self.assertIn(html.escape(line.strip().removeprefix("| ")), page)
 
     def test_its_commands_can_be_pasted_anywhere(self):
-        profiled = ("-m", "cProfile", "-o", "profile", "my_flow.py", "-q")
-        for look in (
-            lambda: self.python(*profiled).stderr,
-            lambda: self.python("my_flow.py", "-q", "--run-id=-token_urlsafe").stderr,
-            self.show_newest,
-        ):
-            *_, more, go_on = look().splitlines()
+
+        def goes_on(text):
+            *_, more, go_on = text.splitlines()
             self.assertIn("'load[1]'", more)  # zsh would take it for a pattern
             self.assertIn("bad file", self.pasted(more).stdout)
             done = self.pasted(go_on)
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertRegex(done.stderr, r"load\[1\] 'b c.csv' failed, try (4 of 4|6 of 6)")
+            return go_on
+
+        def from_elsewhere():
+            there = (sys.executable, "../liteflow.py", "run", "../my_flow.py", "-q")
+            done = subprocess.run(there, cwd=other, capture_output=True, text=True)
+            self.assertIn("load[1]", self.pasted(done.stderr.splitlines()[-1]).stderr)
+
+        (other := self.folder / "other").mkdir()
+        profiled = ("-m", "cProfile", "-o", "profile", "my_flow.py", "-q")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            dashed = ("my_flow.py", "-q", "--run-id=-token_urlsafe")
+            done = threads.map(lambda words: self.python(*words), [profiled, dashed])
+            [*threads.map(goes_on, [each.stderr for each in done])]
+            elsewhere = threads.submit(from_elsewhere)
+            go_on = goes_on(self.cli_here("show", "two").stdout)
+        elsewhere.result()
         (self.folder / "b c.csv").touch()  # in the run's folder, which is not that of the paste
         self.assertEqual(self.pasted(go_on).returncode, 0)
-        other = self.folder / "other"
-        other.mkdir()
-        there = (sys.executable, "../liteflow.py", "run", "../my_flow.py", "-q")
-        done = subprocess.run(there, cwd=other, capture_output=True, text=True)
-        self.assertIn("load[1]", self.pasted(done.stderr.splitlines()[-1]).stderr)
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_they_can_be_pasted_where_a_folder_has_a_name_that_can_t_be_shown(self):
@@ -15831,9 +15839,6 @@ class FailureTest(ScriptCase):
         (self.folder / "b c.csv").touch()
         done = self.pasted(go_on, "bash")
         self.assertEqual(done.returncode, 0, done.stderr)
-
-    def show_newest(self):
-        return self.cli_here("show", "two").stdout
 
     def test_the_interpreter_is_named_where_python3_is_another(self):
         own, beside = str(self.folder / "python3.98"), self.folder / "python3"
@@ -16208,7 +16213,7 @@ timeout after 1 s"""  # of a command whose output was waited for
                 dag.cli()
             """
         )
-        self.assertEqual(self.python("my_flow.py", "-q").returncode, 1)
+        self.assertEqual(self.ran().state, "failed")
         (self.folder / "other").touch()
         done = self.python("my_flow.py", "--from", "choose")
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -16265,12 +16270,11 @@ timeout after 1 s"""  # of a command whose output was waited for
         (package / "flow.py").write_text(flow.replace("@task(retries", "@task(pool='gpu', retries"))
         done = self.python("-m", "app.flow", "-q", "--pool", "gpu=1")
         shown = self.cli_here("show", "two").stdout
-        for text in (done.stderr, shown):
-            go_on = text.splitlines()[-1]
-            there, python = shlex.quote(str(self.folder)), shlex.quote(sys.executable)
-            self.assertIn(f"cd {there} && {python} -m app.flow --pool gpu=1", go_on)
-            again = self.pasted(go_on)
-            self.assertIn("kept, as they succeeded: load (1 of 2)", again.stderr)
+        [go_on] = {text.splitlines()[-1] for text in (done.stderr, shown)}
+        there, python = shlex.quote(str(self.folder)), shlex.quote(sys.executable)
+        self.assertIn(f"cd {there} && {python} -m app.flow --pool gpu=1", go_on)
+        again = self.pasted(go_on)
+        self.assertIn("kept, as they succeeded: load (1 of 2)", again.stderr)
         told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
         [debug] = [line for line in told if line.startswith("alone, for a debugger: ")]
         self.assertIn("ValueError: bad file", self.pasted(debug).stderr)
@@ -16295,7 +16299,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertIn("load[0]  running  try 3", self.pasted(go_on).stderr)
 
     def test_a_command_of_a_harmed_file_steers_no_terminal(self):
-        self.python("my_flow.py")
+        self.ran()
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE dag_run SET command = 'python3 ' || char(27) || '[2J'")
         for words in (["show", "two"], ["show", "two", "load[1]"], ["page", "two"]):
@@ -16307,7 +16311,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertNotIn("\x1b", self.cli_here("show", "two", "load[1]").stdout)
 
     def test_a_run_id_that_is_taken_is_a_sentence(self):
-        self.python("my_flow.py", "--run-id", "mine")
+        self.ran(run_id="mine")
         done = self.python("my_flow.py", "--run-id", "mine")
         self.assertEqual(done.returncode, 2)
         self.assertEqual(len(done.stderr.splitlines()), 1)
@@ -16384,7 +16388,7 @@ class PageTest(ScriptCase):
         self.assertNotRegex(page, r"https?:|url\(|@import|[\x00-\x08\x1b]")
 
     def test_hostile_texts_stay_texts(self):
-        self.python("my_flow.py", "--run-id", "r")
+        self.ran(run_id="r")
         for words in ([], ["hostile"], ["hostile/r"]):
             page = self.cli_here("page", *words).stdout
             self.check(page)
@@ -16401,7 +16405,7 @@ class PageTest(ScriptCase):
         self.assertIn("&lt;u&gt;", dag._repr_html_())
 
     def test_pages_draw_all_that_ran(self):
-        self.python("my_flow.py", "--run-id", "r")
+        self.ran(run_id="r")
         chip = '<span class="chip failed"'
         row = f'<td>hostile</td><td><span class="strip">{chip} title="[-0-9: ]+">✕</span></span>'
         page = self.cli_here("page").stdout
@@ -16431,7 +16435,7 @@ class PageTest(ScriptCase):
         self.assertEqual((page.read_text(), page.stat().st_mode & 0o777), ("secret", 0o600))
 
     def test_a_page_is_written_as_a_whole_or_not_at_all(self):
-        self.python("my_flow.py")
+        self.ran()
         page, link = self.folder / "page.html", self.folder / "link.html"
         page.write_text("before")
         link.symlink_to(page)
@@ -16450,7 +16454,7 @@ class PageTest(ScriptCase):
 
     @unittest.skipIf(sys.platform == "win32", "POSIX modes and pipes")
     def test_what_is_there_keeps_its_mode_and_what_is_no_file_its_kind(self):
-        self.python("my_flow.py")
+        self.ran()
         page, pipe = self.folder / "page.html", self.folder / "pipe"
         page.touch()
         page.chmod(0o640)
@@ -16508,7 +16512,7 @@ class PageTest(ScriptCase):
                 dag.cli()
             """
         )
-        self.python("my_flow.py")
+        self.ran()
         page = self.cli_here("page", "states").stdout
         for style, sign, title in (
             ("failed", "✕", "failed <1 ms"),
