@@ -13026,9 +13026,11 @@ class KilledAtCommitsCase(Case):
     """A DAG whose scheduler is killed before or after one of its COMMITs, and then resumed.
 
     A subclass gives the SCRIPT of the DAG, its FINAL states, and how to `look` at what is recorded.
+    The script forks a scheduler for each run that it is asked for: that is sooner there.
     """
 
     RUN = """
+        import socket
         class Crash(sqlite3.Connection):
             def execute(self, sql, *args):
                 if sql != "COMMIT": return super().execute(sql, *args)
@@ -13039,26 +13041,48 @@ class KilledAtCommitsCase(Case):
                 if crash == count: os.kill(os.getpid(), signal.SIGKILL)
                 return done
         if __name__ == "__main__":
-            db, crash, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-            resume = sys.argv[4] == "resume"
-            count, connect = 0, sqlite3.connect
+            asked, children = socket.socket(fileno=int(sys.argv[1])), 0
+            while True:
+                words, [answer], *_ = socket.recv_fds(asked, 10_000, 1)
+                if os.fork():
+                    os.close(answer)
+                    children += 1
+                    while children > 2: children -= bool(os.wait())
+                elif pid := os.fork():
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    os.write(answer, b"%d\\n" % code)
+                    os._exit(0)
+                else:
+                    break
+            os.close(answer)
+            db, crash, when, resume = words.decode().splitlines()
+            count, crash, connect = 0, int(crash), sqlite3.connect
             sqlite3.connect = lambda *args, **more: connect(*args, **{**more, "factory": Crash})
             os.chdir(os.path.dirname(db))
-            dag.run(db_path=db, run_id="r", resume=resume, max_workers=1)
-            print(count)
+            dag.run(db_path=db, run_id="r", resume=resume == "True", max_workers=1)
+            with open("commits", "w") as file: file.write(str(count))
     """
 
     def crash(self, name, crash, when, resume=False):
         """Run the script, killed at that commit; (exit code, number of commits)."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        argv = ("my_flow.py", folder / "m.db", crash, when, "resume" if resume else "new")
-        done = self.python(*argv, stderr=subprocess.DEVNULL)
-        return done.returncode, int(done.stdout or 0)
+        words = "\n".join(map(str, (folder / "m.db", crash, when, resume)))
+        reader, writer = os.pipe()
+        with open(reader) as told:
+            socket.send_fds(self.asking, [words.encode()], [writer])
+            os.close(writer)
+            code = int(told.readline())
+        return code, 0 if code else int((folder / "commits").read_text())
 
     def points(self):
         """Where it can be killed, as (commit, before or after), after a run without that."""
         self.script(self.SCRIPT + self.RUN)
+        self.asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(self.asking.close)
+        with asked:
+            fd = asked.fileno()
+            self.start("my_flow.py", fd, pass_fds=[fd], stderr=subprocess.DEVNULL)
         code, commits = self.crash("whole", 0, "after")
         self.assertEqual((code, self.look("whole")[0]), (0, self.FINAL))
         points = [(n, when) for n in range(1, commits + 1) for when in ("before", "after")]
