@@ -4389,9 +4389,18 @@ class FindingTest(Case):
             "    g(f())\n\n"
             "print(dag.run().xcom_pull('g'))\n"
         )
-        self.script("")
-        done = self.python("-W", "error", "-c", source)
-        self.assertEqual((done.stdout, done.returncode), ("42\n", 0), done.stderr)
+        # As IPython's %run does with a script, before a notebook, which has threads, runs a DAG.
+        self.script("import liteflow")
+        ran = (
+            "import runpy, threading\n"
+            "runpy.run_path('my_flow.py', run_name='__main__')\n"
+            "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        )
+        env = {**os.environ, "LITEFLOW_DB": "notebook.db"}
+        running = self.start("-W", "error", "-c", source), self.start("-c", ran + source, env=env)
+        for process in running:
+            out, err = process.communicate(timeout=LIMIT)
+            self.assertEqual((out, process.returncode), ("42\n", 0), err)
         done = subprocess.run(
             [sys.executable, "-"],
             input=source,
@@ -4402,15 +4411,6 @@ class FindingTest(Case):
             check=False,
         )
         self.assertEqual(done.stdout, "42\n", done.stderr)
-        # As IPython's %run does with a script, before a notebook, which has threads, runs a DAG.
-        self.script("import liteflow")
-        ran = (
-            "import runpy, threading\n"
-            "runpy.run_path('my_flow.py', run_name='__main__')\n"
-            "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-        )
-        done = self.python("-c", ran + source)
-        self.assertEqual((done.stdout, done.returncode), ("42\n", 0), done.stderr)
 
     def test_python_m_package(self):
         package = self.folder / "pkg"
@@ -4483,14 +4483,27 @@ class SurroundingsTest(Case):
     """
 
     def assert_42(self, *argv, **options):
-        done = self.python(*argv, **options)
-        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "42\n", ""))
+        self.assert_ends_with_42(self.start(*argv, **options))
+
+    def assert_ends_with_42(self, *processes):
+        for process in processes:
+            out, err = process.communicate(timeout=LIMIT)
+            self.assertEqual((process.returncode, out, err), (0, "42\n", ""))
 
     def test_switches_of_the_interpreter(self):
         self.script(self.FLOW)
-        self.assert_42("-O", "my_flow.py")
-        self.assert_42("-OO", "-W", "error", "-X", "dev", "my_flow.py")
-        self.assert_42("my_flow.py", env={**os.environ, "PYTHONWARNINGS": "error"})
+        self.assert_ends_with_42(
+            *(
+                self.start(*argv, "my_flow.py", env={**os.environ, "LITEFLOW_DB": f"{n}.db", **env})
+                for n, (argv, env) in enumerate(
+                    [
+                        (["-O"], {}),
+                        (["-OO", "-W", "error", "-X", "dev"], {}),
+                        ([], {"PYTHONWARNINGS": "error"}),
+                    ]
+                )
+            )
+        )
 
     def test_where_warnings_are_errors_a_failure_says_where_it_was_raised(self):
         self.script(
@@ -4527,10 +4540,10 @@ class SurroundingsTest(Case):
         folder.mkdir()
         self.folder = folder
         self.script(self.FLOW, "my flow.py")
-        self.assert_42("my flow.py")
-        self.assert_42("my flow.py", env={**os.environ, "LITEFLOW_DB": "a b?c#d%20.db"})
+        odd = {**os.environ, "LITEFLOW_DB": "a b?c#d%20.db"}
+        self.assert_ends_with_42(self.start("my flow.py"), self.start("my flow.py", env=odd))
         self.assertTrue((folder / "a b?c#d%20.db").exists())
-        self.assertIn("anywhere", self.cli("list", "--db", "a b?c#d%20.db").stdout)
+        self.assertIn("anywhere", self.cli_here("list", "--db", "a b?c#d%20.db").stdout)
 
     @unittest.skipIf(not hasattr(os, "geteuid") or os.geteuid() == 0, "root may write anywhere")
     def test_a_read_only_working_directory(self):
@@ -4602,9 +4615,13 @@ class SurroundingsTest(Case):
             )
         )
         if hasattr(os, "fork"):
+            running = []
             for when in ("before", "after"):
-                done = self.python("-W", "ignore", "server.py", when)
-                self.assertEqual(done.stdout, "[0, 0]\n", done.stderr)
+                env = {**os.environ, "LITEFLOW_DB": f"{when}.db"}
+                running.append(self.start("-W", "ignore", "server.py", when, env=env))
+            for process in running:
+                out, err = process.communicate(timeout=LIMIT)
+                self.assertEqual(out, "[0, 0]\n", err)
 
 
 class VendoredTest(Case):
@@ -4643,17 +4660,22 @@ class VendoredTest(Case):
         self.package("yours")
         done = self.python("-m", "yours.flow")
         self.assertEqual(done.returncode, 0, done.stderr)
-        for words, expected in (
-            (["show", "yours"], "double"),
-            (["logs", "yours"], "made by yours"),
-            (["visualize", "yours"], "flowchart"),
-        ):
-            done = self.python("-m", "yours._vendor.liteflow", *words)
-            self.assertIn(expected, done.stdout, done.stderr)
-        run = ("-m", "yours._vendor.liteflow", "run", "yours/flow.py", "--quiet")
+        code = "import yours.flow, sys; print(yours.flow.dag.runs()[0].xcom_pull('make').x); "
+        command = ("-m", "yours._vendor.liteflow")
+        looks = {
+            (*command, "show", "yours"): "double",
+            (*command, "logs", "yours"): "made by yours",
+            (*command, "visualize", "yours"): "flowchart",
+            (*command, "scaffold"): "from yours._vendor.liteflow import",
+            ("-c", code + "print('liteflow' in sys.modules)"): "20\nFalse\n",
+        }
+        running = [self.start(*words) for words in looks]
+        for expected, process in zip(looks.values(), running, strict=True):
+            out, err = process.communicate(timeout=LIMIT)
+            self.assertIn(expected, out, err)
+        run = (*command, "run", "yours/flow.py", "--quiet")
         self.assertEqual(self.python(*run).returncode, 0)
         points = self.folder / "yours" / "points.py"
-        source = points.read_text()
         points.write_text("def Point(x): raise ValueError(x)")
         failed = self.python(*run, "--db", "failed.db").stderr.splitlines()
         self.assertIn("-m yours._vendor.liteflow run", failed[-1])
@@ -4661,12 +4683,6 @@ class VendoredTest(Case):
             ["sh", "-c", failed[-1].partition(": ")[2]], cwd="/", capture_output=True, text=True
         )
         self.assertIn("make failed, try 2 of 2: ValueError: 20", again.stderr)
-        points.write_text(source)
-        made = self.python("-m", "yours._vendor.liteflow", "scaffold").stdout
-        self.assertIn("from yours._vendor.liteflow import", made)
-        code = "import yours.flow, sys; print(yours.flow.dag.runs()[0].xcom_pull('make').x); "
-        done = self.python("-c", code + "print('liteflow' in sys.modules)")
-        self.assertEqual(done.stdout, "20\nFalse\n", done.stderr)
 
     def test_what_a_zip_tells_can_be_pasted(self):
         self.package("yours")
@@ -8660,9 +8676,9 @@ class ClearingTest(Case):
         self.assertEqual(
             (done.returncode, (self.folder / "ran").read_text()), (0, "b c "), done.stderr
         )
-        done = self.cli("clear", "cleared", "c", "--only")
+        done = self.cli_here("clear", "cleared", "c", "--only")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(self.cli("clear", "cleared", "nothing").returncode, 2)
+        self.assertEqual(self.cli_here("clear", "cleared", "nothing").returncode, 2)
         how = [*shlex.split(done.stderr.splitlines()[-1]), "--quiet"]
         self.assertIn("--resume", how)
         self.assertEqual(
@@ -10470,15 +10486,17 @@ class AgainTest(FlowCase):
                 w = work(); m = more(w)
         """
         path = self.script(source, "flow.py")
-        run = ("run", path, "--db", self.db, "--quiet", "--max-workers", "1")
-        done = self.cli(*run)
-        self.assertEqual(done.returncode, 0, done.stderr)
+        made = self.loaded(path, f"flow_{os.getpid()}_{next(_numbers)}").dag
+        self.assertEqual(made.run(db_path=self.db, executor=pool()).state, "success")
         whole = self.dump()
         again = ("run", path, "--db", self.db, "--resume", "--from", "work")
-        for argv in ((*again, "--conf", '{"a": 1}'), (*again, "--max-workers", "0")):
-            with self.subTest(argv=argv[6:]):
-                self.assertEqual(self.cli(*argv).returncode, 2)
-                self.assertEqual(self.dump(), whole)
+        wrong = [("--conf", '{"a": 1}'), ("--max-workers", "0")]
+        running = {words: self.start("-m", "liteflow", *again, *words) for words in wrong}
+        for words, process in running.items():
+            with self.subTest(words=words):
+                process.communicate(timeout=LIMIT)
+                self.assertEqual(process.returncode, 2)
+        self.assertEqual(self.dump(), whole)
         path.write_text(textwrap.dedent(source) + "    m >> w\n")
         self.assertEqual(self.cli(*again).returncode, 2)
         self.assertEqual(self.dump(), whole)
