@@ -4396,9 +4396,7 @@ class FindingTest(Case):
             "runpy.run_path('my_flow.py', run_name='__main__')\n"
             "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         )
-        env = {**os.environ, "LITEFLOW_DB": "notebook.db"}
-        running = self.start("-W", "error", "-c", source), self.start("-c", ran + source, env=env)
-        for process in running:
+        for process in self.start("-W", "error", "-c", source), self.start("-c", ran + source):
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((out, process.returncode), ("42\n", 0), err)
         done = subprocess.run(
@@ -4493,16 +4491,9 @@ class SurroundingsTest(Case):
     def test_switches_of_the_interpreter(self):
         self.script(self.FLOW)
         self.assert_ends_with_42(
-            *(
-                self.start(*argv, "my_flow.py", env={**os.environ, "LITEFLOW_DB": f"{n}.db", **env})
-                for n, (argv, env) in enumerate(
-                    [
-                        (["-O"], {}),
-                        (["-OO", "-W", "error", "-X", "dev"], {}),
-                        ([], {"PYTHONWARNINGS": "error"}),
-                    ]
-                )
-            )
+            self.start("-O", "my_flow.py"),
+            self.start("-OO", "-W", "error", "-X", "dev", "my_flow.py"),
+            self.start("my_flow.py", env={**os.environ, "PYTHONWARNINGS": "error"}),
         )
 
     def test_where_warnings_are_errors_a_failure_says_where_it_was_raised(self):
@@ -4615,11 +4606,8 @@ class SurroundingsTest(Case):
             )
         )
         if hasattr(os, "fork"):
-            running = []
-            for when in ("before", "after"):
-                env = {**os.environ, "LITEFLOW_DB": f"{when}.db"}
-                running.append(self.start("-W", "ignore", "server.py", when, env=env))
-            for process in running:
+            words = ("-W", "ignore", "server.py")
+            for process in [self.start(*words, when) for when in ("before", "after")]:
                 out, err = process.communicate(timeout=LIMIT)
                 self.assertEqual(out, "[0, 0]\n", err)
 
