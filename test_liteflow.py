@@ -16910,7 +16910,7 @@ class Promise1Test(KilledAtCommitsCase):
             from liteflow import DAG, task
             class Slow(sqlite3.Connection):
                 def execute(self, sql, *args):
-                    if sql == "COMMIT": time.sleep(0.3)
+                    if sql == "COMMIT": time.sleep(0.1)
                     return super().execute(sql, *args)
             def state(task_id):
                 with sqlite3.connect("file:liteflow.db?mode=ro", uri=True) as db:
