@@ -256,6 +256,14 @@ class Case(unittest.TestCase):
             os.chdir(before)
         return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
+    def look_often(self) -> None:
+        """A run that waits for others looks 20 times a second what became of them."""
+        wait = liteflow._SlotRunner.wait
+        often = mock.patch.object(
+            liteflow._SlotRunner, "wait", lambda runner, most: wait(runner, min(most, 0.05))
+        )
+        self.enterContext(often)
+
     def states(self, run) -> dict:
         return {
             ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]": ti.state
@@ -9179,15 +9187,18 @@ class RunnersTest(Case):
             """
             with DAG("waits", max_active_runs=1) as dag:
                 @task
-                def f(x): time.sleep(0.2); return x
-                f(f(f(1)))
+                def f(x): time.sleep(0 if (Path(os.environ["CASE_DIR"]) / "go").exists() else 0.06)
+                x = 1
+                for _ in range(50): x = f(x)
             """
         )
+        self.look_often()
+        options = {"db_path": self.db, "wait": True, "progress": lambda line: told.append(line)}
+        told = []
         with WorkerPool(1) as one, concurrent.futures.ThreadPoolExecutor(2) as threads:
-            runs = [
-                threads.submit(module.dag.run, db_path=self.db, executor=one, wait=True)
-                for _ in range(2)
-            ]
+            runs = [threads.submit(module.dag.run, executor=one, **options) for _ in range(2)]
+            self.assertTrue(wait_until(lambda: any("waiting" in str(line) for line in told)))
+            (self.folder / "go").touch()
             self.assertEqual([run.result(timeout=30).state for run in runs], ["success"] * 2)
 
     def test_an_idle_worker_that_was_killed_is_replaced(self):
@@ -17101,6 +17112,7 @@ class Promise2Test(Case):
                 waits()
             """
         )
+        self.look_often()
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             first = threads.submit(module.dag.run, db_path=self.db, run_id="one", max_workers=1)
             self.assertTrue(wait_until((self.folder / "running").exists))
