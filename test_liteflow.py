@@ -17741,29 +17741,39 @@ class Promise5Test(Case):
             run = dag.run(db_path=self.db, executor=pool())
         self.assertEqual(self.states(run), {"sleeps": "failed", "getpid": "success"})
 
-    @mock.patch.object(liteflow, "_GRACE", 1.5)
     def test_who_ignores_it_is_killed_after_the_grace_and_who_catches_it_has_failed(self):
-        run = self.run_flow(
+        module = self.module(
             """
             import subprocess
-            with DAG("graceless") as dag:
+            with DAG("ignores") as ignores:
                 @task(execution_timeout=0.3)
-                def ignores(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
-                @task(execution_timeout=1)
-                def catches():
-                    child = subprocess.Popen(["bash", "-c", "trap 'echo child-term; exit' TERM; sleep 60 & wait"])
+                def ignores_it(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
+                ignores_it()
+            with DAG("catches") as catches:
+                @task(execution_timeout=0.1)
+                def catches_it():
+                    trap = 'trap "echo child-term; exit" TERM; touch "$CASE_DIR/listens"; sleep 60 & wait'
+                    child = subprocess.Popen(["bash", "-c", trap])
                     try: time.sleep(60)
                     except BaseException: child.wait(); return 1
-                ignores(); catches()
-            """,
-            max_workers=2,
+                catches_it()
+            """
         )
-        self.assertEqual(self.states(run), {"ignores": "failed", "catches": "failed"})
-        self.assertIn("child-term", run.log("catches"))
-        duration = run.get_task_instance("ignores").duration
-        self.assertGreaterEqual(duration, liteflow._GRACE)
-        self.assertLess(duration, liteflow._GRACE + 4)
-        self.assertFalse(alive(int(run.log("ignores"))))
+        with mock.patch.object(liteflow, "_GRACE", 0.5):
+            run = module.ignores.run(db_path=self.db, executor=pool())
+        self.assertEqual(self.states(run), {"ignores_it": "failed"})
+        self.assertTrue(0.5 <= run.get_task_instance("ignores_it").duration < 0.5 + 4)
+        ask = liteflow._Slot.ask_to_end
+
+        def once_it_listens(slot, reason):
+            wait_until((self.folder / "listens").exists)
+            ask(slot, reason)
+
+        with mock.patch.object(liteflow._Slot, "ask_to_end", once_it_listens):
+            caught = module.catches.run(db_path=self.db, executor=pool())
+        self.assertEqual(self.states(caught), {"catches_it": "failed"})
+        self.assertIn("child-term", caught.log("catches_it"))
+        self.assertFalse(alive(int(run.log("ignores_it"))))
 
     def test_time_counts_from_when_a_worker_took_the_job_and_can_not_be_missed(self):
         run = self.run_flow(
