@@ -7592,7 +7592,7 @@ class PoolTest(QueueCase):
             )
 
     def test_a_busy_worker_is_asked_to_leave_once(self):
-        a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.3)", "make('c', 0.3)")
+        a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.15)", "make('c', 0.15)")
         sent, send = collections.Counter(), liteflow._Slot.send
 
         def counting_send(slot, *data, **options):
@@ -7600,7 +7600,7 @@ class PoolTest(QueueCase):
                 sent[slot.attempt] += 1
             send(slot, *data, **options)
             if data[0] == "leave" and len(sent) == 1 and not (self.folder / "b-began").exists():
-                threading.Timer(1.0, (self.folder / "b-began").touch).start()
+                threading.Timer(0.3, (self.folder / "b-began").touch).start()
 
         with mock.patch.object(liteflow._Slot, "send", counting_send), WorkerPool(1) as pool:
             began = self.has("a-began")
