@@ -14386,12 +14386,12 @@ class LeftAsFoundTest(ScriptCase):
         def stop(line):
             if "up_for_retry" in line:  # and a moment later its worker is idle
                 pid = int((self.folder / "pid").read_text())
-                threading.Timer(0.3, os.kill, (pid, signal.SIGSTOP)).start()
+                threading.Timer(0.2, os.kill, (pid, signal.SIGSTOP)).start()
 
         run = self.run_here(
             """
             with DAG("stopped") as dag:
-                @task(retries=1, retry_delay=1, execution_timeout=0.5)
+                @task(retries=1, retry_delay=0.5, execution_timeout=0.3)
                 def f(ti):
                     Path(os.environ["CASE_DIR"], "pid").write_text(str(os.getpid()))
                     if ti.try_number == 1: raise ValueError
