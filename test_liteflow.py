@@ -8839,12 +8839,12 @@ class ForkServerFaultsTest(Case):
                     Path("dies").touch()
                     wait_for("hurt")
                     os.kill(os.getpid(), signal.SIGKILL)
-            goes_on.expand(x=[1, 2])
+            goes_on(1)
             dies()
 
         def hurt():
             from multiprocessing import forkserver, util
-            wait_for("goes_on1", "goes_on2", "dies")
+            wait_for("goes_on1", "dies")
             how = sys.argv[1]
             if how.isdecimal():
                 os.kill(forkserver._forkserver._forkserver_pid, int(how))
@@ -8859,12 +8859,12 @@ class ForkServerFaultsTest(Case):
             if sys.argv[1] == "path":
                 sys.path.append(Path("somewhere"))
             threading.Thread(target=hurt, daemon=True).start()
-            run = dag.run(db_path="flow.db", max_workers=3, mp_context="forkserver")
+            run = dag.run(db_path="flow.db", max_workers=2, mp_context="forkserver")
             if sys.argv[1] == str(int(signal.SIGSTOP)):
                 from multiprocessing import forkserver
                 os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
             tries = [ti.try_number for ti in run.raise_if_failed().get_task_instances()]
-            assert tries == [1, 1, 2], tries
+            assert tries == [1, 2], tries
         """
 
     def check(self, how, **environ):
