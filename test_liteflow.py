@@ -9418,8 +9418,15 @@ class RunnersTest(Case):
         module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
         with liteflow.WorkerPool(1) as workers:
             module.dag.run(db_path=self.db, executor=workers)
-            os.kill(workers._idle[0].pid, signal.SIGSTOP)
-            with mock.patch.object(liteflow, "_START_LIMIT", 1.5):
+            stopped, join = workers._idle[0], liteflow._SlotRunner._join
+
+            def join_soon(runner, slot) -> None:
+                limit = 0.1 if slot is stopped else liteflow._START_LIMIT
+                with mock.patch.object(liteflow, "_START_LIMIT", limit):
+                    join(runner, slot)
+
+            os.kill(stopped.pid, signal.SIGSTOP)
+            with mock.patch.object(liteflow._SlotRunner, "_join", join_soon):
                 self.assertEqual(module.dag.run(db_path=self.db, executor=workers).state, "success")
 
     def test_multiprocessing_may_be_half_imported_by_another_thread(self):
