@@ -7550,9 +7550,16 @@ class PoolTest(QueueCase):
 
     def test_an_idle_slot_goes_to_who_wants_it_though_another_once_wanted_more(self):
         a, b, c = self.naps(
-            "make('a', 1.5)", "make('b', 0.3, 0.3, then=['c-done'])", "make('c', 0.1)"
+            "make('a', 'free')", "make('b', 0.1, 0.1, then=['c-done'])", "make('c', 0.1)"
         )
+
+        def see_to_it() -> None:
+            wait_until(self.has("b-nap__1"))
+            time.sleep(0.2)  # now b wants no more
+            (self.folder / "free").touch()
+
         with WorkerPool(2) as pool:
+            self.later(see_to_it)
             self.run_all(
                 pool, (a, bool_true), (b, self.has("a-began")), (c, self.has("a-done"))
             )  # b ends only after c did
