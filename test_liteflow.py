@@ -2980,7 +2980,7 @@ class StoreTest(StoreCase):
         holder = sqlite3.connect(self.db, isolation_level=None, check_same_thread=False)
         self.addCleanup(holder.close)
         holder.execute("BEGIN IMMEDIATE")
-        timer = threading.Timer(1.0, holder.execute, ["COMMIT"])
+        timer = threading.Timer(1.5 * liteflow._BUSY_SECONDS, holder.execute, ["COMMIT"])
         timer.start()
         self.addCleanup(timer.join)
         self.assertEqual(self.small().state, "success")
@@ -3011,13 +3011,13 @@ class StoreTest(StoreCase):
         holder = sqlite3.connect(self.db, isolation_level=None)
         self.addCleanup(holder.close)
         holder.execute("BEGIN IMMEDIATE")
-        before = liteflow._LOCKED_LIMIT
-        liteflow._LOCKED_LIMIT = 0.3
-        try:
-            with self.assertRaises(DatabaseError) as caught:
-                self.small()
-        finally:
-            liteflow._LOCKED_LIMIT = before
+        close = functools.partialmethod(liteflow._Store.close, False)  # without its second's wait
+        with (
+            mock.patch.object(liteflow, "_LOCKED_LIMIT", 0.3),
+            mock.patch.object(liteflow._Store, "close", close),
+            self.assertRaises(DatabaseError) as caught,
+        ):
+            self.small()
         self.assertIn(str(self.db), str(caught.exception))
         self.assertIn("0.3 s", str(caught.exception))
 
