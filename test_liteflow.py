@@ -12909,7 +12909,7 @@ class DeadElsewhereTest(FlowCase):
                 db.execute("UPDATE dag_run SET state = 'running', owner = ? WHERE id = 1", (owner,))
                 db.execute("UPDATE task_instance SET state = 'running' WHERE dag_run_id = 1")
 
-        with DAG("d", dagrun_timeout=1.5) as d:
+        with DAG("d", dagrun_timeout=LIMIT / 2) as d:
             other = self.step("other", result=die)()
             other >> self.step("limited", max_active_tis_per_dag=1)()
         owner = "0123456789abcdef"
@@ -12918,6 +12918,7 @@ class DeadElsewhereTest(FlowCase):
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE task_instance SET dag_run_id = 1")
         self.assertEqual(self.go(d), ["limited", "other"])
+        d.dagrun_timeout = datetime.timedelta(seconds=0.7)
         with liteflow._owned_folder(self.db) as alive:
             owner, _ = alive
             self.assertEqual(self.go(d), ["other"])
