@@ -14000,17 +14000,27 @@ class ForkedServerTest(ScriptCase):
             + with_initializer
         )
         self.assertIn("False", text)
-        for what in (
-            "threading.Thread(target=time.sleep, args=(0.5,)).start()",
+        hurdles = (
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
             "held = socket.socket()",
             "held = os.pipe()",
             "held = open('out.txt', 'w')",
             "import fcntl; held = open('lock', 'a'); fcntl.flock(held, fcntl.LOCK_EX)",
             "import fcntl; held = os.open('.', os.O_RDONLY); fcntl.flock(held, fcntl.LOCK_EX)",
             "held = sqlite3.connect('other.db'); held.execute('CREATE TABLE IF NOT EXISTS t (x)')",
-        ):
-            with self.subTest(what=what):
-                self.assertIn("False", self.main(f"{what}\nprint(run()['forked'])"))
+        )
+        text = self.main(
+            f"""
+            children = []
+            for what in {("pass", *hurdles)!r}:
+                children.append(os.fork())
+                if not children[-1]:
+                    exec(what)
+                    os._exit(10 + run()["forked"])
+            print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+            """
+        )
+        self.assertEqual(text.splitlines()[-1].split(), ["11"] + ["10"] * len(hurdles), hurdles)
 
     def test_a_worker_whose_process_id_was_another_ones_ends_as_it_does_itself(self):
         done = self.main(
