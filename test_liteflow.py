@@ -12764,10 +12764,15 @@ class ShortOfMemoryTest(FlowCase):
     def test_a_value_that_can_not_be_received_fails_its_attempt_alone(self):
         self.script(
             """
-            import resource, time
+            import os, resource, time
+            from pathlib import Path
             from liteflow import DAG, WorkerPool, task
-            def small(): time.sleep(0.5)
-            with DAG("warm") as warm: task(task_id="a")(small)(); task(task_id="b")(small)()
+            def wait_for(*names):
+                while not all(map(os.path.exists, names)): time.sleep(0.005)
+            def meet(name): Path(name).touch(); wait_for("a", "b")
+            def small(): wait_for("go")
+            def told(line): Path("go").touch() if "big  failed" in line else None
+            with DAG("warm") as warm: task(task_id="a")(meet)("a"); task(task_id="b")(meet)("b")
             with DAG("short") as short:
                 task(task_id="big")(lambda: bytes(150_000_000))()
                 task(small)()
@@ -12777,8 +12782,8 @@ class ShortOfMemoryTest(FlowCase):
                     size = 4096 * int(open("/proc/self/statm").read().split()[0])
                     endless = resource.RLIM_INFINITY
                     resource.setrlimit(resource.RLIMIT_AS, (size + 100_000_000, endless))
-                    for ti in short.run(db_path="t.db", executor=pool).get_task_instances():
-                        print(ti.task_id, ti.state, ti.error)
+                    run = short.run(db_path="t.db", executor=pool, progress=told)
+                    for ti in run.get_task_instances(): print(ti.task_id, ti.state, ti.error)
             """
         )
         done = self.python("my_flow.py")
