@@ -6867,7 +6867,7 @@ class QueueTest(QueueCase):
             with DAG("dies") as dag:
                 @task
                 def dies(): os.kill(os.getpid(), signal.SIGKILL)
-                for _ in range(22): dies()
+                for _ in range(7): dies()
             """
         ).dag
 
