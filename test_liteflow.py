@@ -6764,7 +6764,7 @@ class QueueTest(QueueCase):
             held(runner, slot, *message)
 
         with (
-            mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.5),
+            mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.2),
             mock.patch.object(liteflow._SlotRunner, "_calling", late_word),
         ):
             run = module.dag.run(db_path=self.db, max_workers=1)
