@@ -8966,22 +8966,20 @@ class RunnersTest(Case):
             self.assertEqual(liteflow._end_of(code), words)
 
     def test_a_timeout_ends_a_task_that_ignores_it(self):
-        before = liteflow._GRACE
-        liteflow._GRACE = 0.5
-        self.addCleanup(setattr, liteflow, "_GRACE", before)
+        self.enterContext(mock.patch.object(liteflow, "_GRACE", 0.4))
         run = self.run_flow(
             """
             with DAG("stubborn") as dag:
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=0.2)
                 def ignores(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=0.2)
                 def catches():
                     try: time.sleep(60)
                     except BaseException as e: print(type(e).__name__)
                     return "as if nothing had happened"
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=0.2)
                 def stopped(): os.kill(os.getpid(), signal.SIGSTOP)
-                @task(execution_timeout=0.3, retries=1)
+                @task(execution_timeout=0.2, retries=1)
                 def second_time(ti):
                     if ti.try_number == 1: time.sleep(60)
                     return "done"
@@ -8999,7 +8997,7 @@ class RunnersTest(Case):
         )
         for task_id in ("ignores", "catches", "stopped"):
             error = run.get_task_instance(task_id).error
-            self.assertEqual(error.splitlines()[-1], "timeout after 0.3 s")
+            self.assertEqual(error.splitlines()[-1], "timeout after 0.2 s")
         self.assertEqual(run.log("catches"), "AirflowTaskTimeout\n")
         self.assertIsNone(run.xcom_pull("catches"))
         self.assertFalse(alive(int(run.log("ignores"))))
