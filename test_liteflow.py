@@ -17690,11 +17690,11 @@ class Promise4Test(Case):
             "closes_1": "os.close(1)",
             "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
             "alarm": "signal.alarm(1)",
-            "handler": "signal.signal(signal.SIGALRM, lambda *a: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.2)",
+            "handler": "signal.signal(signal.SIGALRM, lambda *a: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.1)",
             "path": "sys.path.insert(0, 'leaked')",
             "mask": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
             "log_handlers": "import logging; logging.root.handlers.clear(); logging.root.setLevel(60)",
-            "orphan": "import subprocess; subprocess.run('(sleep 0.4; echo LATE) &', shell=True)",
+            "orphan": "import subprocess; subprocess.run('(sleep 0.2; echo LATE) &', shell=True)",
         }
         tasks = "".join(
             f"    @task\n    def {name}(before): {body}\n"
@@ -17705,7 +17705,7 @@ class Promise4Test(Case):
         run = self.run_flow(
             "import logging\n"
             "def check(name):\n"
-            "    time.sleep(0.5 if name in ('handler', 'orphan') else 0)\n"
+            "    time.sleep({'handler': 0.2, 'orphan': 0.4}.get(name, 0))\n"
             "    print('heard'); logging.info('logged')\n"
             "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, []))]\n"
             "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
