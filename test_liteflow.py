@@ -17653,10 +17653,13 @@ class Promise4Test(Case):
                 @task(execution_timeout=0.3)
                 def hangs(): time.sleep(60)
                 @task
-                def long(): time.sleep(1.0); return "done"
+                def long():
+                    while not (Path(os.environ["CASE_DIR"]) / "ended").exists(): time.sleep(0.01)
+                    return "done"
                 hangs(); long()
             """,
             max_workers=2,
+            progress=lambda line: "hangs  failed" in line and (self.folder / "ended").touch(),
         )
         self.assertEqual(self.states(run), {"hangs": "failed", "long": "success"})
 
