@@ -7565,7 +7565,7 @@ class PoolTest(QueueCase):
             )  # b ends only after c did
 
     def test_a_run_gets_a_slot_although_another_always_wants_one_more(self):
-        b, a, c = self.naps("make('b', 'c-done')", "make('a', *[0.05] * 30)", "make('c', 0)")
+        b, a, c = self.naps("make('b', 'c-done')", "make('a', *[0.02] * 30)", "make('c', 0)")
         with WorkerPool(2) as pool:
             ended = self.run_all(
                 pool, (b, bool_true), (a, self.has("b-began")), (c, self.has("a-nap__3"))
