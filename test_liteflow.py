@@ -6617,7 +6617,7 @@ class QueueTest(QueueCase):
         initargs = (str(self.folder), "received, and not told", signal.SIGSTOP)
         with (
             mock.patch.object(liteflow._SlotRunner, "end", noting_end),
-            mock.patch.object(liteflow, "_GRACE", 0.5),
+            mock.patch.object(liteflow, "_GRACE", 0.2),
             WorkerPool(2, initializer=hurt, initargs=initargs) as pool,
         ):
             self.later(see_to_it)
