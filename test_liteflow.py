@@ -6574,8 +6574,8 @@ class QueueTest(QueueCase):
         source = """
             with DAG("set") as dag:
                 @task
-                def dies(): time.sleep(0.3); os._exit(1)
-                @task.sensor(mode="reschedule", poke_interval=0.1)
+                def dies(): time.sleep(0.15); os._exit(1)
+                @task.sensor(mode="reschedule", poke_interval=0.05)
                 def waits(task_reschedule_count): return task_reschedule_count > 2
                 dies(), waits()
             """
