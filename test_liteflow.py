@@ -5493,7 +5493,9 @@ class OperatorsTest(Case):
             for i, part in enumerate(output.split("|")):
                 (self.folder / "parts" / str(i)).write_text(part, errors="surrogateescape")
             with DAG("long_line") as d:
-                command = 'for f in "$CASE_DIR"/parts/*; do cat "$f"; sleep 0.05; done'
+                command = (
+                    'for f in "$CASE_DIR"/parts/*; do $wait; cat "$f"; wait="sleep 0.03"; done'
+                )
                 liteflow.BashOperator(task_id="b", bash_command=command, append_env=True)
             started = time.monotonic()
             with contextlib.redirect_stdout(io.StringIO()):
