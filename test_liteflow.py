@@ -8392,11 +8392,11 @@ class CallbacksTest(Case):
             )
 
     def test_a_dead_run_is_told_to_the_dags_callback(self):
-        module = self.module(self.SOURCE)
+        module = self.module(self.SOURCE.replace("time.sleep(60)", "raise ValueError"))
         module.dag.run(db_path=self.db, run_id="dead", executor=pool())
         self.abandon()
         (self.folder / "notes").write_text("")
-        module.dag.run(db_path=self.db, executor=pool())
+        module.dag.run(db_path=self.db, max_workers=1)
         told = [
             line
             for line in (self.folder / "notes").read_text().splitlines()
