@@ -17821,7 +17821,7 @@ class Promise5Test(Case):
                 def __reduce__(self): return make, ()
             def make(): time.sleep(60); return 1
             with DAG("slow") as dag:
-                @task(execution_timeout=0.4)
+                @task(execution_timeout=0.2)
                 def loads(x): return "in time"
                 @task(execution_timeout=0.05)
                 def late(): time.sleep(30)
@@ -17831,7 +17831,7 @@ class Promise5Test(Case):
         )
         self.assertEqual({ti.state for ti in run.get_task_instances()}, {"failed"})
         for ti in run.get_task_instances():
-            seconds = 0.4 if ti.task_id == "loads" else 0.05
+            seconds = 0.2 if ti.task_id == "loads" else 0.05
             self.assertEqual(ti.error.splitlines()[-1], f"timeout after {seconds} s")
             self.assertIn("AirflowTaskTimeout", ti.error)
 
