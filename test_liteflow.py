@@ -4069,7 +4069,7 @@ class WorkerTest(Case):
             if os.getpgrp() != os.getpid(): os.setpgrp()
             from liteflow import DAG, task
             with DAG("leads") as dag:
-                @task(execution_timeout=0.5)
+                @task(execution_timeout=0.2)
                 def waits(): subprocess.run(["sleep", "100"])
                 @task
                 def fine(): return os.getpgrp() == os.getpid()
@@ -4081,7 +4081,7 @@ class WorkerTest(Case):
             """
         )
         ended = self.python("my_flow.py")
-        self.assertEqual((ended.stdout, ended.stderr), ("True timeout after 0.5 s\n", ""))
+        self.assertEqual((ended.stdout, ended.stderr), ("True timeout after 0.2 s\n", ""))
 
 
 class ContextTest(Case):
@@ -5452,7 +5452,7 @@ class OperatorsTest(Case):
                 def env(): return 'echo "$A$HOME$AIRFLOW_CTX_TASK_ID"'
                 @task.bash(append_env=True, env={"A": "1"}, cwd="/")
                 def where(): return 'pwd; test -n "$PATH" && echo "$A $(pwd)"'
-                @task.bash(execution_timeout=0.5)
+                @task.bash(execution_timeout=0.3)
                 def hangs(): return "echo begun; sleep 60"
                 @task.bash
                 def empty(): return "  "
@@ -8545,7 +8545,7 @@ class LimitsTest(Case):
     def test_dagrun_timeout(self):
         run = self.run_flow(
             """
-            with DAG("late", dagrun_timeout=0.5) as dag:
+            with DAG("late", dagrun_timeout=0.2) as dag:
                 @task(retries=5)
                 def slow(): time.sleep(60)
                 @task(trigger_rule="all_done")
@@ -9763,7 +9763,7 @@ class RunTest(Case):
             )
 
         before = belongings()
-        for _ in range(200 if SOAK else 8):
+        for _ in range(200 if SOAK else 4):
             module.dag.run(db_path=self.db, max_workers=2)
         self.assertEqual(belongings(), before)
 
@@ -9985,7 +9985,7 @@ class AgainTest(FlowCase):
 
         def act(ti=None):
             self.ran.append(f"{ti.task_id}:{ti.try_number}")
-            time.sleep(liteflow._GLANCE)
+            time.sleep(0 if stop.is_set() else liteflow._GLANCE)
             stop.set()
             raise ValueError
 
@@ -12646,7 +12646,7 @@ class SubmitTest(FlowCase):
                 for n in range(3): threading.Thread(target=run, args=(n,)).start()
                 def end():
                     while not threading._SHUTTING_DOWN: time.sleep(0.01)
-                    time.sleep(0.5)  # it waits for the threads
+                    time.sleep(0.2)  # it waits for the threads
                     os.kill(os.getpid(), signal.SIGINT)
                 threading.Thread(target=end, daemon=True).start()
                 while len([*Path().glob("began*")]) < 3: time.sleep(0.01)
