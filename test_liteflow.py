@@ -6290,8 +6290,8 @@ class AheadTest(Case):
             tracemalloc.stop()
 
 
-# In a worker, as its pool's initializer: at one point of one task's way through it, once, it gets
-# a signal. A file tells the test which process that was.
+# In a worker, as its pool's initializer: at one point of one task's way through it, which a file
+# names, it gets a signal, once. Another file tells the test which process that was.
 HURT = """
 import os
 import liteflow
@@ -6303,12 +6303,16 @@ def once(path):
         return False
     return True
 
-def hurt(folder, point, number):
+def hurt(folder, number):
+    def point():
+        with open(f"{folder}/point") as file:
+            return file.read()
+
     class Hurt(liteflow._Worker):
         done, now = None, ""
 
         def fire(self, here, task_id):
-            if point == here and task_id == "victim" and once(f"{folder}/fired"):
+            if task_id == "victim" and point() == here and once(f"{folder}/fired"):
                 with open(f"{folder}/hurt.part", "w") as file:
                     file.write(str(os.getpid()))
                 os.rename(f"{folder}/hurt.part", f"{folder}/hurt")
@@ -6425,12 +6429,12 @@ class QueueCase(Case):
 
 
 class QueueTest(QueueCase):
-    def check_hurt(self, dag, point: str, number: int, beside: str) -> None:
+    def check_hurt(self, pool, dag, point: str, number: int, beside: str) -> None:
         for name in ("fired", "hurt", "armed", "go", "lines"):
             (self.folder / name).unlink(missing_ok=True)
-        for path in self.folder.glob("flow.db*"):
-            path.unlink()
-        hurt, over, done = self.hurt, threading.Event(), []
+        (self.folder / "point").write_text(point)
+        self.db = self.folder / f"{point} {beside}.db"
+        over, done = threading.Event(), []
 
         def see_to_it() -> None:
             pid = self.pid_in("hurt")
@@ -6443,11 +6447,10 @@ class QueueTest(QueueCase):
                 wait_until(lambda: any(words[0] == "victim" for words in self.lines()))
             (self.folder / "go").touch()
 
-        with WorkerPool(2, initializer=hurt, initargs=(str(self.folder), point, number)) as pool:
-            helper = self.later(see_to_it)
-            run = dag.run(db_path=self.db, executor=pool)
-            over.set()
-            helper.join(20)
+        helper = self.later(see_to_it)
+        run = dag.run(db_path=self.db, executor=pool)
+        over.set()
+        helper.join(20)
         self.assertNotIn(False, done, "nobody did the work of a worker that was stopped")
         used, begun = POINTS[point] if number == signal.SIGKILL else (False, 1)
         tries = [("failed", "killed by SIGKILL")] * used + [("success", None)]
@@ -6466,10 +6469,11 @@ class QueueTest(QueueCase):
         self.assertEqual(len(counts), {"idle": 0, "busy": 1, "quick": 24}[beside])
 
     def check_all(self, number: int) -> None:
-        module, self.hurt = self.module(FLOW), self.helper(HURT).hurt
-        for point, beside in itertools.product(POINTS, module.dags):
-            with self.subTest(point=point, beside=beside):
-                self.check_hurt(module.dags[beside], point, number, beside)
+        module, hurt = self.module(FLOW), self.helper(HURT).hurt
+        with WorkerPool(2, initializer=hurt, initargs=(str(self.folder), number)) as pool:
+            for point, beside in itertools.product(POINTS, module.dags):
+                with self.subTest(point=point, beside=beside):
+                    self.check_hurt(pool, module.dags[beside], point, number, beside)
 
     def test_a_worker_does_not_end_with_its_queue(self):
         """It looked whether there was word, had none, and then found the queue of a run that was
@@ -6616,7 +6620,8 @@ class QueueTest(QueueCase):
             end(runner, *args)
             told.set()
 
-        initargs = (str(self.folder), "received, and not told", signal.SIGSTOP)
+        (self.folder / "point").write_text("received, and not told")
+        initargs = (str(self.folder), signal.SIGSTOP)
         with (
             mock.patch.object(liteflow._SlotRunner, "end", noting_end),
             mock.patch.object(liteflow, "_GRACE", 0.2),
