@@ -14068,8 +14068,11 @@ class ForkedServerTest(ScriptCase):
     def test_workers_whose_server_is_gone_are_not_waited_for_one_by_one(self):
         self.FLOW += """
         with DAG("wide") as wide:
-            for i in range(8):
-                task(task_id=f"nap_{i}")(lambda: time.sleep(0.3))()
+            @task
+            def meet(i):
+                Path(f"here-{i}").touch()
+                while len([*Path().glob("here-*")]) < 8: time.sleep(0.005)
+            for i in range(8): meet(i)
         """
         text = self.main(
             """
