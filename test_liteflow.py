@@ -17369,9 +17369,9 @@ class Promise2Test(Case):
         (self.folder / "running").unlink(missing_ok=True)
         process = self.start("my_flow.py")
         self.assertTrue(wait_until((self.folder / "running").exists))
-        for _ in range(times):
+        for i in range(times):
+            time.sleep(0.3 if i else 0)
             process.send_signal(number)
-            time.sleep(0.3)
         _, err = process.communicate(timeout=LIMIT)
         self.db = self.folder / "liteflow.db"
         return process.returncode, err
