@@ -7708,7 +7708,7 @@ class PoolTest(QueueCase):
             """
         )
         with WorkerPool(2) as pool:
-            for _ in range(5):
+            for _ in range(3):
                 self.run_all(pool, *[(d, bool_true) for d in module.dags])
         counts = {x.value for d in module.dags for run in d.runs(self.db) for x in run.xcoms()}
         self.assertEqual(counts, {1})
