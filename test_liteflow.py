@@ -2410,11 +2410,6 @@ def some(x=None, y=None):
     return x
 
 
-def dies_first(ti=None):
-    if ti.try_number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def random_whole_dag(rng: random.Random, rules=RULES, skips_far=True) -> Dag:
     d = DAG(f"whole{next(_numbers)}", max_active_tasks=1000)
     waiting_rules = [rule for rule in rules if rule != "always"]
@@ -12358,8 +12353,14 @@ class SubmitTest(FlowCase):
                 os.kill(slot.pid, number)
             join(runner, slot)
 
-        with DAG("dies_once") as dies_once:
-            task(retries=1)(dies_first)()
+        dies_once = self.module(
+            """
+            with DAG("dies_once") as dag:
+                @task(retries=1)
+                def dies(ti): os.kill(os.getpid(), signal.SIGKILL) if ti.try_number == 1 else None
+                dies()
+            """
+        ).dag
         self.enterContext(mock.patch.object(liteflow._SlotRunner, "_join", killed))
         self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.05))
         term, kill = signal.SIGTERM, signal.SIGKILL  # by the kernel, for memory
@@ -12395,15 +12396,18 @@ class SubmitTest(FlowCase):
                 self.assertEqual(self.state(future), ("queued", "submitted"))
 
     def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
-        with DAG("changed") as before:
-            task(task_id="a")(some)()
+        module = self.module(
+            """
+            with DAG("changed") as before: task(task_id="a")(print)()
+            with DAG("changed", params={"n": Param(type="integer")}) as today: task(task_id="a")(print)()
+            """
+        )
+        before, today = module.before, module.today
         with WorkerPool(1, max_runs=1) as mine:
             self.hold(mine, "a")
             left = mine.submit(before, conf={}, db_path=self.db)
             mine.shutdown(cancel_futures=True, wait=False)
             self.go_on()
-        with DAG("changed", params={"n": Param(type="integer")}) as today:
-            task(task_id="a")(some)()
         with WorkerPool(1) as mine, self.assertLogs("liteflow", "ERROR") as told:
             [found] = mine.recover(today, db_path=self.db)
             self.assertIsInstance(found.exception(LIMIT), liteflow.ParamValidationError)
@@ -14320,11 +14324,6 @@ class ForkedServerTest(ScriptCase):
         )
 
 
-def start_a_helper() -> None:
-    """An initializer whose helper process lives as long as the worker."""
-    subprocess.Popen(["sleep", "100"])
-
-
 class LeftAsFoundTest(ScriptCase):
     """A worker is left to the next task as it was found, and what people see is what was meant."""
 
@@ -14365,7 +14364,7 @@ class LeftAsFoundTest(ScriptCase):
         self.assertEqual(run.xcom_pull("f"), -signal.SIGINT)
 
     def test_a_helper_of_the_initializer_is_no_child_of_a_task(self):
-        with WorkerPool(1, initializer=start_a_helper) as mine:
+        with WorkerPool(1, None, os.posix_spawnp, ("sleep", ["sleep", "100"], {})) as mine:
             run = self.run_here(
                 """
                 import subprocess
