@@ -4273,10 +4273,11 @@ class _Store:
         """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
         reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
         that stays costs nothing but its name."""
-        with contextlib.suppress(DatabaseError), self.transaction(""):
-            busy, deadline = is_last, time.monotonic() + 1.0
+        busy, deadline = is_last, time.monotonic() + 1.0
+        with contextlib.suppress(DatabaseError):
             while busy and time.monotonic() < deadline:
-                busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                with self.transaction(""):  # each time anew: other threads have files, too
+                    [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 time.sleep(0.02 * busy)
         with _in_sqlite:
             self._connection.close()
@@ -7013,7 +7014,7 @@ class _Slot:
             self.gone = True
         except (OSError, MemoryError) as error:  # there is no room for it here
             self.gone = True
-            self.bytes = bytearray(b"\1\1")  # it may have told what it took: that is in doubt
+            self.signal_group(signal.SIGKILL, session=False)
             why = f"the task's outcome could not be received: {_one_line(error)}"
             self.reason = self.reason or why
 
@@ -8544,7 +8545,7 @@ class _Start:
                     raise
                 if not turn:
                     self.report.tell(f"waiting: {busy}")
-            self.runner.wait(1.0)
+            self.runner.wait(_GLANCE)
             self._check()
 
     def _open(self) -> None:
@@ -8976,6 +8977,8 @@ class _Run(_Start):
             if not self._forced:
                 self._choose(self.plan.ready_count(time.monotonic()))
             self._record()
+            if self._callbacks and not self._forced:  # what they follow is recorded now
+                self._choose(0)
             if self._is_over():
                 return
             due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
@@ -9082,8 +9085,8 @@ class _Run(_Start):
                 self._pass_through(instance)
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
-            elif self._has_to_wait(instance):
-                self.plan.delay(instance, time.monotonic() + _GLANCE)
+            elif wait := self._has_to_wait(instance):
+                self.plan.delay(instance, time.monotonic() + wait)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 return self.plan.enqueue(instance)
             else:
@@ -9092,14 +9095,15 @@ class _Run(_Start):
                 if instance.alone:
                     return
 
-    def _has_to_wait(self, instance: _Instance) -> bool:
-        """For a place among those of its task in other runs, or for its `on_retry_callback`."""
+    def _has_to_wait(self, instance: _Instance) -> float:
+        """For a place among those of its task in other runs, or for its `on_retry_callback`: how
+        many seconds until it looks again."""
         task = instance.node.task
         if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
-                return True
-        return self._is_crowded(instance, 1)
+                return 0.02
+        return _GLANCE * self._is_crowded(instance, 1)
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
         """Whether with so many more too many of its task would run, in all runs of the DAG."""
@@ -9397,9 +9401,10 @@ class _Run(_Start):
             self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason, of))
         signals = len(self._caught)
         try:
+            self._choose(0)
             while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:
-                self._choose(0)
                 self.runner.wait(0.5)
+                self._choose(0)
             self._batch.logs += self.runner.output()
             if self._batch:
                 with contextlib.suppress(_Busy, AlreadyRunning):  # what was printed is no result

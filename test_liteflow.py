@@ -256,14 +256,6 @@ class Case(unittest.TestCase):
             os.chdir(before)
         return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
-    def look_often(self) -> None:
-        """A run that waits for others looks 20 times a second what became of them."""
-        wait = liteflow._SlotRunner.wait
-        often = mock.patch.object(
-            liteflow._SlotRunner, "wait", lambda runner, most: wait(runner, min(most, 0.05))
-        )
-        self.enterContext(often)
-
     def states(self, run) -> dict:
         return {
             ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]": ti.state
@@ -5182,8 +5174,7 @@ class MappingTest(Case):
         self.assertEqual((own.retries, own.do_xcom_push, own.owner), (0, True, "airflow"))
         self.assertEqual((own.params, other.params), ({"n": 1}, {"m": 2}))
         self.assertIsNot(own.params, Own.params)
-        with self.assertRaisesRegex(ValueError, "leave trigger_rule out"):
-            own.as_teardown()
+        self.assertEqual(own.as_teardown().trigger_rule, "all_done_setup_success")
 
     def test_a_field_of_a_mapped_operator_is_looked_at_once_an_instance_is_made(self):
         class Own(liteflow.BaseOperator):
@@ -8306,6 +8297,27 @@ class CallbacksTest(Case):
         again = run.get_task_instance("flaky").start_date
         self.assertGreater(sum(other > again for other in others), 20)
 
+    def test_what_follows_a_callback_does_not_wait_for_the_next_look_around(self):
+        module = self.module(
+            """
+            calls = {"on_success_callback": print, "on_retry_callback": print}
+            with DAG("calls", default_args=calls) as dag:
+                @task(retries=1)
+                def flaky(ti):
+                    if ti.try_number == 1: raise ValueError
+                flaky()
+            """
+        )
+        began = time.monotonic()
+        with (
+            mock.patch.object(liteflow, "_GLANCE", 20.0),
+            concurrent.futures.ThreadPoolExecutor(1) as threads,
+        ):
+            for executor in (pool(), threads):
+                run = module.dag.run(db_path=self.db, executor=executor)
+                self.assertEqual((run.state, self.states(run)), ("success", {"flaky": "success"}))
+        self.assertLess(time.monotonic() - began, 19)
+
     def test_what_goes_wrong_with_a_callback_of_the_dag_leaves_its_run_as_it_ended(self):
         source = """
             with DAG("told", on_success_callback=lambda context: print("told")) as dag:
@@ -9205,7 +9217,6 @@ class RunnersTest(Case):
                 for _ in range(50): x = f(x)
             """
         )
-        self.look_often()
         options = {"db_path": self.db, "wait": True, "progress": lambda line: told.append(line)}
         told = []
         with WorkerPool(1) as one, concurrent.futures.ThreadPoolExecutor(2) as threads:
@@ -16167,7 +16178,7 @@ class FailureTest(ScriptCase):
             """
         )
         said = self.cli_here("show", "frames", "--db", self.db).stdout
-        self.assertIn("\nbad[0] (   k 0  1) failed: ValueError: empty\n", said)
+        self.assertIn("\nbad[0] (k 0  1) failed: ValueError: empty\n", said)
         why = "others expand over the result of task 'one', which returned no list, tuple or dict: "
         self.assertIn(f"\none failed: liteflow.UnmappableXComTypePushed: {why}", said)
 
@@ -17155,7 +17166,6 @@ class Promise2Test(Case):
                 waits()
             """
         )
-        self.look_often()
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             first = threads.submit(module.dag.run, db_path=self.db, run_id="one", max_workers=1)
             self.assertTrue(wait_until((self.folder / "running").exists))
