@@ -362,13 +362,13 @@ _CALLBACK_OF: dict[TaskInstanceState | None, str] = {
 }
 
 # What may follow a state inside a run; `None` is "no state".
-_AGAIN = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
+_AFTER_A_WAIT = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
     None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
     _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
-    _S.UP_FOR_RESCHEDULE: _AGAIN,
-    _S.UP_FOR_RETRY: _AGAIN,
+    _S.UP_FOR_RESCHEDULE: _AFTER_A_WAIT,
+    _S.UP_FOR_RETRY: _AFTER_A_WAIT,
     **{state: {None} for state in _ENDED},
 }
 
@@ -568,8 +568,8 @@ def _function(what: str, value: Any) -> Any:
     return value
 
 
-def _called_here(what: str, value: Any) -> Any:
-    """A plain function whose result counts when it returns: one to be awaited would do nothing."""
+def _sync_function(what: str, value: Any) -> Any:
+    """A plain function that is no `async def`: nobody would await what such a one returns."""
     if inspect.iscoroutinefunction(value):
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
@@ -578,8 +578,8 @@ def _called_here(what: str, value: Any) -> Any:
 def _callbacks(what: str, value: Any) -> Any:
     """A callable or a list of them."""
     if not isinstance(value, (list, tuple)):
-        return _called_here(what, value)
-    return [_called_here(what, one) for one in value]
+        return _sync_function(what, value)
+    return [_sync_function(what, one) for one in value]
 
 
 def _remedy(found: object) -> str:
@@ -615,7 +615,7 @@ _callback = _optional(None, _callbacks)
 _is_path = _of_type(str, os.PathLike)
 _date = _optional(None, lambda what, x: _aware(_of_type(_datetime.datetime)(what, x)))
 _as_given: Any = _Setting(None, lambda what, value: value)
-_none_earlier = _setting(False, _one_of([False], ": not supported, runs are independent"))
+_must_be_false = _setting(False, _one_of([False], ": not supported, runs are independent"))
 
 
 # --- Building: order and groups -------------------------------------------------------------------
@@ -976,7 +976,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     pool_slots: int = _setting(1, functools.partial(_capped, least=1))
     max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
     max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
-    depends_on_past = wait_for_downstream = _none_earlier
+    depends_on_past = wait_for_downstream = _must_be_false
     start_date = end_date = _date
     owner: str = _setting("airflow", _of_type(str))
     doc_md: str | None = _optional(None, _of_type(str))
@@ -984,7 +984,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     map_index_template: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
-    pre_execute = post_execute = _optional(_no_hook, _called_here)
+    pre_execute = post_execute = _optional(_no_hook, _sync_function)
     doc = doc_json = doc_yaml = doc_rst = queue = executor = executor_config = _as_given
     run_as_user = resources = ignore_first_depends_on_past = _as_given
     wait_for_past_depends_before_skipping = logger_name = inlets = outlets = _as_given
@@ -1073,8 +1073,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _take(self, fields: Mapping[Any, Any]) -> None:
         """Set this task after those whose results its fields hold. Raises ValueError for a template
         where there is no Jinja, and for a template's file: they would quietly mean their own text.
-        In a running task they may be results, which are data."""
-        self._join(fields)
+        Inside a running task no text is refused: it may be a result, which is data."""
+        self._wait_for_results(fields)
         if isinstance(self, _FunctionOperator) or _running.get(None) is not None:
             return
         for name in (None, *self.template_fields):  # None: dicts that have them
@@ -1087,9 +1087,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                     continue
                 raise ValueError(f"task {self.task_id!r}: {name} {_shown(text, 60)} {why}")
 
-    def _join(self, value: Any) -> None:
-        """Set this task after those whose results the value holds, or its mapped group is mapped
-        over. Raises TypeError for what stands where a value should."""
+    def _wait_for_results(self, value: Any) -> None:
+        """Set this task after those whose results the value holds, or, for an argument of its
+        mapped group, after those the group is mapped over. Raises TypeError for a task in it."""
         before: list[BaseOperator] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
@@ -1273,10 +1273,10 @@ class _FunctionOperator(BaseOperator):
             self.doc_md = made_of.__doc__
         given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
         if any(given):
-            self._join(given)
+            self._wait_for_results(given)
         if expand is not None:
             self._map_over(expand)
-            self._join(expand.sources)
+            self._wait_for_results(expand.sources)
         text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
         # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
         if text is not None and not _importing_in_child():
@@ -1302,7 +1302,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """What the function returns, given what its other parameters name in the context."""
     if context:
         parameters = _signature(function).parameters
-        taken = _placed(parameters, args)  # they would be given twice
+        taken = _by_position(parameters, args)  # they would be given twice
         named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
         kwargs = {**named, **kwargs}
     return _awaited(function(*args, **kwargs))
@@ -1329,10 +1329,10 @@ def _fitting(values: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
     return {name: x for name, x in values.items() if takes_any or name in parameters}
 
 
-def _placed(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
-    """The parameters that arguments take by position."""
-    each = [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    return each[: len(args)]
+def _by_position(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
+    """The names of the parameters that these arguments, given by position, fill."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters.values() if p.kind in kinds][: len(args)]
 
 
 @_once_each
@@ -1430,7 +1430,7 @@ class _Mappable(_Placeholder, _Dependency):
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
-        return _Mappable("map", self, by=_called_here("what map() takes", function))
+        return _Mappable("map", self, by=_sync_function("what map() takes", function))
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
         """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
@@ -1607,14 +1607,14 @@ def _decorated(kind: type[BaseOperator]) -> Any:
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
 
 
-def _codes(what: str, value: Any) -> Any:
+def _exit_codes(what: str, value: Any) -> Any:
     """Exit codes that mean skipped: an int, several, or None."""
     codes = value if isinstance(value, (list, tuple, set, range)) else (value,)
     return () if value is None else tuple(_of_type(int)(what, code) for code in codes)
 
 
-def _late(*types: type) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types, or a placeholder of what is known later."""
+def _templated(*types: type) -> Callable[[str, Any], Any]:
+    """A check that the value is of one of the types, or a placeholder, as in a template field."""
     of_type = _of_type(*types)
     return lambda what, x: x if isinstance(x, _Placeholder) else of_type(what, x)
 
@@ -1628,16 +1628,16 @@ class BashOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("bash_command", "env", "cwd")
-    env = _optional(None, _late(dict))
-    cwd = _optional(None, _late(str, os.PathLike))
-    output_processor = _optional(None, _called_here)
+    env = _optional(None, _templated(dict))
+    cwd = _optional(None, _templated(str, os.PathLike))
+    output_processor = _optional(None, _sync_function)
     append_env: bool = _setting(False, _is_bool)
-    skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
+    skip_on_exit_code: Sequence[int] = _setting((99,), _exit_codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.bash_command = _late(str)(f"task {self.task_id!r}: bash_command", bash_command)
+        self.bash_command = _templated(str)(f"task {self.task_id!r}: bash_command", bash_command)
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
@@ -1781,12 +1781,12 @@ class PythonOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        of, a_dict = f"task {self.task_id!r}:", _late(dict)
+        of, a_dict = f"task {self.task_id!r}:", _templated(dict)
         try:
             self.python_callable = _function(f"{of} python_callable", python_callable)
         except TypeError as error:
             raise AirflowException(str(error)) from None
-        self.op_args = _optional((), _late(list, tuple)).check(f"{of} op_args", op_args)
+        self.op_args = _optional((), _templated(list, tuple)).check(f"{of} op_args", op_args)
         self.op_kwargs = _optional({}, a_dict).check(f"{of} op_kwargs", op_kwargs)
         self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
@@ -1989,9 +1989,9 @@ class _TaskFunction(_Decorated[P, R]):
         defaults = _surroundings(self._settings)[2]
         mapped = {} if expand is None else expand.sources
         parameters = self._signature.parameters
-        named = defaults.keys() - {*mapped, *_placed(parameters, args)} if defaults else ()
-        for p in parameters.values() if named else ():
-            if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+        unfilled = defaults.keys() - {*mapped, *_by_position(parameters, args)} if defaults else ()
+        for p in parameters.values() if unfilled else ():
+            if p.name in unfilled and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
         if None not in mapped:  # what is in dicts is not known yet
             try:
@@ -2060,7 +2060,7 @@ class _GroupFunction(_Decorated[P, R]):
             for member in group.children:
                 member._map_over(expand)
             for member in group._starts():  # the others wait for these
-                member._join(expand.sources)
+                member._wait_for_results(expand.sources)
         return group if result is None else result
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -2126,7 +2126,7 @@ class _TaskDecorator:
 
 
 def _with_condition(condition: Any, function: Any) -> Any:
-    _called_here("the condition of @task.run_if or @task.skip_if", condition[0])
+    _sync_function("the condition of @task.run_if or @task.skip_if", condition[0])
     if not isinstance(function, _TaskFunction):
         raise TypeError("@task.run_if and @task.skip_if stand above @task")
     return _copy_with(function, _conditions=(condition, *function._conditions))
@@ -2691,7 +2691,7 @@ def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
     return text
 
 
-def _known(table: Mapping[str, T], name: str) -> T:
+def _entry_of(table: Mapping[str, T], name: str) -> T:
     if name not in table:
         raise ValueError(f"Param: {name!r} is not checked by liteflow; known: {', '.join(table)}")
     return table[name]
@@ -2711,7 +2711,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _is_of_type(value: Any, names: str | Iterable[str]) -> bool:
     """Whether it is of one of the types; a bool is no number, and 3.0 is an integer."""
     value = int(value) if isinstance(value, float) and value.is_integer() else value
-    each = [_known(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
+    each = [_entry_of(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
     return any(isinstance(value, t) and (bool in t or not isinstance(value, bool)) for t in each)
 
 
@@ -2732,7 +2732,7 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
 
 
 def _has_format(text: str, name: str) -> bool:
-    parse = _known(_FORMATS, name)
+    parse = _entry_of(_FORMATS, name)
     with contextlib.suppress(ValueError):
         return bool(parse(text))
     return False
@@ -2775,7 +2775,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
 def _check_schema(schema: Mapping[str, Any]) -> None:
     """Raises ValueError for a keyword that is not checked, or can't be so."""
     for keyword, rule in schema.items():
-        kind, fits, *checks = _known(_KEYWORDS, keyword)
+        kind, fits, *checks = _entry_of(_KEYWORDS, keyword)
         try:
             for check in checks:
                 check(keyword, rule)
@@ -3348,15 +3348,15 @@ class _Plan:
             if not node.open or other.is_in_step_with(node):
                 self._touch(other, instance)
         for below in node.downstream:
-            self._tell(below, below.counts, instance)
+            self._count_end(below, below.counts, instance)
         self._winding.pop(instance, None)
         for below in node.sheltered:
             if node in below.setups:
-                self._tell(below, below.needs, instance)
+                self._count_end(below, below.needs, instance)
             if self._stopped:  # and the setup has just succeeded
                 self._wind(below)
 
-    def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
+    def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, place = instance.node, _END_AT[instance.state]
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
