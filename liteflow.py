@@ -103,8 +103,8 @@ if __name__ == "__main__":
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
     _code = _own.main()
-    if "__mp_main__" not in sys.modules:  # nobody's code but ours is here, and has ended
-        getattr(gc, "freeze", bool)()  # so that its end, which takes apart all, takes a third
+    if "__mp_main__" not in sys.modules and hasattr(gc, "freeze"):  # no workflow was loaded
+        gc.freeze()  # the exit takes a third of the time when it collects no garbage
     sys.exit(_code)
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -420,8 +420,9 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
 
 def _few(names: Iterable[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    first, more = [*itertools.islice(names := iter(names), most)], sum(1 for _ in names)
-    return ", ".join(first) + f" and {more} more" * (more > 0)
+    known = list(names)
+    rest = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + rest
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -496,8 +497,8 @@ def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
     try:
         found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
     except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
-        found = -_SECOND
-    if found < 0 * _SECOND or not (found or zero):
+        found = -_SECOND  # refused below
+    if found < 0 * _SECOND or (not zero and not found):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{what} must be {least} and fit a timedelta, found {_shown(value)}")
     return found
@@ -561,10 +562,10 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 def _function(what: str, value: Any) -> Any:
     """A plain callable: what the decorators make, called in a worker, would do nothing."""
     if not callable(value) or isinstance(value, (_Partial, _TaskDecorator, _OperatorType)):
-        must = f"{what} must be a plain function, found {_shown(value)}"
+        message = f"{what} must be a plain function, found {_shown(value)}"
         if isinstance(value, _Decorated):
-            must += f": {value.function.__name__}.function is one"
-        raise TypeError(must)
+            message += f": {value.function.__name__}.function is one"
+        raise TypeError(message)
     return value
 
 
@@ -784,9 +785,10 @@ class TaskGroup(_Dependency):
 
         def is_last(task: BaseOperator) -> bool:
             after = [inside[x] for x in task._downstream if x in inside]
-            if not task.is_teardown and (task.is_setup or not all(x.is_teardown for x in after)):
+            teardowns = [x for x in after if x.is_teardown]
+            if not task.is_teardown and (task.is_setup or len(teardowns) < len(after)):
                 return not after
-            return not after or any(x.is_teardown and is_last(x) for x in after)
+            return not after or any(map(is_last, teardowns))
 
         return [t for t in self.children if not t.is_teardown and is_last(t)] or self._before
 
@@ -807,10 +809,10 @@ def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, 
     if group is None and current is not None and dag in (None, current.dag):
         group = current
     if group is not None:
-        its = _of_type(TaskGroup)("task_group", group).dag
-        dag = its if dag is None else dag
-        if its is not dag:
-            raise ValueError(f"{group!r} is of DAG {its.dag_id!r}, not of {dag.dag_id!r}")
+        group_dag = _of_type(TaskGroup)("task_group", group).dag
+        dag = group_dag if dag is None else dag
+        if group_dag is not dag:
+            raise ValueError(f"{group!r} is of DAG {group_dag.dag_id!r}, not of {dag.dag_id!r}")
     defaults = dict(dag.default_args) if dag is not None else {}
     for each in group._path if group is not None else ():
         defaults |= each.default_args
@@ -851,11 +853,10 @@ class _OperatorType(type):
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
-        defaults = _surroundings(kwargs)[2]
+        _, _, defaults = _surroundings(kwargs)
         named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
-        fields = {name: getattr(made, name, None) for name in cls.template_fields}
-        made._take(fields)
+        made._take({name: getattr(made, name, None) for name in cls.template_fields})
         return made
 
 
@@ -997,7 +998,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     is_setup = is_teardown = on_failure_fail_dagrun = False
-    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if and skip_if
     task_group: TaskGroup | None = None
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
     _takes_more: bool
@@ -1373,7 +1374,7 @@ class _Known:
         if map_index >= 0:
             indexes = self._mapped[task_id]
             place = bisect.bisect_left(indexes, map_index)
-            if map_index not in indexes[place : place + 1]:
+            if place == len(indexes) or indexes[place] != map_index:
                 indexes.insert(place, map_index)
         elif length is not None:
             self._lists[task_id] = range(length)
@@ -1459,11 +1460,10 @@ class _Mappable(_Placeholder, _Dependency):
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
         if self._how == "zip":
+            sources = [(source, i < source._count(known)) for source in self._sources]
             return "tuple", [
-                x._element(i, known, functions)
-                if i < x._count(known)
-                else ("value", _dump(self._by))
-                for x in self._sources
+                source._element(i, known, functions) if has_one else ("value", _dump(self._by))
+                for source, has_one in sources
             ]
         for source in self._sources:
             count = source._count(known)
@@ -1583,8 +1583,8 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
     if isinstance(source, _Mappable):
         return source
     if name is None:
-        items = source if isinstance(source, (list, tuple)) else [None]
-        if not all(isinstance(item, (Mapping, _Mappable)) for item in items):
+        is_list = isinstance(source, (list, tuple))
+        if not is_list or not all(isinstance(item, (Mapping, _Mappable)) for item in source):
             must = "expand_kwargs() takes a list of dicts or a result"
             raise TypeError(f"{what}: {must}, found {_shown(source)}")
     elif isinstance(source, dict):
@@ -1600,11 +1600,11 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 
 @functools.cache
 def _decorated(kind: type[BaseOperator]) -> Any:
-    """The class of the tasks that `@task.bash` and its kin make: of the operator's settings and
-    ways, around a function."""
-    late = [name for name in kind._known_settings if name in kind.template_fields]
-    names = {"_kind": kind, "template_fields": late, "__doc__": kind.__doc__}
-    return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
+    """The class of the tasks that `@task.bash` and its kin make: a function's task, with the
+    settings of this kind of operator and what that does with a result (`_follow`)."""
+    fields = [name for name in kind._known_settings if name in kind.template_fields]
+    body = {"_kind": kind, "template_fields": fields, "__doc__": kind.__doc__}
+    return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
 
 
 def _exit_codes(what: str, value: Any) -> Any:
@@ -1667,15 +1667,15 @@ class BashOperator(BaseOperator):
             )
             stack.callback(process.kill)  # before the wait for it, where the task is told to end
             decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
-            line = [""]  # the last one, in pieces: a long one joined at each took for ever
-            # A line that has no end yet, too; and, at its end, what is left of a character.
+            last_line = [""]  # in pieces: to join a long line anew for each takes for ever
+            # The last, empty data lets out what is left of a character.
             for data in itertools.chain(iter(process.stdout.read1, b""), [b""]):
                 if text := decode(data, not data):
-                    print(text, end="", flush=True)
-                    if "\n" in line[-1][-1:] + text[:-1]:
-                        line.clear()
-                    line.append(text[text.rfind("\n", 0, -1) + 1 :])
-            code, last = process.wait(), "".join(line).rstrip()
+                    print(text, end="", flush=True)  # a line without an end, too: a progress bar
+                    if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
+                        last_line.clear()
+                    last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
+            code, last = process.wait(), "".join(last_line).rstrip()
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:
@@ -1861,8 +1861,7 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     BaseOperator.__init__(made, task_id=task_id, **own)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
     made._map_over(expand)
-    values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
-    made._take(values)
+    made._take({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})
     return made
 
 
@@ -1986,7 +1985,7 @@ class _TaskFunction(_Decorated[P, R]):
         super()._check(names, method)
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        defaults = _surroundings(self._settings)[2]
+        _, _, defaults = _surroundings(self._settings)  # as in Airflow, for parameters, too
         mapped = {} if expand is None else expand.sources
         parameters = self._signature.parameters
         unfilled = defaults.keys() - {*mapped, *_by_position(parameters, args)} if defaults else ()
@@ -2234,8 +2233,8 @@ class Dag:
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
         self.dag_display_name = self.dag_display_name or dag_id
-        near = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
-        self.params = {**self.params, **near}
+        defaults = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
+        self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
         self._unused: dict[_Partial, None] = {}  # without an `expand`
@@ -2325,9 +2324,8 @@ class Dag:
         return found
 
     def __contains__(self, node_id: object) -> bool:
-        return isinstance(node_id, str) and (
-            node_id in self.task_dict or node_id in self.task_group_dict
-        )
+        nodes = (self.task_dict, self.task_group_dict)
+        return isinstance(node_id, str) and any(node_id in each for each in nodes)
 
     def _no_task(self, task_id: str) -> str:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
@@ -2528,8 +2526,7 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         yield f"{partial._what()}: partial() without expand() makes no task"
     kinds = {type(task) for task in dag.tasks}
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
-    groups = dag.task_group_dict.values()
-    given = {*dag.default_args}.union(*(group.default_args for group in groups))
+    given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
     for name in sorted(given - known) if known else ():
         yield f"default_args: no task takes {name!r}{_near(name, known)}"
 
@@ -2610,7 +2607,8 @@ def chain(*tasks: Any) -> None:
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    if sum(not isinstance(each, (list, tuple)) or bool(each) for each in elements) < 2:
+    empty = [x for x in elements if isinstance(x, (list, tuple)) and not x]
+    if len(elements) - len(empty) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
         cross_downstream(_operands(before), after)
@@ -2927,16 +2925,16 @@ class _Node:
         # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
         # is committed, and a signal that ends it must not meet the job after it.
         fails_fast = task.dag is not None and task.dag.fail_fast
-        called = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
-        self.holds = called or fails_fast or task.execution_timeout is not None
+        has_callbacks = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
+        self.holds = has_callbacks or fails_fast or task.execution_timeout is not None
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        known = [] if task._mapping is None else [x for x in limits if x is not None]
-        self.limit = min(known, default=sys.maxsize)  # one instance alone is concerned by none
+        given = [x for x in limits if x is not None and task._mapping is not None]
+        self.limit = min(given, default=sys.maxsize)  # a task that is not mapped needs none
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -2981,38 +2979,39 @@ class _Node:
 
 
 def _by_rule(
-    rule: TriggerRule, s: int, f: int, u: int, k: int, pending: int
+    rule: TriggerRule, success: int, failed: int, upstream_failed: int, skipped: int, pending: int
 ) -> TaskInstanceState | None:
     """Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
 
     RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
     stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
     """
-    bad, done = f or u, not pending
+    bad, done = failed or upstream_failed, not pending
     run = _S.RUNNING if done else None
     match rule:
         case TriggerRule.ALL_SUCCESS:
-            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and k else run
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and skipped else run
         case TriggerRule.NONE_FAILED:
             return _S.UPSTREAM_FAILED if bad else run
         case TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS:
-            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and not s else run
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and not success else run
         case TriggerRule.ALL_DONE | TriggerRule.ALL_DONE_SETUP_SUCCESS:
             return run
         case TriggerRule.ALL_DONE_MIN_ONE_SUCCESS:
-            return _S.SKIPPED if k else _S.UPSTREAM_FAILED if done and not s else run
+            return _S.SKIPPED if skipped else _S.UPSTREAM_FAILED if done and not success else run
         case TriggerRule.ONE_SUCCESS:
-            return _S.RUNNING if s else run and (_S.UPSTREAM_FAILED if bad else _S.SKIPPED)
+            without = _S.UPSTREAM_FAILED if bad else _S.SKIPPED
+            return _S.RUNNING if success else without if done else None
         case TriggerRule.ONE_FAILED:
             return _S.RUNNING if bad else _S.SKIPPED if done else None
         case TriggerRule.ONE_DONE:
-            return _S.RUNNING if s or f else _S.SKIPPED if done else None
+            return _S.RUNNING if success or failed else _S.SKIPPED if done else None
         case TriggerRule.ALL_FAILED:
-            return _S.SKIPPED if s or k else run
+            return _S.SKIPPED if success or skipped else run
         case TriggerRule.ALL_SKIPPED:
-            return _S.SKIPPED if s or bad else run
+            return _S.SKIPPED if success or bad else run
         case TriggerRule.NONE_SKIPPED:
-            return _S.SKIPPED if k else run
+            return _S.SKIPPED if skipped else run
         case TriggerRule.ALWAYS:
             return _S.RUNNING
 
@@ -3026,8 +3025,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     for node in nodes.values():
         node.upstream = tuple(nodes[t] for t in node.task._upstream)
         node.downstream = tuple(nodes[t] for t in node.task._downstream)
-        outside = sum(not node.is_in_step_with(up) for up in node.upstream)
-        if outside:
+        if outside := sum(not node.is_in_step_with(up) for up in node.upstream):
             node.counts = [0, 0, 0, 0, outside]
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
@@ -3044,24 +3042,24 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(
-    order: Sequence[_Node], near: str, marks: Mapping[_Node, int]
+    order: Sequence[_Node], side: str, marks: Mapping[_Node, int]
 ) -> Iterator[tuple[_Node, int]]:
     """Each node of an order with the marks of those that lie beyond it, as a bit set.
 
     A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
     """
     sets: dict[_Node, int] = {}
-    left: dict[_Node, int] = {}
-    away = "downstream" if near == "upstream" else "upstream"
+    users: dict[_Node, int] = {}  # how many neighbours need a node's set yet
+    other_side = "downstream" if side == "upstream" else "upstream"
     for node in order:
         bits = 0
-        for other in getattr(node, near):
-            bits |= sets[other]
-            left[other] -= 1
-            if not left[other]:
-                del sets[other]
-        if getattr(node, away):
-            sets[node], left[node] = bits | marks.get(node, 0), len(getattr(node, away))
+        for neighbour in getattr(node, side):
+            bits |= sets[neighbour]
+            users[neighbour] -= 1
+            if not users[neighbour]:
+                del sets[neighbour]
+        if waiting := getattr(node, other_side):
+            sets[node], users[node] = bits | marks.get(node, 0), len(waiting)
         yield node, bits
 
 
@@ -3105,11 +3103,12 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
-        ends = [below for below in setup.downstream if below.task.is_teardown]
-        endless |= 0 if ends else bit[setup]
-        for end in ends:
-            _shelter(setup, end)
-            marks[end] |= bit[setup]
+        teardowns = [below for below in setup.downstream if below.task.is_teardown]
+        if not teardowns:
+            endless |= bit[setup]
+        for teardown in teardowns:
+            _shelter(setup, teardown)
+            marks[teardown] |= bit[setup]
     ended_below = dict(_reach(order[::-1], "downstream", marks))
     for node, above in _reach(order, "upstream", bit):
         inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
@@ -3196,7 +3195,7 @@ class _Plan:
     def _give_instances(self, node: _Node, count: int) -> None:
         """So many of them; one that stands for them, or is all there is, if there are none."""
         task_id = node.task.task_id
-        new = _Past(0, task_id, -1, None, 0, node.task.retries)
+        new = _Past(0, task_id, -1, None, try_number=0, max_tries=node.task.retries)
         get, indexes = self._recorded.get, range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.expanded = node.mapping is None or count > 0
@@ -3241,7 +3240,7 @@ class _Plan:
         queues = self._queues
         while True:
             full = []
-            for key in sorted(queues, key=queues.__getitem__) if len(queues) > 1 else queues:
+            for key in sorted(queues, key=lambda k: queues[k][0]) if len(queues) > 1 else queues:
                 instance, (pool, node) = queues[key][0][-1], key
                 if instance.state in _ENDED:  # a branch may have skipped it meanwhile
                     break
@@ -3382,8 +3381,8 @@ class _Plan:
                     self.enqueue(instance)
             return
         while self._dirty:
-            round_of, self._dirty = self._dirty, {}
-            for instance, decision in [(i, self._decision(i)) for i in round_of]:
+            this_round, self._dirty = self._dirty, {}
+            for instance, decision in [(i, self._decision(i)) for i in this_round]:
                 if decision is not None:
                     self._carry_out(instance, decision)
 
@@ -3526,8 +3525,8 @@ class _Plan:
 
         Teardowns are no leaves, unless they are to fail the run: the work above them is.
         """
-        works = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
-        leaves = [node for node in works if works.isdisjoint(node.downstream)]
+        counted = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
+        leaves = [node for node in counted if counted.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
         ends = {instance.state for node in leaves for instance in node.instances}
         failed = self.timed_out or not ends.isdisjoint({_S.FAILED, _S.UPSTREAM_FAILED})
@@ -3541,8 +3540,7 @@ def _with_below(
     found: dict[T, None] = {}
     following = list(first)
     while following:
-        one = following.pop()
-        if one not in found:
+        if (one := following.pop()) not in found:
             found[one] = None
             following += below(one)
     return found
@@ -3637,7 +3635,7 @@ class _Resumption:
         """Give the task's instances of today the rows that are theirs."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
-        found = {-1: _Past(0, task.task_id, -1, None, 0, task.retries)}
+        found = {-1: _Past(0, task.task_id, -1, None, try_number=0, max_tries=task.retries)}
         if keys:
             at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
             for i, key in enumerate(keys):
@@ -3665,7 +3663,7 @@ class _Resumption:
 
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
-        takes, text = _taken_by(task), _takes(task)
+        takes, takes_text = _taken_by(task), _takes(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
@@ -3673,12 +3671,12 @@ class _Resumption:
             # branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
-            own = not kept or any(name not in self._dag for name in chosen)
-            pulled = row.takes != text or self._is_pulled(task, index, takes)
-            if not (own or pulled):
+            by_itself = not kept or any(name not in self._dag for name in chosen)
+            pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
+            if not by_itself and not pulled:
                 continue
             self.again.add(key)
-            if task.is_teardown and not own:  # it is only taken along, and pulls nothing else
+            if task.is_teardown and not by_itself:  # only taken along: it pulls nothing else
                 self.along.add(key)
                 continue
             self._changed.add(task.task_id)
@@ -3744,8 +3742,8 @@ class _Resumption:
             found[key] = row
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
-                tries = row.try_number + self._dag.task_dict[row.task_id].retries
-                row = row._replace(state=None, max_tries=tries, lost=0, flow=None, died=False)
+                max_tries = row.try_number + self._dag.task_dict[row.task_id].retries
+                row = row._replace(state=None, max_tries=max_tries, lost=0, flow=None, died=False)
                 found[row.task_id, index] = row
         return found
 
