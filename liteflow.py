@@ -40,20 +40,20 @@ How a run works, and who may do what:
 
         _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
 
-A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed; failed and
-cleared ones, and those whose process died, go on by a resume.
+A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed. A resume goes
+on with a run that failed or was cleared, or whose process died.
 
 States of a task instance (None: not decided yet), and what may follow:
 
     None -> queued | skipped | upstream_failed | removed
-    queued -> running | what it was before (taken back: no worker had taken it)
+    queued -> running | what it was before (withdrawn: no worker had begun it)
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
-The sections, each of which depends on those above it, but for one-line calls downwards, under
-headings `# --- Name: part ---`: errors and states, building, plan, store, values, worker, runners,
-run, reading back, showing, command line.
+The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
+apart from one-line calls downwards: errors and states, building, plan, store, values, worker,
+runners, run, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ import warnings
 import weakref
 
 if __name__ == "__main__":
-    # Go on under the module's own name, with the code that is here already: a workflow that imports
-    # liteflow gets this same module.
-    # What is no .py file is a link that serves as a command, say: its target can be imported.
+    # Run this code again as the module of its own name, so that a workflow that imports liteflow
+    # gets this same module.
+    # A file that is no .py file is, say, a link that serves as a command: its target is the module.
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name, _ = os.path.splitext(os.path.basename(_own_path))
     _own_name = _own_name if __spec__ is None else __spec__.name
@@ -123,7 +123,7 @@ class _LazyModule:
         return getattr(package, attribute)
 
 
-TYPE_CHECKING = False  # but for a type checker
+TYPE_CHECKING = False  # a type checker takes it for true
 if TYPE_CHECKING:
     import argparse
     import asyncio
@@ -225,7 +225,7 @@ class UnmappableXComLengthPushed(AirflowException, ValueError):
 
 
 class TaskAlreadyInTaskGroup(AirflowException):
-    """Airflow's, to be named in an `except`: no task is ever put into a second group here."""
+    """Never raised here (a task can't join a second group): for an `except` written for Airflow."""
 
 
 class AirflowDagCycleException(AirflowException):
@@ -279,7 +279,7 @@ class RunNotFound(AirflowException, LookupError):
 
 
 class AlreadyRunning(AirflowException):
-    """Somebody works on the run, or on one of the DAG that rules it out."""
+    """The run is under way already, or another run of the DAG that rules it out is."""
 
 
 class DagRunAlreadyExists(AirflowException, ValueError):
@@ -295,19 +295,19 @@ class DagRunFailed(AirflowException):
 
 
 class UnreachableTask(AirflowException):
-    """A task's function or argument can't reach a worker process, or none can be started."""
+    """A task's function or argument can't reach a worker process, or no worker can be started."""
 
 
 class _Killed(UnreachableTask):
-    """A worker was killed as it started: by what tells this program to end, too, or for memory."""
+    """A worker was killed at its start: by a signal to this program, too, or for lack of memory."""
 
 
 class _Reschedule(BaseException):
-    """A sensor in mode `reschedule` gives its worker back for so many seconds, its argument."""
+    """A sensor in mode `reschedule` gives its worker back; the argument: for how many seconds."""
 
 
 class _UsageError(AirflowException, ValueError):
-    """A wrong argument: of a command, or of a run, where only the file shows it."""
+    """A wrong argument of a command; or of a run, where only the database shows it to be wrong."""
 
 
 class _Empty(DatabaseError):
@@ -318,9 +318,9 @@ class _Busy(DatabaseError):
     """Somebody else holds the database's write lock; try again."""
 
 
-# Airflow's names; each state's value is its name in small letters.
+# The names are Airflow's; the value of each state is its name in lower case.
 class TaskInstanceState(enum.StrEnum):
-    """States of a task instance; one without a state yet has None."""
+    """States of a task instance; one that has no state yet has None in its place."""
 
     QUEUED, RUNNING, SUCCESS, FAILED, SKIPPED = "queued", "running", "success", "failed", "skipped"
     UPSTREAM_FAILED, UP_FOR_RETRY = "upstream_failed", "up_for_retry"
@@ -393,7 +393,7 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
 
 
 def _plain(text: str | None, kind: type[T]) -> T:
-    """Stored JSON; an empty value of its kind for what is none of ours."""
+    """What a stored JSON text says; an empty value of the kind if it is no JSON of that kind."""
     try:
         found = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -402,7 +402,7 @@ def _plain(text: str | None, kind: type[T]) -> T:
 
 
 def _moment(text: str | None) -> _datetime.datetime | None:
-    """A stored time; None for what is not there or, in a file that was tampered with, no time."""
+    """A stored time; None for a missing one or, in a file that was tampered with, a wrong one."""
     try:
         return _aware(_datetime.datetime.fromisoformat(text or ""))
     except (ValueError, TypeError, OverflowError):
@@ -445,7 +445,7 @@ class _Record:
 
 _SECOND = _datetime.timedelta(seconds=1)
 
-# What is in Airflow's context, and None in ours.
+# Keys of Airflow's context that are None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
     prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
     templates_dict""".split()
@@ -461,7 +461,7 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raises TypeError, which names it, for an argument that is not among the known ones."""
+    """Raises TypeError, which names it, if an argument is not among the known ones."""
     if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
@@ -492,7 +492,7 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
 
 
 def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
-    """A timedelta or seconds, not negative, nor, unless `zero`, none at all."""
+    """A timedelta or seconds, as a timedelta: more than 0, or, with `zero`, 0 or more."""
     _of_type(_datetime.timedelta, int, float)(what, value)
     try:
         found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
@@ -510,7 +510,7 @@ def _backoff(what: str, value: Any) -> float:
 
 
 def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
-    """A check that gives the choice which equals the value; `why`: others are not supported."""
+    """A check that returns the choice equal to the value; `why` ends the message of a refusal."""
 
     def check(what: str, value: Any) -> Any:
         for choice in choices:
@@ -528,15 +528,15 @@ def _capped(what: str, value: Any, least: int | None = None) -> int:
 
 
 class _Params(dict[str, Any]):
-    """Params by name: values that are JSON, or Param objects, each of which is read by its name as
-    its default, like Airflow's."""
+    """Params by name: JSON values or Param objects. As in Airflow, looking one up gives the default
+    of a Param, not the object."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
         return value.resolve() if isinstance(value, Param) else value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The default of the Param, or the value."""
+        """The default of the Param, or the value; `default` if there is none of this name."""
         try:
             return self[name]
         except KeyError:
@@ -584,7 +584,7 @@ def _callbacks(what: str, value: Any) -> Any:
 
 
 def _remedy(found: object) -> str:
-    """What to do with what stands where a task or a value should."""
+    """Advice for a message: how to make a task or a value of what was found in the place of one."""
     if isinstance(found, _Decorated):
         return f": call it, {found.function.__name__}()"
     if isinstance(found, _Partial):
@@ -609,7 +609,7 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
     return _Setting(default, lambda what, found: default if found is None else check(what, found))
 
 
-_setting: Any = _Setting  # in a class it stands for a value of the setting's type
+_setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
 _is_bool = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _callback = _optional(None, _callbacks)
@@ -627,7 +627,7 @@ class _Dependency:
 
     __slots__ = ()
 
-    _ends: Callable[[], list[BaseOperator]]  # the tasks that what comes after this waits for
+    _ends: Callable[[], list[BaseOperator]]  # the tasks that must end before what comes after this
 
     def _starts(self) -> list[BaseOperator]:
         """The tasks that have to wait when something comes before this."""
@@ -682,7 +682,7 @@ def _operands(value: Any) -> Sequence[_Dependency]:
 
 
 def _join(before: list[BaseOperator], after: list[BaseOperator], label: str | None = None) -> None:
-    """Make an edge from each task to each; one that is in no DAG joins the other's."""
+    """Make an edge from each of `before` to each of `after`; a task in no DAG joins the other's."""
     for first, then in itertools.product(before, after):
         a, b, dag = first.task_id, then.task_id, first.dag or then.dag
         if dag is None:
@@ -756,8 +756,8 @@ class TaskGroup(_Dependency):
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
-        self._before: list[BaseOperator] = []  # for what comes after a group without work
-        # The groups around this one, outermost first, and itself; and what one is mapped over.
+        self._before: list[BaseOperator] = []  # what follows a group without work waits for these
+        # The groups around this one, outermost first, and itself; what one of them is mapped over.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
         self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
         self._tokens: list[contextvars.Token[TaskGroup | None]] = []
@@ -780,7 +780,7 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last work: what nothing comes after, or, but for a setup, only last teardowns."""
+        """The last work: nothing follows it or (if no setup) only teardowns, one of them last."""
         inside = {t.task_id: t for t in self.children}
 
         def is_last(task: BaseOperator) -> bool:
@@ -797,7 +797,7 @@ class TaskGroup(_Dependency):
 
 
 _current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", default=None)
-_PLACE = ("dag", "task_group", "default_args")
+_PLACE = ("dag", "task_group", "default_args")  # arguments that say where a task is: no settings
 
 
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
@@ -826,9 +826,9 @@ class _OperatorType(type):
     """Makes an operator: from keywords only, with default_args filled in, and joined to the tasks
     whose results stand in its template fields.
 
-    The settings in a class's body become their defaults, and those of its bases are its own, too.
-    What is left at its default takes no room in an operator: one with 30 attributes of its own
-    costs five times one with 29.
+    A setting in a class's body is replaced by its default; its check is kept, and inherited, in
+    `_known_settings`. An operator has attributes of its own only for what is not at its default:
+    one with 30 of them costs five times one with 29.
     """
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
@@ -841,11 +841,11 @@ class _OperatorType(type):
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
         for name in body.keys() & cls._known_settings.keys() - own.keys():
-            if not hasattr(body[name], "__get__"):  # nor a method, nor a property
+            if not hasattr(body[name], "__get__"):  # a new default, no method or property
                 check = cls._known_settings[name].check
                 setattr(cls, name, check(f"class {cls.__name__}: {name}", body[name]))
 
-    # What help() and notebooks show. A checker reads `__init__`, too, as this says no result.
+    # For help() and notebooks. `__call__` has no return type, so that checkers read `__init__`.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
 
     def __call__(cls: Any, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
@@ -861,7 +861,7 @@ class _OperatorType(type):
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Many tasks may be made of one function; other callables may have no hash."""
+    """`look`, cached for functions: many tasks may be made of one. Other callables need no hash."""
     known = functools.lru_cache(look)
     return lambda x: known(x) if isinstance(x, types.FunctionType) else look(x)
 
@@ -872,8 +872,8 @@ class _OneTask(_Dependency):
     __slots__ = ()
 
     def as_setup(self) -> Self:
-        """Make the task a setup: what comes after it needs it to succeed. Raises ValueError for a
-        teardown."""
+        """Make the task a setup: what comes after it runs only if it succeeds. Raises ValueError
+        for a teardown."""
         [task] = self._ends()
         if task.is_teardown:
             raise ValueError(f"task {task.task_id!r} is a teardown: it can't be a setup, too")
@@ -881,9 +881,9 @@ class _OneTask(_Dependency):
         return self
 
     def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
-        """Make the task a teardown: it runs once its setups have succeeded, whatever the work
-        between did, by a trigger rule of its own; `setups` are set before it. Raises ValueError for
-        a setup."""
+        """Make the task a teardown: it runs after the work between it and its setups, whatever
+        became of that, if one of them succeeded. `setups` are made setups and set before it; with
+        `on_failure_fail_dagrun` its failure fails the run. Raises ValueError for a setup."""
         [task] = self._ends()
         if task.is_setup:
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
@@ -908,8 +908,8 @@ class _OneTask(_Dependency):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Set the work between setups and teardowns, and the inner scope inside the outer one
-        (Airflow's rule: by what has no upstream, or no downstream, at all)."""
+        """Set the block's work between its setups and teardowns, and this scope inside the one
+        around it. As in Airflow, the first work has no upstream at all, the last no downstream."""
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
         setups, teardowns = _around(scope)
@@ -942,7 +942,7 @@ def _around(task: BaseOperator) -> tuple[list[BaseOperator], list[BaseOperator]]
 
 
 def _no_hook(task: BaseOperator, context: Context, result: Any = None) -> None:
-    """What `super().pre_execute(context)` and `super().post_execute(context, result)` do."""
+    """Nothing: the hooks' default, so that a subclass can call `super().pre_execute(context)`."""
 
 
 class BaseOperator(_OneTask, metaclass=_OperatorType):
@@ -959,7 +959,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     DuplicateTaskIdFound if the DAG has a task of this id.
     """
 
-    task_id: str = ""  # until a subclass, which may set others first, calls this `__init__`
+    task_id: str = ""  # until `__init__`: a subclass may set other settings before it calls that
     dag: Dag | None = None
     retries: int = _optional(0, functools.partial(_capped, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
@@ -970,7 +970,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
     do_xcom_push: bool = _setting(True, _is_bool)
     multiple_outputs: bool | None = _optional(None, _is_bool)
-    params: dict[str, Any] = _setting(None, _params)  # so that each task has a dict of its own
+    params: dict[str, Any] = _setting(None, _params)  # None: each task gets a dict of its own
     priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _optional("default_pool", _of_type(str))
@@ -1001,7 +1001,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if and skip_if
     task_group: TaskGroup | None = None
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
-    _takes_more: bool
+    _takes_more: bool  # that block may add_task(): no inner one has ended yet
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
@@ -1017,7 +1017,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
-        # As in Airflow, beside tasks, not beside groups; else it is refused.
+        # As in Airflow, an id gets a suffix if a task has it; if a group has it, it is refused.
         if dag is not None and isinstance(self, _FunctionOperator):
             full = dag._free_id(full, dag.task_dict)
         if full != task_id:
@@ -1078,7 +1078,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self._wait_for_results(fields)
         if isinstance(self, _FunctionOperator) or _running.get(None) is not None:
             return
-        for name in (None, *self.template_fields):  # None: dicts that have them
+        for name in (None, *self.template_fields):  # None: what expand_kwargs() was given
             for text in _texts_in(fields.get(name)):
                 if text.endswith(tuple(self.template_ext)):
                     why = "names a template's file (template_ext): pass its text"
@@ -1156,9 +1156,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
     def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
-        """Runs in the worker process: the operator that does the work, its fields filled in, and
-        what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
-        `map_index_template` alone."""
+        """In the worker process: the operator that does the work, its fields filled in, and the
+        call that does it. The operator is a copy: what `execute` sets on it is for this attempt's
+        hooks, callbacks and `map_index_template` alone."""
         is_mapped = self._in_partial is not None
         made = self._make_instance(kwargs, job) if is_mapped else _copy_with(self, **kwargs)
         job.context["task"] = job.context["ti"].task = made
@@ -1171,7 +1171,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made, lambda: _awaited(made.execute(job.context))
 
     def _make_instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
-        """What an instance of a mapped operator makes of its arguments."""
+        """The operator of one instance of this mapped one, made from the instance's arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._in_partial, **kwargs, **place}
@@ -1184,7 +1184,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made
 
     def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
-        """What a decorated function stands for in a task of this kind: by itself, its result."""
+        """The task's result: the call's own; but bash runs what it returns, a sensor repeats it."""
         return call()
 
     def __repr__(self) -> str:
@@ -1215,7 +1215,7 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError: the scheduler needs a task's settings before there are instances."""
+    """Raises ValueError for a setting: the scheduler needs these before there are instances."""
     for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
         raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
 
@@ -1224,7 +1224,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def _leaves(value: Any, keys: bool = True) -> list[Any]:
-    """What stands in a value's lists, tuples, sets and dicts, however deep."""
+    """What a value's lists, tuples, sets and dicts (`keys`: with their keys) hold, at any depth."""
     if isinstance(value, dict):
         value = itertools.chain.from_iterable(value.items()) if keys else value.values()
     elif not isinstance(value, _CONTAINERS):
@@ -1255,7 +1255,7 @@ def _is_template(text: str) -> bool:
     return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
 
 
-_LATE = "__settings__"  # no parameter has this name
+_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 
 
 class _FunctionOperator(BaseOperator):
@@ -1279,7 +1279,7 @@ class _FunctionOperator(BaseOperator):
             self._map_over(expand)
             self._wait_for_results(expand.sources)
         text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
-        # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
+        # Airflow renders it; here it stays as it is. One warning is enough: workers give none.
         if text is not None and not _importing_in_child():
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
             warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
@@ -1300,7 +1300,7 @@ class _FunctionOperator(BaseOperator):
 
 
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
-    """What the function returns, given what its other parameters name in the context."""
+    """Call the function on these arguments and on what its other parameters name in the context."""
     if context:
         parameters = _signature(function).parameters
         taken = _by_position(parameters, args)  # they would be given twice
@@ -1311,7 +1311,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
 
 def _awaited(result: Any) -> Any:
     """What a function returned; an `async def` is run to its end."""
-    if not hasattr(type(result), "__await__"):  # some have whatever attribute is asked for
+    if not hasattr(type(result), "__await__"):  # its type: some objects have any attribute
         return result
 
     async def awaited() -> Any:
