@@ -1370,7 +1370,7 @@ class _Known:
             self.note(task_id, index, length)
 
     def note(self, task_id: str, map_index: int, length: int | None) -> None:
-        """An instance has stored a result, be it once more: a setup that a resume took along."""
+        """An instance has stored a result; not its first, if a resume took a setup along."""
         if map_index >= 0:
             indexes = self._mapped[task_id]
             place = bisect.bisect_left(indexes, map_index)
@@ -1386,10 +1386,10 @@ class _Known:
 
 
 class _Placeholder:
-    """What stands for a value while the DAG is built, and is none."""
+    """What stands for a value while the DAG is built: the value is known only at run time."""
 
     __slots__ = ()
-    _look_up: Callable[..., tuple[Any, ...]]  # the method of the job that gives it, with arguments
+    _look_up: Callable[..., tuple[Any, ...]]  # the _Execution's method that gives it, its arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, it is the look-up of its value."""
@@ -1419,7 +1419,7 @@ class _Mappable(_Placeholder, _Dependency):
     _sources: tuple[_Mappable, ...]
 
     def __init__(self, how: str, *sources: _Mappable, by: Any = None) -> None:
-        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: cut off)."""
+        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: it cuts off)."""
         for source in sources:
             if not isinstance(source, _Mappable):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
@@ -1446,7 +1446,7 @@ class _Mappable(_Placeholder, _Dependency):
         return _Mappable("concat", *(self._sources if self._how == "concat" else [self]), *others)
 
     def _parts(self, how: str) -> list[Any]:
-        """Of what this is made of, and itself, those that were made so; "xcom": the results."""
+        """This and all that it is made of, as far as `how` made it; "xcom": the results."""
         parts = [part for source in self._sources for part in source._parts(how)]
         return [*parts, self] if self._how == how else parts
 
@@ -1548,17 +1548,17 @@ class _ExpandInput:
     def __init__(self, what: str, mapped: Mapping[Any, Any]) -> None:
         if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
-        self.of_group = False  # all tasks of a mapped group have the same one
+        self.of_group = False  # of a mapped group: all its tasks share this object
         self.results = [*_results_in(mapped)]
         for result in self.results:
             if result.key != "return_value":
                 raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
-        # By the arguments' names; by None, what gives dicts of them.
+        # By an argument's name what it is mapped over; by None, what gives dicts of arguments.
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
         # The tasks whose results have to be known before there are instances.
         self.source_ids = dict.fromkeys(t.task_id for source in mappables for t in source._ends())
-        # The functions of `map`: in a worker they have the same numbers.
+        # The functions of `map`: a job names one by its index here, in a worker it is the same.
         self.functions = [m._by for source in mappables for m in source._parts("map")]
 
     def count(self, known: _Known) -> int:
@@ -1665,7 +1665,7 @@ class BashOperator(BaseOperator):
             process: Any = stack.enter_context(
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
-            stack.callback(process.kill)  # before the wait for it, where the task is told to end
+            stack.callback(process.kill)  # before Popen's own wait, if the task is told to end
             decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
             last_line = [""]  # in pieces: to join a long line anew for each takes for ever
             # The last, empty data lets out what is left of a character.
@@ -1722,7 +1722,7 @@ class BaseSensorOperator(BaseOperator):
         raise NotImplementedError(f"{type(self).__name__} defines no poke(self, context)")
 
     def execute(self, context: Context) -> Any:
-        """Poke until it is true."""
+        """Poke until it is true. Raises AirflowSensorTimeout."""
         return self._follow(lambda: _awaited(self.poke(context)), _running_job())
 
     def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
@@ -1748,7 +1748,7 @@ class BaseSensorOperator(BaseOperator):
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
             if self.exponential_backoff:
-                wait = min(wait * 2.0 ** min(number, 60), timeout)
+                wait = min(wait * 2.0 ** min(number, 60), timeout)  # 60: no power overflows
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":
@@ -1760,11 +1760,11 @@ class EmptyOperator(BaseOperator):
     """Does nothing: a place to join, start or end at. Takes no worker and stores no value."""
 
     def execute(self, context: Context) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PythonOperator(BaseOperator):
-    """Calls `python_callable(*op_args, **op_kwargs)`, with what it names of the context.
+    """Calls `python_callable(*op_args, **op_kwargs)`, with the context keys that it names, too.
 
     Raises AirflowException if that is no plain callable.
     """
@@ -1806,7 +1806,8 @@ class BranchPythonOperator(PythonOperator):
 
 
 class ShortCircuitOperator(PythonOperator):
-    """A false result of the callable skips all that comes after."""
+    """A false result of the callable skips all that comes after, or, where
+    `ignore_downstream_trigger_rules` is false, the tasks right after it."""
 
     _flow = "short_circuit"
     ignore_downstream_trigger_rules: bool = _setting(True, _is_bool)
@@ -1822,7 +1823,7 @@ class BaseBranchOperator(BaseOperator):
         raise NotImplementedError(f"{type(self).__name__} defines no choose_branch(self, context)")
 
     def execute(self, context: Context) -> Any:
-        """Choose."""
+        """Return what `choose_branch` chooses."""
         return self.choose_branch(context)
 
 
@@ -1833,7 +1834,7 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
 
 
 def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
-    """With the templates in it filled in, but for results (by their ids): they are data."""
+    """The value with its templates rendered; results (`as_they_are`: their ids) are data."""
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
@@ -1855,7 +1856,7 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
 
 
 def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-    """A mapped operator: its own `__init__` is for what each instance makes of its arguments."""
+    """A mapped operator. Its own `__init__` is not called: each instance does that in a worker."""
     made: Any = object.__new__(kind)
     own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
     BaseOperator.__init__(made, task_id=task_id, **own)
@@ -1871,9 +1872,9 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
 class _Partial:
     """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
-    _what: Callable[[], str]
-    _check: Callable[[Iterable[str], str], None]  # of the arguments' names, for a method's name
-    _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
+    _what: Callable[[], str]  # how messages call it
+    _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
+    _make: Callable[..., Any]  # from an _ExpandInput (or None) and the fixed arguments
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
@@ -1884,7 +1885,7 @@ class _Partial:
     def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`.
 
-        Raises TypeError for one that there is not, or that is fixed already.
+        Raises TypeError for an unknown argument, or one that is fixed already.
         """
         if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
@@ -1894,12 +1895,12 @@ class _Partial:
         return made
 
     def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments: one instance of each task for each, or for each
-        combination, the last argument varying fastest. Returns what a call does: of `@task` the
-        `XComArg` of all results.
+        """Map over the elements of the arguments: each element, or each combination, gets an
+        instance of the task, or of each task of the group; the last argument varies fastest.
+        Returns what a call does: of `@task` the `XComArg` of all results.
 
         Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an argument that there is not, or that `partial` has fixed.
+        TypeError for an unknown argument, or one that `partial` has fixed.
         """
         self._check(mapped, "expand")
         if twice := self._fixed.keys() & mapped.keys():
@@ -1908,7 +1909,7 @@ class _Partial:
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over a list of dicts of arguments, or over a result that is one."""
+        """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
         self._note_use()
@@ -1940,7 +1941,7 @@ class _Decorated(_Partial, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Add a task that calls the function with these arguments, or a group of what it makes.
 
-        Returns the task's `XComArg`; what the function of a group returns, or else the group.
+        Returns the task's `XComArg`; of a group what its function returns, or, for None, the group.
         Raises TypeError if the arguments do not fit the function.
         """
         return self._make(None, kwargs, args)
@@ -1962,7 +1963,7 @@ class _TaskFunction(_Decorated[P, R]):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
-    # A type checker knows the result, and can't know that results fit where values are wanted.
+    # To a type checker: the result has its type, but arguments are Any, as placeholders fit, too.
     if TYPE_CHECKING:
 
         @overload
@@ -1992,7 +1993,7 @@ class _TaskFunction(_Decorated[P, R]):
         for p in parameters.values() if unfilled else ():
             if p.name in unfilled and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
-        if None not in mapped:  # what is in dicts is not known yet
+        if None not in mapped:  # else expand_kwargs() gives arguments that are not known yet
             try:
                 self._signature.bind(*args, **kwargs, **mapped)
             except TypeError as error:
@@ -2012,7 +2013,7 @@ class _TaskFunction(_Decorated[P, R]):
 
 
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
-    """Raises TypeError for what is no plain function with a name and a signature."""
+    """The function's signature. Raises TypeError for what is no plain, named function with one."""
     _function(f"what {decorator} decorates", function)
     missing = "name"
     if hasattr(function, "__name__"):
@@ -2063,7 +2064,7 @@ class _GroupFunction(_Decorated[P, R]):
         return group if result is None else result
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the arguments that are mapped over are while the group is built."""
+        """What the group's function gets for the arguments that are mapped over."""
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
         found = {}
@@ -2135,7 +2136,7 @@ task = _TaskDecorator()
 
 
 def setup(function: Any = None, **settings: Any) -> _Decorated[..., Any]:
-    """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
+    """`@setup`: a task that must succeed for what comes after it; see `BaseOperator.as_setup`."""
     return _with_role(BaseOperator.as_setup, function, settings)
 
 
@@ -2183,11 +2184,11 @@ def _schedule(what: str, value: Any) -> Any:
 
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
-# imports the module finds its own Dag under the same key, or none. Each import counts anew (it has
-# a spec of its own, kept so that its id stays its own): Dask's upload_file imports a file twice.
+# imports the module finds its own Dag under the same key, or none. Each import, known by its spec
+# (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_kept_dags: list[Dag] = []
+_kept_dags: list[Dag] = []  # in a child process: see _importing_in_child
 
 
 class Dag:
@@ -2219,7 +2220,7 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
-    user_defined_macros = user_defined_filters = _setting(  # what a script may go on to fill
+    user_defined_macros = user_defined_filters = _setting(  # not copied: a script may add to it
         None, lambda what, x: {} if x is None else _of_type(dict)(what, x)
     )
     is_paused_upon_creation = template_searchpath = template_undefined = access_control = _as_given
@@ -2237,9 +2238,9 @@ class Dag:
         self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[_Partial, None] = {}  # without an `expand`
+        self._unused: dict[_Partial, None] = {}  # no expand() has followed them
         self._suffixes: collections.Counter[str] = collections.Counter()
-        self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
+        self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
@@ -2257,7 +2258,7 @@ class Dag:
         names = frame.f_globals if frame is not None else {}
         self._line = frame.f_lineno if frame is not None else 0
         self._module = _module_name(names.get("__name__", ""))
-        # A debugger's file may be another kind of str, and a profiler's `__main__` its own.
+        # A debugger's file may be of a subclass of str, and `__main__` may be a profiler's module.
         self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
         self._identity = self.fileloc and _file_identity(self.fileloc)
         self._is_of_main = names is vars(sys.modules["__main__"])
@@ -2292,12 +2293,12 @@ class Dag:
 
     @property
     def roots(self) -> list[BaseOperator]:
-        """The tasks that wait for none."""
+        """The tasks that wait for no other."""
         return [t for t in self.task_dict.values() if not t._upstream]
 
     @property
     def leaves(self) -> list[BaseOperator]:
-        """The tasks that none waits for."""
+        """The tasks that no other waits for."""
         return [t for t in self.task_dict.values() if not t._downstream]
 
     @property
@@ -2348,7 +2349,7 @@ class Dag:
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
     def _free_id(self, node_id: str, taken: Any) -> str:
-        """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
+        """The id if it is free, else with a suffix, the highest in use plus 1 (Airflow's rule)."""
         if node_id not in taken:
             return node_id
         core = re.sub(r"__\d+$", "", node_id)
@@ -2373,7 +2374,7 @@ class Dag:
         self.topological_sort()
 
     def topological_sort(self) -> list[BaseOperator]:
-        """The tasks in an order in which each comes after those it waits for."""
+        """The tasks, each after those it waits for. Raises AirflowDagCycleException."""
         if not any(task._upstream for task in self.task_dict.values()):
             return self.tasks
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
@@ -2404,11 +2405,11 @@ class Dag:
 
         A failed task does not raise: look at the run's `state`. `db_path` is the argument, else
         the DAG's, else `$LITEFLOW_DB`, else `liteflow.db` in the working directory. `run_id` is
-        made from the time unless given; `logical_date` is now unless given; `conf` is a JSON
-        object for the run. `resume=True` goes on with the run `run_id`, or with the newest one
-        if that is no success. `max_workers` processes are started by the method `mp_context`, or
-        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `pools` gives the sizes
-        of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
+        made from the time unless given; `logical_date` is now unless given; `conf` is a JSON object
+        for the run. `resume=True` goes on with the run `run_id`, or with the newest one if that is
+        no success. `max_workers` processes (unless given, the usable CPUs) are started by the
+        method `mp_context`; or `executor` is a `WorkerPool` or any `concurrent.futures.Executor`.
+        `pools` gives the sizes of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
         another run of the DAG rules this one out. `progress=True` prints what happens to standard
         error, a callable gets each line. Setting the event `stop` ends the run as failed.
 
@@ -2434,9 +2435,9 @@ class Dag:
     ) -> DagRun:
         """Run in this process, one task after another, so that a debugger's breakpoints work.
 
-        Writes the database as `run` does, captures no output and ends no task that outlives its
-        timeout but by raising AirflowTaskTimeout in it, in the main thread. The signature is
-        Airflow's; what has no meaning here (`conn_file_path`, ...) is refused unless left out.
+        Writes the database as `run` does, but captures no output, and all that it does to a task
+        that outlives its timeout is to raise AirflowTaskTimeout in it, in the main thread. The
+        signature is Airflow's; ValueError for an argument without a meaning here (`use_executor`).
         """
         others = (run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)
         if any(other not in (None, False) for other in others):
@@ -2465,9 +2466,9 @@ class Dag:
     def runs(
         self, db_path: _StrPath | None = None, *, state: str | None = None, limit: int | None = None
     ) -> list[DagRun]:
-        """The recorded runs of this DAG, newest first; `state`: only these, at most `limit`.
+        """The recorded runs of this DAG, newest first: those in `state`, at most `limit` of them.
 
-        Raises DatabaseError; TypeError or ValueError for a state or limit that is none.
+        Raises DatabaseError; TypeError or ValueError for what is no state or limit.
         """
         _optional(None, _of_type(int, least=0)).check("limit", limit)
         state = _optional(None, _one_of(DagRunState)).check("state", state)
@@ -2521,7 +2522,7 @@ class _RecordedDag(Dag):
 
 
 def _slips_in(dag: Dag) -> Iterator[str]:
-    """What stands in a DAG and means nothing there: Airflow, too, lets it pass."""
+    """What in a DAG has no effect, to warn of: it is no error, as Airflow lets it pass."""
     for partial in dag._unused:
         yield f"{partial._what()}: partial() without expand() makes no task"
     kinds = {type(task) for task in dag.tasks}
@@ -2532,7 +2533,7 @@ def _slips_in(dag: Dag) -> Iterator[str]:
 
 
 def _module_name(name: str) -> str:
-    """A module's name as the script's own process has it: workers call `__main__` differently."""
+    """A module's name as the script's own process has it: in a worker `__main__` has another."""
     return "__main__" if name == "__mp_main__" else name
 
 
@@ -2593,7 +2594,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
 
 def chain(*tasks: Any) -> None:
-    """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
+    """Set each argument before the next; neighbouring lists, of one length, go pairwise."""
     for before, after in itertools.pairwise(tasks):
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
@@ -2633,7 +2634,7 @@ class Variable:
         """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON. `default_var` is the
         default under the name that it has in `airflow.models`.
 
-        Raises KeyError if it is not set and no default is given.
+        Raises KeyError if it is not set and no default is given, ValueError for what is no JSON.
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
@@ -2675,7 +2676,7 @@ class Param:
         return value
 
 
-_TEXT_LIMIT = 10_000_000  # characters of one text that a run records: looks take twice that
+_TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
 
 
 def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
@@ -2717,7 +2718,8 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
     return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
 
 
-# A text that does not fit is a ValueError, or gives something false.
+# Each raises ValueError, or gives something false, for a text that does not fit. The slices demand
+# the signs that JSON Schema demands and `fromisoformat` does not (20260101).
 _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
@@ -2743,8 +2745,8 @@ def _is_number(what: str, value: Any) -> None:
 
 _is_size = _of_type(int, least=0)
 _is_list = _of_type(list, tuple)
-# JSON Schema: of what type of values a keyword says something (None: of all), what, and what its
-# own value must be, where a sample does not show it.
+# JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
+# rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
     "enum": (None, _is_one_of, _is_list),
@@ -2771,7 +2773,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for a keyword that is not checked, or can't be so."""
+    """Raises ValueError for a keyword that is not known, or whose rule is wrong."""
     for keyword, rule in schema.items():
         kind, fits, *checks = _entry_of(_KEYWORDS, keyword)
         try:
@@ -2787,7 +2789,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Raises ParamValidationError if the value, or a part of it, does not fit."""
+    """True, or ParamValidationError if the value, or a part of it, does not fit."""
     for keyword, rule in schema.items():
         kind, fits, *_ = _KEYWORDS[keyword]
         if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
