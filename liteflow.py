@@ -2820,8 +2820,8 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 
 
 class _Past(NamedTuple):
-    """A task instance as an earlier stretch of the run left it, with its latest attempt; for the
-    plan, as a resume goes on with it: state None, it is decided anew."""
+    """A task instance as an earlier stretch of the run left it, with its latest attempt. The plan
+    gets these as a resume goes on with them: those to be decided anew have the state None."""
 
     row_id: int
     task_id: str
@@ -2830,25 +2830,25 @@ class _Past(NamedTuple):
     try_number: int
     max_tries: int
     lost: int = 0  # attempts in a row that went down with their scheduler
-    cleared: int = 0  # 1: by somebody, with what hangs on it; 2: it alone
+    cleared: int = 0  # by somebody: _CLEARED, with what hangs on it, or _CLEARED_ALONE
     element: str | None = None  # what it was mapped over, as a digest
     takes: str | None = None  # the tasks whose results it took, as JSON
     flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
     attempt_state: str | None = None
     began: str | None = None
     ended: str | None = None
-    died: bool = False  # its scheduler did, while the attempt was sent or ran
+    died: bool = False  # its scheduler died while the attempt was queued or running
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
 
-# How the instances that one waits for have ended: how many in each way, and, in the last place, how
-# many tasks have not.
+# Counts of the instances that a node waits for, by how they ended (these are the places), and, in
+# the last place, of the tasks of which some have not.
 _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
-_NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
-_NO_NODES: list[_Node] = []  # in the scope of what is no setup
+_NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
+_NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing is in their scope
 
 
 class _Instance:
@@ -2880,7 +2880,7 @@ class _Instance:
         return _label_of(self.task_id, self.map_index)
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
-        """Those of another task: in its mapped group that of its index, else all there are."""
+        """A task's instances that concern this one: in its mapped group its index's, else all."""
         expanded = self.map_index >= 0 and node.instances[0].map_index >= 0
         in_step = expanded and self.node.is_in_step_with(node)
         return (node.instances[self.map_index],) if in_step else node.instances
@@ -2892,7 +2892,7 @@ class _Instance:
 
 
 def _json_ids(task_ids: Collection[str]) -> str:
-    """A JSON list; in an id is nothing to be escaped, but what is not ASCII."""
+    """The ids as a JSON list, made fast: in an id, only what is no ASCII has to be escaped."""
     text = '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
     return text if text.isascii() else json.dumps([*task_ids])
 
@@ -2915,7 +2915,7 @@ class _Node:
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: tuple[_Node, ...] = ()  # that it needs; a teardown's own, else further up
+        self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
         self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
@@ -2924,8 +2924,8 @@ class _Node:
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
         self.mapping = task._mapping
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
-        # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
-        # is committed, and a signal that ends it must not meet the job after it.
+        # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
+        # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
         has_callbacks = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
         self.holds = has_callbacks or fails_fast or task.execution_timeout is not None
@@ -2962,7 +2962,7 @@ class _Node:
         return decision
 
     def ends(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> Sequence[int]:
-        """How the instances of nodes ended: those counted, and in step the one of its index."""
+        """The counts, and with them, of each node in step, the instance of the same index."""
         if self.group is None:
             return counts
         counts = counts.copy()
@@ -2983,7 +2983,7 @@ class _Node:
 def _by_rule(
     rule: TriggerRule, success: int, failed: int, upstream_failed: int, skipped: int, pending: int
 ) -> TaskInstanceState | None:
-    """Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
+    """Airflow's table, by how many upstream instances ended in which state, and tasks are pending.
 
     RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
     stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
@@ -3046,7 +3046,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 def _reach(
     order: Sequence[_Node], side: str, marks: Mapping[_Node, int]
 ) -> Iterator[tuple[_Node, int]]:
-    """Each node of an order with the marks of those that lie beyond it, as a bit set.
+    """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
 
     A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
     """
@@ -3066,14 +3066,14 @@ def _reach(
 
 
 def _weigh(order: Sequence[_Node]) -> None:
-    """Priorities: a task's own weight, with those of all descendants or ancestors; a bit of the
-    weights at a time, so that it does not matter how many there are."""
+    """Priorities: a task's own weight, with those of all descendants or ancestors. They are added
+    up bit by bit of the weights, so that many different ones cost no more than a few."""
     for rule, ordered in ((WeightRule.DOWNSTREAM, order[::-1]), (WeightRule.UPSTREAM, order)):
         needed = any(n.task.weight_rule is rule and getattr(n, rule.value) for n in order)
         weights = {n.task.priority_weight for n in order} if needed else ()
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
-            having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
+            having = {w for w in weights if sign * w > 0 and abs(w) & (1 << place)}
             heavy = (n for n in ordered if n.task.priority_weight in having)
             marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
             for node, bits in _reach(ordered, rule.value, marks) if marks else ():
@@ -3082,7 +3082,7 @@ def _weigh(order: Sequence[_Node]) -> None:
 
 
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
-    """Of each node the setups above it in whose scope it stands (right above it, a teardown's), and
+    """Give each node the setups in whose scope it stands (a teardown: those right above it), and
     the branches and short circuits that may leave it out."""
     for node in order:
         if (flow := node.task._flow) is None:
@@ -3101,7 +3101,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
-    # Of each teardown its setups; those without a teardown are as if one were below everything.
+    # Mark each teardown with its setups. The scope of a setup without a teardown has no end.
     bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
@@ -3115,12 +3115,12 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     for node, above in _reach(order, "upstream", bit):
         inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
         while inside:
-            _shelter(setups[(inside & -inside).bit_length() - 1], node)
-            inside &= inside - 1
+            _shelter(setups[(inside & -inside).bit_length() - 1], node)  # of the lowest bit
+            inside &= inside - 1  # which this clears
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
-    """A node stands in a setup's scope; work right below it waits for it by its own rule."""
+    """Note that the node stands in the setup's scope; its trigger rule sees one right above it."""
     setup.sheltered.append(node)
     if setup in node.upstream and not node.task.is_teardown:
         return
@@ -3160,12 +3160,12 @@ class _Plan:
         self.running = 0  # sent, and not ended
         self.unfinished = 0
         self.timed_out = self.gave_up = self._stopped = False
-        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run yet runs
+        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run still runs
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
-        # What may start: of each pool, and apart from it of each task with a limit.
+        # What may start, in heaps: one for each pool, and one for each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
-        self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a time
-        self._dirty: dict[_Instance, None] = {}  # to be looked at
+        self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
+        self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
@@ -3174,20 +3174,20 @@ class _Plan:
 
     def _begin(self) -> None:
         """Make the instances there are at first: recorded ones, those of constants, or one. Count
-        what a resumed run keeps; then every instance that is left has to be decided."""
+        what a resumed run keeps; every other instance has to be decided."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
             task_id, count = node.task.task_id, 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
-            # A row that stands for all instances: it is to be expanded anew.
+            # Not if a row stands for all instances: then it is to be expanded anew.
             elif node.mapping is not None and (task_id, -1) not in self._recorded:
                 count = sizes[task_id]
             self._give_instances(node, count)
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
             self._ended(instance)
-        for instance in [i for i in kept if i.flow]:  # what one that is kept has left out
+        for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
             self.skip(instance, self.left_out(instance, _plain(instance.flow, dict), strict=False))
         self._dirty.clear()
         for node in self.nodes:
@@ -3195,7 +3195,7 @@ class _Plan:
                 self._touch(node)
 
     def _give_instances(self, node: _Node, count: int) -> None:
-        """So many of them; one that stands for them, or is all there is, if there are none."""
+        """Give the node so many; for 0 one, that stands for those to come, or is all there is."""
         task_id = node.task.task_id
         new = _Past(0, task_id, -1, None, try_number=0, max_tries=node.task.retries)
         get, indexes = self._recorded.get, range(count) if count else (-1,)
@@ -3205,8 +3205,8 @@ class _Plan:
         self.unfinished += node.open
 
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
-        """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
-        each, or the one of the index of another."""
+        """What is undecided of the node has to be decided: one instance stands for all, but in a
+        mapped group each counts, or the one that has the index of `by`."""
         for instance in node.instances if by is None else by.beside(node):
             if instance.state is None and not instance.ready:
                 self._dirty[instance] = None
@@ -3230,9 +3230,9 @@ class _Plan:
         return min(sum(queued), self.dag.max_active_tasks - self.running)
 
     def enqueue(self, instance: _Instance) -> None:
-        """It may start once there is room."""
+        """Let the instance start once there is room."""
         node = instance.node
-        key = node.task.pool, None if node.limit == sys.maxsize else node
+        key = (node.task.pool, None if node.limit == sys.maxsize else node)
         entry = (-node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
@@ -3260,7 +3260,7 @@ class _Plan:
                 return instance
 
     def delay(self, instance: _Instance, until: float) -> None:
-        """It may start then: for a retry, a next poke, or at a limit that other runs fill."""
+        """Let it start from then on: for a retry, a next poke, or a limit that other runs fill."""
         heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
@@ -3317,7 +3317,7 @@ class _Plan:
             self.give_up()
 
     def withdraw(self, instance: _Instance) -> None:
-        """The instance's attempt did not start after all: it may again."""
+        """The instance's attempt did not start after all: it may be sent again."""
         self._occupy(instance, -1)
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
@@ -3341,7 +3341,7 @@ class _Plan:
         self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
-        """Count it, and touch those below of which it may decide something."""
+        """Count it as ended, and touch the nodes for which it may decide something."""
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
@@ -3364,7 +3364,7 @@ class _Plan:
         counts[place] += 1
         if not node.open:
             counts[_PENDING] -= 1
-        if counts[place] == 1 or not counts[_PENDING]:
+        if counts[place] == 1 or not counts[_PENDING]:  # no rule minds a second of its kind
             self._touch(below)
 
     # Conclusions.
@@ -3407,7 +3407,7 @@ class _Plan:
         return None if is_open else _S.SKIPPED if _S.SKIPPED in ends else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
-        """For the instance; outside of a mapped group, for all of its task."""
+        """Apply it to the instance; outside of a mapped group, to all instances of the task."""
         node = instance.node
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
@@ -3484,8 +3484,8 @@ class _Plan:
     # The end of the run.
 
     def give_up(self, timed_out: bool = False) -> None:
-        """What has not run is skipped, and what runs is to be ended: the run has taken too long, or
-        else a task failed under fail_fast, and teardowns are left alone."""
+        """Skip what has not run, and note what runs as to be ended: the run has taken too long, or
+        else a task failed under fail_fast, which leaves teardowns alone."""
         self.gave_up = True
         self.timed_out |= timed_out
         for instance in list(self.instances()):
@@ -3508,7 +3508,7 @@ class _Plan:
         self.doomed += [i for i in sent if i not in self._winding]
 
     def _wind(self, node: _Node) -> None:
-        """A stopped run yet runs the task if it is a teardown, and a setup of it has succeeded."""
+        """A stopped run still runs the task if it is a teardown, and a setup of it succeeded."""
         can_expand = node.open and not (node.expanded or any(x.open for x in node.sources))
         if can_expand and node.cleans(node.instances[0]):
             self._expand(node)
@@ -3525,7 +3525,7 @@ class _Plan:
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
 
-        Teardowns are no leaves, unless they are to fail the run: the work above them is.
+        Teardowns are left out, unless they are to fail the run: the work above them is a leaf then.
         """
         counted = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
         leaves = [node for node in counted if counted.isdisjoint(node.downstream)]
@@ -3538,7 +3538,7 @@ class _Plan:
 def _with_below(
     first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """Those, of nodes say, and all that comes after them, near and far."""
+    """The first ones and all that comes after them, near and far; by default they are nodes."""
     found: dict[T, None] = {}
     following = list(first)
     while following:
@@ -3555,7 +3555,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     if factor in (0, 1):
         return delay
     base = day = 24 * 60 * 60
-    with contextlib.suppress(OverflowError):
+    with contextlib.suppress(OverflowError):  # of the power: it stays a day
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
     name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
@@ -3564,7 +3564,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
-    """The tasks whose results a task takes, be it to be mapped over."""
+    """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
     args, kwargs = task._call()
     if not args and not kwargs and task._mapping is None:
         return frozenset()
@@ -3573,7 +3573,7 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
 
 
 def _takes(task: BaseOperator) -> str | None:
-    """The same as a run records it; `up[]` where it takes all results of a mapped task."""
+    """The same ids as a run records them; `up[]` where it takes all results of a mapped task."""
     names = []
     for up in sorted(_taken_by(task)):
         mapping = task._dag_or_error().task_dict[up]._mapping
@@ -3588,9 +3588,9 @@ class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
     What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
-    so is all that hangs on a task that runs again. All else stays. For what takes results, one
-    that comes, goes or moves counts as one that runs again. Mapped instances are known by what
-    they were mapped over (`keys`), not by their index.
+    so is all that hangs on a task that runs again. All else stays. To a task that takes results,
+    an instance that comes, goes or moves counts as one that runs again. Mapped instances are known
+    by what they were mapped over (`keys`), not by their index.
     """
 
     def __init__(
@@ -3601,7 +3601,7 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`running`: of those that were left out, what runs now, as far as that is known."""
+        """`running`: which of the `left_out` are known to run after all."""
         self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
         self.again: set[tuple[str, int]] = set()
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
@@ -3619,14 +3619,14 @@ class _Resumption:
             past.setdefault(row.task_id, {})[row.map_index] = row
         for task_id in [name for name in past if name not in dag.task_dict]:
             self._remove(past[task_id])
-        for task in order:
+        for task in order:  # upstream first: each task looks at what was decided above it
             self._match(task, past.get(task.task_id, {}))
             self._decide(task)
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
 
     def _remove(self, rows: Mapping[int, _Past], taken: Collection[int] = ()) -> None:
-        """Rows that no instance of today's code has; behind the indexes of those that it has."""
+        """Note rows that no instance has today; if their index is taken, under one behind all."""
         free = itertools.count(max([*rows, *taken], default=0) + 1)
         for index, row in sorted(rows.items()):
             self.removed.append((row, next(free) if index in taken else index))
@@ -3684,7 +3684,7 @@ class _Resumption:
             self._changed.add(task.task_id)
             left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
-                # It did not run for what others did: decided anew, it may well end so again.
+                # It did not run because of others: decided anew, it may well end so again.
                 self.left_out.add(key)
             elif row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
@@ -3715,7 +3715,7 @@ class _Resumption:
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
                 key, torn = (setup.task.task_id, index), [self.instances[end] for end in ends]
-                # One that was sent, and whose start nobody could record, may have begun.
+                # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
                     self.along |= {key} - self.again
@@ -3736,7 +3736,7 @@ class _Resumption:
         for key, row in self.instances.items():
             retries = self._dag.task_dict[row.task_id].retries
             cut_off = row.state is None and not row.cleared
-            if cut_off and row.lost >= retries + 3:
+            if cut_off and row.lost >= retries + 3:  # it may be what kills its schedulers
                 row = row._replace(state="failed")
             elif key in self.again and not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
