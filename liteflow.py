@@ -113,7 +113,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar,
 
 
 class _LazyModule:
-    """A module that is imported when it is first used: most processes need few of these."""
+    """A stand-in that imports its module at its first use: most processes need few of these."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -243,7 +243,7 @@ class TaskNotFound(AirflowException):
 class NodeNotFound(TaskNotFound, KeyError):
     """`dag[id]` found neither a task nor a group of this id."""
 
-    __str__ = Exception.__str__
+    __str__ = Exception.__str__  # KeyError's shows the message as a repr
 
 
 class XComNotFound(AirflowException):
@@ -872,8 +872,7 @@ class _OneTask(_Dependency):
     __slots__ = ()
 
     def as_setup(self) -> Self:
-        """Make the task a setup: what comes after it runs only if it succeeds. Raises ValueError
-        for a teardown."""
+        """Make the task a setup, which what follows needs. Raises ValueError for a teardown."""
         [task] = self._ends()
         if task.is_teardown:
             raise ValueError(f"task {task.task_id!r} is a teardown: it can't be a setup, too")
@@ -925,7 +924,7 @@ class _OneTask(_Dependency):
             _join(teardowns, outer_teardowns)
 
     def add_task(self, task: Any) -> None:
-        """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
+        """Put a task made elsewhere into this scope. Raises AirflowException outside its `with`."""
         [mine] = self._ends()
         if mine not in mine._dag_or_error()._scopes or not mine._takes_more:
             use = "is for use in its `with` block, before any inner one"
@@ -2118,7 +2117,7 @@ class _TaskDecorator:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return functools.partial(_with_condition, (condition, False, skip_message))
 
-    if not TYPE_CHECKING:  # a checker knows itself what there is not
+    if not TYPE_CHECKING:  # with this in sight, every name is right to a checker
 
         def __getattr__(self, name: str) -> NoReturn:
             known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
@@ -2418,7 +2417,7 @@ class Dag:
         TypeError, ValueError.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
-        options = dict(locals())
+        options = dict(locals())  # all arguments, by their names
         return _Run(options.pop("self"), **options).execute()
 
     def test(
@@ -2949,11 +2948,11 @@ class _Node:
         rule = self.task.trigger_rule
         decision = _by_rule(rule, *self.ends(instance, self.counts, self.upstream))
         if self.setups and rule is not TriggerRule.ALWAYS:
-            cleans = self.task.is_teardown  # after any of its setups, once all else has ended
-            enough = TriggerRule.ONE_SUCCESS if cleans else TriggerRule.ALL_SUCCESS
+            is_teardown = self.task.is_teardown  # one setup is enough, but all else must have ended
+            enough = TriggerRule.ONE_SUCCESS if is_teardown else TriggerRule.ALL_SUCCESS
             allowed = _by_rule(enough, *self.ends(instance, self.needs, self.setups))
             # Here, too, a failure wins over a skip, whatever came first.
-            waits = decision is None and (cleans or allowed is _S.SKIPPED)
+            waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
@@ -3158,7 +3157,7 @@ class _Plan:
         self.expanded: list[_Node] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
         self.running = 0  # sent, and not ended
-        self.unfinished = 0
+        self.unfinished = 0  # instances that have not ended
         self.timed_out = self.gave_up = self._stopped = False
         self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run still runs
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
@@ -3389,6 +3388,7 @@ class _Plan:
                     self._carry_out(instance, decision)
 
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
+        """As `_Node.decide`; but what is not expanded heeds its sources, and RUNNING expands it."""
         node = instance.node
         if instance.ready or instance.state is not None:
             return None
@@ -3447,7 +3447,7 @@ class _Plan:
             self.unfinished -= 1
             self._give_instances(each, count)
             first = each.instances[0]
-            first.row_id = first.row_id or stand_in.row_id  # with it, its place among the tasks
+            first.row_id = first.row_id or stand_in.row_id  # keeps its place among the tasks
             self.expanded.append(each)
             self._touch(each)
 
