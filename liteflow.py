@@ -9815,7 +9815,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
-    ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
+    ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
     if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
         ti.pid, ti.error = row.pid, row.error
         ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)

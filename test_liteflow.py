@@ -15588,6 +15588,8 @@ class SeeingTest(ScriptCase):
         # What follows from it is decided by the resume; what was cleared is not shown as cut off.
         self.assertLessEqual(set(states.values()), {None, "success", "failed"})
         self.assertNotRegex(self.seen("show", "night"), r"(good|waits) +interrupted")
+        [attempt] = json.loads(self.seen("show", "night", "waits", "--json"))["attempts"]
+        self.assertEqual(attempt["state"], "interrupted")  # that stays how this attempt ended
 
     def test_descriptors_that_a_daemon_has_closed(self):
         started = {}
