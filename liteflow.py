@@ -4646,9 +4646,10 @@ def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
     return next(iter(_select_runs(db, limit=1, **asked)), None)
 
 
-def _run_seconds(row: _Row) -> float | None:
-    """How long a run that has ended took, without the pauses before it was resumed."""
-    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date)
+def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
+    """How long a run took (one that has not ended: until `now`), without the pauses before it was
+    resumed."""
+    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date) or now
     if began is None or ended is None:
         return None
     latest = (ended - began).total_seconds()  # or less than none, if the clock was set back
@@ -11737,7 +11738,7 @@ def _follow(run: DagRun) -> None:
     def snapshot() -> _Snapshot:
         lines = [_line_of([ti]) for ti in run._instances(state="running")]
         running = [(line.label, line.seconds or 0.0) for line in lines]
-        seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
+        seconds = _run_seconds(run._row, _utcnow()) or 0.0
         return run._look(_select_run_counts), running, seconds
 
     try:

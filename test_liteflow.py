@@ -15244,6 +15244,25 @@ class SeeingTest(ScriptCase):
         self.assertTrue(all(a != b for a, b in itertools.pairwise(told)), told)
         self.assertFalse(list(self.folder.glob("*-wal")))
 
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_following_a_resumed_run_counts_no_pause(self):
+        (self.folder / "wait").touch()
+        process = self.start("my_flow.py")
+        self.wait_for_it_to_wait()
+        process.kill()
+        process.wait()
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET start_date = '2000-01-01T00:00:00+00:00', state = 'failed'")
+            db.execute("UPDATE dag_run SET end_date = '2000-01-01T00:00:01+00:00'")
+            db.execute("UPDATE task_instance SET state = NULL WHERE task_id = 'waits'")
+        process = self.start("my_flow.py", "--resume")
+        self.wait_for_it_to_wait()
+        threading.Timer(1.0, (self.folder / "go").touch).start()
+        shown = self.on_terminal("-m", "liteflow", "show", "night", "--follow")
+        process.wait(LIMIT)
+        self.assertRegex(shown, r"/\d tasks, \d\.\d s")
+        self.assertNotRegex(shown, r"/\d tasks, .* h ")
+
     def wait_for_it_to_wait(self):
         ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
 
