@@ -10188,14 +10188,17 @@ def _line_of(members: _Seen) -> _Line:
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What a mapped instance is mapped over; a number would read as a count."""
-    text = _shortened(" ".join(map(str.strip, (ti.element or "").split("\n"))), most)
+    lines = (ti.element or "").split("\n")
+    text = _shortened(_clean(" ".join(map(str.strip, lines))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _shortened(text: str, most: int) -> str:
-    """Cut in the middle: names and paths differ at their ends."""
+    """Cut in the middle to so many columns: names and paths differ at their ends."""
     half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+    if _width(text) <= most:
+        return text
+    return f"{_fit(text, most - 3 - half, False)}...{_fit(text[::-1], half, False)[::-1]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
@@ -10817,7 +10820,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     for box in boxes:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
-        texts = [_fit(_shortened(_clean(line), 24), 24, False) for line in box.lines]
+        texts = [_shortened(_clean(line), 24) for line in box.lines]
         texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]

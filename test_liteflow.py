@@ -15245,6 +15245,15 @@ class SeeingTest(ScriptCase):
         self.assertFalse(list(self.folder.glob("*-wal")))
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_a_wide_name_leaves_room_for_the_state(self):
+        wide = f"with DAG('d') as dag:\n    @task(task_id={'表' * 40!r})\n    def f(): return 1\n    f()\n"
+        self.module(wide).dag.test(db_path=self.db)
+        shown = self.on_terminal("-m", "liteflow", "show", "d", columns=60, NO_COLOR="1")
+        line = shown.splitlines()[2]
+        self.assertRegex(line, r"^表+\.\.\.表+ +success  1 ")
+        self.assertLessEqual(liteflow._width(line), 60)
+
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_following_a_resumed_run_counts_no_pause(self):
         (self.folder / "wait").touch()
         process = self.start("my_flow.py")
@@ -15252,7 +15261,9 @@ class SeeingTest(ScriptCase):
         process.kill()
         process.wait()
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
-            db.execute("UPDATE dag_run SET start_date = '2000-01-01T00:00:00+00:00', state = 'failed'")
+            db.execute(
+                "UPDATE dag_run SET start_date = '2000-01-01T00:00:00+00:00', state = 'failed'"
+            )
             db.execute("UPDATE dag_run SET end_date = '2000-01-01T00:00:01+00:00'")
             db.execute("UPDATE task_instance SET state = NULL WHERE task_id = 'waits'")
         process = self.start("my_flow.py", "--resume")
