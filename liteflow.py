@@ -10426,7 +10426,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns or columns
-    cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
+    cells = [list(heads), *([re.sub(r"[\n\t]", " ", _clean(cell)) for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
     if not fits:  # a long name is cut itself, so that the state, the try and the start stay

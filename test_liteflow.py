@@ -13704,8 +13704,8 @@ class ShowingTest(Case):
             self.assertEqual(liteflow._seconds_text(seconds), text)
 
     def test_tables_line_up_and_are_safe(self):
-        text = liteflow._table(("A", "B"), [("日本", "x"), ("\x1b[31m", "y\nz")])
-        self.assertEqual(text, "A         B\n日本      x\n\\x1b[31m  y z")
+        text = liteflow._table(("A", "B"), [("日\t本", "x"), ("\x1b[31m", "y\nz")])
+        self.assertEqual(text, "A         B\n日 本     x\n\\x1b[31m  y z")
 
     def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
         seed = random.randrange(2**32)
