@@ -11404,7 +11404,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         _refuse_beside("--graph runs nothing", options, "graph")
         dag.validate()
-        _write(_draw(_dag_boxes(dag)))
+        _write(graph := _draw(_dag_boxes(dag)))
+        _tell_if_large(graph)
         return 0
     if options.quiet and options.logs:
         raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
@@ -11562,13 +11563,21 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if output is not None and output.suffix == ".md":
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
-        return _put_out(_markdown_of(run, options.direction), options)
+        text = _markdown_of(run, options.direction)
+        _put_out(text, options)
+        for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text):
+            _tell_if_large(diagram)
+        return
     seen = _seen(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
     _put_out(f"{_live_url(text)}\n" if options.url else text, options)
-    edges = text.count(" --> ")
-    if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
-        found = f"the diagram has {edges} edges and {len(text):,} characters"
+    _tell_if_large(text)
+
+
+def _tell_if_large(diagram: str) -> None:
+    edges = diagram.count(" -->")
+    if edges > _MAX_EDGES or len(diagram) > _MAX_TEXT:
+        found = f"the diagram has {edges} edges and {len(diagram):,} characters"
         most = f"more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
         _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
 

@@ -15004,6 +15004,7 @@ class CommandLineTest(ScriptCase):
         )
         self.assertEqual(run.state, "success")
         self.assert_exit(0, "visualize", "many", words=["780 edges"])
+        self.assert_exit(0, "visualize", "many", "--output", "many.md", words=["780 edges"])
         self.run_flow(
             """
             with DAG("mapped") as dag:
