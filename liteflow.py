@@ -10946,7 +10946,7 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
         "took": _seconds_text(run.duration),
         "tasks": _counts_of(instances),
         "logical date": run.logical_date or "",
-        "conf": json.dumps(run.conf) if run.conf else "",
+        "conf": json.dumps(run.conf, ensure_ascii=False) if run.conf else "",
         "database": run.db_path,
         "reason": run.reason or "",
     }

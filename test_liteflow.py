@@ -16480,13 +16480,14 @@ class PageTest(ScriptCase):
                 )
             task(task_id="step_with_a_name_that_is_long_1")(quiet)()
         with contextlib.redirect_stderr(io.StringIO()):
-            run = d.test(db_path=self.db)
+            run = d.test(db_path=self.db, run_conf={"to": "Zürich"})
         seen = liteflow._seen(run)
         attempts = liteflow._seen(run, attempts=True)
         self.assertIn("try 2 5 success#44; 1 failed", liteflow._draw_gantt(run, attempts))
         elements = {liteflow._line_of([ti]).element[-6:] for ti in seen[:6]}
         self.assertEqual(elements, {f"{i}.csv'" for i in range(6)})
         page = liteflow._run_page(run)
+        self.assertIn("Zürich", page)
         self.assertIn(">north.load x 6<", page)
         self.assertIn(">step_with_a..._is_long_1<", page)
 
