@@ -10177,7 +10177,8 @@ def _line_of(members: _Seen) -> _Line:
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    style = next((word for word in _LOOKS if word in words and word != "success"), "success")
+    # What is no more says nothing of the others.
+    style = next(word for word in [*[*_LOOKS][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:

@@ -13739,6 +13739,16 @@ class ShowingTest(Case):
                     run = liteflow.TaskInstance(rng.choice(words), rng.choice(words), "t")
                     check_mermaid(self, liteflow._draw_gantt(run, attempts))
 
+    def test_a_mapped_task_is_coloured_by_its_worst_instance_that_is_not_removed(self):
+        for states, style in (
+            ("success removed", "success"),
+            ("removed removed", "removed"),
+            ("success skipped removed", "skipped"),
+            ("success failed", "failed"),
+        ):
+            members = [self.instance("t", state, i) for i, state in enumerate(states.split())]
+            self.assertEqual(liteflow._line_of(members).style, style)
+
     def test_a_wide_run_is_drawn_from_left_to_right(self):
         wide = [self.instance(f"t{i}") for i in range(9)]
         self.assertTrue(liteflow._draw(liteflow._run_boxes(wide)).startswith("flowchart LR"))
