@@ -11447,7 +11447,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             with contextlib.suppress(AirflowException):  # it can't even be read
                 _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
         raise
-    _tell_end(run, options)
+    if asked.has_begun or not options.quiet:  # else it was a success already, and told as one
+        _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
 
 

@@ -16051,6 +16051,7 @@ class FailureTest(ScriptCase):
         # Of a success --quiet says nothing else: nobody would hear of the run that it was about.
         [line] = self.python("my_flow.py", "--quiet").stderr.splitlines()
         self.assertRegex(line, "^two/.*: on_success_callback of DAG 'two' failed: RuntimeError")
+        self.assertEqual(self.python("my_flow.py", "--quiet", "--resume").stderr, "")
 
     def test_a_mapped_instance_is_called_as_its_template_says(self):
         """Jinja need not be there: what stands for it knows one form."""
