@@ -15431,7 +15431,7 @@ class SeeingTest(ScriptCase):
         self.seen("prune", "--values")
         self.assertLess(self.db.stat().st_size, 300_000)
         [run, *_] = Dag("fat").runs(self.db)
-        self.assertEqual((run.xcom_pull("f"), run.log("f")), (None, "x" * 3000 + "\n"))
+        self.assertEqual((run.xcoms(), run.log("f")), ([], "x" * 3000 + "\n"))
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
         self.seen("list", "--check")  # there is nothing left to be in trouble
@@ -15508,6 +15508,9 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.ran().state, "success")
         self.seen("prune", "--values")
         self.assertIn("its values were deleted", self.seen("show", "night", "good"))
+        for key in ("return_value", "other"):
+            with self.assertRaisesRegex(liteflow.XComNotFound, "were deleted"):
+                Dag("night").runs(self.db)[0].xcom_pull("double", key)
         for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
             done = self.script_here(*words)
             self.assertEqual(done.returncode, 2, done.stderr)
