@@ -10952,6 +10952,7 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
         "logical date": run.logical_date or "",
         "conf": json.dumps(run.conf, ensure_ascii=False) if run.conf else "",
         "database": run.db_path,
+        "values": "deleted (prune --values)" if run._row.values_deleted else "",
         "reason": run.reason or "",
     }
     named = [(_html("span", f"{name} ", class_="soft"), x) for name, x in facts.items() if x]

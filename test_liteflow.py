@@ -15508,6 +15508,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.ran().state, "success")
         self.seen("prune", "--values")
         self.assertIn("its values were deleted", self.seen("show", "night", "good"))
+        self.assertIn("deleted (prune --values)", self.seen("page", "night/manual"))
         for key in ("return_value", "other"):
             with self.assertRaisesRegex(liteflow.XComNotFound, "were deleted"):
                 Dag("night").runs(self.db)[0].xcom_pull("double", key)
