@@ -9973,15 +9973,17 @@ class DagRun:
             self.refresh()
         return wanted
 
-    def _tasks_in(self, names: Iterable[str], gone: bool = True) -> list[tuple[str, int | None]]:
+    def _tasks_in(self, names: Sequence[str], gone: bool = True) -> list[tuple[str, int | None]]:
         """`task` or `task[3]` of the run, also if it is `gone` from the code since, as (task_id,
         map_index). Raises TaskNotFound."""
-        instances = [ti for ti in self._instances() if gone or ti.state is not _S.REMOVED]
+        ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
+        found = self._instances(task_id=ids.pop()) if len(ids) == 1 else []
+        instances = [ti for ti in found or self._instances() if gone or ti.state is not _S.REMOVED]
         known = {(ti.task_id, ti.map_index) for ti in instances}
         task_ids = {task_id for task_id, _ in known}
-        found = [_task_named(_of_type(str)("a task id", name), task_ids) for name in names]
-        _refuse_index(self.run_id, found, known)
-        return found
+        named = [_task_named(name, task_ids) for name in names]
+        _refuse_index(self.run_id, named, known)
+        return named
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:
