@@ -11222,7 +11222,7 @@ class _Report:
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
-        self._plan = plan
+        self._plan, self._began = plan, time.monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
         if not plan.nodes:

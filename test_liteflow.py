@@ -13554,6 +13554,12 @@ class ShowingTest(Case):
         gone = written.getvalue().removeprefix(drawn)
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\na line\n")
 
+    def test_the_status_counts_no_wait_before_the_run(self):
+        report, plan = liteflow._Report(str), types.SimpleNamespace(nodes=[1], instances=list)
+        report._began -= 3600
+        report.began(Dag("d"), "r", self.db, plan)
+        self.assertLess(report._snapshot()[2], 60)
+
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
             liteflow._Report(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
