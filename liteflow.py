@@ -1406,6 +1406,12 @@ class _Placeholder:
         what = f"{self!r} is neither true nor false while the DAG is built"
         raise TypeError(f"{what}: use @task.branch, or ask whether it `is None`")
 
+    def __eq__(self, other: object) -> bool:
+        """Raises TypeError beside plain data: it would be false, whatever the value will be."""
+        return bool(self) if isinstance(other, (str, int, float, *_CONTAINERS)) else NotImplemented
+
+    __hash__ = object.__hash__
+
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
 
@@ -1498,7 +1504,7 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, XComArg):
-            return NotImplemented
+            return super().__eq__(other)
         return self.operator is other.operator and self.key == other.key
 
     def __hash__(self) -> int:

@@ -974,7 +974,7 @@ class BuildingTest(Case):
         self.assertEqual(made, liteflow.XComArg(d["sample"]))
         self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
         self.assertNotEqual(made, made["k"])
-        self.assertNotEqual(made, "sample")
+        self.assertNotEqual(made, object())
 
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
@@ -1169,6 +1169,12 @@ class RefusalsTest(Case):
         with self.dag:
             asked = task_group(group_id="asked")(lambda n: self.f(1) if n else self.f(2))
             self.refused(TypeError, said, asked.expand, n=[1, 2])
+            for value in ("large", 1, 0.5, True, [1], {}):  # `==` would be false, and `!=` true
+                self.refused(TypeError, said, lambda value=value: self.result == value)
+                self.refused(TypeError, said, lambda value=value: value != self.result.map(repr))
+            compared = task_group(group_id="compared")(lambda n: self.f(n == 1))
+            self.refused(TypeError, said, compared.expand, n=[1, 2])
+        self.assertFalse(self.result == None)  # noqa: E711
 
     def test_what_stands_for_a_value_is_named_with_its_remedy(self):
         f = self.f.override(task_id="t")
