@@ -854,6 +854,8 @@ class _OperatorType(type):
         defaults = _surroundings(kwargs)[2]
         named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
+        if "_downstream" not in vars(made):
+            raise TypeError(f"{cls.__name__}.__init__ must call super().__init__(**kwargs)")
         fields = {name: getattr(made, name, None) for name in cls.template_fields}
         made._take(fields)
         return made

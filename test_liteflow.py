@@ -1242,6 +1242,15 @@ class RefusalsTest(Case):
         with self.dag:
             self.refused(TypeError, said, liteflow.EmptyOperator, "x", task_id="a")
 
+    def test_an_operator_that_leaves_the_base_class_out(self):
+        class Own(liteflow.BaseOperator):
+            def __init__(self, name, **kwargs):
+                self.name = name
+
+        with self.dag:
+            said = "Own.__init__ must call super().__init__(**kwargs)"
+            self.refused(TypeError, said, Own, name="x", task_id="own")
+
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
