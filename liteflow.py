@@ -1925,8 +1925,13 @@ class _Partial:
 
     def _note_use(self, *made: _Partial) -> None:
         if (dag := _current_dag.get()) is not None:
-            dag._unused.pop(self, None)
-            dag._unused |= dict.fromkeys(made)
+            dag._unused.pop(self._mark, None)
+            dag._unused |= {each._mark: each for each in made}
+
+    @property
+    def _mark(self) -> int:
+        """What it and its copies by `override` are known by."""
+        return id(getattr(self, "function", self))
 
 
 class _Decorated(_Partial, Generic[P, R]):
@@ -1941,6 +1946,7 @@ class _Decorated(_Partial, Generic[P, R]):
         self._signature = signature
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
+        self._note_use(self)
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
@@ -2007,6 +2013,8 @@ class _TaskFunction(_Decorated[P, R]):
             except TypeError as error:
                 raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
+        if made.dag is not None:
+            made.dag._unused.pop(self._mark, None)
         if self._conditions:
             made._conditions = self._conditions
         if self._role is not None:
@@ -2058,6 +2066,7 @@ class _GroupFunction(_Decorated[P, R]):
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         defaults = {"add_suffix_on_collision": True, "tooltip": self.__doc__ or ""}
         with TaskGroup(**{**defaults, **self._settings}) as group:
+            group.dag._unused.pop(self._mark, None)
             if expand is not None:
                 if group._mapping is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
@@ -2246,7 +2255,7 @@ class Dag:
         self.params = {**self.params, **near}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[_Partial, None] = {}  # without an `expand`
+        self._unused: dict[int, _Partial] = {}  # without a call, or an `expand`
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
@@ -2532,8 +2541,10 @@ class _RecordedDag(Dag):
 
 def _slips_in(dag: Dag) -> Iterator[str]:
     """What stands in a DAG and means nothing there: Airflow, too, lets it pass."""
-    for partial in dag._unused:
-        yield f"{partial._what()}: partial() without expand() makes no task"
+    for each in dag._unused.values():
+        is_bare = isinstance(each, _Decorated)
+        why = "without a call in the DAG it" if is_bare else "partial() without expand()"
+        yield f"{each._what()}: {why} makes no task"
     kinds = {type(task) for task in dag.tasks}
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     groups = dag.task_group_dict.values()

@@ -9686,6 +9686,23 @@ class RunTest(Case):
         for note, words in zip(notes[2:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
 
+    def test_a_function_that_is_never_called_is_told(self):
+        with DAG("d") as d:
+            task(task_id="called")(sample)(1)
+            task(task_id="mapped")(some).partial(y=1).expand(x=[1])
+            task.run_if(bool)(liteflow.setup(task(lambda: None))).override(task_id="copied")()
+            task_group(group_id="g")(lambda: None)()
+            later = d.task(task_id="later")(lambda x: x)
+            outside = task(task_id="outside")(lambda: None)
+            task_group(group_id="forgotten")(lambda x: None)
+        later(1)  # makes a task of the DAG, unlike the next
+        outside()
+        with self.assertLogs("liteflow", "INFO") as told:
+            d.test(db_path=self.db)
+        notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
+        said = "without a call in the DAG it makes no task"
+        self.assertEqual(notes, [f"task 'outside': {said}", f"group 'forgotten': {said}"])
+
     def test_an_empty_dag_is_a_success(self):
         run = DAG("empty").run(db_path=self.db)
         self.assertEqual((run.state, run.get_task_instances()), ("success", []))
@@ -15834,7 +15851,7 @@ class SeeingTest(ScriptCase):
             f"note: DAG 'night' was that of {os.path.realpath(self.folder / 'my_flow.py')} so far"
         )
         self.assertIn(note, self.python("copy.py", "--resume").stderr)
-        self.assertNotIn("note:", self.python("my_flow.py", "--resume").stderr)
+        self.assertNotIn("note: DAG", self.python("my_flow.py", "--resume").stderr)
 
     def test_a_progress_bar_is_what_it_last_showed_and_logs_stand_in_time_s_order(self):
         self.script(
