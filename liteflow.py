@@ -427,7 +427,8 @@ def _few(names: Iterable[str], most: int = 3) -> str:
 def _near(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` where something close is known, else what is known at all."""
     names = sorted(known)
-    if close := difflib.get_close_matches(name, names, n=3):
+    close = difflib.get_close_matches(name, names, n=3)
+    if close := close or [x for x in names if name and name in x][:3]:  # `timeout`, say
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
@@ -2247,6 +2248,9 @@ class Dag:
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
         self.db_path = _optional(None, _is_path).check(f"DAG {dag_id!r}: db_path", db_path)
+        of_tasks = BaseOperator._known_settings.keys() - _DAG_SETTINGS.keys()
+        for name in sorted(of_tasks & settings.keys()):
+            raise TypeError(f"DAG {dag_id!r}: {name!r} is a setting of tasks: use default_args")
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))

@@ -1251,6 +1251,14 @@ class RefusalsTest(Case):
             said = "Own.__init__ must call super().__init__(**kwargs)"
             self.refused(TypeError, said, Own, name="x", task_id="own")
 
+    def test_a_name_that_is_wrong_leads_to_the_right_one(self):
+        said = "DAG 'x': 'retries' is a setting of tasks: use default_args"
+        self.refused(TypeError, said, DAG, "x", retries=2)
+        self.refused(TypeError, "did you mean 'dagrun_timeout'?", DAG, "x", timeout=2)
+        with self.dag:
+            f = self.f.override(task_id="t", timeout=5)
+            self.refused(TypeError, "did you mean 'execution_timeout'?", f, 1)
+
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
