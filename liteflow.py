@@ -2031,7 +2031,8 @@ class _TaskFunction(_Decorated[P, R]):
 
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """Raises TypeError for what is no plain function with a name and a signature."""
-    _function(f"what {decorator} decorates", function)
+    check = _function if decorator == "@task" else _called_here  # a DAG is built by a plain one
+    check(f"what {decorator} decorates", function)
     missing = "name"
     if hasattr(function, "__name__"):
         try:
@@ -2130,11 +2131,11 @@ class _TaskDecorator:
 
     def run_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
-        return functools.partial(_with_condition, (condition, True, skip_message))
+        return _conditional(condition, True, skip_message)
 
     def skip_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task if `condition(context)` is true."""
-        return functools.partial(_with_condition, (condition, False, skip_message))
+        return _conditional(condition, False, skip_message)
 
     if not TYPE_CHECKING:  # a checker knows itself what there is not
 
@@ -2143,11 +2144,15 @@ class _TaskDecorator:
             raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
-def _with_condition(condition: Any, function: Any) -> Any:
+def _conditional(*condition: Any) -> Callable[[T], T]:
     _called_here("the condition of @task.run_if or @task.skip_if", condition[0])
-    if not isinstance(function, _TaskFunction):
-        raise TypeError("@task.run_if and @task.skip_if stand above @task")
-    return _copy_with(function, _conditions=(condition, *function._conditions))
+
+    def decorate(function: T) -> T:
+        if not isinstance(function, _TaskFunction):
+            raise TypeError("@task.run_if and @task.skip_if stand above @task")
+        return _copy_with(function, _conditions=(condition, *function._conditions))
+
+    return decorate
 
 
 task = _TaskDecorator()

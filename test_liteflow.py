@@ -1156,7 +1156,9 @@ class RefusalsTest(Case):
         self.refused(
             TypeError, said, liteflow.EmptyOperator, task_id="t", on_failure_callback=later
         )
-        self.refused(TypeError, said, task.run_if(later), self.f)
+        self.refused(TypeError, said, task.run_if, later)
+        self.refused(TypeError, said, task_group, later)
+        self.refused(TypeError, said, liteflow.dag, later)
         self.refused(TypeError, "stand above @task", task.run_if(one_argument), one_argument)
         task(task_id="awaited")(later)  # a task may be one
 
@@ -1198,7 +1200,7 @@ class RefusalsTest(Case):
         said = "must be a plain function, found <@task one_argument>: one_argument.function is one"
         for name in ("on_failure_callback", "pre_execute", "on_retry_callback"):
             self.refused(TypeError, said, liteflow.EmptyOperator, task_id="t", **{name: self.f})
-        self.refused(TypeError, said, task.run_if(self.f), self.f)
+        self.refused(TypeError, said, task.run_if, self.f)  # `@task.run_if` without a condition
         self.refused(TypeError, said, task, self.f)
         self.refused(TypeError, "has no name", task, functools.partial(one_argument, 1))
         self.refused(TypeError, "has no name", task, WithoutHash())
