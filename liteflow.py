@@ -1664,7 +1664,10 @@ class BashOperator(BaseOperator):
         if names and not may_be_blank:
             self.log.warning("{{ %s }} is passed as it is: no Jinja in @task.bash", min(names))
         outer = os.environ if self.append_env or self.env is None else {}
-        environ = {**outer, **(self.env or {}), **_airflow_environ(job.context)}
+        own = self.env or {}
+        for name, value in own.items():  # subprocess would tell it without the name
+            _of_type(str, bytes, os.PathLike)(f"task {self.task_id!r}: env {name!r}", value)
+        environ = {**outer, **own, **_airflow_environ(job.context)}
         folder = self.cwd
         with contextlib.ExitStack() as stack:
             if folder is None:
@@ -9786,7 +9789,8 @@ class TaskInstance:
         """
         elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
         if include_prior_dates or elsewhere:
-            raise ValueError("xcom_pull() here reads values of this run only")
+            only = "xcom_pull() here reads values of this run only"
+            raise ValueError(f"{only}; the second argument is dag_id: name the key, key=...")
         job = _running_job()
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:

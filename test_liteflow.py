@@ -5474,13 +5474,16 @@ class OperatorsTest(Case):
                 env(); where(); hangs(); empty(); skips(); silent()
                 BashOperator(task_id="op", bash_command=where.override(task_id="give")().map if False else "echo {{.Names}}" if False else "printf 'a\\nb'")
                 BashOperator(task_id="nowhere", bash_command="true", cwd="/absent")
+                BashOperator(task_id="number", bash_command="true", env={"PORT": 8080})
                 BashOperator(task_id="processed", bash_command="echo 5", output_processor=int)
             """
         )
         states = self.states(run)
         self.assertEqual(
-            {t for t, s in states.items() if s == "failed"}, {"hangs", "empty", "nowhere"}
+            {t for t, s in states.items() if s == "failed"}, {"hangs", "empty", "nowhere", "number"}
         )
+        said = "task 'number': env 'PORT' must be str or bytes or PathLike, found 8080"
+        self.assertIn(said, run.get_task_instance("number").error)
         self.assertEqual(states["skips"], "skipped")
         self.assertEqual(
             [run.xcom_pull(t) for t in ("env", "where", "silent", "op", "processed")],
@@ -5707,6 +5710,7 @@ class OperatorsTest(Case):
             task(task_id="pull")(pull)()
         d.test(db_path=self.db).raise_if_failed()
         only = "xcom_pull() here reads values of this run only"
+        only += "; the second argument is dag_id: name the key, key=..."
         self.assertEqual(found, [only, only, only, "key must be str, found 3"])
 
     def test_a_mapped_branch_skips_nothing_outside_of_its_group(self):
