@@ -6976,6 +6976,10 @@ class _Slot:
             self.wire.close()
             if isinstance(error, RuntimeError):  # no thread to go with the process, or too late
                 raise OSError(*error.args) from None
+            unsent = isinstance(error, (pickle.PicklingError, AttributeError, TypeError))
+            if unsent and pool._initializer != (None, ()):
+                why = "the pool's initializer, or an argument of it, can't be sent to a worker"
+                raise UnreachableTask(f"{why}: {error}") from None
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair

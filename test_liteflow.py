@@ -1261,6 +1261,14 @@ class RefusalsTest(Case):
             f = self.f.override(task_id="t", timeout=5)
             self.refused(TypeError, "did you mean 'execution_timeout'?", f, 1)
 
+    def test_an_initializer_that_reaches_no_worker(self):
+        said = "the pool's initializer, or an argument of it, can't be sent to a worker: "
+        for wrong in ({"initializer": lambda: None}, {"initargs": [threading.Lock()]}):
+            with WorkerPool(1, "spawn", **{"initializer": one_argument, **wrong}) as pool:
+                run = functools.partial(self.dag.run, db_path=self.db, executor=pool)
+                self.refused(liteflow.UnreachableTask, said, run)
+        self.assertFalse(self.db.exists())
+
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
