@@ -2055,7 +2055,8 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
             raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
-                raise ValueError(f"task {name!r}: context key {p.name!r} has no default but None")
+                filled = f"parameter {p.name!r} is filled from the context"
+                raise ValueError(f"task {name!r}: {filled}: rename it, or leave its default out")
             p = p.replace(default=None)
         parameters.append(p)
     # Unvalidated: a context parameter, now with a default, may stand before one without.

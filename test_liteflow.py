@@ -1269,6 +1269,13 @@ class RefusalsTest(Case):
                 self.refused(liteflow.UnreachableTask, said, run)
         self.assertFalse(self.db.exists())
 
+    def test_a_default_beside_the_context(self):
+        def tell(reason="none"):
+            return reason
+
+        said = "task 'tell': parameter 'reason' is filled from the context: rename it"
+        self.refused(ValueError, said, task, tell)
+
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
