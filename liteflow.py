@@ -2558,6 +2558,11 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         is_bare = isinstance(each, _Decorated)
         why = "without a call in the DAG it" if is_bare else "partial() without expand()"
         yield f"{each._what()}: {why} makes no task"
+    for task in dag.tasks:
+        own = {} if isinstance(task, _FunctionOperator) else vars(task)
+        for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
+            if name not in task.template_fields:  # then `execute` gets the placeholder
+                yield f"task {task.task_id!r}: {name!r} is a result, and not in template_fields"
     kinds = {type(task) for task in dag.tasks}
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     groups = dag.task_group_dict.values()

@@ -9693,6 +9693,13 @@ class RunTest(Case):
         self.assertEqual(len(d.runs(self.db)), 2)
 
     def test_what_means_nothing_in_a_dag_is_told(self):
+        class Own(liteflow.EmptyOperator):
+            template_fields = ("taken",)
+
+            def __init__(self, taken, left, **kwargs):
+                super().__init__(**kwargs)
+                self.taken, self.left = taken, left
+
         defaults = {"retrys": 3, "retries": 1, "bash_command": "true"}
         with DAG("d", default_args=defaults) as d:
             map_over = task(task_id="f")(some)
@@ -9700,7 +9707,8 @@ class RunTest(Case):
             map_over.partial(y=1).partial(x=2)
             map_over.partial(y=1).expand(x=[1])
             map_over.partial(y=1).expand_kwargs([{"x": 1}])
-            liteflow.BashOperator(task_id="b")
+            result = liteflow.BashOperator(task_id="b").output
+            Own(task_id="own", taken=result, left=result)
             with TaskGroup("g", default_args={"pool_slot": 2}):
                 liteflow.EmptyOperator(task_id="e")
         with self.assertLogs("liteflow", "INFO") as told:
@@ -9710,9 +9718,10 @@ class RunTest(Case):
         self.assertTrue(told.output[-1].startswith(last), told.output[-1])
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
-        self.assertEqual(notes[:2], [partial] * 2)
-        self.assertEqual(len(notes), 4)
-        for note, words in zip(notes[2:], near, strict=True):
+        left = "task 'own': 'left' is a result, and not in template_fields"
+        self.assertEqual(notes[:3], [partial, partial, left])
+        self.assertEqual(len(notes), 5)
+        for note, words in zip(notes[3:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
 
     def test_a_function_that_is_never_called_is_told(self):
