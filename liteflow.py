@@ -2015,7 +2015,10 @@ class _TaskFunction(_Decorated[P, R]):
             try:
                 self._signature.bind(*args, **kwargs, **mapped)
             except TypeError as error:
-                raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
+                what = f"{self._what()}: {self.function.__name__}() {error}"
+                taken = _CONTEXT_KEYS.intersection(_placed(parameters, args))
+                more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
+                raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
         if made.dag is not None:
             made.dag._unused.pop(self._mark, None)

@@ -1269,12 +1269,15 @@ class RefusalsTest(Case):
                 self.refused(liteflow.UnreachableTask, said, run)
         self.assertFalse(self.db.exists())
 
-    def test_a_default_beside_the_context(self):
+    def test_arguments_beside_the_context(self):
         def tell(reason="none"):
             return reason
 
         said = "task 'tell': parameter 'reason' is filled from the context: rename it"
         self.refused(ValueError, said, task, tell)
+        with self.dag:
+            said = "missing a required argument: 'x': 'ti', of the context, took one: name them"
+            self.refused(TypeError, said, task(lambda ti, x: x), 1)
 
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
