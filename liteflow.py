@@ -5711,7 +5711,7 @@ def _traceback(error: BaseException) -> str:
     said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).lstrip("\n").partition("\n")[0])
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
-        text += f"task called sys.exit({_shown(error.code)})\n"
+        text += f"called sys.exit({_shown(error.code)})\n"
     elif last != reason:  # more lines of its message, notes, a group's members
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
@@ -11561,13 +11561,13 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
-    if options.dag is not None and options.dag not in found:
-        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if not found:
-        how = 'build it at the top level of the file, not below `if __name__ == "__main__":`'
+        how = "build it at its top level (a `@dag` is to be called), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
         raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
+    if options.dag is not None and options.dag not in found:
+        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if options.dag is None and len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")

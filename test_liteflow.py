@@ -3935,8 +3935,8 @@ class WorkerTest(Case):
         self.assertTrue(last["two_args"].endswith("TwoArgError: 1 and 2"))
         self.assertIn("HostileStr", last["hostile"])
         self.assertTrue(last["own_base"].endswith("OwnBase: mine"))
-        self.assertEqual(last["exits"], "task called sys.exit(0)")
-        self.assertEqual(last["exits_text"], "task called sys.exit('x')")
+        self.assertEqual(last["exits"], "called sys.exit(0)")
+        self.assertEqual(last["exits_text"], "called sys.exit('x')")
         self.assertEqual(last["interrupts"], "KeyboardInterrupt")
         self.assertIn("RecursionError", last["recursion"])
         self.assertEqual(last["blank_first"], "ImportError: install it")
@@ -14737,6 +14737,10 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(
             2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
         )
+        (self.folder / "uncalled.py").write_text("from liteflow import dag\n@dag\ndef f(): 1")
+        self.assert_exit(2, "run", "uncalled.py", "f", words=["(a `@dag` is to be called)"])
+        (self.folder / "ends.py").write_text("import sys\nsys.exit('early')")
+        self.assertRegex(self.command("run", "ends.py").stderr, r"\ncalled sys.exit\('early'\)")
         for words in (["runs", "--limit"], ["prune", "--dry-run", "--keep"]):
             self.assert_exit(2, *words, "9" * 20, words=["must be a whole number"])
         late = "9999-12-31T23:59:59-12:00"
