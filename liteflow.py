@@ -1503,6 +1503,8 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
     def __getitem__(self, key: str) -> XComArg[Any]:
         if not isinstance(key, str):
             raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
+        if self.key != "return_value":  # the other key alone would be another XCom
+            raise ValueError(f"{self!r} is a placeholder: take its item {key!r} in a task")
         return XComArg(self.operator, key)
 
     def __eq__(self, other: object) -> bool:
@@ -2038,7 +2040,7 @@ class _TaskFunction(_Decorated[P, R]):
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """Raises TypeError for what is no plain function with a name and a signature."""
     check = _function if decorator == "@task" else _called_here  # a DAG is built by a plain one
-    check(f"what {decorator} decorates", function)
+    check(f"what {decorator} decorates (its settings are by name)", function)
     missing = "name"
     if hasattr(function, "__name__"):
         try:

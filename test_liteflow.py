@@ -658,6 +658,7 @@ class BuildingTest(Case):
             result = task(sample)(1)
         self.assertEqual(result["k"].key, "k")
         self.assert_raises(ValueError, "str key", lambda: result[0])
+        self.assert_raises(ValueError, "take its item 'n' in a task", lambda: result["k"]["n"])
         self.assert_raises(TypeError, "placeholder", list, result)
         self.assert_raises(TypeError, "unsupported operand", lambda: result + 1)
 
@@ -1204,6 +1205,7 @@ class RefusalsTest(Case):
         self.refused(TypeError, said, task, self.f)
         self.refused(TypeError, "has no name", task, functools.partial(one_argument, 1))
         self.refused(TypeError, "has no name", task, WithoutHash())
+        self.refused(TypeError, "(its settings are by name) must be", task, "an_id")
         self.refused(TypeError, "has no signature", task, max)
         with self.assertRaises(liteflow.AirflowException):
             liteflow.PythonOperator(task_id="t", python_callable=self.f)
