@@ -4026,7 +4026,7 @@ def _check_place(path: Path) -> None:
     try:
         mode, owner = (found := os.stat(path)).st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
-        why = None if path.parent.is_dir() else f"directory {path.parent} does not exist"
+        why = None if path.parent.is_dir() else f"there is no directory {path.parent}"
         owner = getattr(os, "geteuid", int)()
     except OSError as error:  # a folder that this user may not enter, say
         why = error.strerror
