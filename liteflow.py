@@ -591,6 +591,8 @@ def _remedy(found: object) -> str:
         return ": call its expand()"
     if isinstance(found, BaseOperator):
         return f": pass its result, .output of task {found.task_id!r}"
+    if isinstance(found, TaskGroup):
+        return ": let its function return the result of a task"
     if isinstance(found, type) and issubclass(found, (_Dependency, Dag)):
         return f": make one, {found.__name__}(...)"
     plain = callable(found) and not isinstance(found, (_TaskDecorator, Dag))
@@ -1417,6 +1419,15 @@ class _Placeholder:
 
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
+
+    if not TYPE_CHECKING:  # a checker knows itself what there is not
+
+        def _unknown(self, *others: Any) -> NoReturn:
+            raise TypeError(f"{self!r} is a placeholder, of a value to come: do that in a task")
+
+        __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = _unknown
+        __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __mod__ = __and__ = __or__ = _unknown
+        __getitem__ = __contains__ = __len__ = __int__ = __float__ = _unknown
 
 
 class _Mappable(_Placeholder, _Dependency):

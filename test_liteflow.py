@@ -660,7 +660,18 @@ class BuildingTest(Case):
         self.assert_raises(ValueError, "str key", lambda: result[0])
         self.assert_raises(ValueError, "take its item 'n' in a task", lambda: result["k"]["n"])
         self.assert_raises(TypeError, "placeholder", list, result)
-        self.assert_raises(TypeError, "unsupported operand", lambda: result + 1)
+        for act in (
+            lambda: result + 1,
+            lambda: "a" + result,
+            lambda: result > 3,
+            lambda: result.map(str) < 3,
+            lambda: result.map(str)["k"],
+            lambda: 1 in result,
+            lambda: int(result),
+            lambda: sorted([result, result]),
+        ):
+            self.assert_raises(TypeError, "a value to come: do that in a task", act)
+        self.assert_raises(TypeError, "do that in a task", len, result)
 
     def test_shift_operators(self):
         with self.build() as d:
@@ -1186,6 +1197,7 @@ class RefusalsTest(Case):
             self.refused(TypeError, "pass its result, .output of task 'e'", f, [self.operator])
             self.refused(TypeError, "call it, one_argument()", f, {"k": self.group})
             self.refused(TypeError, "call its expand()", f, self.f.partial(x=1))
+            self.refused(TypeError, "let its function return the result", f, self.task_group)
             self.refused(TypeError, "make one, EmptyOperator(...)", f, liteflow.EmptyOperator)
 
     def test_what_has_no_order_is_named_with_its_remedy(self):
