@@ -11469,6 +11469,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         _refuse_beside("--graph runs nothing", options, "graph")
         dag.validate()
+        for slip in _slips_in(dag):
+            _say(_clean(f"note: {slip}"))
         _write(graph := _draw(_dag_boxes(dag)))
         _tell_if_large(graph)
         return 0

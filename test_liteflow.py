@@ -15125,6 +15125,18 @@ class CommandLineTest(ScriptCase):
     def test_graph_runs_nothing(self):
         done = self.assert_exit(0, "script", "--graph")  # a process
         check_mermaid(self, done.stdout)
+        self.script(
+            """
+            from liteflow import DAG, EmptyOperator
+            with DAG("slip", default_args={"retrys": 3}) as dag:
+                EmptyOperator(task_id="a")
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assert_exit(
+            0, "script", "--graph", words=["note: default_args: no task takes 'retrys'"]
+        )
         self.assertFalse(self.db.exists())
 
     def test_version_and_help(self):
