@@ -8589,7 +8589,8 @@ class _Start:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
         for turn in itertools.count():
             try:
-                return _until_unlocked(self.path, self._open, self._check)
+                _until_unlocked(self.path, self._open, self._check)
+                break
             except AlreadyRunning as busy:
                 if not self.asked.wait:
                     raise
@@ -8597,18 +8598,21 @@ class _Start:
                     self.report.tell(f"waiting: {busy}")
             self.runner.wait(_GLANCE)
             self._check()
+        # Not under the lock: who is told may wait for one of a thread that looks at runs.
+        for line in self._news:
+            self.report.tell(line)
 
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
         _LookAgain if it was deleted or pruned, or has succeeded."""
-        store = self._store
+        store, self._news = self._store, []
         with store.transaction(waits=False):
             row = self._found_again(store)
             self._make_way()
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
             for known in store.look(_select_dags, dag_id=dag_id):
                 if own and known.fileloc not in (None, own):  # another script's: another DAG?
-                    self.report.tell(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
+                    self._news.append(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
@@ -8690,9 +8694,9 @@ class _Start:
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
-                self.report.tell(f"task {instance.label!r} was {why}: failed")
+                self._news.append(f"task {instance.label!r} was {why}: failed")
         if row.start_date is not None:
-            _report_resume(self.report, found)
+            self._news += _news_of(found)
 
     def _resumption(self, run_row: int) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
@@ -8843,8 +8847,8 @@ def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[tuple[str
             raise TaskNotFound(f"task {task_id!r} of run {run_id!r} has no index {index}")
 
 
-def _report_resume(report: _Report, found: _Resumption) -> None:
-    """Say what is kept, new and gone, by instance where it is not the whole task."""
+def _news_of(found: _Resumption) -> list[str]:
+    """What is kept, new and gone, by instance where it is not the whole task."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
 
     def by_task(keys: Iterable[tuple[str, int]]) -> list[str]:
@@ -8865,9 +8869,7 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         "mapped anew, over results to come": list(anew),
         "gone from the code, now removed": list(dict.fromkeys(gone)),
     }
-    for what, names in told.items():
-        if names:
-            report.tell(f"{what}: {_few(names, 10)}")
+    return [f"{what}: {_few(names, 10)}" for what, names in told.items() if names]
 
 
 # --- Run: its turns -------------------------------------------------------------------------------

@@ -10067,6 +10067,23 @@ class Made:
 class AgainTest(FlowCase):
     """What a resume keeps, and what it runs again."""
 
+    def test_who_is_told_of_a_resume_may_wait_for_a_thread_that_looks(self):
+        with DAG("d") as made:
+            self.step("a")() >> self.step("b")()
+        self.bad = {"b"}
+        self.go(made)
+        waited = []
+
+        def tell(line):  # a logging handler does so, for another thread's line on a run
+            looking = threading.Thread(target=made.get_run, args=(self.last.run_id, self.db))
+            looking.start()
+            looking.join(2)
+            waited.append(f"{line}: {looking.is_alive()}")
+
+        self.resume(made, progress=tell)
+        self.assertEqual(waited[0], "kept, as they succeeded: a: False")
+        self.assertNotIn(": True", "".join(waited))
+
     def test_what_fails_as_the_run_is_stopped_is_not_tried_again_before_a_resume(self):
         stop = threading.Event()
 
