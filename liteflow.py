@@ -7407,11 +7407,12 @@ class WorkerPool:
 
         `cancel_futures`: those that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: what runs is cut off, too, in order, also for
-        `recover`. Without `wait` it returns at once.
+        `recover`. Without `wait` it returns at once, and so in a submitted run's own thread (that
+        of its future's callbacks), which can't wait for its end.
         """
         if self._runs is not None:
             self._runs.close(cancel_futures or stop, stop)
-            if not wait:
+            if not wait or self._runs.is_own_thread():
                 threading.Thread(target=self.shutdown).start()
                 return
             try:
@@ -9709,11 +9710,15 @@ class _RunLine:
         for job in left if give_up else ():
             job.cancel(close=False)
 
+    def is_own_thread(self) -> bool:
+        """Whether this is a thread of a run, in what its user is told or calls."""
+        return threading.current_thread() in self._threads
+
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
         with self._changed:
             # Not by join(): up to 3.12, a thread counts as ended once a signal cut that off.
-            while self._threads - {threading.current_thread()}:
+            while self._threads:
                 self._changed.wait()
             self._drained = True
         with self._writing:

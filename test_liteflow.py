@@ -12863,6 +12863,29 @@ class SubmitTest(FlowCase):
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before)
 
+    def test_callbacks_that_shut_the_pool_down_leave_no_run_behind(self):
+        pool = WorkerPool(1, max_runs=1)
+        [first] = self.hold(pool, "a")
+        second = pool.submit(self.flows.dag, db_path=self.db)
+        first.add_done_callback(lambda ended: pool.shutdown())  # in the thread of both runs
+        self.go_on()
+        self.assertEqual(second.result(LIMIT).state, "success")
+        pool = WorkerPool(2)
+        together, futures = threading.Barrier(2), []
+
+        def shut_down(ended):
+            together.wait(LIMIT)
+            pool.shutdown()
+
+        (self.folder / "go").unlink()
+        futures += self.hold(pool, "b", "c")
+        for future in futures:
+            future.add_done_callback(shut_down)
+        self.go_on()
+        wait_until(lambda: pool._closed)
+        pool.shutdown()
+        self.assert_nothing_left()
+
 
 class ShortOfMemoryTest(FlowCase):
     def test_a_value_that_there_is_no_room_for_fails_its_attempt_alone(self):
