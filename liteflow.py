@@ -9670,7 +9670,10 @@ class _RunLine:
     def _serve(self) -> None:
         while (job := self._next()) is not None:
             threading.current_thread().name = f"liteflow-run-{job.dag.dag_id}"
-            job.run(self._pool)
+            try:
+                job.run(self._pool)
+            except BaseException as error:  # sys.exit() in a callback of the future, say
+                _log().error("%s", _one_line(error), exc_info=error)
             with self._changed:
                 self._active[job.key] -= 1
 

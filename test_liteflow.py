@@ -12886,6 +12886,14 @@ class SubmitTest(FlowCase):
         pool.shutdown()
         self.assert_nothing_left()
 
+    def test_a_callback_that_exits_leaves_no_run_behind(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            [first] = self.hold(pool, "a")
+            second = pool.submit(self.flows.dag, db_path=self.db)
+            first.add_done_callback(lambda ended: sys.exit(1))
+            self.go_on()
+            self.assertEqual(second.result(LIMIT).state, "success")
+
 
 class ShortOfMemoryTest(FlowCase):
     def test_a_value_that_there_is_no_room_for_fails_its_attempt_alone(self):
