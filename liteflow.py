@@ -9504,15 +9504,18 @@ class _InLine:
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        if self._fate.acquire(blocking=False):
+        is_first = self._fate.acquire(blocking=False)
+        if is_first:
             self._stays = not close  # also where asyncio, told of it, cancels it again
-            self._give_up()
-            self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
-        cancelled = bool(self.future.cancelled())
-        if cancelled and close and not self._stays:
-            self.end("cancelled")
-            self._stays = True
-        return cancelled
+        try:
+            if close and not self._stays and (is_first or self.future.cancelled()):
+                self.end("cancelled")  # now: who is told of it may shut the pool down
+                self._stays = True
+        finally:
+            if is_first:
+                self._give_up()
+                self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
+        return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""

@@ -12894,6 +12894,15 @@ class SubmitTest(FlowCase):
             self.go_on()
             self.assertEqual(second.result(LIMIT).state, "success")
 
+    def test_a_cancelled_run_whose_callback_shuts_the_pool_down_is_closed(self):
+        pool = WorkerPool(1, max_runs=1)
+        [running] = self.hold(pool, "a")
+        waiting = pool.submit(self.flows.dag, db_path=self.db)
+        waiting.add_done_callback(lambda ended: (self.go_on(), pool.shutdown()))
+        self.assertTrue(waiting.cancel())
+        self.assertEqual(self.state(waiting), ("failed", "cancelled"))
+        self.assertEqual(running.result(LIMIT).state, "success")
+
 
 class ShortOfMemoryTest(FlowCase):
     def test_a_value_that_there_is_no_room_for_fails_its_attempt_alone(self):
