@@ -7526,6 +7526,23 @@ class KeptFileTest(QueueCase):
         self.assertEqual(rows, [("success",)])
         self.assertEqual(synced, [f"{self.db}-wal"] * 2)
 
+    def test_two_threads_may_shut_the_pool_down_at_once(self):
+        pool = WorkerPool(1)
+        self.go(pool)
+        self.go(pool)
+        close, closed = pool._kept.close, []
+
+        def close_slowly():
+            closed.append(1)
+            time.sleep(0.1)
+            close()
+
+        pool._kept.close = close_slowly
+        with concurrent.futures.ThreadPoolExecutor(2) as both:
+            ends = [both.submit(pool.shutdown) for _ in range(2)]
+        self.assertEqual([end.result() for end in ends], [None, None])
+        self.assertEqual(closed, [1])
+
 
 class PoolTest(QueueCase):
     def run_all(self, pool, *starts):
