@@ -9696,7 +9696,8 @@ class _RunLine:
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
-                        if slept:  # another one has to watch what it watched
+                        # Another one has to watch what it watched; several may have called it.
+                        if slept or self._waiting:
                             self._call_thread()
                         return job
                 if self._sleeps or not dues:

@@ -12920,6 +12920,26 @@ class SubmitTest(FlowCase):
         self.assertEqual(self.state(waiting), ("failed", "cancelled"))
         self.assertEqual(running.result(LIMIT).state, "success")
 
+    def test_who_sleeps_calls_others_where_several_runs_have_come(self):
+        together, line = threading.Barrier(3), liteflow._RunLine(WorkerPool(1))
+
+        def job(key, due=0.0):
+            dag = types.SimpleNamespace(dag_id=key, max_active_runs=None)
+            run = functools.partial(together.wait, LIMIT / 6)
+            return types.SimpleNamespace(key=key, dag=dag, due=due, future=None, run=lambda _: run())
+
+        line.enter(job("later", time.monotonic() + LIMIT))
+        wait_until(lambda: line._sleeps)
+        with line._changed:  # before it is awake
+            for _ in range(3):
+                line.enter(job("now"))
+        wait_until(lambda: line._active["now"] == 0 and not line._waiting.get("now"))
+        with line._changed:
+            line._waiting.clear()
+            line._changed.notify_all()
+        line.drain()
+        self.assertFalse(together.broken)
+
 
 class ShortOfMemoryTest(FlowCase):
     def test_a_value_that_there_is_no_room_for_fails_its_attempt_alone(self):
