@@ -7217,6 +7217,8 @@ def _set_up_slots(by_executor: bool) -> None:
 
 def _let_go_of_slots() -> None:
     """In a process that the host forked: let go of what tells the workers that we live."""
+    global _starting
+    _starting = threading.RLock()  # it may have been forked within
     for slot in list(_live_slots):
         slot.state, slot.bytes = "dead", bytearray(2)
         slot.wire.close()
@@ -7249,6 +7251,9 @@ def _main_module() -> Any:
     return main
 
 
+_starting = threading.RLock()  # what a start changes for a moment is the process's
+
+
 @contextlib.contextmanager
 def _allowed_to_start(context: Any) -> Iterator[None]:
     """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same,
@@ -7258,15 +7263,16 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     """
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
-    kept = {**config}
-    config.pop("daemon", None)
-    if "authkey" in kept:  # that of another library, in whose process this is, refuses to be sent
-        config["authkey"] = bytes(kept["authkey"])
-    try:
-        with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
-            yield
-    finally:
-        config.update(kept)
+    with _starting:
+        kept = {**config}
+        config.pop("daemon", None)
+        if "authkey" in kept:  # that of another library, whose process this is, can't be sent
+            config["authkey"] = bytes(kept["authkey"])
+        try:
+            with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
+                yield
+        finally:
+            config.update(kept)
 
 
 def _start_context(asked: Any) -> Any:

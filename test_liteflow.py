@@ -7914,6 +7914,24 @@ class PoolTest(QueueCase):
         self.assertTrue(wait_until(lambda: not alive(pid)))
         self.assert_nothing_left()
 
+    def test_threads_that_start_workers_at_once_leave_the_process_as_it_was(self):
+        config, allowed = multiprocessing.current_process()._config, []
+
+        def start(_):
+            with liteflow._allowed_to_start(multiprocessing.get_context("fork")):
+                for _ in range(20):
+                    allowed.append("daemon" not in config)
+                    time.sleep(0.01)
+
+        before = [*warnings.filters]
+        with mock.patch.dict(config, daemon=True):
+            with concurrent.futures.ThreadPoolExecutor(2) as both:
+                ends = [both.submit(start, time.sleep(0.1 * n)) for n in range(2)]
+            self.assertEqual([end.result() for end in ends], [None, None])
+            self.assertTrue(config["daemon"])
+        self.assertEqual([*warnings.filters], before)
+        self.assertTrue(all(allowed))
+
 
 def bool_true() -> bool:
     return True
