@@ -9650,17 +9650,18 @@ class _RunLine:
 
     def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
         """Put it in line; its future."""
-        with self._changed:
-            if self._drained or (first and self.leaving):  # meanwhile: it stays for `recover`
-                job.cancel(close=False)
-                return job.future
-            waiting = self._waiting.setdefault(job.key, collections.deque())
-            waiting.appendleft(job) if first else waiting.append(job)
-            try:
-                self._call_thread()
-            except RuntimeError:
-                job.cancel()
-                raise
+        try:
+            with self._changed:
+                enters = not (self._drained or (first and self.leaving))
+                if enters:
+                    waiting = self._waiting.setdefault(job.key, collections.deque())
+                    waiting.appendleft(job) if first else waiting.append(job)
+                    self._call_thread()
+        except RuntimeError:
+            job.cancel()
+            raise
+        if not enters:  # the pool was shut down meanwhile: it stays for `recover`
+            job.cancel(close=False)
         return job.future
 
     def _call_thread(self) -> None:

@@ -12944,7 +12944,9 @@ class SubmitTest(FlowCase):
         def job(key, due=0.0):
             dag = types.SimpleNamespace(dag_id=key, max_active_runs=None)
             run = functools.partial(together.wait, LIMIT / 6)
-            return types.SimpleNamespace(key=key, dag=dag, due=due, future=None, run=lambda _: run())
+            return types.SimpleNamespace(
+                key=key, dag=dag, due=due, future=None, run=lambda _: run()
+            )
 
         line.enter(job("later", time.monotonic() + LIMIT))
         wait_until(lambda: line._sleeps)
@@ -12957,6 +12959,20 @@ class SubmitTest(FlowCase):
             line._changed.notify_all()
         line.drain()
         self.assertFalse(together.broken)
+
+    def test_what_is_not_put_back_is_cancelled_outside_the_line_s_lock(self):
+        line = liteflow._RunLine(WorkerPool(1))
+        line.close(True, False)
+        waited = []
+
+        def cancel(close):  # its callbacks may wait for a thread that submits
+            submitting = threading.Thread(target=line.close, args=(False, False))
+            submitting.start()
+            submitting.join(2)
+            waited.append(submitting.is_alive())
+
+        line.enter(types.SimpleNamespace(cancel=cancel, future=None), first=True)
+        self.assertEqual(waited, [False])
 
 
 class ShortOfMemoryTest(FlowCase):
