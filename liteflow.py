@@ -6522,8 +6522,8 @@ class _ForkedServer:
     pid: int | None = None
     _alive = -1
 
-    def __init__(self, instead: str | None) -> None:
-        self.instead = instead  # the method to start workers if it is gone
+    def __init__(self, fallback: str | None) -> None:
+        self.fallback = fallback  # the method to start workers if it is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
         tasks = itertools.chain.from_iterable(self._dags.values())
@@ -6633,7 +6633,7 @@ def _may_fork() -> bool:
             time.sleep(0.0005)  # one that has ended is there for a moment
     except (ImportError, OSError):  # no Linux, no /proc, or an older kernel
         return False
-    return is_alone and not any(map(_is_shared_badly, files)) and _is_guarded()
+    return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
 def _pidfd_of(pid: int) -> int:
@@ -6648,7 +6648,7 @@ def _pidfd_of(pid: int) -> int:
     return found
 
 
-def _is_shared_badly(descriptor: int) -> bool:
+def _is_unsafe_to_share(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
@@ -6770,7 +6770,7 @@ _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
-_LOG_END_SECONDS = 5.0  # after which the end of a long log, which is written anew, may be again
+_LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
 _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
@@ -6864,8 +6864,8 @@ class _SlotLog:
         self._dropped = 0  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
         self._head = 0  # bytes that are stored
-        self._ended_at = -1  # the file's size when its end was stored ...
-        self._next_end = 0.0  # ... and, while the attempt runs, when it may be again
+        self._tail_size = -1  # the file's size when its end was stored ...
+        self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
 
     def size(self) -> int:
         """Of the file, in bytes."""
@@ -6896,10 +6896,10 @@ class _SlotLog:
             parts.append((attempt, attempt.log_parts, text))
             self._kept = decoder.getstate()[0]  # of a character that goes on behind the head
             self._dropped = len(self._kept)
-        if self._head >= _LOG_HEAD and size > self._at and size != self._ended_at:
+        if self._head >= _LOG_HEAD and size > self._at and size != self._tail_size:
             now, is_full = time.monotonic(), size - self.start > _LOG_FILE_LIMIT
-            if not runs or is_full or now >= self._next_end:
-                self._ended_at, self._next_end = size, now + _LOG_END_SECONDS
+            if not runs or is_full or now >= self._next_tail:
+                self._tail_size, self._next_tail = size, now + _LOG_TAIL_SECONDS
                 parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts
 
@@ -6912,7 +6912,7 @@ class _SlotLog:
                 os.ftruncate(self.file, 0)
             self._dropped += size - self._at
             self.start = self._at = 0
-            self._ended_at = -1
+            self._tail_size = -1
             self._kept = data
         text = data.decode(errors="replace")
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
@@ -6954,7 +6954,7 @@ class _Slot:
         self._executor_thread: Any = None
         self.pidfd: int | None = None
         self._teller: Any = None  # elsewhere than on Linux
-        self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
+        self.shared: Any = bytearray(2)  # with the worker: see `_Worker`
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
@@ -6967,7 +6967,7 @@ class _Slot:
             if not (context.is_gone if forked else context.get_start_method() == "forkserver"):
                 raise
         # Over another pair: a worker may have that one, though its server did not say so.
-        self._start(pool, _start_context(context.instead if forked else "spawn"))
+        self._start(pool, _start_context(context.fallback if forked else "spawn"))
 
     def _start_by(self, context: Any, pool: WorkerPool) -> None:
         forked = isinstance(context, _ForkedServer)
@@ -6979,7 +6979,7 @@ class _Slot:
             if _pulls():
                 with _nameless_file(2) as file:
                     os.write(file.fileno(), bytes(2))  # now: a full disk would not be told later
-                    self.bytes = mmap.mmap(file.fileno(), 2)
+                    self.shared = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
             _set_up_slots(by_executor=not forked)
             if forked:
@@ -7004,11 +7004,11 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         # What is readable once the worker process is gone.
-        self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
+        self.sentinel: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self
         if self._executor is not None:
             # It is to watch the same: a worker outlives the fork server that it came from.
-            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.end)
+            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.sentinel)
         if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
@@ -7041,14 +7041,14 @@ class _Slot:
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message, for which a worker that does not get it would wait: it is ended."""
-        self.bytes[_LOOK] = 1
+        self.shared[_LOOK] = 1
         try:
             self.wire.send(data, file=file)
         except ConnectionError:
             pass  # it is dead, which is noticed elsewhere
         except OSError:  # it does not listen, or there is no room for a large message
             self.signal_group(signal.SIGKILL)
-        self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
+        self.shared[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:
         """The messages that are there: their kind, and the rest; `gone` once there can't be more.
@@ -7095,12 +7095,12 @@ class _Slot:
         if self.reason is None:
             self.reason = reason
             self.deadline = time.monotonic() + _GRACE
-            self.bytes[_LOOK] = 1  # it takes no other job meanwhile
+            self.shared[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
-        return _is_readable(self.end, timeout)
+        return _is_readable(self.sentinel, timeout)
 
     def bury(self, grace: float = 0.0) -> None:
         """Kill what is left of the group, and free all that the slot holds; an idle worker has
@@ -7119,8 +7119,8 @@ class _Slot:
             time.sleep(0.001)
         self.exitcode = code
         _forget(self.process)
-        shared, self.bytes = self.bytes, bytearray(self.bytes)  # as it left them
-        getattr(shared, "close", bool)()  # at once, also where references are not counted
+        mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
+        getattr(mapping, "close", bool)()  # at once, also where references are not counted
         _live_slots.discard(self)
         if self.pidfd is not None:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
@@ -7220,7 +7220,7 @@ def _let_go_of_slots() -> None:
     global _starting
     _starting = threading.RLock()  # it may have been forked within
     for slot in list(_live_slots):
-        slot.state, slot.bytes = "dead", bytearray(2)
+        slot.state, slot.shared = "dead", bytearray(2)
         slot.wire.close()
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
         _forget(slot.process)
@@ -7737,7 +7737,7 @@ class _SlotRunner(_Runner):
             return False
         slot.lent = time.monotonic()
         self._slots.append(slot)
-        for descriptor in (slot.wire.fileno(), slot.end):
+        for descriptor in (slot.wire.fileno(), slot.sentinel):
             self._watched[descriptor] = slot
             self._poll.register(descriptor, select.POLLIN)
         self._join(slot)
@@ -7746,7 +7746,7 @@ class _SlotRunner(_Runner):
     def _let_go(self, slot: _Slot, free: bool = False) -> None:
         """Give a slot back to the pool, `free` for any run, or dead."""
         self._slots.remove(slot)
-        for descriptor in (slot.wire.fileno(), slot.end):
+        for descriptor in (slot.wire.fileno(), slot.sentinel):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
         if free:
@@ -7817,10 +7817,10 @@ class _SlotRunner(_Runner):
             self._ours.send(tuple(job))
             return
         for slot in self._slots:
-            if slot.is_idle and not slot.bytes[_TAKING]:
+            if slot.is_idle and not slot.shared[_TAKING]:
                 slot.wire.folder = self._ours.folder
                 slot.wire.send(("job", *job))
-                slot.bytes[_TAKING] = 1  # as a worker that pulls does itself
+                slot.shared[_TAKING] = 1  # as a worker that pulls does itself
                 return
         raise BlockingIOError
 
@@ -7852,7 +7852,7 @@ class _SlotRunner(_Runner):
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
-                slot.bytes[_LOOK] = 1  # it takes no other job, which would be ended in its place
+                slot.shared[_LOOK] = 1  # it takes no other job, which would be ended in its place
                 self._hear(slot)
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
@@ -7893,7 +7893,7 @@ class _SlotRunner(_Runner):
                 self._ours.socket.recv(1000)
             elif slot is not None:
                 self._hear(slot)
-                if descriptor == slot.end and slot in self._slots:
+                if descriptor == slot.sentinel and slot in self._slots:
                     self._lose(slot)
 
     def _hear(self, slot: _Slot) -> None:
@@ -7934,7 +7934,7 @@ class _SlotRunner(_Runner):
     def _on_took(self, slot: _Slot, number: int) -> None:
         attempt, job = self._out.pop(number)
         if not _pulls():
-            slot.bytes[_TAKING] = 0
+            slot.shared[_TAKING] = 0
         slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
         self._failed_starts = 0
         slot.timeout = math.inf if job.timeout is None else job.timeout
@@ -7968,7 +7968,7 @@ class _SlotRunner(_Runner):
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._calling(slot)
+                self._let_call(slot)
         if took:
             self._on_took(slot, took)
 
@@ -7980,13 +7980,13 @@ class _SlotRunner(_Runner):
             return False
         for slot in self._slots:
             holds = slot.state == "held" and slot.attempt is due.attempt
-            if holds if job is None else slot.is_idle and not slot.bytes[_TAKING]:
+            if holds if job is None else slot.is_idle and not slot.shared[_TAKING]:
                 slot.attempt = due.attempt
-                self._calling(slot, job, due.name, due.reason, due.of)
+                self._let_call(slot, job, due.name, due.reason, due.of)
                 return True
         return False
 
-    def _calling(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
+    def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
         slot.state, slot.callbacks = "calling", name
         slot.deadline = time.monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *of)
@@ -8047,7 +8047,7 @@ class _SlotRunner(_Runner):
 
     def _settle(self) -> None:
         """Once each living worker has been seen to have told what it took, the rest is lost."""
-        self._unclear = [s for s in self._unclear if s in self._slots and s.bytes[_TAKING]]
+        self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
         for slot in list(self._slots):
@@ -8074,7 +8074,7 @@ class _SlotRunner(_Runner):
             for slot in self._slots:
                 slot.deaf = slot.is_idle
         for slot in self._slots if limits else ():
-            if not (slot.bytes[_TAKING] or slot.deaf):
+            if not (slot.shared[_TAKING] or slot.deaf):
                 self._stuck.pop(slot, None)
             elif now > self._stuck.setdefault(slot, now) + max(limits):
                 slot.signal_group(signal.SIGKILL)
@@ -8321,7 +8321,7 @@ class _InProcessRunner(_ExecutorRunner):
 
 # --- Run: owners and signals ----------------------------------------------------------------------
 
-_held: dict[str, int] = {}  # the owners of this process's runs, with their locked files
+_owner_files: dict[str, int] = {}  # the locked files of this process's runs, by their owners
 
 
 def _who() -> str:
@@ -8360,18 +8360,18 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
             _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
         os.close(file)  # swept before it was locked
-    _held[owner] = file
+    _owner_files[owner] = file
     try:
         yield owner, folder
     finally:
         _remove_folder(folder)
-        os.close(_held.pop(owner))
+        os.close(_owner_files.pop(owner))
 
 
 def _let_go_in_child() -> None:
     """In a process that was forked: the locks are its parent's, and so are the workers."""
-    while _held:
-        os.close(_held.popitem()[1])
+    while _owner_files:
+        os.close(_owner_files.popitem()[1])
     _let_go_of_slots()
 
 
@@ -8396,7 +8396,7 @@ def _open_mark(folder: Path) -> io.BufferedReader:
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
     """Whether a run's owner is alive."""
-    if owner in _held:
+    if owner in _owner_files:
         return True
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
         return False
@@ -8457,10 +8457,10 @@ class _LookAgain(Exception):
 
 
 # What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
-# TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine;
+# TASK[INDEX], of the run to resume that run again; `in_line`: it stands in line, as this one;
 # `command`: how its script was started.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again held command""".split()
+    progress stop in_process again in_line command""".split()
 
 
 class _Start:
@@ -8521,8 +8521,8 @@ class _Start:
         """Raises AirflowException if it was told to stop before it has begun."""
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
-        if self.asked.held is not None:
-            self.asked.held.check()
+        if self.asked.in_line is not None:
+            self.asked.in_line.check()
 
     def _look_ahead(self) -> None:
         """Which run it will be: a new one's id and date, or those of the recorded one."""
@@ -8576,7 +8576,7 @@ class _Start:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
-            **(_place() if self.asked.held is None else self.asked.held.place),
+            **(_place() if self.asked.in_line is None else self.asked.in_line.place),
             "dag_id": dag.dag_id,
             "key": dag._key,
             "module_path": module_path and str(module_path),  # a debugger's is no plain str
@@ -8626,8 +8626,8 @@ class _Start:
                 self._take_over(row)
             store.write_instances(self.plan.instances())
             store.claim_run(self.asked.command)
-            if self.asked.held is not None:
-                self.asked.held.begin()
+            if self.asked.in_line is not None:
+                self.asked.in_line.begin()
 
     def look_at_params(self) -> None:
         """Raises ParamValidationError for params that the run can't have."""
@@ -8666,8 +8666,8 @@ class _Start:
                 raise _LookAgain
         if row is None:
             return None
-        if self.asked.held is not None:
-            self.asked.held.check(row)
+        if self.asked.in_line is not None:
+            self.asked.in_line.check(row)
         elif _owner_lives(self.path, row.owner):  # be it in a line: its future would be cancelled
             raise _refusal(row)
         if row.state == "running":
@@ -8778,7 +8778,7 @@ def _refuse_reentry() -> None:
     raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
 
 
-def _can(thing: object, method: str) -> bool:
+def _has_method(thing: object, method: str) -> bool:
     """Whether it has the method, and is no class of such things."""
     return callable(getattr(thing, method, None)) and not isinstance(thing, type)
 
@@ -8788,7 +8788,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     for name in ("resume", "wait"):
         _optional(False, _is_bool).check(name, getattr(asked, name))
-    if asked.stop is not None and not _can(asked.stop, "is_set"):
+    if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, (bool, _Report)):
         _optional(None, _function).check("progress, where it is no bool,", progress)
@@ -8823,7 +8823,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
-        if not _can(executor, "submit"):
+        if not _has_method(executor, "submit"):
             raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
@@ -8882,7 +8882,7 @@ def _news_of(found: _Resumption) -> list[str]:
 # --- Run: its turns -------------------------------------------------------------------------------
 
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
-_LEAST = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log that is looked at: all at each fifth glance
+_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
 _LARGE = 1_000_000  # bytes of values: is there room for them?
@@ -8917,7 +8917,7 @@ class _Run(_Start):
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False
         self.has_begun = False  # it is recorded
-        self._next_glance, self._least = 0.0, itertools.cycle(_LEAST)
+        self._next_glance, self._least_log = 0.0, itertools.cycle(_LEAST_LOG)
 
     def execute(self) -> DagRun:
         """Run it to its end. Raises what Dag.run does."""
@@ -8946,7 +8946,7 @@ class _Run(_Start):
     def _execute(self) -> DagRun:
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
-            if self.asked.held is not None and self.asked.held.owner is None:
+            if self.asked.in_line is not None and self.asked.in_line.owner is None:
                 raise _Taken
             of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"
             self.report.tell(f"{of} is a success: nothing to resume")
@@ -9144,8 +9144,8 @@ class _Run(_Start):
                 self._pass_through(instance)
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
-            elif wait := self._has_to_wait(instance):
-                self.plan.delay(instance, time.monotonic() + wait)
+            elif delay := self._delay_of(instance):
+                self.plan.delay(instance, time.monotonic() + delay)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 return self.plan.enqueue(instance)
             else:
@@ -9154,7 +9154,7 @@ class _Run(_Start):
                 if instance.alone:
                     return
 
-    def _has_to_wait(self, instance: _Instance) -> float:
+    def _delay_of(self, instance: _Instance) -> float:
         """For a place among those of its task in other runs, or for its `on_retry_callback`: how
         many seconds until it looks again."""
         task = instance.node.task
@@ -9408,8 +9408,8 @@ class _Run(_Start):
             return
         self._next_glance = now + _GLANCE
         self.report.status()
-        self._batch.logs += self.runner.output(next(self._least))
-        line = self.asked.held and self.asked.held.line
+        self._batch.logs += self.runner.output(next(self._least_log))
+        line = self.asked.in_line and self.asked.in_line.line
         if self._stop_is_set():
             self._stop("stopped")
         elif line is not None and (line.stopping or (line.leaving and self._unasked)):
@@ -9552,7 +9552,7 @@ class _InLine:
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
-            found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
+            found = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
         except _Taken:
             self.cancel(close=False)

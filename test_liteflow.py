@@ -6690,7 +6690,7 @@ class QueueTest(QueueCase):
         values = (True, None, "serving", None, -9, None, True)
         slots = []
         for _ in range(3):
-            slot = mock.Mock(bytes=bytearray(2), **dict(zip(names.split(), values, strict=True)))
+            slot = mock.Mock(shared=bytearray(2), **dict(zip(names.split(), values, strict=True)))
             slot.bury = lambda slot=slot: setattr(slot, "state", "dead")
             slot.receive = lambda: iter(())
             slots.append(slot)
@@ -6702,10 +6702,10 @@ class QueueTest(QueueCase):
 
         def hear(slot) -> None:
             if slot is dies and slot in runner._slots:
-                dies.bytes[0] = takes.bytes[0] = 1
+                dies.shared[0] = takes.shared[0] = 1
                 runner._lose(dies)
 
-        dead.bytes[0] = 1
+        dead.shared[0] = 1
         with (
             mock.patch.object(runner, "_hear", hear),
             mock.patch.object(runner, "_let_go", lambda slot: runner._slots.remove(slot)),
@@ -6713,7 +6713,7 @@ class QueueTest(QueueCase):
             runner._lose(dead)
             runner._settle()
             self.assertEqual(list(runner._unsent), [], "what one has in its hand was sent again")
-            takes.bytes[0] = 0
+            takes.shared[0] = 0
             runner._settle()
         self.assertEqual([job.number for _, job in runner._unsent], [1, 2, 3])
         runner._slots.clear()
@@ -6799,7 +6799,7 @@ class QueueTest(QueueCase):
                 last(long(three(two(one()))))
             """
         )
-        held = liteflow._SlotRunner._calling
+        held = liteflow._SlotRunner._let_call
 
         def late_word(runner, slot, *message):
             if slot.attempt.instance.task_id == "long":
@@ -6808,7 +6808,7 @@ class QueueTest(QueueCase):
 
         with (
             mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.2),
-            mock.patch.object(liteflow._SlotRunner, "_calling", late_word),
+            mock.patch.object(liteflow._SlotRunner, "_let_call", late_word),
         ):
             run = module.dag.run(db_path=self.db, max_workers=1)
         attempts = {
@@ -6831,21 +6831,21 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         never = float("inf")
         slot = mock.Mock(
-            bytes=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
+            shared=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
         )
         runner._slots = [slot]
         runner._heard = never
         for now in (100.0, 200.0):  # each time another one takes the job
             job = liteflow._Job(1, "t", "", -1, 1, 1, b"", None, {}, 10.0)
             runner._out[1] = (mock.Mock(), job)
-            slot.bytes[liteflow._TAKING] = 1
+            slot.shared[liteflow._TAKING] = 1
             runner._look_for_stalled(now)
-            slot.bytes[liteflow._TAKING] = 0
+            slot.shared[liteflow._TAKING] = 0
             runner._out.clear()
             runner.wait(0)
         slot.signal_group.assert_not_called()
         runner._out[1] = (mock.Mock(), job)
-        slot.bytes[liteflow._TAKING] = 1
+        slot.shared[liteflow._TAKING] = 1
         for now in (300.0, 311.0):
             runner._look_for_stalled(now)
         slot.signal_group.assert_called_once_with(signal.SIGKILL)
@@ -6860,7 +6860,7 @@ class QueueTest(QueueCase):
         said = [("done", [tuple(liteflow._Outcome("success", None, took=0.1)), 2])]
         slot = mock.Mock(
             attempt=mock.Mock(), log=mock.Mock(**{"take.return_value": []}), spoilt=None, reason=None, gone=False,
-            state="serving", deadline=0.0, timeout=1.0, bytes=bytearray(2), receive=lambda: [said.pop()] if said else [],
+            state="serving", deadline=0.0, timeout=1.0, shared=bytearray(2), receive=lambda: [said.pop()] if said else [],
         )  # fmt: skip
         runner._slots = [slot]
         runner._events = [(mock.Mock(), liteflow._Outcome("failed", "it could not be sent"))]
@@ -6881,7 +6881,7 @@ class QueueTest(QueueCase):
         said = [("took", [1]), ("done", [done, 2])]
         slot = mock.Mock(
             attempt=None, log=mock.Mock(**{"take.return_value": []}), spoilt="told to end", reason=None, state="serving",
-            served=True, exitcode=-9, bytes=bytearray(2), receive=lambda: iter(said),
+            served=True, exitcode=-9, shared=bytearray(2), receive=lambda: iter(said),
         )  # fmt: skip
         runner._slots = [slot]
         slot.bury = lambda: setattr(slot, "state", "dead")
@@ -6988,7 +6988,7 @@ class OneAtATimeTest(QueueCase):
     def test_everything_works(self):
         with WorkerPool(2) as pool:
             self.check_everything(executor=pool)
-            self.assertEqual({type(slot.bytes) for slot in pool._idle}, {bytearray})
+            self.assertEqual({type(slot.shared) for slot in pool._idle}, {bytearray})
         self.assert_nothing_left()
 
     def test_everything_works_in_forked_workers(self):
@@ -7230,7 +7230,7 @@ class SandboxTest(QueueCase):
                 with WorkerPool(1) as pool:
                     print(dag.run(executor=pool).xcom_pull("one"))
                     [slot] = pool._idle
-                    shared = slot.bytes
+                    shared = slot.shared
                 print(shared.closed, slot.server is not None)
                 sys.argv[1:] = ["list"]
                 runpy.run_module("liteflow", run_name="__main__")
@@ -8739,7 +8739,7 @@ class ClearingTest(Case):
             with real(store, *begin):
                 yield
 
-        self.enterContext(mock.patch.dict(liteflow._held, x=-1))
+        self.enterContext(mock.patch.dict(liteflow._owner_files, x=-1))
         for act in (lambda: run.clear("b"), run.delete):
             liteflow._Store.transaction = late
             try:
@@ -11665,7 +11665,7 @@ class StopTest(Case):
         # Its idle neighbour sleeps when the teardown is sent, and the scheduler is slow.
         slow = """
             import liteflow, signal
-            calling, lose = liteflow._SlotRunner._calling, liteflow._SlotRunner._lose
+            calling, lose = liteflow._SlotRunner._let_call, liteflow._SlotRunner._lose
             def stopping(runner, slot, *message):
                 for other in runner._slots:
                     if other is not slot and slot.reason is None and slot.spoilt:
@@ -11676,7 +11676,7 @@ class StopTest(Case):
                 lose(runner, slot)
                 for other in runner._slots:
                     os.kill(other.pid, signal.SIGCONT)
-            liteflow._SlotRunner._calling, liteflow._SlotRunner._lose = stopping, slowly
+            liteflow._SlotRunner._let_call, liteflow._SlotRunner._lose = stopping, slowly
 """
         head = '        if __name__ == "__main__":\n'
         self.SCRIPT = self.SCRIPT.replace(head, head + slow.lstrip("\n"))
@@ -12817,7 +12817,7 @@ class SubmitTest(FlowCase):
                 self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
             except TimeoutError:
                 left = [(x.run_id, x.running(), self.state(x)) for x in futures if not x.done()]
-                slots = [(slot.pid, slot.state, bytes(slot.bytes)) for slot in liteflow._live_slots]
+                slots = [(s.pid, s.state, bytes(s.shared)) for s in liteflow._live_slots]
                 print(left, slots, list(mine._line), mine._idle, file=sys.stderr)
                 faulthandler.dump_traceback(file=sys.__stderr__)  # who waits for whom
                 raise
@@ -17542,7 +17542,7 @@ class Promise2Test(Case):
         with liteflow._owned_folder(self.db) as (owner, _):
             self.assertTrue(liteflow._owner_lives(self.db, owner))
             # Other copies of the module in this process ask the kernel.
-            with mock.patch.dict(liteflow._held, clear=True):
+            with mock.patch.dict(liteflow._owner_files, clear=True):
                 self.assertTrue(liteflow._owner_lives(self.db, owner))
         self.assertFalse(liteflow._owner_lives(self.db, owner))
         self.assert_nothing_left()
