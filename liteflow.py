@@ -6523,7 +6523,7 @@ class _ForkedServer:
     _alive = -1
 
     def __init__(self, fallback: str | None) -> None:
-        self.fallback = fallback  # the method to start workers if it is gone
+        self.fallback = fallback  # the start method of workers once the server is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
         tasks = itertools.chain.from_iterable(self._dags.values())
@@ -6534,10 +6534,10 @@ class _ForkedServer:
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # it may be anything
-                stream.flush()
-        # What a handler raises in a hook of fork is passed over, and may be nothing that the child
-        # runs: signals have to wait in the kernel.
+            with contextlib.suppress(Exception):  # a program may put anything there
+                stream.flush()  # or a worker may write it again
+        # What a signal handler raises within a fork hook is lost, and the child must not run any
+        # handler: signals wait in the kernel meanwhile.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -6550,15 +6550,15 @@ class _ForkedServer:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def serves(self, runner: _SlotRunner) -> bool:
-        """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of
-        the same functions, so that these can be found by name."""
+        """Whether its workers can find the runner's tasks: the DAG had them when it was forked, or
+        other tasks had the same functions, which can then be found by name."""
         tasks = [*runner.dag.task_dict.values()]
         named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
     def fork(self, control: int) -> _ForkedProcess:
-        """A worker that serves this end of a control pair. Raises OSError, EOFError."""
+        """Fork a worker that serves this end of a control pair. Raises OSError, EOFError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -6568,17 +6568,17 @@ class _ForkedServer:
                     pass
                 return _ForkedProcess(self, made, self._requests.take_file())
             except (OSError, EOFError):
-                self.is_gone = True  # what it may say later is not to be heard
+                self.is_gone = True  # a late answer would be taken for the next one
                 raise
 
     def _hear(self, timeout: float) -> int | None:
-        """What it says: the process id of a new worker, or how one ended, which is kept. Raises
-        OSError if it says nothing in time, EOFError if it never will."""
+        """Receive a message: the process id of a new worker, or None for an exit code, which is
+        kept. Raises OSError if none comes in `timeout` seconds, EOFError if none ever will."""
         while (message := self._requests.receive()) is None:
             if not _is_readable(self._requests.fileno(), timeout):
                 raise OSError("the forked server says nothing")
         pid, *code = message[0]
-        self._exitcodes[pid] = code[0] if code else None  # its number may have been another's
+        self._exitcodes[pid] = code[0] if code else None  # a new worker may reuse a process id
         return None if code else pid
 
     def let_go(self) -> None:
@@ -6590,7 +6590,7 @@ class _ForkedServer:
 
     def close(self) -> None:
         self.let_go()
-        pid, self.pid = self.pid, None  # soon it may be another's
+        pid, self.pid = self.pid, None  # soon another process may have this id
         if pid:  # in a worker it is 0
             with contextlib.suppress(OSError):  # the program may have waited for it
                 os.waitpid(pid, 0)
@@ -6599,15 +6599,15 @@ class _ForkedServer:
 
 
 class _ForkedProcess(_Record):
-    """A worker of a forked server, as its slot knows it."""
+    """A forked server's worker, with what a slot needs of a multiprocessing.Process."""
 
     server: _ForkedServer
     pid: int
-    sentinel: int  # tells of its end
+    sentinel: int  # readable once it has ended
 
     @property
     def exitcode(self) -> int | None:
-        """How it ended, as multiprocessing says it, or None."""
+        """As of a multiprocessing.Process: negative for a signal, None while it is not known."""
         server = self.server
         with server._lock, contextlib.suppress(OSError):
             try:
@@ -6619,10 +6619,9 @@ class _ForkedProcess(_Record):
 
 
 def _may_fork() -> bool:
-    """Whether a server may be forked from this process: on Linux, where it has one thread (native
-    ones count), so that no lock can be held by another, and nothing open that must not be shared:
-    a pipe or socket that somebody waits for the end of, a file that is written to or locked, a
-    database. Nor where a script starts its run as it is imported: that would go unnoticed."""
+    """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
+    may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
+    shared: a pipe or socket whose end somebody waits for, a file written or locked, a database."""
     try:
         os.close(_pidfd_of(os.getpid()))
         files = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -6630,14 +6629,14 @@ def _may_fork() -> bool:
             is_alone = len(os.listdir("/proc/self/task")) == 1
             if is_alone or threading.active_count() > 1:
                 break
-            time.sleep(0.0005)  # one that has ended is there for a moment
+            time.sleep(0.0005)  # a thread that has ended is listed for a moment more
     except (ImportError, OSError):  # no Linux, no /proc, or an older kernel
         return False
     return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
 def _pidfd_of(pid: int) -> int:
-    """What is readable once the process has ended. Raises OSError where there is no such thing."""
+    """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
     # A Python built for any glibc (conda's, uv's) has no name for it; the kernel has number 434.
@@ -6652,29 +6651,29 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        is_own = fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    except OSError:  # it was that of the list
+        is_inherited = not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:  # os.listdir's own, which is closed by now
         return False
-    # What came from the parent is held as long by this process itself.
-    if not is_own or stat.S_ISCHR(mode):
+    # What was inherited stays open in this process itself for as long as its workers live.
+    if is_inherited or stat.S_ISCHR(mode):
         return False
-    is_read = not flags & (os.O_WRONLY | os.O_RDWR)
-    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
+    is_read_only = not flags & (os.O_WRONLY | os.O_RDWR)
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read_only or flags & os.O_APPEND))
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
 
 
 def _is_guarded() -> bool:
-    """Whether a worker that imports the script, and its modules, would not come here."""
+    """Whether importing the script and its modules, as a worker does, would not lead here."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    is_package = spec is not None and spec.name.endswith("__main__")  # which is not imported
+    is_package = spec is not None and spec.name.endswith("__main__")  # no worker imports that
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             path = frame.f_code.co_filename
-            known = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
-            if frame.f_globals is not vars(main) or not known:
+            safe = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
+            if frame.f_globals is not vars(main) or not safe:
                 return False
         frame = frame.f_back
     return True
@@ -6682,10 +6681,10 @@ def _is_guarded() -> bool:
 
 def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
     """What a forked server does until the scheduler is gone."""
-    workers: dict[int, int] = {}  # process ids by what tells of their end
+    workers: dict[int, int] = {}  # process ids by their pidfds
     scheduler = os.getppid()
     try:
-        for name in ("mmap", "multiprocessing.util", "resource"):  # what each worker will need
+        for name in ("mmap", "multiprocessing.util", "resource"):  # here, not in each worker
             __import__(name)
         # Leave the terminal, and give signals the meaning that they would have after an exec.
         os.setsid()
@@ -6696,7 +6695,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _die_with(alive, os.getpid())
-        getattr(gc, "freeze", bool)()
+        getattr(gc, "freeze", bool)()  # a collection would copy the memory that is shared
         poll = select.poll()
         poll.register(requests, select.POLLIN)
         while True:
@@ -6725,7 +6724,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
 
 
 def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
-    """What a process does that a forked server has forked: it is a worker."""
+    """What a forked server's child does until it ends: it is a worker."""
     global _is_forked
     _is_forked, code = True, _BROKEN
     try:
@@ -6735,10 +6734,10 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
-        # A description of its own: whom the kernel tells of its end is noted there.
+        # Opened anew: whom the kernel is to kill is noted in the open file, which forks share.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
         os.close(alive)
-        if len(_log().handlers) == 1:  # ours: what a task logs is said nowhere else
+        if len(_log().handlers) == 1:  # only our NullHandler: what a task logs would be lost
             _log().propagate = True
         sys.settrace(None)  # a debugger's, which has no terminal here
         sys.setprofile(None)
@@ -6748,18 +6747,18 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
 
 
 def _process_state(pid: int | None) -> str:
-    """A process's state: the kernel's letter; "" if it is gone."""
+    """The kernel's letter for a process's state ("R", "S", "T", "Z"); "" if it is gone."""
     if not os.path.exists("/proc/self"):
         return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
-        # As bytes: the name in it is cut, perhaps within a character, or any that it gave itself.
-        if os.readlink("/proc/self") == str(os.getpid()):  # or it is another namespace's
+        # As bytes: the process's name in it may be cut within a character, or hold anything.
+        if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
             return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
 
 
 def _answers(pid: int | None) -> bool:
-    """Whether a process is not stopped."""
+    """Whether a process is not stopped, as by SIGSTOP or a debugger; true of one that is gone."""
     return _process_state(pid) not in ("T", "t")
 
 
