@@ -6774,15 +6774,15 @@ _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the exec
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
-# To tasks: the id, the function, whether that is enough to find it.
+# Of tasks to find: the id, the function's name, whether that is enough to find it.
 _References = list[tuple[str, str, bool]]
 _Check = Callable[[], None]
 
 
 class _Runner:
-    """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
+    """Where tasks run, as a run sees it: start a job, wait for outcomes, end a job.
 
-    Most can't do all of it: what is not overridden does nothing.
+    Most runners can't do all of it: a method that is not overridden does nothing.
     """
 
     remote = False  # jobs carry all their inputs: there is no database where they run
@@ -6792,10 +6792,10 @@ class _Runner:
         self.notes: dict[str, None] = {}  # what people should be told at the end, each once
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        """Find every task; the ids of those found by their function's name. Writes nothing.
+        """Let a worker find every task; return the ids of those found by function name alone.
 
-        Begins to start workers for so many jobs; calls `check`, which may raise, while it waits.
-        Raises UnreachableTask for what can't be found.
+        Writes nothing. Begins to start workers for so many jobs; while it waits it calls `check`,
+        which may raise. Raises UnreachableTask for tasks that can't be found.
         """
         return set()
 
@@ -6803,7 +6803,7 @@ class _Runner:
         """The run is recorded, and its private folder is there: jobs may be started."""
 
     def room(self, jobs: int) -> int:
-        """How many of so many jobs may be started now; begins to start workers for the others."""
+        """How many of these jobs may be started now; begins to start workers for the others."""
         return jobs
 
     def is_free(self) -> bool:
@@ -6814,29 +6814,29 @@ class _Runner:
         """Send the job, by the next `wait` at the latest."""
 
     def withdraw(self) -> list[_Attempt]:
-        """Take back what was sent and is not taken: it does not start."""
+        """Take back the attempts that were sent and not taken by a worker: they never start."""
         return []
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        """Wait until something happens or `wake` is called; the attempts that were taken by a
-        worker (None), and those that ended."""
+        """Wait until something happens or `wake` is called, at most `timeout` seconds. Returns the
+        attempts that a worker took (with None), and those that ended (with their outcome)."""
         return []
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         """End a job: ask it to, and kill it after the grace (at once if `now`)."""
 
     def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
-        """New output of attempts: (attempt, part, text); of those that run only if their log's
-        file has at least so many bytes."""
+        """New output, as (attempt, part, text), of attempts that have ended; unless `least` is
+        None, also of running ones whose log file has at least so many bytes."""
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """The outcome is committed: let the worker that still holds the attempt run what is due,
-        if anything; or, if its `job` is given, one that is free. False if there is none."""
+        """The outcome is committed: let the worker that still holds the attempt run the callbacks
+        that are due, if any; if its `job` is given, any idle worker. False if there is none."""
         return True
 
     def calling(self) -> list[_Attempt]:
-        """The attempts whose callbacks are running."""
+        """The attempts whose callbacks are running, or about to."""
         return []
 
     def wake(self) -> None:
@@ -6858,23 +6858,23 @@ class _SlotLog:
         self.begin(0)
 
     def begin(self, start: int) -> None:
-        """The next attempt's slice begins there."""
+        """The next attempt's slice of the file begins at `start`, in bytes."""
         self.start = self._at = start  # what is before `_at` is stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
-        self._head = 0  # bytes that are stored
-        self._tail_size = -1  # the file's size when its end was stored ...
+        self._head = 0  # bytes of the slice's beginning that are stored
+        self._tail_size = -1  # the file's size when the slice's end was stored ...
         self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
 
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """The file's size, in bytes."""
         return os.fstat(self.file).st_size
 
     def take(
         self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
     ) -> list[tuple[_Attempt, int, str]]:
-        """(attempt, part, text) of new output: up to `size`, where the next slice begins, or, while
-        it `runs`, whole lines; all its `output`, if known."""
+        """The attempt's new output, as (attempt, part, text), up to `size`, where its slice ends;
+        while it `runs`, whole lines only. `output` is all that it wrote, if that is known."""
         data = b""
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
@@ -6893,7 +6893,7 @@ class _SlotLog:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             text = decoder.decode(data, final=self._head < _LOG_HEAD)
             parts.append((attempt, attempt.log_parts, text))
-            self._kept = decoder.getstate()[0]  # of a character that goes on behind the head
+            self._kept = decoder.getstate()[0]  # bytes of a character that the head's end cuts
             self._dropped = len(self._kept)
         if self._head >= _LOG_HEAD and size > self._at and size != self._tail_size:
             now, is_full = time.monotonic(), size - self.start > _LOG_FILE_LIMIT
@@ -6903,6 +6903,7 @@ class _SlotLog:
         return parts
 
     def _tail(self, size: int) -> str:
+        """The end of the slice, for people; a file that is too large is emptied."""
         at = max(self._at, size - _LOG_TAIL)
         data = (self._kept + os.pread(self.file, size - at, at))[-_LOG_TAIL:]
         cut = size - self._at + self._dropped - len(data)
@@ -6917,20 +6918,19 @@ class _SlotLog:
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:
-        """Let the file go; where its worker is gone, it is of no use."""
+        """Close the file and remove it: what was to be read of it has been."""
         os.close(self.file)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
 
 class _Slot:
-    """One worker process, lent to one run at a time: that of an executor of its own, which runs one
-    call for as long as it lives, or one that a forked server has forked, which needs none.
+    """One worker process, lent to one run at a time. It has an executor of its own, for a single
+    call that lasts as long as it lives, unless a forked server has forked it.
 
-    `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
-    yet, `serving` while it takes jobs, `held` after one until there is word, `calling` while
-    callbacks run, `free` in the pool, `dead` at the end. While it serves, `attempt` says what it
-    runs.
+    Its `state` is `free` in the pool, `asked` until its worker has started and joined a run,
+    `joined` until that run is recorded, `serving` while it takes jobs, `held` after a job until
+    there is word of it, `calling` while callbacks run, and `dead` at the end.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -6940,30 +6940,31 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
-        self.callbacks: str | None = None  # those that run
+        self.callbacks: str | None = None  # the names of those that run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
-        self.deaf = False  # it looks idle, and left a job lying
+        self.deaf = False  # it looks idle, but has left a job lying
         self.process: Any = None
         self.server: _ForkedServer | None = None  # that forked it
-        self._executor: Any = None  # or else whose worker it is, and that one's thread
+        self._executor: Any = None  # or else whose worker it is, and the executor's thread
         self._executor_thread: Any = None
         self.pidfd: int | None = None
-        self._teller: Any = None  # elsewhere than on Linux
+        self._teller: Any = None  # a thread that tells of its end, where there are no pidfds
         self.shared: Any = bytearray(2)  # with the worker: see `_Worker`
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
-        """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
+        """Start the worker; by other means where its server was stopped or can't be reached (its
         socket went with its folder, its address was too long, it is that of a parent)."""
         try:
             return self._start_by(context, pool)
         except (OSError, EOFError):
             forked = isinstance(context, _ForkedServer)
-            if not (context.is_gone if forked else context.get_start_method() == "forkserver"):
+            by_server = context.is_gone if forked else context.get_start_method() == "forkserver"
+            if not by_server:
                 raise
         # Over another pair: a worker may have that one, though its server did not say so.
         self._start(pool, _start_context(context.fallback if forked else "spawn"))
@@ -6977,7 +6978,7 @@ class _Slot:
         try:
             if _pulls():
                 with _nameless_file(2) as file:
-                    os.write(file.fileno(), bytes(2))  # now: a full disk would not be told later
+                    os.write(file.fileno(), bytes(2))  # or a full disk would be a SIGBUS later
                     self.shared = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
             _set_up_slots(by_executor=not forked)
@@ -6988,7 +6989,7 @@ class _Slot:
                 self.process = self._submit(context, theirs, pool._initializer)
         except BaseException as error:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
-            if isinstance(error, RuntimeError):  # no thread to go with the process, or too late
+            if isinstance(error, RuntimeError):  # no thread for the executor, or at Python's end
                 raise OSError(*error.args) from None
             if isinstance(error, _NOT_PICKLED) and pool._initializer != (None, ()):
                 why = "the pool's initializer, or an argument of it, can't be sent to a worker"
@@ -7002,13 +7003,13 @@ class _Slot:
         except (ImportError, OSError):  # elsewhere than on Linux
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
-        # What is readable once the worker process is gone.
+        # Readable once the worker process is gone.
         self.sentinel: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self
         if self._executor is not None:
             # It is to watch the same: a worker outlives the fork server that it came from.
             watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.sentinel)
-        if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
+        if self.pidfd is not None:  # the executor of a pool that was dropped still watches it
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
@@ -7018,13 +7019,13 @@ class _Slot:
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        # It may know sockets of an earlier class than these, which are gevent's, say.
+        # Not as a socket: multiprocessing may know that class only from before gevent patched it.
         end = multiprocessing.connection.Connection(control.detach())
         arguments = (end, *initializer)
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
-                executor.submit(os.getpid)  # it serves first, and to its end
+                executor.submit(os.getpid)  # any call starts the worker, which only ever serves
         except BaseException:
             for process in executor._processes.values():  # or it waits for word, for good
                 process.kill()
@@ -7033,13 +7034,13 @@ class _Slot:
         finally:
             end.close()
         self._executor = executor
-        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
+        # shutdown(wait=False) forgets the thread, and there is no other way to wait for its end.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
         _wake_quietly(self._executor_thread)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
-        """Send a message, for which a worker that does not get it would wait: it is ended."""
+        """Send a message. A worker that can't get it, and would wait for it for ever, is killed."""
         self.shared[_LOOK] = 1
         try:
             self.wire.send(data, file=file)
@@ -7050,7 +7051,7 @@ class _Slot:
         self.shared[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:
-        """The messages that are there: their kind, and the rest; `gone` once there can't be more.
+        """The messages that are there, as (kind, fields). Sets `gone` once no more can come.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pair open.
@@ -7074,12 +7075,12 @@ class _Slot:
         return free and self.state == "serving"
 
     def signal_group(self, number: int, session: bool = True) -> None:
-        """Signal the worker and its children (it leads their group, once it has started); also
-        those of its `session` that have left the group (`timeout` and shells do that) or hold its
-        output, which takes a look at all processes."""
+        """Signal the worker and its children (it leads their group, once it has started). With
+        `session`, also processes of its session that left the group (`timeout` and shells do so)
+        or hold its output: that takes a look at all processes."""
         ended = self.has_ended()
         if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
-            return  # long ago: its number is another process's by now
+            return  # long ago: another process has its id by now
         if session:
             _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -7106,12 +7107,12 @@ class _Slot:
         `grace` seconds to end in order."""
         if grace:
             self.dismiss()
-        # It has been looked at after its last task: that has left nothing behind.
+        # What ends in order was looked at after its last task, which has left nothing behind.
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         self.dismiss()
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
-        # A fork server tells it at once, but if it is gone, stopped or deaf to its children's ends.
+        # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
         is_gone = self.server is not None and self.server.is_gone
         until = time.monotonic() + (0.0 if is_gone else 0.5)
         while (code := self.process.exitcode) is None and time.monotonic() < until:
@@ -7152,8 +7153,8 @@ class _Watched(_Record):
 
 
 def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
-    """What is readable once a child process has ended, and who tells: its sentinel is not while its
-    own children live, that have inherited it."""
+    """A descriptor that is readable once a child process has ended, and the thread that writes to
+    it. The process's own sentinel is not readable while its children live, which inherit it."""
     reader, writer = os.pipe()
 
     def tell() -> None:
@@ -7181,7 +7182,7 @@ def _wake_quietly(thread: Any) -> None:
 
 
 def _forget(process: Any) -> None:
-    """Let multiprocessing not wait for the process as the interpreter ends."""
+    """Keep multiprocessing from waiting for the process as the interpreter ends."""
     getattr(sys.modules.get("multiprocessing.process"), "_children", set()).discard(process)
 
 
@@ -7189,7 +7190,7 @@ _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
 
 
 def _fill_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed (a daemon's may be), a pair to a worker would get its number."""
+    """Open 0, 1 and 2 where they are closed, as a daemon's may be: or a worker's pair gets them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -7205,7 +7206,7 @@ def _set_up_slots(by_executor: bool) -> None:
         _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
-        # Workers have its path, from which Celery, say, takes the folder again that this is in.
+        # Workers get this sys.path, from which Celery, say, has removed this module's folder.
         folder = str(Path(__file__).absolute().parents[__name__.count(".")])
         sys.path += [folder] if folder not in sys.path else []
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
@@ -7215,7 +7216,7 @@ def _set_up_slots(by_executor: bool) -> None:
 
 
 def _let_go_of_slots() -> None:
-    """In a process that the host forked: let go of what tells the workers that we live."""
+    """In a process that the host forked: close what tells workers that their scheduler lives."""
     global _starting
     _starting = threading.RLock()  # it may have been forked within
     for slot in list(_live_slots):
@@ -7244,7 +7245,7 @@ def _main_module() -> Any:
     """`__main__`, with the file that its workers import: Python forgets that once a script has
     ended, though its threads and submitted runs go on."""
     main = sys.modules.get("__main__")
-    # A prompt may follow a script, or a notebook what it ran as one.
+    # Not so if a prompt has followed the script, or a notebook ran one.
     if main is not None and main is _main and _main_file and not sys.flags.inspect:
         vars(main).setdefault("__file__", _main_file)
     return main
@@ -7276,7 +7277,7 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 
 def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
-    Raises ValueError for an unknown start method, TypeError for what is none."""
+    Raises ValueError for an unknown start method, TypeError for anything else."""
     if hasattr(asked, "Process"):
         return asked
     known = multiprocessing.get_all_start_methods()
@@ -7287,11 +7288,11 @@ def _start_context(asked: Any) -> Any:
     if asked == "forkserver" and _fork_server_answers():
         from multiprocessing import forkserver
 
-        # It waits for its children's ends by SIGCHLD, and has the mask of who starts it.
+        # It hears of its children's ends by SIGCHLD, and inherits the mask of who starts it.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         try:
             with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._start`
-                forkserver.ensure_running()  # it is up in 40 ms
+                forkserver.ensure_running()  # without waiting until it is up
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return multiprocessing.get_context(asked)
