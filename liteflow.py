@@ -7319,7 +7319,7 @@ def _cpus() -> int:
 
 # --- Runners: the pool ----------------------------------------------------------------------------
 
-_TURN = 0.05  # seconds that a run may keep a slot when others have less than it
+_TURN = 0.05  # seconds that a run may keep a slot while others have fewer than it
 
 
 class WorkerPool:
@@ -7361,7 +7361,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
-        self._count = 0
+        self._count = 0  # of its slots: idle, lent, or about to start
         self._server: _ForkedServer | None = None
         self._most = self.max_workers  # as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()
@@ -7386,12 +7386,12 @@ class WorkerPool:
         return self._run_line().submit(dag, options)
 
     def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
-        """Put the DAG's runs in line that lost their process: those that `submit` had queued, and
-        those that were cut off by its death or `shutdown(stop=True)`; never one that somebody
-        stopped, cancelled or cleared. Several processes that do so share them, and none runs twice:
-        the future of one that another has begun is cancelled.
+        """Put in line the DAG's runs that lost their process, and return their futures: runs that
+        `submit` had queued, or that a process's death or `shutdown(stop=True)` cut off; never one
+        that somebody stopped, cancelled or cleared. Several processes that do so share the runs,
+        and none runs twice: the future of one that another process has begun is cancelled.
 
-        `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`.
+        `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`. Raises as `submit`.
         """
         return self._run_line().recover(dag, options)
 
@@ -7411,10 +7411,10 @@ class WorkerPool:
     def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
         """End all workers, once the submitted runs have ended. Other runs that use the pool fail.
 
-        `cancel_futures`: those that have not begun stay `queued` in the file, for `recover`, and
-        their futures are cancelled; `stop`: what runs is cut off, too, in order, also for
-        `recover`. Without `wait` it returns at once, and so in a submitted run's own thread (that
-        of its future's callbacks), which can't wait for its end.
+        `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
+        their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
+        left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
+        thread (that of its future's callbacks), which can't wait for its end.
         """
         if self._runs is not None:
             self._runs.close(cancel_futures or stop, stop)
@@ -7424,12 +7424,11 @@ class WorkerPool:
             try:
                 self._runs.drain()
             except (KeyboardInterrupt, SystemExit):
-                # Whoever can't wait for what runs does not want the rest; nor, the second time, an
-                # end in order.
+                # Whoever can't wait wants no more runs to begin; the second time, no end in order.
                 self._runs.forced = self._runs.stopping
                 self._runs.close(True, True)
                 raise
-        with self._ending:  # or a second one would not wait for a first one's thread
+        with self._ending:  # a second shutdown waits for the thread of a first one
             with self._lock:
                 self._closed = True
                 idle, self._idle = self._idle, []
@@ -7444,7 +7443,7 @@ class WorkerPool:
             self._close_file()
 
     def _take_file(self, path: Path) -> _Store | None:
-        """A database as an earlier run has left it open, if that is still the file of this path."""
+        """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
             if self._kept is None or self._kept.path != path:
                 return None
@@ -7457,18 +7456,18 @@ class WorkerPool:
         return None
 
     def _leave_file(self, store: _Store) -> None:
-        """Keep it open until a next run or the pool's end: the last one out has to copy the WAL.
-        Not so after a first run in it, which brings the file itself to the disk."""
+        """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
+        its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
         known, self._path = self._path, store.path
-        left: _Store | None = store
+        to_close: _Store | None = store
         is_open = False
         if known == store.path and store.sync():
             with self._lock:
                 is_open = self._kept is not None and self._kept.path == store.path
                 if not (is_open or self._closed):
-                    left, self._kept = self._kept, store
-        if left is not None:
-            left.close(is_last=not is_open)
+                    to_close, self._kept = self._kept, store
+        if to_close is not None:
+            to_close.close(is_last=not is_open)
 
     def _close_file(self) -> None:
         if self._kept is not None:
@@ -7476,7 +7475,7 @@ class WorkerPool:
             self._kept = None
 
     def _end_server(self) -> None:
-        """Once the pool is shut down, with its last worker."""
+        """End the forked server once the pool is shut down and has no workers left."""
         with self._lock:
             if self._closed and not self._count and self._server is not None:
                 self._server.close()
@@ -7488,7 +7487,7 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked is None and self._initializer[0] is None:
-            # No more processes, which the others tell, or a subinterpreter, which may not fork.
+            # No room for a process: the other ways say so, too. A subinterpreter may not fork.
             with self._lock, contextlib.suppress(OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
@@ -7502,13 +7501,12 @@ class WorkerPool:
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
                             return self._server
-        # A notebook can't be imported.
+        # What a notebook defines, no worker can import.
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
-        """End idle workers that were killed while nobody looked, or don't know the DAG: forked
-        before it was built (then its `context` is another one than their server), or before the
-        cell that defines it was run."""
+        """End idle workers that were killed while nobody looked, or that don't know the DAG: their
+        server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
             known = slot.server in (None, context) and slot.born >= runner.since
             if slot.has_ended() or not known:
@@ -7517,14 +7515,15 @@ class WorkerPool:
                 slot.bury()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot for the runner, or None: then it stands in line, and whoever can spare one has
-        been woken."""
+        """A slot for the runner, or None: then the runner stands in line, and those that can spare
+        a slot have been woken."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
             self._weed(runner, context)
-            room = self._idle or self._count < self._most
-            if next(iter(self._line), runner) is not runner or not room:
+            has_room = self._idle or self._count < self._most
+            is_next = next(iter(self._line), runner) is runner
+            if not (is_next and has_room):
                 if runner not in self._line:
                     self._line[runner] = None
                     for holder in self._runners:
@@ -7532,11 +7531,12 @@ class WorkerPool:
                             holder.wake()
                 return None
             self._line.pop(runner, None)
-            found = self._idle.pop() if self._idle else None
-            self._count += found is None
-            self._wake_next()
-            if found is not None:
+            if self._idle:
+                found = self._idle.pop()
+                self._wake_next()
                 return found
+            self._count += 1
+            self._wake_next()
         try:
             return _Slot(self, context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
@@ -7545,7 +7545,7 @@ class WorkerPool:
             raise
 
     def _limit(self, runner: _SlotRunner) -> None:
-        """How many workers there may be, for each run anew: they take descriptors."""
+        """Decide, for each run anew, how many workers there may be: they take descriptors."""
         free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = self.max_workers
         if free != resource.RLIM_INFINITY:
@@ -7569,10 +7569,10 @@ class WorkerPool:
             next(iter(self._line)).wake()
 
     def _give_back(self, slot: _Slot, runner: _SlotRunner) -> None:
-        """A slot that is free for any run, or dead."""
+        """Take back a slot that is free for any run, or dead."""
         with self._lock:
             keep = slot.state == "free" and not self._closed
-            if runner in self._line:  # who gives one stands behind those that wait for it
+            if runner in self._line:  # whoever gives one back goes to the end of the line
                 self._line[runner] = self._line.pop(runner)
             if keep:
                 self._idle.append(slot)
@@ -7589,9 +7589,9 @@ _left_behind: list[Any] = []  # in a forked process: what must not be closed the
 
 
 def _close_pools() -> None:
-    """At the interpreter's end, which waits for runs in threads that are no daemons: not for the
-    threads, as those of an executor end later."""
-    # A signal ends what runs: a worker that outlived this would run on, and be waited for.
+    """At the interpreter's end: wait for the runs in threads that are no daemons (not for these
+    threads: an executor's end later), then shut all pools down."""
+    # A signal ends the wait, not the rest: a worker that outlived this would have to be waited for.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
     with signalled:  # one for all: each thread may have a pool of its own
         for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
