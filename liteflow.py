@@ -7606,20 +7606,19 @@ def _close_pools() -> None:
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
-_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+_QUICK = 0.002  # seconds; a job that takes less is quick, and the next one may be as well
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
-_SOON = 0.1  # seconds within which a job's end is told, and recorded, together with its begin
+_SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
 
 
 class _SlotRunner(_Runner):
-    """Lets the slots of a WorkerPool pull jobs from one queue, and ends those that outlive their
-    timeout.
+    """Lets a WorkerPool's slots pull jobs from one queue, and ends jobs that outlive their timeout.
 
-    The kernel decides who takes a job, exactly, and a worker says which it took before it runs
-    it: so at any moment it is known who runs what, but for a worker that dies while its TAKING
-    byte is set. Then the queue is emptied; once each living worker has been seen at 0, what is
-    still untold went down with the dead one, and is sent again.
+    The kernel gives each job to one worker, which says that it took it before it runs it: so at
+    any moment it is known who runs what, unless a worker dies while its TAKING byte is set. Then
+    the queue is emptied. Once each living worker's byte has been seen at 0, the jobs that no worker
+    has told of went down with the dead one, and are sent again.
     """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, interactive: bool) -> None:
@@ -7633,28 +7632,27 @@ class _SlotRunner(_Runner):
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
-        # Which tasks can't be found, and which only by name; until then, slots go to no other run.
+        # The tasks missing, and those found by name; slots go to no other run until it is known.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._info: dict[str, Any] = {}
-        # The queue: what is not in it yet, and what is and nobody told to have taken.
-        self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
+        self._ours, self._theirs = (_Wire(end) for end in _socket_pair())  # the queue's two ends
         self._ours.socket.setblocking(False)
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
-        self._out: dict[int, tuple[_Attempt, _Job]] = {}
+        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
         self._heard = 0.0  # when a worker last said something
         self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
-        self._streak = -1  # quick jobs in a row
+        self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
         self._poll = select.poll()
-        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its end
-        self._poll.register(self._ours, select.POLLIN)  # what comes back over it wakes
+        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
+        self._poll.register(self._ours, select.POLLIN)  # for `wake`
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.add(self)
@@ -7663,7 +7661,7 @@ class _SlotRunner(_Runner):
     # Its beginning.
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
+        while any(slot.state == "asked" for slot in self._slots):  # for an earlier run id
             check()
             self.wait(0.5)
         self._info, self._tasks = info, tasks
@@ -7692,7 +7690,7 @@ class _SlotRunner(_Runner):
             self._let_work(slot)
 
     def _let_work(self, slot: _Slot) -> None:
-        """Once the run is recorded: the slot's log, and the queue."""
+        """Once the run is recorded, give the slot's worker its log and the queue."""
         folder = self._ours.folder
         if slot.state != "joined" or folder is None:
             return
@@ -7708,14 +7706,14 @@ class _SlotRunner(_Runner):
 
     def spare(self) -> list[_Slot]:
         """Slots that it could let go: what it does not need, and what is more than a fair share.
-        Asked by other threads, too, under the pool's lock."""
+        Other threads ask, too, under the pool's lock."""
         mine = [slot for slot in self._slots if slot.spoilt is None]
         able = [slot for slot in mine if slot.state in ("serving", "joined")]
         able.sort(key=lambda slot: not slot.is_idle)
-        more = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
+        surplus = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
         if not (self._out or self._unsent or self in self._pool._line):
-            more = max(more, sum(slot.is_idle for slot in able))
-        return able[: max(0, more)] if self._found is not None else []
+            surplus = max(surplus, sum(slot.is_idle for slot in able))
+        return able[: max(0, surplus)] if self._found is not None else []
 
     def _lend(self) -> bool:
         if len(self._slots) >= self._pool.max_workers:
@@ -7724,15 +7722,15 @@ class _SlotRunner(_Runner):
             slot = self._pool._lend(self, self._context)
         except OSError as error:
             if self._slots:
-                return False  # those that there are go on
-            more = "" if os.path.isdir(".") else ": the working directory was deleted"
+                return False  # the run goes on with those that it has
+            hint = "" if os.path.isdir(".") else ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
-                more = ": its limit of processes is reached (ulimit -u, or the container's)"
+                hint = ": its limit of processes is reached (ulimit -u, or the container's)"
             if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
-                more = ": multiprocessing needs a /dev/shm that can be written to"
+                hint = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):
-                more = ": the main program has ended: let it wait for its threads"
-            raise UnreachableTask(f"no worker process could be started: {error}{more}") from None
+                hint = ": the main program has ended: let it wait for its threads"
+            raise UnreachableTask(f"no worker process could be started: {error}{hint}") from None
         if slot is None:
             return False
         slot.lent = time.monotonic()
@@ -7759,7 +7757,7 @@ class _SlotRunner(_Runner):
         self._pool._give_back(slot, self)
 
     def _hand_over(self, now: float) -> None:
-        """Let go as many slots as others wait for, as far as they can be spared."""
+        """Let as many slots go as other runs wait for, and as can be spared."""
         line = self._pool._line
         wanted = len(line) - (self in line) - len(self._pool._idle)
         wanted -= sum(slot.spoilt is not None for slot in self._slots)
@@ -7822,10 +7820,10 @@ class _SlotRunner(_Runner):
                 slot.wire.send(("job", *job))
                 slot.shared[_TAKING] = 1  # as a worker that pulls does itself
                 return
-        raise BlockingIOError
+        raise BlockingIOError  # as a full queue does
 
     def _recall(self) -> list[tuple[_Attempt, _Job]]:
-        """Take back what lies in the queue: what is received here can never start."""
+        """Take back the jobs that lie in the queue: what is received here can never start."""
         return [self._out.pop(data[0]) for data, _ in iter(self._theirs.receive, None)]
 
     def withdraw(self) -> list[_Attempt]:
@@ -7874,7 +7872,7 @@ class _SlotRunner(_Runner):
         return [*[(attempt, None) for attempt in begun], *ended]
 
     def _look(self, timeout: float) -> None:
-        """Sleep until somebody says something, or something is due; hear it."""
+        """Sleep until a worker says something, or something is due; hear what they say."""
         now = time.monotonic()
         times = [now + timeout, *self._begun.values(), *[slot.deadline for slot in self._slots]]
         if self._suspects:
@@ -7890,7 +7888,7 @@ class _SlotRunner(_Runner):
         for descriptor, _ in found or self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
             if descriptor == self._ours.fileno():
-                self._ours.socket.recv(1000)
+                self._ours.socket.recv(1000)  # from `wake`
             elif slot is not None:
                 self._hear(slot)
                 if descriptor == slot.sentinel and slot in self._slots:
@@ -7925,9 +7923,9 @@ class _SlotRunner(_Runner):
         if slot.spoilt == "":
             self._let_go(slot, free=True)
 
-    def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
-        self._last_output += slot.log.take(slot.attempt, end)
-        slot.log.begin(end)
+    def _on_called(self, slot: _Slot, spoilt: str | None, log_end: int) -> None:
+        self._last_output += slot.log.take(slot.attempt, log_end)
+        slot.log.begin(log_end)
         slot.state, slot.attempt, slot.deadline = "serving", None, math.inf
         slot.callbacks, slot.spoilt = None, spoilt or slot.spoilt
 
@@ -7935,14 +7933,15 @@ class _SlotRunner(_Runner):
         attempt, job = self._out.pop(number)
         if not _pulls():
             slot.shared[_TAKING] = 0
-        slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
+        slot.attempt, attempt.pid = attempt, slot.pid
         self._failed_starts = 0
+        now = time.monotonic()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
             self.end(attempt, *self._ending.pop(attempt))
 
-    def _on_done(self, slot: _Slot, fields: Any, took: int, values: Sequence[bytes] = ()) -> None:
+    def _on_done(self, slot: _Slot, fields: Any, taken: int, values: Sequence[bytes] = ()) -> None:
         outcome, attempt = _Outcome(*fields), slot.attempt
         if values:
             outcome = _with_values(outcome, values)
@@ -7969,8 +7968,8 @@ class _SlotRunner(_Runner):
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
                 self._let_call(slot)
-        if took:
-            self._on_took(slot, took)
+        if taken:  # it took its next job at once
+            self._on_took(slot, taken)
 
     # Callbacks.
 
@@ -7979,8 +7978,9 @@ class _SlotRunner(_Runner):
             self.room(1)
             return False
         for slot in self._slots:
-            holds = slot.state == "held" and slot.attempt is due.attempt
-            if holds if job is None else slot.is_idle and not slot.shared[_TAKING]:
+            holds_it = slot.state == "held" and slot.attempt is due.attempt
+            can_take = slot.is_idle and not slot.shared[_TAKING]
+            if (job is None and holds_it) or (job is not None and can_take):
                 slot.attempt = due.attempt
                 self._let_call(slot, job, due.name, due.reason, due.of)
                 return True
@@ -8027,46 +8027,46 @@ class _SlotRunner(_Runner):
             for kind, fields in slot.receive():
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
                     getattr(self, f"_on_{kind}")(slot, *fields)
-        attempt, calls = slot.attempt, slot.state in ("held", "calling")
+        attempt, is_done = slot.attempt, slot.state in ("held", "calling")
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
-        if attempt is not None and not calls:
+        if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
-            told, why = unasked or slot.reason is not None, slot.reason or _end_of(slot.exitcode)
-            lost = _Outcome("failed", why, terminated=told, unasked=unasked)
+            why = slot.reason or _end_of(slot.exitcode)
+            was_told = unasked or slot.reason is not None
+            lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
             self.notes[f"a callback ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
-        if self._out:  # one that it took without a word, or one that came behind what is none?
+        if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
             self._suspects = set(self._out)
             self._unclear = list(self._slots)
 
     def _settle(self) -> None:
-        """Once each living worker has been seen to have told what it took, the rest is lost."""
+        """Once each living worker has told what it took, the rest of the suspects is lost."""
         self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
         for slot in list(self._slots):
             self._hear(slot)
         if self._unclear:
-            return  # another death was heard of, and is in doubt: its suspects are all that is out
+            return  # another death was heard of: now all that is out is suspected, and in doubt
         lost = sorted(self._suspects & self._out.keys())
         self._suspects = set()
         self._send_again([self._out.pop(number) for number in lost])
 
     def _look_for_stalled(self, now: float) -> None:
-        """A worker that was woken and died, was stopped or left leaves its job lying, and nobody
-        else is woken: send it again. One that is stopped with a job in its hand has until the
-        job's timeout."""
+        """If the worker that a job woke dies, is stopped or leaves, the job wakes nobody else: send
+        it again. One that is stopped with a job in its hand has until the job's timeout."""
         # Before jobs are taken back: they are there again in a moment.
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
-            limits = [0.5]
+            limits = [0.5]  # seconds; whoever is well has told by then
         idle = any(slot.is_idle for slot in self._slots)
         if _pulls() and idle and now > self._heard + _STALL and not self._suspects:
             self._heard = now
@@ -8080,13 +8080,13 @@ class _SlotRunner(_Runner):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
-        """A worker could not start. One may fail; a first one, or several in a row, end the run."""
+        """A worker could not start. Three in a row end the run, or one before it is recorded."""
         if slot.exitcode == _UNGUARDED:
             raise UnreachableTask(
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # 255 is said of it where its fork server has ended before it could tell.
+        # 255 stands for the exit code where its fork server ended before it could tell that.
         killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
         if slot in self._slots:
             slot.spoilt = why
@@ -8108,7 +8108,7 @@ class _SlotRunner(_Runner):
         return fresh
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full, and so awake
+        with contextlib.suppress(OSError):  # it is full: that wakes, too
             self._theirs.socket.send(b"!", socket.MSG_DONTWAIT)
 
     def dismiss(self) -> None:
@@ -8144,7 +8144,7 @@ def _end_of(exitcode: int | None) -> str:
 
 
 def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """The tasks that workers find by their function's name. Raises UnreachableTask for others."""
+    """Raises UnreachableTask if tasks are missing; else those that are found by name alone."""
     if not missing:
         return named
     few = _few(map(repr, missing), 5)
@@ -8172,14 +8172,14 @@ class _ExecutorRunner(_Runner):
         super().__init__()
         self._executor: Executor = executor
         self._info = b""
-        # What began (None), or ended: futures, and outcomes of what has none.
+        # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
         # Callbacks: whose they are, and when to wait no longer.
         self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # What workers know by another token is another run's.
+        # Workers keep what they know of a run under its token.
         self._info = marshal.dumps({**info, "db_path": None, "token": os.urandom(8)})
         asked = self._submit(None, "find", tasks)
         while not asked.done():
@@ -8258,7 +8258,7 @@ class _ExecutorRunner(_Runner):
 
 
 def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
-    """What a worker answered, or why the engine lost it."""
+    """What a worker answered, and None; or None, and why the engine lost it."""
     try:
         return marshal.loads(future.result()), None
     except BaseException as lost:  # of the engine, or of unpickling on its way
@@ -8266,7 +8266,7 @@ def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
 
 
 class _InProcessRunner(_ExecutorRunner):
-    """The same over this process, where each job runs at once: for `dag.test()` and a debugger."""
+    """Runs each job in this process, as soon as it is started: for `dag.test()` and a debugger."""
 
     remote = False
 
@@ -8298,7 +8298,7 @@ class _InProcessRunner(_ExecutorRunner):
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Raises AirflowTaskTimeout in the task."""
+        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds."""
 
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
@@ -8306,7 +8306,7 @@ class _InProcessRunner(_ExecutorRunner):
         watched = timeout is not None and hasattr(signal, "setitimer")
         with contextlib.ExitStack() as stack:
             if watched and threading.current_thread() is threading.main_thread():
-                with contextlib.suppress(ValueError):  # of a subinterpreter
+                with contextlib.suppress(ValueError):  # it is a subinterpreter's
                     before = signal.signal(signal.SIGALRM, on_alarm)
                     stack.callback(signal.signal, signal.SIGALRM, before)
                     stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
