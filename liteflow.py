@@ -8334,12 +8334,12 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     """An owner for a run, and its private folder beside the database, for its workers' logs (not
     in /tmp, which is often memory), with a file that the kernel keeps locked while the run lasts.
 
-    The run's row bears the owner: locked means that it lives, free that it is dead, at once, in
-    containers that share the folder too, and whatever the clock says.
+    The run's row names the owner, who lives while the file is locked, and is dead once it is free:
+    that is known at once, in containers that share the folder, too, and whatever the clock says.
     """
     _sweep(path)
-    # Others who may read the database may look whether the owner lives, and see nothing else; who
-    # may not could only lock the mark himself, and the dead would live.
+    # Other users who may read the database may see whether the owner lives, and nothing else. Those
+    # who may not must not open its file: by a lock on it, a dead owner would live.
     mode = 0o711
     with contextlib.suppress(OSError, AttributeError):  # Windows has no such users
         found = os.stat(path)
@@ -8359,7 +8359,7 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
                 os.close(file)
             _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
-        os.close(file)  # swept before it was locked
+        os.close(file)  # another run swept it before it was locked
     _owner_files[owner] = file
     try:
         yield owner, folder
@@ -8369,7 +8369,7 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _let_go_in_child() -> None:
-    """In a process that was forked: the locks are its parent's, and so are the workers."""
+    """In a process that was forked, let go of the locks and workers: they are its parent's."""
     while _owner_files:
         os.close(_owner_files.popitem()[1])
     _let_go_of_slots()
@@ -8389,7 +8389,7 @@ def _lock(file: int, shared: bool) -> bool:
 
 
 def _open_mark(folder: Path) -> io.BufferedReader:
-    """The owner's file, never through a link. Raises OSError."""
+    """Open the owner's file, but not through a link. Raises OSError."""
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(folder / "owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
 
@@ -8425,18 +8425,18 @@ def _sweep(path: Path) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Only what bears our mark, and by its descriptor: where others can make files, a link may
-    have taken its place since it was looked at."""
+    """Remove an owner's folder, if it bears our mark; by its descriptor, as where others can make
+    files a link may have taken its place since it was looked at."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as opened:
-        at = os.open(folder, flags) if flags else None  # Windows has none of a folder
+        at = os.open(folder, flags) if flags else None  # Windows opens no folder
         if at is not None:
             opened.callback(os.close, at)
         names = os.listdir(folder if at is None else at)
-        names.remove("owner")  # the last one: it says whose the rest is
+        names.remove("owner")  # it goes last, as it says whose the rest is
         for name in (*names, "owner"):
             os.unlink(folder / name if at is None else name, dir_fd=at)
-    with contextlib.suppress(OSError):  # also an empty one that can't be listed: that needs a file
+    with contextlib.suppress(OSError):  # it may be empty: not listed, for want of a descriptor
         folder.rmdir()
 
 
@@ -8456,9 +8456,9 @@ class _LookAgain(Exception):
     """The runs have changed since they were looked at."""
 
 
-# What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
-# TASK[INDEX], of the run to resume that run again; `in_line`: it stands in line, as this one;
-# `command`: how its script was started.
+# What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
+# `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
+# as which it waits for its turn; `command`: how its script was started.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
     progress stop in_process again in_line command""".split()
 
@@ -8483,11 +8483,11 @@ class _Start:
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
         self.runner: _Runner = _Runner() if asked.executor is _LATER else _make_runner(dag, asked)
         self.recorded: _Row | None = None  # the run to resume
-        self._aside = _datetime.timedelta()  # from now
+        self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._caught: list[int] = []  # signals
-        self._stop_is_set = getattr(asked.stop, "is_set", bool)
-        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}
+        self._caught: list[int] = []  # signals that came
+        self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
+        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}  # of each task: see `_job`
         # Of mappings: what each instance is mapped over, and previews of results' elements.
         self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
@@ -8518,14 +8518,14 @@ class _Start:
                     put_back.callback(signal.signal, number, before[number])
 
     def _check(self) -> None:
-        """Raises AirflowException if it was told to stop before it has begun."""
+        """Raises AirflowException if the run was told to stop before it has begun."""
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
         if self.asked.in_line is not None:
             self.asked.in_line.check()
 
     def _look_ahead(self) -> None:
-        """Which run it will be: a new one's id and date, or those of the recorded one."""
+        """Decide which run it will be: a new one's id and date, or those of a recorded one."""
         dag_id, run_id = self.dag.dag_id, self.asked.run_id
         if self.asked.resume:
             row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
@@ -8542,15 +8542,15 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
 
     def _find_tasks(self) -> None:
-        """Let the first worker find every task, having written nothing. What takes time here is
-        done while the fork server starts. Raises UnreachableTask."""
+        """Let the first worker find every task, before anything is written. What takes time here
+        is done while the fork server starts. Raises UnreachableTask."""
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         _check_before_run(self.path)
         functions = []
         resolve = functools.cache(_resolve)
-        known: dict[Any, Any] = {}  # equal ones are kept once
+        known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, task in dag.task_dict.items():
             # A worker may go by a function's name alone if that means this very function here: one
             # that was redefined in a loop has one name and many meanings.
@@ -8565,8 +8565,8 @@ class _Start:
         by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
         for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
-            job = (calls[task_id], function, known.setdefault(settings, settings))
-            self._calls[task_id] = known.setdefault(job, job) if job[0] is _NO_CALL else job
+            call = (calls[task_id], function, known.setdefault(settings, settings))
+            self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
 
     def _info(self) -> dict[str, Any]:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
@@ -8656,19 +8656,19 @@ class _Start:
             which = f"DAG {dag_id!r} has a run {self.run_id!r}"
             raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
-            # It was deleted, or another began in the same microsecond: of a clock that stands still
-            # (a test's, say) there may be many.
+            # It was deleted, or another began in the same microsecond: many may, by a clock that
+            # stands still (a test's, say).
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row and known:
-            has_ended = row.state == "success" != known.state
-            if has_ended or row.values_deleted != known.values_deleted:
+            has_succeeded = row.state == "success" and known.state != "success"
+            if has_succeeded or row.values_deleted != known.values_deleted:
                 raise _LookAgain
         if row is None:
             return None
         if self.asked.in_line is not None:
             self.asked.in_line.check(row)
-        elif _owner_lives(self.path, row.owner):  # be it in a line: its future would be cancelled
+        elif _owner_lives(self.path, row.owner):  # also in line: its future would be cancelled
             raise _refusal(row)
         if row.state == "running":
             store.close_run(row.id)
@@ -8727,12 +8727,12 @@ class _Start:
             self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
-            now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            if not now & found.left_out:
+            starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
+            if not starting & found.left_out:
                 if along:
                     self._plan_on(recorded, kept)
                 return found
-            running |= now & found.left_out
+            running |= starting & found.left_out
 
     def _plan_on(self, recorded: Any, kept: Any) -> None:
         self.plan = _Plan(self.dag, self.logical_date, recorded, kept, self.pools, self._order)
@@ -8759,7 +8759,7 @@ class _Start:
 
 
 def _place() -> dict[str, Any]:
-    """What tasks find where they are to run: the environment and working directory as of now."""
+    """Where tasks are to run: in the environment and working directory as of now."""
     cwd = os.sep
     with contextlib.suppress(FileNotFoundError):  # it was removed
         cwd = os.getcwd()
@@ -8779,7 +8779,7 @@ def _refuse_reentry() -> None:
 
 
 def _has_method(thing: object, method: str) -> bool:
-    """Whether it has the method, and is no class of such things."""
+    """Whether it has the method, and is an instance, no class."""
     return callable(getattr(thing, method, None)) and not isinstance(thing, type)
 
 
@@ -8801,7 +8801,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
 
 
 def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
-    """Sizes of pools by name; each pool that a task names must have one, and room for it."""
+    """The pools' sizes by name. Raises ValueError for a task whose pool has none, or no room."""
     sizes = _string_keyed("pools", asked.pools)
     for name, size in sizes.items():
         _of_type(int, least=1)(f"pools[{name!r}]", size)
@@ -8833,7 +8833,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     file = getattr(main, "__file__", None) or ""
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
-    interactive |= dag._module == "__main__" and not dag._is_of_main  # what profiles it is there
+    interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, interactive)
 
