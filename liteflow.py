@@ -8885,7 +8885,7 @@ _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that
 _LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
-_LARGE = 1_000_000  # bytes of values: is there room for them?
+_LARGE = 1_000_000  # bytes of an attempt's values, above which it is seen if there is room
 
 
 def _has_room(size: int) -> bool:
@@ -8912,15 +8912,15 @@ class _Run(_Start):
         self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
-        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended in that state
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
-        self._forced = False
+        self._forced = False  # it was told to stop twice: all ends at once
         self.has_begun = False  # it is recorded
         self._next_glance, self._least_log = 0.0, itertools.cycle(_LEAST_LOG)
 
     def execute(self) -> DagRun:
-        """Run it to its end. Raises what Dag.run does."""
+        """Run it to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
             with contextlib.closing(self.runner), contextlib.ExitStack() as put_back:
@@ -8932,7 +8932,7 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # It was being ended: a start of a worker cut off by the same Ctrl-C, an end by another.
+            # A Ctrl-C may have cut off a worker's start, too; another one, the run's end.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
@@ -8948,9 +8948,9 @@ class _Run(_Start):
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
                 raise _Taken
-            of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"
-            self.report.tell(f"{of} is a success: nothing to resume")
-            return _read_run(self.path, self.dag.dag_id, self.run_id)
+            dag_id, run_id = self.dag.dag_id, self.run_id
+            self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: nothing to resume")
+            return _read_run(self.path, dag_id, run_id)
         self._find_tasks()
         with self._opened() as store, _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
@@ -9043,9 +9043,9 @@ class _Run(_Start):
             due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
             self._hear(max(0.0, due))
 
-    def _hear(self, most: float = 0.05) -> None:
-        """Wait for what workers say, and for what comes from outside."""
-        events = self.runner.wait(most)
+    def _hear(self, timeout: float = 0.05) -> None:
+        """Wait for what workers say, and for what comes from outside; take in both."""
+        events = self.runner.wait(timeout)
         self._look_around()
         for attempt, outcome in events:
             if outcome is None:
@@ -9054,16 +9054,16 @@ class _Run(_Start):
                 self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
             else:
                 self._take(attempt, outcome)
-        # What somebody told to end counts as interrupted if the run is stopped, too (systemd tells
-        # the whole group at once), else, a moment later, as failed.
+        # A job that somebody else told to end counts as interrupted if the run is stopped, too
+        # (systemd tells the whole group at once); if not so a moment later, as failed.
         while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
             self._take(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
 
     def _hear_while_locked(self) -> None:
-        """What ends meanwhile goes into the batch that waits, with its log and what follows: once
-        that is recorded, the run may be over."""
+        """Hear what ends while the batch can't be recorded, and add it, with its log and what
+        follows: once the batch is recorded, the run may be over."""
         self._hear()
         self._settle()
         self._batch.logs += self.runner.output()
@@ -9086,12 +9086,12 @@ class _Run(_Start):
         return not self.plan.unfinished
 
     def _settle(self) -> None:
-        """Put into the batch what rules decided."""
+        """Let the plan's rules decide what they can, and put that into the batch."""
         plan = self.plan
         plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
-            if instance in self._paused:  # it was given up between two pokes: no skip of its own
+            if instance in self._paused:  # it was given up between two pokes: it skipped nothing
                 attempt = self._paused.pop(instance)
                 attempt.state, attempt.error = "failed", self._given_up()
                 self._batch.attempts[attempt] = None
@@ -9104,7 +9104,7 @@ class _Run(_Start):
         return "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
 
     def _end_doomed(self) -> None:
-        """What was given up: what no worker has taken does not start at all."""
+        """End what the plan has given up; what no worker has taken does not start at all."""
         waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
             self._take_back(attempt)
@@ -9115,7 +9115,7 @@ class _Run(_Start):
         self.plan.doomed.clear()
 
     def _take_back(self, attempt: _Attempt) -> None:
-        """No worker has taken it, and none will."""
+        """Undo the start of an attempt that no worker has taken, and none will."""
         instance = attempt.instance
         del self._attempts[instance]
         self._batch.attempts.pop(attempt, None)
@@ -9155,27 +9155,26 @@ class _Run(_Start):
                     return
 
     def _delay_of(self, instance: _Instance) -> float:
-        """For a place among those of its task in other runs, or for its `on_retry_callback`: how
-        many seconds until it looks again."""
+        """Seconds until it may be tried again, as it has to wait for its `on_retry_callback`, or
+        for a place among its task's instances in other runs; 0 if it need not."""
         task = instance.node.task
         if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return 0.02
-        return _GLANCE * self._is_crowded(instance, 1)
+        return _GLANCE if self._is_crowded(instance, 1) else 0.0
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
-        """Whether with so many more too many of its task would run, in all runs of the DAG."""
+        """Whether so many more instances of its task would be too many in all runs of the DAG."""
         task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
         if limit is None:
             return False
-        row = self._store.run_row
-        elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
-        alive = sum(count for owner, count in elsewhere if _owner_lives(self.path, owner))
+        others = self._store.look(_count_elsewhere, self._store.run_row, task.dag_id, task.task_id)
+        alive = sum(count for owner, count in others if _owner_lives(self.path, owner))
         return bool(alive + instance.node.running + more > limit)
 
     def _leave_places(self) -> None:
-        """Under the write lock: what another run has taken since it was seen to be free."""
+        """Under the write lock: take back jobs whose places other runs have taken meanwhile."""
         for attempt in [*self._batch.jobs]:
             if self._is_crowded(attempt.instance, 0):
                 self._batch.jobs.remove(attempt)
@@ -9193,7 +9192,7 @@ class _Run(_Start):
         self._batch.jobs.append(attempt)
 
     def _begin(self, attempt: _Attempt) -> None:
-        """A worker took it."""
+        """A worker took the attempt, so it runs."""
         if attempt.state == "running" or attempt.instance not in self._attempts:
             return
         attempt.instance.move(_S.RUNNING)
@@ -9218,8 +9217,8 @@ class _Run(_Start):
             self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
 
     def _record(self) -> None:
-        """Commit the batch, then send the jobs; while the database is locked, all has to wait, but
-        for what workers say."""
+        """Commit the batch, then send the jobs. While the database is locked all has to wait, but
+        workers are heard."""
         batch = self._batch
         batch.logs += self.runner.output()
         if not batch:
@@ -9243,7 +9242,7 @@ class _Run(_Start):
         timeout = node.task.execution_timeout
         elements, takes = self._elements(instance, call)
         return _Job(
-            0,
+            0,  # the runner numbers it
             instance.task_id,
             function,
             instance.map_index,
@@ -9299,8 +9298,8 @@ class _Run(_Start):
         return element if data is None else ("value", data)
 
     def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, list[Any]]:
-        """The values that travel with a job: of its arguments; where it runs elsewhere, of all
-        its direct upstreams."""
+        """The values that travel with a job: those its arguments take; to where there is no
+        database, those of all its direct upstreams."""
         found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
@@ -9311,7 +9310,7 @@ class _Run(_Start):
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan._by_id[up_id]
             own = up.is_in_step_with(node)
-            if own or up.mapping is None:  # of a mapped one the worker looks for all
+            if own or up.mapping is None:  # a mapped one's values the worker reads itself
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
                 which = {"task_id": up_id, "key": key, "map_index": index}
@@ -9395,8 +9394,8 @@ class _Run(_Start):
     # What comes from outside.
 
     def _look_around(self) -> None:
-        """What was asked for from outside, and what is due by time. The outcomes come after it: an
-        end that belongs to the run's is no failure."""
+        """Do what was asked for from outside, and what is due by time. Outcomes are taken after
+        that: what was ended together with the run is no failure."""
         if self.runner.interrupted:
             self.runner.interrupted = False
             self._caught.append(signal.SIGINT)
@@ -9423,7 +9422,7 @@ class _Run(_Start):
         self._store.check_in_place()
 
     def _stop(self, reason: str, now: bool = False) -> None:
-        """Start nothing more but teardowns, and end what runs; the second time, all at once."""
+        """Start nothing more but teardowns, and end what runs; `now`: nothing more, and kill it."""
         if self.reason is None:
             self.reason = reason
             more = "; once more ends all at once" if self._caught else ""
@@ -9436,8 +9435,8 @@ class _Run(_Start):
     # Callbacks.
 
     def _call_dag(self, ended: _Row) -> None:
-        """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
-        scheduler died. A further signal ends them; after a second none is called."""
+        """The run's end is recorded: run the DAG's callbacks for it, and for runs whose scheduler
+        died, in any worker. A further signal ends them; if the run was forced to end, none runs."""
         if not self.plan.nodes or self._forced:
             return
         state = _S(ended.state)
@@ -9479,7 +9478,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    of: Mapping[str, Any] | None = None  # an earlier run, whose they are, or the attempt's end
+    of: Mapping[str, Any] | None = None  # the run whose they are, or how the attempt ended
 
 
 # --- Run: runs in line ----------------------------------------------------------------------------
