@@ -9503,8 +9503,8 @@ class _InLine:
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
-        self._stays = False  # cancelled, and as it is to be in the file
-        self._killed = 0  # its workers, as they started
+        self._stays = False  # it was cancelled, and is not to change in the file any more
+        self._killed = 0  # of its workers, as they started
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
@@ -9519,7 +9519,7 @@ class _InLine:
         finally:
             if is_first:
                 self._give_up()
-                self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
+                self.future.set_running_or_notify_cancel()  # or wait() would not return
         return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:
@@ -9539,7 +9539,7 @@ class _InLine:
         return bool(row.state == "queued" and row.owner == self.owner)
 
     def begin(self) -> None:
-        """From now on it can't be cancelled."""
+        """From now on it can't be cancelled. Raises _Taken if it was."""
         if not self.future.running():
             if not self._fate.acquire(blocking=False):
                 raise _Taken
@@ -9599,7 +9599,8 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = self.forced = self.leaving = self._drained = False
+        self._closed = self._drained = False  # it takes no more runs; all have ended
+        self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9630,8 +9631,8 @@ class _RunLine:
         return _Run(dag, executor=_LATER, **options)
 
     def write(self, path: Path, act: Callable[[_Store], None]) -> str:
-        """Do it in the file, with a connection that stays open: closing one waits for the disk.
-        The owner of the runs that wait here."""
+        """Let `act` write to the file, over a connection that stays open (closing one waits for
+        the disk). Returns the owner of the runs that wait here."""
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")
@@ -9647,24 +9648,24 @@ class _RunLine:
             _until_unlocked(path, lambda: act(store))
             return store.owner
 
-    def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
-        """Put it in line; its future."""
+    def enter(self, entry: _InLine, first: bool = False) -> _RunFuture:
+        """Put a run in line, at the end or `first`. Returns its future."""
         try:
             with self._changed:
                 enters = not (self._drained or (first and self.leaving))
                 if enters:
-                    waiting = self._waiting.setdefault(job.key, collections.deque())
-                    waiting.appendleft(job) if first else waiting.append(job)
+                    waiting = self._waiting.setdefault(entry.key, collections.deque())
+                    waiting.insert(0 if first else len(waiting), entry)
                     self._call_thread()
         except RuntimeError:
-            job.cancel()
+            entry.cancel()
             raise
         if not enters:  # the pool was shut down meanwhile: it stays for `recover`
-            job.cancel(close=False)
-        return job.future
+            entry.cancel(close=False)
+        return entry.future
 
     def _call_thread(self) -> None:
-        """Let one look for what may begin: the one that sleeps, or one more."""
+        """Let a thread look for what may begin: the one that sleeps, or one more."""
         if self._sleeps:
             self._changed.notify_all()
         elif len(self._threads) < self._pool.max_runs:
@@ -9677,14 +9678,14 @@ class _RunLine:
                     raise
 
     def _serve(self) -> None:
-        while (job := self._next()) is not None:
-            threading.current_thread().name = f"liteflow-run-{job.dag.dag_id}"
+        while (entry := self._next()) is not None:
+            threading.current_thread().name = f"liteflow-run-{entry.dag.dag_id}"
             try:
-                job.run(self._pool)
+                entry.run(self._pool)
             except BaseException as error:  # sys.exit() in a callback of the future, say
                 _log().error("%s", _one_line(error), exc_info=error)
             with self._changed:
-                self._active[job.key] -= 1
+                self._active[entry.key] -= 1
 
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
@@ -9698,14 +9699,14 @@ class _RunLine:
                         dues.append(waiting[0].due)
                     elif most is None or self._active[key] < most:
                         self._active[key] += 1
-                        job = waiting.popleft()
+                        entry = waiting.popleft()
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
                         # Another one has to watch what it watched; several may have called it.
                         if slept or self._waiting:
                             self._call_thread()
-                        return job
+                        return entry
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
                     self._changed.notify_all()
@@ -9715,13 +9716,13 @@ class _RunLine:
                 self._sleeps = False
 
     def close(self, give_up: bool, stop: bool) -> None:
-        """Take no more runs; `give_up` those that have not begun, `stop` those that have."""
+        """Take no more runs. `give_up`: cancel those that have not begun; `stop`: end the rest."""
         with self._changed:
             self._closed = True
             self.stopping, self.leaving = self.stopping or stop, self.leaving or give_up
-            left = [job for waiting in self._waiting.values() for job in waiting]
-        for job in left if give_up else ():
-            job.cancel(close=False)
+            left = [entry for waiting in self._waiting.values() for entry in waiting]
+        for entry in left if give_up else ():
+            entry.cancel(close=False)
 
     def is_own_thread(self) -> bool:
         """Whether this is a thread of a run, in what its user is told or calls."""
