@@ -7233,7 +7233,7 @@ def _let_go_of_slots() -> None:
     for pool in list(_pools):
         if pool._server is not None:
             pool._server.let_go()
-        _left_behind.append((pool._runs, pool._kept))
+        _left_behind.append((pool._runs, pool._kept_store))
         pool._empty()
 
 
@@ -7326,12 +7326,12 @@ class WorkerPool:
     """Worker processes that stay warm between runs, and may serve several runs at once.
 
     Use it as a context manager: `with WorkerPool(4) as pool: dag.run(executor=pool)`. Each worker
-    runs one task at a time; runs that share the pool take turns. `max_workers` is the number of
-    CPUs this process may use unless given; `mp_context` a start method or a multiprocessing
-    context (unless given: a server forked from this process where that is safe, see the README,
-    else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
-    before any DAG's module is imported. Workers start when they are needed. Runs that are handed to
-    `submit` begin in order, at most `max_runs` at a time.
+    runs one task at a time; runs that share the pool take turns. `max_workers` (at most 1000) is
+    the number of CPUs this process may use unless given; `mp_context` a start method or a
+    multiprocessing context (unless given: a server forked from this process where that is safe, see
+    the README, else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each
+    worker before any DAG's module is imported. Workers start when they are needed. Runs that are
+    handed to `submit` begin in order, at most `max_runs` at a time.
 
     Raises TypeError or ValueError for a wrong argument.
     """
@@ -7364,11 +7364,11 @@ class WorkerPool:
         self._count = 0  # of its slots: idle, lent, or about to start
         self._server: _ForkedServer | None = None
         self._most = self.max_workers  # as far as the limit of open files allows
-        self._runners: set[_SlotRunner] = set()
-        self._line: dict[_SlotRunner, None] = {}  # those that want a slot
+        self._runners: set[_SlotRunner] = set()  # of all runs that use it
+        self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
-        self._path: Path | None = None  # of the latest run's file ...
-        self._kept: _Store | None = None  # ... and itself, open for the next one
+        self._latest_path: Path | None = None  # of the latest run's file ...
+        self._kept_store: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -7445,34 +7445,34 @@ class WorkerPool:
     def _take_file(self, path: Path) -> _Store | None:
         """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
-            if self._kept is None or self._kept.path != path:
+            if self._kept_store is None or self._kept_store.path != path:
                 return None
-            store, self._kept = self._kept, None
+            store, self._kept_store = self._kept_store, None
         with contextlib.suppress(DatabaseError):
             store.check_in_place()
             return store
-        self._path = None  # what has its place is another one
+        self._latest_path = None  # what has its place is another one
         store.close()
         return None
 
     def _leave_file(self, store: _Store) -> None:
         """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
         its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
-        known, self._path = self._path, store.path
+        known, self._latest_path = self._latest_path, store.path
         to_close: _Store | None = store
         is_open = False
         if known == store.path and store.sync():
             with self._lock:
-                is_open = self._kept is not None and self._kept.path == store.path
+                is_open = self._kept_store is not None and self._kept_store.path == store.path
                 if not (is_open or self._closed):
-                    to_close, self._kept = self._kept, store
+                    to_close, self._kept_store = self._kept_store, store
         if to_close is not None:
             to_close.close(is_last=not is_open)
 
     def _close_file(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        if self._kept_store is not None:
+            self._kept_store.close()
+            self._kept_store = None
 
     def _end_server(self) -> None:
         """End the forked server once the pool is shut down and has no workers left."""
@@ -7522,15 +7522,15 @@ class WorkerPool:
                 raise RuntimeError("the WorkerPool is shut down")
             self._weed(runner, context)
             has_room = self._idle or self._count < self._most
-            is_next = next(iter(self._line), runner) is runner
+            is_next = next(iter(self._slot_line), runner) is runner
             if not (is_next and has_room):
-                if runner not in self._line:
-                    self._line[runner] = None
+                if runner not in self._slot_line:
+                    self._slot_line[runner] = None
                     for holder in self._runners:
                         if holder is not runner and holder.spare():
                             holder.wake()
                 return None
-            self._line.pop(runner, None)
+            self._slot_line.pop(runner, None)
             if self._idle:
                 found = self._idle.pop()
                 self._wake_next()
@@ -7557,23 +7557,23 @@ class WorkerPool:
             some = f"{self._most} of {self.max_workers} workers"
             runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
 
-    def _leave_line(self, runner: _SlotRunner) -> None:
-        if runner in self._line:
+    def _leave_slot_line(self, runner: _SlotRunner) -> None:
+        if runner in self._slot_line:
             with self._lock:
-                self._line.pop(runner, None)
+                self._slot_line.pop(runner, None)
                 self._wake_next()
 
     def _wake_next(self) -> None:
         """Wake the first in line, and nobody else, if there is something for it."""
-        if self._line and (self._idle or self._count < self._most):
-            next(iter(self._line)).wake()
+        if self._slot_line and (self._idle or self._count < self._most):
+            next(iter(self._slot_line)).wake()
 
     def _give_back(self, slot: _Slot, runner: _SlotRunner) -> None:
         """Take back a slot that is free for any run, or dead."""
         with self._lock:
             keep = slot.state == "free" and not self._closed
-            if runner in self._line:  # whoever gives one back goes to the end of the line
-                self._line[runner] = self._line.pop(runner)
+            if runner in self._slot_line:  # whoever gives one back goes to the end of the line
+                self._slot_line[runner] = self._slot_line.pop(runner)
             if keep:
                 self._idle.append(slot)
             else:
@@ -7670,7 +7670,7 @@ class _SlotRunner(_Runner):
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():
             pass
-        self._pool._leave_line(self)  # it takes none before its run is recorded
+        self._pool._leave_slot_line(self)  # it takes none before its run is recorded
         while self._found is None:
             if not self._slots:  # one that was warm may be gone
                 self._lend()
@@ -7711,7 +7711,7 @@ class _SlotRunner(_Runner):
         able = [slot for slot in mine if slot.state in ("serving", "joined")]
         able.sort(key=lambda slot: not slot.is_idle)
         surplus = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
-        if not (self._out or self._unsent or self in self._pool._line):
+        if not (self._out or self._unsent or self in self._pool._slot_line):
             surplus = max(surplus, sum(slot.is_idle for slot in able))
         return able[: max(0, surplus)] if self._found is not None else []
 
@@ -7758,7 +7758,7 @@ class _SlotRunner(_Runner):
 
     def _hand_over(self, now: float) -> None:
         """Let as many slots go as other runs wait for, and as can be spared."""
-        line = self._pool._line
+        line = self._pool._slot_line
         wanted = len(line) - (self in line) - len(self._pool._idle)
         wanted -= sum(slot.spoilt is not None for slot in self._slots)
         spare = [slot for slot in self.spare() if slot.lent + _TURN <= now]
@@ -7779,7 +7779,7 @@ class _SlotRunner(_Runner):
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
-            self._pool._leave_line(self)
+            self._pool._leave_slot_line(self)
         working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
         ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
@@ -7842,7 +7842,7 @@ class _SlotRunner(_Runner):
     # What happens.
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        if self._pool._line:
+        if self._pool._slot_line:
             self._hand_over(time.monotonic())
         self._flush()
         if not self._events:
@@ -7879,7 +7879,7 @@ class _SlotRunner(_Runner):
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
             times.append(self._heard + _STALL)
-        if self._pool._line:
+        if self._pool._slot_line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         found = []
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
@@ -8124,7 +8124,7 @@ class _SlotRunner(_Runner):
             self._let_go(slot, free)
         if self._own_pool:
             self._pool.shutdown()
-        self._pool._leave_line(self)
+        self._pool._leave_slot_line(self)
         with self._pool._lock:
             self._pool._runners.discard(self)
         self._ours.close()
@@ -8488,7 +8488,7 @@ class _Start:
         self._caught: list[int] = []  # signals that came
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}  # of each task: see `_job`
-        # Of mappings: what each instance is mapped over, and previews of results' elements.
+        # By a mapping's id(): its elements' digests, and previews of the results among them.
         self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
         self._batch = _Batch()
@@ -9242,16 +9242,16 @@ class _Run(_Start):
         timeout = node.task.execution_timeout
         elements, takes = self._elements(instance, call)
         return _Job(
-            0,  # the runner numbers it
-            instance.task_id,
-            function,
-            instance.map_index,
-            attempt.try_number,
-            instance.max_tries,
-            call.data,
-            settings,
-            self._inputs(instance, takes),
-            None if timeout is None else timeout.total_seconds(),
+            number=0,  # until the runner gives it one
+            task_id=instance.task_id,
+            function=function,
+            map_index=instance.map_index,
+            try_number=attempt.try_number,
+            max_tries=instance.max_tries,
+            call=call.data,
+            settings=settings,
+            inputs=self._inputs(instance, takes),
+            timeout=None if timeout is None else timeout.total_seconds(),
             holds=node.holds,
             feeds=node.mapping is None and bool(node.feeds),
             elements=elements,

@@ -7501,7 +7501,7 @@ class KeptFileTest(QueueCase):
             if not (pid := os.fork()):
                 try:
                     gc.collect()
-                    code = pool._kept is not None
+                    code = pool._kept_store is not None
                 finally:
                     os._exit(code)
             self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
@@ -7530,14 +7530,14 @@ class KeptFileTest(QueueCase):
         pool = WorkerPool(1)
         self.go(pool)
         self.go(pool)
-        close, closed = pool._kept.close, []
+        close, closed = pool._kept_store.close, []
 
         def close_slowly():
             closed.append(1)
             time.sleep(0.1)
             close()
 
-        pool._kept.close = close_slowly
+        pool._kept_store.close = close_slowly
         with concurrent.futures.ThreadPoolExecutor(2) as both:
             ends = [both.submit(pool.shutdown) for _ in range(2)]
         self.assertEqual([end.result() for end in ends], [None, None])
@@ -12818,7 +12818,7 @@ class SubmitTest(FlowCase):
             except TimeoutError:
                 left = [(x.run_id, x.running(), self.state(x)) for x in futures if not x.done()]
                 slots = [(s.pid, s.state, bytes(s.shared)) for s in liteflow._live_slots]
-                print(left, slots, list(mine._line), mine._idle, file=sys.stderr)
+                print(left, slots, list(mine._slot_line), mine._idle, file=sys.stderr)
                 faulthandler.dump_traceback(file=sys.__stderr__)  # who waits for whom
                 raise
             return time.monotonic() - began
