@@ -8927,7 +8927,7 @@ class _Run(_Start):
                 self._note_signals(put_back)
                 while True:
                     with contextlib.suppress(_LookAgain):
-                        found = self._execute()
+                        found = self._execute_once()
                         break
         except BaseException as error:
             if not self._caught:
@@ -8943,7 +8943,7 @@ class _Run(_Start):
             raise end from trouble
         return found
 
-    def _execute(self) -> DagRun:
+    def _execute_once(self) -> DagRun:
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
@@ -9070,7 +9070,7 @@ class _Run(_Start):
         self._check_patience()
 
     def _check_patience(self) -> None:
-        """Raises DatabaseError where another process has locked the file for long enough."""
+        """Raises DatabaseError after a second signal: nobody waits any longer for the lock."""
         if len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
@@ -9217,8 +9217,7 @@ class _Run(_Start):
             self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
 
     def _record(self) -> None:
-        """Commit the batch, then send the jobs. While the database is locked all has to wait, but
-        workers are heard."""
+        """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
         batch = self._batch
         batch.logs += self.runner.output()
         if not batch:
@@ -9557,9 +9556,10 @@ class _InLine:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            self._killed += isinstance(error, _Killed)
-            again = AlreadyRunning if self._killed > 2 else (AlreadyRunning, _Killed)
-            if isinstance(error, again) and not begun:
+            if isinstance(error, _Killed):
+                self._killed += 1
+            retried = (AlreadyRunning, _Killed) if self._killed <= 2 else (AlreadyRunning,)
+            if isinstance(error, retried) and not begun:
                 self.due = time.monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return
