@@ -7251,7 +7251,7 @@ def _main_module() -> Any:
     return main
 
 
-_starting = threading.RLock()  # what a start changes for a moment is the process's
+_starting = threading.RLock()  # for what a worker's start changes in the process for a moment
 
 
 @contextlib.contextmanager
@@ -8552,8 +8552,8 @@ class _Start:
         resolve = functools.cache(_resolve)
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, task in dag.task_dict.items():
-            # A worker may go by a function's name alone if that means this very function here: one
-            # that was redefined in a loop has one name and many meanings.
+            # A worker may go by a function's name alone if that name means this very function here:
+            # those that a loop defines share one name.
             name = sys.intern(_function_name(task))
             named = isinstance(task, _FunctionOperator) and resolve(name) is task.python_callable
             functions.append((task_id, name, named))
@@ -8605,7 +8605,7 @@ class _Start:
                     self.report.tell(f"waiting: {busy}")
             self.runner.wait(_GLANCE)
             self._check()
-        # Not under the lock: who is told may wait for one of a thread that looks at runs.
+        # Not under the file's lock: whoever is told may wait for a thread that reads runs.
         for line in self._news:
             self.report.tell(line)
 
@@ -9496,9 +9496,9 @@ class _InLine:
     def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
         self.line, self.dag, self.path, self.owner = line, run.dag, run.path, owner
         self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
-        self.place = _place()  # the program may be elsewhere once it begins
+        self.place = _place()  # by then the program may have changed its directory, or environment
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
-        self.due = 0.0  # not before that time
+        self.due = 0.0  # it is not to begin before that time
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
@@ -9527,7 +9527,7 @@ class _InLine:
         self.line.write(self.path, lambda store: store.cancel_run(*of))
 
     def check(self, row: _Row | None = None) -> None:
-        """Raises _Taken if it is not to begin any more, or not by this process, as its row says."""
+        """Raises _Taken if it must not begin any more, or its row says: not by this process."""
         given_up = self.line.stopping and not self.future.running()
         if self.future.cancelled() or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
@@ -9703,7 +9703,7 @@ class _RunLine:
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
-                        # Another one has to watch what it watched; several may have called it.
+                        # Another thread has to watch the rest: several runs may have come.
                         if slept or self._waiting:
                             self._call_thread()
                         return entry
@@ -9725,7 +9725,7 @@ class _RunLine:
             entry.cancel(close=False)
 
     def is_own_thread(self) -> bool:
-        """Whether this is a thread of a run, in what its user is told or calls."""
+        """Whether the caller is in one of the line's own threads, as a future's callback is."""
         return threading.current_thread() in self._threads
 
     def drain(self) -> None:
