@@ -3798,15 +3798,15 @@ class _Resumption:
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 2  # a major number: columns and tables may be added without raising it
-_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
+_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; in a longer one a run still hears its workers
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of one value that a look takes; what we write is smaller
+_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of the largest value that a look reads; ours are smaller
 
-# Attempts have no rowid: it is one page less to write for each; but where values are large, a
-# search for a key would read those on its way.
+# Without a rowid an attempt takes one page less to write. The tables of large values keep theirs:
+# else a search for a key would read values on its way.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dag (
     dag_id TEXT PRIMARY KEY,
@@ -3828,7 +3828,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     resumed_date TEXT,           -- when its latest stretch began, if it was resumed
     seconds REAL NOT NULL DEFAULT 0, -- that its earlier stretches took
     conf TEXT NOT NULL,          -- JSON object
-    owner TEXT,                  -- of the run() that works on it: its folder's token
+    owner TEXT,                  -- token of the run() that works on it, and of its folder
     owner_process TEXT,          -- for people: pid and host
     command TEXT,                -- for people: how its script was started
     stop_requested TEXT,
@@ -3851,7 +3851,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     element TEXT,                -- what a mapped one was mapped over: a digest
     element_preview TEXT,
     upstream_task_ids TEXT,      -- JSON list: what it waited for
-    takes TEXT,                  -- JSON list: those whose results it took, a[]: of all instances
+    takes TEXT,                  -- JSON list: tasks whose results it took; a[]: all instances of a
     task_group_id TEXT,          -- the group it stands in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
@@ -3891,7 +3891,7 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) STRICT;
 """
-_COLUMNS: dict[str, dict[str, str]] = {  # each table's, with their types
+_COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
@@ -3905,15 +3905,15 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 
 def _upserting(table: str, known: int) -> str:
-    """The same, but where there is a row of its key, sets all but the first, `known` columns."""
+    """The same, but a row that has the key already keeps its first `known` columns."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
     return f"{_inserting(table, 'INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
 
 
-# What later versions add to files of version 2, as (table, column, declaration): a new column is
-# declared here as well as above, with a default, and gets into older files when a run opens them.
+# Columns that older files of version 2 lack, as (table, column, declaration): a new one is declared
+# here as well as above, with a default, and is added when a run opens such a file.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
 _Row = types.SimpleNamespace  # a row by the names of its columns
@@ -3922,7 +3922,7 @@ _XComRow = tuple[str, str, str, int | None, bytes]
 
 
 class _Attempt:
-    """One attempt of a task instance: what the run, its runner and the store call it by."""
+    """One attempt of a task instance, as the run, its runner and the store know it."""
 
     state = "queued"
     started: str | None = None
@@ -3930,8 +3930,7 @@ class _Attempt:
     pid: int | None = None
     error: str | None = None
     log_parts = 0  # a rescheduled sensor's log goes on where it was
-    # By the monotonic clock, and by that on the wall; of a sensor, its first poke's.
-    first_start = began = 0.0
+    first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
     pokes = 0
 
     def __init__(self, instance: _Instance) -> None:
@@ -3939,27 +3938,27 @@ class _Attempt:
         self.try_number = instance.try_number
 
 
-# An attempt's row.
-_row_of = operator.attrgetter(*"instance.row_id try_number state started ended pid error".split())
+_ATTEMPT_FIELDS = "instance.row_id try_number state started ended pid error".split()
+_attempt_row = operator.attrgetter(*_ATTEMPT_FIELDS)  # in the order of the table's columns
 
 
 class _Batch:
-    """What one turn of a run has to record, in one transaction: whole rows, each once; and what
-    follows its commit."""
+    """What one turn of a run has to record, in one transaction, and what follows its commit."""
 
     def __init__(self) -> None:
-        self.instances: dict[_Instance, None] = {}
+        self.instances: dict[_Instance, None] = {}  # an ordered set, as is the next
         self.attempts: dict[_Attempt, None] = {}
-        self.withdrawn: list[_Attempt] = []
+        self.withdrawn: list[_Attempt] = []  # taken back before any worker took them
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
-        self.renewed: list[int] = []  # their values are those of an earlier try
-        self.named: list[tuple[str, int]] = []  # by their map_index_template
-        self.logs: list[tuple[_Attempt, int, str]] = []
+        self.renewed: list[int] = []  # row ids of instances whose values are an earlier try's
+        self.named: list[tuple[str, int]] = []  # what map_index_template made, and of which row
+        self.logs: list[tuple[_Attempt, int, str]] = []  # number and text of a part
+        # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
         self.calls: list[_Callback] = []
         self.jobs: list[_Attempt] = []
-        self.is_large = False  # the WAL is copied into the file, too
+        self.is_large = False
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -3974,7 +3973,7 @@ def _iso(moment: _datetime.datetime) -> str:
 
 
 def _iso_of(seconds: float) -> str:
-    """A time of time.time(), as `_iso` writes it."""
+    """What time.time() gives, as `_iso` writes it."""
     whole, micro = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_iso_second(whole)}.{micro:06d}+00:00"
 
@@ -4003,7 +4002,7 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
 
 
 def _explain(error: BaseException, path: Path) -> NoReturn:
-    """Raises what an error of SQLite means here, in a sentence; another as it is."""
+    """Raise a DatabaseError that says what an error of SQLite means; any other error as it is."""
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -4012,21 +4011,22 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_place(path)
-    # They have the mode that the database had when its first process that is left opened it.
+    # These two keep the mode that the database had when they were made.
     for beside in (f"{path}-wal", f"{path}-shm"):
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
-    # SQLite tells a full disk only of some of its writes, and a full quota of none.
+    # SQLite reports a full disk after some writes only, and a full quota never.
     reads = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
-    writes = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
-    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' * writes}") from None
+    is_write = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
+    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' if is_write else ''}") from None
 
 
 def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
-    why, mode = None, 0o600  # unless it is there
+    why, mode = None, 0o600  # of the file that would be made
     try:
-        mode, owner = (found := os.stat(path)).st_mode, found.st_uid
+        found = os.stat(path)
+        mode, owner = found.st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
         why = None if path.parent.is_dir() else f"there is no directory {path.parent}"
         owner = getattr(os, "geteuid", int)()
@@ -4039,8 +4039,9 @@ def _check_place(path: Path) -> None:
             why = "it is no regular file"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
-    # Where others can make files, SQLite would take theirs for its own.
-    for end in ("-wal", "-shm", "-journal") if why is None and not mode & 0o022 else ():
+    # Others that may not write to the database could make these, and SQLite would take them.
+    is_private = not mode & (stat.S_IWGRP | stat.S_IWOTH)
+    for end in ("-wal", "-shm", "-journal") if why is None and is_private else ():
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(f"{path}{end}").st_uid not in (owner, 0):
                 what = "chown it if you trust it (it may hold new runs), or remove it"
@@ -4053,12 +4054,12 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
     pragmas = ("PRAGMA application_id", "PRAGMA user_version")
     application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
-    # A virtual table has no page, a generated column is hidden: what they do may never end.
-    odd = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
-    plain = f"type = 'table' AND rootpage AND NOT {odd}"
-    kinds = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
+    # A virtual table has no page, a generated column is hidden: to read one may never end.
+    hidden = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
+    plain = f"type = 'table' AND rootpage AND NOT {hidden}"
+    is_plain = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
     if application != _APPLICATION_ID:
-        if application or version or kinds:
+        if application or version or is_plain:
             raise DatabaseError(f"{path} is another application's SQLite file: choose another path")
         return False
     if version != _USER_VERSION:
@@ -4066,7 +4067,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
         older = "liteflow 0.1.0, before its first release: choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
     for table in _COLUMNS:  # in a file made to harm, a view may have the name
-        if not kinds.get(table):
+        if not is_plain.get(table):
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
     return True
 
@@ -4077,14 +4078,14 @@ def _check_before_run(path: Path) -> None:
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     _check_place(path)
     if path.exists() and path.stat().st_size:
-        with contextlib.suppress(_Empty):  # somebody is just creating it, or died when he did
+        with contextlib.suppress(_Empty):  # somebody is just creating it, or died doing so
             _read(path, lambda connection: None)
     _check_writable(path)
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm beside it
-    that are his, and that its owner could not use."""
+    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
+    user's beside it, which the file's owner could not use."""
     _check_place(path)
     if path.exists() and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
@@ -4092,12 +4093,12 @@ def _check_writable(path: Path) -> None:
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
 
-def _missing_columns(db: sqlite3.Connection, of: str = _SCHEMA) -> dict[tuple[str, str], str]:
-    """Declarations by (table, column): what this file has not got yet of the tables in `of`."""
+def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[str, str], str]:
+    """Declarations by (table, column) of what this file lacks, in tables that `sql` names."""
     return {
         (table, column): declaration
         for table, column, declaration in _ADDED_COLUMNS
-        if table in of
+        if table in sql
         and column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
     }
 
@@ -4108,19 +4109,20 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode=OFF")  # it would stay beside a copy that fails
+        copy.execute("PRAGMA journal_mode=OFF")  # a journal would stay beside a copy that fails
         try:
             connection.backup(copy)
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
             if re.match("SQLITE_(FULL|CANTOPEN|IOERR_(?!.*READ))", error.sqlite_errorname):
-                raise OSError(0, str(error)) from None  # it is the copy's, not the database's
+                raise OSError(0, str(error)) from None  # the copy's trouble, not the database's
             raise
         if found != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
-_in_sqlite = threading.RLock()  # where another thread forks in the middle, the child hangs there
+# Held while SQLite works, and to fork: a child could inherit SQLite's own locks, and hang there.
+_in_sqlite = threading.RLock()
 if hasattr(os, "register_at_fork"):
     _hold, _release = _in_sqlite.acquire, _in_sqlite.release
     os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
@@ -4157,7 +4159,7 @@ def _read(
 
 
 def _askable(value: Any) -> Any:
-    """What SQLite takes: text that is none, or a number of more than 64 bits, names nothing."""
+    """The value; if SQLite can't take it (surrogates, over 64 bits), one that equals nothing."""
     if isinstance(value, str):
         return _storable(value)
     return min(value, 2**62) if isinstance(value, int) else value
@@ -4510,7 +4512,7 @@ class _Store:
                     for i in batch.instances
                 ],
             )
-            many(_inserting("task_attempt"), [*map(_row_of, batch.attempts)])
+            many(_inserting("task_attempt"), [*map(_attempt_row, batch.attempts)])
             logs = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
             many(_inserting("task_log"), logs)
 
