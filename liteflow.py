@@ -4214,14 +4214,14 @@ class _Store:
         """Open the database, and make it if it is missing or empty; `check` is called while it is
         locked, and may raise. Raises DatabaseError."""
         self.path = path
-        self.element_of: Any = None  # of a run: what it says of its mapped instances
+        self.element_of: Any = None  # set by a run: digest and preview of an instance's element
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
             self._place = os.stat(path)
-        except BaseException:  # whatever it is: cleaned up after, and raised again
+        except BaseException:  # whatever it is: closed, and raised again
             with contextlib.suppress(Exception):  # it may be no database at all
                 self._wait_for_disk()
             self._connection.close()
@@ -4230,7 +4230,7 @@ class _Store:
     def _connect(self) -> sqlite3.Connection:
         _check_writable(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
-        # Never opened otherwise: closing any descriptor of a database drops the process's locks.
+        # Opened in no other place: to close any descriptor of a file drops the process's locks.
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -4252,7 +4252,7 @@ class _Store:
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
             # and tried again by the caller.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                execute("PRAGMA journal_mode=WAL").fetchone()  # or it is not over
+                execute("PRAGMA journal_mode=WAL").fetchone()  # to its end: else it stays open
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
@@ -4272,17 +4272,17 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL begins
-        anew over frames of before; or else not, and copy nothing out of the WAL meanwhile."""
+        """Whether SQLite waits where consistency needs it: at each checkpoint, and when a WAL is
+        written over from its start. If it does not, no commit copies anything out of the WAL."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
-        """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
+        """All or nothing, under the write lock. With an empty `begin` no transaction is begun.
 
-        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun. One that need
-        not wait for the disk (`waits`) does not where the WAL is empty.
+        Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite. With
+        waits=False it does not wait for the disk if the WAL is empty: nothing else is in there.
         """
         execute = self._connection.execute
         with _in_sqlite:
@@ -4290,7 +4290,7 @@ class _Store:
                 if not waits:
                     self._wait_for_disk(False)
                 execute(begin)
-                # While it is open, nobody else can write there.
+                # Looked at within the transaction, during which nobody else can write to it.
                 wal = None if waits else _file_identity(f"{self.path}-wal")
                 if wal is not None and wal[1] > 0:
                     execute("ROLLBACK")
@@ -4307,9 +4307,9 @@ class _Store:
                     self._wait_for_disk()
 
     def sync(self) -> bool:
-        """Wait until a power cut can take nothing more of what was committed. False if the file is
-        better closed, as its WAL is large, or not there."""
-        # No lock of SQLite's is on this file.
+        """Wait until a power cut can take nothing of what was committed. False if the database is
+        better closed: its WAL is large, or not there."""
+        # SQLite has no lock on this file that closing it would drop.
         with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
             os.fsync(wal.fileno())
             return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
@@ -4322,9 +4322,10 @@ class _Store:
         busy, deadline = is_last, time.monotonic() + 1.0
         with contextlib.suppress(DatabaseError):
             while busy and time.monotonic() < deadline:
-                with self.transaction(""):  # each time anew: other threads have files, too
+                with self.transaction(""):  # not around the loop: it keeps other threads waiting
                     [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                time.sleep(0.02 * busy)
+                if busy:
+                    time.sleep(0.02)
         with _in_sqlite:
             self._connection.close()
 
@@ -4341,12 +4342,12 @@ class _Store:
         except sqlite3.Error as error:
             _explain(error, self.path)
 
-    # A run's beginning and end; but for `cancel_run` and `end_run` in the caller's transaction.
+    # A run's beginning and end. All but `cancel_run` and `end_run` need the caller's transaction.
 
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
     ) -> None:
-        """Insert the run, which has not begun, with its DAG's metadata."""
+        """Insert the run, as `queued`, and its DAG's metadata; from now on it is this store's."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
@@ -4359,13 +4360,13 @@ class _Store:
         )
         self.run_row = made.lastrowid or 0
 
-    def _set_run(self, run_row: int, also: str = "", /, **values: Any) -> None:
+    def _set_run(self, run_row: int, condition: str = "", /, **values: Any) -> None:
         terms = ", ".join(f"{name} = :{name}" for name in values)
-        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {also}"
+        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {condition}"
         self._connection.execute(query, {**values, "run_row": run_row})
 
     def queue_run(self, run_row: int) -> None:
-        """The run stands in line in this process, which holds the owner's lock."""
+        """Record that the run stands in line in this process, which is its owner by now."""
         whose = {"owner": self.owner, "owner_process": _who()}
         self._set_run(run_row, state="queued", reason=_SUBMITTED, **whose)
 
@@ -4388,20 +4389,20 @@ class _Store:
         )
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
-        """Record the run's end, in a transaction of its own; its row. Raises AlreadyRunning."""
+        """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
         with self.transaction():
             self._check_fence()
             self.close_run(self.run_row, state.value, reason)
             [row] = _select_runs(self._connection, id=self.run_row)
-        self.owner = ""  # what a DAG's callbacks print comes later, when it has no owner
+        self.owner = ""  # as in the file: what a DAG's callbacks print is recorded after this
         return row
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> None:
-        """Record a run's end. What was sent, ran or waited for a next attempt has no state again,
-        and its attempt is interrupted; one that was sent may have run, which uses up no try.
+        """Record a run's end. Instances that were sent, ran or waited for a next attempt have no
+        state again; attempts that were sent or ran are interrupted, which uses up no try.
 
-        A scheduler died when it last wrote something, as far as that is known; it may be the fault
-        of a task that ran."""
+        If its scheduler died, the run ended when something was last recorded, and those that ran
+        count as lost: one of them may be to blame."""
         ended = None if reason == _DIED else _now()
         why = f"interrupted: {reason or 'its run ended'}"
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
@@ -4426,27 +4427,27 @@ class _Store:
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
         many = self._connection.executemany
-        [row] = _select_runs(self._connection, id=self.run_row)
-        self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
-        empty = [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number]
-        many("DELETE FROM task_instance WHERE id = ?", empty)
-        moves: list[Any] = [(index, "removed", row.row_id) for row, index in found.removed]
+        [run] = _select_runs(self._connection, id=self.run_row)
+        self._set_run(run.id, seconds=_run_seconds(run) or run.seconds)
+        untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
+        many("DELETE FROM task_instance WHERE id = ?", untried)
+        moves: list[Any] = [(index, "removed", past.row_id) for past, index in found.removed]
         kept = found.instances.items()
-        moves += [(i, row.state, row.row_id) for (_, i), row in kept if row.map_index != i]
-        # In two steps: an index may be another's until that one has moved.
+        moves += [(i, past.state, past.row_id) for (_, i), past in kept if past.map_index != i]
+        # In two steps, by way of indexes that are nobody's: a new one may still be another's.
         many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
         many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
-        stale = [found.instances[key] for key in found.again] + [row for row, _ in found.removed]
-        self._delete_values(row.row_id for row in stale)
+        stale = [found.instances[key] for key in found.again] + [past for past, _ in found.removed]
+        self._delete_values(past.row_id for past in stale)
 
-    def _delete_values(self, instances: Iterable[int]) -> None:
-        ids = [(row_id,) for row_id in instances]
+    def _delete_values(self, row_ids: Iterable[int]) -> None:
+        ids = [(row_id,) for row_id in row_ids]
         for table in ("xcom", "xcom_item"):
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(self, instances: Iterable[_Instance]) -> None:
-        """Write rows whole, by task and index: new ones, which get their id, and those that a
-        resume goes on with."""
+        """Write whole rows: new ones, which get their id here, and those that a resume goes on
+        with. The instances of one node have to come together."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
@@ -4454,7 +4455,7 @@ class _Store:
             for node, together in itertools.groupby(instances, lambda i: i.node):
                 task, group_id = node.task, getattr(node.task.task_group, "group_id", None)
                 role = "setup" if task.is_setup else "teardown" if task.is_teardown else None
-                facts = (_json_ids(task._upstream), _takes(task), group_id, role)
+                last_columns = (_json_ids(task._upstream), _takes(task), group_id, role)
                 for i in together:
                     mapped = node.mapping is not None and i.map_index >= 0
                     element, preview = self.element_of(i, node.mapping) if mapped else (None, None)
@@ -4463,14 +4464,14 @@ class _Store:
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, _state_of(i), i.try_number,
-                        i.max_tries, i.lost, 0, i.flow, element, preview, *facts,
+                        i.max_tries, i.lost, 0, i.flow, element, preview, *last_columns,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
         self._connection.executemany(_upserting("task_instance", 3), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
-        """Mark task instances (index None: all of the task) to run again in a resume."""
+        """Mark task instances (index None: all of the task) as cleared, by the number `how`."""
         self._connection.executemany(
             "UPDATE task_instance SET cleared = ?, state = NULL WHERE dag_run_id = ? AND "
             "task_id = ? AND map_index = coalesce(?, map_index) AND state IS NOT 'removed'",
@@ -4480,20 +4481,21 @@ class _Store:
     # A run's turns.
 
     def record(self, batch: _Batch, check: Callable[[], None] = lambda: None) -> None:
-        """Write a turn's events in one transaction. `check` sees the file under the write lock, and
-        may change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
+        """Write a turn's events in one transaction. `check` is called under the write lock, and may
+        change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._many
-        for a in batch.attempts:
-            # It runs; when exactly is known at its end, or never.
-            a.started = a.started or a.ended or _now()
+        for attempt in batch.attempts:
+            # A guess until its end tells when it began; it stays if the scheduler dies first.
+            attempt.started = attempt.started or attempt.ended or _now()
         with self.transaction():
             self._check_fence()
             check()
             many(_inserting("xcom"), batch.xcoms)
             many(_inserting("xcom_item"), batch.items)
-            if batch.renewed:  # behind the values of a try that failed in this turn
-                self._delete_values(batch.renewed)
-            for node in batch.expanded:  # the previews of its elements are there now
+            # After the inserts: the values of a try that failed in this turn are to go as well, and
+            # what is expanded takes its elements' previews from them.
+            self._delete_values(batch.renewed)
+            for node in batch.expanded:
                 which = (self.run_row, node.task.task_id, node.instances[0].row_id)
                 known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
@@ -4521,13 +4523,14 @@ class _Store:
             self._connection.executemany(statement, rows)
 
     def _check_fence(self) -> None:
-        """Whatever is written next is written under the same lock. Raises AlreadyRunning."""
+        """Raises AlreadyRunning if the run has another owner by now, or is gone. Called under the
+        write lock, so that nobody takes it over before what follows is committed."""
         query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
-        """Ask the run's owner, which looks for that, to stop it."""
+        """Ask the run's owner to stop it: its loop looks for that now and then."""
         with self.transaction():
             self._set_run(run_row, "AND state = 'running'", stop_requested=_now())
 
@@ -4543,7 +4546,8 @@ class _Store:
     def change(
         self, run_row: int, check: Callable[[Any], None], act: Callable[..., None], *how: Any
     ) -> None:
-        """Do one of what follows to a run; `check` sees it under the write lock, and may raise."""
+        """Call one of the methods below, `act`, with a run's row and `how`; before it, under the
+        same lock, `check` sees the row, and may raise."""
         with self.transaction():
             row = _find_run(self._connection, id=run_row)
             check(row)
@@ -4573,12 +4577,12 @@ class _Store:
         self._set_run(row.id, values_deleted=_now())
 
     def give_back(self) -> None:
-        """Give the disk space back that nothing uses any more, in steps: one large vacuum would
-        write all the pages to the WAL at once, and keep others waiting."""
+        """Give unused space back to the disk, in steps: one large vacuum would write all the pages
+        to the WAL at once, and keep others waiting."""
         execute = self._connection.execute
         with self.transaction(""):
             before = math.inf
-            # It does not fall where the file was made without auto_vacuum.
+            # The number does not fall where the file was made without auto_vacuum.
             while 0 < (free := execute("PRAGMA freelist_count").fetchone()[0]) < before:
                 # By `execute` Python 3.11 steps once, which frees one page.
                 self._connection.executescript("PRAGMA incremental_vacuum(1000)")
@@ -4588,7 +4592,7 @@ class _Store:
 
 
 def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
-    """Do it, again and again while somebody else holds the write lock. Raises DatabaseError.
+    """Call `act`, again and again while somebody else holds the write lock. Raises DatabaseError.
     `check` is called between, and may raise to end the wait."""
     deadline = time.monotonic() + _LOCKED_LIMIT
     while True:
