@@ -4611,23 +4611,23 @@ def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] =
 # Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
 # made to harm gives texts where texts are expected.
 
-_ATTEMPT = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
-_OWN = "task_attempt ON task_instance_id = task_instance.id"
-_LATEST = f"task_instance LEFT JOIN {_OWN} AND task_attempt.try_number = task_instance.try_number"
-_JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
-_XCOMS = f"xcom {_JOINED}"
-_ITEMS = f"xcom_item {_JOINED}"
-_WHOSE = "task_instance.task_id task_instance.map_index"
+_ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
+_ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
+_INSTANCES = f"task_instance LEFT JOIN {_ITS_LATEST}"
+_OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
+_XCOMS = f"xcom {_OF_INSTANCE}"
+_ITEMS = f"xcom_item {_OF_INSTANCE}"
+_INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
 
 def _select(
     source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: Any = None, **asked: Any
 ) -> list[_Row]:
-    """Rows by name, of a table, whole unless `columns` are named, or of those that `source` joins,
-    by what is asked; of two columns of one name the second bears its table's before it.
+    """Rows of `source`, a table or a join, with these `columns`, or all of the table if none are
+    named; of two with one name the second is called TABLE_COLUMN. For `asked` see `_ASKED_OF`.
 
-    A column that only later versions have reads as none in a file that has not got it yet.
+    A column that only later versions have is None in a file that has not got it yet.
     """
     columns = columns or " ".join(_COLUMNS[source])
     names, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
@@ -4638,7 +4638,7 @@ def _select(
 
 @functools.cache
 def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str], str]:
-    """What they are called, and what is selected."""
+    """The names of the rows' fields, and the SQL that selects them."""
     terms: dict[str, str] = {}
     for name in columns.split():
         table, column = name.split(".") if "." in name else (source.split()[0], name)
@@ -4648,17 +4648,17 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked of runs, and of what is joined to task instances, but that a column of the run or
-# instance is equal to something.
+# What is asked by these names. Any other name is that of a column of the run or task instance,
+# which must equal the value.
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
     "since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
     "before": "coalesce(start_date, end_date, '9999') < ?",
-    # Those that have so many newer ones of their DAG.
+    # Those with at least so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
-    # Those that an id or DAG/RUN names, by what is in an index: the rows are ten times as much.
+    # By run id or DAG/RUN, searched in an index: the table is ten times as large.
     "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
     # Of a DAG, the newest that has ended, and those since.
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
@@ -4677,7 +4677,7 @@ _ASKED_OF = {
 
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
-    """What follows FROM, and its values: all that is asked and not None holds, up to a limit."""
+    """What follows `FROM source`, and its values; of what is `asked`, None stands for anything."""
     table = "task_instance" if "task_instance" in source else source
     terms, values = ["true"], []
     for name, value in asked.items():
@@ -4710,7 +4710,7 @@ def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | No
 def _select_run_ids(
     db: sqlite3.Connection, dag_id: str | None = None
 ) -> dict[tuple[str, str], str | None]:
-    """When each run began, the newest first; of all DAGs, or one."""
+    """(dag_id, run_id) of the runs of all DAGs, or one, newest first, with when each began."""
     rest, values = _asking("dag_run", "ORDER BY id DESC", dag_id=dag_id)
     rows = db.execute(f"SELECT dag_id, run_id, start_date FROM dag_run {rest}", values)
     return {(str(dag), str(run)): start and str(start) for dag, run, start in rows}
@@ -4736,31 +4736,31 @@ def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[s
     return dags
 
 
-_INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
-    task_group_id role cleared {_ATTEMPT}"""
-_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
-
-# A run's task instances, in the order in which the DAG has them, with their latest attempts; and
-# with each of their attempts.
-_select_instances = functools.partial(_select, _LATEST, _INSTANCE, _ORDER)
+_ATTEMPT_COLUMNS = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
+_INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_preview
+    upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
+_DAG_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
+_TRY_ORDER = f"{_DAG_ORDER}, task_attempt.try_number"
+# A run's task instances, each with its latest attempt; and with each of its attempts.
+_select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _DAG_ORDER)
 _select_attempts = functools.partial(
-    _select, f"task_instance JOIN {_OWN}", _INSTANCE, f"{_ORDER}, task_attempt.try_number"
+    _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _TRY_ORDER
 )
 # The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
     _select,
-    f"task_log {_JOINED} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
-    f"id try_number part text {_WHOSE}",
+    f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
+    f"id try_number part text {_INSTANCE_KEY}",
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
 )
-# The output of callbacks that failed.
-_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
+# The output of callbacks that failed: see _call_back.
+_CALLBACK_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
 _select_callback_errors = functools.partial(
-    _select, f"task_log {_JOINED}", "text", f"{_FAILED} ORDER BY task_log.id DESC"
+    _select, f"task_log {_OF_INSTANCE}", "text", f"{_CALLBACK_FAILED} ORDER BY task_log.id DESC"
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
-    _select, _XCOMS, f"key type preview {_WHOSE}", "ORDER BY task_instance.id, key"
+    _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", "ORDER BY task_instance.id, key"
 )
 
 
@@ -4769,8 +4769,8 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    in_order = operator.attrgetter(*_terms(_LATEST, columns, ())[0])  # which vars() may not be
-    for row in _select(_LATEST, columns, "", db, run_row):
+    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
+    for row in _select(_INSTANCES, columns, "", db, run_row):
         *own, error = in_order(row)
         died = row.state is None and error == f"interrupted: {_DIED}"
         found.append(_Past._make([*own, died]))
@@ -4779,7 +4779,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
 
 def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    rows = _select(_XCOMS, f"length {_WHOSE}", "", db, run_row, key="return_value")
+    rows = _select(_XCOMS, f"length {_INSTANCE_KEY}", "", db, run_row, key="return_value")
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
@@ -4797,13 +4797,13 @@ def _select_values(
 
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
-    """An `item` of a result that others expand over, if it is stored on its own."""
+    """The pickle of an element, the `item`-th, of a result, if the elements are stored apart."""
     found = _select(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
     return next((row.value for row in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
-    """What people may know of the elements of a result that others expand over."""
+    """Previews of the elements of a result that others expand over, by index."""
     items = _select(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
@@ -4812,7 +4812,7 @@ def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) ->
 def _count_elsewhere(
     db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
 ) -> list[tuple[str | None, int]]:
-    """How many instances of a task run now in other runs of its DAG, by these runs' owners."""
+    """How many instances of a task run now in other runs of its DAG: (owner, number) pairs."""
     return db.execute(
         "SELECT CAST(owner AS TEXT), count(*) FROM task_instance JOIN dag_run ON dag_run.id = "
         "dag_run_id WHERE dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND "
@@ -4822,7 +4822,7 @@ def _count_elsewhere(
 
 
 def _count_parts(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
-    """Of an attempt's log, but for its tail."""
+    """The number of the last part of an attempt's log, but for its tail; 0 if there is none."""
     which = f"task_instance_id = ? AND try_number = ? AND part < {_TAIL_PART}"
     query = f"SELECT coalesce(max(part), 0) FROM task_log WHERE {which}"
     count: int = db.execute(query, (instance_row, try_number)).fetchone()[0]
