@@ -4866,21 +4866,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Call(_Record):
-    """A task's arguments on their way to a worker: pickled, and the results they take.
-
-    Of a mapped task also the elements of each constant that it is expanded over.
-    """
+    """A task's arguments on their way to a worker: pickled, and the results they take."""
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
-    constants: Sequence[Sequence[_Call]] = ()
+    constants: Sequence[Sequence[_Call]] = ()  # those that it is expanded over, by element
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
 
 
 def _dump_call(task: BaseOperator) -> _Call:
-    """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
+    """A task's arguments, results in them as look-ups. Raises UnreachableTask for what can't go."""
     args, kwargs = task._call()
     named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
     call = _dump_taking(task, (args, kwargs), named) if named else _NO_CALL
@@ -4889,7 +4886,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     constants = []
     for name, source in task._mapping.sources.items():
         values, what = source, name or "element"
-        if isinstance(source, _Mappable):  # filled in later, when nobody could be told
+        if isinstance(source, _Mappable):  # not used before it is filled in, in a worker: too late
             values = [x._by for x in source._parts("zip") if x._by is not ...]
             what = "fillvalue"
         constants.append([_dump_taking(task, x, {what: x}) for x in values])
@@ -4897,7 +4894,8 @@ def _dump_call(task: BaseOperator) -> _Call:
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
-    """`named`: the arguments of which one is named if they can't be pickled."""
+    """Pickle arguments, and note what they take. Raises UnreachableTask that names the one of
+    `named` that can't be pickled."""
     results: list[XComArg[Any]] = []
     token = _pickling.set((task, results))
     try:
@@ -4923,8 +4921,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone; the same
-    for tasks that differ in nothing but their id, of which one is kept."""
+    """What a worker has to know of a task that it finds by its function's name alone. It has no id
+    in it: tasks that differ in nothing else share it."""
     also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
@@ -4946,7 +4944,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     def constant(name: str | None, index: int) -> bytes:
         try:
             return _canonical(mapping.sources[name][index])
-        except Exception:  # pickling runs the value's own code; then its index has to do
+        except Exception:  # pickling runs the value's own code; where it fails, the index decides
             return f"index {index}".encode()
 
     seen: collections.Counter[str] = collections.Counter()
@@ -4977,10 +4975,10 @@ def _canonical(value: Any) -> bytes:
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
         return f"enum {kind.__qualname__}.{value.name}".encode()
-    if hasattr(kind, "__dataclass_fields__"):  # those that are for its __init__ alone are not kept
+    if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
         return kind.__qualname__.encode() + _canonical({n: getattr(value, n) for n in names})
-    # Protocol 2 has names in plain, and the script goes by two: see _module_name.
+    # Protocol 2 writes names in plain text, and the script goes by two: see _module_name.
     data = io.BytesIO()
     _CanonicalPickler(data, 2).dump(value)
     return data.getvalue().replace(b"c__mp_main__\n", b"c__main__\n")
@@ -4988,7 +4986,7 @@ def _canonical(value: Any) -> bytes:
 
 class _CanonicalPickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> bytes | None:
-        """In place of a set, whose order is another one in each process."""
+        """What to write in place of a set, whose own order differs from process to process."""
         return _canonical(value) if type(value) in (set, frozenset) else None
 
 
