@@ -5004,8 +5004,9 @@ def _storable(text: object) -> str:
 
 
 def _preview(value: Any) -> str:
-    if value is None or type(value) in (bool, int, float) or type(value) is str and len(value) < 60:
-        return _shown(value, _PREVIEW)
+    kind = type(value)
+    if kind in (type(None), bool, int, float) or (kind is str and len(value) < _SHORT.maxstring):
+        return _shown(value, _PREVIEW)  # reprlib takes far longer
     return _shown(value, _PREVIEW, lambda x: _storable(_SHORT.repr(x)))
 
 
@@ -5022,14 +5023,14 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
-_INLINE = 16 * 1024  # bytes of a value that travel with a job
+_INLINE = 16 * 1024  # bytes of a value, or of output, that travel in a message; more goes apart
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
-_REASON_LIMIT = 300  # of what an exception says in one line
+_REASON_LIMIT = 300  # characters of what an exception says, in its reason
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
 _environ = os.environ  # a task may put something else in its place
-_is_forked = False  # this worker, from the scheduler's memory
+_is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
 
 
 class _WorkerRun:
@@ -5043,12 +5044,12 @@ class _WorkerRun:
 
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
-        module, dag_id, n = self.info["key"]
+        module, dag_id, number = self.info["key"]
         if module and not _is_forked:
             _import(module, self.info["module_path"])
-        found = _built.get((module, dag_id, n))
+        found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
-            found = Dag(dag_id)  # which stands for one that no import builds, in this run alone
+            found = Dag(dag_id)  # for one that no import builds: an empty one, for this run alone
             _kept_dags[:] = [dag for dag in _kept_dags if dag is not found]
         self.dag = found
 
@@ -5068,18 +5069,16 @@ class _WorkerRun:
         """Give the process the environment and working directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
         now, before = vars(os.environ)["_data"], self.info["environ"]
-        if now != before:  # what is the same may have a name that can't be set
+        if now != before:  # what is the same is left: it may have a name that can't be set
             for name in now.keys() - before:
                 del os.environb[name]
             os.environb.update(before.items() - now.items())
-        try:
+        with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
-        except OSError:  # it may be gone for run() as well
-            pass
 
     def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
-        """The task of the DAG or, if it has `settings`, one like the scheduler's, made of the
-        function that has this name. Raises UnreachableTask."""
+        """The DAG's task or, where `settings` are given and the import builds none, one that is
+        made of them and the function of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
             return self._tasks[task_id]
         task: Any = self._built(task_id, function)
@@ -5100,10 +5099,11 @@ class _WorkerRun:
         return None if task is None or _function_name(task) != function else task
 
     def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
-        """Which of the tasks can't be found here, and which only by their function's name."""
-        lost = [each for each in references if self._built(*each[:2]) is None]
-        named = {task_id for task_id, function, by in lost if by and self._resolve(function)}
-        return [task_id for task_id, *_ in lost if task_id not in named], named
+        """Ids of the tasks that can't be found here, and of those only by their function's name.
+        A reference: a task's id, its function's name, and whether that name alone would do."""
+        unbuilt = [each for each in references if self._built(*each[:2]) is None]
+        named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
+        return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
 
 def _function_name(task: BaseOperator) -> str:
@@ -5121,8 +5121,8 @@ def _import(module: str, path: str | None) -> None:
     with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
     elsewhere = path is not None and not os.path.exists(path)  # it is another machine's
-    same = spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1
-    if spec is not None and (elsewhere or same):
+    origin, wanted = (p and os.path.realpath(p) for p in (spec and spec.origin, path))
+    if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -5147,15 +5147,15 @@ def _resolve(function: str) -> Callable[..., Any] | None:
 
 
 def _is_inherited(module: str, path: str | None, line: int) -> bool:
-    """Whether a forked worker has something only since the scheduler had it: a worker that imports
-    the module, or a script that is not the main one there, would not have it."""
-    gone = module not in sys.modules
-    return _is_forked and (gone or (module == "__main__" and _is_below_guard(path or "", line)))
+    """Whether this worker was forked with something that a worker which imports the module would
+    not have: what is defined while a script is the main one, say."""
+    absent = module not in sys.modules
+    return _is_forked and (absent or (module == "__main__" and _is_below_guard(path or "", line)))
 
 
 def _is_below_guard(path: str, line: int) -> bool:
-    """Whether a line of a script is met only where it is the main one: it belongs to a statement
-    like `if __name__ == "__main__":`, the last above it that begins at the margin."""
+    """Whether a line of a script runs only where that is the main one: the last statement above it
+    that begins at the margin is like `if __name__ == "__main__":`."""
     with contextlib.suppress(OSError):
         # A form feed ends no line for Python, and one before a line is no margin.
         source = Path(path).read_text("utf-8", "replace").replace("\f", "")
