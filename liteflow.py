@@ -1159,35 +1159,35 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             return (), _with_placeholders(self._in_partial)
         return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
-    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
+    def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         """Runs in the worker process: the operator that does the work, its fields filled in, and
         what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
         `map_index_template` alone."""
         is_mapped = self._in_partial is not None
-        made = self._make_instance(kwargs, job) if is_mapped else _copy_with(self, **kwargs)
-        job.context["task"] = job.context["ti"].task = made
-        native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
+        made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
+        execution.context["task"] = execution.context["ti"].task = made
+        native = execution.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10"
         for name in self.template_fields:
             value = getattr(made, name, None)
             if any(native or _is_template(text) for text in _texts_in(value)):
-                value = _rendered(value, job.context, {id(x) for x in job.results})
+                value = _rendered(value, execution.context, {id(x) for x in execution.results})
                 object.__setattr__(made, name, value)
-        return made, lambda: _awaited(made.execute(job.context))
+        return made, lambda: _awaited(made.execute(execution.context))
 
-    def _make_instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
+    def _make_instance(self: Any, kwargs: dict[str, Any], execution: _Execution) -> Any:
         """What an instance of a mapped operator makes of its arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._in_partial, **kwargs, **place}
         # In a context of its own it joins no DAG that is being built.
         alone = contextvars.Context()
-        alone.run(_running.set, job)
+        alone.run(_running.set, execution)
         made = alone.run(type(self), task_id=self.task_id, **settings)
         made.dag, made.task_group = self.dag, self.task_group
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
 
-    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
+    def _follow(self, call: Callable[[], Any], execution: _Execution) -> Any:
         """What a decorated function stands for in a task of this kind: by itself, its result."""
         return call()
 
@@ -1292,11 +1292,11 @@ class _FunctionOperator(BaseOperator):
         late = super()._call()[1]
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
-    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
+    def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
-        context = job.context if _takes_context(self.python_callable) else {}
+        context = execution.context if _takes_context(self.python_callable) else {}
         call = functools.partial(_called, self.python_callable, args, kwargs, context)
-        return mine, lambda: mine._follow(call, job)
+        return mine, lambda: mine._follow(call, execution)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
@@ -1654,9 +1654,9 @@ class BashOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
-        return self._follow(lambda: self.bash_command, _running_job())
+        return self._follow(lambda: self.bash_command, _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], job: _Execution) -> Any:
+    def _follow(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
         from subprocess import PIPE, STDOUT, Popen
 
         command = call()
@@ -1671,7 +1671,7 @@ class BashOperator(BaseOperator):
         own = self.env or {}
         for name, value in own.items():  # subprocess would tell it without the name
             _of_type(str, bytes, os.PathLike)(f"task {self.task_id!r}: env {name!r}", value)
-        environ = {**outer, **own, **_airflow_environ(job.context)}
+        environ = {**outer, **own, **_airflow_environ(execution.context)}
         folder = self.cwd
         with contextlib.ExitStack() as stack:
             if folder is None:
@@ -1739,12 +1739,12 @@ class BaseSensorOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until it is true."""
-        return self._follow(lambda: _awaited(self.poke(context)), _running_job())
+        return self._follow(lambda: _awaited(self.poke(context)), _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
+    def _follow(self: Any, call: Callable[[], Any], execution: Any) -> Any:
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
         timeout = self.timeout.total_seconds()
-        for number in itertools.count(job.job.pokes):
+        for number in itertools.count(execution.job.pokes):
             try:
                 found = call()
             except AirflowSkipException:
@@ -1759,7 +1759,7 @@ class BaseSensorOperator(BaseOperator):
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
-            if time.monotonic() - job.waiting_since > timeout:
+            if time.monotonic() - execution.waiting_since > timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
@@ -4991,15 +4991,15 @@ class _CanonicalPickler(pickle.Pickler):
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
-    """Called by unpickling a task's arguments: what stands for a placeholder in this job."""
-    job = _running_job()
-    found = getattr(job, name)(*arguments)
-    job.results.append(found)
+    """What a placeholder stands for in this execution; called by unpickling the arguments."""
+    execution = _running_execution()
+    found = getattr(execution, name)(*arguments)
+    execution.results.append(found)
     return found
 
 
 def _storable(text: object) -> str:
-    """Text that SQLite takes: a file name may hold bytes that are none."""
+    """Text that SQLite takes, surrogates escaped: a file's name may hold some."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
@@ -5169,55 +5169,50 @@ def _is_below_guard(path: str, line: int) -> bool:
 
 
 class _Job(NamedTuple):
-    """An attempt on its way to whoever runs it."""
+    """An attempt on its way to whoever runs it; as a plain tuple in messages."""
 
-    number: int
+    number: int  # of a job in a queue, from 1
     task_id: str
-    function: str
+    function: str  # see _function_name
     map_index: int
     try_number: int
     max_tries: int
-    call: bytes
+    call: bytes  # pickled arguments
     settings: bytes | None  # of a task that is found by its function's name alone
+    # (map_index, pickle) of XComs by (task_id, key); None in place of a large pickle.
     inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
     timeout: float | None  # seconds
-    holds: bool = False  # its worker waits for word after it
+    holds: bool = False  # after it the worker waits for word: callbacks may be due
     feeds: bool = False  # others expand over its result
     elements: Sequence[tuple[str | None, tuple[Any, ...]]] = ()  # what it is mapped over
-    in_group: bool = False  # those are its group's
+    in_group: bool = False  # it is its group that is mapped over them
     pokes: int = 0  # of a sensor, before this one
-    waited: float = 0.0  # seconds since its first one
-    alone: bool = False  # quick ones came before it, and nothing else is out
+    waited: float = 0.0  # seconds since the first poke
+    alone: bool = False  # quick jobs came before it, and no other is out
 
 
 class _Outcome(NamedTuple):
-    """How an attempt ended, on its way back.
-
-    `terminated`: it was told to end. `spoilt`: why its worker must not get another job. `held`:
-    its worker waits for word. `start` by time.time(), `took` in seconds. `output`: what it
-    printed, unless that is long or may have been looked at: then it is in its worker's log, up to
-    `log_end`.
-    """
+    """How an attempt ended, on its way back; as a plain tuple in messages."""
 
     status: str  # see _Plan.finish
     error: str | None
     xcoms: Sequence[_XComRow] = ()
     items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
-    start: float | None = None
-    took: float = 0.0
-    terminated: bool = False
-    spoilt: str | None = None
-    held: bool = False
-    log_end: int = 0
-    output: bytes | None = None
-    unasked: bool = False  # it was told by somebody else than its runner
+    start: float | None = None  # by time.time()
+    took: float = 0.0  # seconds
+    terminated: bool = False  # it was told to end
+    spoilt: str | None = None  # why its worker must not get another job
+    held: bool = False  # its worker waits for word
+    log_end: int = 0  # where its output ends in its worker's log
+    output: bytes | None = None  # None: it is long, or has been shown in part; read the log
+    unasked: bool = False  # it was told to end, but not by its runner
 
 
 class _Execution:
     """The attempt that runs here now."""
 
-    is_over = False  # its outcome is told; what is left are callbacks
+    is_over = False  # its outcome is told, and only callbacks are left
 
     def __init__(self, run: _WorkerRun, job: _Job) -> None:
         self.run = run
@@ -5225,13 +5220,13 @@ class _Execution:
         self.task_id, self.map_index = job.task_id, job.map_index
         self.task = run.find(job.task_id, job.function, job.settings)
         self.pid = os.getpid()
-        self.variables = contextvars.copy_context()  # what it sets there is not the next one's
+        self.variables = contextvars.copy_context()  # what the task sets must not reach the next
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
-        self.results: list[Any] = []  # what placeholders stand for: no template, whatever it says
+        self.results: list[Any] = []  # values of placeholders: never rendered as templates
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -5253,7 +5248,7 @@ class _Execution:
         return args, kwargs | mapped
 
     def element(self, plan: tuple[Any, ...]) -> Any:
-        """An element that the task is expanded over, by the plain data that says where it is."""
+        """An element that the task is expanded over, from the plain data that `_element` gives."""
         match plan:
             case "constant" | "value", data:
                 return self._loaded(data)
@@ -5265,18 +5260,19 @@ class _Execution:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
-                [(_, data)] = self._read(task_id, "return_value", i)
+                [(_, data)] = self._stored(task_id, "return_value", i)
                 return self._loaded(data)
-        _, task_id, i = plan
+        _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
         data = self._look(_select_item, task_id, item=i)
         if data is not None:
             return self._loaded(data)
-        # Stored by code of which nobody expanded over it: taken apart here.
-        whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
+        # When it was stored, no task expanded over it: only the whole is there.
+        whole = self._loaded(dict(self._stored(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
-        """What `map`, `zip` and `concat` of results, which are here now, give as an argument."""
+        """What `map`, `zip` or `concat` (`how`) gives as an argument, of results that are loaded.
+        `by`: the function, or the fillvalue of a zip, or None or ... for want of it."""
         some = [() if x is None else x for x in sources]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
@@ -5292,7 +5288,7 @@ class _Execution:
 
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
-        params = self.run.info["params"]  # those of conf among them
+        params = self.run.info["params"]  # what conf gives is in there
         return default[0] if default and name not in params else _plain_copy(params[name])
 
     def _loaded(self, data: bytes) -> Any:
@@ -5311,28 +5307,31 @@ class _Execution:
                 )
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
-                [(_, data)] = self._read(task_id, key, map_index)
+                [(_, data)] = self._stored(task_id, key, map_index)
             self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        data = [data for _, data in self._read(task_id, key)]
+        data = [data for _, data in self._stored(task_id, key)]
         results = _Results(data, self.run.info["fileloc"])
         if not plain:
             return results
         return None if not results else results[0] if len(results) == 1 else list(results)
 
-    def _read(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
-        """(map_index, data) of another task's XComs of one key: of an index, or all."""
+    def _stored(
+        self, task_id: str, key: str, index: int | None = None
+    ) -> Sequence[tuple[int, Any]]:
+        """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
         if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
             return self.job.inputs.get((task_id, key), ())  # all of them came with the job
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
     def _look(self, select: Callable[..., T], task_id: str, **which: Any) -> T:
-        """What is in the database of a task of this run, where this worker is on its machine."""
+        """What a look at the database finds of a task of this run. Raises AirflowException where
+        the database is on another machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             why = "a foreign executor's workers get only those of direct upstream tasks"
@@ -5346,7 +5345,7 @@ class _Execution:
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
-        return [(i, self._loaded(data)) for i, data in self._read(task_id, key)]
+        return [(i, self._loaded(data)) for i, data in self._stored(task_id, key)]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5416,17 +5415,17 @@ _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
 
 
-def _running_job() -> _Execution:
+def _running_execution() -> _Execution:
     # A thread that a task starts has none of its context variables.
-    job = _running.get(_here[-1] if _here else None)
-    if job is None:
+    execution = _running.get(_here[-1] if _here else None)
+    if execution is None:
         raise RuntimeError("there is no running task: this is for use inside one")
-    return job
+    return execution
 
 
 def get_current_context() -> Context:
     """The context of the task that runs here. Raises RuntimeError outside a task."""
-    return _running_job().context
+    return _running_execution().context
 
 
 class _Variables(_Record):
@@ -5475,40 +5474,41 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 }
 
 
-def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
-    """Run one attempt; how it ended as plain data, whatever the task does. `guard` is entered
-    around the task's own code: within it the process may be told to end."""
+def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> _Outcome:
+    """Run one attempt. Returns how it ended, as plain data; raises nothing, whatever the task does.
+    `guard` is entered around the task's own code, which what it does may cut off."""
     note: dict[str, Any] = {}
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
         with guard:
-            result = job.variables.run(_as_running, job, _run_hooked, job)
-        note = _store_result(job, result)
+            result = execution.variables.run(_as_running, execution, _run_hooked, execution)
+        note = _store_result(execution, result)
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        said = _shown(skip, _ERROR_LIMIT, _one_line)
-        # People are shown the last line.
-        status, error, job.exception = "skipped", said.replace("\n", " "), skip
+        # In one line, as tables show the last line alone.
+        error = _shown(skip, _ERROR_LIMIT, _one_line).replace("\n", " ")
+        status, execution.exception = "skipped", skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
-        status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
-    if os.getpid() != job.pid:
-        _end_child(job.exception)
-    if job.map_index >= 0 and job.task.map_index_template is not None:
-        note = {**note, **_name_of(job)}
-    took = time.perf_counter() - job.clock
-    return _Outcome(status, error, [*job.pushed.values()], items, note, job.started, took)
+        status, error = "fatal" if fatal else "failed", _traceback(failure)
+        execution.exception = failure
+    if os.getpid() != execution.pid:
+        _end_child(execution.exception)
+    if execution.map_index >= 0 and execution.task.map_index_template is not None:
+        note = {**note, **_name_of(execution)}
+    xcoms, took = [*execution.pushed.values()], time.perf_counter() - execution.clock
+    return _Outcome(status, error, xcoms, items, note, execution.started, took)
 
 
-def _name_of(job: _Execution) -> dict[str, str]:
+def _name_of(execution: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance, from what the task put into its
     context, too; nothing without Jinja."""
     try:
-        name = str(_rendered(job.task.map_index_template, job.context))
+        name = str(_rendered(execution.task.map_index_template, execution.context))
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code
@@ -5517,42 +5517,44 @@ def _name_of(job: _Execution) -> dict[str, str]:
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
-def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
-    token = _running.set(job)
-    in_main = [job] if threading.current_thread() is threading.main_thread() else []
-    _here.extend(in_main)
+def _as_running(execution: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    token = _running.set(execution)
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        _here.append(execution)
     try:
         return function(*arguments)
     finally:
-        del _here[len(_here) - len(in_main) :]
+        if in_main:
+            _here.pop()
         _running.reset(token)
 
 
-def _run_hooked(job: _Execution) -> Any:
-    """Unless `run_if` or `skip_if` forbids it; between `pre_execute` and `post_execute`, which an
-    operator's class may define."""
-    for condition, wanted, message in job.task._conditions:
-        found = condition(job.context)
+def _run_hooked(execution: _Execution) -> Any:
+    """Do the task's work, unless `run_if` or `skip_if` forbids it, between `pre_execute` and
+    `post_execute`, which an operator's class may define. Returns its result."""
+    for condition, wanted, message in execution.task._conditions:
+        found = condition(execution.context)
         if isinstance(found, tuple):
             found, message = found[0], found[1] or message
         if bool(found) is not wanted:
             raise AirflowSkipException(message or "skipped by its condition")
-    args, kwargs = job.arguments()
-    task, work = job.task._ready(args, kwargs, job)
-    _call_hook(job, task.pre_execute)
-    if not job.job.pokes:
-        _call_back(job, task, "on_execute_callback")
+    args, kwargs = execution.arguments()
+    task, work = execution.task._ready(args, kwargs, execution)
+    _call_hook(execution, task.pre_execute)
+    if not execution.job.pokes:
+        _call_back(execution, task, "on_execute_callback")
     result = work()
-    _call_hook(job, task.post_execute, result)
+    _call_hook(execution, task.post_execute, result)
     return result
 
 
-def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
-    if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
-        _awaited(hook(job.context, *result))
+def _call_hook(execution: _Execution, hook: Any, *result: Any) -> None:
+    if getattr(hook, "__func__", None) is not _no_hook:  # for which no context is made: it is slow
+        _awaited(hook(execution.context, *result))
 
 
-def _call_back(job: _Execution, owner: Any, name: str) -> None:
+def _call_back(execution: _Execution, owner: Any, name: str) -> None:
     """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
     callbacks = getattr(owner, name)
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -5560,23 +5562,24 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             continue
         failure = None
         try:
-            _as_running(job, _called, callback, (job.context,), {}, {})
+            _as_running(execution, _called, callback, (execution.context,), {}, {})
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything
             failure = error
-        if os.getpid() != job.pid:
+        if os.getpid() != execution.pid:
             _end_child(failure)
         if failure is not None:
-            whose = f"DAG {owner.dag_id!r}" if isinstance(owner, Dag) else f"task {job.task_id!r}"
-            said, text = f"liteflow: {name} of {whose} failed", _traceback(failure)
-            place = f" ({_place_of(text)})".removesuffix(" ()")
-            print(f"{said}: {_last_line(text)}{place}\n{text}", file=sys.stderr)
+            is_dag, text = isinstance(owner, Dag), _traceback(failure)
+            whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
+            place = f" ({found})" if (found := _place_of(text)) else ""
+            said = f"liteflow: {name} of {whose} failed: {_last_line(text)}{place}"
+            print(f"{said}\n{text}", file=sys.stderr)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
-    """A child of the user's code came back into ours. It is not heard, and ends as it would
-    anywhere: with its traceback, or the code that it exits with."""
+    """End a process that the user's code forked, and that came back into ours: it is no worker. It
+    ends as it would anywhere, with its traceback, or the code that it exits with."""
     code = error.code if isinstance(error, SystemExit) else error
     try:
         if isinstance(code, BaseException):
@@ -5589,17 +5592,17 @@ def _end_child(error: BaseException | None) -> NoReturn:
         os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
 
-def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
-    """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
-    ran elsewhere, or is the DAG's; `of`: how that ended, or another run's facts. `reason` where the
-    exception is not at hand, or why the DAG's run ended."""
+def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
+    """Call the callbacks `name` (joined by `+`; None: there are none) of the `last` attempt, which
+    is still here, or of a `job` that ran elsewhere, or stands for its DAG. `facts`: of another run,
+    or how the job ended. `reason`: for want of the exception, or why the DAG's run ended."""
     if job is not None:
-        last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
+        last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
     if last is None or name is None:
         return
     context, last.is_over = last.context, True
-    state, started, ended = (of or {}).get("last", (None, None, None))
-    if started is not None:  # elsewhere, and not when this began
+    state, started, ended = (facts or {}).get("last", (None, None, None))
+    if started is not None:  # it ran elsewhere: these are its times
         context["ti"].start_date, context["ti"].end_date = _moment(started), _moment(ended)
     if name.startswith("dag_"):
         context["ti"].state = _TASK_STATES.get(state)
@@ -5620,37 +5623,37 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
         last.variables.run(_call_back, last, context["task"], each)
 
 
-def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
+def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
     """Turn the result into XComs; what the plan must know of it, as plain data. Raises a TypeError
     that says what can't be stored."""
     note: dict[str, Any] = {}
-    if job.task._flow == "short_circuit":
+    if execution.task._flow == "short_circuit":
         note["go_on"] = bool(result)
-    elif job.task._flow == "branch":
+    elif execution.task._flow == "branch":
         chosen = [result] if isinstance(result, str) else result
         listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
         if chosen is not None and not listed:
             must = "a branch must return a task id, a list of them, or None"
             raise AirflowException(f"{must}, found {_shown(result)}")
         note["chosen"] = None if chosen is None else [str.__str__(x) for x in chosen]
-    if job.job.feeds:
-        note["items"] = _items_of(job, result)
-    if result is None or not job.task.do_xcom_push:
+    if execution.job.feeds:
+        note["items"] = _items_of(execution, result)
+    if result is None or not execution.task.do_xcom_push:
         return note
-    if job.task.multiple_outputs:
+    if execution.task.multiple_outputs:
         whence = "set, or by its annotation; False keeps a dict whole"
-        what = f"task {job.task_id!r} has multiple_outputs ({whence}): what it returns"
+        what = f"task {execution.task_id!r} has multiple_outputs ({whence}): what it returns"
         for key, value in _string_keyed(what, _of_type(dict)(what, result)).items():
-            _push(job, key, value, f"returned for {key!r} a")
-    _push(job, "return_value", result, "returned")
-    _, _, _, length, _ = job.pushed["return_value"]
+            _push(execution, key, value, f"returned for {key!r} a")
+    _push(execution, "return_value", result, "returned")
+    _, _, _, length, _ = execution.pushed["return_value"]
     return {**note, "stored": True, "length": length}
 
 
-def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
+def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
     """The elements of a result that others expand over: each one's preview, and it pickled."""
     kind: type[AirflowException] = XComForMappingNotPushed
-    if not job.task.do_xcom_push:
+    if not execution.task.do_xcom_push:
         found = "has do_xcom_push=False"
     elif result is None:
         found = "returned None"
@@ -5662,7 +5665,7 @@ def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     else:
         elements = result.items() if isinstance(result, dict) else result
         return [(_preview(x), _pickled(x, "returned, in a list, a")) for x in elements]
-    raise kind(f"others expand over the result of task {job.task_id!r}, which {found}")
+    raise kind(f"others expand over the result of task {execution.task_id!r}, which {found}")
 
 
 def _is_mappable(value: Any) -> bool:
@@ -5670,7 +5673,7 @@ def _is_mappable(value: Any) -> bool:
     return isinstance(value, (Sequence, dict)) and not isinstance(value, (str, bytes, bytearray))
 
 
-def _push(job: _Execution, key: str, value: Any, said: str) -> None:
+def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
     try:
         key = str(key.encode().decode())
     except UnicodeError:
@@ -5682,7 +5685,7 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
         raise AirflowFailException(f"{key!r} has {much}: write it to a file and return the path")
     length = len(value) if _is_mappable(value) else None
-    job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
+    execution.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
 def _pickled(value: Any, said: str) -> bytes:
@@ -9807,11 +9810,11 @@ class TaskInstance:
         task, TypeError for a value that can't be pickled.
         """
         _of_type(str)("key", key)
-        if (job := _running_job()).is_over:
+        if (execution := _running_execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"
-            print(f"liteflow: task {job.task_id!r} has ended: {lost}", file=sys.stderr)
-        _push(job, key, value, f"pushed for {key!r} a")
+            print(f"liteflow: task {execution.task_id!r} has ended: {lost}", file=sys.stderr)
+        _push(execution, key, value, f"pushed for {key!r} a")
 
     def xcom_pull(
         self,
@@ -9834,15 +9837,15 @@ class TaskInstance:
         if include_prior_dates or elsewhere:
             only = "xcom_pull() here reads values of this run only"
             raise ValueError(f"{only}; the second argument is dag_id: name the key, key=...")
-        job = _running_job()
+        execution = _running_execution()
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
         if task_ids is None or isinstance(task_ids, str):
-            return _pulled(job.pull(task_ids or self.task_id, key), map_indexes, default)
+            return _pulled(execution.pull(task_ids or self.task_id, key), map_indexes, default)
         values: list[Any] = []
         for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
-            rows = job.pull(_of_type(str)("task_ids", task_id), key)
+            rows = execution.pull(_of_type(str)("task_ids", task_id), key)
             found = _pulled(rows, map_indexes, default)
             several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
             values += found if several else [found]
@@ -9873,14 +9876,14 @@ def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any
     return [values.get(i, default) for i in map_indexes]
 
 
-def _running_instance(job: _Execution) -> TaskInstance:
+def _running_instance(execution: _Execution) -> TaskInstance:
     """The `ti` of a running task."""
-    info = job.run.info
-    ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
-    ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(job.started))
-    ti.try_number, ti.max_tries = job.job.try_number, job.job.max_tries
+    info = execution.run.info
+    ti = TaskInstance(info["dag_id"], info["run_id"], execution.task_id, execution.map_index)
+    ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(execution.started))
+    ti.try_number, ti.max_tries = execution.job.try_number, execution.job.max_tries
     ti.pid, ti.hostname, ti._db_path = os.getpid(), socket.gethostname(), info["db_path"]
-    ti.upstream_task_ids = set(job.task._upstream)
+    ti.upstream_task_ids = set(execution.task._upstream)
     return ti
 
 
@@ -11459,14 +11462,14 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
     return functools.partial(_debug, run.prepare_again(options.task))
 
 
-def _debug(job: _Execution) -> int:
+def _debug(execution: _Execution) -> int:
     """Run one task."""
-    label = _label_of(job.task_id, job.map_index)
-    if job.task.execution_timeout is not None:
+    label = _label_of(execution.task_id, execution.map_index)
+    if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     try:
-        result = _as_running(job, _run_hooked, job)
-        _store_result(job, result)  # which may refuse it, as in a worker
+        result = _as_running(execution, _run_hooked, execution)
+        _store_result(execution, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}")
