@@ -1752,7 +1752,7 @@ class BaseSensorOperator(BaseOperator):
             except Exception as error:  # a user's poke may raise anything
                 final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
                 if self.never_fail or (final and self.soft_fail):
-                    raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
+                    raise AirflowSkipException(f"the poke raised {_brief(error)}") from error
                 if final or not self.silent_fail:
                     raise
                 self.log.exception("the poke failed")
@@ -4523,8 +4523,7 @@ class _Store:
             self._connection.executemany(statement, rows)
 
     def _check_fence(self) -> None:
-        """Raises AlreadyRunning if the run has another owner by now, or is gone. Called under the
-        write lock, so that nobody takes it over before what follows is committed."""
+        """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
         query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
@@ -4907,7 +4906,7 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
                 _dump(each)
             except Exception as error:  # as above: this is the one
                 which = f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker"
-                why = f"{which} ({_one_line(error)}): hand over plain data, or make it there"
+                why = f"{which} ({_brief(error)}): hand over plain data, or make it there"
                 break
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
@@ -4931,7 +4930,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
     try:
         return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
-        why = f"one of its settings can't be sent to a worker ({_one_line(error)})"
+        why = f"one of its settings can't be sent to a worker ({_brief(error)})"
         remedy = "build the DAG at the top level of its module"
         raise UnreachableTask(f"task {task.task_id!r}: {why}: {remedy}") from None
 
@@ -5260,19 +5259,18 @@ class _Execution:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
-                [(_, data)] = self._stored(task_id, "return_value", i)
+                [(_, data)] = self._xcoms(task_id, "return_value", i)
                 return self._loaded(data)
         _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
         data = self._look(_select_item, task_id, item=i)
         if data is not None:
             return self._loaded(data)
         # When it was stored, no task expanded over it: only the whole is there.
-        whole = self._loaded(dict(self._stored(task_id, "return_value"))[-1])
+        whole = self._loaded(dict(self._xcoms(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
-        """What `map`, `zip` or `concat` (`how`) gives as an argument, of results that are loaded.
-        `by`: the function, or the fillvalue of a zip, or None or ... for want of it."""
+        """What `map`, `zip` or `concat` (`how`) of results gives, with a function or fillvalue."""
         some = [() if x is None else x for x in sources]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
@@ -5307,22 +5305,20 @@ class _Execution:
                 )
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
-                [(_, data)] = self._stored(task_id, key, map_index)
+                [(_, data)] = self._xcoms(task_id, key, map_index)
             self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        data = [data for _, data in self._stored(task_id, key)]
+        data = [data for _, data in self._xcoms(task_id, key)]
         results = _Results(data, self.run.info["fileloc"])
         if not plain:
             return results
         return None if not results else results[0] if len(results) == 1 else list(results)
 
-    def _stored(
-        self, task_id: str, key: str, index: int | None = None
-    ) -> Sequence[tuple[int, Any]]:
+    def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
         if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
             return self.job.inputs.get((task_id, key), ())  # all of them came with the job
@@ -5330,8 +5326,7 @@ class _Execution:
         return [(i, data or b"") for _, i, _, data in found]
 
     def _look(self, select: Callable[..., T], task_id: str, **which: Any) -> T:
-        """What a look at the database finds of a task of this run. Raises AirflowException where
-        the database is on another machine."""
+        """What a look finds of a task of this run. Raises AirflowException on another machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             why = "a foreign executor's workers get only those of direct upstream tasks"
@@ -5345,7 +5340,7 @@ class _Execution:
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
-        return [(i, self._loaded(data)) for i, data in self._stored(task_id, key)]
+        return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key)]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5440,8 +5435,7 @@ class _Variables(_Record):
 
 
 class _Macros:
-    """What `macros` is in a context: Airflow's helpers for dates, and some modules (`dateutil` is
-    the user's, if it is there)."""
+    """`macros` in a context: Airflow's helpers for dates, and modules (`dateutil` if installed)."""
 
     datetime = _datetime.datetime
     timedelta = _datetime.timedelta
@@ -5488,7 +5482,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         status = "success"
     except AirflowSkipException as skip:
         # In one line, as tables show the last line alone.
-        error = _shown(skip, _ERROR_LIMIT, _one_line).replace("\n", " ")
+        error = _shown(skip, _ERROR_LIMIT, _brief).replace("\n", " ")
         status, execution.exception = "skipped", skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
@@ -5505,14 +5499,13 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
 
 
 def _name_of(execution: _Execution) -> dict[str, str]:
-    """What `map_index_template` makes of a mapped instance, from what the task put into its
-    context, too; nothing without Jinja."""
+    """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
     try:
         name = str(_rendered(execution.task.map_index_template, execution.context))
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code
-        print(f"liteflow: map_index_template failed: {_one_line(error)}", file=sys.stderr)
+        print(f"liteflow: map_index_template failed: {_brief(error)}", file=sys.stderr)
         return {}
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
@@ -5624,8 +5617,8 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
 
 
 def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
-    """Turn the result into XComs; what the plan must know of it, as plain data. Raises a TypeError
-    that says what can't be stored."""
+    """Turn the result into XComs. Returns what the plan must know of it, as plain data. Raises
+    TypeError, AirflowException for what can't be stored."""
     note: dict[str, Any] = {}
     if execution.task._flow == "short_circuit":
         note["go_on"] = bool(result)
@@ -5651,7 +5644,7 @@ def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
 
 
 def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
-    """The elements of a result that others expand over: each one's preview, and it pickled."""
+    """(preview, pickle) of the elements of a result that others expand over."""
     kind: type[AirflowException] = XComForMappingNotPushed
     if not execution.task.do_xcom_push:
         found = "has do_xcom_push=False"
@@ -5675,7 +5668,7 @@ def _is_mappable(value: Any) -> bool:
 
 def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
     try:
-        key = str(key.encode().decode())
+        key = str(key.encode().decode())  # a plain str, and no surrogates in it
     except UnicodeError:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     if len(key) > _TEXT_LIMIT:
@@ -5696,10 +5689,11 @@ def _pickled(value: Any, said: str) -> bytes:
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
-        raise TypeError(f"{what}: {_one_line(error)}{remedy}") from None
+        raise TypeError(f"{what}: {_brief(error)}{remedy}") from None
 
 
-def _one_line(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
+    """The type and message of an error, without a traceback; it may have several lines."""
     text = _shown(error, sys.maxsize, _storable)
     return ": ".join(filter(None, (type(error).__name__, text)))
 
@@ -5741,17 +5735,16 @@ def _last_line(error: str | None) -> str:
 
 
 def _own_line(text: str) -> str:
-    """The line in which the last exception of a traceback says what it is, short enough for a
-    table: behind it may be more lines of its message, and notes."""
+    """The line in which a traceback's last exception says what it is, short enough for a table."""
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
     return _last_line(own and re.sub(r"\n\s*", "", own[0]))
 
 
-def _parts_of(error: str) -> tuple[str, str]:
-    """What stands in a traceback before the exception's own line, and what behind it: more lines
-    of its message, notes, a group's members; the reason, which is said again at the end, apart."""
+def _split_traceback(error: str) -> tuple[str, str]:
+    """A traceback up to the exception's own line, and what comes after it: more of its message,
+    notes, a group's members. Without the last line, where `_traceback` says the reason again."""
     *lines, last = error.split("\n")
     own: list[int] = []
     for i, line in enumerate(lines):
@@ -5764,26 +5757,29 @@ def _parts_of(error: str) -> tuple[str, str]:
 
 
 def _said_once(error: str) -> str:
-    """A traceback without the reason that is said again at its end."""
-    return error.rpartition("\n")[0] if _parts_of(error)[1] else error
+    """A traceback without the last line, if that only says the reason again."""
+    return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _place_of(error: str | None) -> str:
     """Where in the user's code a traceback ends: file, line, function, and the line itself."""
-    before, places = _parts_of(error or "")[0], []
+    before, _ = _split_traceback(error or "")
+    own: list[str] = []
+    foreign: list[str] = []
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
             continue
         # Libraries, of whatever Python ran it, are not the user's; nor is what has no file, or
         # was compiled from Cython (pandas, pyarrow).
-        own = not re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
-        places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
-    return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
+        is_foreign = re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
+        place = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
+        (foreign if is_foreign else own).append(place)
+    return (own or foreign or [""])[-1]
 
 
 def _cut_chain(error: BaseException) -> None:
-    """Formatting takes a time that is quadratic in how many exceptions came before this one."""
+    """Cut off what came before the last 100 exceptions: to format n of them takes n * n steps."""
     for _ in range(100):
         before = error.__context__ if error.__cause__ is None else error.__cause__
         if before is None:
@@ -7072,7 +7068,7 @@ class _Slot:
         except (OSError, MemoryError) as error:  # there is no room for it here
             self.gone = True
             self.signal_group(signal.SIGKILL, session=False)
-            why = f"the task's outcome could not be received: {_one_line(error)}"
+            why = f"the task's outcome could not be received: {_brief(error)}"
             self.reason = self.reason or why
 
     @property
@@ -8210,7 +8206,7 @@ class _ExecutorRunner(_Runner):
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
-            why = f"the executor took no task: {_one_line(error)}"
+            why = f"the executor took no task: {_brief(error)}"
             self._events.put((attempt, _Outcome("failed", why)))
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
@@ -8241,7 +8237,7 @@ class _ExecutorRunner(_Runner):
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
             self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
         except Exception as error:  # whatever the engine raises: no callback, then
-            self.notes[f"the executor took no callback: {_one_line(error)}"] = None
+            self.notes[f"the executor took no callback: {_brief(error)}"] = None
         return True
 
     def calling(self) -> list[_Attempt]:
@@ -8269,7 +8265,7 @@ def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
     try:
         return marshal.loads(future.result()), None
     except BaseException as lost:  # of the engine, or of unpickling on its way
-        return None, _one_line(lost)
+        return None, _brief(lost)
 
 
 class _InProcessRunner(_ExecutorRunner):
@@ -8943,7 +8939,7 @@ class _Run(_Start):
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
-                _log().error("%s", _one_line(error), exc_info=error)
+                _log().error("%s", _brief(error), exc_info=error)
         if self._caught:
             number = self._caught[0]
             end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
@@ -8976,7 +8972,7 @@ class _Run(_Start):
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, a progress= that raises
                 with contextlib.suppress(AirflowException):
-                    store.end_run(DagRunState.FAILED, _one_line(error))
+                    store.end_run(DagRunState.FAILED, _brief(error))
                 raise
             self._call_dag(row)
             self.runner.dismiss()  # they end while the file is closed
@@ -9475,7 +9471,7 @@ class _Run(_Start):
                     self._store.record(self._batch)
                     self.report.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
-            self.runner.notes[f"a callback of the DAG: {_one_line(error)}"] = None
+            self.runner.notes[f"a callback of the DAG: {_brief(error)}"] = None
 
 
 class _Callback(_Record):
@@ -9572,9 +9568,9 @@ class _InLine:
                 return
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
-                    self.end(_one_line(error))
+                    self.end(_brief(error))
             elif not begun:  # as the code has changed, say; nobody may look at the future
-                of = self.future.run_id, self.dag.dag_id, _one_line(error)
+                of = self.future.run_id, self.dag.dag_id, _brief(error)
                 _log().error("run %s of DAG %r stays for another recover(): %s", *of)
             with contextlib.suppress(_Taken):
                 self.begin()
@@ -9690,7 +9686,7 @@ class _RunLine:
             try:
                 entry.run(self._pool)
             except BaseException as error:  # sys.exit() in a callback of the future, say
-                _log().error("%s", _one_line(error), exc_info=error)
+                _log().error("%s", _brief(error), exc_info=error)
             with self._changed:
                 self._active[entry.key] -= 1
 
@@ -10681,7 +10677,7 @@ def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Fai
 def _facts_of(error: str) -> list[str]:
     """What an exception says beside its reason: notes and further lines, the first members of a
     group, its cause; and where it was raised."""
-    before, behind = _parts_of(error)
+    before, behind = _split_traceback(error)
     notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
     facts = lines[:2] + ["..."] * (len(lines) > 2)
