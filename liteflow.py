@@ -5791,17 +5791,17 @@ def _cut_chain(error: BaseException) -> None:
 # --- Worker: messages -----------------------------------------------------------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as a file
-_IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
+_IN_MEMORY = 64 * 1024 * 1024  # bytes up to which such a file is in memory, not on disk
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
 _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
-_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # a Python built for any glibc has no name
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # conda's and uv's Pythons don't name it
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
 
 
 @functools.cache
 def _pulls() -> bool:
-    """Whether workers pull their jobs: where whole messages go to one receiver each, and wake one
-    of several sleepers. A sandbox or an emulated Linux may not have that."""
+    """Whether workers pull their jobs: if each message goes whole to one receiver, and wakes only
+    one of several that sleep. A sandbox or an emulated Linux may not have that."""
     with contextlib.suppress(AttributeError, OSError):
         ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with ours, theirs, select.epoll() as epoll:
@@ -5811,7 +5811,7 @@ def _pulls() -> bool:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that are connected; of whole messages, where the system has that."""
+    """Two connected ends, for whole messages where the system has that, else for a stream."""
     ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _pulls() else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -5820,11 +5820,10 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _nameless_file(size: int, folder: str | None = None) -> Any:
-    """A file of which nothing is left; if it is not too large, in memory: on disk it would wait for
-    the database's checkpoint, and for room."""
+    """An open file that is gone once it is closed; if it is not too large, in memory: on disk it
+    would wait for the database's checkpoint, and for room."""
     if size <= _IN_MEMORY:
-        # No Linux, a sandbox, or a Python built for any glibc (conda's, uv's).
-        with contextlib.suppress(AttributeError, OSError):
+        with contextlib.suppress(AttributeError, OSError):  # not every system or Python has it
             return open(os.memfd_create("liteflow"), "w+b")
     return tempfile.TemporaryFile(dir=folder)
 
@@ -5843,7 +5842,7 @@ class _Wire:
         self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
         end.setblocking(self._whole)
-        self._space = socket.CMSG_SPACE(4)
+        self._space = socket.CMSG_SPACE(4)  # for one descriptor
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         self._buffer = b""
         self._files: collections.deque[int] = collections.deque()
@@ -5859,23 +5858,27 @@ class _Wire:
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             return self._send(packed, file)
-        number, name = (-1, None) if self._whole else tempfile.mkstemp(dir=self.folder)
+        name: str | None = None  # of a file that the receiver opens; or else it goes open
         try:
-            nameless = None if name else _nameless_file(max(size, len(packed)), self.folder)
-            with nameless or open(number, "w+b") as aside:
+            if self._whole:
+                aside = _nameless_file(max(size, len(packed)), self.folder)
+            else:
+                number, name = tempfile.mkstemp(dir=self.folder)
+                aside = open(number, "w+b")  # noqa: SIM115 - closed below
+            with aside:
                 marshal.dump((data, [len(value) for value in values]), aside)
                 aside.writelines(values)
                 aside.flush()
-                self._send(marshal.dumps(name), None if name else aside.fileno())
+                self._send(marshal.dumps(name), aside.fileno() if name is None else None)
         except OSError:
-            if name:
+            if name is not None:
                 os.unlink(name)
             raise
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
             packed = len(packed).to_bytes(4, "big") + packed
-            self.socket.setblocking(True)  # half a message would be none
+            self.socket.setblocking(True)  # or it may stop in the middle of the message
         if file is not None:
             socket.send_fds(self.socket, [packed], [file])
         else:
@@ -5897,7 +5900,7 @@ class _Wire:
         with open(message or self.take_file(), "rb") as aside:
             if message:
                 os.unlink(message)
-            aside.seek(0)  # the offset is the sender's, too
+            aside.seek(0)  # an offset that is shared with the sender, who wrote
             data, sizes = marshal.load(aside)
             return data, [aside.read(size) for size in sizes]
 
@@ -5913,7 +5916,7 @@ class _Wire:
             except BlockingIOError:
                 return None
             except ConnectionResetError:
-                continue  # it left something unread; this comes *before* its last messages
+                continue  # the other end left something unread: its last messages come after this
             for _, _, descriptors in extra:
                 self._files.append(int.from_bytes(descriptors[:4], sys.byteorder))
             if not data:
@@ -5923,7 +5926,7 @@ class _Wire:
             self._buffer += data
 
     def take_file(self) -> int:
-        """The open file that came with the message: its descriptor, which is the caller's now."""
+        """The descriptor of the open file that came with a message; it is the caller's now."""
         if not self._files:  # the kernel drops it where the limit of open files is reached
             raise OSError("a message's file could not be opened: too many open files")
         found = self._files.popleft()
@@ -5943,8 +5946,8 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
 
 
 def _linger(look: Callable[[], T]) -> T:
-    """What a look finds; for a moment, leaving the CPU to whoever wants it, before going to sleep.
-    To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes."""
+    """What `look` finds, asked again and again for a moment, while others may have the CPU. For
+    who sleeps instead, waking takes some 20 µs on either side: more than a quick job."""
     until = time.perf_counter() + _LINGER
     while not (found := look()) and time.perf_counter() < until:
         os.sched_yield()
@@ -5952,7 +5955,7 @@ def _linger(look: Callable[[], T]) -> T:
 
 
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
-    """The outcome with these in place of its values: huge ones travel apart."""
+    """The outcome with other `values`, those of its XComs first: huge ones travel apart."""
     rest = iter(values)
     xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
@@ -5961,9 +5964,8 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
-_UNSEEN = 0.2  # seconds after which a job's output may have been looked at
-_TAKING = 0  # bytes that a worker shares with the scheduler: see _Worker
-_LOOK = 1
+_UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
+_TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _worker: _Worker | None = None  # that this process is
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
