@@ -5967,10 +5967,10 @@ _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between t
 _UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_worker: _Worker | None = None  # that this process is
+_worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
-# Without the enums of the `signal` module around it, which cost more than the question itself.
+# `signal.getsignal` makes an enum of its answer, which costs more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
@@ -5981,37 +5981,39 @@ class _Worker:
 
     Between jobs it takes the next one first, and tells both in one message: what is done, and what
     it took. Where no job waits, it tells what is done at once, before it undoes what the task
-    changed; if that can't be undone, it ends itself, with all that the task left. Two bytes are
-    shared with the scheduler. TAKING is 1 from before it receives a job until it has told of it,
-    and while it tidies up behind what it told at once: who is at 0 has taken nothing along, and can
-    be given something. LOOK is set before it is written to: then it looks at its control pair
-    before it takes another job, though it had no reason to wait. After a job that `holds` it takes
-    nothing before it has had word. Where there is no queue, jobs come over the control pair.
+    changed; if that can't be undone, it ends itself, with all that the task left. After a job that
+    `holds` it takes nothing before it has had word. Where there is no queue, jobs come over the
+    control pair.
+
+    Two bytes are shared with the scheduler. TAKING is 1 from before the worker receives a job until
+    it has told of it, and while it tidies up after an outcome that it told at once: at 0 it has no
+    untold job if it dies, and can be sent something. LOOK is set by the scheduler before it writes
+    to the control pair: the worker then looks there before it takes another job.
     """
 
     def __init__(self, control: _Wire) -> None:
         self.control = control
         self.jobs: _Wire | None = None
         self._epoll: Any = None
-        self.shared: Any = bytearray(2)  # until the scheduler's are there
+        self.shared: Any = bytearray(2)  # its own, until the scheduler's have come
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.held = False  # it takes no other job until there is word of the last one
-        self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
+        self.held = False  # it takes no job before there is word of the last one
+        self.spent = False  # it takes none any more: one was told to end, or spoilt the process
         self.idle = False  # waiting for whatever comes
         self.eager = False  # its last job was quick and alone: it lingers before it sleeps
         self.leaving = self.in_task = self.terminated = False
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
-        self.log_before = b""  # the last bytes before it: others, if a job has cut the file
-        self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
-        self.since = 0.0  # when it took that, on the system's clock: before it told so
+        self.log_before = b""  # the last bytes before that: others, if a job has cut the file
+        self.last: _Execution | None = None  # what runs, or has callbacks to come
+        self.since = 0.0  # when it took that job, by monotonic(): before it told so
 
     def prepare(self) -> None:
-        """Become a worker: a session and streams of its own, and an end with the scheduler."""
-        with contextlib.suppress(PermissionError):  # the script leads a group, as it is imported
+        """Become a worker, with a session and streams of its own, that ends with the scheduler."""
+        with contextlib.suppress(PermissionError):  # the script made itself a leader on its import
             os.setsid()
         # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
@@ -6037,13 +6039,13 @@ class _Worker:
         sys.breakpointhook = _no_breakpoint
 
     def _note_state(self) -> None:
-        """What the process is like between tasks, once the DAG's module is imported."""
+        """Note what the process is like before any task, once the DAG's module is imported."""
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
         self._threads = threading.active_count()
         self._limits, self._children = _resources()
-        self._helpers = _child_pids()  # of the pool's initializer, or the module
+        self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _getsignal(number) for number in numbers}
@@ -6082,12 +6084,12 @@ class _Worker:
         return None if message is None else _Job(*message[0])
 
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
-        number = 0 if job is None else job.number
+        number = 0 if job is None else job.number  # 0: none
         if done is None:
             return self.control.send(("took", number))
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
         if sum(map(len, values)) <= _INLINE:
-            values = []  # they are in the message as they are
+            values = []  # small ones stay in the outcome, large ones go behind it
         sent = _with_values(done, itertools.repeat(b"")) if values else done
         try:
             self.control.send(("done", tuple(sent), number), values)
@@ -6099,8 +6101,8 @@ class _Worker:
             self.held, self.spent = False, True
 
     def _heed(self) -> _Job | None:
-        """Answer the scheduler; if it says nothing, wait for it or for a job. A job, if it comes
-        this way."""
+        """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
+        that came over the control pair."""
         self.shared[_LOOK] = 0  # before looking: what comes later sets it again
         message = self.control.receive()
         if message is None:
@@ -6112,7 +6114,7 @@ class _Worker:
                 self.control.send(("took", fields[0]))
                 return _Job(*fields)
             if kind == "leave":
-                self.leaving = True  # once there was word of its last job
+                self.leaving = True  # done below, once there was word of the last job
             else:
                 self.importing = kind == "join"
                 getattr(self, f"_on_{kind}")(*fields)
@@ -6136,7 +6138,7 @@ class _Worker:
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome | None:
-        """Run a job; its outcome, if that is not told yet."""
+        """Run a job. Returns its outcome, or None if that is told already."""
         self.eager = job.alone
         self.run.restore()
         if self.run.edited is not None:
@@ -6148,13 +6150,13 @@ class _Worker:
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
-        # Where no job waits, others wait for this one: it is told before what comes behind it.
+        # Where no job waits, others may wait for this one: it is told before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
-            self.shared[_TAKING] = 1  # until it has looked again: till then it may end itself
+            self.shared[_TAKING] = 1  # until `serve` clears it: before that it may end itself
             self._tell(outcome, None)
         spoilt = None
-        if not held:  # else this is for after the word that it waits for
+        if not held:  # else `_on_call` does this, once there is word
             self.last, spoilt = None, self._restore()
         if terminated or spoilt is not None:
             _remove_shared()
@@ -6164,18 +6166,17 @@ class _Worker:
         return None if at_once else outcome._replace(spoilt=spoilt)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log, and the next one's begins; and the output, if
-        nobody has looked at it yet and it is short: the next job may cut the file before the
-        scheduler has read it."""
+        """Where the job's output ends in the log, and the output itself if it is short and nobody
+        can have looked at it yet: the next job may cut the file before the scheduler reads it."""
         output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
-            if end >= start > 0 and self._log_before(start) != self.log_before:
+            if start > 0 and self._log_before(start) != self.log_before:
                 start = 0  # it did, and has printed as much since
             if took <= _UNSEEN and end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
-            if not start == end == self.log_start:
+            if end != start or start != self.log_start:  # something was printed, or cut
                 self.log_start, self.log_before = end, self._log_before(end)
         except OSError:  # the task has closed it
             self.log_start, output = 0, b""
@@ -6228,8 +6229,8 @@ class _Worker:
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
 
     def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
-        """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
-        of a `job` that ran elsewhere, or of the DAG."""
+        """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
+        those of another `job`, or the DAG's. See `_call_due`."""
         last, self.last = self.last, None
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
@@ -6270,7 +6271,7 @@ class _Worker:
         self.in_task = False
 
     def _before_fork(self) -> None:
-        # Python forgets what reaches a child on its way into being: let it wait in the kernel.
+        # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
         self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def _after_fork(self) -> None:
@@ -6296,10 +6297,8 @@ class _Worker:
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, *self._stdio):
-            try:
+            with contextlib.suppress(Exception):  # a task may have put anything there
                 stream.flush()
-            except Exception:  # a task may have put anything there
-                pass
 
     def _mend_streams(self) -> None:
         sys.stdout, sys.stderr = self._stdio
@@ -6312,7 +6311,7 @@ class _Worker:
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
     def _restore(self) -> str | None:
-        """Undo what a task changed in the process; what can't be undone, and needs a new one."""
+        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
@@ -6333,7 +6332,7 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
-        # From here: what only a new process mends.
+        # What follows only a new process can mend.
         if threading.active_count() > self._threads:
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):
@@ -6356,14 +6355,11 @@ class _Worker:
         return None
 
     def _renew_output(self, anew: bool = True) -> None:
-        """Let descriptors 1 and 2 be the log, whatever they are now; `anew`, through a new
-        description of the file.
-
-        Raises OSError if that can't be, or if another process still holds the old one, which its
-        lock tells (a child that the task left, even if orphaned).
-        """
+        """Let descriptors 1 and 2 be the log, whatever they are now. `anew`: open it again, and
+        lock it. Raises OSError if that can't be done, or if another process still holds what was
+        open before, and its lock: a child that the task left, even if orphaned."""
         if anew:
-            file, self.log_file = self.log_file, -1  # its number may soon be another's
+            file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
             if file >= 0:
                 os.close(file)
             file = os.open(self.log, os.O_RDWR | os.O_APPEND)
@@ -6387,8 +6383,8 @@ def _let_c_print_lines() -> None:
 
 
 def _remove_shared() -> None:
-    """What multiprocessing made for a worker that will be killed: semaphores, before its resource
-    tracker complains of them, and the folder of a fork server's socket."""
+    """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
+    resource tracker would complain, and the folder of a fork server's socket."""
     for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
         callback = getattr(each, "_callback", None)
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
@@ -6403,7 +6399,7 @@ def _no_breakpoint(*args: object, **kwargs: object) -> None:
 
 
 def _child_pids() -> set[int]:
-    """The process's living children; where the system does not list them, 0 for all that live."""
+    """The process's living children; where the system does not list them, one 0 for all of them."""
     found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -6422,7 +6418,7 @@ def _ps(asked: str) -> str:
 
 
 def _signal_strays(worker: int, log: int, number: int) -> None:
-    """Signal what left a worker's group, but not its session, or not its log, an open file."""
+    """Signal what left a worker's group, but is in its session or has its log (an open file)."""
 
     def is_log(path: Path) -> bool:
         with contextlib.suppress(OSError):
@@ -6444,8 +6440,7 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
-    """The process's limits and rights, and what the children that were waited for have used: no
-    two counts of that are the same."""
+    """The process's limits and rights, and what its ended children used: each one adds to that."""
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
     limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
@@ -6456,8 +6451,8 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
 def _die_with(pipe: int, whom: int) -> None:
     """Let the kernel kill a process, or a group, once a pipe has no writer: the scheduler is gone.
 
-    By O_ASYNC end-of-file raises a signal; by F_SETSIG it is SIGKILL, which needs no thread of ours
-    to run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
+    With O_ASYNC end-of-file raises a signal; F_SETSIG makes it SIGKILL, for which no thread of ours
+    has to run: one waits behind C code that keeps the GIL, and for ever in a stopped process.
     """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
@@ -6472,7 +6467,7 @@ def _watch_parent(parent: Any) -> None:
 
 
 def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """Runs in the worker process for as long as it lives: its executor's initializer."""
+    """What a worker process does for as long as it lives: it is its executor's initializer."""
     global _worker
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     end.close()
@@ -6483,7 +6478,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
             initializer(*initargs)
         doing = "a worker can't begin"
         _worker.serve()
-        _worker.control.close()  # or who waits for it would not see that it has ended
+        _worker.control.close()  # else whoever waits at the other end would not see that it ended
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             if _worker.log_file < 0:  # where else would it be seen?
@@ -6501,8 +6496,8 @@ def _remote_run(info: bytes) -> _WorkerRun:
 
 
 def _run_remotely(info: bytes, message: bytes) -> bytes:
-    """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
-    with _remote_lock:  # threads that begin together: none may see a DAG half built
+    """Answer a message as a slot's worker would; called wherever a foreign executor runs it."""
+    with _remote_lock:  # of threads that begin together, none may see a DAG half built
         run = _remote_run(info)
     kind, *fields = marshal.loads(message)
     if kind == "find":
