@@ -4279,10 +4279,10 @@ class _Store:
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
-        """All or nothing, under the write lock. With an empty `begin` no transaction is begun.
+        """All or nothing, under the write lock by default; an empty `begin` begins no transaction.
 
         Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite. With
-        waits=False it does not wait for the disk if the WAL is empty: nothing else is in there.
+        waits=False that does not wait for the disk, if the WAL has nothing else in it.
         """
         execute = self._connection.execute
         with _in_sqlite:
@@ -5586,9 +5586,9 @@ def _end_child(error: BaseException | None) -> NoReturn:
 
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
-    """Call the callbacks `name` (joined by `+`; None: there are none) of the `last` attempt, which
-    is still here, or of a `job` that ran elsewhere, or stands for its DAG. `facts`: of another run,
-    or how the job ended. `reason`: for want of the exception, or why the DAG's run ended."""
+    """Call the callbacks `name` (several joined by `+`, or None) of the `last` attempt, which ended
+    here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how that job ended, or
+    of which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
     if last is None or name is None:
