@@ -428,7 +428,8 @@ def _few(names: Iterable[str], most: int = 3) -> str:
 def _near(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` where something close is known, else what is known at all."""
     names = sorted(known)
-    if close := difflib.get_close_matches(name, names, n=3):
+    close = difflib.get_close_matches(name, names, n=3)
+    if close := close or [x for x in names if name and name in x][:3]:  # `timeout`, say
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
@@ -591,6 +592,8 @@ def _remedy(found: object) -> str:
         return ": call its expand()"
     if isinstance(found, BaseOperator):
         return f": pass its result, .output of task {found.task_id!r}"
+    if isinstance(found, TaskGroup):
+        return ": let its function return the result of a task"
     if isinstance(found, type) and issubclass(found, (_Dependency, Dag)):
         return f": make one, {found.__name__}(...)"
     plain = callable(found) and not isinstance(found, (_TaskDecorator, Dag))
@@ -856,6 +859,8 @@ class _OperatorType(type):
         _, _, defaults = _surroundings(kwargs)
         named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
+        if "_downstream" not in vars(made):
+            raise TypeError(f"{cls.__name__}.__init__ must call super().__init__(**kwargs)")
         made._take({name: getattr(made, name, None) for name in cls.template_fields})
         return made
 
@@ -1154,35 +1159,35 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             return (), _with_placeholders(self._in_partial)
         return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
-    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
+    def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         """In the worker process: the operator that does the work, its fields filled in, and the
         call that does it. The operator is a copy: what `execute` sets on it is for this attempt's
         hooks, callbacks and `map_index_template` alone."""
         is_mapped = self._in_partial is not None
-        made = self._make_instance(kwargs, job) if is_mapped else _copy_with(self, **kwargs)
-        job.context["task"] = job.context["ti"].task = made
-        native = job.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10" then
+        made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
+        execution.context["task"] = execution.context["ti"].task = made
+        native = execution.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10"
         for name in self.template_fields:
             value = getattr(made, name, None)
             if any(native or _is_template(text) for text in _texts_in(value)):
-                value = _rendered(value, job.context, {id(x) for x in job.results})
+                value = _rendered(value, execution.context, {id(x) for x in execution.results})
                 object.__setattr__(made, name, value)
-        return made, lambda: _awaited(made.execute(job.context))
+        return made, lambda: _awaited(made.execute(execution.context))
 
-    def _make_instance(self: Any, kwargs: dict[str, Any], job: _Execution) -> Any:
+    def _make_instance(self: Any, kwargs: dict[str, Any], execution: _Execution) -> Any:
         """The operator of one instance of this mapped one, made from the instance's arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._in_partial, **kwargs, **place}
         # In a context of its own it joins no DAG that is being built.
         alone = contextvars.Context()
-        alone.run(_running.set, job)
+        alone.run(_running.set, execution)
         made = alone.run(type(self), task_id=self.task_id, **settings)
         made.dag, made.task_group = self.dag, self.task_group
         made._upstream, made._downstream = self._upstream, self._downstream
         return made
 
-    def _follow(self, call: Callable[[], Any], job: _Execution) -> Any:
+    def _follow(self, call: Callable[[], Any], execution: _Execution) -> Any:
         """The task's result: the call's own; but bash runs what it returns, a sensor repeats it."""
         return call()
 
@@ -1287,11 +1292,11 @@ class _FunctionOperator(BaseOperator):
         late = super()._call()[1]
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
-    def _ready(self, args: Any, kwargs: dict[str, Any], job: _Execution) -> tuple[Any, Any]:
+    def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
-        context = job.context if _takes_context(self.python_callable) else {}
+        context = execution.context if _takes_context(self.python_callable) else {}
         call = functools.partial(_called, self.python_callable, args, kwargs, context)
-        return mine, lambda: mine._follow(call, job)
+        return mine, lambda: mine._follow(call, execution)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
@@ -1406,6 +1411,12 @@ class _Placeholder:
         what = f"{self!r} is neither true nor false while the DAG is built"
         raise TypeError(f"{what}: use @task.branch, or ask whether it `is None`")
 
+    def __eq__(self, other: object) -> bool:
+        """Raises TypeError beside plain data: it would be false, whatever the value will be."""
+        return bool(self) if isinstance(other, (str, int, float, *_CONTAINERS)) else NotImplemented
+
+    __hash__ = object.__hash__
+
     def __iter__(self) -> NoReturn:
         raise TypeError(f"{self!r} can't be iterated: it is a placeholder, to be handed to a task")
 
@@ -1493,11 +1504,13 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
     def __getitem__(self, key: str) -> XComArg[Any]:
         if not isinstance(key, str):
             raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
+        if self.key != "return_value":  # the other key alone would be another XCom
+            raise ValueError(f"{self!r} is a placeholder: take its item {key!r} in a task")
         return XComArg(self.operator, key)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, XComArg):
-            return NotImplemented
+            return super().__eq__(other)
         return self.operator is other.operator and self.key == other.key
 
     def __hash__(self) -> int:
@@ -1640,9 +1653,9 @@ class BashOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
-        return self._follow(lambda: self.bash_command, _running_job())
+        return self._follow(lambda: self.bash_command, _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], job: _Execution) -> Any:
+    def _follow(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
         from subprocess import PIPE, STDOUT, Popen
 
         command = call()
@@ -1654,7 +1667,10 @@ class BashOperator(BaseOperator):
         if names and not may_be_blank:
             self.log.warning("{{ %s }} is passed as it is: no Jinja in @task.bash", min(names))
         outer = os.environ if self.append_env or self.env is None else {}
-        environ = {**outer, **(self.env or {}), **_airflow_environ(job.context)}
+        own = self.env or {}
+        for name, value in own.items():  # subprocess would tell it without the name
+            _of_type(str, bytes, os.PathLike)(f"task {self.task_id!r}: env {name!r}", value)
+        environ = {**outer, **own, **_airflow_environ(execution.context)}
         folder = self.cwd
         with contextlib.ExitStack() as stack:
             if folder is None:
@@ -1722,12 +1738,12 @@ class BaseSensorOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until it is true. Raises AirflowSensorTimeout."""
-        return self._follow(lambda: _awaited(self.poke(context)), _running_job())
+        return self._follow(lambda: _awaited(self.poke(context)), _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], job: Any) -> Any:
+    def _follow(self: Any, call: Callable[[], Any], execution: Any) -> Any:
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
         timeout = self.timeout.total_seconds()
-        for number in itertools.count(job.job.pokes):
+        for number in itertools.count(execution.job.pokes):
             try:
                 found = call()
             except AirflowSkipException:
@@ -1735,14 +1751,14 @@ class BaseSensorOperator(BaseOperator):
             except Exception as error:  # a user's poke may raise anything
                 final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
                 if self.never_fail or (final and self.soft_fail):
-                    raise AirflowSkipException(f"the poke raised {_one_line(error)}") from error
+                    raise AirflowSkipException(f"the poke raised {_brief(error)}") from error
                 if final or not self.silent_fail:
                     raise
                 self.log.exception("the poke failed")
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
-            if time.monotonic() - job.waiting_since > timeout:
+            if time.monotonic() - execution.waiting_since > timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
@@ -1916,8 +1932,13 @@ class _Partial:
 
     def _note_use(self, *made: _Partial) -> None:
         if (dag := _current_dag.get()) is not None:
-            dag._unused.pop(self, None)
-            dag._unused |= dict.fromkeys(made)
+            dag._unused.pop(self._mark, None)
+            dag._unused |= {each._mark: each for each in made}
+
+    @property
+    def _mark(self) -> int:
+        """What it and its copies by `override` are known by."""
+        return id(getattr(self, "function", self))
 
 
 class _Decorated(_Partial, Generic[P, R]):
@@ -1932,6 +1953,7 @@ class _Decorated(_Partial, Generic[P, R]):
         self._signature = signature
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
+        self._note_use(self)
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
@@ -1996,8 +2018,13 @@ class _TaskFunction(_Decorated[P, R]):
             try:
                 self._signature.bind(*args, **kwargs, **mapped)
             except TypeError as error:
-                raise TypeError(f"{self._what()}: {self.function.__name__}() {error}") from None
+                what = f"{self._what()}: {self.function.__name__}() {error}"
+                taken = _CONTEXT_KEYS.intersection(_by_position(parameters, args))
+                more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
+                raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
+        if made.dag is not None:
+            made.dag._unused.pop(self._mark, None)
         if self._conditions:
             made._conditions = self._conditions
         if self._role is not None:
@@ -2013,7 +2040,8 @@ class _TaskFunction(_Decorated[P, R]):
 
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
     """The function's signature. Raises TypeError for what is no plain, named function with one."""
-    _function(f"what {decorator} decorates", function)
+    check = _function if decorator == "@task" else _sync_function  # a DAG is built by a plain one
+    check(f"what {decorator} decorates (its settings are by name)", function)
     missing = "name"
     if hasattr(function, "__name__"):
         try:
@@ -2033,7 +2061,8 @@ def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
             raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
         if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             if p.default not in (None, p.empty):
-                raise ValueError(f"task {name!r}: context key {p.name!r} has no default but None")
+                filled = f"parameter {p.name!r} is filled from the context"
+                raise ValueError(f"task {name!r}: {filled}: rename it, or leave its default out")
             p = p.replace(default=None)
         parameters.append(p)
     # Unvalidated: a context parameter, now with a default, may stand before one without.
@@ -2049,6 +2078,7 @@ class _GroupFunction(_Decorated[P, R]):
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         defaults = {"add_suffix_on_collision": True, "tooltip": self.__doc__ or ""}
         with TaskGroup(**{**defaults, **self._settings}) as group:
+            group.dag._unused.pop(self._mark, None)
             if expand is not None:
                 if group._mapping is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
@@ -2111,11 +2141,11 @@ class _TaskDecorator:
 
     def run_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
-        return functools.partial(_with_condition, (condition, True, skip_message))
+        return _conditional(condition, True, skip_message)
 
     def skip_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task if `condition(context)` is true."""
-        return functools.partial(_with_condition, (condition, False, skip_message))
+        return _conditional(condition, False, skip_message)
 
     if not TYPE_CHECKING:  # with this in sight, every name is right to a checker
 
@@ -2124,11 +2154,15 @@ class _TaskDecorator:
             raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
-def _with_condition(condition: Any, function: Any) -> Any:
+def _conditional(*condition: Any) -> Callable[[T], T]:
     _sync_function("the condition of @task.run_if or @task.skip_if", condition[0])
-    if not isinstance(function, _TaskFunction):
-        raise TypeError("@task.run_if and @task.skip_if stand above @task")
-    return _copy_with(function, _conditions=(condition, *function._conditions))
+
+    def decorate(function: T) -> T:
+        if not isinstance(function, _TaskFunction):
+            raise TypeError("@task.run_if and @task.skip_if stand above @task")
+        return _copy_with(function, _conditions=(condition, *function._conditions))
+
+    return decorate
 
 
 task = _TaskDecorator()
@@ -2229,6 +2263,9 @@ class Dag:
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
         self.db_path = _optional(None, _is_path).check(f"DAG {dag_id!r}: db_path", db_path)
+        of_tasks = BaseOperator._known_settings.keys() - _DAG_SETTINGS.keys()
+        for name in sorted(of_tasks & settings.keys()):
+            raise TypeError(f"DAG {dag_id!r}: {name!r} is a setting of tasks: use default_args")
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
@@ -2237,7 +2274,7 @@ class Dag:
         self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[_Partial, None] = {}  # no expand() has followed them
+        self._unused: dict[int, _Partial] = {}  # not called or expanded yet
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
@@ -2522,8 +2559,15 @@ class _RecordedDag(Dag):
 
 def _slips_in(dag: Dag) -> Iterator[str]:
     """What in a DAG has no effect, to warn of: it is no error, as Airflow lets it pass."""
-    for partial in dag._unused:
-        yield f"{partial._what()}: partial() without expand() makes no task"
+    for each in dag._unused.values():
+        is_bare = isinstance(each, _Decorated)
+        why = "without a call in the DAG it" if is_bare else "partial() without expand()"
+        yield f"{each._what()}: {why} makes no task"
+    for task in dag.tasks:
+        own = {} if isinstance(task, _FunctionOperator) else vars(task)
+        for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
+            if name not in task.template_fields:  # then `execute` gets the placeholder
+                yield f"task {task.task_id!r}: {name!r} is a result, and not in template_fields"
     kinds = {type(task) for task in dag.tasks}
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
@@ -3754,15 +3798,15 @@ class _Resumption:
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 2  # a major number: columns and tables may be added without raising it
-_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; longer ones are the run's, which lives on
+_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; in a longer one a run still hears its workers
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of one value that a look takes; what we write is smaller
+_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of the largest value that a look reads; ours are smaller
 
-# Attempts have no rowid: it is one page less to write for each; but where values are large, a
-# search for a key would read those on its way.
+# Without a rowid an attempt takes one page less to write. The tables of large values keep theirs:
+# else a search for a key would read values on its way.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dag (
     dag_id TEXT PRIMARY KEY,
@@ -3784,7 +3828,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     resumed_date TEXT,           -- when its latest stretch began, if it was resumed
     seconds REAL NOT NULL DEFAULT 0, -- that its earlier stretches took
     conf TEXT NOT NULL,          -- JSON object
-    owner TEXT,                  -- of the run() that works on it: its folder's token
+    owner TEXT,                  -- token of the run() that works on it, and of its folder
     owner_process TEXT,          -- for people: pid and host
     command TEXT,                -- for people: how its script was started
     stop_requested TEXT,
@@ -3807,7 +3851,7 @@ CREATE TABLE IF NOT EXISTS task_instance (
     element TEXT,                -- what a mapped one was mapped over: a digest
     element_preview TEXT,
     upstream_task_ids TEXT,      -- JSON list: what it waited for
-    takes TEXT,                  -- JSON list: those whose results it took, a[]: of all instances
+    takes TEXT,                  -- JSON list: tasks whose results it took; a[]: all instances of a
     task_group_id TEXT,          -- the group it stands in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
@@ -3847,7 +3891,7 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) STRICT;
 """
-_COLUMNS: dict[str, dict[str, str]] = {  # each table's, with their types
+_COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
@@ -3861,15 +3905,15 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 
 def _upserting(table: str, known: int) -> str:
-    """The same, but where there is a row of its key, sets all but the first, `known` columns."""
+    """The same, but a row that has the key already keeps its first `known` columns."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
     return f"{_inserting(table, 'INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
 
 
-# What later versions add to files of version 2, as (table, column, declaration): a new column is
-# declared here as well as above, with a default, and gets into older files when a run opens them.
+# Columns that older files of version 2 lack, as (table, column, declaration): a new one is declared
+# here as well as above, with a default, and is added when a run opens such a file.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
 _Row = types.SimpleNamespace  # a row by the names of its columns
@@ -3878,7 +3922,7 @@ _XComRow = tuple[str, str, str, int | None, bytes]
 
 
 class _Attempt:
-    """One attempt of a task instance: what the run, its runner and the store call it by."""
+    """One attempt of a task instance, as the run, its runner and the store know it."""
 
     state = "queued"
     started: str | None = None
@@ -3886,8 +3930,7 @@ class _Attempt:
     pid: int | None = None
     error: str | None = None
     log_parts = 0  # a rescheduled sensor's log goes on where it was
-    # By the monotonic clock, and by that on the wall; of a sensor, its first poke's.
-    first_start = began = 0.0
+    first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
     pokes = 0
 
     def __init__(self, instance: _Instance) -> None:
@@ -3895,27 +3938,27 @@ class _Attempt:
         self.try_number = instance.try_number
 
 
-# An attempt's row.
-_row_of = operator.attrgetter(*"instance.row_id try_number state started ended pid error".split())
+_ATTEMPT_FIELDS = "instance.row_id try_number state started ended pid error".split()
+_attempt_row = operator.attrgetter(*_ATTEMPT_FIELDS)  # in the order of the table's columns
 
 
 class _Batch:
-    """What one turn of a run has to record, in one transaction: whole rows, each once; and what
-    follows its commit."""
+    """What one turn of a run has to record, in one transaction, and what follows its commit."""
 
     def __init__(self) -> None:
-        self.instances: dict[_Instance, None] = {}
+        self.instances: dict[_Instance, None] = {}  # an ordered set, as is the next
         self.attempts: dict[_Attempt, None] = {}
-        self.withdrawn: list[_Attempt] = []
+        self.withdrawn: list[_Attempt] = []  # taken back before any worker took them
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
-        self.renewed: list[int] = []  # their values are those of an earlier try
-        self.named: list[tuple[str, int]] = []  # by their map_index_template
-        self.logs: list[tuple[_Attempt, int, str]] = []
+        self.renewed: list[int] = []  # row ids of instances whose values are an earlier try's
+        self.named: list[tuple[str, int]] = []  # what map_index_template made, and of which row
+        self.logs: list[tuple[_Attempt, int, str]] = []  # number and text of a part
+        # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
         self.calls: list[_Callback] = []
         self.jobs: list[_Attempt] = []
-        self.is_large = False  # the WAL is copied into the file, too
+        self.is_large = False
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -3930,7 +3973,7 @@ def _iso(moment: _datetime.datetime) -> str:
 
 
 def _iso_of(seconds: float) -> str:
-    """A time of time.time(), as `_iso` writes it."""
+    """What time.time() gives, as `_iso` writes it."""
     whole, micro = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_iso_second(whole)}.{micro:06d}+00:00"
 
@@ -3959,7 +4002,7 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
 
 
 def _explain(error: BaseException, path: Path) -> NoReturn:
-    """Raises what an error of SQLite means here, in a sentence; another as it is."""
+    """Raise a DatabaseError that says what an error of SQLite means; any other error as it is."""
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -3968,23 +4011,24 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_place(path)
-    # They have the mode that the database had when its first process that is left opened it.
+    # These two keep the mode that the database had when they were made.
     for beside in (f"{path}-wal", f"{path}-shm"):
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
-    # SQLite tells a full disk only of some of its writes, and a full quota of none.
+    # SQLite reports a full disk after some writes only, and a full quota never.
     reads = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
-    writes = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
-    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' * writes}") from None
+    is_write = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
+    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' if is_write else ''}") from None
 
 
 def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
-    why, mode = None, 0o600  # unless it is there
+    why, mode = None, 0o600  # of the file that would be made
     try:
-        mode, owner = (found := os.stat(path)).st_mode, found.st_uid
+        found = os.stat(path)
+        mode, owner = found.st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
-        why = None if path.parent.is_dir() else f"directory {path.parent} does not exist"
+        why = None if path.parent.is_dir() else f"there is no directory {path.parent}"
         owner = getattr(os, "geteuid", int)()
     except OSError as error:  # a folder that this user may not enter, say
         why = error.strerror
@@ -3995,8 +4039,9 @@ def _check_place(path: Path) -> None:
             why = "it is no regular file"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
-    # Where others can make files, SQLite would take theirs for its own.
-    for end in ("-wal", "-shm", "-journal") if why is None and not mode & 0o022 else ():
+    # Others that may not write to the database could make these, and SQLite would take them.
+    is_private = not mode & (stat.S_IWGRP | stat.S_IWOTH)
+    for end in ("-wal", "-shm", "-journal") if why is None and is_private else ():
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(f"{path}{end}").st_uid not in (owner, 0):
                 what = "chown it if you trust it (it may hold new runs), or remove it"
@@ -4009,12 +4054,12 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
     pragmas = ("PRAGMA application_id", "PRAGMA user_version")
     application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
-    # A virtual table has no page, a generated column is hidden: what they do may never end.
-    odd = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
-    plain = f"type = 'table' AND rootpage AND NOT {odd}"
-    kinds = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
+    # A virtual table has no page, a generated column is hidden: to read one may never end.
+    hidden = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
+    plain = f"type = 'table' AND rootpage AND NOT {hidden}"
+    is_plain = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
     if application != _APPLICATION_ID:
-        if application or version or kinds:
+        if application or version or is_plain:
             raise DatabaseError(f"{path} is another application's SQLite file: choose another path")
         return False
     if version != _USER_VERSION:
@@ -4022,7 +4067,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
         older = "liteflow 0.1.0, before its first release: choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
     for table in _COLUMNS:  # in a file made to harm, a view may have the name
-        if not kinds.get(table):
+        if not is_plain.get(table):
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
     return True
 
@@ -4033,14 +4078,14 @@ def _check_before_run(path: Path) -> None:
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     _check_place(path)
     if path.exists() and path.stat().st_size:
-        with contextlib.suppress(_Empty):  # somebody is just creating it, or died when he did
+        with contextlib.suppress(_Empty):  # somebody is just creating it, or died doing so
             _read(path, lambda connection: None)
     _check_writable(path)
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm beside it
-    that are his, and that its owner could not use."""
+    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
+    user's beside it, which the file's owner could not use."""
     _check_place(path)
     if path.exists() and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
@@ -4048,12 +4093,12 @@ def _check_writable(path: Path) -> None:
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
 
 
-def _missing_columns(db: sqlite3.Connection, of: str = _SCHEMA) -> dict[tuple[str, str], str]:
-    """Declarations by (table, column): what this file has not got yet of the tables in `of`."""
+def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[str, str], str]:
+    """Declarations by (table, column) of what this file lacks, in tables that `sql` names."""
     return {
         (table, column): declaration
         for table, column, declaration in _ADDED_COLUMNS
-        if table in of
+        if table in sql
         and column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
     }
 
@@ -4064,19 +4109,20 @@ def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode=OFF")  # it would stay beside a copy that fails
+        copy.execute("PRAGMA journal_mode=OFF")  # a journal would stay beside a copy that fails
         try:
             connection.backup(copy)
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
             if re.match("SQLITE_(FULL|CANTOPEN|IOERR_(?!.*READ))", error.sqlite_errorname):
-                raise OSError(0, str(error)) from None  # it is the copy's, not the database's
+                raise OSError(0, str(error)) from None  # the copy's trouble, not the database's
             raise
         if found != "ok":
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
-_in_sqlite = threading.RLock()  # where another thread forks in the middle, the child hangs there
+# Held while SQLite works, and to fork: a child could inherit SQLite's own locks, and hang there.
+_in_sqlite = threading.RLock()
 if hasattr(os, "register_at_fork"):
     _hold, _release = _in_sqlite.acquire, _in_sqlite.release
     os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_release)
@@ -4113,7 +4159,7 @@ def _read(
 
 
 def _askable(value: Any) -> Any:
-    """What SQLite takes: text that is none, or a number of more than 64 bits, names nothing."""
+    """The value; if SQLite can't take it (surrogates, over 64 bits), one that equals nothing."""
     if isinstance(value, str):
         return _storable(value)
     return min(value, 2**62) if isinstance(value, int) else value
@@ -4168,14 +4214,14 @@ class _Store:
         """Open the database, and make it if it is missing or empty; `check` is called while it is
         locked, and may raise. Raises DatabaseError."""
         self.path = path
-        self.element_of: Any = None  # of a run: what it says of its mapped instances
+        self.element_of: Any = None  # set by a run: digest and preview of an instance's element
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
             self._place = os.stat(path)
-        except BaseException:  # whatever it is: cleaned up after, and raised again
+        except BaseException:  # whatever it is: closed, and raised again
             with contextlib.suppress(Exception):  # it may be no database at all
                 self._wait_for_disk()
             self._connection.close()
@@ -4184,7 +4230,7 @@ class _Store:
     def _connect(self) -> sqlite3.Connection:
         _check_writable(self.path)
         # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
-        # Never opened otherwise: closing any descriptor of a database drops the process's locks.
+        # Opened in no other place: to close any descriptor of a file drops the process's locks.
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -4206,7 +4252,7 @@ class _Store:
             # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
             # and tried again by the caller.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                execute("PRAGMA journal_mode=WAL").fetchone()  # or it is not over
+                execute("PRAGMA journal_mode=WAL").fetchone()  # to its end: else it stays open
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
@@ -4226,17 +4272,17 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL begins
-        anew over frames of before; or else not, and copy nothing out of the WAL meanwhile."""
+        """Whether SQLite waits where consistency needs it: at each checkpoint, and when a WAL is
+        written over from its start. If it does not, no commit copies anything out of the WAL."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
-        """All or nothing, under the write lock; what goes wrong with SQLite is told in a sentence.
+        """All or nothing, under the write lock by default; an empty `begin` begins no transaction.
 
-        Raises _Busy, DatabaseError. With an empty `begin` no transaction is begun. One that need
-        not wait for the disk (`waits`) does not where the WAL is empty.
+        Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite. With
+        waits=False that does not wait for the disk, if the WAL has nothing else in it.
         """
         execute = self._connection.execute
         with _in_sqlite:
@@ -4244,7 +4290,7 @@ class _Store:
                 if not waits:
                     self._wait_for_disk(False)
                 execute(begin)
-                # While it is open, nobody else can write there.
+                # Looked at within the transaction, during which nobody else can write to it.
                 wal = None if waits else _file_identity(f"{self.path}-wal")
                 if wal is not None and wal[1] > 0:
                     execute("ROLLBACK")
@@ -4261,9 +4307,9 @@ class _Store:
                     self._wait_for_disk()
 
     def sync(self) -> bool:
-        """Wait until a power cut can take nothing more of what was committed. False if the file is
-        better closed, as its WAL is large, or not there."""
-        # No lock of SQLite's is on this file.
+        """Wait until a power cut can take nothing of what was committed. False if the database is
+        better closed: its WAL is large, or not there."""
+        # SQLite has no lock on this file that closing it would drop.
         with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
             os.fsync(wal.fileno())
             return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
@@ -4276,9 +4322,10 @@ class _Store:
         busy, deadline = is_last, time.monotonic() + 1.0
         with contextlib.suppress(DatabaseError):
             while busy and time.monotonic() < deadline:
-                with self.transaction(""):  # each time anew: other threads have files, too
+                with self.transaction(""):  # not around the loop: it keeps other threads waiting
                     [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                time.sleep(0.02 * busy)
+                if busy:
+                    time.sleep(0.02)
         with _in_sqlite:
             self._connection.close()
 
@@ -4295,12 +4342,12 @@ class _Store:
         except sqlite3.Error as error:
             _explain(error, self.path)
 
-    # A run's beginning and end; but for `cancel_run` and `end_run` in the caller's transaction.
+    # A run's beginning and end. All but `cancel_run` and `end_run` need the caller's transaction.
 
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
     ) -> None:
-        """Insert the run, which has not begun, with its DAG's metadata."""
+        """Insert the run, as `queued`, and its DAG's metadata; from now on it is this store's."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
@@ -4313,13 +4360,13 @@ class _Store:
         )
         self.run_row = made.lastrowid or 0
 
-    def _set_run(self, run_row: int, also: str = "", /, **values: Any) -> None:
+    def _set_run(self, run_row: int, condition: str = "", /, **values: Any) -> None:
         terms = ", ".join(f"{name} = :{name}" for name in values)
-        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {also}"
+        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {condition}"
         self._connection.execute(query, {**values, "run_row": run_row})
 
     def queue_run(self, run_row: int) -> None:
-        """The run stands in line in this process, which holds the owner's lock."""
+        """Record that the run stands in line in this process, which is its owner by now."""
         whose = {"owner": self.owner, "owner_process": _who()}
         self._set_run(run_row, state="queued", reason=_SUBMITTED, **whose)
 
@@ -4342,20 +4389,20 @@ class _Store:
         )
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
-        """Record the run's end, in a transaction of its own; its row. Raises AlreadyRunning."""
+        """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
         with self.transaction():
             self._check_fence()
             self.close_run(self.run_row, state.value, reason)
             [row] = _select_runs(self._connection, id=self.run_row)
-        self.owner = ""  # what a DAG's callbacks print comes later, when it has no owner
+        self.owner = ""  # as in the file: what a DAG's callbacks print is recorded after this
         return row
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> None:
-        """Record a run's end. What was sent, ran or waited for a next attempt has no state again,
-        and its attempt is interrupted; one that was sent may have run, which uses up no try.
+        """Record a run's end. Instances that were sent, ran or waited for a next attempt have no
+        state again; attempts that were sent or ran are interrupted, which uses up no try.
 
-        A scheduler died when it last wrote something, as far as that is known; it may be the fault
-        of a task that ran."""
+        If its scheduler died, the run ended when something was last recorded, and those that ran
+        count as lost: one of them may be to blame."""
         ended = None if reason == _DIED else _now()
         why = f"interrupted: {reason or 'its run ended'}"
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
@@ -4380,27 +4427,27 @@ class _Store:
     def resume_run(self, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
         many = self._connection.executemany
-        [row] = _select_runs(self._connection, id=self.run_row)
-        self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
-        empty = [(row.row_id,) for row, i in found.removed if i < 0 and not row.try_number]
-        many("DELETE FROM task_instance WHERE id = ?", empty)
-        moves: list[Any] = [(index, "removed", row.row_id) for row, index in found.removed]
+        [run] = _select_runs(self._connection, id=self.run_row)
+        self._set_run(run.id, seconds=_run_seconds(run) or run.seconds)
+        untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
+        many("DELETE FROM task_instance WHERE id = ?", untried)
+        moves: list[Any] = [(index, "removed", past.row_id) for past, index in found.removed]
         kept = found.instances.items()
-        moves += [(i, row.state, row.row_id) for (_, i), row in kept if row.map_index != i]
-        # In two steps: an index may be another's until that one has moved.
+        moves += [(i, past.state, past.row_id) for (_, i), past in kept if past.map_index != i]
+        # In two steps, by way of indexes that are nobody's: a new one may still be another's.
         many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
         many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
-        stale = [found.instances[key] for key in found.again] + [row for row, _ in found.removed]
-        self._delete_values(row.row_id for row in stale)
+        stale = [found.instances[key] for key in found.again] + [past for past, _ in found.removed]
+        self._delete_values(past.row_id for past in stale)
 
-    def _delete_values(self, instances: Iterable[int]) -> None:
-        ids = [(row_id,) for row_id in instances]
+    def _delete_values(self, row_ids: Iterable[int]) -> None:
+        ids = [(row_id,) for row_id in row_ids]
         for table in ("xcom", "xcom_item"):
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(self, instances: Iterable[_Instance]) -> None:
-        """Write rows whole, by task and index: new ones, which get their id, and those that a
-        resume goes on with."""
+        """Write whole rows: new ones, which get their id here, and those that a resume goes on
+        with. The instances of one node have to come together."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
@@ -4408,7 +4455,7 @@ class _Store:
             for node, together in itertools.groupby(instances, lambda i: i.node):
                 task, group_id = node.task, getattr(node.task.task_group, "group_id", None)
                 role = "setup" if task.is_setup else "teardown" if task.is_teardown else None
-                facts = (_json_ids(task._upstream), _takes(task), group_id, role)
+                last_columns = (_json_ids(task._upstream), _takes(task), group_id, role)
                 for i in together:
                     mapped = node.mapping is not None and i.map_index >= 0
                     element, preview = self.element_of(i, node.mapping) if mapped else (None, None)
@@ -4417,14 +4464,14 @@ class _Store:
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, _state_of(i), i.try_number,
-                        i.max_tries, i.lost, 0, i.flow, element, preview, *facts,
+                        i.max_tries, i.lost, 0, i.flow, element, preview, *last_columns,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
         self._connection.executemany(_upserting("task_instance", 3), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
-        """Mark task instances (index None: all of the task) to run again in a resume."""
+        """Mark task instances (index None: all of the task) as cleared, by the number `how`."""
         self._connection.executemany(
             "UPDATE task_instance SET cleared = ?, state = NULL WHERE dag_run_id = ? AND "
             "task_id = ? AND map_index = coalesce(?, map_index) AND state IS NOT 'removed'",
@@ -4434,20 +4481,21 @@ class _Store:
     # A run's turns.
 
     def record(self, batch: _Batch, check: Callable[[], None] = lambda: None) -> None:
-        """Write a turn's events in one transaction. `check` sees the file under the write lock, and
-        may change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
+        """Write a turn's events in one transaction. `check` is called under the write lock, and may
+        change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._many
-        for a in batch.attempts:
-            # It runs; when exactly is known at its end, or never.
-            a.started = a.started or a.ended or _now()
+        for attempt in batch.attempts:
+            # A guess until its end tells when it began; it stays if the scheduler dies first.
+            attempt.started = attempt.started or attempt.ended or _now()
         with self.transaction():
             self._check_fence()
             check()
             many(_inserting("xcom"), batch.xcoms)
             many(_inserting("xcom_item"), batch.items)
-            if batch.renewed:  # behind the values of a try that failed in this turn
-                self._delete_values(batch.renewed)
-            for node in batch.expanded:  # the previews of its elements are there now
+            # After the inserts: the values of a try that failed in this turn are to go as well, and
+            # what is expanded takes its elements' previews from them.
+            self._delete_values(batch.renewed)
+            for node in batch.expanded:
                 which = (self.run_row, node.task.task_id, node.instances[0].row_id)
                 known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
@@ -4466,7 +4514,7 @@ class _Store:
                     for i in batch.instances
                 ],
             )
-            many(_inserting("task_attempt"), [*map(_row_of, batch.attempts)])
+            many(_inserting("task_attempt"), [*map(_attempt_row, batch.attempts)])
             logs = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
             many(_inserting("task_log"), logs)
 
@@ -4475,13 +4523,13 @@ class _Store:
             self._connection.executemany(statement, rows)
 
     def _check_fence(self) -> None:
-        """Whatever is written next is written under the same lock. Raises AlreadyRunning."""
+        """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
         query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
     def request_stop(self, run_row: int) -> None:
-        """Ask the run's owner, which looks for that, to stop it."""
+        """Ask the run's owner to stop it: its loop looks for that now and then."""
         with self.transaction():
             self._set_run(run_row, "AND state = 'running'", stop_requested=_now())
 
@@ -4497,7 +4545,8 @@ class _Store:
     def change(
         self, run_row: int, check: Callable[[Any], None], act: Callable[..., None], *how: Any
     ) -> None:
-        """Do one of what follows to a run; `check` sees it under the write lock, and may raise."""
+        """Call one of the methods below, `act`, with a run's row and `how`; before it, under the
+        same lock, `check` sees the row, and may raise."""
         with self.transaction():
             row = _find_run(self._connection, id=run_row)
             check(row)
@@ -4527,12 +4576,12 @@ class _Store:
         self._set_run(row.id, values_deleted=_now())
 
     def give_back(self) -> None:
-        """Give the disk space back that nothing uses any more, in steps: one large vacuum would
-        write all the pages to the WAL at once, and keep others waiting."""
+        """Give unused space back to the disk, in steps: one large vacuum would write all the pages
+        to the WAL at once, and keep others waiting."""
         execute = self._connection.execute
         with self.transaction(""):
             before = math.inf
-            # It does not fall where the file was made without auto_vacuum.
+            # The number does not fall where the file was made without auto_vacuum.
             while 0 < (free := execute("PRAGMA freelist_count").fetchone()[0]) < before:
                 # By `execute` Python 3.11 steps once, which frees one page.
                 self._connection.executescript("PRAGMA incremental_vacuum(1000)")
@@ -4542,7 +4591,7 @@ class _Store:
 
 
 def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
-    """Do it, again and again while somebody else holds the write lock. Raises DatabaseError.
+    """Call `act`, again and again while somebody else holds the write lock. Raises DatabaseError.
     `check` is called between, and may raise to end the wait."""
     deadline = time.monotonic() + _LOCKED_LIMIT
     while True:
@@ -4561,23 +4610,23 @@ def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] =
 # Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
 # made to harm gives texts where texts are expected.
 
-_ATTEMPT = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
-_OWN = "task_attempt ON task_instance_id = task_instance.id"
-_LATEST = f"task_instance LEFT JOIN {_OWN} AND task_attempt.try_number = task_instance.try_number"
-_JOINED = "JOIN task_instance ON task_instance.id = task_instance_id"
-_XCOMS = f"xcom {_JOINED}"
-_ITEMS = f"xcom_item {_JOINED}"
-_WHOSE = "task_instance.task_id task_instance.map_index"
+_ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
+_ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
+_INSTANCES = f"task_instance LEFT JOIN {_ITS_LATEST}"
+_OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
+_XCOMS = f"xcom {_OF_INSTANCE}"
+_ITEMS = f"xcom_item {_OF_INSTANCE}"
+_INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
 
 def _select(
     source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: Any = None, **asked: Any
 ) -> list[_Row]:
-    """Rows by name, of a table, whole unless `columns` are named, or of those that `source` joins,
-    by what is asked; of two columns of one name the second bears its table's before it.
+    """Rows of `source`, a table or a join, with these `columns`, or all of the table if none are
+    named; of two with one name the second is called TABLE_COLUMN. For `asked` see `_ASKED_OF`.
 
-    A column that only later versions have reads as none in a file that has not got it yet.
+    A column that only later versions have is None in a file that has not got it yet.
     """
     columns = columns or " ".join(_COLUMNS[source])
     names, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
@@ -4588,7 +4637,7 @@ def _select(
 
 @functools.cache
 def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str], str]:
-    """What they are called, and what is selected."""
+    """The names of the rows' fields, and the SQL that selects them."""
     terms: dict[str, str] = {}
     for name in columns.split():
         table, column = name.split(".") if "." in name else (source.split()[0], name)
@@ -4598,17 +4647,17 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked of runs, and of what is joined to task instances, but that a column of the run or
-# instance is equal to something.
+# What is asked by these names. Any other name is that of a column of the run or task instance,
+# which must equal the value.
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
     "since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
     "before": "coalesce(start_date, end_date, '9999') < ?",
-    # Those that have so many newer ones of their DAG.
+    # Those with at least so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
-    # Those that an id or DAG/RUN names, by what is in an index: the rows are ten times as much.
+    # By run id or DAG/RUN, searched in an index: the table is ten times as large.
     "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
     # Of a DAG, the newest that has ended, and those since.
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
@@ -4627,7 +4676,7 @@ _ASKED_OF = {
 
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
-    """What follows FROM, and its values: all that is asked and not None holds, up to a limit."""
+    """What follows `FROM source`, and its values; of what is `asked`, None stands for anything."""
     table = "task_instance" if "task_instance" in source else source
     terms, values = ["true"], []
     for name, value in asked.items():
@@ -4646,9 +4695,10 @@ def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
     return next(iter(_select_runs(db, limit=1, **asked)), None)
 
 
-def _run_seconds(row: _Row) -> float | None:
-    """How long a run that has ended took, without the pauses before it was resumed."""
-    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date)
+def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
+    """How long a run took (one that has not ended: until `now`), without the pauses before it was
+    resumed."""
+    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date) or now
     if began is None or ended is None:
         return None
     latest = (ended - began).total_seconds()  # or less than none, if the clock was set back
@@ -4659,7 +4709,7 @@ def _run_seconds(row: _Row) -> float | None:
 def _select_run_ids(
     db: sqlite3.Connection, dag_id: str | None = None
 ) -> dict[tuple[str, str], str | None]:
-    """When each run began, the newest first; of all DAGs, or one."""
+    """(dag_id, run_id) of the runs of all DAGs, or one, newest first, with when each began."""
     rest, values = _asking("dag_run", "ORDER BY id DESC", dag_id=dag_id)
     rows = db.execute(f"SELECT dag_id, run_id, start_date FROM dag_run {rest}", values)
     return {(str(dag), str(run)): start and str(start) for dag, run, start in rows}
@@ -4685,31 +4735,31 @@ def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[s
     return dags
 
 
-_INSTANCE = f"""task_id map_index state try_number max_tries element_preview upstream_task_ids
-    task_group_id role cleared {_ATTEMPT}"""
-_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
-
-# A run's task instances, in the order in which the DAG has them, with their latest attempts; and
-# with each of their attempts.
-_select_instances = functools.partial(_select, _LATEST, _INSTANCE, _ORDER)
+_ATTEMPT_COLUMNS = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
+_INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_preview
+    upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
+_DAG_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
+_TRY_ORDER = f"{_DAG_ORDER}, task_attempt.try_number"
+# A run's task instances, each with its latest attempt; and with each of its attempts.
+_select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _DAG_ORDER)
 _select_attempts = functools.partial(
-    _select, f"task_instance JOIN {_OWN}", _INSTANCE, f"{_ORDER}, task_attempt.try_number"
+    _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _TRY_ORDER
 )
 # The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
     _select,
-    f"task_log {_JOINED} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
-    f"id try_number part text {_WHOSE}",
+    f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
+    f"id try_number part text {_INSTANCE_KEY}",
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
 )
-# The output of callbacks that failed.
-_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
+# The output of callbacks that failed: see _call_back.
+_CALLBACK_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
 _select_callback_errors = functools.partial(
-    _select, f"task_log {_JOINED}", "text", f"{_FAILED} ORDER BY task_log.id DESC"
+    _select, f"task_log {_OF_INSTANCE}", "text", f"{_CALLBACK_FAILED} ORDER BY task_log.id DESC"
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
-    _select, _XCOMS, f"key type preview {_WHOSE}", "ORDER BY task_instance.id, key"
+    _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", "ORDER BY task_instance.id, key"
 )
 
 
@@ -4718,8 +4768,8 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    in_order = operator.attrgetter(*_terms(_LATEST, columns, ())[0])  # which vars() may not be
-    for row in _select(_LATEST, columns, "", db, run_row):
+    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
+    for row in _select(_INSTANCES, columns, "", db, run_row):
         *own, error = in_order(row)
         died = row.state is None and error == f"interrupted: {_DIED}"
         found.append(_Past._make([*own, died]))
@@ -4728,7 +4778,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
 
 def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
     """The length of every result that is stored, by task and index."""
-    rows = _select(_XCOMS, f"length {_WHOSE}", "", db, run_row, key="return_value")
+    rows = _select(_XCOMS, f"length {_INSTANCE_KEY}", "", db, run_row, key="return_value")
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
@@ -4746,13 +4796,13 @@ def _select_values(
 
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
-    """An `item` of a result that others expand over, if it is stored on its own."""
+    """The pickle of an element, the `item`-th, of a result, if the elements are stored apart."""
     found = _select(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
     return next((row.value for row in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
-    """What people may know of the elements of a result that others expand over."""
+    """Previews of the elements of a result that others expand over, by index."""
     items = _select(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
@@ -4761,7 +4811,7 @@ def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) ->
 def _count_elsewhere(
     db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
 ) -> list[tuple[str | None, int]]:
-    """How many instances of a task run now in other runs of its DAG, by these runs' owners."""
+    """How many instances of a task run now in other runs of its DAG: (owner, number) pairs."""
     return db.execute(
         "SELECT CAST(owner AS TEXT), count(*) FROM task_instance JOIN dag_run ON dag_run.id = "
         "dag_run_id WHERE dag_run.state = 'running' AND dag_id = ? AND task_id = ? AND "
@@ -4771,7 +4821,7 @@ def _count_elsewhere(
 
 
 def _count_parts(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
-    """Of an attempt's log, but for its tail."""
+    """The number of the last part of an attempt's log, but for its tail; 0 if there is none."""
     which = f"task_instance_id = ? AND try_number = ? AND part < {_TAIL_PART}"
     query = f"SELECT coalesce(max(part), 0) FROM task_log WHERE {which}"
     count: int = db.execute(query, (instance_row, try_number)).fetchone()[0]
@@ -4784,6 +4834,8 @@ import pickle  # noqa: E402 - here, since no other section may use it
 
 _PREVIEW = 80  # characters of a value's preview
 _VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row has to fit, too
+
+_NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle itself raises
 
 _dump = functools.partial(pickle.dumps, protocol=5)
 
@@ -4813,21 +4865,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Call(_Record):
-    """A task's arguments on their way to a worker: pickled, and the results they take.
-
-    Of a mapped task also the elements of each constant that it is expanded over.
-    """
+    """A task's arguments on their way to a worker: pickled, and the results they take."""
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
-    constants: Sequence[Sequence[_Call]] = ()
+    constants: Sequence[Sequence[_Call]] = ()  # those that it is expanded over, by element
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
 
 
 def _dump_call(task: BaseOperator) -> _Call:
-    """A task's arguments, results in them as look-ups. Raises UnreachableTask, naming the one."""
+    """A task's arguments, results in them as look-ups. Raises UnreachableTask for what can't go."""
     args, kwargs = task._call()
     named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
     call = _dump_taking(task, (args, kwargs), named) if named else _NO_CALL
@@ -4836,7 +4885,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     constants = []
     for name, source in task._mapping.sources.items():
         values, what = source, name or "element"
-        if isinstance(source, _Mappable):  # filled in later, when nobody could be told
+        if isinstance(source, _Mappable):  # not used before it is filled in, in a worker: too late
             values = [x._by for x in source._parts("zip") if x._by is not ...]
             what = "fillvalue"
         constants.append([_dump_taking(task, x, {what: x}) for x in values])
@@ -4844,7 +4893,8 @@ def _dump_call(task: BaseOperator) -> _Call:
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
-    """`named`: the arguments of which one is named if they can't be pickled."""
+    """Pickle arguments, and note what they take. Raises UnreachableTask that names the one of
+    `named` that can't be pickled."""
     results: list[XComArg[Any]] = []
     token = _pickling.set((task, results))
     try:
@@ -4856,7 +4906,7 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
                 _dump(each)
             except Exception as error:  # as above: this is the one
                 which = f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker"
-                why = f"{which} ({_one_line(error)}): hand over plain data, or make it there"
+                why = f"{which} ({_brief(error)}): hand over plain data, or make it there"
                 break
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
@@ -4870,8 +4920,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone; the same
-    for tasks that differ in nothing but their id, of which one is kept."""
+    """What a worker has to know of a task that it finds by its function's name alone. It has no id
+    in it: tasks that differ in nothing else share it."""
     also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
@@ -4880,7 +4930,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
     try:
         return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
-        why = f"one of its settings can't be sent to a worker ({_one_line(error)})"
+        why = f"one of its settings can't be sent to a worker ({_brief(error)})"
         remedy = "build the DAG at the top level of its module"
         raise UnreachableTask(f"task {task.task_id!r}: {why}: {remedy}") from None
 
@@ -4893,7 +4943,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
     def constant(name: str | None, index: int) -> bytes:
         try:
             return _canonical(mapping.sources[name][index])
-        except Exception:  # pickling runs the value's own code; then its index has to do
+        except Exception:  # pickling runs the value's own code; where it fails, the index decides
             return f"index {index}".encode()
 
     seen: collections.Counter[str] = collections.Counter()
@@ -4924,10 +4974,10 @@ def _canonical(value: Any) -> bytes:
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
         return f"enum {kind.__qualname__}.{value.name}".encode()
-    if hasattr(kind, "__dataclass_fields__"):  # those that are for its __init__ alone are not kept
+    if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
         return kind.__qualname__.encode() + _canonical({n: getattr(value, n) for n in names})
-    # Protocol 2 has names in plain, and the script goes by two: see _module_name.
+    # Protocol 2 writes names in plain text, and the script goes by two: see _module_name.
     data = io.BytesIO()
     _CanonicalPickler(data, 2).dump(value)
     return data.getvalue().replace(b"c__mp_main__\n", b"c__main__\n")
@@ -4935,26 +4985,27 @@ def _canonical(value: Any) -> bytes:
 
 class _CanonicalPickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> bytes | None:
-        """In place of a set, whose order is another one in each process."""
+        """What to write in place of a set, whose own order differs from process to process."""
         return _canonical(value) if type(value) in (set, frozenset) else None
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
-    """Called by unpickling a task's arguments: what stands for a placeholder in this job."""
-    job = _running_job()
-    found = getattr(job, name)(*arguments)
-    job.results.append(found)
+    """What a placeholder stands for in this execution; called by unpickling the arguments."""
+    execution = _running_execution()
+    found = getattr(execution, name)(*arguments)
+    execution.results.append(found)
     return found
 
 
 def _storable(text: object) -> str:
-    """Text that SQLite takes: a file name may hold bytes that are none."""
+    """Text that SQLite takes, surrogates escaped: a file's name may hold some."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
 def _preview(value: Any) -> str:
-    if value is None or type(value) in (bool, int, float) or type(value) is str and len(value) < 60:
-        return _shown(value, _PREVIEW)
+    kind = type(value)
+    if kind in (type(None), bool, int, float) or (kind is str and len(value) < _SHORT.maxstring):
+        return _shown(value, _PREVIEW)  # reprlib takes far longer
     return _shown(value, _PREVIEW, lambda x: _storable(_SHORT.repr(x)))
 
 
@@ -4971,14 +5022,14 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
-_INLINE = 16 * 1024  # bytes of a value that travel with a job
+_INLINE = 16 * 1024  # bytes of a value, or of output, that travel in a message; more goes apart
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
-_REASON_LIMIT = 300  # of what an exception says in one line
+_REASON_LIMIT = 300  # characters of what an exception says, in its reason
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
 _environ = os.environ  # a task may put something else in its place
-_is_forked = False  # this worker, from the scheduler's memory
+_is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
 
 
 class _WorkerRun:
@@ -4992,12 +5043,12 @@ class _WorkerRun:
 
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
-        module, dag_id, n = self.info["key"]
+        module, dag_id, number = self.info["key"]
         if module and not _is_forked:
             _import(module, self.info["module_path"])
-        found = _built.get((module, dag_id, n))
+        found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
-            found = Dag(dag_id)  # which stands for one that no import builds, in this run alone
+            found = Dag(dag_id)  # for one that no import builds: an empty one, for this run alone
             _kept_dags[:] = [dag for dag in _kept_dags if dag is not found]
         self.dag = found
 
@@ -5017,18 +5068,16 @@ class _WorkerRun:
         """Give the process the environment and working directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
         now, before = vars(os.environ)["_data"], self.info["environ"]
-        if now != before:  # what is the same may have a name that can't be set
+        if now != before:  # what is the same is left: it may have a name that can't be set
             for name in now.keys() - before:
                 del os.environb[name]
             os.environb.update(before.items() - now.items())
-        try:
+        with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
-        except OSError:  # it may be gone for run() as well
-            pass
 
     def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
-        """The task of the DAG or, if it has `settings`, one like the scheduler's, made of the
-        function that has this name. Raises UnreachableTask."""
+        """The DAG's task or, where `settings` are given and the import builds none, one that is
+        made of them and the function of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
             return self._tasks[task_id]
         task: Any = self._built(task_id, function)
@@ -5049,10 +5098,11 @@ class _WorkerRun:
         return None if task is None or _function_name(task) != function else task
 
     def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
-        """Which of the tasks can't be found here, and which only by their function's name."""
-        lost = [each for each in references if self._built(*each[:2]) is None]
-        named = {task_id for task_id, function, by in lost if by and self._resolve(function)}
-        return [task_id for task_id, *_ in lost if task_id not in named], named
+        """Ids of the tasks that can't be found here, and of those only by their function's name.
+        A reference: a task's id, its function's name, and whether that name alone would do."""
+        unbuilt = [each for each in references if self._built(*each[:2]) is None]
+        named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
+        return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
 
 def _function_name(task: BaseOperator) -> str:
@@ -5070,8 +5120,8 @@ def _import(module: str, path: str | None) -> None:
     with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
     elsewhere = path is not None and not os.path.exists(path)  # it is another machine's
-    same = spec is not None and len({p and os.path.realpath(p) for p in (spec.origin, path)}) == 1
-    if spec is not None and (elsewhere or same):
+    origin, wanted = (p and os.path.realpath(p) for p in (spec and spec.origin, path))
+    if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
@@ -5096,15 +5146,15 @@ def _resolve(function: str) -> Callable[..., Any] | None:
 
 
 def _is_inherited(module: str, path: str | None, line: int) -> bool:
-    """Whether a forked worker has something only since the scheduler had it: a worker that imports
-    the module, or a script that is not the main one there, would not have it."""
-    gone = module not in sys.modules
-    return _is_forked and (gone or (module == "__main__" and _is_below_guard(path or "", line)))
+    """Whether this worker was forked with something that a worker which imports the module would
+    not have: what is defined while a script is the main one, say."""
+    absent = module not in sys.modules
+    return _is_forked and (absent or (module == "__main__" and _is_below_guard(path or "", line)))
 
 
 def _is_below_guard(path: str, line: int) -> bool:
-    """Whether a line of a script is met only where it is the main one: it belongs to a statement
-    like `if __name__ == "__main__":`, the last above it that begins at the margin."""
+    """Whether a line of a script runs only where that is the main one: the last statement above it
+    that begins at the margin is like `if __name__ == "__main__":`."""
     with contextlib.suppress(OSError):
         # A form feed ends no line for Python, and one before a line is no margin.
         source = Path(path).read_text("utf-8", "replace").replace("\f", "")
@@ -5118,55 +5168,50 @@ def _is_below_guard(path: str, line: int) -> bool:
 
 
 class _Job(NamedTuple):
-    """An attempt on its way to whoever runs it."""
+    """An attempt on its way to whoever runs it; as a plain tuple in messages."""
 
-    number: int
+    number: int  # of a job in a queue, from 1
     task_id: str
-    function: str
+    function: str  # see _function_name
     map_index: int
     try_number: int
     max_tries: int
-    call: bytes
+    call: bytes  # pickled arguments
     settings: bytes | None  # of a task that is found by its function's name alone
+    # (map_index, pickle) of XComs by (task_id, key); None in place of a large pickle.
     inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
     timeout: float | None  # seconds
-    holds: bool = False  # its worker waits for word after it
+    holds: bool = False  # after it the worker waits for word: callbacks may be due
     feeds: bool = False  # others expand over its result
     elements: Sequence[tuple[str | None, tuple[Any, ...]]] = ()  # what it is mapped over
-    in_group: bool = False  # those are its group's
+    in_group: bool = False  # it is its group that is mapped over them
     pokes: int = 0  # of a sensor, before this one
-    waited: float = 0.0  # seconds since its first one
-    alone: bool = False  # quick ones came before it, and nothing else is out
+    waited: float = 0.0  # seconds since the first poke
+    alone: bool = False  # quick jobs came before it, and no other is out
 
 
 class _Outcome(NamedTuple):
-    """How an attempt ended, on its way back.
-
-    `terminated`: it was told to end. `spoilt`: why its worker must not get another job. `held`:
-    its worker waits for word. `start` by time.time(), `took` in seconds. `output`: what it
-    printed, unless that is long or may have been looked at: then it is in its worker's log, up to
-    `log_end`.
-    """
+    """How an attempt ended, on its way back; as a plain tuple in messages."""
 
     status: str  # see _Plan.finish
     error: str | None
     xcoms: Sequence[_XComRow] = ()
     items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
-    start: float | None = None
-    took: float = 0.0
-    terminated: bool = False
-    spoilt: str | None = None
-    held: bool = False
-    log_end: int = 0
-    output: bytes | None = None
-    unasked: bool = False  # it was told by somebody else than its runner
+    start: float | None = None  # by time.time()
+    took: float = 0.0  # seconds
+    terminated: bool = False  # it was told to end
+    spoilt: str | None = None  # why its worker must not get another job
+    held: bool = False  # its worker waits for word
+    log_end: int = 0  # where its output ends in its worker's log
+    output: bytes | None = None  # None: it is long, or has been shown in part; read the log
+    unasked: bool = False  # it was told to end, but not by its runner
 
 
 class _Execution:
     """The attempt that runs here now."""
 
-    is_over = False  # its outcome is told; what is left are callbacks
+    is_over = False  # its outcome is told, and only callbacks are left
 
     def __init__(self, run: _WorkerRun, job: _Job) -> None:
         self.run = run
@@ -5174,13 +5219,13 @@ class _Execution:
         self.task_id, self.map_index = job.task_id, job.map_index
         self.task = run.find(job.task_id, job.function, job.settings)
         self.pid = os.getpid()
-        self.variables = contextvars.copy_context()  # what it sets there is not the next one's
+        self.variables = contextvars.copy_context()  # what the task sets must not reach the next
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
         self.waiting_since = time.monotonic() - job.waited
         self._values: dict[tuple[str, str], Any] = {}
-        self.results: list[Any] = []  # what placeholders stand for: no template, whatever it says
+        self.results: list[Any] = []  # values of placeholders: never rendered as templates
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -5202,7 +5247,7 @@ class _Execution:
         return args, kwargs | mapped
 
     def element(self, plan: tuple[Any, ...]) -> Any:
-        """An element that the task is expanded over, by the plain data that says where it is."""
+        """An element that the task is expanded over, from the plain data that `_element` gives."""
         match plan:
             case "constant" | "value", data:
                 return self._loaded(data)
@@ -5214,18 +5259,18 @@ class _Execution:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
-                [(_, data)] = self._read(task_id, "return_value", i)
+                [(_, data)] = self._xcoms(task_id, "return_value", i)
                 return self._loaded(data)
-        _, task_id, i = plan
+        _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
         data = self._look(_select_item, task_id, item=i)
         if data is not None:
             return self._loaded(data)
-        # Stored by code of which nobody expanded over it: taken apart here.
-        whole = self._loaded(dict(self._read(task_id, "return_value"))[-1])
+        # When it was stored, no task expanded over it: only the whole is there.
+        whole = self._loaded(dict(self._xcoms(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
-        """What `map`, `zip` and `concat` of results, which are here now, give as an argument."""
+        """What `map`, `zip` or `concat` (`how`) of results gives, with a function or fillvalue."""
         some = [() if x is None else x for x in sources]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
@@ -5241,7 +5286,7 @@ class _Execution:
 
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
-        params = self.run.info["params"]  # those of conf among them
+        params = self.run.info["params"]  # what conf gives is in there
         return default[0] if default and name not in params else _plain_copy(params[name])
 
     def _loaded(self, data: bytes) -> Any:
@@ -5260,28 +5305,28 @@ class _Execution:
                 )
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
-                [(_, data)] = self._read(task_id, key, map_index)
+                [(_, data)] = self._xcoms(task_id, key, map_index)
             self._values[task_id, key] = self._loaded(data)
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        data = [data for _, data in self._read(task_id, key)]
+        data = [data for _, data in self._xcoms(task_id, key)]
         results = _Results(data, self.run.info["fileloc"])
         if not plain:
             return results
         return None if not results else results[0] if len(results) == 1 else list(results)
 
-    def _read(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
-        """(map_index, data) of another task's XComs of one key: of an index, or all."""
+    def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
+        """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
         if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
             return self.job.inputs.get((task_id, key), ())  # all of them came with the job
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
     def _look(self, select: Callable[..., T], task_id: str, **which: Any) -> T:
-        """What is in the database of a task of this run, where this worker is on its machine."""
+        """What a look finds of a task of this run. Raises AirflowException on another machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             why = "a foreign executor's workers get only those of direct upstream tasks"
@@ -5295,7 +5340,7 @@ class _Execution:
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
-        return [(i, self._loaded(data)) for i, data in self._read(task_id, key)]
+        return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key)]
 
     @functools.cached_property
     def context(self) -> Context:
@@ -5365,17 +5410,17 @@ _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
 
 
-def _running_job() -> _Execution:
+def _running_execution() -> _Execution:
     # A thread that a task starts has none of its context variables.
-    job = _running.get(_here[-1] if _here else None)
-    if job is None:
+    execution = _running.get(_here[-1] if _here else None)
+    if execution is None:
         raise RuntimeError("there is no running task: this is for use inside one")
-    return job
+    return execution
 
 
 def get_current_context() -> Context:
     """The context of the task that runs here. Raises RuntimeError outside a task."""
-    return _running_job().context
+    return _running_execution().context
 
 
 class _Variables(_Record):
@@ -5390,8 +5435,7 @@ class _Variables(_Record):
 
 
 class _Macros:
-    """What `macros` is in a context: Airflow's helpers for dates, and some modules (`dateutil` is
-    the user's, if it is there)."""
+    """`macros` in a context: Airflow's helpers for dates, and modules (`dateutil` if installed)."""
 
     datetime = _datetime.datetime
     timedelta = _datetime.timedelta
@@ -5424,84 +5468,86 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 }
 
 
-def _run_job(job: _Execution, guard: contextlib.AbstractContextManager[None] | _Worker) -> _Outcome:
-    """Run one attempt; how it ended as plain data, whatever the task does. `guard` is entered
-    around the task's own code: within it the process may be told to end."""
+def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> _Outcome:
+    """Run one attempt. Returns how it ended, as plain data; raises nothing, whatever the task does.
+    `guard` is entered around the task's own code, which what it does may cut off."""
     note: dict[str, Any] = {}
     items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
         with guard:
-            result = job.variables.run(_as_running, job, _run_hooked, job)
-        note = _store_result(job, result)
+            result = execution.variables.run(_as_running, execution, _run_hooked, execution)
+        note = _store_result(execution, result)
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        said = _shown(skip, _ERROR_LIMIT, _one_line)
-        # People are shown the last line.
-        status, error, job.exception = "skipped", said.replace("\n", " "), skip
+        # In one line, as tables show the last line alone.
+        error = _shown(skip, _ERROR_LIMIT, _brief).replace("\n", " ")
+        status, execution.exception = "skipped", skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
-        status, error, job.exception = "fatal" if fatal else "failed", _traceback(failure), failure
-    if os.getpid() != job.pid:
-        _end_child(job.exception)
-    if job.map_index >= 0 and job.task.map_index_template is not None:
-        note = {**note, **_name_of(job)}
-    took = time.perf_counter() - job.clock
-    return _Outcome(status, error, [*job.pushed.values()], items, note, job.started, took)
+        status, error = "fatal" if fatal else "failed", _traceback(failure)
+        execution.exception = failure
+    if os.getpid() != execution.pid:
+        _end_child(execution.exception)
+    if execution.map_index >= 0 and execution.task.map_index_template is not None:
+        note = {**note, **_name_of(execution)}
+    xcoms, took = [*execution.pushed.values()], time.perf_counter() - execution.clock
+    return _Outcome(status, error, xcoms, items, note, execution.started, took)
 
 
-def _name_of(job: _Execution) -> dict[str, str]:
-    """What `map_index_template` makes of a mapped instance, from what the task put into its
-    context, too; nothing without Jinja."""
+def _name_of(execution: _Execution) -> dict[str, str]:
+    """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
     try:
-        name = str(_rendered(job.task.map_index_template, job.context))
+        name = str(_rendered(execution.task.map_index_template, execution.context))
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code
-        print(f"liteflow: map_index_template failed: {_one_line(error)}", file=sys.stderr)
+        print(f"liteflow: map_index_template failed: {_brief(error)}", file=sys.stderr)
         return {}
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
-def _as_running(job: _Execution, function: Callable[..., T], *arguments: Any) -> T:
-    token = _running.set(job)
-    in_main = [job] if threading.current_thread() is threading.main_thread() else []
-    _here.extend(in_main)
+def _as_running(execution: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    token = _running.set(execution)
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        _here.append(execution)
     try:
         return function(*arguments)
     finally:
-        del _here[len(_here) - len(in_main) :]
+        if in_main:
+            _here.pop()
         _running.reset(token)
 
 
-def _run_hooked(job: _Execution) -> Any:
-    """Unless `run_if` or `skip_if` forbids it; between `pre_execute` and `post_execute`, which an
-    operator's class may define."""
-    for condition, wanted, message in job.task._conditions:
-        found = condition(job.context)
+def _run_hooked(execution: _Execution) -> Any:
+    """Do the task's work, unless `run_if` or `skip_if` forbids it, between `pre_execute` and
+    `post_execute`, which an operator's class may define. Returns its result."""
+    for condition, wanted, message in execution.task._conditions:
+        found = condition(execution.context)
         if isinstance(found, tuple):
             found, message = found[0], found[1] or message
         if bool(found) is not wanted:
             raise AirflowSkipException(message or "skipped by its condition")
-    args, kwargs = job.arguments()
-    task, work = job.task._ready(args, kwargs, job)
-    _call_hook(job, task.pre_execute)
-    if not job.job.pokes:
-        _call_back(job, task, "on_execute_callback")
+    args, kwargs = execution.arguments()
+    task, work = execution.task._ready(args, kwargs, execution)
+    _call_hook(execution, task.pre_execute)
+    if not execution.job.pokes:
+        _call_back(execution, task, "on_execute_callback")
     result = work()
-    _call_hook(job, task.post_execute, result)
+    _call_hook(execution, task.post_execute, result)
     return result
 
 
-def _call_hook(job: _Execution, hook: Any, *result: Any) -> None:
-    if getattr(hook, "__func__", None) is not _no_hook:  # its context takes a while to make
-        _awaited(hook(job.context, *result))
+def _call_hook(execution: _Execution, hook: Any, *result: Any) -> None:
+    if getattr(hook, "__func__", None) is not _no_hook:  # for which no context is made: it is slow
+        _awaited(hook(execution.context, *result))
 
 
-def _call_back(job: _Execution, owner: Any, name: str) -> None:
+def _call_back(execution: _Execution, owner: Any, name: str) -> None:
     """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
     callbacks = getattr(owner, name)
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -5509,23 +5555,24 @@ def _call_back(job: _Execution, owner: Any, name: str) -> None:
             continue
         failure = None
         try:
-            _as_running(job, _called, callback, (job.context,), {}, {})
+            _as_running(execution, _called, callback, (execution.context,), {}, {})
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything
             failure = error
-        if os.getpid() != job.pid:
+        if os.getpid() != execution.pid:
             _end_child(failure)
         if failure is not None:
-            whose = f"DAG {owner.dag_id!r}" if isinstance(owner, Dag) else f"task {job.task_id!r}"
-            said, text = f"liteflow: {name} of {whose} failed", _traceback(failure)
-            place = f" ({_place_of(text)})".removesuffix(" ()")
-            print(f"{said}: {_last_line(text)}{place}\n{text}", file=sys.stderr)
+            is_dag, text = isinstance(owner, Dag), _traceback(failure)
+            whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
+            place = f" ({found})" if (found := _place_of(text)) else ""
+            said = f"liteflow: {name} of {whose} failed: {_last_line(text)}{place}"
+            print(f"{said}\n{text}", file=sys.stderr)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
-    """A child of the user's code came back into ours. It is not heard, and ends as it would
-    anywhere: with its traceback, or the code that it exits with."""
+    """End a process that the user's code forked, and that came back into ours: it is no worker. It
+    ends as it would anywhere, with its traceback, or the code that it exits with."""
     code = error.code if isinstance(error, SystemExit) else error
     try:
         if isinstance(code, BaseException):
@@ -5538,17 +5585,17 @@ def _end_child(error: BaseException | None) -> NoReturn:
         os._exit(code & 0xFF if isinstance(code, int) else int(code is not None))
 
 
-def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: Any) -> None:
-    """Callbacks, if there are any: of the `last` attempt, which is still here, or of a `job` that
-    ran elsewhere, or is the DAG's; `of`: how that ended, or another run's facts. `reason` where the
-    exception is not at hand, or why the DAG's run ended."""
+def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
+    """Call the callbacks `name` (several joined by `+`, or None) of the `last` attempt, which ended
+    here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how that job ended, or
+    of which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
     if job is not None:
-        last = _Execution(_WorkerRun({**run.info, **(of or {})}, run.dag), _Job(*job))
+        last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
     if last is None or name is None:
         return
     context, last.is_over = last.context, True
-    state, started, ended = (of or {}).get("last", (None, None, None))
-    if started is not None:  # elsewhere, and not when this began
+    state, started, ended = (facts or {}).get("last", (None, None, None))
+    if started is not None:  # it ran elsewhere: these are its times
         context["ti"].start_date, context["ti"].end_date = _moment(started), _moment(ended)
     if name.startswith("dag_"):
         context["ti"].state = _TASK_STATES.get(state)
@@ -5569,37 +5616,37 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, of: 
         last.variables.run(_call_back, last, context["task"], each)
 
 
-def _store_result(job: _Execution, result: Any) -> dict[str, Any]:
-    """Turn the result into XComs; what the plan must know of it, as plain data. Raises a TypeError
-    that says what can't be stored."""
+def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
+    """Turn the result into XComs. Returns what the plan must know of it, as plain data. Raises
+    TypeError, AirflowException for what can't be stored."""
     note: dict[str, Any] = {}
-    if job.task._flow == "short_circuit":
+    if execution.task._flow == "short_circuit":
         note["go_on"] = bool(result)
-    elif job.task._flow == "branch":
+    elif execution.task._flow == "branch":
         chosen = [result] if isinstance(result, str) else result
         listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
         if chosen is not None and not listed:
             must = "a branch must return a task id, a list of them, or None"
             raise AirflowException(f"{must}, found {_shown(result)}")
         note["chosen"] = None if chosen is None else [str.__str__(x) for x in chosen]
-    if job.job.feeds:
-        note["items"] = _items_of(job, result)
-    if result is None or not job.task.do_xcom_push:
+    if execution.job.feeds:
+        note["items"] = _items_of(execution, result)
+    if result is None or not execution.task.do_xcom_push:
         return note
-    if job.task.multiple_outputs:
+    if execution.task.multiple_outputs:
         whence = "set, or by its annotation; False keeps a dict whole"
-        what = f"task {job.task_id!r} has multiple_outputs ({whence}): what it returns"
+        what = f"task {execution.task_id!r} has multiple_outputs ({whence}): what it returns"
         for key, value in _string_keyed(what, _of_type(dict)(what, result)).items():
-            _push(job, key, value, f"returned for {key!r} a")
-    _push(job, "return_value", result, "returned")
-    _, _, _, length, _ = job.pushed["return_value"]
+            _push(execution, key, value, f"returned for {key!r} a")
+    _push(execution, "return_value", result, "returned")
+    _, _, _, length, _ = execution.pushed["return_value"]
     return {**note, "stored": True, "length": length}
 
 
-def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
-    """The elements of a result that others expand over: each one's preview, and it pickled."""
+def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
+    """(preview, pickle) of the elements of a result that others expand over."""
     kind: type[AirflowException] = XComForMappingNotPushed
-    if not job.task.do_xcom_push:
+    if not execution.task.do_xcom_push:
         found = "has do_xcom_push=False"
     elif result is None:
         found = "returned None"
@@ -5611,7 +5658,7 @@ def _items_of(job: _Execution, result: Any) -> list[tuple[str, bytes]]:
     else:
         elements = result.items() if isinstance(result, dict) else result
         return [(_preview(x), _pickled(x, "returned, in a list, a")) for x in elements]
-    raise kind(f"others expand over the result of task {job.task_id!r}, which {found}")
+    raise kind(f"others expand over the result of task {execution.task_id!r}, which {found}")
 
 
 def _is_mappable(value: Any) -> bool:
@@ -5619,9 +5666,9 @@ def _is_mappable(value: Any) -> bool:
     return isinstance(value, (Sequence, dict)) and not isinstance(value, (str, bytes, bytearray))
 
 
-def _push(job: _Execution, key: str, value: Any, said: str) -> None:
+def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
     try:
-        key = str(key.encode().decode())
+        key = str(key.encode().decode())  # a plain str, and no surrogates in it
     except UnicodeError:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     if len(key) > _TEXT_LIMIT:
@@ -5631,7 +5678,7 @@ def _push(job: _Execution, key: str, value: Any, said: str) -> None:
         much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
         raise AirflowFailException(f"{key!r} has {much}: write it to a file and return the path")
     length = len(value) if _is_mappable(value) else None
-    job.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
+    execution.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
 def _pickled(value: Any, said: str) -> bytes:
@@ -5642,10 +5689,11 @@ def _pickled(value: Any, said: str) -> bytes:
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
-        raise TypeError(f"{what}: {_one_line(error)}{remedy}") from None
+        raise TypeError(f"{what}: {_brief(error)}{remedy}") from None
 
 
-def _one_line(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
+    """The type and message of an error, without a traceback; it may have several lines."""
     text = _shown(error, sys.maxsize, _storable)
     return ": ".join(filter(None, (type(error).__name__, text)))
 
@@ -5670,7 +5718,7 @@ def _traceback(error: BaseException) -> str:
     said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).lstrip("\n").partition("\n")[0])
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
-        text += f"task called sys.exit({_shown(error.code)})\n"
+        text += f"called sys.exit({_shown(error.code)})\n"
     elif last != reason:  # more lines of its message, notes, a group's members
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
@@ -5687,17 +5735,16 @@ def _last_line(error: str | None) -> str:
 
 
 def _own_line(text: str) -> str:
-    """The line in which the last exception of a traceback says what it is, short enough for a
-    table: behind it may be more lines of its message, and notes."""
+    """The line in which a traceback's last exception says what it is, short enough for a table."""
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
     return _last_line(own and re.sub(r"\n\s*", "", own[0]))
 
 
-def _parts_of(error: str) -> tuple[str, str]:
-    """What stands in a traceback before the exception's own line, and what behind it: more lines
-    of its message, notes, a group's members; the reason, which is said again at the end, apart."""
+def _split_traceback(error: str) -> tuple[str, str]:
+    """A traceback up to the exception's own line, and what comes after it: more of its message,
+    notes, a group's members. Without the last line, where `_traceback` says the reason again."""
     *lines, last = error.split("\n")
     own: list[int] = []
     for i, line in enumerate(lines):
@@ -5710,26 +5757,29 @@ def _parts_of(error: str) -> tuple[str, str]:
 
 
 def _said_once(error: str) -> str:
-    """A traceback without the reason that is said again at its end."""
-    return error.rpartition("\n")[0] if _parts_of(error)[1] else error
+    """A traceback without the last line, if that only says the reason again."""
+    return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _place_of(error: str | None) -> str:
     """Where in the user's code a traceback ends: file, line, function, and the line itself."""
-    before, places = _parts_of(error or "")[0], []
+    before, _ = _split_traceback(error or "")
+    own: list[str] = []
+    foreign: list[str] = []
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
             continue
         # Libraries, of whatever Python ran it, are not the user's; nor is what has no file, or
         # was compiled from Cython (pandas, pyarrow).
-        own = not re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
-        places.append((own, f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")))
-    return next((said for own, said in places[::-1] if own), places[-1][1] if places else "")
+        is_foreign = re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
+        place = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
+        (foreign if is_foreign else own).append(place)
+    return (own or foreign or [""])[-1]
 
 
 def _cut_chain(error: BaseException) -> None:
-    """Formatting takes a time that is quadratic in how many exceptions came before this one."""
+    """Cut off what came before the last 100 exceptions: to format n of them takes n * n steps."""
     for _ in range(100):
         before = error.__context__ if error.__cause__ is None else error.__cause__
         if before is None:
@@ -5741,17 +5791,17 @@ def _cut_chain(error: BaseException) -> None:
 # --- Worker: messages -----------------------------------------------------------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as a file
-_IN_MEMORY = 64 * 1024 * 1024  # bytes of a message that go by memory
+_IN_MEMORY = 64 * 1024 * 1024  # bytes up to which such a file is in memory, not on disk
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
 _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
-_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # a Python built for any glibc has no name
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # conda's and uv's Pythons don't name it
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
 
 
 @functools.cache
 def _pulls() -> bool:
-    """Whether workers pull their jobs: where whole messages go to one receiver each, and wake one
-    of several sleepers. A sandbox or an emulated Linux may not have that."""
+    """Whether workers pull their jobs: if each message goes whole to one receiver, and wakes only
+    one of several that sleep. A sandbox or an emulated Linux may not have that."""
     with contextlib.suppress(AttributeError, OSError):
         ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with ours, theirs, select.epoll() as epoll:
@@ -5761,7 +5811,7 @@ def _pulls() -> bool:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that are connected; of whole messages, where the system has that."""
+    """Two connected ends, for whole messages where the system has that, else for a stream."""
     ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _pulls() else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -5770,11 +5820,10 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _nameless_file(size: int, folder: str | None = None) -> Any:
-    """A file of which nothing is left; if it is not too large, in memory: on disk it would wait for
-    the database's checkpoint, and for room."""
+    """An open file that is gone once it is closed; if it is not too large, in memory: on disk it
+    would wait for the database's checkpoint, and for room."""
     if size <= _IN_MEMORY:
-        # No Linux, a sandbox, or a Python built for any glibc (conda's, uv's).
-        with contextlib.suppress(AttributeError, OSError):
+        with contextlib.suppress(AttributeError, OSError):  # not every system or Python has it
             return open(os.memfd_create("liteflow"), "w+b")
     return tempfile.TemporaryFile(dir=folder)
 
@@ -5793,7 +5842,7 @@ class _Wire:
         self.folder: str | None = None  # for messages that go as files
         self._whole = end.type != socket.SOCK_STREAM
         end.setblocking(self._whole)
-        self._space = socket.CMSG_SPACE(4)
+        self._space = socket.CMSG_SPACE(4)  # for one descriptor
         self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         self._buffer = b""
         self._files: collections.deque[int] = collections.deque()
@@ -5809,23 +5858,27 @@ class _Wire:
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             return self._send(packed, file)
-        number, name = (-1, None) if self._whole else tempfile.mkstemp(dir=self.folder)
+        name: str | None = None  # of a file that the receiver opens; or else it goes open
         try:
-            nameless = None if name else _nameless_file(max(size, len(packed)), self.folder)
-            with nameless or open(number, "w+b") as aside:
+            if self._whole:
+                aside = _nameless_file(max(size, len(packed)), self.folder)
+            else:
+                number, name = tempfile.mkstemp(dir=self.folder)
+                aside = open(number, "w+b")  # noqa: SIM115 - closed below
+            with aside:
                 marshal.dump((data, [len(value) for value in values]), aside)
                 aside.writelines(values)
                 aside.flush()
-                self._send(marshal.dumps(name), None if name else aside.fileno())
+                self._send(marshal.dumps(name), aside.fileno() if name is None else None)
         except OSError:
-            if name:
+            if name is not None:
                 os.unlink(name)
             raise
 
     def _send(self, packed: bytes, file: int | None) -> None:
         if not self._whole:
             packed = len(packed).to_bytes(4, "big") + packed
-            self.socket.setblocking(True)  # half a message would be none
+            self.socket.setblocking(True)  # or it may stop in the middle of the message
         if file is not None:
             socket.send_fds(self.socket, [packed], [file])
         else:
@@ -5847,7 +5900,7 @@ class _Wire:
         with open(message or self.take_file(), "rb") as aside:
             if message:
                 os.unlink(message)
-            aside.seek(0)  # the offset is the sender's, too
+            aside.seek(0)  # an offset that is shared with the sender, who wrote
             data, sizes = marshal.load(aside)
             return data, [aside.read(size) for size in sizes]
 
@@ -5863,7 +5916,7 @@ class _Wire:
             except BlockingIOError:
                 return None
             except ConnectionResetError:
-                continue  # it left something unread; this comes *before* its last messages
+                continue  # the other end left something unread: its last messages come after this
             for _, _, descriptors in extra:
                 self._files.append(int.from_bytes(descriptors[:4], sys.byteorder))
             if not data:
@@ -5873,7 +5926,7 @@ class _Wire:
             self._buffer += data
 
     def take_file(self) -> int:
-        """The open file that came with the message: its descriptor, which is the caller's now."""
+        """The descriptor of the open file that came with a message; it is the caller's now."""
         if not self._files:  # the kernel drops it where the limit of open files is reached
             raise OSError("a message's file could not be opened: too many open files")
         found = self._files.popleft()
@@ -5893,8 +5946,8 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
 
 
 def _linger(look: Callable[[], T]) -> T:
-    """What a look finds; for a moment, leaving the CPU to whoever wants it, before going to sleep.
-    To be woken takes some 20 µs, and to wake as long, which is more than a quick job takes."""
+    """What `look` finds, asked again and again for a moment, while others may have the CPU. For
+    who sleeps instead, waking takes some 20 µs on either side: more than a quick job."""
     until = time.perf_counter() + _LINGER
     while not (found := look()) and time.perf_counter() < until:
         os.sched_yield()
@@ -5902,7 +5955,7 @@ def _linger(look: Callable[[], T]) -> T:
 
 
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
-    """The outcome with these in place of its values: huge ones travel apart."""
+    """The outcome with other `values`, those of its XComs first: huge ones travel apart."""
     rest = iter(values)
     xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
@@ -5911,14 +5964,13 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
-_UNSEEN = 0.2  # seconds after which a job's output may have been looked at
-_TAKING = 0  # bytes that a worker shares with the scheduler: see _Worker
-_LOOK = 1
+_UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
+_TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_worker: _Worker | None = None  # that this process is
+_worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
-# Without the enums of the `signal` module around it, which cost more than the question itself.
+# `signal.getsignal` makes an enum of its answer, which costs more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
@@ -5929,37 +5981,39 @@ class _Worker:
 
     Between jobs it takes the next one first, and tells both in one message: what is done, and what
     it took. Where no job waits, it tells what is done at once, before it undoes what the task
-    changed; if that can't be undone, it ends itself, with all that the task left. Two bytes are
-    shared with the scheduler. TAKING is 1 from before it receives a job until it has told of it,
-    and while it tidies up behind what it told at once: who is at 0 has taken nothing along, and can
-    be given something. LOOK is set before it is written to: then it looks at its control pair
-    before it takes another job, though it had no reason to wait. After a job that `holds` it takes
-    nothing before it has had word. Where there is no queue, jobs come over the control pair.
+    changed; if that can't be undone, it ends itself, with all that the task left. After a job that
+    `holds` it takes nothing before it has had word. Where there is no queue, jobs come over the
+    control pair.
+
+    Two bytes are shared with the scheduler. TAKING is 1 from before the worker receives a job until
+    it has told of it, and while it tidies up after an outcome that it told at once: at 0 it has no
+    untold job if it dies, and can be sent something. LOOK is set by the scheduler before it writes
+    to the control pair: the worker then looks there before it takes another job.
     """
 
     def __init__(self, control: _Wire) -> None:
         self.control = control
         self.jobs: _Wire | None = None
         self._epoll: Any = None
-        self.shared: Any = bytearray(2)  # until the scheduler's are there
+        self.shared: Any = bytearray(2)  # its own, until the scheduler's have come
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.held = False  # it takes no other job until there is word of the last one
-        self.spent = False  # nor after one that was told to end, or spoilt it: it is replaced
+        self.held = False  # it takes no job before there is word of the last one
+        self.spent = False  # it takes none any more: one was told to end, or spoilt the process
         self.idle = False  # waiting for whatever comes
         self.eager = False  # its last job was quick and alone: it lingers before it sleeps
         self.leaving = self.in_task = self.terminated = False
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
-        self.log_before = b""  # the last bytes before it: others, if a job has cut the file
-        self.last: _Execution | None = None  # the job that runs, or whose callbacks are to come
-        self.since = 0.0  # when it took that, on the system's clock: before it told so
+        self.log_before = b""  # the last bytes before that: others, if a job has cut the file
+        self.last: _Execution | None = None  # what runs, or has callbacks to come
+        self.since = 0.0  # when it took that job, by monotonic(): before it told so
 
     def prepare(self) -> None:
-        """Become a worker: a session and streams of its own, and an end with the scheduler."""
-        with contextlib.suppress(PermissionError):  # the script leads a group, as it is imported
+        """Become a worker, with a session and streams of its own, that ends with the scheduler."""
+        with contextlib.suppress(PermissionError):  # the script made itself a leader on its import
             os.setsid()
         # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
@@ -5985,13 +6039,13 @@ class _Worker:
         sys.breakpointhook = _no_breakpoint
 
     def _note_state(self) -> None:
-        """What the process is like between tasks, once the DAG's module is imported."""
+        """Note what the process is like before any task, once the DAG's module is imported."""
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
         self._threads = threading.active_count()
         self._limits, self._children = _resources()
-        self._helpers = _child_pids()  # of the pool's initializer, or the module
+        self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _getsignal(number) for number in numbers}
@@ -6030,12 +6084,12 @@ class _Worker:
         return None if message is None else _Job(*message[0])
 
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
-        number = 0 if job is None else job.number
+        number = 0 if job is None else job.number  # 0: none
         if done is None:
             return self.control.send(("took", number))
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
         if sum(map(len, values)) <= _INLINE:
-            values = []  # they are in the message as they are
+            values = []  # small ones stay in the outcome, large ones go behind it
         sent = _with_values(done, itertools.repeat(b"")) if values else done
         try:
             self.control.send(("done", tuple(sent), number), values)
@@ -6047,8 +6101,8 @@ class _Worker:
             self.held, self.spent = False, True
 
     def _heed(self) -> _Job | None:
-        """Answer the scheduler; if it says nothing, wait for it or for a job. A job, if it comes
-        this way."""
+        """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
+        that came over the control pair."""
         self.shared[_LOOK] = 0  # before looking: what comes later sets it again
         message = self.control.receive()
         if message is None:
@@ -6060,7 +6114,7 @@ class _Worker:
                 self.control.send(("took", fields[0]))
                 return _Job(*fields)
             if kind == "leave":
-                self.leaving = True  # once there was word of its last job
+                self.leaving = True  # done below, once there was word of the last job
             else:
                 self.importing = kind == "join"
                 getattr(self, f"_on_{kind}")(*fields)
@@ -6084,7 +6138,7 @@ class _Worker:
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome | None:
-        """Run a job; its outcome, if that is not told yet."""
+        """Run a job. Returns its outcome, or None if that is told already."""
         self.eager = job.alone
         self.run.restore()
         if self.run.edited is not None:
@@ -6096,13 +6150,13 @@ class _Worker:
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
-        # Where no job waits, others wait for this one: it is told before what comes behind it.
+        # Where no job waits, others may wait for this one: it is told before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
-            self.shared[_TAKING] = 1  # until it has looked again: till then it may end itself
+            self.shared[_TAKING] = 1  # until `serve` clears it: before that it may end itself
             self._tell(outcome, None)
         spoilt = None
-        if not held:  # else this is for after the word that it waits for
+        if not held:  # else `_on_call` does this, once there is word
             self.last, spoilt = None, self._restore()
         if terminated or spoilt is not None:
             _remove_shared()
@@ -6112,18 +6166,17 @@ class _Worker:
         return None if at_once else outcome._replace(spoilt=spoilt)
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log, and the next one's begins; and the output, if
-        nobody has looked at it yet and it is short: the next job may cut the file before the
-        scheduler has read it."""
+        """Where the job's output ends in the log, and the output itself if it is short and nobody
+        can have looked at it yet: the next job may cut the file before the scheduler reads it."""
         output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
-            if end >= start > 0 and self._log_before(start) != self.log_before:
+            if start > 0 and self._log_before(start) != self.log_before:
                 start = 0  # it did, and has printed as much since
             if took <= _UNSEEN and end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
-            if not start == end == self.log_start:
+            if end != start or start != self.log_start:  # something was printed, or cut
                 self.log_start, self.log_before = end, self._log_before(end)
         except OSError:  # the task has closed it
             self.log_start, output = 0, b""
@@ -6176,8 +6229,8 @@ class _Worker:
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
 
     def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
-        """Callbacks, if there are any: of the last job, whose outcome is committed now; or those
-        of a `job` that ran elsewhere, or of the DAG."""
+        """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
+        those of another `job`, or the DAG's. See `_call_due`."""
         last, self.last = self.last, None
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
@@ -6218,7 +6271,7 @@ class _Worker:
         self.in_task = False
 
     def _before_fork(self) -> None:
-        # Python forgets what reaches a child on its way into being: let it wait in the kernel.
+        # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
         self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def _after_fork(self) -> None:
@@ -6244,10 +6297,8 @@ class _Worker:
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, *self._stdio):
-            try:
+            with contextlib.suppress(Exception):  # a task may have put anything there
                 stream.flush()
-            except Exception:  # a task may have put anything there
-                pass
 
     def _mend_streams(self) -> None:
         sys.stdout, sys.stderr = self._stdio
@@ -6260,7 +6311,7 @@ class _Worker:
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
     def _restore(self) -> str | None:
-        """Undo what a task changed in the process; what can't be undone, and needs a new one."""
+        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
@@ -6281,7 +6332,7 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
-        # From here: what only a new process mends.
+        # What follows only a new process can mend.
         if threading.active_count() > self._threads:
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):
@@ -6304,14 +6355,11 @@ class _Worker:
         return None
 
     def _renew_output(self, anew: bool = True) -> None:
-        """Let descriptors 1 and 2 be the log, whatever they are now; `anew`, through a new
-        description of the file.
-
-        Raises OSError if that can't be, or if another process still holds the old one, which its
-        lock tells (a child that the task left, even if orphaned).
-        """
+        """Let descriptors 1 and 2 be the log, whatever they are now. `anew`: open it again, and
+        lock it. Raises OSError if that can't be done, or if another process still holds what was
+        open before, and its lock: a child that the task left, even if orphaned."""
         if anew:
-            file, self.log_file = self.log_file, -1  # its number may soon be another's
+            file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
             if file >= 0:
                 os.close(file)
             file = os.open(self.log, os.O_RDWR | os.O_APPEND)
@@ -6335,8 +6383,8 @@ def _let_c_print_lines() -> None:
 
 
 def _remove_shared() -> None:
-    """What multiprocessing made for a worker that will be killed: semaphores, before its resource
-    tracker complains of them, and the folder of a fork server's socket."""
+    """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
+    resource tracker would complain, and the folder of a fork server's socket."""
     for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
         callback = getattr(each, "_callback", None)
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
@@ -6351,7 +6399,7 @@ def _no_breakpoint(*args: object, **kwargs: object) -> None:
 
 
 def _child_pids() -> set[int]:
-    """The process's living children; where the system does not list them, 0 for all that live."""
+    """The process's living children; where the system does not list them, one 0 for all of them."""
     found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -6370,7 +6418,7 @@ def _ps(asked: str) -> str:
 
 
 def _signal_strays(worker: int, log: int, number: int) -> None:
-    """Signal what left a worker's group, but not its session, or not its log, an open file."""
+    """Signal what left a worker's group, but is in its session or has its log (an open file)."""
 
     def is_log(path: Path) -> bool:
         with contextlib.suppress(OSError):
@@ -6392,8 +6440,7 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
-    """The process's limits and rights, and what the children that were waited for have used: no
-    two counts of that are the same."""
+    """The process's limits and rights, and what its ended children used: each one adds to that."""
     limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
     limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
@@ -6404,8 +6451,8 @@ def _resources() -> tuple[list[tuple[int, int]], Any]:
 def _die_with(pipe: int, whom: int) -> None:
     """Let the kernel kill a process, or a group, once a pipe has no writer: the scheduler is gone.
 
-    By O_ASYNC end-of-file raises a signal; by F_SETSIG it is SIGKILL, which needs no thread of ours
-    to run (one waits for seconds behind C code that keeps the GIL, for ever in a stopped process).
+    With O_ASYNC end-of-file raises a signal; F_SETSIG makes it SIGKILL, for which no thread of ours
+    has to run: one waits behind C code that keeps the GIL, and for ever in a stopped process.
     """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
@@ -6420,7 +6467,7 @@ def _watch_parent(parent: Any) -> None:
 
 
 def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """Runs in the worker process for as long as it lives: its executor's initializer."""
+    """What a worker process does for as long as it lives: it is its executor's initializer."""
     global _worker
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     end.close()
@@ -6431,7 +6478,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
             initializer(*initargs)
         doing = "a worker can't begin"
         _worker.serve()
-        _worker.control.close()  # or who waits for it would not see that it has ended
+        _worker.control.close()  # else whoever waits at the other end would not see that it ended
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             if _worker.log_file < 0:  # where else would it be seen?
@@ -6449,8 +6496,8 @@ def _remote_run(info: bytes) -> _WorkerRun:
 
 
 def _run_remotely(info: bytes, message: bytes) -> bytes:
-    """Runs wherever a foreign executor runs it: a job as a slot's worker would answer it."""
-    with _remote_lock:  # threads that begin together: none may see a DAG half built
+    """Answer a message as a slot's worker would; called wherever a foreign executor runs it."""
+    with _remote_lock:  # of threads that begin together, none may see a DAG half built
         run = _remote_run(info)
     kind, *fields = marshal.loads(message)
     if kind == "find":
@@ -6475,8 +6522,8 @@ class _ForkedServer:
     pid: int | None = None
     _alive = -1
 
-    def __init__(self, instead: str | None) -> None:
-        self.instead = instead  # the method to start workers if it is gone
+    def __init__(self, fallback: str | None) -> None:
+        self.fallback = fallback  # the start method of workers once the server is gone
         self.born = time.monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
         tasks = itertools.chain.from_iterable(self._dags.values())
@@ -6487,10 +6534,10 @@ class _ForkedServer:
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # it may be anything
-                stream.flush()
-        # What a handler raises in a hook of fork is passed over, and may be nothing that the child
-        # runs: signals have to wait in the kernel.
+            with contextlib.suppress(Exception):  # a program may put anything there
+                stream.flush()  # or a worker may write it again
+        # What a signal handler raises within a fork hook is lost, and the child must not run any
+        # handler: signals wait in the kernel meanwhile.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -6503,15 +6550,15 @@ class _ForkedServer:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def serves(self, runner: _SlotRunner) -> bool:
-        """Whether it was forked when the runner's DAG had its tasks already, or there were tasks of
-        the same functions, so that these can be found by name."""
+        """Whether its workers can find the runner's tasks: the DAG had them when it was forked, or
+        other tasks had the same functions, which can then be found by name."""
         tasks = [*runner.dag.task_dict.values()]
         named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
         known = named or self._dags.get(runner.dag._key) == tasks
         return known and self.born >= runner.since
 
     def fork(self, control: int) -> _ForkedProcess:
-        """A worker that serves this end of a control pair. Raises OSError, EOFError."""
+        """Fork a worker that serves this end of a control pair. Raises OSError, EOFError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -6521,17 +6568,17 @@ class _ForkedServer:
                     pass
                 return _ForkedProcess(self, made, self._requests.take_file())
             except (OSError, EOFError):
-                self.is_gone = True  # what it may say later is not to be heard
+                self.is_gone = True  # a late answer would be taken for the next one
                 raise
 
     def _hear(self, timeout: float) -> int | None:
-        """What it says: the process id of a new worker, or how one ended, which is kept. Raises
-        OSError if it says nothing in time, EOFError if it never will."""
+        """Receive a message: the process id of a new worker, or None for an exit code, which is
+        kept. Raises OSError if none comes in `timeout` seconds, EOFError if none ever will."""
         while (message := self._requests.receive()) is None:
             if not _is_readable(self._requests.fileno(), timeout):
                 raise OSError("the forked server says nothing")
         pid, *code = message[0]
-        self._exitcodes[pid] = code[0] if code else None  # its number may have been another's
+        self._exitcodes[pid] = code[0] if code else None  # a new worker may reuse a process id
         return None if code else pid
 
     def let_go(self) -> None:
@@ -6543,7 +6590,7 @@ class _ForkedServer:
 
     def close(self) -> None:
         self.let_go()
-        pid, self.pid = self.pid, None  # soon it may be another's
+        pid, self.pid = self.pid, None  # soon another process may have this id
         if pid:  # in a worker it is 0
             with contextlib.suppress(OSError):  # the program may have waited for it
                 os.waitpid(pid, 0)
@@ -6552,15 +6599,15 @@ class _ForkedServer:
 
 
 class _ForkedProcess(_Record):
-    """A worker of a forked server, as its slot knows it."""
+    """A forked server's worker, with what a slot needs of a multiprocessing.Process."""
 
     server: _ForkedServer
     pid: int
-    sentinel: int  # tells of its end
+    sentinel: int  # readable once it has ended
 
     @property
     def exitcode(self) -> int | None:
-        """How it ended, as multiprocessing says it, or None."""
+        """As of a multiprocessing.Process: negative for a signal, None while it is not known."""
         server = self.server
         with server._lock, contextlib.suppress(OSError):
             try:
@@ -6572,10 +6619,9 @@ class _ForkedProcess(_Record):
 
 
 def _may_fork() -> bool:
-    """Whether a server may be forked from this process: on Linux, where it has one thread (native
-    ones count), so that no lock can be held by another, and nothing open that must not be shared:
-    a pipe or socket that somebody waits for the end of, a file that is written to or locked, a
-    database. Nor where a script starts its run as it is imported: that would go unnoticed."""
+    """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
+    may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
+    shared: a pipe or socket whose end somebody waits for, a file written or locked, a database."""
     try:
         os.close(_pidfd_of(os.getpid()))
         files = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -6583,14 +6629,14 @@ def _may_fork() -> bool:
             is_alone = len(os.listdir("/proc/self/task")) == 1
             if is_alone or threading.active_count() > 1:
                 break
-            time.sleep(0.0005)  # one that has ended is there for a moment
+            time.sleep(0.0005)  # a thread that has ended is listed for a moment more
     except (ImportError, OSError):  # no Linux, no /proc, or an older kernel
         return False
-    return is_alone and not any(map(_is_shared_badly, files)) and _is_guarded()
+    return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
 def _pidfd_of(pid: int) -> int:
-    """What is readable once the process has ended. Raises OSError where there is no such thing."""
+    """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
     # A Python built for any glibc (conda's, uv's) has no name for it; the kernel has number 434.
@@ -6601,33 +6647,33 @@ def _pidfd_of(pid: int) -> int:
     return found
 
 
-def _is_shared_badly(descriptor: int) -> bool:
+def _is_unsafe_to_share(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        is_own = fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    except OSError:  # it was that of the list
+        is_inherited = not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:  # os.listdir's own, which is closed by now
         return False
-    # What came from the parent is held as long by this process itself.
-    if not is_own or stat.S_ISCHR(mode):
+    # What was inherited stays open in this process itself for as long as its workers live.
+    if is_inherited or stat.S_ISCHR(mode):
         return False
-    is_read = not flags & (os.O_WRONLY | os.O_RDWR)
-    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read or flags & os.O_APPEND))
+    is_read_only = not flags & (os.O_WRONLY | os.O_RDWR)
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read_only or flags & os.O_APPEND))
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
 
 
 def _is_guarded() -> bool:
-    """Whether a worker that imports the script, and its modules, would not come here."""
+    """Whether importing the script and its modules, as a worker does, would not lead here."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    is_package = spec is not None and spec.name.endswith("__main__")  # which is not imported
+    is_package = spec is not None and spec.name.endswith("__main__")  # no worker imports that
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             path = frame.f_code.co_filename
-            known = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
-            if frame.f_globals is not vars(main) or not known:
+            safe = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
+            if frame.f_globals is not vars(main) or not safe:
                 return False
         frame = frame.f_back
     return True
@@ -6635,10 +6681,10 @@ def _is_guarded() -> bool:
 
 def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
     """What a forked server does until the scheduler is gone."""
-    workers: dict[int, int] = {}  # process ids by what tells of their end
+    workers: dict[int, int] = {}  # process ids by their pidfds
     scheduler = os.getppid()
     try:
-        for name in ("mmap", "multiprocessing.util", "resource"):  # what each worker will need
+        for name in ("mmap", "multiprocessing.util", "resource"):  # here, not in each worker
             __import__(name)
         # Leave the terminal, and give signals the meaning that they would have after an exec.
         os.setsid()
@@ -6649,7 +6695,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _die_with(alive, os.getpid())
-        getattr(gc, "freeze", bool)()
+        getattr(gc, "freeze", bool)()  # a collection would copy the memory that is shared
         poll = select.poll()
         poll.register(requests, select.POLLIN)
         while True:
@@ -6678,7 +6724,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
 
 
 def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
-    """What a process does that a forked server has forked: it is a worker."""
+    """What a forked server's child does until it ends: it is a worker."""
     global _is_forked
     _is_forked, code = True, _BROKEN
     try:
@@ -6688,10 +6734,10 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
-        # A description of its own: whom the kernel tells of its end is noted there.
+        # Opened anew: whom the kernel is to kill is noted in the open file, which forks share.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
         os.close(alive)
-        if len(_log().handlers) == 1:  # ours: what a task logs is said nowhere else
+        if len(_log().handlers) == 1:  # only our NullHandler: what a task logs would be lost
             _log().propagate = True
         sys.settrace(None)  # a debugger's, which has no terminal here
         sys.setprofile(None)
@@ -6701,18 +6747,18 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
 
 
 def _process_state(pid: int | None) -> str:
-    """A process's state: the kernel's letter; "" if it is gone."""
+    """The kernel's letter for a process's state ("R", "S", "T", "Z"); "" if it is gone."""
     if not os.path.exists("/proc/self"):
         return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
-        # As bytes: the name in it is cut, perhaps within a character, or any that it gave itself.
-        if os.readlink("/proc/self") == str(os.getpid()):  # or it is another namespace's
+        # As bytes: the process's name in it may be cut within a character, or hold anything.
+        if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
             return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
 
 
 def _answers(pid: int | None) -> bool:
-    """Whether a process is not stopped."""
+    """Whether a process is not stopped, as by SIGSTOP or a debugger; true of one that is gone."""
     return _process_state(pid) not in ("T", "t")
 
 
@@ -6723,20 +6769,20 @@ _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
-_LOG_END_SECONDS = 5.0  # after which the end of a long log, which is written anew, may be again
+_LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
 _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
-# To tasks: the id, the function, whether that is enough to find it.
+# Of tasks to find: the id, the function's name, whether that is enough to find it.
 _References = list[tuple[str, str, bool]]
 _Check = Callable[[], None]
 
 
 class _Runner:
-    """What a run knows of where tasks run: start a job, wait for outcomes, end a job.
+    """Where tasks run, as a run sees it: start a job, wait for outcomes, end a job.
 
-    Most can't do all of it: what is not overridden does nothing.
+    Most runners can't do all of it: a method that is not overridden does nothing.
     """
 
     remote = False  # jobs carry all their inputs: there is no database where they run
@@ -6746,10 +6792,10 @@ class _Runner:
         self.notes: dict[str, None] = {}  # what people should be told at the end, each once
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        """Find every task; the ids of those found by their function's name. Writes nothing.
+        """Let a worker find every task; return the ids of those found by function name alone.
 
-        Begins to start workers for so many jobs; calls `check`, which may raise, while it waits.
-        Raises UnreachableTask for what can't be found.
+        Writes nothing. Begins to start workers for so many jobs; while it waits it calls `check`,
+        which may raise. Raises UnreachableTask for tasks that can't be found.
         """
         return set()
 
@@ -6757,7 +6803,7 @@ class _Runner:
         """The run is recorded, and its private folder is there: jobs may be started."""
 
     def room(self, jobs: int) -> int:
-        """How many of so many jobs may be started now; begins to start workers for the others."""
+        """How many of these jobs may be started now; begins to start workers for the others."""
         return jobs
 
     def is_free(self) -> bool:
@@ -6768,29 +6814,29 @@ class _Runner:
         """Send the job, by the next `wait` at the latest."""
 
     def withdraw(self) -> list[_Attempt]:
-        """Take back what was sent and is not taken: it does not start."""
+        """Take back the attempts that were sent and not taken by a worker: they never start."""
         return []
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        """Wait until something happens or `wake` is called; the attempts that were taken by a
-        worker (None), and those that ended."""
+        """Wait until something happens or `wake` is called, at most `timeout` seconds. Returns the
+        attempts that a worker took (with None), and those that ended (with their outcome)."""
         return []
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         """End a job: ask it to, and kill it after the grace (at once if `now`)."""
 
     def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
-        """New output of attempts: (attempt, part, text); of those that run only if their log's
-        file has at least so many bytes."""
+        """New output, as (attempt, part, text), of attempts that have ended; unless `least` is
+        None, also of running ones whose log file has at least so many bytes."""
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """The outcome is committed: let the worker that still holds the attempt run what is due,
-        if anything; or, if its `job` is given, one that is free. False if there is none."""
+        """The outcome is committed: let the worker that still holds the attempt run the callbacks
+        that are due, if any; if its `job` is given, any idle worker. False if there is none."""
         return True
 
     def calling(self) -> list[_Attempt]:
-        """The attempts whose callbacks are running."""
+        """The attempts whose callbacks are running, or about to."""
         return []
 
     def wake(self) -> None:
@@ -6812,23 +6858,23 @@ class _SlotLog:
         self.begin(0)
 
     def begin(self, start: int) -> None:
-        """The next attempt's slice begins there."""
+        """The next attempt's slice of the file begins at `start`, in bytes."""
         self.start = self._at = start  # what is before `_at` is stored, or passed over
         self._dropped = 0  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
-        self._head = 0  # bytes that are stored
-        self._ended_at = -1  # the file's size when its end was stored ...
-        self._next_end = 0.0  # ... and, while the attempt runs, when it may be again
+        self._head = 0  # bytes of the slice's beginning that are stored
+        self._tail_size = -1  # the file's size when the slice's end was stored ...
+        self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
 
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """The file's size, in bytes."""
         return os.fstat(self.file).st_size
 
     def take(
         self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
     ) -> list[tuple[_Attempt, int, str]]:
-        """(attempt, part, text) of new output: up to `size`, where the next slice begins, or, while
-        it `runs`, whole lines; all its `output`, if known."""
+        """The attempt's new output, as (attempt, part, text), up to `size`, where its slice ends;
+        while it `runs`, whole lines only. `output` is all that it wrote, if that is known."""
         data = b""
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
@@ -6847,16 +6893,17 @@ class _SlotLog:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             text = decoder.decode(data, final=self._head < _LOG_HEAD)
             parts.append((attempt, attempt.log_parts, text))
-            self._kept = decoder.getstate()[0]  # of a character that goes on behind the head
+            self._kept = decoder.getstate()[0]  # bytes of a character that the head's end cuts
             self._dropped = len(self._kept)
-        if self._head >= _LOG_HEAD and size > self._at and size != self._ended_at:
+        if self._head >= _LOG_HEAD and size > self._at and size != self._tail_size:
             now, is_full = time.monotonic(), size - self.start > _LOG_FILE_LIMIT
-            if not runs or is_full or now >= self._next_end:
-                self._ended_at, self._next_end = size, now + _LOG_END_SECONDS
+            if not runs or is_full or now >= self._next_tail:
+                self._tail_size, self._next_tail = size, now + _LOG_TAIL_SECONDS
                 parts.append((attempt, _TAIL_PART, self._tail(size)))
         return parts
 
     def _tail(self, size: int) -> str:
+        """The end of the slice, for people; a file that is too large is emptied."""
         at = max(self._at, size - _LOG_TAIL)
         data = (self._kept + os.pread(self.file, size - at, at))[-_LOG_TAIL:]
         cut = size - self._at + self._dropped - len(data)
@@ -6865,26 +6912,25 @@ class _SlotLog:
                 os.ftruncate(self.file, 0)
             self._dropped += size - self._at
             self.start = self._at = 0
-            self._ended_at = -1
+            self._tail_size = -1
             self._kept = data
         text = data.decode(errors="replace")
         return f"\n[... {cut:,} bytes cut ...]\n{text}" if cut else text
 
     def close(self) -> None:
-        """Let the file go; where its worker is gone, it is of no use."""
+        """Close the file and remove it: what was to be read of it has been."""
         os.close(self.file)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
 
 class _Slot:
-    """One worker process, lent to one run at a time: that of an executor of its own, which runs one
-    call for as long as it lives, or one that a forked server has forked, which needs none.
+    """One worker process, lent to one run at a time. It has an executor of its own, for a single
+    call that lasts as long as it lives, unless a forked server has forked it.
 
-    `asked` until its worker has started and joined a run, `joined` to a run that is not recorded
-    yet, `serving` while it takes jobs, `held` after one until there is word, `calling` while
-    callbacks run, `free` in the pool, `dead` at the end. While it serves, `attempt` says what it
-    runs.
+    Its `state` is `free` in the pool, `asked` until its worker has started and joined a run,
+    `joined` until that run is recorded, `serving` while it takes jobs, `held` after a job until
+    there is word of it, `calling` while callbacks run, and `dead` at the end.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -6894,33 +6940,34 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
-        self.callbacks: str | None = None  # those that run
+        self.callbacks: str | None = None  # the names of those that run
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = time.monotonic()
         self.gone = False  # its worker's end of the pair is closed
-        self.deaf = False  # it looks idle, and left a job lying
+        self.deaf = False  # it looks idle, but has left a job lying
         self.process: Any = None
         self.server: _ForkedServer | None = None  # that forked it
-        self._executor: Any = None  # or else whose worker it is, and that one's thread
+        self._executor: Any = None  # or else whose worker it is, and the executor's thread
         self._executor_thread: Any = None
         self.pidfd: int | None = None
-        self._teller: Any = None  # elsewhere than on Linux
-        self.bytes: Any = bytearray(2)  # shared with the worker: see `_Worker`
+        self._teller: Any = None  # a thread that tells of its end, where there are no pidfds
+        self.shared: Any = bytearray(2)  # with the worker: see `_Worker`
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
-        """Start the worker; by spawn, where the fork server was stopped or can't be reached (its
+        """Start the worker; by other means where its server was stopped or can't be reached (its
         socket went with its folder, its address was too long, it is that of a parent)."""
         try:
             return self._start_by(context, pool)
         except (OSError, EOFError):
             forked = isinstance(context, _ForkedServer)
-            if not (context.is_gone if forked else context.get_start_method() == "forkserver"):
+            by_server = context.is_gone if forked else context.get_start_method() == "forkserver"
+            if not by_server:
                 raise
         # Over another pair: a worker may have that one, though its server did not say so.
-        self._start(pool, _start_context(context.instead if forked else "spawn"))
+        self._start(pool, _start_context(context.fallback if forked else "spawn"))
 
     def _start_by(self, context: Any, pool: WorkerPool) -> None:
         forked = isinstance(context, _ForkedServer)
@@ -6931,8 +6978,8 @@ class _Slot:
         try:
             if _pulls():
                 with _nameless_file(2) as file:
-                    os.write(file.fileno(), bytes(2))  # now: a full disk would not be told later
-                    self.bytes = mmap.mmap(file.fileno(), 2)
+                    os.write(file.fileno(), bytes(2))  # or a full disk would be a SIGBUS later
+                    self.shared = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
             _set_up_slots(by_executor=not forked)
             if forked:
@@ -6942,8 +6989,11 @@ class _Slot:
                 self.process = self._submit(context, theirs, pool._initializer)
         except BaseException as error:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
-            if isinstance(error, RuntimeError):  # no thread to go with the process, or too late
+            if isinstance(error, RuntimeError):  # no thread for the executor, or at Python's end
                 raise OSError(*error.args) from None
+            if isinstance(error, _NOT_PICKLED) and pool._initializer != (None, ()):
+                why = "the pool's initializer, or an argument of it, can't be sent to a worker"
+                raise UnreachableTask(f"{why}: {error}") from None
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
@@ -6953,13 +7003,13 @@ class _Slot:
         except (ImportError, OSError):  # elsewhere than on Linux
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
-        # What is readable once the worker process is gone.
-        self.end: int = self.process.sentinel if self.pidfd is None else self.pidfd
+        # Readable once the worker process is gone.
+        self.sentinel: int = self.process.sentinel if self.pidfd is None else self.pidfd
         watcher: Any = self
         if self._executor is not None:
             # It is to watch the same: a worker outlives the fork server that it came from.
-            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.end)
-        if self.pidfd is not None:  # a pool that is dropped ends its workers by it, too
+            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.sentinel)
+        if self.pidfd is not None:  # the executor of a pool that was dropped still watches it
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
@@ -6969,13 +7019,13 @@ class _Slot:
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        # It may know sockets of an earlier class than these, which are gevent's, say.
+        # Not as a socket: multiprocessing may know that class only from before gevent patched it.
         end = multiprocessing.connection.Connection(control.detach())
         arguments = (end, *initializer)
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         try:
             with _allowed_to_start(context):
-                executor.submit(os.getpid)  # it serves first, and to its end
+                executor.submit(os.getpid)  # any call starts the worker, which only ever serves
         except BaseException:
             for process in executor._processes.values():  # or it waits for word, for good
                 process.kill()
@@ -6984,24 +7034,24 @@ class _Slot:
         finally:
             end.close()
         self._executor = executor
-        # A first shutdown(wait=False) forgets it, and then there is no other way to wait for it.
+        # shutdown(wait=False) forgets the thread, and there is no other way to wait for its end.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
         _wake_quietly(self._executor_thread)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
-        """Send a message, for which a worker that does not get it would wait: it is ended."""
-        self.bytes[_LOOK] = 1
+        """Send a message. A worker that can't get it, and would wait for it for ever, is killed."""
+        self.shared[_LOOK] = 1
         try:
             self.wire.send(data, file=file)
         except ConnectionError:
             pass  # it is dead, which is noticed elsewhere
         except OSError:  # it does not listen, or there is no room for a large message
             self.signal_group(signal.SIGKILL)
-        self.bytes[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
+        self.shared[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:
-        """The messages that are there: their kind, and the rest; `gone` once there can't be more.
+        """The messages that are there, as (kind, fields). Sets `gone` once no more can come.
 
         Never waits: a stopped worker may leave half a message, and a child that the task left
         keeps the pair open.
@@ -7015,7 +7065,7 @@ class _Slot:
         except (OSError, MemoryError) as error:  # there is no room for it here
             self.gone = True
             self.signal_group(signal.SIGKILL, session=False)
-            why = f"the task's outcome could not be received: {_one_line(error)}"
+            why = f"the task's outcome could not be received: {_brief(error)}"
             self.reason = self.reason or why
 
     @property
@@ -7025,12 +7075,12 @@ class _Slot:
         return free and self.state == "serving"
 
     def signal_group(self, number: int, session: bool = True) -> None:
-        """Signal the worker and its children (it leads their group, once it has started); also
-        those of its `session` that have left the group (`timeout` and shells do that) or hold its
-        output, which takes a look at all processes."""
+        """Signal the worker and its children (it leads their group, once it has started). With
+        `session`, also processes of its session that left the group (`timeout` and shells do so)
+        or hold its output: that takes a look at all processes."""
         ended = self.has_ended()
         if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
-            return  # long ago: its number is another process's by now
+            return  # long ago: another process has its id by now
         if session:
             _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -7045,32 +7095,32 @@ class _Slot:
         if self.reason is None:
             self.reason = reason
             self.deadline = time.monotonic() + _GRACE
-            self.bytes[_LOOK] = 1  # it takes no other job meanwhile
+            self.shared[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
-        return _is_readable(self.end, timeout)
+        return _is_readable(self.sentinel, timeout)
 
     def bury(self, grace: float = 0.0) -> None:
         """Kill what is left of the group, and free all that the slot holds; an idle worker has
         `grace` seconds to end in order."""
         if grace:
             self.dismiss()
-        # It has been looked at after its last task: that has left nothing behind.
+        # What ends in order was looked at after its last task, which has left nothing behind.
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         self.dismiss()
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
-        # A fork server tells it at once, but if it is gone, stopped or deaf to its children's ends.
+        # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
         is_gone = self.server is not None and self.server.is_gone
         until = time.monotonic() + (0.0 if is_gone else 0.5)
         while (code := self.process.exitcode) is None and time.monotonic() < until:
             time.sleep(0.001)
         self.exitcode = code
         _forget(self.process)
-        shared, self.bytes = self.bytes, bytearray(self.bytes)  # as it left them
-        getattr(shared, "close", bool)()  # at once, also where references are not counted
+        mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
+        getattr(mapping, "close", bool)()  # at once, also where references are not counted
         _live_slots.discard(self)
         if self.pidfd is not None:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
@@ -7103,8 +7153,8 @@ class _Watched(_Record):
 
 
 def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
-    """What is readable once a child process has ended, and who tells: its sentinel is not while its
-    own children live, that have inherited it."""
+    """A descriptor that is readable once a child process has ended, and the thread that writes to
+    it. The process's own sentinel is not readable while its children live, which inherit it."""
     reader, writer = os.pipe()
 
     def tell() -> None:
@@ -7132,7 +7182,7 @@ def _wake_quietly(thread: Any) -> None:
 
 
 def _forget(process: Any) -> None:
-    """Let multiprocessing not wait for the process as the interpreter ends."""
+    """Keep multiprocessing from waiting for the process as the interpreter ends."""
     getattr(sys.modules.get("multiprocessing.process"), "_children", set()).discard(process)
 
 
@@ -7140,7 +7190,7 @@ _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
 
 
 def _fill_standard_descriptors() -> None:
-    """Where 0, 1 or 2 is closed (a daemon's may be), a pair to a worker would get its number."""
+    """Open 0, 1 and 2 where they are closed, as a daemon's may be: or a worker's pair gets them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -7156,7 +7206,7 @@ def _set_up_slots(by_executor: bool) -> None:
         _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
-        # Workers have its path, from which Celery, say, takes the folder again that this is in.
+        # Workers get this sys.path, from which Celery, say, has removed this module's folder.
         folder = str(Path(__file__).absolute().parents[__name__.count(".")])
         sys.path += [folder] if folder not in sys.path else []
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
@@ -7166,9 +7216,11 @@ def _set_up_slots(by_executor: bool) -> None:
 
 
 def _let_go_of_slots() -> None:
-    """In a process that the host forked: let go of what tells the workers that we live."""
+    """In a process that the host forked: close what tells workers that their scheduler lives."""
+    global _starting
+    _starting = threading.RLock()  # it may have been forked within
     for slot in list(_live_slots):
-        slot.state, slot.bytes = "dead", bytearray(2)
+        slot.state, slot.shared = "dead", bytearray(2)
         slot.wire.close()
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
         _forget(slot.process)
@@ -7181,7 +7233,7 @@ def _let_go_of_slots() -> None:
     for pool in list(_pools):
         if pool._server is not None:
             pool._server.let_go()
-        _left_behind.append((pool._runs, pool._kept))
+        _left_behind.append((pool._runs, pool._kept_store))
         pool._empty()
 
 
@@ -7193,10 +7245,13 @@ def _main_module() -> Any:
     """`__main__`, with the file that its workers import: Python forgets that once a script has
     ended, though its threads and submitted runs go on."""
     main = sys.modules.get("__main__")
-    # A prompt may follow a script, or a notebook what it ran as one.
+    # Not so if a prompt has followed the script, or a notebook ran one.
     if main is not None and main is _main and _main_file and not sys.flags.inspect:
         vars(main).setdefault("__file__", _main_file)
     return main
+
+
+_starting = threading.RLock()  # for what a worker's start changes in the process for a moment
 
 
 @contextlib.contextmanager
@@ -7208,20 +7263,21 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     """
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
-    kept = {**config}
-    config.pop("daemon", None)
-    if "authkey" in kept:  # that of another library, in whose process this is, refuses to be sent
-        config["authkey"] = bytes(kept["authkey"])
-    try:
-        with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
-            yield
-    finally:
-        config.update(kept)
+    with _starting:
+        kept = {**config}
+        config.pop("daemon", None)
+        if "authkey" in kept:  # that of another library, whose process this is, can't be sent
+            config["authkey"] = bytes(kept["authkey"])
+        try:
+            with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
+                yield
+        finally:
+            config.update(kept)
 
 
 def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
-    Raises ValueError for an unknown start method, TypeError for what is none."""
+    Raises ValueError for an unknown start method, TypeError for anything else."""
     if hasattr(asked, "Process"):
         return asked
     known = multiprocessing.get_all_start_methods()
@@ -7232,11 +7288,11 @@ def _start_context(asked: Any) -> Any:
     if asked == "forkserver" and _fork_server_answers():
         from multiprocessing import forkserver
 
-        # It waits for its children's ends by SIGCHLD, and has the mask of who starts it.
+        # It hears of its children's ends by SIGCHLD, and inherits the mask of who starts it.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         try:
             with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._start`
-                forkserver.ensure_running()  # it is up in 40 ms
+                forkserver.ensure_running()  # without waiting until it is up
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return multiprocessing.get_context(asked)
@@ -7263,19 +7319,19 @@ def _cpus() -> int:
 
 # --- Runners: the pool ----------------------------------------------------------------------------
 
-_TURN = 0.05  # seconds that a run may keep a slot when others have less than it
+_TURN = 0.05  # seconds that a run may keep a slot while others have fewer than it
 
 
 class WorkerPool:
     """Worker processes that stay warm between runs, and may serve several runs at once.
 
     Use it as a context manager: `with WorkerPool(4) as pool: dag.run(executor=pool)`. Each worker
-    runs one task at a time; runs that share the pool take turns. `max_workers` is the number of
-    CPUs this process may use unless given; `mp_context` a start method or a multiprocessing
-    context (unless given: a server forked from this process where that is safe, see the README,
-    else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each worker
-    before any DAG's module is imported. Workers start when they are needed. Runs that are handed to
-    `submit` begin in order, at most `max_runs` at a time.
+    runs one task at a time; runs that share the pool take turns. `max_workers` (at most 1000) is
+    the number of CPUs this process may use unless given; `mp_context` a start method or a
+    multiprocessing context (unless given: a server forked from this process where that is safe, see
+    the README, else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each
+    worker before any DAG's module is imported. Workers start when they are needed. Runs that are
+    handed to `submit` begin in order, at most `max_runs` at a time.
 
     Raises TypeError or ValueError for a wrong argument.
     """
@@ -7305,14 +7361,14 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
-        self._count = 0
+        self._count = 0  # of its slots: idle, lent, or about to start
         self._server: _ForkedServer | None = None
         self._most = self.max_workers  # as far as the limit of open files allows
-        self._runners: set[_SlotRunner] = set()
-        self._line: dict[_SlotRunner, None] = {}  # those that want a slot
+        self._runners: set[_SlotRunner] = set()  # of all runs that use it
+        self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
-        self._path: Path | None = None  # of the latest run's file ...
-        self._kept: _Store | None = None  # ... and itself, open for the next one
+        self._latest_path: Path | None = None  # of the latest run's file ...
+        self._kept_store: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -7330,12 +7386,12 @@ class WorkerPool:
         return self._run_line().submit(dag, options)
 
     def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
-        """Put the DAG's runs in line that lost their process: those that `submit` had queued, and
-        those that were cut off by its death or `shutdown(stop=True)`; never one that somebody
-        stopped, cancelled or cleared. Several processes that do so share them, and none runs twice:
-        the future of one that another has begun is cancelled.
+        """Put in line the DAG's runs that lost their process, and return their futures: runs that
+        `submit` had queued, or that a process's death or `shutdown(stop=True)` cut off; never one
+        that somebody stopped, cancelled or cleared. Several processes that do so share the runs,
+        and none runs twice: the future of one that another process has begun is cancelled.
 
-        `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`.
+        `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`. Raises as `submit`.
         """
         return self._run_line().recover(dag, options)
 
@@ -7355,24 +7411,24 @@ class WorkerPool:
     def shutdown(self, wait: bool = True, cancel_futures: bool = False, stop: bool = False) -> None:
         """End all workers, once the submitted runs have ended. Other runs that use the pool fail.
 
-        `cancel_futures`: those that have not begun stay `queued` in the file, for `recover`, and
-        their futures are cancelled; `stop`: what runs is cut off, too, in order, also for
-        `recover`. Without `wait` it returns at once.
+        `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
+        their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
+        left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
+        thread (that of its future's callbacks), which can't wait for its end.
         """
         if self._runs is not None:
             self._runs.close(cancel_futures or stop, stop)
-            if not wait:
+            if not wait or self._runs.is_own_thread():
                 threading.Thread(target=self.shutdown).start()
                 return
             try:
                 self._runs.drain()
             except (KeyboardInterrupt, SystemExit):
-                # Whoever can't wait for what runs does not want the rest; nor, the second time, an
-                # end in order.
+                # Whoever can't wait wants no more runs to begin; the second time, no end in order.
                 self._runs.forced = self._runs.stopping
                 self._runs.close(True, True)
                 raise
-        with self._ending:  # or a second one would not wait for a first one's thread
+        with self._ending:  # a second shutdown waits for the thread of a first one
             with self._lock:
                 self._closed = True
                 idle, self._idle = self._idle, []
@@ -7387,39 +7443,39 @@ class WorkerPool:
             self._close_file()
 
     def _take_file(self, path: Path) -> _Store | None:
-        """A database as an earlier run has left it open, if that is still the file of this path."""
+        """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
-            if self._kept is None or self._kept.path != path:
+            if self._kept_store is None or self._kept_store.path != path:
                 return None
-            store, self._kept = self._kept, None
+            store, self._kept_store = self._kept_store, None
         with contextlib.suppress(DatabaseError):
             store.check_in_place()
             return store
-        self._path = None  # what has its place is another one
+        self._latest_path = None  # what has its place is another one
         store.close()
         return None
 
     def _leave_file(self, store: _Store) -> None:
-        """Keep it open until a next run or the pool's end: the last one out has to copy the WAL.
-        Not so after a first run in it, which brings the file itself to the disk."""
-        known, self._path = self._path, store.path
-        left: _Store | None = store
+        """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
+        its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
+        known, self._latest_path = self._latest_path, store.path
+        to_close: _Store | None = store
         is_open = False
         if known == store.path and store.sync():
             with self._lock:
-                is_open = self._kept is not None and self._kept.path == store.path
+                is_open = self._kept_store is not None and self._kept_store.path == store.path
                 if not (is_open or self._closed):
-                    left, self._kept = self._kept, store
-        if left is not None:
-            left.close(is_last=not is_open)
+                    to_close, self._kept_store = self._kept_store, store
+        if to_close is not None:
+            to_close.close(is_last=not is_open)
 
     def _close_file(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        if self._kept_store is not None:
+            self._kept_store.close()
+            self._kept_store = None
 
     def _end_server(self) -> None:
-        """Once the pool is shut down, with its last worker."""
+        """End the forked server once the pool is shut down and has no workers left."""
         with self._lock:
             if self._closed and not self._count and self._server is not None:
                 self._server.close()
@@ -7431,7 +7487,7 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked is None and self._initializer[0] is None:
-            # No more processes, which the others tell, or a subinterpreter, which may not fork.
+            # No room for a process: the other ways say so, too. A subinterpreter may not fork.
             with self._lock, contextlib.suppress(OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
@@ -7445,13 +7501,12 @@ class WorkerPool:
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
                             return self._server
-        # A notebook can't be imported.
+        # What a notebook defines, no worker can import.
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
-        """End idle workers that were killed while nobody looked, or don't know the DAG: forked
-        before it was built (then its `context` is another one than their server), or before the
-        cell that defines it was run."""
+        """End idle workers that were killed while nobody looked, or that don't know the DAG: their
+        server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
             known = slot.server in (None, context) and slot.born >= runner.since
             if slot.has_ended() or not known:
@@ -7460,26 +7515,28 @@ class WorkerPool:
                 slot.bury()
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot for the runner, or None: then it stands in line, and whoever can spare one has
-        been woken."""
+        """A slot for the runner, or None: then the runner stands in line, and those that can spare
+        a slot have been woken."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the WorkerPool is shut down")
             self._weed(runner, context)
-            room = self._idle or self._count < self._most
-            if next(iter(self._line), runner) is not runner or not room:
-                if runner not in self._line:
-                    self._line[runner] = None
+            has_room = self._idle or self._count < self._most
+            is_next = next(iter(self._slot_line), runner) is runner
+            if not (is_next and has_room):
+                if runner not in self._slot_line:
+                    self._slot_line[runner] = None
                     for holder in self._runners:
                         if holder is not runner and holder.spare():
                             holder.wake()
                 return None
-            self._line.pop(runner, None)
-            found = self._idle.pop() if self._idle else None
-            self._count += found is None
-            self._wake_next()
-            if found is not None:
+            self._slot_line.pop(runner, None)
+            if self._idle:
+                found = self._idle.pop()
+                self._wake_next()
                 return found
+            self._count += 1
+            self._wake_next()
         try:
             return _Slot(self, context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
@@ -7488,7 +7545,7 @@ class WorkerPool:
             raise
 
     def _limit(self, runner: _SlotRunner) -> None:
-        """How many workers there may be, for each run anew: they take descriptors."""
+        """Decide, for each run anew, how many workers there may be: they take descriptors."""
         free, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = self.max_workers
         if free != resource.RLIM_INFINITY:
@@ -7500,23 +7557,23 @@ class WorkerPool:
             some = f"{self._most} of {self.max_workers} workers"
             runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
 
-    def _leave_line(self, runner: _SlotRunner) -> None:
-        if runner in self._line:
+    def _leave_slot_line(self, runner: _SlotRunner) -> None:
+        if runner in self._slot_line:
             with self._lock:
-                self._line.pop(runner, None)
+                self._slot_line.pop(runner, None)
                 self._wake_next()
 
     def _wake_next(self) -> None:
         """Wake the first in line, and nobody else, if there is something for it."""
-        if self._line and (self._idle or self._count < self._most):
-            next(iter(self._line)).wake()
+        if self._slot_line and (self._idle or self._count < self._most):
+            next(iter(self._slot_line)).wake()
 
     def _give_back(self, slot: _Slot, runner: _SlotRunner) -> None:
-        """A slot that is free for any run, or dead."""
+        """Take back a slot that is free for any run, or dead."""
         with self._lock:
             keep = slot.state == "free" and not self._closed
-            if runner in self._line:  # who gives one stands behind those that wait for it
-                self._line[runner] = self._line.pop(runner)
+            if runner in self._slot_line:  # whoever gives one back goes to the end of the line
+                self._slot_line[runner] = self._slot_line.pop(runner)
             if keep:
                 self._idle.append(slot)
             else:
@@ -7532,9 +7589,9 @@ _left_behind: list[Any] = []  # in a forked process: what must not be closed the
 
 
 def _close_pools() -> None:
-    """At the interpreter's end, which waits for runs in threads that are no daemons: not for the
-    threads, as those of an executor end later."""
-    # A signal ends what runs: a worker that outlived this would run on, and be waited for.
+    """At the interpreter's end: wait for the runs in threads that are no daemons (not for these
+    threads: an executor's end later), then shut all pools down."""
+    # A signal ends the wait, not the rest: a worker that outlived this would have to be waited for.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
     with signalled:  # one for all: each thread may have a pool of its own
         for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
@@ -7549,20 +7606,19 @@ def _close_pools() -> None:
 
 # --- Runners: jobs in slots -----------------------------------------------------------------------
 
-_QUICK = 0.002  # seconds; a job that takes no longer may be followed by one in no time
+_QUICK = 0.002  # seconds; a job that takes less is quick, and the next one may be as well
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
-_SOON = 0.1  # seconds within which a job's end is told, and recorded, together with its begin
+_SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
 
 
 class _SlotRunner(_Runner):
-    """Lets the slots of a WorkerPool pull jobs from one queue, and ends those that outlive their
-    timeout.
+    """Lets a WorkerPool's slots pull jobs from one queue, and ends jobs that outlive their timeout.
 
-    The kernel decides who takes a job, exactly, and a worker says which it took before it runs
-    it: so at any moment it is known who runs what, but for a worker that dies while its TAKING
-    byte is set. Then the queue is emptied; once each living worker has been seen at 0, what is
-    still untold went down with the dead one, and is sent again.
+    The kernel gives each job to one worker, which says that it took it before it runs it: so at
+    any moment it is known who runs what, unless a worker dies while its TAKING byte is set. Then
+    the queue is emptied. Once each living worker's byte has been seen at 0, the jobs that no worker
+    has told of went down with the dead one, and are sent again.
     """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, interactive: bool) -> None:
@@ -7576,28 +7632,27 @@ class _SlotRunner(_Runner):
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
-        # Which tasks can't be found, and which only by name; until then, slots go to no other run.
+        # The tasks missing, and those found by name; slots go to no other run until it is known.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: list[tuple[_Attempt, int, str]] = []
         self._info: dict[str, Any] = {}
-        # The queue: what is not in it yet, and what is and nobody told to have taken.
-        self._ours, self._theirs = (_Wire(end) for end in _socket_pair())
+        self._ours, self._theirs = (_Wire(end) for end in _socket_pair())  # the queue's two ends
         self._ours.socket.setblocking(False)
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
-        self._out: dict[int, tuple[_Attempt, _Job]] = {}
+        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
         self._heard = 0.0  # when a worker last said something
         self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
-        self._streak = -1  # quick jobs in a row
+        self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
         self._poll = select.poll()
-        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its end
-        self._poll.register(self._ours, select.POLLIN)  # what comes back over it wakes
+        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
+        self._poll.register(self._ours, select.POLLIN)  # for `wake`
         self._cpus = _cpus()
         with pool._lock:
             pool._runners.add(self)
@@ -7606,7 +7661,7 @@ class _SlotRunner(_Runner):
     # Its beginning.
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        while any(slot.state == "asked" for slot in self._slots):  # to join a run of another id
+        while any(slot.state == "asked" for slot in self._slots):  # for an earlier run id
             check()
             self.wait(0.5)
         self._info, self._tasks = info, tasks
@@ -7615,7 +7670,7 @@ class _SlotRunner(_Runner):
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():
             pass
-        self._pool._leave_line(self)  # it takes none before its run is recorded
+        self._pool._leave_slot_line(self)  # it takes none before its run is recorded
         while self._found is None:
             if not self._slots:  # one that was warm may be gone
                 self._lend()
@@ -7635,7 +7690,7 @@ class _SlotRunner(_Runner):
             self._let_work(slot)
 
     def _let_work(self, slot: _Slot) -> None:
-        """Once the run is recorded: the slot's log, and the queue."""
+        """Once the run is recorded, give the slot's worker its log and the queue."""
         folder = self._ours.folder
         if slot.state != "joined" or folder is None:
             return
@@ -7651,14 +7706,14 @@ class _SlotRunner(_Runner):
 
     def spare(self) -> list[_Slot]:
         """Slots that it could let go: what it does not need, and what is more than a fair share.
-        Asked by other threads, too, under the pool's lock."""
+        Other threads ask, too, under the pool's lock."""
         mine = [slot for slot in self._slots if slot.spoilt is None]
         able = [slot for slot in mine if slot.state in ("serving", "joined")]
         able.sort(key=lambda slot: not slot.is_idle)
-        more = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
-        if not (self._out or self._unsent or self in self._pool._line):
-            more = max(more, sum(slot.is_idle for slot in able))
-        return able[: max(0, more)] if self._found is not None else []
+        surplus = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
+        if not (self._out or self._unsent or self in self._pool._slot_line):
+            surplus = max(surplus, sum(slot.is_idle for slot in able))
+        return able[: max(0, surplus)] if self._found is not None else []
 
     def _lend(self) -> bool:
         if len(self._slots) >= self._pool.max_workers:
@@ -7667,20 +7722,20 @@ class _SlotRunner(_Runner):
             slot = self._pool._lend(self, self._context)
         except OSError as error:
             if self._slots:
-                return False  # those that there are go on
-            more = "" if os.path.isdir(".") else ": the working directory was deleted"
+                return False  # the run goes on with those that it has
+            hint = "" if os.path.isdir(".") else ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
-                more = ": its limit of processes is reached (ulimit -u, or the container's)"
+                hint = ": its limit of processes is reached (ulimit -u, or the container's)"
             if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
-                more = ": multiprocessing needs a /dev/shm that can be written to"
+                hint = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):
-                more = ": the main program has ended: let it wait for its threads"
-            raise UnreachableTask(f"no worker process could be started: {error}{more}") from None
+                hint = ": the main program has ended: let it wait for its threads"
+            raise UnreachableTask(f"no worker process could be started: {error}{hint}") from None
         if slot is None:
             return False
         slot.lent = time.monotonic()
         self._slots.append(slot)
-        for descriptor in (slot.wire.fileno(), slot.end):
+        for descriptor in (slot.wire.fileno(), slot.sentinel):
             self._watched[descriptor] = slot
             self._poll.register(descriptor, select.POLLIN)
         self._join(slot)
@@ -7689,7 +7744,7 @@ class _SlotRunner(_Runner):
     def _let_go(self, slot: _Slot, free: bool = False) -> None:
         """Give a slot back to the pool, `free` for any run, or dead."""
         self._slots.remove(slot)
-        for descriptor in (slot.wire.fileno(), slot.end):
+        for descriptor in (slot.wire.fileno(), slot.sentinel):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
         if free:
@@ -7702,8 +7757,8 @@ class _SlotRunner(_Runner):
         self._pool._give_back(slot, self)
 
     def _hand_over(self, now: float) -> None:
-        """Let go as many slots as others wait for, as far as they can be spared."""
-        line = self._pool._line
+        """Let as many slots go as other runs wait for, and as can be spared."""
+        line = self._pool._slot_line
         wanted = len(line) - (self in line) - len(self._pool._idle)
         wanted -= sum(slot.spoilt is not None for slot in self._slots)
         spare = [slot for slot in self.spare() if slot.lent + _TURN <= now]
@@ -7724,7 +7779,7 @@ class _SlotRunner(_Runner):
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
-            self._pool._leave_line(self)
+            self._pool._leave_slot_line(self)
         working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
         ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
@@ -7760,15 +7815,15 @@ class _SlotRunner(_Runner):
             self._ours.send(tuple(job))
             return
         for slot in self._slots:
-            if slot.is_idle and not slot.bytes[_TAKING]:
+            if slot.is_idle and not slot.shared[_TAKING]:
                 slot.wire.folder = self._ours.folder
                 slot.wire.send(("job", *job))
-                slot.bytes[_TAKING] = 1  # as a worker that pulls does itself
+                slot.shared[_TAKING] = 1  # as a worker that pulls does itself
                 return
-        raise BlockingIOError
+        raise BlockingIOError  # as a full queue does
 
     def _recall(self) -> list[tuple[_Attempt, _Job]]:
-        """Take back what lies in the queue: what is received here can never start."""
+        """Take back the jobs that lie in the queue: what is received here can never start."""
         return [self._out.pop(data[0]) for data, _ in iter(self._theirs.receive, None)]
 
     def withdraw(self) -> list[_Attempt]:
@@ -7787,7 +7842,7 @@ class _SlotRunner(_Runner):
     # What happens.
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        if self._pool._line:
+        if self._pool._slot_line:
             self._hand_over(time.monotonic())
         self._flush()
         if not self._events:
@@ -7795,7 +7850,7 @@ class _SlotRunner(_Runner):
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
-                slot.bytes[_LOOK] = 1  # it takes no other job, which would be ended in its place
+                slot.shared[_LOOK] = 1  # it takes no other job, which would be ended in its place
                 self._hear(slot)
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
@@ -7817,14 +7872,14 @@ class _SlotRunner(_Runner):
         return [*[(attempt, None) for attempt in begun], *ended]
 
     def _look(self, timeout: float) -> None:
-        """Sleep until somebody says something, or something is due; hear it."""
+        """Sleep until a worker says something, or something is due; hear what they say."""
         now = time.monotonic()
         times = [now + timeout, *self._begun.values(), *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
             times.append(self._heard + _STALL)
-        if self._pool._line:
+        if self._pool._slot_line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         found = []
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
@@ -7833,10 +7888,10 @@ class _SlotRunner(_Runner):
         for descriptor, _ in found or self._poll.poll(max(0.0, min(times) - now) * 1000):
             slot = self._watched.get(descriptor)
             if descriptor == self._ours.fileno():
-                self._ours.socket.recv(1000)
+                self._ours.socket.recv(1000)  # from `wake`
             elif slot is not None:
                 self._hear(slot)
-                if descriptor == slot.end and slot in self._slots:
+                if descriptor == slot.sentinel and slot in self._slots:
                     self._lose(slot)
 
     def _hear(self, slot: _Slot) -> None:
@@ -7868,24 +7923,25 @@ class _SlotRunner(_Runner):
         if slot.spoilt == "":
             self._let_go(slot, free=True)
 
-    def _on_called(self, slot: _Slot, spoilt: str | None, end: int) -> None:
-        self._last_output += slot.log.take(slot.attempt, end)
-        slot.log.begin(end)
+    def _on_called(self, slot: _Slot, spoilt: str | None, log_end: int) -> None:
+        self._last_output += slot.log.take(slot.attempt, log_end)
+        slot.log.begin(log_end)
         slot.state, slot.attempt, slot.deadline = "serving", None, math.inf
         slot.callbacks, slot.spoilt = None, spoilt or slot.spoilt
 
     def _on_took(self, slot: _Slot, number: int) -> None:
         attempt, job = self._out.pop(number)
         if not _pulls():
-            slot.bytes[_TAKING] = 0
-        slot.attempt, attempt.pid, now = attempt, slot.pid, time.monotonic()
+            slot.shared[_TAKING] = 0
+        slot.attempt, attempt.pid = attempt, slot.pid
         self._failed_starts = 0
+        now = time.monotonic()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
             self.end(attempt, *self._ending.pop(attempt))
 
-    def _on_done(self, slot: _Slot, fields: Any, took: int, values: Sequence[bytes] = ()) -> None:
+    def _on_done(self, slot: _Slot, fields: Any, taken: int, values: Sequence[bytes] = ()) -> None:
         outcome, attempt = _Outcome(*fields), slot.attempt
         if values:
             outcome = _with_values(outcome, values)
@@ -7911,9 +7967,9 @@ class _SlotRunner(_Runner):
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._calling(slot)
-        if took:
-            self._on_took(slot, took)
+                self._let_call(slot)
+        if taken:  # it took its next job at once
+            self._on_took(slot, taken)
 
     # Callbacks.
 
@@ -7922,14 +7978,15 @@ class _SlotRunner(_Runner):
             self.room(1)
             return False
         for slot in self._slots:
-            holds = slot.state == "held" and slot.attempt is due.attempt
-            if holds if job is None else slot.is_idle and not slot.bytes[_TAKING]:
+            holds_it = slot.state == "held" and slot.attempt is due.attempt
+            can_take = slot.is_idle and not slot.shared[_TAKING]
+            if (job is None and holds_it) or (job is not None and can_take):
                 slot.attempt = due.attempt
-                self._calling(slot, job, due.name, due.reason, due.of)
+                self._let_call(slot, job, due.name, due.reason, due.of)
                 return True
         return False
 
-    def _calling(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
+    def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
         slot.state, slot.callbacks = "calling", name
         slot.deadline = time.monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *of)
@@ -7970,46 +8027,46 @@ class _SlotRunner(_Runner):
             for kind, fields in slot.receive():
                 if kind in ("took", "done"):  # last words: it may have run a job all the same
                     getattr(self, f"_on_{kind}")(slot, *fields)
-        attempt, calls = slot.attempt, slot.state in ("held", "calling")
+        attempt, is_done = slot.attempt, slot.state in ("held", "calling")
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
-        if attempt is not None and not calls:
+        if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
-            told, why = unasked or slot.reason is not None, slot.reason or _end_of(slot.exitcode)
-            lost = _Outcome("failed", why, terminated=told, unasked=unasked)
+            why = slot.reason or _end_of(slot.exitcode)
+            was_told = unasked or slot.reason is not None
+            lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
             self.notes[f"a callback ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
-        if self._out:  # one that it took without a word, or one that came behind what is none?
+        if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
             self._suspects = set(self._out)
             self._unclear = list(self._slots)
 
     def _settle(self) -> None:
-        """Once each living worker has been seen to have told what it took, the rest is lost."""
-        self._unclear = [s for s in self._unclear if s in self._slots and s.bytes[_TAKING]]
+        """Once each living worker has told what it took, the rest of the suspects is lost."""
+        self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
         for slot in list(self._slots):
             self._hear(slot)
         if self._unclear:
-            return  # another death was heard of, and is in doubt: its suspects are all that is out
+            return  # another death was heard of: now all that is out is suspected, and in doubt
         lost = sorted(self._suspects & self._out.keys())
         self._suspects = set()
         self._send_again([self._out.pop(number) for number in lost])
 
     def _look_for_stalled(self, now: float) -> None:
-        """A worker that was woken and died, was stopped or left leaves its job lying, and nobody
-        else is woken: send it again. One that is stopped with a job in its hand has until the
-        job's timeout."""
+        """If the worker that a job woke dies, is stopped or leaves, the job wakes nobody else: send
+        it again. One that is stopped with a job in its hand has until the job's timeout."""
         # Before jobs are taken back: they are there again in a moment.
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
-            limits = [0.5]
+            limits = [0.5]  # seconds; whoever is well has told by then
         idle = any(slot.is_idle for slot in self._slots)
         if _pulls() and idle and now > self._heard + _STALL and not self._suspects:
             self._heard = now
@@ -8017,19 +8074,19 @@ class _SlotRunner(_Runner):
             for slot in self._slots:
                 slot.deaf = slot.is_idle
         for slot in self._slots if limits else ():
-            if not (slot.bytes[_TAKING] or slot.deaf):
+            if not (slot.shared[_TAKING] or slot.deaf):
                 self._stuck.pop(slot, None)
             elif now > self._stuck.setdefault(slot, now) + max(limits):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
-        """A worker could not start. One may fail; a first one, or several in a row, end the run."""
+        """A worker could not start. Three in a row end the run, or one before it is recorded."""
         if slot.exitcode == _UNGUARDED:
             raise UnreachableTask(
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # 255 is said of it where its fork server has ended before it could tell.
+        # 255 stands for the exit code where its fork server ended before it could tell that.
         killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
         if slot in self._slots:
             slot.spoilt = why
@@ -8051,7 +8108,7 @@ class _SlotRunner(_Runner):
         return fresh
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full, and so awake
+        with contextlib.suppress(OSError):  # it is full: that wakes, too
             self._theirs.socket.send(b"!", socket.MSG_DONTWAIT)
 
     def dismiss(self) -> None:
@@ -8067,7 +8124,7 @@ class _SlotRunner(_Runner):
             self._let_go(slot, free)
         if self._own_pool:
             self._pool.shutdown()
-        self._pool._leave_line(self)
+        self._pool._leave_slot_line(self)
         with self._pool._lock:
             self._pool._runners.discard(self)
         self._ours.close()
@@ -8087,7 +8144,7 @@ def _end_of(exitcode: int | None) -> str:
 
 
 def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """The tasks that workers find by their function's name. Raises UnreachableTask for others."""
+    """Raises UnreachableTask if tasks are missing; else those that are found by name alone."""
     if not missing:
         return named
     few = _few(map(repr, missing), 5)
@@ -8115,14 +8172,14 @@ class _ExecutorRunner(_Runner):
         super().__init__()
         self._executor: Executor = executor
         self._info = b""
-        # What began (None), or ended: futures, and outcomes of what has none.
+        # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
         # Callbacks: whose they are, and when to wait no longer.
         self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # What workers know by another token is another run's.
+        # Workers keep what they know of a run under its token.
         self._info = marshal.dumps({**info, "db_path": None, "token": os.urandom(8)})
         asked = self._submit(None, "find", tasks)
         while not asked.done():
@@ -8146,7 +8203,7 @@ class _ExecutorRunner(_Runner):
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
-            why = f"the executor took no task: {_one_line(error)}"
+            why = f"the executor took no task: {_brief(error)}"
             self._events.put((attempt, _Outcome("failed", why)))
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
@@ -8177,7 +8234,7 @@ class _ExecutorRunner(_Runner):
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
             self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
         except Exception as error:  # whatever the engine raises: no callback, then
-            self.notes[f"the executor took no callback: {_one_line(error)}"] = None
+            self.notes[f"the executor took no callback: {_brief(error)}"] = None
         return True
 
     def calling(self) -> list[_Attempt]:
@@ -8201,15 +8258,15 @@ class _ExecutorRunner(_Runner):
 
 
 def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
-    """What a worker answered, or why the engine lost it."""
+    """What a worker answered, and None; or None, and why the engine lost it."""
     try:
         return marshal.loads(future.result()), None
     except BaseException as lost:  # of the engine, or of unpickling on its way
-        return None, _one_line(lost)
+        return None, _brief(lost)
 
 
 class _InProcessRunner(_ExecutorRunner):
-    """The same over this process, where each job runs at once: for `dag.test()` and a debugger."""
+    """Runs each job in this process, as soon as it is started: for `dag.test()` and a debugger."""
 
     remote = False
 
@@ -8241,7 +8298,7 @@ class _InProcessRunner(_ExecutorRunner):
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Raises AirflowTaskTimeout in the task."""
+        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds."""
 
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
@@ -8249,7 +8306,7 @@ class _InProcessRunner(_ExecutorRunner):
         watched = timeout is not None and hasattr(signal, "setitimer")
         with contextlib.ExitStack() as stack:
             if watched and threading.current_thread() is threading.main_thread():
-                with contextlib.suppress(ValueError):  # of a subinterpreter
+                with contextlib.suppress(ValueError):  # it is a subinterpreter's
                     before = signal.signal(signal.SIGALRM, on_alarm)
                     stack.callback(signal.signal, signal.SIGALRM, before)
                     stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
@@ -8264,7 +8321,7 @@ class _InProcessRunner(_ExecutorRunner):
 
 # --- Run: owners and signals ----------------------------------------------------------------------
 
-_held: dict[str, int] = {}  # the owners of this process's runs, with their locked files
+_owner_files: dict[str, int] = {}  # the locked files of this process's runs, by their owners
 
 
 def _who() -> str:
@@ -8277,12 +8334,12 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     """An owner for a run, and its private folder beside the database, for its workers' logs (not
     in /tmp, which is often memory), with a file that the kernel keeps locked while the run lasts.
 
-    The run's row bears the owner: locked means that it lives, free that it is dead, at once, in
-    containers that share the folder too, and whatever the clock says.
+    The run's row names the owner, who lives while the file is locked, and is dead once it is free:
+    that is known at once, in containers that share the folder, too, and whatever the clock says.
     """
     _sweep(path)
-    # Others who may read the database may look whether the owner lives, and see nothing else; who
-    # may not could only lock the mark himself, and the dead would live.
+    # Other users who may read the database may see whether the owner lives, and nothing else. Those
+    # who may not must not open its file: by a lock on it, a dead owner would live.
     mode = 0o711
     with contextlib.suppress(OSError, AttributeError):  # Windows has no such users
         found = os.stat(path)
@@ -8302,19 +8359,19 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
                 os.close(file)
             _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
-        os.close(file)  # swept before it was locked
-    _held[owner] = file
+        os.close(file)  # another run swept it before it was locked
+    _owner_files[owner] = file
     try:
         yield owner, folder
     finally:
         _remove_folder(folder)
-        os.close(_held.pop(owner))
+        os.close(_owner_files.pop(owner))
 
 
 def _let_go_in_child() -> None:
-    """In a process that was forked: the locks are its parent's, and so are the workers."""
-    while _held:
-        os.close(_held.popitem()[1])
+    """In a process that was forked, let go of the locks and workers: they are its parent's."""
+    while _owner_files:
+        os.close(_owner_files.popitem()[1])
     _let_go_of_slots()
 
 
@@ -8332,14 +8389,14 @@ def _lock(file: int, shared: bool) -> bool:
 
 
 def _open_mark(folder: Path) -> io.BufferedReader:
-    """The owner's file, never through a link. Raises OSError."""
+    """Open the owner's file, but not through a link. Raises OSError."""
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(folder / "owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
 
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
     """Whether a run's owner is alive."""
-    if owner in _held:
+    if owner in _owner_files:
         return True
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
         return False
@@ -8368,18 +8425,18 @@ def _sweep(path: Path) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Only what bears our mark, and by its descriptor: where others can make files, a link may
-    have taken its place since it was looked at."""
+    """Remove an owner's folder, if it bears our mark; by its descriptor, as where others can make
+    files a link may have taken its place since it was looked at."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as opened:
-        at = os.open(folder, flags) if flags else None  # Windows has none of a folder
+        at = os.open(folder, flags) if flags else None  # Windows opens no folder
         if at is not None:
             opened.callback(os.close, at)
         names = os.listdir(folder if at is None else at)
-        names.remove("owner")  # the last one: it says whose the rest is
+        names.remove("owner")  # it goes last, as it says whose the rest is
         for name in (*names, "owner"):
             os.unlink(folder / name if at is None else name, dir_fd=at)
-    with contextlib.suppress(OSError):  # also an empty one that can't be listed: that needs a file
+    with contextlib.suppress(OSError):  # it may be empty: not listed, for want of a descriptor
         folder.rmdir()
 
 
@@ -8399,11 +8456,11 @@ class _LookAgain(Exception):
     """The runs have changed since they were looked at."""
 
 
-# What a run may be asked for: see `Dag.run`. `in_process`: by Dag.test; `again`: tasks, or
-# TASK[INDEX], of the run to resume that run again; `held`: it stands in line, as this _InLine;
-# `command`: how its script was started.
+# What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
+# `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
+# as which it waits for its turn; `command`: how its script was started.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again held command""".split()
+    progress stop in_process again in_line command""".split()
 
 
 class _Start:
@@ -8426,12 +8483,12 @@ class _Start:
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
         self.runner: _Runner = _Runner() if asked.executor is _LATER else _make_runner(dag, asked)
         self.recorded: _Row | None = None  # the run to resume
-        self._aside = _datetime.timedelta()  # from now
+        self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._caught: list[int] = []  # signals
-        self._stop_is_set = getattr(asked.stop, "is_set", bool)
-        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}
-        # Of mappings: what each instance is mapped over, and previews of results' elements.
+        self._caught: list[int] = []  # signals that came
+        self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
+        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}  # of each task: see `_job`
+        # By a mapping's id(): its elements' digests, and previews of the results among them.
         self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
         self._batch = _Batch()
@@ -8461,14 +8518,14 @@ class _Start:
                     put_back.callback(signal.signal, number, before[number])
 
     def _check(self) -> None:
-        """Raises AirflowException if it was told to stop before it has begun."""
+        """Raises AirflowException if the run was told to stop before it has begun."""
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
-        if self.asked.held is not None:
-            self.asked.held.check()
+        if self.asked.in_line is not None:
+            self.asked.in_line.check()
 
     def _look_ahead(self) -> None:
-        """Which run it will be: a new one's id and date, or those of the recorded one."""
+        """Decide which run it will be: a new one's id and date, or those of a recorded one."""
         dag_id, run_id = self.dag.dag_id, self.asked.run_id
         if self.asked.resume:
             row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
@@ -8485,18 +8542,18 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
 
     def _find_tasks(self) -> None:
-        """Let the first worker find every task, having written nothing. What takes time here is
-        done while the fork server starts. Raises UnreachableTask."""
+        """Let the first worker find every task, before anything is written. What takes time here
+        is done while the fork server starts. Raises UnreachableTask."""
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         _check_before_run(self.path)
         functions = []
         resolve = functools.cache(_resolve)
-        known: dict[Any, Any] = {}  # equal ones are kept once
+        known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, task in dag.task_dict.items():
-            # A worker may go by a function's name alone if that means this very function here: one
-            # that was redefined in a loop has one name and many meanings.
+            # A worker may go by a function's name alone if that name means this very function here:
+            # those that a loop defines share one name.
             name = sys.intern(_function_name(task))
             named = isinstance(task, _FunctionOperator) and resolve(name) is task.python_callable
             functions.append((task_id, name, named))
@@ -8508,8 +8565,8 @@ class _Start:
         by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
         for task_id, function, _ in functions:
             settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
-            job = (calls[task_id], function, known.setdefault(settings, settings))
-            self._calls[task_id] = known.setdefault(job, job) if job[0] is _NO_CALL else job
+            call = (calls[task_id], function, known.setdefault(settings, settings))
+            self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
 
     def _info(self) -> dict[str, Any]:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
@@ -8519,7 +8576,7 @@ class _Start:
             _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
-            **(_place() if self.asked.held is None else self.asked.held.place),
+            **(_place() if self.asked.in_line is None else self.asked.in_line.place),
             "dag_id": dag.dag_id,
             "key": dag._key,
             "module_path": module_path and str(module_path),  # a debugger's is no plain str
@@ -8539,7 +8596,8 @@ class _Start:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
         for turn in itertools.count():
             try:
-                return _until_unlocked(self.path, self._open, self._check)
+                _until_unlocked(self.path, self._open, self._check)
+                break
             except AlreadyRunning as busy:
                 if not self.asked.wait:
                     raise
@@ -8547,26 +8605,29 @@ class _Start:
                     self.report.tell(f"waiting: {busy}")
             self.runner.wait(_GLANCE)
             self._check()
+        # Not under the file's lock: whoever is told may wait for a thread that reads runs.
+        for line in self._news:
+            self.report.tell(line)
 
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
         _LookAgain if it was deleted or pruned, or has succeeded."""
-        store = self._store
+        store, self._news = self._store, []
         with store.transaction(waits=False):
             row = self._found_again(store)
             self._make_way()
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
             for known in store.look(_select_dags, dag_id=dag_id):
                 if own and known.fileloc not in (None, own):  # another script's: another DAG?
-                    self.report.tell(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
+                    self._news.append(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
             if row is None:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
                 self._take_over(row)
             store.write_instances(self.plan.instances())
             store.claim_run(self.asked.command)
-            if self.asked.held is not None:
-                self.asked.held.begin()
+            if self.asked.in_line is not None:
+                self.asked.in_line.begin()
 
     def look_at_params(self) -> None:
         """Raises ParamValidationError for params that the run can't have."""
@@ -8595,19 +8656,19 @@ class _Start:
             which = f"DAG {dag_id!r} has a run {self.run_id!r}"
             raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
-            # It was deleted, or another began in the same microsecond: of a clock that stands still
-            # (a test's, say) there may be many.
+            # It was deleted, or another began in the same microsecond: many may, by a clock that
+            # stands still (a test's, say).
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row and known:
-            has_ended = row.state == "success" != known.state
-            if has_ended or row.values_deleted != known.values_deleted:
+            has_succeeded = row.state == "success" and known.state != "success"
+            if has_succeeded or row.values_deleted != known.values_deleted:
                 raise _LookAgain
         if row is None:
             return None
-        if self.asked.held is not None:
-            self.asked.held.check(row)
-        elif _owner_lives(self.path, row.owner):  # be it in a line: its future would be cancelled
+        if self.asked.in_line is not None:
+            self.asked.in_line.check(row)
+        elif _owner_lives(self.path, row.owner):  # also in line: its future would be cancelled
             raise _refusal(row)
         if row.state == "running":
             store.close_run(row.id)
@@ -8640,9 +8701,9 @@ class _Start:
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
-                self.report.tell(f"task {instance.label!r} was {why}: failed")
+                self._news.append(f"task {instance.label!r} was {why}: failed")
         if row.start_date is not None:
-            _report_resume(self.report, found)
+            self._news += _news_of(found)
 
     def _resumption(self, run_row: int) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
@@ -8666,12 +8727,12 @@ class _Start:
             self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
-            now = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            if not now & found.left_out:
+            starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
+            if not starting & found.left_out:
                 if along:
                     self._plan_on(recorded, kept)
                 return found
-            running |= now & found.left_out
+            running |= starting & found.left_out
 
     def _plan_on(self, recorded: Any, kept: Any) -> None:
         self.plan = _Plan(self.dag, self.logical_date, recorded, kept, self.pools, self._order)
@@ -8698,7 +8759,7 @@ class _Start:
 
 
 def _place() -> dict[str, Any]:
-    """What tasks find where they are to run: the environment and working directory as of now."""
+    """Where tasks are to run: in the environment and working directory as of now."""
     cwd = os.sep
     with contextlib.suppress(FileNotFoundError):  # it was removed
         cwd = os.getcwd()
@@ -8717,8 +8778,8 @@ def _refuse_reentry() -> None:
     raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
 
 
-def _can(thing: object, method: str) -> bool:
-    """Whether it has the method, and is no class of such things."""
+def _has_method(thing: object, method: str) -> bool:
+    """Whether it has the method, and is an instance, no class."""
     return callable(getattr(thing, method, None)) and not isinstance(thing, type)
 
 
@@ -8727,7 +8788,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
     for name in ("resume", "wait"):
         _optional(False, _is_bool).check(name, getattr(asked, name))
-    if asked.stop is not None and not _can(asked.stop, "is_set"):
+    if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, (bool, _Report)):
         _optional(None, _function).check("progress, where it is no bool,", progress)
@@ -8740,7 +8801,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
 
 
 def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
-    """Sizes of pools by name; each pool that a task names must have one, and room for it."""
+    """The pools' sizes by name. Raises ValueError for a task whose pool has none, or no room."""
     sizes = _string_keyed("pools", asked.pools)
     for name, size in sizes.items():
         _of_type(int, least=1)(f"pools[{name!r}]", size)
@@ -8762,7 +8823,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
-        if not _can(executor, "submit"):
+        if not _has_method(executor, "submit"):
             raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
         return _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
@@ -8772,7 +8833,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     file = getattr(main, "__file__", None) or ""
     is_file = getattr(main, "__spec__", None) or os.path.exists(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
-    interactive |= dag._module == "__main__" and not dag._is_of_main  # what profiles it is there
+    interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, interactive)
 
@@ -8793,8 +8854,8 @@ def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[tuple[str
             raise TaskNotFound(f"task {task_id!r} of run {run_id!r} has no index {index}")
 
 
-def _report_resume(report: _Report, found: _Resumption) -> None:
-    """Say what is kept, new and gone, by instance where it is not the whole task."""
+def _news_of(found: _Resumption) -> list[str]:
+    """What is kept, new and gone, by instance where it is not the whole task."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
 
     def by_task(keys: Iterable[tuple[str, int]]) -> list[str]:
@@ -8815,18 +8876,16 @@ def _report_resume(report: _Report, found: _Resumption) -> None:
         "mapped anew, over results to come": list(anew),
         "gone from the code, now removed": list(dict.fromkeys(gone)),
     }
-    for what, names in told.items():
-        if names:
-            report.tell(f"{what}: {_few(names, 10)}")
+    return [f"{what}: {_few(names, 10)}" for what, names in told.items() if names]
 
 
 # --- Run: its turns -------------------------------------------------------------------------------
 
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
-_LEAST = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log that is looked at: all at each fifth glance
+_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
-_LARGE = 1_000_000  # bytes of values: is there room for them?
+_LARGE = 1_000_000  # bytes of an attempt's values, above which it is seen if there is room
 
 
 def _has_room(size: int) -> bool:
@@ -8853,45 +8912,45 @@ class _Run(_Start):
         self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
-        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended so
+        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended in that state
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
-        self._forced = False
+        self._forced = False  # it was told to stop twice: all ends at once
         self.has_begun = False  # it is recorded
-        self._next_glance, self._least = 0.0, itertools.cycle(_LEAST)
+        self._next_glance, self._least_log = 0.0, itertools.cycle(_LEAST_LOG)
 
     def execute(self) -> DagRun:
-        """Run it to its end. Raises what Dag.run does."""
+        """Run it to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
             with contextlib.closing(self.runner), contextlib.ExitStack() as put_back:
                 self._note_signals(put_back)
                 while True:
                     with contextlib.suppress(_LookAgain):
-                        found = self._execute()
+                        found = self._execute_once()
                         break
         except BaseException as error:
             if not self._caught:
                 raise
-            # It was being ended: a start of a worker cut off by the same Ctrl-C, an end by another.
+            # A Ctrl-C may have cut off a worker's start, too; another one, the run's end.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
-                _log().error("%s", _one_line(error), exc_info=error)
+                _log().error("%s", _brief(error), exc_info=error)
         if self._caught:
             number = self._caught[0]
             end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
             raise end from trouble
         return found
 
-    def _execute(self) -> DagRun:
+    def _execute_once(self) -> DagRun:
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
-            if self.asked.held is not None and self.asked.held.owner is None:
+            if self.asked.in_line is not None and self.asked.in_line.owner is None:
                 raise _Taken
-            of = f"run {self.run_id} of DAG {self.dag.dag_id!r}"
-            self.report.tell(f"{of} is a success: nothing to resume")
-            return _read_run(self.path, self.dag.dag_id, self.run_id)
+            dag_id, run_id = self.dag.dag_id, self.run_id
+            self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: nothing to resume")
+            return _read_run(self.path, dag_id, run_id)
         self._find_tasks()
         with self._opened() as store, _owned_folder(self.path) as (store.owner, folder):
             self._open_in_turn()
@@ -8910,7 +8969,7 @@ class _Run(_Start):
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, a progress= that raises
                 with contextlib.suppress(AirflowException):
-                    store.end_run(DagRunState.FAILED, _one_line(error))
+                    store.end_run(DagRunState.FAILED, _brief(error))
                 raise
             self._call_dag(row)
             self.runner.dismiss()  # they end while the file is closed
@@ -8984,9 +9043,9 @@ class _Run(_Start):
             due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
             self._hear(max(0.0, due))
 
-    def _hear(self, most: float = 0.05) -> None:
-        """Wait for what workers say, and for what comes from outside."""
-        events = self.runner.wait(most)
+    def _hear(self, timeout: float = 0.05) -> None:
+        """Wait for what workers say, and for what comes from outside; take in both."""
+        events = self.runner.wait(timeout)
         self._look_around()
         for attempt, outcome in events:
             if outcome is None:
@@ -8995,23 +9054,23 @@ class _Run(_Start):
                 self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
             else:
                 self._take(attempt, outcome)
-        # What somebody told to end counts as interrupted if the run is stopped, too (systemd tells
-        # the whole group at once), else, a moment later, as failed.
+        # A job that somebody else told to end counts as interrupted if the run is stopped, too
+        # (systemd tells the whole group at once); if not so a moment later, as failed.
         while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
             self._take(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
 
     def _hear_while_locked(self) -> None:
-        """What ends meanwhile goes into the batch that waits, with its log and what follows: once
-        that is recorded, the run may be over."""
+        """Hear what ends while the batch can't be recorded, and add it, with its log and what
+        follows: once the batch is recorded, the run may be over."""
         self._hear()
         self._settle()
         self._batch.logs += self.runner.output()
         self._check_patience()
 
     def _check_patience(self) -> None:
-        """Raises DatabaseError where another process has locked the file for long enough."""
+        """Raises DatabaseError after a second signal: nobody waits any longer for the lock."""
         if len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
@@ -9027,12 +9086,12 @@ class _Run(_Start):
         return not self.plan.unfinished
 
     def _settle(self) -> None:
-        """Put into the batch what rules decided."""
+        """Let the plan's rules decide what they can, and put that into the batch."""
         plan = self.plan
         plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
-            if instance in self._paused:  # it was given up between two pokes: no skip of its own
+            if instance in self._paused:  # it was given up between two pokes: it skipped nothing
                 attempt = self._paused.pop(instance)
                 attempt.state, attempt.error = "failed", self._given_up()
                 self._batch.attempts[attempt] = None
@@ -9045,7 +9104,7 @@ class _Run(_Start):
         return "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
 
     def _end_doomed(self) -> None:
-        """What was given up: what no worker has taken does not start at all."""
+        """End what the plan has given up; what no worker has taken does not start at all."""
         waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
             self._take_back(attempt)
@@ -9056,7 +9115,7 @@ class _Run(_Start):
         self.plan.doomed.clear()
 
     def _take_back(self, attempt: _Attempt) -> None:
-        """No worker has taken it, and none will."""
+        """Undo the start of an attempt that no worker has taken, and none will."""
         instance = attempt.instance
         del self._attempts[instance]
         self._batch.attempts.pop(attempt, None)
@@ -9085,8 +9144,8 @@ class _Run(_Start):
                 self._pass_through(instance)
                 self._settle()
                 ready = self.plan.ready_count(time.monotonic())  # those right below it, too
-            elif wait := self._has_to_wait(instance):
-                self.plan.delay(instance, time.monotonic() + wait)
+            elif delay := self._delay_of(instance):
+                self.plan.delay(instance, time.monotonic() + delay)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 return self.plan.enqueue(instance)
             else:
@@ -9095,28 +9154,27 @@ class _Run(_Start):
                 if instance.alone:
                     return
 
-    def _has_to_wait(self, instance: _Instance) -> float:
-        """For a place among those of its task in other runs, or for its `on_retry_callback`: how
-        many seconds until it looks again."""
+    def _delay_of(self, instance: _Instance) -> float:
+        """Seconds until it may be tried again, as it has to wait for its `on_retry_callback`, or
+        for a place among its task's instances in other runs; 0 if it need not."""
         task = instance.node.task
         if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return 0.02
-        return _GLANCE * self._is_crowded(instance, 1)
+        return _GLANCE if self._is_crowded(instance, 1) else 0.0
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
-        """Whether with so many more too many of its task would run, in all runs of the DAG."""
+        """Whether so many more instances of its task would be too many in all runs of the DAG."""
         task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
         if limit is None:
             return False
-        row = self._store.run_row
-        elsewhere = self._store.look(_count_elsewhere, row, task.dag_id, task.task_id)
-        alive = sum(count for owner, count in elsewhere if _owner_lives(self.path, owner))
+        others = self._store.look(_count_elsewhere, self._store.run_row, task.dag_id, task.task_id)
+        alive = sum(count for owner, count in others if _owner_lives(self.path, owner))
         return bool(alive + instance.node.running + more > limit)
 
     def _leave_places(self) -> None:
-        """Under the write lock: what another run has taken since it was seen to be free."""
+        """Under the write lock: take back jobs whose places other runs have taken meanwhile."""
         for attempt in [*self._batch.jobs]:
             if self._is_crowded(attempt.instance, 0):
                 self._batch.jobs.remove(attempt)
@@ -9134,7 +9192,7 @@ class _Run(_Start):
         self._batch.jobs.append(attempt)
 
     def _begin(self, attempt: _Attempt) -> None:
-        """A worker took it."""
+        """A worker took the attempt, so it runs."""
         if attempt.state == "running" or attempt.instance not in self._attempts:
             return
         attempt.instance.move(_S.RUNNING)
@@ -9159,8 +9217,7 @@ class _Run(_Start):
             self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
 
     def _record(self) -> None:
-        """Commit the batch, then send the jobs; while the database is locked, all has to wait, but
-        for what workers say."""
+        """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
         batch = self._batch
         batch.logs += self.runner.output()
         if not batch:
@@ -9184,16 +9241,16 @@ class _Run(_Start):
         timeout = node.task.execution_timeout
         elements, takes = self._elements(instance, call)
         return _Job(
-            0,
-            instance.task_id,
-            function,
-            instance.map_index,
-            attempt.try_number,
-            instance.max_tries,
-            call.data,
-            settings,
-            self._inputs(instance, takes),
-            None if timeout is None else timeout.total_seconds(),
+            number=0,  # until the runner gives it one
+            task_id=instance.task_id,
+            function=function,
+            map_index=instance.map_index,
+            try_number=attempt.try_number,
+            max_tries=instance.max_tries,
+            call=call.data,
+            settings=settings,
+            inputs=self._inputs(instance, takes),
+            timeout=None if timeout is None else timeout.total_seconds(),
             holds=node.holds,
             feeds=node.mapping is None and bool(node.feeds),
             elements=elements,
@@ -9240,8 +9297,8 @@ class _Run(_Start):
         return element if data is None else ("value", data)
 
     def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, list[Any]]:
-        """The values that travel with a job: of its arguments; where it runs elsewhere, of all
-        its direct upstreams."""
+        """The values that travel with a job: those its arguments take; to where there is no
+        database, those of all its direct upstreams."""
         found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
@@ -9252,7 +9309,7 @@ class _Run(_Start):
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan._by_id[up_id]
             own = up.is_in_step_with(node)
-            if own or up.mapping is None:  # of a mapped one the worker looks for all
+            if own or up.mapping is None:  # a mapped one's values the worker reads itself
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
                 which = {"task_id": up_id, "key": key, "map_index": index}
@@ -9336,8 +9393,8 @@ class _Run(_Start):
     # What comes from outside.
 
     def _look_around(self) -> None:
-        """What was asked for from outside, and what is due by time. The outcomes come after it: an
-        end that belongs to the run's is no failure."""
+        """Do what was asked for from outside, and what is due by time. Outcomes are taken after
+        that: what was ended together with the run is no failure."""
         if self.runner.interrupted:
             self.runner.interrupted = False
             self._caught.append(signal.SIGINT)
@@ -9349,8 +9406,8 @@ class _Run(_Start):
             return
         self._next_glance = now + _GLANCE
         self.report.status()
-        self._batch.logs += self.runner.output(next(self._least))
-        line = self.asked.held and self.asked.held.line
+        self._batch.logs += self.runner.output(next(self._least_log))
+        line = self.asked.in_line and self.asked.in_line.line
         if self._stop_is_set():
             self._stop("stopped")
         elif line is not None and (line.stopping or (line.leaving and self._unasked)):
@@ -9364,7 +9421,7 @@ class _Run(_Start):
         self._store.check_in_place()
 
     def _stop(self, reason: str, now: bool = False) -> None:
-        """Start nothing more but teardowns, and end what runs; the second time, all at once."""
+        """Start nothing more but teardowns, and end what runs; `now`: nothing more, and kill it."""
         if self.reason is None:
             self.reason = reason
             more = "; once more ends all at once" if self._caught else ""
@@ -9377,8 +9434,8 @@ class _Run(_Start):
     # Callbacks.
 
     def _call_dag(self, ended: _Row) -> None:
-        """The run's end is recorded: the DAG's callbacks, in any worker; and those of runs whose
-        scheduler died. A further signal ends them; after a second none is called."""
+        """The run's end is recorded: run the DAG's callbacks for it, and for runs whose scheduler
+        died, in any worker. A further signal ends them; if the run was forced to end, none runs."""
         if not self.plan.nodes or self._forced:
             return
         state = _S(ended.state)
@@ -9411,7 +9468,7 @@ class _Run(_Start):
                     self._store.record(self._batch)
                     self.report.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
-            self.runner.notes[f"a callback of the DAG: {_one_line(error)}"] = None
+            self.runner.notes[f"a callback of the DAG: {_brief(error)}"] = None
 
 
 class _Callback(_Record):
@@ -9420,7 +9477,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    of: Mapping[str, Any] | None = None  # an earlier run, whose they are, or the attempt's end
+    of: Mapping[str, Any] | None = None  # the run whose they are, or how the attempt ended
 
 
 # --- Run: runs in line ----------------------------------------------------------------------------
@@ -9439,27 +9496,30 @@ class _InLine:
     def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
         self.line, self.dag, self.path, self.owner = line, run.dag, run.path, owner
         self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
-        self.place = _place()  # the program may be elsewhere once it begins
+        self.place = _place()  # by then the program may have changed its directory, or environment
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
-        self.due = 0.0  # not before that time
+        self.due = 0.0  # it is not to begin before that time
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
-        self._stays = False  # cancelled, and as it is to be in the file
-        self._killed = 0  # its workers, as they started
+        self._stays = False  # it was cancelled, and is not to change in the file any more
+        self._killed = 0  # of its workers, as they started
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        if self._fate.acquire(blocking=False):
+        is_first = self._fate.acquire(blocking=False)
+        if is_first:
             self._stays = not close  # also where asyncio, told of it, cancels it again
-            self._give_up()
-            self.future.set_running_or_notify_cancel()  # else wait() and as_completed() go on
-        cancelled = bool(self.future.cancelled())
-        if cancelled and close and not self._stays:
-            self.end("cancelled")
-            self._stays = True
-        return cancelled
+        try:
+            if close and not self._stays and (is_first or self.future.cancelled()):
+                self.end("cancelled")  # now: who is told of it may shut the pool down
+                self._stays = True
+        finally:
+            if is_first:
+                self._give_up()
+                self.future.set_running_or_notify_cancel()  # or wait() would not return
+        return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
@@ -9467,7 +9527,7 @@ class _InLine:
         self.line.write(self.path, lambda store: store.cancel_run(*of))
 
     def check(self, row: _Row | None = None) -> None:
-        """Raises _Taken if it is not to begin any more, or not by this process, as its row says."""
+        """Raises _Taken if it must not begin any more, or its row says: not by this process."""
         given_up = self.line.stopping and not self.future.running()
         if self.future.cancelled() or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
@@ -9478,7 +9538,7 @@ class _InLine:
         return bool(row.state == "queued" and row.owner == self.owner)
 
     def begin(self) -> None:
-        """From now on it can't be cancelled."""
+        """From now on it can't be cancelled. Raises _Taken if it was."""
         if not self.future.running():
             if not self._fate.acquire(blocking=False):
                 raise _Taken
@@ -9490,23 +9550,24 @@ class _InLine:
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
-            found = _Run(self.dag, executor=pool, held=self, **asked, **self.options).execute()
+            found = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
         except _Taken:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            self._killed += isinstance(error, _Killed)
-            again = AlreadyRunning if self._killed > 2 else (AlreadyRunning, _Killed)
-            if isinstance(error, again) and not begun:
+            if isinstance(error, _Killed):
+                self._killed += 1
+            retried = (AlreadyRunning, _Killed) if self._killed <= 2 else (AlreadyRunning,)
+            if isinstance(error, retried) and not begun:
                 self.due = time.monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
-                    self.end(_one_line(error))
+                    self.end(_brief(error))
             elif not begun:  # as the code has changed, say; nobody may look at the future
-                of = self.future.run_id, self.dag.dag_id, _one_line(error)
+                of = self.future.run_id, self.dag.dag_id, _brief(error)
                 _log().error("run %s of DAG %r stays for another recover(): %s", *of)
             with contextlib.suppress(_Taken):
                 self.begin()
@@ -9538,7 +9599,8 @@ class _RunLine:
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
         self._threads: set[threading.Thread] = set()
         self._sleeps = False
-        self._closed = self.stopping = self.forced = self.leaving = self._drained = False
+        self._closed = self._drained = False  # it takes no more runs; all have ended
+        self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing = threading.Lock()
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
@@ -9569,8 +9631,8 @@ class _RunLine:
         return _Run(dag, executor=_LATER, **options)
 
     def write(self, path: Path, act: Callable[[_Store], None]) -> str:
-        """Do it in the file, with a connection that stays open: closing one waits for the disk.
-        The owner of the runs that wait here."""
+        """Let `act` write to the file, over a connection that stays open (closing one waits for
+        the disk). Returns the owner of the runs that wait here."""
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")
@@ -9586,23 +9648,24 @@ class _RunLine:
             _until_unlocked(path, lambda: act(store))
             return store.owner
 
-    def enter(self, job: _InLine, first: bool = False) -> _RunFuture:
-        """Put it in line; its future."""
-        with self._changed:
-            if self._drained or (first and self.leaving):  # meanwhile: it stays for `recover`
-                job.cancel(close=False)
-                return job.future
-            waiting = self._waiting.setdefault(job.key, collections.deque())
-            waiting.appendleft(job) if first else waiting.append(job)
-            try:
-                self._call_thread()
-            except RuntimeError:
-                job.cancel()
-                raise
-        return job.future
+    def enter(self, entry: _InLine, first: bool = False) -> _RunFuture:
+        """Put a run in line, at the end or `first`. Returns its future."""
+        try:
+            with self._changed:
+                enters = not (self._drained or (first and self.leaving))
+                if enters:
+                    waiting = self._waiting.setdefault(entry.key, collections.deque())
+                    waiting.insert(0 if first else len(waiting), entry)
+                    self._call_thread()
+        except RuntimeError:
+            entry.cancel()
+            raise
+        if not enters:  # the pool was shut down meanwhile: it stays for `recover`
+            entry.cancel(close=False)
+        return entry.future
 
     def _call_thread(self) -> None:
-        """Let one look for what may begin: the one that sleeps, or one more."""
+        """Let a thread look for what may begin: the one that sleeps, or one more."""
         if self._sleeps:
             self._changed.notify_all()
         elif len(self._threads) < self._pool.max_runs:
@@ -9615,11 +9678,14 @@ class _RunLine:
                     raise
 
     def _serve(self) -> None:
-        while (job := self._next()) is not None:
-            threading.current_thread().name = f"liteflow-run-{job.dag.dag_id}"
-            job.run(self._pool)
+        while (entry := self._next()) is not None:
+            threading.current_thread().name = f"liteflow-run-{entry.dag.dag_id}"
+            try:
+                entry.run(self._pool)
+            except BaseException as error:  # sys.exit() in a callback of the future, say
+                _log().error("%s", _brief(error), exc_info=error)
             with self._changed:
-                self._active[job.key] -= 1
+                self._active[entry.key] -= 1
 
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
@@ -9633,13 +9699,14 @@ class _RunLine:
                         dues.append(waiting[0].due)
                     elif most is None or self._active[key] < most:
                         self._active[key] += 1
-                        job = waiting.popleft()
+                        entry = waiting.popleft()
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
-                        if slept:  # another one has to watch what it watched
+                        # Another thread has to watch the rest: several runs may have come.
+                        if slept or self._waiting:
                             self._call_thread()
-                        return job
+                        return entry
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
                     self._changed.notify_all()
@@ -9649,19 +9716,23 @@ class _RunLine:
                 self._sleeps = False
 
     def close(self, give_up: bool, stop: bool) -> None:
-        """Take no more runs; `give_up` those that have not begun, `stop` those that have."""
+        """Take no more runs. `give_up`: cancel those that have not begun; `stop`: end the rest."""
         with self._changed:
             self._closed = True
             self.stopping, self.leaving = self.stopping or stop, self.leaving or give_up
-            left = [job for waiting in self._waiting.values() for job in waiting]
-        for job in left if give_up else ():
-            job.cancel(close=False)
+            left = [entry for waiting in self._waiting.values() for entry in waiting]
+        for entry in left if give_up else ():
+            entry.cancel(close=False)
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is in one of the line's own threads, as a future's callback is."""
+        return threading.current_thread() in self._threads
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
         with self._changed:
             # Not by join(): up to 3.12, a thread counts as ended once a signal cut that off.
-            while self._threads - {threading.current_thread()}:
+            while self._threads:
                 self._changed.wait()
             self._drained = True
         with self._writing:
@@ -9732,11 +9803,11 @@ class TaskInstance:
         task, TypeError for a value that can't be pickled.
         """
         _of_type(str)("key", key)
-        if (job := _running_job()).is_over:
+        if (execution := _running_execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"
-            print(f"liteflow: task {job.task_id!r} has ended: {lost}", file=sys.stderr)
-        _push(job, key, value, f"pushed for {key!r} a")
+            print(f"liteflow: task {execution.task_id!r} has ended: {lost}", file=sys.stderr)
+        _push(execution, key, value, f"pushed for {key!r} a")
 
     def xcom_pull(
         self,
@@ -9757,16 +9828,17 @@ class TaskInstance:
         """
         elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
         if include_prior_dates or elsewhere:
-            raise ValueError("xcom_pull() here reads values of this run only")
-        job = _running_job()
+            only = "xcom_pull() here reads values of this run only"
+            raise ValueError(f"{only}; the second argument is dag_id: name the key, key=...")
+        execution = _running_execution()
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
         if task_ids is None or isinstance(task_ids, str):
-            return _pulled(job.pull(task_ids or self.task_id, key), map_indexes, default)
+            return _pulled(execution.pull(task_ids or self.task_id, key), map_indexes, default)
         values: list[Any] = []
         for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
-            rows = job.pull(_of_type(str)("task_ids", task_id), key)
+            rows = execution.pull(_of_type(str)("task_ids", task_id), key)
             found = _pulled(rows, map_indexes, default)
             several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
             values += found if several else [found]
@@ -9797,14 +9869,14 @@ def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any
     return [values.get(i, default) for i in map_indexes]
 
 
-def _running_instance(job: _Execution) -> TaskInstance:
+def _running_instance(execution: _Execution) -> TaskInstance:
     """The `ti` of a running task."""
-    info = job.run.info
-    ti = TaskInstance(info["dag_id"], info["run_id"], job.task_id, job.map_index)
-    ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(job.started))
-    ti.try_number, ti.max_tries = job.job.try_number, job.job.max_tries
+    info = execution.run.info
+    ti = TaskInstance(info["dag_id"], info["run_id"], execution.task_id, execution.map_index)
+    ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(execution.started))
+    ti.try_number, ti.max_tries = execution.job.try_number, execution.job.max_tries
     ti.pid, ti.hostname, ti._db_path = os.getpid(), socket.gethostname(), info["db_path"]
-    ti.upstream_task_ids = set(job.task._upstream)
+    ti.upstream_task_ids = set(execution.task._upstream)
     return ti
 
 
@@ -9815,7 +9887,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
-    ti.interrupted = row.task_attempt_state == "interrupted" and not row.cleared
+    ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
     if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
         ti.pid, ti.error = row.pid, row.error
         ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)
@@ -9908,7 +9980,8 @@ class DagRun:
         """A stored value; of a mapped task, without an index, the list of its values in order.
 
         None if the task returned none, or has not succeeded. Unpickles it: only for databases
-        whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there.
+        whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there,
+        or where the values were deleted.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
@@ -9918,6 +9991,8 @@ class DagRun:
             return values[0].value if bare else [row.value for row in values]
         found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id)
+        if self._row.values_deleted is not None:  # a None would be taken for the value
+            raise XComNotFound(f"the values of run {self.run_id!r} were deleted (prune --values)")
         if key != "return_value":
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
@@ -9969,15 +10044,17 @@ class DagRun:
             self.refresh()
         return wanted
 
-    def _tasks_in(self, names: Iterable[str], gone: bool = True) -> list[tuple[str, int | None]]:
+    def _tasks_in(self, names: Sequence[str], gone: bool = True) -> list[tuple[str, int | None]]:
         """`task` or `task[3]` of the run, also if it is `gone` from the code since, as (task_id,
         map_index). Raises TaskNotFound."""
-        instances = [ti for ti in self._instances() if gone or ti.state is not _S.REMOVED]
+        ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
+        found = self._instances(task_id=ids.pop()) if len(ids) == 1 else []
+        instances = [ti for ti in found or self._instances() if gone or ti.state is not _S.REMOVED]
         known = {(ti.task_id, ti.map_index) for ti in instances}
         task_ids = {task_id for task_id, _ in known}
-        found = [_task_named(_of_type(str)("a task id", name), task_ids) for name in names]
-        _refuse_index(self.run_id, found, known)
-        return found
+        named = [_task_named(name, task_ids) for name in names]
+        _refuse_index(self.run_id, named, known)
+        return named
 
     def _write(self, act: Callable[[_Store], None]) -> None:
         with contextlib.closing(_Store(self.db_path)) as store:
@@ -10176,7 +10253,8 @@ def _line_of(members: _Seen) -> _Line:
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    style = next((word for word in _LOOKS if word in words and word != "success"), "success")
+    # What is no more says nothing of the others.
+    style = next(word for word in [*[*_LOOKS][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
@@ -10187,14 +10265,17 @@ def _line_of(members: _Seen) -> _Line:
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What a mapped instance is mapped over; a number would read as a count."""
-    text = _shortened(" ".join(map(str.strip, (ti.element or "").split("\n"))), most)
+    lines = (ti.element or "").split("\n")
+    text = _shortened(_clean(" ".join(map(str.strip, lines))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _shortened(text: str, most: int) -> str:
-    """Cut in the middle: names and paths differ at their ends."""
+    """Cut in the middle to so many columns: names and paths differ at their ends."""
     half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
+    if _width(text) <= most:
+        return text
+    return f"{_fit(text, most - 3 - half, False)}...{_fit(text[::-1], half, False)[::-1]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
@@ -10422,7 +10503,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
             columns = os.get_terminal_size(sys.stdout.fileno()).columns or columns
-    cells = [list(heads), *([_clean(cell).replace("\n", " ") for cell in row] for row in rows)]
+    cells = [list(heads), *([re.sub(r"[\n\t]", " ", _clean(cell)) for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
     if not fits:  # a long name is cut itself, so that the state, the try and the start stay
@@ -10593,7 +10674,7 @@ def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Fai
 def _facts_of(error: str) -> list[str]:
     """What an exception says beside its reason: notes and further lines, the first members of a
     group, its cause; and where it was raised."""
-    before, behind = _parts_of(error)
+    before, behind = _split_traceback(error)
     notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
     facts = lines[:2] + ["..."] * (len(lines) > 2)
@@ -10816,7 +10897,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     for box in boxes:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
-        texts = [_fit(_shortened(_clean(line), 24), 24, False) for line in box.lines]
+        texts = [_shortened(_clean(line), 24) for line in box.lines]
         texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
@@ -10942,8 +11023,9 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
         "took": _seconds_text(run.duration),
         "tasks": _counts_of(instances),
         "logical date": run.logical_date or "",
-        "conf": json.dumps(run.conf) if run.conf else "",
+        "conf": json.dumps(run.conf, ensure_ascii=False) if run.conf else "",
         "database": run.db_path,
+        "values": "deleted (prune --values)" if run._row.values_deleted else "",
         "reason": run.reason or "",
     }
     named = [(_html("span", f"{name} ", class_="soft"), x) for name, x in facts.items() if x]
@@ -11211,7 +11293,7 @@ class _Report:
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
         """The run starts."""
-        self._plan = plan
+        self._plan, self._began = plan, time.monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
         if not plan.nodes:
@@ -11373,14 +11455,14 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
     return functools.partial(_debug, run.prepare_again(options.task))
 
 
-def _debug(job: _Execution) -> int:
+def _debug(execution: _Execution) -> int:
     """Run one task."""
-    label = _label_of(job.task_id, job.map_index)
-    if job.task.execution_timeout is not None:
+    label = _label_of(execution.task_id, execution.map_index)
+    if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     try:
-        result = _as_running(job, _run_hooked, job)
-        _store_result(job, result)  # which may refuse it, as in a worker
+        result = _as_running(execution, _run_hooked, execution)
+        _store_result(execution, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}")
@@ -11400,7 +11482,10 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         _refuse_beside("--graph runs nothing", options, "graph")
         dag.validate()
-        _write(_draw(_dag_boxes(dag)))
+        for slip in _slips_in(dag):
+            _say(_clean(f"note: {slip}"))
+        _write(graph := _draw(_dag_boxes(dag)))
+        _tell_if_large(graph)
         return 0
     if options.quiet and options.logs:
         raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
@@ -11441,7 +11526,8 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             with contextlib.suppress(AirflowException):  # it can't even be read
                 _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
         raise
-    _tell_end(run, options)
+    if asked.has_begun or not options.quiet:  # else it was a success already, and told as one
+        _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
 
 
@@ -11503,13 +11589,13 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
-    if options.dag is not None and options.dag not in found:
-        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if not found:
-        how = 'build it at the top level of the file, not below `if __name__ == "__main__":`'
+        how = "build it at its top level (a `@dag` is to be called), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
         raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
+    if options.dag is not None and options.dag not in found:
+        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if options.dag is None and len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
@@ -11558,13 +11644,21 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
     if output is not None and output.suffix == ".md":
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
-        return _put_out(_markdown_of(run, options.direction), options)
+        text = _markdown_of(run, options.direction)
+        _put_out(text, options)
+        for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text):
+            _tell_if_large(diagram)
+        return
     seen = _seen(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
     _put_out(f"{_live_url(text)}\n" if options.url else text, options)
-    edges = text.count(" --> ")
-    if edges > _MAX_EDGES or len(text) > _MAX_TEXT:
-        found = f"the diagram has {edges} edges and {len(text):,} characters"
+    _tell_if_large(text)
+
+
+def _tell_if_large(diagram: str) -> None:
+    edges = diagram.count(" -->")
+    if edges > _MAX_EDGES or len(diagram) > _MAX_TEXT:
+        found = f"the diagram has {edges} edges and {len(diagram):,} characters"
         most = f"more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
         _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
 
@@ -11737,7 +11831,7 @@ def _follow(run: DagRun) -> None:
     def snapshot() -> _Snapshot:
         lines = [_line_of([ti]) for ti in run._instances(state="running")]
         running = [(line.label, line.seconds or 0.0) for line in lines]
-        seconds = (_utcnow() - (run.start_date or _utcnow())).total_seconds()
+        seconds = _run_seconds(run._row, _utcnow()) or 0.0
         return run._look(_select_run_counts), running, seconds
 
     try:

@@ -658,6 +658,7 @@ class BuildingTest(Case):
             result = task(sample)(1)
         self.assertEqual(result["k"].key, "k")
         self.assert_raises(ValueError, "str key", lambda: result[0])
+        self.assert_raises(ValueError, "take its item 'n' in a task", lambda: result["k"]["n"])
         self.assert_raises(TypeError, "placeholder", list, result)
         self.assert_raises(TypeError, "unsupported operand", lambda: result + 1)
 
@@ -974,7 +975,7 @@ class BuildingTest(Case):
         self.assertEqual(made, liteflow.XComArg(d["sample"]))
         self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
         self.assertNotEqual(made, made["k"])
-        self.assertNotEqual(made, "sample")
+        self.assertNotEqual(made, object())
 
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
@@ -1156,7 +1157,9 @@ class RefusalsTest(Case):
         self.refused(
             TypeError, said, liteflow.EmptyOperator, task_id="t", on_failure_callback=later
         )
-        self.refused(TypeError, said, task.run_if(later), self.f)
+        self.refused(TypeError, said, task.run_if, later)
+        self.refused(TypeError, said, task_group, later)
+        self.refused(TypeError, said, liteflow.dag, later)
         self.refused(TypeError, "stand above @task", task.run_if(one_argument), one_argument)
         task(task_id="awaited")(later)  # a task may be one
 
@@ -1169,6 +1172,12 @@ class RefusalsTest(Case):
         with self.dag:
             asked = task_group(group_id="asked")(lambda n: self.f(1) if n else self.f(2))
             self.refused(TypeError, said, asked.expand, n=[1, 2])
+            for value in ("large", 1, 0.5, True, [1], {}):  # `==` would be false, and `!=` true
+                self.refused(TypeError, said, lambda value=value: self.result == value)
+                self.refused(TypeError, said, lambda value=value: value != self.result.map(repr))
+            compared = task_group(group_id="compared")(lambda n: self.f(n == 1))
+            self.refused(TypeError, said, compared.expand, n=[1, 2])
+        self.assertFalse(self.result == None)  # noqa: E711
 
     def test_what_stands_for_a_value_is_named_with_its_remedy(self):
         f = self.f.override(task_id="t")
@@ -1177,6 +1186,7 @@ class RefusalsTest(Case):
             self.refused(TypeError, "pass its result, .output of task 'e'", f, [self.operator])
             self.refused(TypeError, "call it, one_argument()", f, {"k": self.group})
             self.refused(TypeError, "call its expand()", f, self.f.partial(x=1))
+            self.refused(TypeError, "let its function return the result", f, self.task_group)
             self.refused(TypeError, "make one, EmptyOperator(...)", f, liteflow.EmptyOperator)
 
     def test_what_has_no_order_is_named_with_its_remedy(self):
@@ -1192,10 +1202,11 @@ class RefusalsTest(Case):
         said = "must be a plain function, found <@task one_argument>: one_argument.function is one"
         for name in ("on_failure_callback", "pre_execute", "on_retry_callback"):
             self.refused(TypeError, said, liteflow.EmptyOperator, task_id="t", **{name: self.f})
-        self.refused(TypeError, said, task.run_if(self.f), self.f)
+        self.refused(TypeError, said, task.run_if, self.f)  # `@task.run_if` without a condition
         self.refused(TypeError, said, task, self.f)
         self.refused(TypeError, "has no name", task, functools.partial(one_argument, 1))
         self.refused(TypeError, "has no name", task, WithoutHash())
+        self.refused(TypeError, "(its settings are by name) must be", task, "an_id")
         self.refused(TypeError, "has no signature", task, max)
         with self.assertRaises(liteflow.AirflowException):
             liteflow.PythonOperator(task_id="t", python_callable=self.f)
@@ -1235,6 +1246,41 @@ class RefusalsTest(Case):
         said = "EmptyOperator takes keyword arguments only, found 'x'"
         with self.dag:
             self.refused(TypeError, said, liteflow.EmptyOperator, "x", task_id="a")
+
+    def test_an_operator_that_leaves_the_base_class_out(self):
+        class Own(liteflow.BaseOperator):
+            def __init__(self, name, **kwargs):
+                self.name = name
+
+        with self.dag:
+            said = "Own.__init__ must call super().__init__(**kwargs)"
+            self.refused(TypeError, said, Own, name="x", task_id="own")
+
+    def test_a_name_that_is_wrong_leads_to_the_right_one(self):
+        said = "DAG 'x': 'retries' is a setting of tasks: use default_args"
+        self.refused(TypeError, said, DAG, "x", retries=2)
+        self.refused(TypeError, "did you mean 'dagrun_timeout'?", DAG, "x", timeout=2)
+        with self.dag:
+            f = self.f.override(task_id="t", timeout=5)
+            self.refused(TypeError, "did you mean 'execution_timeout'?", f, 1)
+
+    def test_an_initializer_that_reaches_no_worker(self):
+        said = "the pool's initializer, or an argument of it, can't be sent to a worker: "
+        for wrong in ({"initializer": lambda: None}, {"initargs": [threading.Lock()]}):
+            with WorkerPool(1, "spawn", **{"initializer": one_argument, **wrong}) as pool:
+                run = functools.partial(self.dag.run, db_path=self.db, executor=pool)
+                self.refused(liteflow.UnreachableTask, said, run)
+        self.assertFalse(self.db.exists())
+
+    def test_arguments_beside_the_context(self):
+        def tell(reason="none"):
+            return reason
+
+        said = "task 'tell': parameter 'reason' is filled from the context: rename it"
+        self.refused(ValueError, said, task, tell)
+        with self.dag:
+            said = "missing a required argument: 'x': 'ti', of the context, took one: name them"
+            self.refused(TypeError, said, task(lambda ti, x: x), 1)
 
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
@@ -2912,7 +2958,7 @@ class StoreTest(StoreCase):
         self.db = self.folder / "absent" / "flow.db"
         with self.assertRaises(DatabaseError) as caught:
             self.small()
-        self.assertIn("does not exist", str(caught.exception))
+        self.assertIn("there is no directory", str(caught.exception))  # or it is a file
         self.assertFalse(self.db.parent.exists())
         self.db = self.folder / "sub"
         self.db.mkdir()
@@ -3892,8 +3938,8 @@ class WorkerTest(Case):
         self.assertTrue(last["two_args"].endswith("TwoArgError: 1 and 2"))
         self.assertIn("HostileStr", last["hostile"])
         self.assertTrue(last["own_base"].endswith("OwnBase: mine"))
-        self.assertEqual(last["exits"], "task called sys.exit(0)")
-        self.assertEqual(last["exits_text"], "task called sys.exit('x')")
+        self.assertEqual(last["exits"], "called sys.exit(0)")
+        self.assertEqual(last["exits_text"], "called sys.exit('x')")
         self.assertEqual(last["interrupts"], "KeyboardInterrupt")
         self.assertIn("RecursionError", last["recursion"])
         self.assertEqual(last["blank_first"], "ImportError: install it")
@@ -5449,13 +5495,16 @@ class OperatorsTest(Case):
                 env(); where(); hangs(); empty(); skips(); silent()
                 BashOperator(task_id="op", bash_command=where.override(task_id="give")().map if False else "echo {{.Names}}" if False else "printf 'a\\nb'")
                 BashOperator(task_id="nowhere", bash_command="true", cwd="/absent")
+                BashOperator(task_id="number", bash_command="true", env={"PORT": 8080})
                 BashOperator(task_id="processed", bash_command="echo 5", output_processor=int)
             """
         )
         states = self.states(run)
         self.assertEqual(
-            {t for t, s in states.items() if s == "failed"}, {"hangs", "empty", "nowhere"}
+            {t for t, s in states.items() if s == "failed"}, {"hangs", "empty", "nowhere", "number"}
         )
+        said = "task 'number': env 'PORT' must be str or bytes or PathLike, found 8080"
+        self.assertIn(said, run.get_task_instance("number").error)
         self.assertEqual(states["skips"], "skipped")
         self.assertEqual(
             [run.xcom_pull(t) for t in ("env", "where", "silent", "op", "processed")],
@@ -5682,6 +5731,7 @@ class OperatorsTest(Case):
             task(task_id="pull")(pull)()
         d.test(db_path=self.db).raise_if_failed()
         only = "xcom_pull() here reads values of this run only"
+        only += "; the second argument is dag_id: name the key, key=..."
         self.assertEqual(found, [only, only, only, "key must be str, found 3"])
 
     def test_a_mapped_branch_skips_nothing_outside_of_its_group(self):
@@ -6640,7 +6690,7 @@ class QueueTest(QueueCase):
         values = (True, None, "serving", None, -9, None, True)
         slots = []
         for _ in range(3):
-            slot = mock.Mock(bytes=bytearray(2), **dict(zip(names.split(), values, strict=True)))
+            slot = mock.Mock(shared=bytearray(2), **dict(zip(names.split(), values, strict=True)))
             slot.bury = lambda slot=slot: setattr(slot, "state", "dead")
             slot.receive = lambda: iter(())
             slots.append(slot)
@@ -6652,10 +6702,10 @@ class QueueTest(QueueCase):
 
         def hear(slot) -> None:
             if slot is dies and slot in runner._slots:
-                dies.bytes[0] = takes.bytes[0] = 1
+                dies.shared[0] = takes.shared[0] = 1
                 runner._lose(dies)
 
-        dead.bytes[0] = 1
+        dead.shared[0] = 1
         with (
             mock.patch.object(runner, "_hear", hear),
             mock.patch.object(runner, "_let_go", lambda slot: runner._slots.remove(slot)),
@@ -6663,7 +6713,7 @@ class QueueTest(QueueCase):
             runner._lose(dead)
             runner._settle()
             self.assertEqual(list(runner._unsent), [], "what one has in its hand was sent again")
-            takes.bytes[0] = 0
+            takes.shared[0] = 0
             runner._settle()
         self.assertEqual([job.number for _, job in runner._unsent], [1, 2, 3])
         runner._slots.clear()
@@ -6749,7 +6799,7 @@ class QueueTest(QueueCase):
                 last(long(three(two(one()))))
             """
         )
-        held = liteflow._SlotRunner._calling
+        held = liteflow._SlotRunner._let_call
 
         def late_word(runner, slot, *message):
             if slot.attempt.instance.task_id == "long":
@@ -6758,7 +6808,7 @@ class QueueTest(QueueCase):
 
         with (
             mock.patch.object(liteflow, "_CALLBACK_LIMIT", 0.2),
-            mock.patch.object(liteflow._SlotRunner, "_calling", late_word),
+            mock.patch.object(liteflow._SlotRunner, "_let_call", late_word),
         ):
             run = module.dag.run(db_path=self.db, max_workers=1)
         attempts = {
@@ -6781,21 +6831,21 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         never = float("inf")
         slot = mock.Mock(
-            bytes=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
+            shared=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
         )
         runner._slots = [slot]
         runner._heard = never
         for now in (100.0, 200.0):  # each time another one takes the job
             job = liteflow._Job(1, "t", "", -1, 1, 1, b"", None, {}, 10.0)
             runner._out[1] = (mock.Mock(), job)
-            slot.bytes[liteflow._TAKING] = 1
+            slot.shared[liteflow._TAKING] = 1
             runner._look_for_stalled(now)
-            slot.bytes[liteflow._TAKING] = 0
+            slot.shared[liteflow._TAKING] = 0
             runner._out.clear()
             runner.wait(0)
         slot.signal_group.assert_not_called()
         runner._out[1] = (mock.Mock(), job)
-        slot.bytes[liteflow._TAKING] = 1
+        slot.shared[liteflow._TAKING] = 1
         for now in (300.0, 311.0):
             runner._look_for_stalled(now)
         slot.signal_group.assert_called_once_with(signal.SIGKILL)
@@ -6810,7 +6860,7 @@ class QueueTest(QueueCase):
         said = [("done", [tuple(liteflow._Outcome("success", None, took=0.1)), 2])]
         slot = mock.Mock(
             attempt=mock.Mock(), log=mock.Mock(**{"take.return_value": []}), spoilt=None, reason=None, gone=False,
-            state="serving", deadline=0.0, timeout=1.0, bytes=bytearray(2), receive=lambda: [said.pop()] if said else [],
+            state="serving", deadline=0.0, timeout=1.0, shared=bytearray(2), receive=lambda: [said.pop()] if said else [],
         )  # fmt: skip
         runner._slots = [slot]
         runner._events = [(mock.Mock(), liteflow._Outcome("failed", "it could not be sent"))]
@@ -6831,7 +6881,7 @@ class QueueTest(QueueCase):
         said = [("took", [1]), ("done", [done, 2])]
         slot = mock.Mock(
             attempt=None, log=mock.Mock(**{"take.return_value": []}), spoilt="told to end", reason=None, state="serving",
-            served=True, exitcode=-9, bytes=bytearray(2), receive=lambda: iter(said),
+            served=True, exitcode=-9, shared=bytearray(2), receive=lambda: iter(said),
         )  # fmt: skip
         runner._slots = [slot]
         slot.bury = lambda: setattr(slot, "state", "dead")
@@ -6938,7 +6988,7 @@ class OneAtATimeTest(QueueCase):
     def test_everything_works(self):
         with WorkerPool(2) as pool:
             self.check_everything(executor=pool)
-            self.assertEqual({type(slot.bytes) for slot in pool._idle}, {bytearray})
+            self.assertEqual({type(slot.shared) for slot in pool._idle}, {bytearray})
         self.assert_nothing_left()
 
     def test_everything_works_in_forked_workers(self):
@@ -7180,7 +7230,7 @@ class SandboxTest(QueueCase):
                 with WorkerPool(1) as pool:
                     print(dag.run(executor=pool).xcom_pull("one"))
                     [slot] = pool._idle
-                    shared = slot.bytes
+                    shared = slot.shared
                 print(shared.closed, slot.server is not None)
                 sys.argv[1:] = ["list"]
                 runpy.run_module("liteflow", run_name="__main__")
@@ -7451,7 +7501,7 @@ class KeptFileTest(QueueCase):
             if not (pid := os.fork()):
                 try:
                     gc.collect()
-                    code = pool._kept is not None
+                    code = pool._kept_store is not None
                 finally:
                     os._exit(code)
             self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
@@ -7475,6 +7525,23 @@ class KeptFileTest(QueueCase):
             self.go(pool)
         self.assertEqual(rows, [("success",)])
         self.assertEqual(synced, [f"{self.db}-wal"] * 2)
+
+    def test_two_threads_may_shut_the_pool_down_at_once(self):
+        pool = WorkerPool(1)
+        self.go(pool)
+        self.go(pool)
+        close, closed = pool._kept_store.close, []
+
+        def close_slowly():
+            closed.append(1)
+            time.sleep(0.1)
+            close()
+
+        pool._kept_store.close = close_slowly
+        with concurrent.futures.ThreadPoolExecutor(2) as both:
+            ends = [both.submit(pool.shutdown) for _ in range(2)]
+        self.assertEqual([end.result() for end in ends], [None, None])
+        self.assertEqual(closed, [1])
 
 
 class PoolTest(QueueCase):
@@ -7846,6 +7913,24 @@ class PoolTest(QueueCase):
         pid = self.pid_in("pid")
         self.assertTrue(wait_until(lambda: not alive(pid)))
         self.assert_nothing_left()
+
+    def test_threads_that_start_workers_at_once_leave_the_process_as_it_was(self):
+        config, allowed = multiprocessing.current_process()._config, []
+
+        def start(_):
+            with liteflow._allowed_to_start(multiprocessing.get_context("fork")):
+                for _ in range(20):
+                    allowed.append("daemon" not in config)
+                    time.sleep(0.01)
+
+        before = [*warnings.filters]
+        with mock.patch.dict(config, daemon=True):
+            with concurrent.futures.ThreadPoolExecutor(2) as both:
+                ends = [both.submit(start, time.sleep(0.1 * n)) for n in range(2)]
+            self.assertEqual([end.result() for end in ends], [None, None])
+            self.assertTrue(config["daemon"])
+        self.assertEqual([*warnings.filters], before)
+        self.assertTrue(all(allowed))
 
 
 def bool_true() -> bool:
@@ -8654,7 +8739,7 @@ class ClearingTest(Case):
             with real(store, *begin):
                 yield
 
-        self.enterContext(mock.patch.dict(liteflow._held, x=-1))
+        self.enterContext(mock.patch.dict(liteflow._owner_files, x=-1))
         for act in (lambda: run.clear("b"), run.delete):
             liteflow._Store.transaction = late
             try:
@@ -9649,6 +9734,13 @@ class RunTest(Case):
         self.assertEqual(len(d.runs(self.db)), 2)
 
     def test_what_means_nothing_in_a_dag_is_told(self):
+        class Own(liteflow.EmptyOperator):
+            template_fields = ("taken",)
+
+            def __init__(self, taken, left, **kwargs):
+                super().__init__(**kwargs)
+                self.taken, self.left = taken, left
+
         defaults = {"retrys": 3, "retries": 1, "bash_command": "true"}
         with DAG("d", default_args=defaults) as d:
             map_over = task(task_id="f")(some)
@@ -9656,7 +9748,8 @@ class RunTest(Case):
             map_over.partial(y=1).partial(x=2)
             map_over.partial(y=1).expand(x=[1])
             map_over.partial(y=1).expand_kwargs([{"x": 1}])
-            liteflow.BashOperator(task_id="b")
+            result = liteflow.BashOperator(task_id="b").output
+            Own(task_id="own", taken=result, left=result)
             with TaskGroup("g", default_args={"pool_slot": 2}):
                 liteflow.EmptyOperator(task_id="e")
         with self.assertLogs("liteflow", "INFO") as told:
@@ -9666,10 +9759,28 @@ class RunTest(Case):
         self.assertTrue(told.output[-1].startswith(last), told.output[-1])
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
-        self.assertEqual(notes[:2], [partial] * 2)
-        self.assertEqual(len(notes), 4)
-        for note, words in zip(notes[2:], near, strict=True):
+        left = "task 'own': 'left' is a result, and not in template_fields"
+        self.assertEqual(notes[:3], [partial, partial, left])
+        self.assertEqual(len(notes), 5)
+        for note, words in zip(notes[3:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
+
+    def test_a_function_that_is_never_called_is_told(self):
+        with DAG("d") as d:
+            task(task_id="called")(sample)(1)
+            task(task_id="mapped")(some).partial(y=1).expand(x=[1])
+            task.run_if(bool)(liteflow.setup(task(lambda: None))).override(task_id="copied")()
+            task_group(group_id="g")(lambda: None)()
+            later = d.task(task_id="later")(lambda x: x)
+            outside = task(task_id="outside")(lambda: None)
+            task_group(group_id="forgotten")(lambda x: None)
+        later(1)  # makes a task of the DAG, unlike the next
+        outside()
+        with self.assertLogs("liteflow", "INFO") as told:
+            d.test(db_path=self.db)
+        notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
+        said = "without a call in the DAG it makes no task"
+        self.assertEqual(notes, [f"task 'outside': {said}", f"group 'forgotten': {said}"])
 
     def test_an_empty_dag_is_a_success(self):
         run = DAG("empty").run(db_path=self.db)
@@ -9990,6 +10101,23 @@ class Made:
 
 class AgainTest(FlowCase):
     """What a resume keeps, and what it runs again."""
+
+    def test_who_is_told_of_a_resume_may_wait_for_a_thread_that_looks(self):
+        with DAG("d") as made:
+            self.step("a")() >> self.step("b")()
+        self.bad = {"b"}
+        self.go(made)
+        waited = []
+
+        def tell(line):  # a logging handler does so, for another thread's line on a run
+            looking = threading.Thread(target=made.get_run, args=(self.last.run_id, self.db))
+            looking.start()
+            looking.join(2)
+            waited.append(f"{line}: {looking.is_alive()}")
+
+        self.resume(made, progress=tell)
+        self.assertEqual(waited[0], "kept, as they succeeded: a: False")
+        self.assertNotIn(": True", "".join(waited))
 
     def test_what_fails_as_the_run_is_stopped_is_not_tried_again_before_a_resume(self):
         stop = threading.Event()
@@ -10613,7 +10741,7 @@ class AgainTest(FlowCase):
             self.assertIsNone(self.last.xcom_pull("none", map_index=1))
             self.assertEqual(looks, [{"task_id": "none", "map_index": 1}])
             self.last.clear([f"some[{i}]" for i in range(3)])
-            self.assertEqual(looks[1:], [{}])
+            self.assertEqual(looks[1:], [{"task_id": "some"}])
         self.assertEqual(self.last.xcom_pull("none"), [])
         with self.assertRaises(liteflow.TaskNotFound):
             self.last.xcom_pull("absent", map_index=1)
@@ -11537,7 +11665,7 @@ class StopTest(Case):
         # Its idle neighbour sleeps when the teardown is sent, and the scheduler is slow.
         slow = """
             import liteflow, signal
-            calling, lose = liteflow._SlotRunner._calling, liteflow._SlotRunner._lose
+            calling, lose = liteflow._SlotRunner._let_call, liteflow._SlotRunner._lose
             def stopping(runner, slot, *message):
                 for other in runner._slots:
                     if other is not slot and slot.reason is None and slot.spoilt:
@@ -11548,7 +11676,7 @@ class StopTest(Case):
                 lose(runner, slot)
                 for other in runner._slots:
                     os.kill(other.pid, signal.SIGCONT)
-            liteflow._SlotRunner._calling, liteflow._SlotRunner._lose = stopping, slowly
+            liteflow._SlotRunner._let_call, liteflow._SlotRunner._lose = stopping, slowly
 """
         head = '        if __name__ == "__main__":\n'
         self.SCRIPT = self.SCRIPT.replace(head, head + slow.lstrip("\n"))
@@ -12689,8 +12817,8 @@ class SubmitTest(FlowCase):
                 self.assertEqual({future.result(LIMIT).state for future in futures}, {"success"})
             except TimeoutError:
                 left = [(x.run_id, x.running(), self.state(x)) for x in futures if not x.done()]
-                slots = [(slot.pid, slot.state, bytes(slot.bytes)) for slot in liteflow._live_slots]
-                print(left, slots, list(mine._line), mine._idle, file=sys.stderr)
+                slots = [(s.pid, s.state, bytes(s.shared)) for s in liteflow._live_slots]
+                print(left, slots, list(mine._slot_line), mine._idle, file=sys.stderr)
                 faulthandler.dump_traceback(file=sys.__stderr__)  # who waits for whom
                 raise
             return time.monotonic() - began
@@ -12769,6 +12897,82 @@ class SubmitTest(FlowCase):
             self.go_on()
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before)
+
+    def test_callbacks_that_shut_the_pool_down_leave_no_run_behind(self):
+        pool = WorkerPool(1, max_runs=1)
+        [first] = self.hold(pool, "a")
+        second = pool.submit(self.flows.dag, db_path=self.db)
+        first.add_done_callback(lambda ended: pool.shutdown())  # in the thread of both runs
+        self.go_on()
+        self.assertEqual(second.result(LIMIT).state, "success")
+        pool = WorkerPool(2)
+        together, futures = threading.Barrier(2), []
+
+        def shut_down(ended):
+            together.wait(LIMIT)
+            pool.shutdown()
+
+        (self.folder / "go").unlink()
+        futures += self.hold(pool, "b", "c")
+        for future in futures:
+            future.add_done_callback(shut_down)
+        self.go_on()
+        wait_until(lambda: pool._closed)
+        pool.shutdown()
+        self.assert_nothing_left()
+
+    def test_a_callback_that_exits_leaves_no_run_behind(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            [first] = self.hold(pool, "a")
+            second = pool.submit(self.flows.dag, db_path=self.db)
+            first.add_done_callback(lambda ended: sys.exit(1))
+            self.go_on()
+            self.assertEqual(second.result(LIMIT).state, "success")
+
+    def test_a_cancelled_run_whose_callback_shuts_the_pool_down_is_closed(self):
+        pool = WorkerPool(1, max_runs=1)
+        [running] = self.hold(pool, "a")
+        waiting = pool.submit(self.flows.dag, db_path=self.db)
+        waiting.add_done_callback(lambda ended: (self.go_on(), pool.shutdown()))
+        self.assertTrue(waiting.cancel())
+        self.assertEqual(self.state(waiting), ("failed", "cancelled"))
+        self.assertEqual(running.result(LIMIT).state, "success")
+
+    def test_who_sleeps_calls_others_where_several_runs_have_come(self):
+        together, line = threading.Barrier(3), liteflow._RunLine(WorkerPool(1))
+
+        def job(key, due=0.0):
+            dag = types.SimpleNamespace(dag_id=key, max_active_runs=None)
+            run = functools.partial(together.wait, LIMIT / 6)
+            return types.SimpleNamespace(
+                key=key, dag=dag, due=due, future=None, run=lambda _: run()
+            )
+
+        line.enter(job("later", time.monotonic() + LIMIT))
+        wait_until(lambda: line._sleeps)
+        with line._changed:  # before it is awake
+            for _ in range(3):
+                line.enter(job("now"))
+        wait_until(lambda: line._active["now"] == 0 and not line._waiting.get("now"))
+        with line._changed:
+            line._waiting.clear()
+            line._changed.notify_all()
+        line.drain()
+        self.assertFalse(together.broken)
+
+    def test_what_is_not_put_back_is_cancelled_outside_the_line_s_lock(self):
+        line = liteflow._RunLine(WorkerPool(1))
+        line.close(True, False)
+        waited = []
+
+        def cancel(close):  # its callbacks may wait for a thread that submits
+            submitting = threading.Thread(target=line.close, args=(False, False))
+            submitting.start()
+            submitting.join(2)
+            waited.append(submitting.is_alive())
+
+        line.enter(types.SimpleNamespace(cancel=cancel, future=None), first=True)
+        self.assertEqual(waited, [False])
 
 
 class ShortOfMemoryTest(FlowCase):
@@ -13554,6 +13758,12 @@ class ShowingTest(Case):
         gone = written.getvalue().removeprefix(drawn)
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\na line\n")
 
+    def test_the_status_counts_no_wait_before_the_run(self):
+        report, plan = liteflow._Report(str), types.SimpleNamespace(nodes=[1], instances=list)
+        report._began -= 3600
+        report.began(Dag("d"), "r", self.db, plan)
+        self.assertLess(report._snapshot()[2], 60)
+
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
             liteflow._Report(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
@@ -13704,8 +13914,8 @@ class ShowingTest(Case):
             self.assertEqual(liteflow._seconds_text(seconds), text)
 
     def test_tables_line_up_and_are_safe(self):
-        text = liteflow._table(("A", "B"), [("日本", "x"), ("\x1b[31m", "y\nz")])
-        self.assertEqual(text, "A         B\n日本      x\n\\x1b[31m  y z")
+        text = liteflow._table(("A", "B"), [("日\t本", "x"), ("\x1b[31m", "y\nz")])
+        self.assertEqual(text, "A         B\n日 本     x\n\\x1b[31m  y z")
 
     def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
         seed = random.randrange(2**32)
@@ -13738,6 +13948,16 @@ class ShowingTest(Case):
                 if attempts:
                     run = liteflow.TaskInstance(rng.choice(words), rng.choice(words), "t")
                     check_mermaid(self, liteflow._draw_gantt(run, attempts))
+
+    def test_a_mapped_task_is_coloured_by_its_worst_instance_that_is_not_removed(self):
+        for states, style in (
+            ("success removed", "success"),
+            ("removed removed", "removed"),
+            ("success skipped removed", "skipped"),
+            ("success failed", "failed"),
+        ):
+            members = [self.instance("t", state, i) for i, state in enumerate(states.split())]
+            self.assertEqual(liteflow._line_of(members).style, style)
 
     def test_a_wide_run_is_drawn_from_left_to_right(self):
         wide = [self.instance(f"t{i}") for i in range(9)]
@@ -14648,6 +14868,10 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(
             2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
         )
+        (self.folder / "uncalled.py").write_text("from liteflow import dag\n@dag\ndef f(): 1")
+        self.assert_exit(2, "run", "uncalled.py", "f", words=["(a `@dag` is to be called)"])
+        (self.folder / "ends.py").write_text("import sys\nsys.exit('early')")
+        self.assertRegex(self.command("run", "ends.py").stderr, r"\ncalled sys.exit\('early'\)")
         for words in (["runs", "--limit"], ["prune", "--dry-run", "--keep"]):
             self.assert_exit(2, *words, "9" * 20, words=["must be a whole number"])
         late = "9999-12-31T23:59:59-12:00"
@@ -15004,6 +15228,7 @@ class CommandLineTest(ScriptCase):
         )
         self.assertEqual(run.state, "success")
         self.assert_exit(0, "visualize", "many", words=["780 edges"])
+        self.assert_exit(0, "visualize", "many", "--output", "many.md", words=["780 edges"])
         self.run_flow(
             """
             with DAG("mapped") as dag:
@@ -15017,6 +15242,18 @@ class CommandLineTest(ScriptCase):
     def test_graph_runs_nothing(self):
         done = self.assert_exit(0, "script", "--graph")  # a process
         check_mermaid(self, done.stdout)
+        self.script(
+            """
+            from liteflow import DAG, EmptyOperator
+            with DAG("slip", default_args={"retrys": 3}) as dag:
+                EmptyOperator(task_id="a")
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.assert_exit(
+            0, "script", "--graph", words=["note: default_args: no task takes 'retrys'"]
+        )
         self.assertFalse(self.db.exists())
 
     def test_version_and_help(self):
@@ -15244,6 +15481,36 @@ class SeeingTest(ScriptCase):
         self.assertTrue(all(a != b for a, b in itertools.pairwise(told)), told)
         self.assertFalse(list(self.folder.glob("*-wal")))
 
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_a_wide_name_leaves_room_for_the_state(self):
+        wide = f"with DAG('d') as dag:\n    @task(task_id={'表' * 40!r})\n    def f(): return 1\n    f()\n"
+        self.module(wide).dag.test(db_path=self.db)
+        shown = self.on_terminal("-m", "liteflow", "show", "d", columns=60, NO_COLOR="1")
+        line = shown.splitlines()[2]
+        self.assertRegex(line, r"^表+\.\.\.表+ +success  1 ")
+        self.assertLessEqual(liteflow._width(line), 60)
+
+    @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
+    def test_following_a_resumed_run_counts_no_pause(self):
+        (self.folder / "wait").touch()
+        process = self.start("my_flow.py")
+        self.wait_for_it_to_wait()
+        process.kill()
+        process.wait()
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "UPDATE dag_run SET start_date = '2000-01-01T00:00:00+00:00', state = 'failed'"
+            )
+            db.execute("UPDATE dag_run SET end_date = '2000-01-01T00:00:01+00:00'")
+            db.execute("UPDATE task_instance SET state = NULL WHERE task_id = 'waits'")
+        process = self.start("my_flow.py", "--resume")
+        self.wait_for_it_to_wait()
+        threading.Timer(1.0, (self.folder / "go").touch).start()
+        shown = self.on_terminal("-m", "liteflow", "show", "night", "--follow")
+        process.wait(LIMIT)
+        self.assertRegex(shown, r"/\d tasks, \d\.\d s")
+        self.assertNotRegex(shown, r"/\d tasks, .* h ")
+
     def wait_for_it_to_wait(self):
         ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
 
@@ -15390,7 +15657,7 @@ class SeeingTest(ScriptCase):
         self.seen("prune", "--values")
         self.assertLess(self.db.stat().st_size, 300_000)
         [run, *_] = Dag("fat").runs(self.db)
-        self.assertEqual((run.xcom_pull("f"), run.log("f")), (None, "x" * 3000 + "\n"))
+        self.assertEqual((run.xcoms(), run.log("f")), ([], "x" * 3000 + "\n"))
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
         self.seen("list", "--check")  # there is nothing left to be in trouble
@@ -15467,6 +15734,10 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.ran().state, "success")
         self.seen("prune", "--values")
         self.assertIn("its values were deleted", self.seen("show", "night", "good"))
+        self.assertIn("deleted (prune --values)", self.seen("page", "night/manual"))
+        for key in ("return_value", "other"):
+            with self.assertRaisesRegex(liteflow.XComNotFound, "were deleted"):
+                Dag("night").runs(self.db)[0].xcom_pull("double", key)
         for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
             done = self.script_here(*words)
             self.assertEqual(done.returncode, 2, done.stderr)
@@ -15588,6 +15859,8 @@ class SeeingTest(ScriptCase):
         # What follows from it is decided by the resume; what was cleared is not shown as cut off.
         self.assertLessEqual(set(states.values()), {None, "success", "failed"})
         self.assertNotRegex(self.seen("show", "night"), r"(good|waits) +interrupted")
+        [attempt] = json.loads(self.seen("show", "night", "waits", "--json"))["attempts"]
+        self.assertEqual(attempt["state"], "interrupted")  # that stays how this attempt ended
 
     def test_descriptors_that_a_daemon_has_closed(self):
         started = {}
@@ -15766,7 +16039,7 @@ class SeeingTest(ScriptCase):
             f"note: DAG 'night' was that of {os.path.realpath(self.folder / 'my_flow.py')} so far"
         )
         self.assertIn(note, self.python("copy.py", "--resume").stderr)
-        self.assertNotIn("note:", self.python("my_flow.py", "--resume").stderr)
+        self.assertNotIn("note: DAG", self.python("my_flow.py", "--resume").stderr)
 
     def test_a_progress_bar_is_what_it_last_showed_and_logs_stand_in_time_s_order(self):
         self.script(
@@ -16008,6 +16281,7 @@ class FailureTest(ScriptCase):
         # Of a success --quiet says nothing else: nobody would hear of the run that it was about.
         [line] = self.python("my_flow.py", "--quiet").stderr.splitlines()
         self.assertRegex(line, "^two/.*: on_success_callback of DAG 'two' failed: RuntimeError")
+        self.assertEqual(self.python("my_flow.py", "--quiet", "--resume").stderr, "")
 
     def test_a_mapped_instance_is_called_as_its_template_says(self):
         """Jinja need not be there: what stands for it knows one form."""
@@ -16447,13 +16721,14 @@ class PageTest(ScriptCase):
                 )
             task(task_id="step_with_a_name_that_is_long_1")(quiet)()
         with contextlib.redirect_stderr(io.StringIO()):
-            run = d.test(db_path=self.db)
+            run = d.test(db_path=self.db, run_conf={"to": "Zürich"})
         seen = liteflow._seen(run)
         attempts = liteflow._seen(run, attempts=True)
         self.assertIn("try 2 5 success#44; 1 failed", liteflow._draw_gantt(run, attempts))
         elements = {liteflow._line_of([ti]).element[-6:] for ti in seen[:6]}
         self.assertEqual(elements, {f"{i}.csv'" for i in range(6)})
         page = liteflow._run_page(run)
+        self.assertIn("Zürich", page)
         self.assertIn(">north.load x 6<", page)
         self.assertIn(">step_with_a..._is_long_1<", page)
 
@@ -17267,7 +17542,7 @@ class Promise2Test(Case):
         with liteflow._owned_folder(self.db) as (owner, _):
             self.assertTrue(liteflow._owner_lives(self.db, owner))
             # Other copies of the module in this process ask the kernel.
-            with mock.patch.dict(liteflow._held, clear=True):
+            with mock.patch.dict(liteflow._owner_files, clear=True):
                 self.assertTrue(liteflow._owner_lives(self.db, owner))
         self.assertFalse(liteflow._owner_lives(self.db, owner))
         self.assert_nothing_left()
