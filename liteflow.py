@@ -2616,6 +2616,10 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         named = {} if function is None else {"dag_id": function}
         return functools.partial(dag, **named, **settings)
     signature = _signature_of("@dag", function)
+    for p in signature.parameters.values():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            why = f"has *{p.name}: each argument is a param, with a name of its own"
+            raise TypeError(f"@dag function {function.__name__!r} {why}")
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:

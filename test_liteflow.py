@@ -1163,6 +1163,10 @@ class RefusalsTest(Case):
         self.refused(TypeError, "stand above @task", task.run_if(one_argument), one_argument)
         task(task_id="awaited")(later)  # a task may be one
 
+    def test_arguments_of_a_dag_have_names(self):
+        for many in (lambda *days: None, lambda **more: None):
+            self.refused(TypeError, "a param, with a name of its own", liteflow.dag, many)
+
     def test_an_argument_is_fixed_or_mapped_over(self):
         self.refused(TypeError, "in partial() and in expand()", self.f.partial(x=1).expand, x=[2])
 
