@@ -10086,7 +10086,7 @@ class DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
         dead = not self.owner_alive and self.state is DagRunState.RUNNING  # read again, if ended
         if dead or self.state is DagRunState.FAILED:
-            why = self._failures(_NAMED)[2] or (_DIED if dead else "no reason is recorded")
+            why = self._failures(_MOST_TOLD)[2] or (_DIED if dead else "no reason is recorded")
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
@@ -10195,8 +10195,6 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
 
-_Seen = Sequence[TaskInstance]  # a run's, as `_seen` gives them
-
 
 class _Line(_Record):
     """What people see of a task instance, of an attempt, or of all instances of a mapped task."""
@@ -10225,13 +10223,13 @@ class _Line(_Record):
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-_FOLD = 10  # mapped instances from which on a task is one line of a table
-_SHOWN = 20  # of its failed ones that are shown all the same
+_TABLE_FOLD = 10  # mapped instances from which on a task is one line of a table
+_MOST_SHOWN = 20  # of its failed ones that are shown all the same
 # Of each state, the worst first, but for success: its colour on a terminal; its tag in a gantt; its
 # sign, fill and text on a page, which differ in lightness and in shape, too, for those who can't
 # tell red from green; the fill, edge and text of its box in a diagram, all coloured, so that it can
 # be read on dark pages, too.
-_LOOKS = {
+_STYLES = {
     "success": ("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
     "failed": ("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
     "upstream_failed": ("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
@@ -10246,7 +10244,7 @@ _LOOKS = {
 }
 
 
-def _line_of(members: _Seen) -> _Line:
+def _line_of(members: list[TaskInstance]) -> _Line:
     """A task instance or attempt as a line, or several of one task as one."""
     first, now = members[0], _utcnow()
     latest = {ti.map_index: ti._word or "none" for ti in members}  # of their attempts
@@ -10254,7 +10252,7 @@ def _line_of(members: _Seen) -> _Line:
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
     # What is no more says nothing of the others.
-    style = next(word for word in [*[*_LOOKS][1:-1], "success", "removed"] if word in words)
+    style = next(word for word in [*[*_STYLES][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
@@ -10280,12 +10278,12 @@ def _shortened(text: str, most: int) -> str:
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
     """`58 success, 2 failed`."""
-    order = sorted(counts, key=[*_LOOKS, *counts].index)
+    order = sorted(counts, key=[*_STYLES, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
     return ", ".join(_paint(text, word) if color else text for text, word in said)
 
 
-def _counts_of(instances: _Seen) -> str:
+def _counts_of(instances: list[TaskInstance]) -> str:
     return _counts_text(collections.Counter(ti._word or "none" for ti in instances))
 
 
@@ -10297,22 +10295,22 @@ def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
     return [list(members) for _, members in itertools.groupby(instances, lambda ti: ti.task_id)]
 
 
-def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
+def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]:
     """A line for each task instance; those of a mapped task in one, but for what failed."""
     lines = []
     for members in _by_task(instances):
-        if whole or len(members) < _FOLD:
+        if whole or len(members) < _TABLE_FOLD:
             lines += [_line_of([ti]) for ti in members]
             continue
         lines.append(_line_of(members))
         failed = [ti for ti in members if ti.state is _S.FAILED]
-        lines += [_line_of([ti]) for ti in failed[:_SHOWN]]
-        if more := len(failed[_SHOWN:]):
+        lines += [_line_of([ti]) for ti in failed[:_MOST_SHOWN]]
+        if more := len(failed[_MOST_SHOWN:]):
             lines.append(_Line(f"... {more} more of {members[0].task_id}", "failed", "failed"))
     return lines
 
 
-def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
+def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or attempts, as shown: where nobody works on it, none is running."""
     dead = _run_state(run) != run.state
     instances = run._instances(attempts, **which)
@@ -10382,7 +10380,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
             said = "" if text is None else f'|"{_mermaid_text(text)}"|'
             lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
     used = {box.style for box in boxes}
-    for name, (*_, colors) in _LOOKS.items():
+    for name, (*_, colors) in _STYLES.items():
         look = "fill:{},stroke:{},color:{}".format(*colors.split())
         lines += [f"    classDef {name} {look}"] if name in used else []
     return "\n".join(lines) + "\n"
@@ -10406,7 +10404,7 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
     return boxes
 
 
-def _run_boxes(instances: _Seen) -> list[_Box]:
+def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
     """A box for each task."""
     boxes = []
     for members in _by_task(instances):
@@ -10430,7 +10428,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
         text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
         # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-        _, tag, *_ = _LOOKS[line.style]
+        _, tag, *_ = _STYLES[line.style]
         bars.append((start, end, f"{name} :{tag}"))
     if not bars:
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
@@ -10632,15 +10630,17 @@ def _own_command() -> str:
 # --- Showing: failures ----------------------------------------------------------------------------
 
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
-_NAMED = 10  # failures that are told one by one
-_ALIKE = 3  # reasons that are told of several that are alike
+_MOST_TOLD = 10  # failures that are told one by one
+_FEW_TOLD = 3  # reasons that are told of several that are alike
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
 class _Failure:
     """What is told of a failed task, alike wherever people look, and of those that failed alike."""
 
-    def __init__(self, run: DagRun, instances: _Seen, alike: _Seen) -> None:
+    def __init__(
+        self, run: DagRun, instances: list[TaskInstance], alike: list[TaskInstance]
+    ) -> None:
         ti, *others = alike
         self.ti, self.others = ti, others
         tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
@@ -10657,14 +10657,16 @@ class _Failure:
         self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run.db_path)
 
 
-def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Failure]:
+def _failures_of(
+    run: DagRun, instances: list[TaskInstance], most: int = _MOST_TOLD
+) -> list[_Failure]:
     """The first failures of a run. Those of a task for the same reason are told as one, and with
     its last reason all others."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
     for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # what came first is the cause
         reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
-        if reason not in reasons and len(reasons) == _ALIKE:
+        if reason not in reasons and len(reasons) == _FEW_TOLD:
             reason = [*reasons][-1]
         reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
@@ -10699,7 +10701,7 @@ def _with_element(ti: TaskInstance) -> str:
     return f"{ti._label} {_element_text(ti)}".rstrip()
 
 
-def _left_out(task_id: str, instances: _Seen) -> list[str]:
+def _left_out(task_id: str, instances: list[TaskInstance]) -> list[str]:
     """What did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     below = collections.defaultdict[str, set[str]](set)
@@ -10710,7 +10712,7 @@ def _left_out(task_id: str, instances: _Seen) -> list[str]:
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
-def _report_of(run: DagRun, instances: _Seen) -> list[str]:
+def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
     """What failed in a run, and the commands that show more and that go on, for people."""
     failures, lines = _failures_of(run, instances), []
     for failure in failures:
@@ -10727,7 +10729,7 @@ def _report_of(run: DagRun, instances: _Seen) -> list[str]:
     return [_clean(line) for line in lines]
 
 
-def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
+def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
     """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
@@ -10737,7 +10739,9 @@ def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
     return {said: _script_command(run, "--resume") or _clean(in_python)}
 
 
-def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> list[str]:
+def _other_trouble(
+    run: DagRun, instances: list[TaskInstance], failures: list[_Failure]
+) -> list[str]:
     """What failed and is not told; what was cut off in the midst of an attempt or before its next;
     callbacks that failed."""
     told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
@@ -10753,11 +10757,11 @@ def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> l
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
+    texts = [row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD)]
     found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
     failed = [*dict.fromkeys(found)]  # a DAG's callback, which came last, first
-    more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _ALIKE)
-    return [*failed[:_ALIKE], *more]
+    more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _FEW_TOLD)
+    return [*failed[:_FEW_TOLD], *more]
 
 
 def _script_command(run: DagRun, *options: str) -> str:
@@ -10773,7 +10777,7 @@ def _script_command(run: DagRun, *options: str) -> str:
 
 # --- Showing: pages -------------------------------------------------------------------------------
 
-_STYLE = """
+_CSS = """
 .liteflow { --ink: #1c2430; --soft: #5a6675; --paper: #ffffff; --band: #f3f5f8; --line: #cfd6df;
   color: var(--ink); background: var(--paper); font: 14px/1.5 system-ui, sans-serif; }
 @media (prefers-color-scheme: dark) { .liteflow { --ink: #e4e9f0; --soft: #a3b0c0;
@@ -10813,9 +10817,9 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow .bar { display: block; background: var(--fill); border: 1px solid var(--soft);
   border-bottom: 0; margin: 0 1px; box-sizing: border-box; }
 """
-_STYLE += "".join(
+_CSS += "".join(
     f".liteflow .{state} {{ --fill: {fill}; --text: {text}; }}\n"
-    for state, (_, _, _, fill, text, _) in _LOOKS.items()
+    for state, (_, _, _, fill, text, _) in _STYLES.items()
 )
 
 
@@ -10839,12 +10843,12 @@ def _html_page(title: str, *body: _Html) -> str:
     made = _html("p", f"made {_local_time(_utcnow())} by liteflow {__version__}", class_="soft")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}{_html("title", title)}'
-        f"<style>{_STYLE}</style></head>\n{_html('body', *body, made, class_='liteflow')}</html>\n"
+        f"<style>{_CSS}</style></head>\n{_html('body', *body, made, class_='liteflow')}</html>\n"
     )
 
 
 def _sign(style: str) -> str:
-    _, _, sign, *_ = _LOOKS[style]
+    _, _, sign, *_ = _STYLES[style]
     return sign
 
 
@@ -10868,12 +10872,12 @@ def _and_more(count: int) -> list[_Html]:
 
 _Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
 _Link = tuple[_Knot, _Knot]
-_BOX = 190, 42  # pixels
-_GAP = 50, 14  # between boxes of two layers, and of one
+_BOX_SIZE = 190, 42  # pixels
+_BOX_GAPS = 50, 14  # between boxes of two layers, and of one
 _NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
-_DRAWN = 200  # boxes and bars, beyond which they are folded or left out
+_MOST_DRAWN = 200  # boxes and bars, beyond which they are folded or left out
 _PAGE_ROWS = 500  # of a table
-_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
+_MOST_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
 _PAGE_CELLS = 10_000  # of a grid
 
 
@@ -10881,7 +10885,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     """Boxes in layers from left to right, edges between them; many of a kind in one box."""
     boxes = _folded_boxes(boxes)
     layers, links = _layered(boxes)
-    (wide, high), (apart, _) = _BOX, _GAP
+    (wide, high), (apart, _) = _BOX_SIZE, _BOX_GAPS
     ys = _untangled(layers, links)
     top = min(ys.values(), default=0)
     xs = {knot: n * (wide + apart) for n, layer in enumerate(layers) for knot in layer}
@@ -10910,7 +10914,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
 
 def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     """Of more than can be seen, one for those of a depth and a state."""
-    if len(boxes) <= _DRAWN:
+    if len(boxes) <= _MOST_DRAWN:
         return boxes
     depths, alike = _depths(boxes), collections.defaultdict[tuple[int, str], list[_Box]](list)
     step = 1 + max(depths.values()) // 20
@@ -10955,7 +10959,7 @@ def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_K
             layer.sort(key=wanted.__getitem__)
             low = -math.inf
             for knot in layer:
-                half = (_BOX[1] + _GAP[1]) / (4 if isinstance(knot, tuple) else 2)
+                half = (_BOX_SIZE[1] + _BOX_GAPS[1]) / (4 if isinstance(knot, tuple) else 2)
                 places[knot] = max(wanted[knot], low + half)
                 low = places[knot] + half
             shift = sum(places[knot] - wanted[knot] for knot in layer) / max(len(layer), 1)
@@ -10970,12 +10974,12 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         return _html("p", "nothing has started", class_="soft")
     _, first = bars[0]
     length = max(0.001, *(began - first + (line.seconds or 0) for line, began in bars))
-    scale, bottom, parts = _SPAN / length, _ROW * (len(bars[:_DRAWN]) + 1), []
+    scale, bottom, parts = _SPAN / length, _ROW * (len(bars[:_MOST_DRAWN]) + 1), []
     for n in range(5):
         x = _NAMES + _SPAN * n // 4
         parts.append(_html("path", d=f"M{x} {_ROW}V{bottom}", stroke_dasharray="2 4"))
         parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
-    for n, (line, began) in enumerate(bars[:_DRAWN], 1):
+    for n, (line, began) in enumerate(bars[:_MOST_DRAWN], 1):
         took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
         left = round(_NAMES + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
@@ -10986,22 +10990,22 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * _ROW + 14))
         parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
     svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
-    return _html("div", svg, *_and_more(len(bars) - _DRAWN), class_="wide")
+    return _html("div", svg, *_and_more(len(bars) - _MOST_DRAWN), class_="wide")
 
 
 def _run_page(run: DagRun) -> str:
     """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
-    instances, values = _seen(run), run._look(_select_xcoms)
+    instances, values = _seen_instances(run), run._look(_select_xcoms)
     rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
     shown = _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows[:_PAGE_ROWS])
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
-        *_facts(run, instances, _SHOWN),
+        *_facts(run, instances, _MOST_SHOWN),
         _html("h2", "Graph"),
         _svg_graph(_run_boxes(instances)),
         _html("h2", "Timeline"),
-        _svg_timeline(_seen(run, attempts=True)),
+        _svg_timeline(_seen_instances(run, attempts=True)),
         _task_table(instances),
         _folded_away("Values", shown, *_and_more(len(rows) - _PAGE_ROWS)),
     )
@@ -11015,7 +11019,7 @@ def _run_chip(run: DagRun) -> _Html:
     return _chip(_run_style(run), _run_state(run))
 
 
-def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
+def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
     """What is to be said of a run before its tasks: what it was, and what failed."""
     facts = {
         "run": run.run_id,
@@ -11033,7 +11037,7 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     return [*said, *_failure_sections(run, instances, most)]
 
 
-def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
+def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
     """What failed, told as everywhere, with tracebacks and output folded away."""
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
@@ -11053,11 +11057,11 @@ def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
 
 
 def _output_of(run: DagRun, ti: TaskInstance) -> list[_Html]:
-    tail = _tail(_own_output(run, ti), _SHOWN)
+    tail = _tail(_own_output(run, ti), _MOST_SHOWN)
     return [_html("p", _with_element(ti)), _html("pre", "\n".join(tail))] if tail else []
 
 
-def _task_table(instances: _Seen) -> _Html:
+def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
     # Of very many, those that went well can be missed.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
@@ -11073,7 +11077,7 @@ def _task_table(instances: _Seen) -> _Html:
 def _dag_page(dag: Dag) -> str:
     """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
     duration, and a row for each task; then what is to be said of each run."""
-    runs = dag.runs(limit=_RUNS)
+    runs = dag.runs(limit=_MOST_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
     cells: dict[str, dict[int, _Html]] = {}
@@ -11082,11 +11086,11 @@ def _dag_page(dag: Dag) -> str:
         high = 4 + round(60 * ((run.duration or 0) / longest))
         bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
-        instances = _seen(run)  # of one run at a time: they may be many
+        instances = _seen_instances(run)  # of one run at a time: they may be many
         for members in _by_task(instances):
             cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
-        sections.append([head, *_facts(run, instances, _ALIKE)])
+        sections.append([head, *_facts(run, instances, _FEW_TOLD)])
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
@@ -11120,7 +11124,7 @@ def _file_page(path: Path) -> str:
         for newest in runs[:1]:
             took = _seconds_text(newest.duration)
             row[2:] = [_run_chip(newest), _local_time(newest.start_date), took]
-            if parts := _failure_sections(newest, _seen(newest), _ALIKE):
+            if parts := _failure_sections(newest, _seen_instances(newest), _FEW_TOLD):
                 sections += [_html("h2", found["dag_id"]), *parts]
         rows.append([*row, _ago(_moment(found["last_success"])), found["description"] or ""])
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
@@ -11129,13 +11133,13 @@ def _file_page(path: Path) -> str:
 
 def _notebook(*parts: _Html) -> str:
     """What a notebook shows of an object."""
-    return _html("div", _Html(f"<style>{_STYLE}</style>"), *parts, class_="liteflow")
+    return _html("div", _Html(f"<style>{_CSS}</style>"), *parts, class_="liteflow")
 
 
 def _notebook_run(run: DagRun) -> str:
-    instances = _seen(run)
+    instances = _seen_instances(run)
     head, graph = _html("h1", run.dag_id, " ", _run_chip(run)), _svg_graph(_run_boxes(instances))
-    return _notebook(head, *_facts(run, instances, _ALIKE), graph, _task_table(instances))
+    return _notebook(head, *_facts(run, instances, _FEW_TOLD), graph, _task_table(instances))
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
@@ -11158,7 +11162,7 @@ def _may_color(stream: Any) -> bool:
 
 
 def _paint(text: str, state: str | None) -> str:
-    code, *_ = _LOOKS.get(state or "", ("",))
+    code, *_ = _STYLES.get(state or "", ("",))
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 
@@ -11553,7 +11557,7 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        lines = _report_of(run, _seen(run))
+        lines = _report_of(run, _seen_instances(run))
     else:  # one that was to tell of a run whose scheduler was killed, say
         lines = [_clean(f"{run._name}: {line}") for line in _failed_callbacks(run)]
     for line in lines:
@@ -11645,13 +11649,13 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
         text = _markdown_of(run, options.direction)
-        _put_out(text, options)
+        _write_output(text, options)
         for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text):
             _tell_if_large(diagram)
         return
-    seen = _seen(run, attempts=options.gantt)
+    seen = _seen_instances(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
-    _put_out(f"{_live_url(text)}\n" if options.url else text, options)
+    _write_output(f"{_live_url(text)}\n" if options.url else text, options)
     _tell_if_large(text)
 
 
@@ -11669,7 +11673,7 @@ def _tell(options: argparse.Namespace, line: str) -> None:
         _say(line)
 
 
-def _put_out(text: str, options: argparse.Namespace) -> None:
+def _write_output(text: str, options: argparse.Namespace) -> None:
     """Write what was made to the file of `--output`, if there is one."""
     output = options.output
     if output is None:
@@ -11711,12 +11715,12 @@ def _cmd_page(options: argparse.Namespace) -> None:
         text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
-    _put_out(text, options)
+    _write_output(text, options)
 
 
 def _markdown_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
-    instances = _seen(run)
+    instances = _seen_instances(run)
     when, took = _local_time(run.start_date), _seconds_text(run.duration)
     said = [f"Run {run.run_id}", when, took, run.reason or ""]
     parts = [
@@ -11725,18 +11729,18 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
-        parts.append(_fenced(_draw_gantt(run, _seen(run, attempts=True)), "mermaid"))
+        parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
     rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
     parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
     failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
-    for ti in failed[:_SHOWN]:
+    for ti in failed[:_MOST_SHOWN]:
         parts.append(f"## {_markdown(ti._label)}\n")
         if ti.error:
             parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
         if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
-    if len(failed) > _SHOWN:
-        parts.append(f"... and {len(failed) - _SHOWN} more that failed.\n")
+    if len(failed) > _MOST_SHOWN:
+        parts.append(f"... and {len(failed) - _MOST_SHOWN} more that failed.\n")
     return "\n".join(parts)
 
 
@@ -11779,7 +11783,7 @@ def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows = [], []
-    most = _RUNS if options.limit is None else options.limit
+    most = _MOST_RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
     # A run that reads `running`, and nobody works on, has failed.
     unsure = state in ("failed", "running")
@@ -11792,7 +11796,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     )
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
-        failed, count, why = run._failures(_ALIKE) if wanted else ([], 0, "")
+        failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         name, took = _short_name(run, known), _seconds_text(run.duration)
@@ -11848,7 +11852,7 @@ def _follow(run: DagRun) -> None:
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
-    instances = _seen(run)
+    instances = _seen_instances(run)
     if options.state is not None:
         none = options.state == "none"
         instances = [ti for ti in instances if ti._word == options.state or (none and not ti.state)]
@@ -11874,8 +11878,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
     [(task_id, index)] = run._tasks_in([options.task])
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
-    instances = _seen(run, **which)
-    attempts = _seen(run, attempts=True, **which)
+    instances = _seen_instances(run, **which)
+    attempts = _seen_instances(run, attempts=True, **which)
     xcoms = run._look(_select_xcoms, **which)
     if options.json:
         document = {
@@ -11886,8 +11890,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         }
         return _print_json(document)
     print(_clean(f"{run._name} {options.task}: {_counts_of(instances)}"))
-    if len(instances) >= _FOLD:
-        instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_SHOWN]
+    if len(instances) >= _TABLE_FOLD:
+        instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_MOST_SHOWN]
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
         xcoms = [x for x in xcoms if x.map_index in shown]
@@ -11910,10 +11914,10 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
-def _show_errors(run: DagRun, instances: _Seen) -> None:
+def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
     # Those of one reason once.
     errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
-    for ti in [*errors.values()][::-1][:_NAMED]:
+    for ti in [*errors.values()][::-1][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
         if text := run.log(ti.task_id, ti.map_index):
@@ -11929,7 +11933,9 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     tries, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
-    if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
+    if tries is not None and not any(
+        x.try_number == tries for x in _seen_instances(run, True, **which)
+    ):
         raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
     lines, after, live = _LogLines("{} | " if follow and not which else "", options.raw), 0, True
     while live:
