@@ -9742,7 +9742,7 @@ class _RunLine:
 
 # --- Reading back ---------------------------------------------------------------------------------
 
-_SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
+_SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
 _TASK_STATES = {state.value: state for state in TaskInstanceState}
 _RUN_STATES = {state.value: state for state in DagRunState}
 
@@ -9785,7 +9785,7 @@ class TaskInstance:
 
     @property
     def duration(self) -> float | None:
-        """Seconds from start to end of the latest attempt."""
+        """Seconds from start to end of the latest attempt; None until it has ended."""
         if self.start_date is None or self.end_date is None:
             return None
         return max(0.0, (self.end_date - self.start_date).total_seconds())
@@ -9797,11 +9797,9 @@ class TaskInstance:
         return _command(_own_command(), "logs", f"{self.dag_id}/{self.run_id}", self._label, *db)
 
     def xcom_push(self, key: str, value: Any) -> None:
-        """Store a value under a key, from inside the running task; again replaces it.
-
-        In callbacks of the task's end it stores nothing, and says so. Raises RuntimeError outside a
-        task, TypeError for a value that can't be pickled.
-        """
+        """Store a value under a key, from inside the running task; a later push replaces it. In a
+        callback at the task's end it stores nothing, and says so on standard error. Raises
+        RuntimeError outside a task, TypeError for a value that can't be pickled."""
         _of_type(str)("key", key)
         if (execution := _running_execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
@@ -9824,7 +9822,7 @@ class TaskInstance:
 
         `task_ids`: None for the task itself, a str for one value, a list for a list of values in
         that order; of a mapped task all values, or those of `map_indexes` (an int or several).
-        What is absent is None; `default` counts only with `map_indexes`.
+        What is absent is None; with `map_indexes`, the `default`. Raises ValueError for other runs.
         """
         elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
         if include_prior_dates or elsewhere:
@@ -9862,11 +9860,12 @@ class TaskInstance:
 def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
     """One task's values as xcom_pull gives them: the bare one, or those of the indexes."""
     if map_indexes is ...:
-        return None if not found else found[0][1] if len(found) == 1 else [v for _, v in found]
-    values = dict(found)
+        values = [value for _, value in found]
+        return values if len(values) > 1 else next(iter(values), None)
+    by_index = dict(found)
     if map_indexes is None or isinstance(map_indexes, int):
-        return values.get(-1 if map_indexes is None else map_indexes, default)
-    return [values.get(i, default) for i in map_indexes]
+        return by_index.get(-1 if map_indexes is None else map_indexes, default)
+    return [by_index.get(i, default) for i in map_indexes]
 
 
 def _running_instance(execution: _Execution) -> TaskInstance:
@@ -9888,7 +9887,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
     ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
-    if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
+    if attempt or not (ti.state is None or ti.interrupted):  # else it is to run again
         ti.pid, ti.error = row.pid, row.error
         ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
@@ -9910,7 +9909,7 @@ class DagRun:
         self._row = row
         self.dag_id: str = row.dag_id
         self.run_id: str = row.run_id
-        # For people: one line, in a file made to harm, too.
+        # For people: one line, whatever ids a harmful file holds.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
         self.state = _RUN_STATES.get(row.state, DagRunState.FAILED)
         self.reason: str | None = row.reason
@@ -9918,26 +9917,31 @@ class DagRun:
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
         self.conf: dict[str, Any] = _plain(row.conf, dict)
-        # A run starts at once, and, started by hand, covers no interval.
+        # A run starts at once; as it is started by hand, it covers no interval.
         self.run_after = self.start_date
         self.data_interval_start = self.data_interval_end = self.logical_date
 
     @property
     def duration(self) -> float | None:
-        """Seconds that the run took, without the pauses before it was resumed."""
+        """Seconds that the run took, without pauses before a resume; None until it has ended."""
         return _run_seconds(self._row)
 
     @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run, or has it in line, is alive; False once the
-        run has ended. If it has ended since it was read, it is read again."""
+        run has ended. Where that process is gone the run is read again, as by `refresh`."""
         if self._row.state not in ("running", "queued"):
             return False
         alive = _owner_lives(self.db_path, self._row.owner)
-        if not alive:  # what it recorded last is there now
-            with contextlib.suppress(AirflowException):  # it may have been deleted
+        if not alive:  # all that it has recorded is there now
+            with contextlib.suppress(AirflowException):  # the run may have been deleted
                 self.refresh()
         return alive
+
+    @property
+    def _owner_died(self) -> bool:
+        """Whether the run reads `running`, and nobody works on it; asking may read it again."""
+        return not self.owner_alive and self.state is DagRunState.RUNNING
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
@@ -9945,7 +9949,7 @@ class DagRun:
         return self
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
-        """The run's task instances, in the order of the DAG's tasks; `state`: only of these."""
+        """The run's task instances, in the order of the DAG's tasks; of one `state`, or several."""
         found = self._instances()
         if state is None:
             return found
@@ -9960,7 +9964,7 @@ class DagRun:
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
     def _instances_of(self, task_id: str) -> list[TaskInstance]:
-        """Those of a task; none where the run has not begun. Raises TaskNotFound."""
+        """Those of a task; none if the run has none at all yet. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._instances()}):
             missing = f"run {self.run_id!r} has no task {task_id!r}"
@@ -9973,15 +9977,15 @@ class DagRun:
         return [_instance_of(row, self, attempts) for row in rows]
 
     def _look(self, look: Callable[..., T], **which: Any) -> T:
-        """What a look finds of this run."""
+        """Read something of this run by one of the store's looks."""
         return _read(self.db_path, look, self._row.id, **which)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value; of a mapped task, without an index, the list of its values in order.
 
-        None if the task returned none, or has not succeeded. Unpickles it: only for databases
-        whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there,
-        or where the values were deleted.
+        None if the task returned None, or has not succeeded. It unpickles the value: use it on
+        databases whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is
+        not there, or where the values were deleted.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
@@ -9997,8 +10001,8 @@ class DagRun:
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
-        now = [ti for ti in found if ti.state is not _S.REMOVED] or found
-        return None if indexed or not now or now[0].map_index < 0 else []
+        present = [ti for ti in found if ti.state is not _S.REMOVED] or found
+        return [] if not indexed and present and present[0].map_index >= 0 else None
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
@@ -10010,11 +10014,11 @@ class DagRun:
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
-        """What a task printed: of its latest attempt, or of that of the given number; of a mapped
-        one all instances, unless `map_index` says which. Raises TaskNotFound."""
+        """What a task printed in its latest attempt, or in attempt `try_number`; of a mapped task
+        what all instances printed, unless `map_index` names one. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
         if found is None:
-            self._instances_of(task_id)  # unless there is no such task
+            self._instances_of(task_id)  # raises if there is no such task
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
         which = {"task_id": task_id, "map_index": index, "tried": try_number}
@@ -10022,12 +10026,11 @@ class DagRun:
         return "".join(row.text for row in sorted(rows, key=lambda row: row.map_index))
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
-        """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a
-        resume runs them again, with all that then hangs on them in the code (unless `downstream`
-        is False) and with the setups and teardowns of their scopes. Returns what was marked.
+        """Mark tasks (or instances, as `task[3]`) of a run that nobody works on to run again, and
+        return their names. The run becomes `queued`; a resume runs them, with all that hangs on
+        them by then (unless `downstream` is False) and the setups and teardowns of their scopes.
 
-        Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
-        tasks would need.
+        Raises TaskNotFound, AlreadyRunning; AirflowException if the values of the run were deleted.
         """
 
         def check(row: _Row | None) -> None:
@@ -10037,19 +10040,20 @@ class DagRun:
         check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
-        names = self._tasks_in(wanted, gone=False)
+        names = self._tasks_in(wanted, removed=False)
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
-        if names:  # else the run stays what it is
-            self._write(lambda db: db.change(self._row.id, check, db.clear, names, how))
+        if names:  # without any the run keeps its state
+            self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
         return wanted
 
-    def _tasks_in(self, names: Sequence[str], gone: bool = True) -> list[tuple[str, int | None]]:
-        """`task` or `task[3]` of the run, also if it is `gone` from the code since, as (task_id,
-        map_index). Raises TaskNotFound."""
+    def _tasks_in(self, names: Sequence[str], removed: bool = True) -> list[tuple[str, int | None]]:
+        """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index;
+        `removed`: also those that the code no longer has. Raises TaskNotFound."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
         found = self._instances(task_id=ids.pop()) if len(ids) == 1 else []
-        instances = [ti for ti in found or self._instances() if gone or ti.state is not _S.REMOVED]
+        found = found or self._instances()
+        instances = [ti for ti in found if removed or ti.state is not _S.REMOVED]
         known = {(ti.task_id, ti.map_index) for ti in instances}
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
@@ -10068,34 +10072,32 @@ class DagRun:
             raise _refusal(row, "; stop it first")
 
     def _refuse_changed(self, row: _Row | None) -> None:
-        """The same, also if it was cleared, say, since we looked."""
+        """As `_refuse_live`, also if it has another state (it was cleared, say) than when read."""
         self._refuse_live(row)
         if row is None or row.state != self.state:
             raise AlreadyRunning(f"run {self.run_id!r} is another's now")
 
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
-
-        Raises AlreadyRunning.
-        """
-        self.refresh()  # a connection that writes would make a file where there is none
-        self._write(lambda db: db.change(self._row.id, self._refuse_live, db.delete_run))
-        self._write(lambda db: db.give_back())
+        Raises RunNotFound, AlreadyRunning."""
+        self.refresh()  # first: a connection that writes would make a file where there is none
+        self._write(lambda store: store.change(self._row.id, self._refuse_live, store.delete_run))
+        self._write(lambda store: store.give_back())
 
     def raise_if_failed(self) -> DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
-        dead = not self.owner_alive and self.state is DagRunState.RUNNING  # read again, if ended
-        if dead or self.state is DagRunState.FAILED:
-            why = self._failures(_MOST_TOLD)[2] or (_DIED if dead else "no reason is recorded")
+        died = self._owner_died
+        if died or self.state is DagRunState.FAILED:
+            why = self._failures(_MOST_TOLD)[2] or (_DIED if died else "no reason is recorded")
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
     def _failures(self, most: int) -> tuple[list[TaskInstance], int, str]:
-        """The first failed tasks, how many there are, and their reasons behind that of the run."""
+        """The first failed tasks, how many there are in all, and the reasons, the run's first."""
         failed = self._instances(state="failed", limit=most)
         count = len(failed)
-        if count == most:
-            count = self._look(_select_run_counts).get("failed", count)  # if none runs again
+        if count == most:  # by now none may be left of them: a resume may run all again
+            count = self._look(_select_run_counts).get("failed", count)
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - most} more"] if count > most else []
         return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
@@ -10129,7 +10131,7 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 
 def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
-    """Runs, newest first; `asked` as for the look."""
+    """Runs, newest first; `asked` narrows them down, see `_ASKED_OF`."""
     return [DagRun(row, path) for row in _read(path, _select_runs, dag_id=dag_id, **asked)]
 
 
@@ -10148,14 +10150,13 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
     found = dags[dag_id]
     same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
-    tags = [*map(str, _plain(found.tags, list))]
-    made = _RecordedDag(dag_id, db_path=path, tags=tags, **same)
+    made = _RecordedDag(dag_id, db_path=path, tags=[*map(str, _plain(found.tags, list))], **same)
     made.fileloc = found.fileloc
     return made
 
 
 def _local_time(moment: _datetime.datetime | None) -> str:
-    """A local time, whole."""
+    """A local time with its day; empty for None."""
     if moment is None:
         return ""
     with contextlib.suppress(OverflowError, ValueError):  # in a file that was tampered with
@@ -10165,31 +10166,30 @@ def _local_time(moment: _datetime.datetime | None) -> str:
 
 def _chosen_run(path: Path, name: str | None) -> DagRun:
     """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
-    of the local time when it began; None: the newest of all.
-
-    Raises RunNotFound if none fits, or several do.
-    """
+    of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
+    several do."""
     exact = _read_runs(path, name, limit=1)  # the newest, or a DAG's newest
     exact = exact or _read_runs(path, None, named=name or "")
     if len(exact) == 1:
         return exact[0]
-    rows, name = _read(path, _select_run_ids), name or ""
-    parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
-    when = {  # what is no part of a time needs none
-        row: "" if part.strip("0123456789-: ") else _local_time(_moment(rows[row]))
-        for row, part in ({} if exact else parts).items()
-    }
-    fits = [(run.dag_id, run.run_id) for run in exact]
-    fits += [row for row in when if parts[row] and parts[row] in f"{row[1]} {when[row]}"]
-    if len(fits) == 1 and len(parts[fits[0]]) >= _SHORTEST_PART:
-        return _read_run(path, *fits[0])
+    starts, name = _read(path, _select_run_ids), name or ""
+    fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
+    for (dag_id, run_id), start in ({} if exact else starts).items():
+        part = name.removeprefix(f"{dag_id}/")
+        # There may be many runs: a time is worked out only for what can be a part of one.
+        when = "" if part.strip("0123456789-: ") else _local_time(_moment(start))
+        if part and part in f"{run_id} {when}":
+            fits[dag_id, run_id] = part
+    for found, part in fits.items() if len(fits) == 1 else ():
+        if len(part) >= _SHORTEST_PART:
+            return _read_run(path, *found)
     if fits:
         few = _few(map("/".join, fits), 5)
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if rows or name else "run"
-    near = _near(name, {dag for dag, _ in rows}) if rows or name else ""
+    what = f"DAG with a run, and no run, {name!r}" if starts or name else "run"
+    near = _near(name, {dag for dag, _ in starts}) if starts or name else ""
     raise RunNotFound(f"there is no {what} in {path}{near}")
 
 
