@@ -10224,23 +10224,32 @@ class _Line(_Record):
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
 _TABLE_FOLD = 10  # mapped instances from which on a task is one line of a table
-_MOST_SHOWN = 20  # of its failed ones that are shown all the same
-# Of each state, the worst first, but for success: its colour on a terminal; its tag in a gantt; its
-# sign, fill and text on a page, which differ in lightness and in shape, too, for those who can't
-# tell red from green; the fill, edge and text of its box in a diagram, all coloured, so that it can
-# be read on dark pages, too.
-_STYLES = {
-    "success": ("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
-    "failed": ("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
-    "upstream_failed": ("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
-    "interrupted": ("", "crit, ", "‖", "#5b4a8a", "#ffffff", "#ffffff #6c757d #383d41"),
-    "running": ("36", "active, ", "▶", "#2c6fbb", "#ffffff", "#cce5ff #007bff #004085"),
-    "queued": ("", "", "…", "#d8dee7", "#28313c", "#ffffff #6c757d #383d41"),
-    "up_for_retry": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
-    "up_for_reschedule": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
-    "none": ("", "", " ", "transparent", "currentColor", "#ffffff #6c757d #383d41"),
-    "skipped": ("35", "", "–", "#e9d3ea", "#4d1a52", "#fde2f3 #d63384 #6b1a41"),
-    "removed": ("", "", "·", "#8d949e", "#ffffff", "#e2e3e5 #6c757d #383d41"),
+_MOST_SHOWN = 20  # of its failed ones that get lines of their own; lines of output on a page
+
+
+class _Style(_Record):
+    """How a state looks; signs and lightness differ for those who can't tell red from green."""
+
+    terminal: str  # an ANSI colour
+    tag: str  # of its bar in a gantt
+    sign: str  # on a page, as are fill and text
+    fill: str
+    text: str
+    box: str  # fill, edge and text in a diagram: all three, as the page may be dark
+
+
+_STYLES = {  # the worst state first, but for success
+    "success": _Style("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
+    "failed": _Style("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
+    "upstream_failed": _Style("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
+    "interrupted": _Style("", "crit, ", "‖", "#5b4a8a", "#ffffff", "#ffffff #6c757d #383d41"),
+    "running": _Style("36", "active, ", "▶", "#2c6fbb", "#ffffff", "#cce5ff #007bff #004085"),
+    "queued": _Style("", "", "…", "#d8dee7", "#28313c", "#ffffff #6c757d #383d41"),
+    "up_for_retry": _Style("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "up_for_reschedule": _Style("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "none": _Style("", "", " ", "transparent", "currentColor", "#ffffff #6c757d #383d41"),
+    "skipped": _Style("35", "", "–", "#e9d3ea", "#4d1a52", "#fde2f3 #d63384 #6b1a41"),
+    "removed": _Style("", "", "·", "#8d949e", "#ffffff", "#e2e3e5 #6c757d #383d41"),
 }
 
 
@@ -10380,9 +10389,9 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
             said = "" if text is None else f'|"{_mermaid_text(text)}"|'
             lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
     used = {box.style for box in boxes}
-    for name, (*_, colors) in _STYLES.items():
-        look = "fill:{},stroke:{},color:{}".format(*colors.split())
-        lines += [f"    classDef {name} {look}"] if name in used else []
+    for name in [style for style in _STYLES if style in used]:
+        fill, edge, ink = _STYLES[name].box.split()
+        lines.append(f"    classDef {name} fill:{fill},stroke:{edge},color:{ink}")
     return "\n".join(lines) + "\n"
 
 
@@ -10428,8 +10437,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
         text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
         # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-        _, tag, *_ = _STYLES[line.style]
-        bars.append((start, end, f"{name} :{tag}"))
+        bars.append((start, end, f"{name} :{_STYLES[line.style].tag}"))
     if not bars:
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     length = max(end for _, end, _ in bars) - bars[0][0]
@@ -10818,8 +10826,8 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
   border-bottom: 0; margin: 0 1px; box-sizing: border-box; }
 """
 _CSS += "".join(
-    f".liteflow .{state} {{ --fill: {fill}; --text: {text}; }}\n"
-    for state, (_, _, _, fill, text, _) in _STYLES.items()
+    f".liteflow .{state} {{ --fill: {style.fill}; --text: {style.text}; }}\n"
+    for state, style in _STYLES.items()
 )
 
 
@@ -10847,13 +10855,8 @@ def _html_page(title: str, *body: _Html) -> str:
     )
 
 
-def _sign(style: str) -> str:
-    _, _, sign, *_ = _STYLES[style]
-    return sign
-
-
 def _chip(style: str, text: str, **more: object) -> _Html:
-    return _html("span", f"{_sign(style)} {text}".strip(), class_=f"chip {style}", **more)
+    return _html("span", f"{_STYLES[style].sign} {text}".strip(), class_=f"chip {style}", **more)
 
 
 def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
@@ -10902,7 +10905,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
         texts = [_shortened(_clean(line), 24) for line in box.lines]
-        texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
+        texts[1:] = [f"{_STYLES[box.style].sign} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
         title = _html("title", ", ".join([box.task_id, *box.lines[1:]]))
@@ -11111,7 +11114,7 @@ def _dag_page(dag: Dag) -> str:
 def _grid_cell(line: _Line) -> _Html:
     tries = f", try {line.tries}" if line.tries > 1 else ""
     words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
-    return _html("td", _sign(line.style).strip(), class_=line.style, title=words)
+    return _html("td", _STYLES[line.style].sign.strip(), class_=line.style, title=words)
 
 
 def _file_page(path: Path) -> str:
@@ -11162,7 +11165,7 @@ def _may_color(stream: Any) -> bool:
 
 
 def _paint(text: str, state: str | None) -> str:
-    code, *_ = _STYLES.get(state or "", ("",))
+    code = _STYLES[state].terminal if state in _STYLES else ""
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 

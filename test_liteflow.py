@@ -16894,7 +16894,7 @@ class PageTest(ScriptCase):
         shades = [
             int(fill[1:3], 16) * 3 + int(fill[3:5], 16) * 6 + int(fill[5:], 16)
             for state in ("success", "failed", "upstream_failed")
-            for fill in [liteflow._STYLES[state][3]]
+            for fill in [liteflow._STYLES[state].fill]
         ]
         self.assertGreater(min(abs(a - b) for a, b in itertools.combinations(shades, 2)), 250)
         self.abandon()
