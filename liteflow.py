@@ -10204,19 +10204,19 @@ class _Line(_Record):
     style: str  # the state that colours it; of several, the worst
     tries: int = 0
     start: _datetime.datetime | None = None
-    end: _datetime.datetime | None = None  # of what runs: now
+    end: _datetime.datetime | None = None  # now, if it still runs
     error: str = ""
     element: str = ""  # what a mapped one is mapped over
 
     @property
     def seconds(self) -> float | None:
-        """From the start to the end."""
+        """From the start to the end; None if one of them is not known."""
         if self.start is None or self.end is None:
             return None
         return max(0.0, (self.end - self.start).total_seconds())
 
     def cells(self) -> tuple[object, ...]:
-        """The line in a table."""
+        """Its row in a table below `_HEADS`."""
         took = _seconds_text(self.seconds)
         name = f"{self.label} {self.element}".rstrip()
         return name, self.state, self.tries or "", _when(self.start), took, self.error
@@ -10271,14 +10271,14 @@ def _line_of(members: list[TaskInstance]) -> _Line:
 
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
-    """What a mapped instance is mapped over; a number would read as a count."""
+    """What an instance is mapped over; in brackets unless quoted, as 3 would read as a count."""
     lines = (ti.element or "").split("\n")
     text = _shortened(_clean(" ".join(map(str.strip, lines))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _shortened(text: str, most: int) -> str:
-    """Cut in the middle to so many columns: names and paths differ at their ends."""
+    """A text cut in its middle to so many columns: names and paths differ at their ends."""
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
@@ -10286,7 +10286,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
-    """`58 success, 2 failed`."""
+    """How many are in each state, as in `58 success, 2 failed`; `none` stands for no state."""
     order = sorted(counts, key=[*_STYLES, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
     return ", ".join(_paint(text, word) if color else text for text, word in said)
@@ -10321,27 +10321,25 @@ def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]
 
 def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or attempts, as shown: where nobody works on it, none is running."""
-    dead = _run_state(run) != run.state
+    died = run._owner_died
     instances = run._instances(attempts, **which)
-    for ti in instances if dead else ():
+    for ti in instances if died else ():
         if ti.state is not None and ti.state not in _ENDED:
-            ti.state, ti.interrupted = None, True
-            ti.start_date, ti.end_date = ti.start_date if attempts else None, None
+            ti.state, ti.interrupted, ti.end_date = None, True, None
+            ti.start_date = ti.start_date if attempts else None
     return instances
 
 
 def _run_state(run: DagRun) -> str:
     """A run's state for people: one that nobody works on is not running."""
-    dead = not run.owner_alive and run.state is DagRunState.RUNNING
-    return "running (owner dead)" if dead else run.state.value
+    return "running (owner dead)" if run._owner_died else run.state.value
 
 
 # --- Showing: Mermaid -----------------------------------------------------------------------------
 
 _MAX_EDGES, _MAX_TEXT = 500, 50_000  # what Mermaid's renderers draw unless configured otherwise
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
-_TIMELINE_FOLD = 20  # the same on a page
+_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # mapped instances from which on a task has one bar for all
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
@@ -10358,7 +10356,7 @@ class _Box(_Record):
     lines: list[str]  # its text
     style: str  # of its state
     upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
-    prefix: str  # of ids in its group, which a frame around them says
+    prefix: str  # of the ids in its group, which their frame shows instead
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
@@ -10369,9 +10367,8 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     layers = collections.Counter(_depths(boxes).values())
     is_wide = max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers))
     lines = [f"flowchart {direction or ('LR' if is_wide else 'TD')}"]
-    numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
-    # In this order a group is followed by those inside it.
-    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):
+    numbers, opened = itertools.count(), [""]  # the prefixes of the frames that are open
+    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):  # a group, then those inside
         while not box.prefix.startswith(opened[-1]):
             opened.pop()
             lines.append(f"{'    ' * len(opened)}end")
@@ -10386,8 +10383,9 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     lines += [f"{'    ' * depth}end" for depth in range(len(opened) - 1, 0, -1)]
     for box in boxes:
         for up, text in box.upstream.items():
-            said = "" if text is None else f'|"{_mermaid_text(text)}"|'
-            lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
+            if up in ids:
+                said = "" if text is None else f'|"{_mermaid_text(text)}"|'
+                lines.append(f"    {ids[up]} -->{said} {ids[box.task_id]}")
     used = {box.style for box in boxes}
     for name in [style for style in _STYLES if style in used]:
         fill, edge, ink = _STYLES[name].box.split()
@@ -10396,7 +10394,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
 
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
-    """How many layers stand above each box."""
+    """The layer of each box: the length of the longest way to it."""
     depths = dict.fromkeys([box.task_id for box in boxes], 0)
     graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
     with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
@@ -10414,17 +10412,16 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
 
 
 def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
-    """A box for each task."""
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
-        tries = f"try {line.tries}" * (line.tries > 1)
-        more = (_seconds_text(line.seconds), tries) if len(members) == 1 else ()
-        said = filter(None, (_spaced(line.state) or "no state", *more))
+        said = [_spaced(line.state) or "no state"]
+        if len(members) == 1:
+            said += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
         prefix = f"{first.task_group_id}." if first.task_group_id else ""
-        text = [line.label, " - ".join(said)]
+        lines = [line.label, " - ".join(filter(None, said))]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
-        boxes.append(_Box(first.task_id, text, line.style, upstream, prefix))
+        boxes.append(_Box(first.task_id, lines, line.style, upstream, prefix))
     return boxes
 
 
@@ -10432,10 +10429,10 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
-        start = round(1000 * began)
+        start = round(1000 * began)  # milliseconds, as `dateFormat x` says; so is `length`
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
         text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
-        # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
+        # The first letter is a code, so that no name is a word of Mermaid's, as `section` is.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         bars.append((start, end, f"{name} :{_STYLES[line.style].tag}"))
     if not bars:
@@ -10448,7 +10445,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
 
 
 def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, float]]:
-    """What ran, and the waits for a retry, with the Unix time at which each began, in its order."""
+    """What ran, and the waits for a retry, sorted by the Unix time at which each began."""
     lines = []
     for members in _by_task(ti for ti in attempts if ti.start_date):
         if len({ti.map_index for ti in members}) >= fold:
@@ -10458,7 +10455,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
             line = _line_of([ti])
             if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
                 wait = _Line(f"{line.label} waits", "", "none", 0, before.end_date, line.start)
-                lines += [wait] if (wait.seconds or 0) > 0.05 else []
+                lines += [wait] if (wait.seconds or 0) > 0.05 else []  # shorter: not seen
             lines.append(line)
     for line in lines:
         line.label += f" try {line.tries}" if line.tries > 1 else ""
@@ -10476,7 +10473,7 @@ def _live_url(diagram: str) -> str:
 
 # --- Showing: text --------------------------------------------------------------------------------
 
-_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
+_LINE_SHOWN = 300  # characters of each line, where only the last lines of an output are shown
 # Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
@@ -10485,7 +10482,7 @@ def _clean(text: object) -> str:
     """Text for a terminal: control characters, which could steer it, as visible escapes."""
     text = str(text)
     odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
-    if odd:  # else it is a walk for nothing
+    if odd:  # mostly there are none, and translate() would walk the whole text for nothing
         return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
     return text
 
@@ -10503,8 +10500,7 @@ def _markdown(text: object) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns that line up, made safe for a terminal; with colours for states. On a terminal a
-    line is cut to its width, so that it stays one."""
+    """Columns that line up, made safe for a terminal, states in colour, rows cut to its width."""
     color, columns = _may_color(sys.stdout), sys.maxsize
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
@@ -10512,7 +10508,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [list(heads), *([re.sub(r"[\n\t]", " ", _clean(cell)) for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
-    if not fits:  # a long name is cut itself, so that the state, the try and the start stay
+    if not fits:  # names are cut first: the state, the try and the start take some 24 columns
         for row in cells:
             row[0] = _shortened(row[0], max(columns - 24, 12))
         widths[0] = max(_width(row[0]) for row in cells)
@@ -10545,7 +10541,7 @@ def _seconds_text(seconds: float | None) -> str:
         return "<1 ms"
     if seconds < 0.095:
         return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:
+    if seconds < 9.95:  # else it would read `10.0 s`
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -10554,7 +10550,7 @@ def _seconds_text(seconds: float | None) -> str:
 
 
 def _when(moment: _datetime.datetime | None) -> str:
-    """A time for people: the day only if it is not today."""
+    """A local time for people: 17:09:04 if it is today, else the day, and no seconds."""
     text = _local_time(moment)
     today = text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ")
     return text[11:] if today else text[:-3]
@@ -10571,8 +10567,8 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 
 def _printed(text: str) -> str:
-    """Output as it was last seen: a line that carriage returns began anew, a progress bar's say,
-    is what stands behind the last of them."""
+    """Output as a terminal shows it in the end: of a line that carriage returns began anew, say
+    a progress bar's, what stands behind the last of them."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
 
@@ -10584,43 +10580,42 @@ def _tail(text: str, count: int = 10) -> list[str]:
 
 
 def _say(line: str, end: str = "\n") -> None:
-    """A line on standard error; where nobody listens any more, nothing depends on it."""
+    """Write a line to standard error, if it can still be written to: nothing depends on it."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
         sys.stderr.write(f"{line}{end}")
         sys.stderr.flush()
 
 
-def _write(text: str) -> None:
+def _print(text: str) -> None:
     print(text, end="", flush=True)
 
 
 def _typed(*words: str | Path) -> str:
-    """Words as one types them in any folder, and in any shell."""
+    """Words of a command as one types them, a path so that it holds in any folder."""
     return " ".join(_quoted(os.path.abspath(x) if isinstance(x, Path) else x) for x in words)
 
 
 def _quoted(word: str) -> str:
-    """A word of a command; one that can't be shown as it is by the numbers of its bytes, which
-    bash, zsh and ksh take."""
+    """Quote a word of a command. One that can't be shown as it is becomes `$'...'`, with bytes by
+    their octal numbers, which bash, zsh and ksh read."""
     if _clean(word) == word and "\n" not in word:
         return shlex.quote(word)
-    signs = (
+    escaped = (
         chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
         for n in word.encode(errors="surrogateescape")
     )
-    return f"$'{''.join(signs)}'"
+    return f"$'{''.join(escaped)}'"
 
 
 def _command(start: str, *words: str | Path) -> str:
-    """A command to be pasted: of a file made to harm, no part may look like one of its own."""
+    """A command to be pasted: one line, so that no id in a harmful file looks like another one."""
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
 
 def _python() -> str:
-    """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
-    mail."""
+    """The interpreter as one types it: `python3` if that is this one at a terminal, else a path."""
     own, found = sys.executable, shutil.which("python3") or ""
-    # Of two environments over one interpreter, and of two interpreters in one folder, it is one.
+    # Environments may link to one interpreter, and a folder may hold several: both must be equal.
     same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
@@ -10639,37 +10634,33 @@ def _own_command() -> str:
 
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _MOST_TOLD = 10  # failures that are told one by one
-_FEW_TOLD = 3  # reasons that are told of several that are alike
+_FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
 class _Failure:
-    """What is told of a failed task, alike wherever people look, and of those that failed alike."""
+    """What is told of a failed instance and of those that failed alike: the same everywhere."""
 
-    def __init__(
-        self, run: DagRun, instances: list[TaskInstance], alike: list[TaskInstance]
-    ) -> None:
+    def __init__(self, run: DagRun, seen: list[TaskInstance], alike: list[TaskInstance]) -> None:
         ti, *others = alike
         self.ti, self.others = ti, others
-        tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
+        tries = f", try {ti.try_number} of {ti.max_tries + 1}" if ti.max_tries > 0 else ""
         self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
         self.facts = _facts_of(ti.error or "")
         self.output = _own_output(run, ti)
         self.follows = []  # who else failed, what did not run for it
         if others:
-            mixed = len({_last_line(each.error) for each in alike}) > 1
-            said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
+            is_mixed = len({_last_line(each.error) for each in alike}) > 1
+            said = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
-        if left_out := _left_out(ti.task_id, instances):
+        if left_out := _left_out(ti.task_id, seen):
             self.follows.append(f"not run for it: {_few(left_out)}")
         self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run.db_path)
 
 
-def _failures_of(
-    run: DagRun, instances: list[TaskInstance], most: int = _MOST_TOLD
-) -> list[_Failure]:
-    """The first failures of a run. Those of a task for the same reason are told as one, and with
-    its last reason all others."""
+def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
+    """The first failures of a run. Those of a task for the same reason are told as one; once it has
+    `_FEW_TOLD` reasons, the last of these takes in all others."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
     for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # what came first is the cause
@@ -10685,9 +10676,10 @@ def _facts_of(error: str) -> list[str]:
     """What an exception says beside its reason: notes and further lines, the first members of a
     group, its cause; and where it was raised."""
     before, behind = _split_traceback(error)
+    # A line as `+---------------- 1 ----------------` stands above each member of a group.
     notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
-    facts = lines[:2] + ["..."] * (len(lines) > 2)
+    facts = lines if len(lines) <= 2 else [*lines[:2], "..."]
     for n, member in enumerate(members[:2], 1):
         text = re.sub(r"^ *(\| ?|\+-+$)", "", member, flags=re.MULTILINE).strip()
         place = f" ({_place_of(text)})".removesuffix(" ()")
@@ -10722,14 +10714,14 @@ def _left_out(task_id: str, instances: list[TaskInstance]) -> list[str]:
 
 def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
     """What failed in a run, and the commands that show more and that go on, for people."""
-    failures, lines = _failures_of(run, instances), []
+    failures, lines = _failures_of(run, instances, _MOST_TOLD), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
         follows = [f"    {line}" for line in failure.follows]
-        # Left for its output: all but the two commands, and a line that says which run it is.
+        # For its output all is left but the two commands and the line that names the run.
         room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told + follows)
         tail = _tail(failure.output, max(1, room) if len(failures) == 1 else 2)
-        while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:
+        while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:  # indented by 6
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
     lines += _other_trouble(run, instances, failures)
@@ -10738,7 +10730,7 @@ def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
 
 
 def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
-    """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
+    """The command that goes on with a run, by the words before it; empty if none is needed."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
@@ -10747,33 +10739,31 @@ def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
     return {said: _script_command(run, "--resume") or _clean(in_python)}
 
 
-def _other_trouble(
-    run: DagRun, instances: list[TaskInstance], failures: list[_Failure]
-) -> list[str]:
-    """What failed and is not told; what was cut off in the midst of an attempt or before its next;
-    callbacks that failed."""
-    told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
-    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in told]
+def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
+    """What failed beside what is told; what was cut off in the midst of an attempt or before its
+    next; callbacks that failed."""
+    known = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
+    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
     began = _moment(run._row.resumed_date) or run.start_date
     for ti in instances:
-        is_cut = ti.state is _S.SKIPPED and ti._attempt == "failed"
-        if is_cut and began and ti.end_date and ti.end_date >= began:  # not before it was resumed
+        missed_retry = ti.state is _S.SKIPPED and ti._attempt == "failed"
+        if missed_retry and began and ti.end_date and ti.end_date >= began:  # since the last resume
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
-    lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
+    lines = [f"failed, too: {_few(rest)}"] if rest else []
+    lines += [f"cut off: {_few(cut)}"] if cut else []
     return lines + _failed_callbacks(run)
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    texts = [row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD)]
-    found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
-    failed = [*dict.fromkeys(found)]  # a DAG's callback, which came last, first
-    more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _FEW_TOLD)
-    return [*failed[:_FEW_TOLD], *more]
+    text = "\n".join(row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD))
+    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text, re.MULTILINE))]  # the last first
+    more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
+    return failed[:_FEW_TOLD] + more
 
 
 def _script_command(run: DagRun, *options: str) -> str:
-    """How the file of a run's DAG is started with options for this run, if it has one."""
+    """The command that starts a run's script with options for this run; empty if there is none."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
     start = run._row.command
     if not start and os.path.isfile(file):
@@ -10832,11 +10822,11 @@ _CSS += "".join(
 
 
 class _Html(str):
-    """Text that is HTML already: all other is escaped where it is put into HTML."""
+    """Text that is HTML already. All other text is escaped when it is put into an element."""
 
 
 def _html(tag: str, *inside: object, **attributes: object) -> _Html:
-    """An element, its attributes written as `class_` and `stroke_width`."""
+    """An element; its attributes are named as `class_` and `stroke_width`."""
     words = [tag]
     for name, value in attributes.items():
         name = name.rstrip("_").replace("_", "-")
@@ -10873,15 +10863,14 @@ def _and_more(count: int) -> list[_Html]:
     return [_html("p", f"and {count} more")] if count > 0 else []
 
 
-_Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
+_Knot = str | tuple[str, int]  # a box's task_id; or where an edge from it passes the n-th layer
 _Link = tuple[_Knot, _Knot]
-_BOX_SIZE = 190, 42  # pixels
-_BOX_GAPS = 50, 14  # between boxes of two layers, and of one
-_NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
-_MOST_DRAWN = 200  # boxes and bars, beyond which they are folded or left out
-_PAGE_ROWS = 500  # of a table
+_BOX_SIZE = 190, 42  # pixels, as all that follow
+_BOX_GAPS = 50, 14  # from layer to layer, and in a layer
+_TIMELINE = 230, 760, 20  # the width of its names and of its bars, the height of a row
+_MOST_DRAWN = 200  # boxes, beyond which they are folded, and bars, beyond which they are left out
+_PAGE_ROWS, _PAGE_CELLS = 500, 10_000  # of a table, and of a grid
 _MOST_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
-_PAGE_CELLS = 10_000  # of a grid
 
 
 def _svg_graph(boxes: Sequence[_Box]) -> _Html:
@@ -10916,11 +10905,11 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
 
 
 def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
-    """Of more than can be seen, one for those of a depth and a state."""
+    """The boxes; of more than can be seen, one for all of a state and of about the same depth."""
     if len(boxes) <= _MOST_DRAWN:
         return boxes
     depths, alike = _depths(boxes), collections.defaultdict[tuple[int, str], list[_Box]](list)
-    step = 1 + max(depths.values()) // 20
+    step = 1 + max(depths.values()) // 20  # to some 20 layers
     kinds = {box.task_id: (depths[box.task_id] // step, box.style) for box in boxes}
     for box in boxes:
         alike[kinds[box.task_id]].append(box)
@@ -10948,20 +10937,22 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 
 
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
-    """Order each layer so that few edges cross: in two sweeps down and up each knot goes near to
-    the mean of its neighbours, apart from those beside it. Gives the place of each."""
-    above, below, alone = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
+    """Order each layer so that few edges cross, and give the place of each knot: swept down and up
+    twice, it goes near to the mean of its neighbours, apart from those beside it."""
+    above, below, empty = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
     for a, b in links:
         above[b].append(a)
         below[a].append(b)
     places = dict.fromkeys(itertools.chain(*layers), 0.0)
-    for near, sweep in ((alone, layers), *((above, layers), (below, layers[::-1])) * 2):
+    down, up = (above, layers), (below, layers[::-1])
+    for near, sweep in ((empty, layers), down, up, down, up):  # the first only sets them apart
         for layer in sweep:
             others = {knot: [places[x] for x in near.get(knot, [knot])] for knot in layer}
             wanted = {knot: sum(ys) / len(ys) for knot, ys in others.items()}
             layer.sort(key=wanted.__getitem__)
             low = -math.inf
             for knot in layer:
+                # A box takes its height and a gap, an edge that passes half of that.
                 half = (_BOX_SIZE[1] + _BOX_GAPS[1]) / (4 if isinstance(knot, tuple) else 2)
                 places[knot] = max(wanted[knot], low + half)
                 low = places[knot] + half
@@ -10977,27 +10968,28 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         return _html("p", "nothing has started", class_="soft")
     _, first = bars[0]
     length = max(0.001, *(began - first + (line.seconds or 0) for line, began in bars))
-    scale, bottom, parts = _SPAN / length, _ROW * (len(bars[:_MOST_DRAWN]) + 1), []
-    for n in range(5):
-        x = _NAMES + _SPAN * n // 4
-        parts.append(_html("path", d=f"M{x} {_ROW}V{bottom}", stroke_dasharray="2 4"))
+    names, span, row = _TIMELINE
+    scale, bottom, parts = span / length, row * (len(bars[:_MOST_DRAWN]) + 1), []
+    for n in range(5):  # lines behind the bars, at each quarter
+        x = names + span * n // 4
+        parts.append(_html("path", d=f"M{x} {row}V{bottom}", stroke_dasharray="2 4"))
         parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
     for n, (line, began) in enumerate(bars[:_MOST_DRAWN], 1):
-        took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
-        left = round(_NAMES + scale * (began - first), 1)
+        took, high = _seconds_text(line.seconds), 4 if line.style == "none" else row - 6
+        left = round(names + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
-        place = {"x": left, "y": n * _ROW + (_ROW - high) // 2, "width": width, "height": high}
+        place = {"x": left, "y": n * row + (row - high) // 2, "width": width, "height": high}
         said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
         title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
-        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * _ROW + 14))
-        parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
-    svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
+        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * row + 14))
+        parts.append(_html("text", took, x=left + width + 4, y=n * row + 14))
+    svg = _html("svg", *parts, width=names + span + 80, height=bottom + 4)
     return _html("div", svg, *_and_more(len(bars) - _MOST_DRAWN), class_="wide")
 
 
 def _run_page(run: DagRun) -> str:
-    """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
+    """A page of a run: facts, failures, its graph, its timeline, its tasks, its values."""
     instances, values = _seen_instances(run), run._look(_select_xcoms)
     rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
     shown = _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows[:_PAGE_ROWS])
@@ -11015,7 +11007,7 @@ def _run_page(run: DagRun) -> str:
 
 
 def _run_style(run: DagRun) -> str:
-    return "interrupted" if _run_state(run) != run.state else run.state.value
+    return "interrupted" if run._owner_died else run.state.value
 
 
 def _run_chip(run: DagRun) -> _Html:
@@ -11023,7 +11015,7 @@ def _run_chip(run: DagRun) -> _Html:
 
 
 def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
-    """What is to be said of a run before its tasks: what it was, and what failed."""
+    """The head of what is said of a run: what it was, and what failed, `most` of it told."""
     facts = {
         "run": run.run_id,
         "began": _local_time(run.start_date),
@@ -11041,12 +11033,12 @@ def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]
 
 
 def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
-    """What failed, told as everywhere, with tracebacks and output folded away."""
+    """What failed, told as in a report, with tracebacks and output folded away."""
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti)]
-        told += _output_of(run, failure.ti)[1:]  # whose name stands above
+        told += _output_of(run, failure.ti)[1:]  # without its name, which stands above
         trace = _shown(_said_once(failure.ti.error or ""), 4000, str)
         told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
@@ -11066,7 +11058,7 @@ def _output_of(run: DagRun, ti: TaskInstance) -> list[_Html]:
 
 def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
-    # Of very many, those that went well can be missed.
+    # Of very many, those that went well are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
     rows = []
     for line in lines:
@@ -11078,8 +11070,8 @@ def _task_table(instances: list[TaskInstance]) -> _Html:
 
 
 def _dag_page(dag: Dag) -> str:
-    """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
-    duration, and a row for each task; then what is to be said of each run."""
+    """A DAG's page: a grid with a column for each of its last runs, the newest first, below a bar
+    of its duration, and a row for each task; then the facts and failures of each run."""
     runs = dag.runs(limit=_MOST_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
@@ -11089,7 +11081,7 @@ def _dag_page(dag: Dag) -> str:
         high = 4 + round(60 * ((run.duration or 0) / longest))
         bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
-        instances = _seen_instances(run)  # of one run at a time: they may be many
+        instances = _seen_instances(run)  # of one run at a time, to save memory
         for members in _by_task(instances):
             cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
@@ -11124,7 +11116,7 @@ def _file_page(path: Path) -> str:
         runs = _read_runs(path, found["dag_id"], limit=20)
         last = [_chip(_run_style(run), "", title=_local_time(run.start_date)) for run in runs]
         row = [found["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
-        for newest in runs[:1]:
+        if newest := next(iter(runs), None):
             took = _seconds_text(newest.duration)
             row[2:] = [_run_chip(newest), _local_time(newest.start_date), took]
             if parts := _failure_sections(newest, _seen_instances(newest), _FEW_TOLD):
@@ -11135,7 +11127,6 @@ def _file_page(path: Path) -> str:
 
 
 def _notebook(*parts: _Html) -> str:
-    """What a notebook shows of an object."""
     return _html("div", _Html(f"<style>{_CSS}</style>"), *parts, class_="liteflow")
 
 
@@ -11159,7 +11150,7 @@ def _may_redraw(stream: Any) -> bool:
 
 
 def _may_color(stream: Any) -> bool:
-    """Whether colours are wanted there (the order is CPython's own)."""
+    """Whether colours are wanted there; NO_COLOR counts more than FORCE_COLOR, as in CPython."""
     wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
     return bool(wanted) and not os.environ.get("NO_COLOR")
 
@@ -11170,13 +11161,14 @@ def _paint(text: str, state: str | None) -> str:
 
 
 def _fit(text: str, width: int, color: bool) -> str:
-    """A line cut to a width in columns, of which colours, if they may stay, take none."""
+    """A line cut to a width in columns; its codes for colours take none, and stay if `color`."""
     found = ""
     for part in re.findall("\x1b.*?m|.", text):
-        if part[0] != "\x1b":
-            width -= _width(part)
-        if color if part[0] == "\x1b" else width >= 0:
-            found += part
+        if part[0] == "\x1b":
+            found += part if color else ""
+            continue
+        width -= _width(part)
+        found += part if width >= 0 else ""
     return found
 
 
@@ -11185,18 +11177,18 @@ def _fit(text: str, width: int, color: bool) -> str:
 _Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
-def _status_lines(now: _Snapshot, width: int, rows: int) -> list[str]:
+def _status_lines(snapshot: _Snapshot, width: int, rows: int) -> list[str]:
     """A bar, the counts, and what runs for how long, in at most so many rows."""
-    counts, running, seconds = now
+    counts, running, seconds = snapshot
     total = sum(counts.values())
     ended = sum(counts.get(state.value, 0) for state in _ENDED)
-    size = max(10, min(40, width - 40))
+    size = max(10, min(40, width - 40))  # of the bar; some 40 columns are for the text behind it
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
     lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(seconds)}"]
     lines.append(_counts_text(counts, "to come", color=True))
-    longest = sorted(running, key=lambda x: -x[1])
-    room = max(1, min(rows - 3, 8))
+    longest = sorted(running, key=operator.itemgetter(1), reverse=True)
+    room = max(1, min(rows - 3, 8))  # below the two lines, above the cursor's
     shown = longest if len(longest) <= room else longest[: room - 1]
     lines += [f"  {_paint(_clean(x), 'running')}  {_seconds_text(n)}" for x, n in shown]
     lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
@@ -11209,34 +11201,33 @@ class _LogLines:
 
     def __init__(self, prefix: str, raw: bool = False) -> None:
         self.head, self._prefix, self._raw = "", prefix, raw
-        self._of: str | None = None  # whose was the last
-        self._ended = True  # whether its line was
+        self._last_label: str | None = None  # of the last output
+        self._ended = True  # whether its last line was ended
 
     def add(self, label: str, text: str) -> None:
-        """Show some more of a task's output."""
         label, text = _clean(label), text if self._raw else _printed(text)
-        if label != self._of:
+        if label != self._last_label:
             self.end()
-            _write(self.head.format(label))
-        self._of = label
+            _print(self.head.format(label))
+        self._last_label = label
         if text:
             prefix = self._prefix.format(label)
-            _write((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
+            _print((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
             self._ended = text.endswith("\n")
 
     def end(self) -> None:
-        """End a line that has no end."""
-        _write("" if self._ended else "\n")
+        """End the last line, if its output did not."""
+        _print("" if self._ended else "\n")
         self._ended = True
 
 
 class _Report:
-    """Tells what happens in a run: to the `liteflow` logger always; to `progress`, or if that is
-    True on standard error, on a terminal with a status below the lines. With `logs`, what tasks
-    print goes to standard output."""
+    """Tells what happens in a run: always to the `liteflow` logger, and to `progress`. If that is
+    True, it tells on standard error, on a terminal with a status below the lines. With `logs`, what
+    tasks print goes to standard output."""
 
     def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
-        self._say = _say if progress is True else progress or str  # str: for nobody
+        self._say = _say if progress is True else progress or str  # str: a call without effect
         self._color = progress is True and _may_color(sys.stderr)
         self._logs = _LogLines("{} | ") if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
@@ -11247,20 +11238,19 @@ class _Report:
         self._began = time.monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
-        self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
-        self._whose = ""  # a service's log tells of many runs at once
+        self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
+        self._whose = ""  # names the run, as a service's log tells of many at once
         self._slowest: list[tuple[float, str]] = []
 
     def tell(self, line: str, state: str | None = None) -> None:
-        """One line for people."""
         line = _clean(line)
         self.clear()
-        self.output("", "")
+        self.output()
         _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
         self._say(_paint(line, state) if self._color else line)
 
-    def output(self, label: str, text: str) -> None:
-        """What a task printed; nothing ends a line that has no end."""
+    def output(self, label: str = "", text: str = "") -> None:
+        """Show what a task printed; without arguments, end the line that it left open."""
         if self._logs is not None:
             if text:
                 self.clear()
@@ -11275,12 +11265,12 @@ class _Report:
         columns, rows = 80, 24
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        width = max(columns or 80, 20)  # 0: it does not tell
-        self.output("", "")
+        width = max(columns or 80, 20)  # 0: the terminal does not tell
+        self.output()
         lines = _status_lines((snapshot or self._snapshot)(), width, max(rows or 24, 5))
         self._put([_fit(line, width - 1, self._color) for line in lines])
         now = time.monotonic()
-        self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
+        self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
 
     def clear(self) -> None:
         """Take the status away, so that lines can be written where it was."""
@@ -11292,14 +11282,13 @@ class _Report:
         """Draw these lines in place of those that were drawn before."""
         text = "".join(f"{line}\n" for line in lines)
         if self._drawn:
-            # Line by line: terminals that save what is cleared as a whole would fill with it.
+            # Line by line: some terminals keep what is cleared as a whole, and would fill with it.
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
         self._drawn = len(lines)
         _say(text, end="")
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
-        """The run starts."""
         self._plan, self._began = plan, time.monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
@@ -11307,13 +11296,13 @@ class _Report:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
-        """An instance's state changed; told with the turn's `committed`. `took`: seconds, or 0."""
+        """An instance's state changed, which `committed` tells; `took`: seconds, 0 if not known."""
         if not self._listens:
             return
         state = instance.state
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label]
         said.append(state.value if state is not None else "interrupted")
-        said += [f"try {instance.try_number}"] * (instance.try_number > 1)
+        said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
@@ -11349,7 +11338,6 @@ class _Report:
         return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:
-        """The run ended: a summary."""
         if not self._listens:
             return
         why = f" ({run.reason})" if run.reason else ""
@@ -11358,7 +11346,8 @@ class _Report:
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
-        if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
+        longest = self._slowest[::-1]  # seconds and labels
+        if slowest := [f"{label} {_seconds_text(n)}" for n, label in longest if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 
@@ -11491,7 +11480,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         for slip in _slips_in(dag):
             _say(_clean(f"note: {slip}"))
-        _write(graph := _draw(_dag_boxes(dag)))
+        _print(graph := _draw(_dag_boxes(dag)))
         _tell_if_large(graph)
         return 0
     if options.quiet and options.logs:
@@ -11613,7 +11602,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
 
 
 def _cmd_scaffold(options: argparse.Namespace) -> None:
-    _write(_SCAFFOLD.replace("from liteflow", f"from {__name__}"))
+    _print(_SCAFFOLD.replace("from liteflow", f"from {__name__}"))
 
 
 # --- Command line: looking ------------------------------------------------------------------------
@@ -11680,7 +11669,7 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
     """Write what was made to the file of `--output`, if there is one."""
     output = options.output
     if output is None:
-        return _write(text)
+        return _print(text)
     if os.path.realpath(output) == os.path.realpath(options.db):
         raise _UsageError(f"{output} is the database: name another file")
     with _writing(output) as coming:
