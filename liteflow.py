@@ -11390,15 +11390,15 @@ if __name__ == "__main__":
 
 
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
-    """Run a command; what went wrong is one sentence on standard error and an exit code. What it
-    returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
+    """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
+    function that it returns is called last, and may raise: a debugger is to see that."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     why = ""
     try:
         found = act()
-    except OSError as error:  # a broken pipe: the reader of our output has seen enough
+    except OSError as error:  # nothing is said of a broken pipe: its reader has seen enough
         why = "" if isinstance(error, BrokenPipeError) else str(error)
     except KeyboardInterrupt:
         found = 130
@@ -11419,7 +11419,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
             why = f"the output can't be written: {error.strerror}"
     if why:
         _say(f"liteflow: error: {why}")
-    return found() if callable(found) else found or int(bool(why))
+        found = found or 1
+    return found() if callable(found) else found
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -11428,17 +11429,18 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
-    if spec is not None and spec.origin == sys.argv[0]:  # no folder, archive, or script's profiler
+    if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
-    if argv is not None and sys.argv[(own := len(sys.argv) - len(argv)) :] == [*argv]:
-        command = f"{command} {_typed(*sys.argv[1:own])}".strip()  # a program's subcommand
+    own = len(sys.argv) - len(argv or ())
+    if argv is not None and sys.argv[own:] == [*argv]:  # what is before it is a subcommand's name
+        command = f"{command} {_typed(*sys.argv[1:own])}".strip()
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
-    """Run the DAG, or with --task give what runs one task of a recorded run, here, with its
-    recorded inputs; `command` is how the same is started again, in this folder."""
+    """Run the DAG, or with --task return what runs one task of a recorded run in this process with
+    its recorded inputs; `command` starts the same program again, from this folder."""
     if options.task is None:
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
             command = command and f"cd {_typed(Path.cwd())} && {command}"
@@ -11452,7 +11454,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
 
 
 def _debug(execution: _Execution) -> int:
-    """Run one task."""
+    """Run one task, and print what it gave; what else it raises passes."""
     label = _label_of(execution.task_id, execution.map_index)
     if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
@@ -11468,7 +11470,7 @@ def _debug(execution: _Execution) -> int:
 
 
 def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
-    """Refuse options that would be ignored."""
+    """Refuse all options but those `known`, since they would be ignored."""
     for name, value in vars(options).items():
         if value not in (None, False, []) and name not in (*known, "db", "file", "dag", "command"):
             raise _UsageError(f"{why}: it can't be combined with --{name.replace('_', '-')}")
@@ -11489,9 +11491,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         given = {name: _given(dag, name, text) for name, text in options.param}
         options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
-    # What has no stream shows it by other means: Rich's handler, or one that hands on to Loguru.
+    # A handler without a stream shows it, too: Rich's, or one that hands on to Loguru.
     shown = [getattr(handler, "stream", sys.stderr) for handler in _log().root.handlers]
-    if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
+    if sys.stderr in shown or sys.stdout in shown:  # else all would be said twice
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
@@ -11528,16 +11530,16 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 
 def _given(dag: Dag, name: str, text: str) -> Any:
-    """A param's value as it was typed: JSON, or text where it is none, or where one is wanted."""
+    """The value of a --param: read as JSON, or the text itself if it is none, or one is wanted."""
     declared = [dict(x) for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
     params = [x[name] if isinstance(x[name], Param) else Param(x[name]) for x in declared]
     kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        for x in params:  # `False`, or `no`, would be true
-            if not x.schema and isinstance(x.default, (bool, int, float, list, dict)):
-                like = f"JSON, as its default {json.dumps(x.default)} is, found {_shown(text)}"
+        for param in params:  # the text `no`, or `False`, would count as true
+            if not param.schema and isinstance(param.default, (bool, int, float, list, dict)):
+                like = f"JSON, as its default {json.dumps(param.default)} is, found {_shown(text)}"
                 raise _UsageError(f"--param {name}: the value must be {like}") from None
         return text
     wants_text = [kind and _is_of_type("", kind) and not _is_of_type(value, kind) for kind in kinds]
@@ -11557,8 +11559,8 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
-    """A slip of the pen in --conf or --pool changes what runs. A DAG without params takes any
-    conf, as in Airflow; so does `Dag.run`."""
+    """Refuse unknown names in --conf and --pool: a slip of the pen would change what runs. A DAG
+    without params takes any conf, as in Airflow; so does `Dag.run`."""
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
     conf = options.conf if params else None
@@ -11569,7 +11571,7 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
 
 
 def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
-    """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
+    """Run a DAG of a file, loaded as a worker loads a script: nothing below its main guard runs."""
     path = Path(options.file).absolute()
     if not os.path.isfile(path):
         is_folder = os.path.isdir(path)
@@ -11595,7 +11597,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     if options.dag is None and len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
-    # Inside a package it is a module of the program, which the file may import.
+    # In a package this module goes by its full name, by which the file may import it, too.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
     chosen, which = found[options.dag or next(iter(found))], filter(None, [options.dag])
     return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
@@ -11622,7 +11624,7 @@ def _print_json(document: object) -> None:
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
-    """What `--json` prints of a run, a task instance or a row: its attributes of these names."""
+    """What `--json` prints of a run, a task instance or a row: the attributes that are named."""
     return {**{name: getattr(of, name) for name in names.split()}, **more}
 
 
@@ -11660,13 +11662,13 @@ def _tell_if_large(diagram: str) -> None:
 
 
 def _tell(options: argparse.Namespace, line: str) -> None:
-    """What has been done: cron would mail it."""
+    """Say what has been done, but not with --quiet: cron would mail it."""
     if not options.quiet:
         _say(line)
 
 
 def _write_output(text: str, options: argparse.Namespace) -> None:
-    """Write what was made to the file of `--output`, if there is one."""
+    """Write a text to the file that --output names, else to standard output."""
     output = options.output
     if output is None:
         return _print(text)
@@ -11679,9 +11681,9 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
-    """A file that takes the target's place once it is whole: others read it as it was, or so. A
-    pipe or a device stays what it is; a link is followed where the system follows it."""
-    real = Path(os.path.realpath(target))  # of a link in a circle, itself
+    """A path to write to; that file takes the target's place once it is whole, so that others read
+    the old one or the new one. A pipe or a device is written to itself; a link is followed."""
+    real = Path(os.path.realpath(target))  # a link in a circle is its own target
     coming = Path(f"{real}.{os.urandom(4).hex()}")
     try:
         if target.exists() and not target.is_file():
@@ -11760,15 +11762,15 @@ def _cmd_list(options: argparse.Namespace) -> int:
     return int(options.check and bool(dags))
 
 
-def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | None) -> str | None:
-    """Why a DAG is in trouble: its newest run is no success, or its last success is too old. Of a
-    run that is under way nothing is known yet: the one before it counts."""
+def _trouble_of(path: Path, dag: Mapping[str, Any], since: _datetime.datetime | None) -> str | None:
+    """Why a DAG is in trouble, or None: its newest run is no success, or none was one `since` then.
+    Of a run that is under way nothing is known yet: the one before it counts."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
     ended = next((run for run in runs if not run.owner_alive), None)
     if ended is not None and ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
     success = _moment(dag["last_success"])
-    if least is None or (success is not None and success >= least):
+    if since is None or (success is not None and success >= since):
         return None
     return "no run is known to have succeeded" if success is None else "the last success is too old"
 
@@ -11777,42 +11779,44 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows = [], []
     most = _MOST_RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    # A run that reads `running`, and nobody works on, has failed.
-    unsure = state in ("failed", "running")
-    asked = {"maybe": state} if unsure else {"state": state, "limit": most + 1}
+    # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
+    is_unsure = state in ("failed", "running")
+    asked = {"maybe": state} if is_unsure else {"state": state, "limit": most + 1}
     runs = _read_runs(options.db, options.dag, since=since, **asked)
-    states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
+    states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
-    known = functools.cache(
-        lambda of: "\n".join(r for _, r in _read(options.db, _select_run_ids, of))
+    ids_of = functools.cache(
+        lambda dag_id: "\n".join(r for _, r in _read(options.db, _select_run_ids, dag_id))
     )
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
         failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
-        name, took = _short_name(run, known), _seconds_text(run.duration)
+        name, took = _short_name(run, ids_of), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
-    heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
-    _print_json(documents) if options.json else print(_table(heads, rows))
+    if options.json:
+        _print_json(documents)
+    else:
+        print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows))
     if options.limit is None and len(runs) > most:
         _say(f"these are the {most} newest: --limit N shows more")
 
 
-def _short_name(run: DagRun, known: Callable[[str], str]) -> str:
-    """A run's name; on a terminal what is unique of it, if it was made of a time. `known` gives the
-    ids of a DAG's runs."""
+def _short_name(run: DagRun, ids_of: Callable[[str], str]) -> str:
+    """A run's name; on a terminal the microseconds of a made one, if no other id of its DAG has
+    them. `ids_of` gives the ids of a DAG's runs, a line each."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
     if made is None or not _may_redraw(sys.stdout):
         return run._name
-    return f"{run.dag_id}/{made[1]}" if known(run.dag_id).count(made[1]) == 1 else run._name
+    return f"{run.dag_id}/{made[1]}" if ids_of(run.dag_id).count(made[1]) == 1 else run._name
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
     run = _chosen_run(options.db, options.run)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
-    if options.task is not None:  # said at once, not when the run has ended
+    if options.task is not None:  # raises at once, not when the run has ended
         run._instances_of(options.task.partition("[")[0])
     if options.follow:
         _follow(run)
@@ -11845,16 +11849,17 @@ def _follow(run: DagRun) -> None:
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     instances = _seen_instances(run)
-    if options.state is not None:
-        none = options.state == "none"
-        instances = [ti for ti in instances if ti._word == options.state or (none and not ti.state)]
+    if options.state == "none":
+        instances = [ti for ti in instances if ti.state is None]
+    elif options.state is not None:
+        instances = [ti for ti in instances if ti._word == options.state]
     if options.json:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         return _print_json({**_run_document(run), "task_instances": found})
     said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
     day, began = run.logical_date, run.start_date
-    if day and began and abs((began - day).total_seconds()) > 60:  # it was given
+    if day and began and abs((began - day).total_seconds()) > 60:  # else it is that of the start
         print(f"logical date: {day}")
     if run.conf:
         print(_clean(f"conf: {json.dumps(run.conf, ensure_ascii=False)}"))
@@ -11907,11 +11912,11 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
-    # Those of one reason once.
+    # Of each reason the first instance that has it.
     errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
     for ti in [*errors.values()][::-1][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
-    for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
+    for ti in instances if len(instances) == 1 else [ti for ti in instances if ti.error][:3]:
         if text := run.log(ti.task_id, ti.map_index):
             count = text.rstrip("\n").count("\n") + 1
             more = f", the last 10 of {count} lines" if count > 10 else ""
@@ -11922,26 +11927,26 @@ def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
 def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, follow = _chosen_run(options.db, options.run), options.follow
-    tries, which = getattr(options, "try"), dict[str, Any]()
+    number, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
-    if tries is not None and not any(
-        x.try_number == tries for x in _seen_instances(run, True, **which)
-    ):
-        raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
-    lines, after, live = _LogLines("{} | " if follow and not which else "", options.raw), 0, True
-    while live:
-        # In this order: what comes before the end is seen after it was looked for.
-        live = follow and run.refresh().owner_alive
-        since = {"after_live" if live else "after": after}
-        parts = run._look(_select_log, tried=tries, **since, **which)
+    attempts = [] if number is None else _seen_instances(run, attempts=True, **which)
+    if number is not None and number not in [ti.try_number for ti in attempts]:
+        raise _UsageError(f"there was no attempt {number} in run {run.run_id!r}")
+    lines = _LogLines("{} | " if follow and not which else "", options.raw)
+    after, is_live = 0, True  # the id of the last part that was read
+    while is_live:
+        # In this order: what is printed before the end is there when the log is read after it.
+        is_live = follow and run.refresh().owner_alive
+        since = {"after_live" if is_live else "after": after}
+        parts = run._look(_select_log, tried=number, **since, **which)
         if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
-        for x in parts:
-            after = max(after, x.id)
-            label = _label_of(x.task_id, x.map_index)
-            lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
-        time.sleep(_POLL if live else 0)
+        for part in parts:
+            after = max(after, part.id)
+            label = _label_of(part.task_id, part.map_index)
+            lines.add(f"{label}, try {part.try_number}" if lines.head else label, part.text)
+        time.sleep(_POLL if is_live else 0)
     lines.end()
     return int(follow and run.state is not DagRunState.SUCCESS)
 
@@ -11961,8 +11966,8 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         if run.refresh().state is DagRunState.FAILED:
             return _say(f"run {run.run_id!r} was queued, and will not begin")
     if not run.owner_alive:
-        dead = run.state is DagRunState.RUNNING
-        why = "its scheduler died; resume it" if dead else f"it is {run.state}"
+        died = run.state is DagRunState.RUNNING
+        why = "its scheduler died; resume it" if died else f"it is {run.state}"
         raise _UsageError(f"run {run.run_id!r} is not running: {why}")
     run._write(lambda store: store.request_stop(run._row.id))
     _say(f"asked run {run.run_id!r} to stop: {run._row.owner_process}")
@@ -11983,7 +11988,7 @@ def _cmd_clear(options: argparse.Namespace) -> None:
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
-    """Delete a run, or with --all a DAG: never what only resembles the name that was given."""
+    """Delete a run, or with --all a DAG; a part of a name is not enough here."""
     if options.all:
         return _forget_dag(options)
     run = _chosen_run(options.db, options.run)
@@ -12010,7 +12015,7 @@ def _forget_dag(options: argparse.Namespace) -> None:
         if sys.stdin is None or not sys.stdin.isatty():
             raise _UsageError(f"delete --all needs --yes to delete {what}")
         _say(f"delete {what}? [y/N] ", end="")
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # nothing: Ctrl-D
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # Ctrl-D gives no line
             return _say("nothing was deleted")
     _prune(options.db, runs, values=False)
     with contextlib.closing(_Store(options.db)) as store:
@@ -12025,7 +12030,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
-    # What waits has not begun, and may be recovered, though its process is gone.
+    # A queued run whose process is gone may still be recovered or resumed.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
@@ -12047,7 +12052,7 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
         act = store.drop_values if values else store.delete_run
         for run in runs:
             change = functools.partial(store.change, run._row.id, run._refuse_changed, act)
-            with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
+            with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone by now
                 _until_unlocked(path, change)
         _until_unlocked(path, store.give_back)
 
@@ -12104,7 +12109,7 @@ $ --from load                  run `load` again, and what hangs on it
 $ --task load                  run `load` alone, here, recording nothing
 $ --graph                      draw it, without running"""
 
-# The commands: what each does, and its arguments.
+# The commands, a block each: its name and what it does, then its arguments and examples.
 _COMMANDS = f"""\
 run: run a DAG of a file
 FILE
@@ -12216,14 +12221,14 @@ def _long_ago(count: str, unit: str) -> _datetime.datetime:
     return _utcnow() - _datetime.timedelta(**{units[unit]: float(count)})
 
 
-# How a value of each kind is written, what reads it (or its groups), and what it must be.
+# How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (r".+(?<!\.py)(?<!\.db)", Path, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
-    # No longer ones: SQLite's numbers have 64 bits.
+    # At most 18 digits: SQLite's numbers have 64 bits.
     "N": (r"\d{1,18}", int, "a whole number, not negative"),
     "NAME=N": (r"(.+)=(\d{1,18})", lambda name, size: (name, int(size)), "NAME=N"),
     "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
@@ -12232,7 +12237,7 @@ _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param":
 
 
 def _argument_value(kind: str, text: str) -> Any:
-    """An argument's value, for argparse."""
+    """The value of an argument of that kind; argparse tells what is wrong with it."""
     form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
     why = ""
     try:
@@ -12265,8 +12270,8 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
 def _parser(
     name: str, text: str, block: str, more: str = "", make: Any = None
 ) -> argparse.ArgumentParser:
-    """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
-    if getattr(sys.stdout, "closed", False):  # by the script; since 3.14 argparse looks at it
+    """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
+    if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
     lines = block.strip().splitlines()
     examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
@@ -12278,32 +12283,30 @@ def _parser(
     for line in lines:
         if not line.startswith("$"):
             _add_argument(parser, line)
-    text = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
-    default = None if make is None else argparse.SUPPRESS  # it may also stand before the command
-    parser.add_argument("--db", metavar="PATH", default=default, help=text)
+    which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
+    default = None if make is None else argparse.SUPPRESS  # keep one given before the command
+    parser.add_argument("--db", metavar="PATH", default=default, help=which)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line, `python3 -m liteflow`; returns the exit code.
-
-    See `--help`. argparse itself ends the process with code 2 on wrong usage.
-    """
+    """The command line, `python3 -m liteflow` (see `--help`), with the process's arguments unless
+    `argv` is given. Returns the exit code; wrong usage raises SystemExit with code 2."""
     _fill_standard_descriptors()
     argv = sys.argv[1:] if argv is None else argv
-    # The command that an installation makes; a copied file has none.
+    # An installation has a command of its own; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
-    more = f"{_EXAMPLES}\n{_EXIT_CODES}"
-    parser = _parser(name, "run DAGs of tasks, and see what ran", "", more)
-    of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
-    parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
+    parser = _parser(name, "run DAGs of tasks, and see what ran", "", f"{_EXAMPLES}\n{_EXIT_CODES}")
+    on = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+    parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({on})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     blocks = [re.split(": |\n", block, maxsplit=2) for block in _COMMANDS.split("\n\n")]
-    # A parser takes half a millisecond: those of commands that are named will do, if any is.
+    # A parser takes half a millisecond: where a command is named, the others' are not needed.
     named = [block for block in blocks if block[0] in argv]
-    if argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]:
-        named = blocks  # it is a slip of the pen
-    for name, text, block in blocks if {"-h", "--help"} & set(argv) else named or blocks:
+    is_slip = argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]
+    if is_slip or not named or {"-h", "--help"} & set(argv):
+        named = blocks  # all are listed
+    for name, text, block in named:
         _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
     options = parser.parse_args(argv)
     if options.command is None:
@@ -12311,7 +12314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def act() -> Any:
-        """Find the database, if the command is not one that may have another or needs none."""
+        """Find the database, unless a script may have its own or none is needed; then act."""
         if options.command not in ("run", "scaffold"):
             options.db = _database_path(options.db, None)
             if getattr(options, "dag", None) is not None:
