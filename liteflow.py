@@ -9984,8 +9984,7 @@ class DagRun:
         """A stored value; of a mapped task, without an index, the list of its values in order.
 
         None if the task returned None, or has not succeeded. It unpickles the value: use it on
-        databases whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is
-        not there, or where the values were deleted.
+        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
@@ -10238,7 +10237,7 @@ class _Style(_Record):
     box: str  # fill, edge and text in a diagram: all three, as the page may be dark
 
 
-_STYLES = {  # the worst state first, but for success
+_STYLES = {  # the worst state first, but for success; `removed` counts least
     "success": _Style("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
     "failed": _Style("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
     "upstream_failed": _Style("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
@@ -10260,7 +10259,7 @@ def _line_of(members: list[TaskInstance]) -> _Line:
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    # What is no more says nothing of the others.
+    # The worst; a removed instance says nothing of the others.
     style = next(word for word in [*[*_STYLES][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
