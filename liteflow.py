@@ -40,20 +40,20 @@ How a run works, and who may do what:
 
         _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
 
-A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed; failed and
-cleared ones, and those whose process died, go on by a resume.
+A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed. A resume goes
+on with a run that failed or was cleared, or whose process died.
 
 States of a task instance (None: not decided yet), and what may follow:
 
     None -> queued | skipped | upstream_failed | removed
-    queued -> running | what it was before (taken back: no worker had taken it)
+    queued -> running | what it was before (withdrawn: no worker had begun it)
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume)
 
-The sections, each of which depends on those above it, but for one-line calls downwards, under
-headings `# --- Name: part ---`: errors and states, building, plan, store, values, worker, runners,
-run, reading back, showing, command line.
+The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
+apart from one-line calls downwards: errors and states, building, plan, store, values, worker,
+runners, run, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ import warnings
 import weakref
 
 if __name__ == "__main__":
-    # Go on under the module's own name, with the code that is here already: a workflow that imports
-    # liteflow gets this same module.
-    # What is no .py file is a link that serves as a command, say: its target can be imported.
+    # Run this code again as the module of its own name, so that a workflow that imports liteflow
+    # gets this same module.
+    # A file that is no .py file is, say, a link that serves as a command: its target is the module.
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name, _ = os.path.splitext(os.path.basename(_own_path))
     _own_name = _own_name if __spec__ is None else __spec__.name
@@ -103,8 +103,8 @@ if __name__ == "__main__":
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
     _code = _own.main()
-    if "__mp_main__" not in sys.modules:  # nobody's code but ours is here, and has ended
-        getattr(gc, "freeze", bool)()  # so that its end, which takes apart all, takes a third
+    if "__mp_main__" not in sys.modules and hasattr(gc, "freeze"):  # no workflow was loaded
+        gc.freeze()  # the exit takes a third of the time when it collects no garbage
     sys.exit(_code)
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar,
 
 
 class _LazyModule:
-    """A module that is imported when it is first used: most processes need few of these."""
+    """A stand-in that imports its module at its first use: most processes need few of these."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -123,7 +123,7 @@ class _LazyModule:
         return getattr(package, attribute)
 
 
-TYPE_CHECKING = False  # but for a type checker
+TYPE_CHECKING = False  # a type checker takes it for true
 if TYPE_CHECKING:
     import argparse
     import asyncio
@@ -225,7 +225,7 @@ class UnmappableXComLengthPushed(AirflowException, ValueError):
 
 
 class TaskAlreadyInTaskGroup(AirflowException):
-    """Airflow's, to be named in an `except`: no task is ever put into a second group here."""
+    """Never raised here (a task can't join a second group): for an `except` written for Airflow."""
 
 
 class AirflowDagCycleException(AirflowException):
@@ -243,7 +243,7 @@ class TaskNotFound(AirflowException):
 class NodeNotFound(TaskNotFound, KeyError):
     """`dag[id]` found neither a task nor a group of this id."""
 
-    __str__ = Exception.__str__
+    __str__ = Exception.__str__  # KeyError's shows the message as a repr
 
 
 class XComNotFound(AirflowException):
@@ -279,7 +279,7 @@ class RunNotFound(AirflowException, LookupError):
 
 
 class AlreadyRunning(AirflowException):
-    """Somebody works on the run, or on one of the DAG that rules it out."""
+    """The run is under way already, or another run of the DAG that rules it out is."""
 
 
 class DagRunAlreadyExists(AirflowException, ValueError):
@@ -295,19 +295,19 @@ class DagRunFailed(AirflowException):
 
 
 class UnreachableTask(AirflowException):
-    """A task's function or argument can't reach a worker process, or none can be started."""
+    """A task's function or argument can't reach a worker process, or no worker can be started."""
 
 
 class _Killed(UnreachableTask):
-    """A worker was killed as it started: by what tells this program to end, too, or for memory."""
+    """A worker was killed at its start: by a signal to this program, too, or for lack of memory."""
 
 
 class _Reschedule(BaseException):
-    """A sensor in mode `reschedule` gives its worker back for so many seconds, its argument."""
+    """A sensor in mode `reschedule` gives its worker back; the argument: for how many seconds."""
 
 
 class _UsageError(AirflowException, ValueError):
-    """A wrong argument: of a command, or of a run, where only the file shows it."""
+    """A wrong argument of a command; or of a run, where only the database shows it to be wrong."""
 
 
 class _Empty(DatabaseError):
@@ -318,9 +318,9 @@ class _Busy(DatabaseError):
     """Somebody else holds the database's write lock; try again."""
 
 
-# Airflow's names; each state's value is its name in small letters.
+# The names are Airflow's; the value of each state is its name in lower case.
 class TaskInstanceState(enum.StrEnum):
-    """States of a task instance; one without a state yet has None."""
+    """States of a task instance; one that has no state yet has None in its place."""
 
     QUEUED, RUNNING, SUCCESS, FAILED, SKIPPED = "queued", "running", "success", "failed", "skipped"
     UPSTREAM_FAILED, UP_FOR_RETRY = "upstream_failed", "up_for_retry"
@@ -362,13 +362,13 @@ _CALLBACK_OF: dict[TaskInstanceState | None, str] = {
 }
 
 # What may follow a state inside a run; `None` is "no state".
-_AGAIN = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
+_AFTER_A_WAIT = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
     None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
     _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
-    _S.UP_FOR_RESCHEDULE: _AGAIN,
-    _S.UP_FOR_RETRY: _AGAIN,
+    _S.UP_FOR_RESCHEDULE: _AFTER_A_WAIT,
+    _S.UP_FOR_RETRY: _AFTER_A_WAIT,
     **{state: {None} for state in _ENDED},
 }
 
@@ -393,7 +393,7 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
 
 
 def _plain(text: str | None, kind: type[T]) -> T:
-    """Stored JSON; an empty value of its kind for what is none of ours."""
+    """What a stored JSON text says; an empty value of the kind if it is no JSON of that kind."""
     try:
         found = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -402,7 +402,7 @@ def _plain(text: str | None, kind: type[T]) -> T:
 
 
 def _moment(text: str | None) -> _datetime.datetime | None:
-    """A stored time; None for what is not there or, in a file that was tampered with, no time."""
+    """A stored time; None for a missing one or, in a file that was tampered with, a wrong one."""
     try:
         return _aware(_datetime.datetime.fromisoformat(text or ""))
     except (ValueError, TypeError, OverflowError):
@@ -420,8 +420,9 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
 
 def _few(names: Iterable[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    first, more = [*itertools.islice(names := iter(names), most)], sum(1 for _ in names)
-    return ", ".join(first) + f" and {more} more" * (more > 0)
+    known = list(names)
+    rest = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + rest
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -445,7 +446,7 @@ class _Record:
 
 _SECOND = _datetime.timedelta(seconds=1)
 
-# What is in Airflow's context, and None in ours.
+# Keys of Airflow's context that are None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
     prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
     templates_dict""".split()
@@ -461,7 +462,7 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raises TypeError, which names it, for an argument that is not among the known ones."""
+    """Raises TypeError, which names it, if an argument is not among the known ones."""
     if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
@@ -492,13 +493,13 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
 
 
 def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
-    """A timedelta or seconds, not negative, nor, unless `zero`, none at all."""
+    """A timedelta or seconds, as a timedelta: more than 0, or, with `zero`, 0 or more."""
     _of_type(_datetime.timedelta, int, float)(what, value)
     try:
         found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
     except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
-        found = -_SECOND
-    if found < 0 * _SECOND or not (found or zero):
+        found = -_SECOND  # refused below
+    if found < 0 * _SECOND or (not zero and not found):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{what} must be {least} and fit a timedelta, found {_shown(value)}")
     return found
@@ -510,7 +511,7 @@ def _backoff(what: str, value: Any) -> float:
 
 
 def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
-    """A check that gives the choice which equals the value; `why`: others are not supported."""
+    """A check that returns the choice equal to the value; `why` ends the message of a refusal."""
 
     def check(what: str, value: Any) -> Any:
         for choice in choices:
@@ -528,15 +529,15 @@ def _capped(what: str, value: Any, least: int | None = None) -> int:
 
 
 class _Params(dict[str, Any]):
-    """Params by name: values that are JSON, or Param objects, each of which is read by its name as
-    its default, like Airflow's."""
+    """Params by name: JSON values or Param objects. As in Airflow, looking one up gives the default
+    of a Param, not the object."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
         return value.resolve() if isinstance(value, Param) else value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The default of the Param, or the value."""
+        """The default of the Param, or the value; `default` if there is none of this name."""
         try:
             return self[name]
         except KeyError:
@@ -562,15 +563,15 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 def _function(what: str, value: Any) -> Any:
     """A plain callable: what the decorators make, called in a worker, would do nothing."""
     if not callable(value) or isinstance(value, (_Partial, _TaskDecorator, _OperatorType)):
-        must = f"{what} must be a plain function, found {_shown(value)}"
+        message = f"{what} must be a plain function, found {_shown(value)}"
         if isinstance(value, _Decorated):
-            must += f": {value.function.__name__}.function is one"
-        raise TypeError(must)
+            message += f": {value.function.__name__}.function is one"
+        raise TypeError(message)
     return value
 
 
-def _called_here(what: str, value: Any) -> Any:
-    """A plain function whose result counts when it returns: one to be awaited would do nothing."""
+def _sync_function(what: str, value: Any) -> Any:
+    """A plain function that is no `async def`: nobody would await what such a one returns."""
     if inspect.iscoroutinefunction(value):
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
@@ -579,12 +580,12 @@ def _called_here(what: str, value: Any) -> Any:
 def _callbacks(what: str, value: Any) -> Any:
     """A callable or a list of them."""
     if not isinstance(value, (list, tuple)):
-        return _called_here(what, value)
-    return [_called_here(what, one) for one in value]
+        return _sync_function(what, value)
+    return [_sync_function(what, one) for one in value]
 
 
 def _remedy(found: object) -> str:
-    """What to do with what stands where a task or a value should."""
+    """Advice for a message: how to make a task or a value of what was found in the place of one."""
     if isinstance(found, _Decorated):
         return f": call it, {found.function.__name__}()"
     if isinstance(found, _Partial):
@@ -611,14 +612,14 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
     return _Setting(default, lambda what, found: default if found is None else check(what, found))
 
 
-_setting: Any = _Setting  # in a class it stands for a value of the setting's type
+_setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
 _is_bool = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _callback = _optional(None, _callbacks)
 _is_path = _of_type(str, os.PathLike)
 _date = _optional(None, lambda what, x: _aware(_of_type(_datetime.datetime)(what, x)))
 _as_given: Any = _Setting(None, lambda what, value: value)
-_none_earlier = _setting(False, _one_of([False], ": not supported, runs are independent"))
+_must_be_false = _setting(False, _one_of([False], ": not supported, runs are independent"))
 
 
 # --- Building: order and groups -------------------------------------------------------------------
@@ -629,7 +630,7 @@ class _Dependency:
 
     __slots__ = ()
 
-    _ends: Callable[[], list[BaseOperator]]  # the tasks that what comes after this waits for
+    _ends: Callable[[], list[BaseOperator]]  # the tasks that must end before what comes after this
 
     def _starts(self) -> list[BaseOperator]:
         """The tasks that have to wait when something comes before this."""
@@ -684,7 +685,7 @@ def _operands(value: Any) -> Sequence[_Dependency]:
 
 
 def _join(before: list[BaseOperator], after: list[BaseOperator], label: str | None = None) -> None:
-    """Make an edge from each task to each; one that is in no DAG joins the other's."""
+    """Make an edge from each of `before` to each of `after`; a task in no DAG joins the other's."""
     for first, then in itertools.product(before, after):
         a, b, dag = first.task_id, then.task_id, first.dag or then.dag
         if dag is None:
@@ -758,8 +759,8 @@ class TaskGroup(_Dependency):
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
-        self._before: list[BaseOperator] = []  # for what comes after a group without work
-        # The groups around this one, outermost first, and itself; and what one is mapped over.
+        self._before: list[BaseOperator] = []  # what follows a group without work waits for these
+        # The groups around this one, outermost first, and itself; what one of them is mapped over.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
         self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
         self._tokens: list[contextvars.Token[TaskGroup | None]] = []
@@ -782,14 +783,15 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last work: what nothing comes after, or, but for a setup, only last teardowns."""
+        """The last work: nothing follows it or (if no setup) only teardowns, one of them last."""
         inside = {t.task_id: t for t in self.children}
 
         def is_last(task: BaseOperator) -> bool:
             after = [inside[x] for x in task._downstream if x in inside]
-            if not task.is_teardown and (task.is_setup or not all(x.is_teardown for x in after)):
+            teardowns = [x for x in after if x.is_teardown]
+            if not task.is_teardown and (task.is_setup or len(teardowns) < len(after)):
                 return not after
-            return not after or any(x.is_teardown and is_last(x) for x in after)
+            return not after or any(map(is_last, teardowns))
 
         return [t for t in self.children if not t.is_teardown and is_last(t)] or self._before
 
@@ -798,7 +800,7 @@ class TaskGroup(_Dependency):
 
 
 _current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", default=None)
-_PLACE = ("dag", "task_group", "default_args")
+_PLACE = ("dag", "task_group", "default_args")  # arguments that say where a task is: no settings
 
 
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
@@ -810,10 +812,10 @@ def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, 
     if group is None and current is not None and dag in (None, current.dag):
         group = current
     if group is not None:
-        its = _of_type(TaskGroup)("task_group", group).dag
-        dag = its if dag is None else dag
-        if its is not dag:
-            raise ValueError(f"{group!r} is of DAG {its.dag_id!r}, not of {dag.dag_id!r}")
+        group_dag = _of_type(TaskGroup)("task_group", group).dag
+        dag = group_dag if dag is None else dag
+        if group_dag is not dag:
+            raise ValueError(f"{group!r} is of DAG {group_dag.dag_id!r}, not of {dag.dag_id!r}")
     defaults = dict(dag.default_args) if dag is not None else {}
     for each in group._path if group is not None else ():
         defaults |= each.default_args
@@ -827,9 +829,9 @@ class _OperatorType(type):
     """Makes an operator: from keywords only, with default_args filled in, and joined to the tasks
     whose results stand in its template fields.
 
-    The settings in a class's body become their defaults, and those of its bases are its own, too.
-    What is left at its default takes no room in an operator: one with 30 attributes of its own
-    costs five times one with 29.
+    A setting in a class's body is replaced by its default; its check is kept, and inherited, in
+    `_known_settings`. An operator has attributes of its own only for what is not at its default:
+    one with 30 of them costs five times one with 29.
     """
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
@@ -842,11 +844,11 @@ class _OperatorType(type):
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
         for name in body.keys() & cls._known_settings.keys() - own.keys():
-            if not hasattr(body[name], "__get__"):  # nor a method, nor a property
+            if not hasattr(body[name], "__get__"):  # a new default, no method or property
                 check = cls._known_settings[name].check
                 setattr(cls, name, check(f"class {cls.__name__}: {name}", body[name]))
 
-    # What help() and notebooks show. A checker reads `__init__`, too, as this says no result.
+    # For help() and notebooks. `__call__` has no return type, so that checkers read `__init__`.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
 
     def __call__(cls: Any, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
@@ -854,18 +856,17 @@ class _OperatorType(type):
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
-        defaults = _surroundings(kwargs)[2]
+        _, _, defaults = _surroundings(kwargs)
         named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
         if "_downstream" not in vars(made):
             raise TypeError(f"{cls.__name__}.__init__ must call super().__init__(**kwargs)")
-        fields = {name: getattr(made, name, None) for name in cls.template_fields}
-        made._take(fields)
+        made._take({name: getattr(made, name, None) for name in cls.template_fields})
         return made
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Many tasks may be made of one function; other callables may have no hash."""
+    """`look`, cached for functions: many tasks may be made of one. Other callables need no hash."""
     known = functools.lru_cache(look)
     return lambda x: known(x) if isinstance(x, types.FunctionType) else look(x)
 
@@ -876,8 +877,7 @@ class _OneTask(_Dependency):
     __slots__ = ()
 
     def as_setup(self) -> Self:
-        """Make the task a setup: what comes after it needs it to succeed. Raises ValueError for a
-        teardown."""
+        """Make the task a setup, which what follows needs. Raises ValueError for a teardown."""
         [task] = self._ends()
         if task.is_teardown:
             raise ValueError(f"task {task.task_id!r} is a teardown: it can't be a setup, too")
@@ -885,9 +885,9 @@ class _OneTask(_Dependency):
         return self
 
     def as_teardown(self, setups: Any = None, on_failure_fail_dagrun: bool | None = None) -> Self:
-        """Make the task a teardown: it runs once its setups have succeeded, whatever the work
-        between did, by a trigger rule of its own; `setups` are set before it. Raises ValueError for
-        a setup."""
+        """Make the task a teardown: it runs after the work between it and its setups, whatever
+        became of that, if one of them succeeded. `setups` are made setups and set before it; with
+        `on_failure_fail_dagrun` its failure fails the run. Raises ValueError for a setup."""
         [task] = self._ends()
         if task.is_setup:
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
@@ -912,8 +912,8 @@ class _OneTask(_Dependency):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Set the work between setups and teardowns, and the inner scope inside the outer one
-        (Airflow's rule: by what has no upstream, or no downstream, at all)."""
+        """Set the block's work between its setups and teardowns, and this scope inside the one
+        around it. As in Airflow, the first work has no upstream at all, the last no downstream."""
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
         setups, teardowns = _around(scope)
@@ -929,7 +929,7 @@ class _OneTask(_Dependency):
             _join(teardowns, outer_teardowns)
 
     def add_task(self, task: Any) -> None:
-        """Inside `with` this setup or teardown: the task, made elsewhere, belongs to it, too."""
+        """Put a task made elsewhere into this scope. Raises AirflowException outside its `with`."""
         [mine] = self._ends()
         if mine not in mine._dag_or_error()._scopes or not mine._takes_more:
             use = "is for use in its `with` block, before any inner one"
@@ -946,7 +946,7 @@ def _around(task: BaseOperator) -> tuple[list[BaseOperator], list[BaseOperator]]
 
 
 def _no_hook(task: BaseOperator, context: Context, result: Any = None) -> None:
-    """What `super().pre_execute(context)` and `super().post_execute(context, result)` do."""
+    """Nothing: the hooks' default, so that a subclass can call `super().pre_execute(context)`."""
 
 
 class BaseOperator(_OneTask, metaclass=_OperatorType):
@@ -963,7 +963,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     DuplicateTaskIdFound if the DAG has a task of this id.
     """
 
-    task_id: str = ""  # until a subclass, which may set others first, calls this `__init__`
+    task_id: str = ""  # until `__init__`: a subclass may set other settings before it calls that
     dag: Dag | None = None
     retries: int = _optional(0, functools.partial(_capped, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
@@ -974,14 +974,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
     do_xcom_push: bool = _setting(True, _is_bool)
     multiple_outputs: bool | None = _optional(None, _is_bool)
-    params: dict[str, Any] = _setting(None, _params)  # so that each task has a dict of its own
+    params: dict[str, Any] = _setting(None, _params)  # None: each task gets a dict of its own
     priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
     pool: str = _optional("default_pool", _of_type(str))
     pool_slots: int = _setting(1, functools.partial(_capped, least=1))
     max_active_tis_per_dag: int | None = _optional(None, _of_type(int, least=1))
     max_active_tis_per_dagrun: int | None = _optional(None, _of_type(int, least=1))
-    depends_on_past = wait_for_downstream = _none_earlier
+    depends_on_past = wait_for_downstream = _must_be_false
     start_date = end_date = _date
     owner: str = _setting("airflow", _of_type(str))
     doc_md: str | None = _optional(None, _of_type(str))
@@ -989,7 +989,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     map_index_template: str | None = _optional(None, _of_type(str))
     on_execute_callback = on_success_callback = on_failure_callback = _callback
     on_retry_callback = on_skipped_callback = _callback
-    pre_execute = post_execute = _optional(_no_hook, _called_here)
+    pre_execute = post_execute = _optional(_no_hook, _sync_function)
     doc = doc_json = doc_yaml = doc_rst = queue = executor = executor_config = _as_given
     run_as_user = resources = ignore_first_depends_on_past = _as_given
     wait_for_past_depends_before_skipping = logger_name = inlets = outlets = _as_given
@@ -1002,10 +1002,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     is_setup = is_teardown = on_failure_fail_dagrun = False
-    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if and skip_if
     task_group: TaskGroup | None = None
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
-    _takes_more: bool
+    _takes_more: bool  # that block may add_task(): no inner one has ended yet
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
@@ -1021,7 +1021,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
-        # As in Airflow, beside tasks, not beside groups; else it is refused.
+        # As in Airflow, an id gets a suffix if a task has it; if a group has it, it is refused.
         if dag is not None and isinstance(self, _FunctionOperator):
             full = dag._free_id(full, dag.task_dict)
         if full != task_id:
@@ -1078,11 +1078,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _take(self, fields: Mapping[Any, Any]) -> None:
         """Set this task after those whose results its fields hold. Raises ValueError for a template
         where there is no Jinja, and for a template's file: they would quietly mean their own text.
-        In a running task they may be results, which are data."""
-        self._join(fields)
+        Inside a running task no text is refused: it may be a result, which is data."""
+        self._wait_for_results(fields)
         if isinstance(self, _FunctionOperator) or _running.get(None) is not None:
             return
-        for name in (None, *self.template_fields):  # None: dicts that have them
+        for name in (None, *self.template_fields):  # None: what expand_kwargs() was given
             for text in _texts_in(fields.get(name)):
                 if text.endswith(tuple(self.template_ext)):
                     why = "names a template's file (template_ext): pass its text"
@@ -1092,9 +1092,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                     continue
                 raise ValueError(f"task {self.task_id!r}: {name} {_shown(text, 60)} {why}")
 
-    def _join(self, value: Any) -> None:
-        """Set this task after those whose results the value holds, or its mapped group is mapped
-        over. Raises TypeError for what stands where a value should."""
+    def _wait_for_results(self, value: Any) -> None:
+        """Set this task after those whose results the value holds, or, for an argument of its
+        mapped group, after those the group is mapped over. Raises TypeError for a task in it."""
         before: list[BaseOperator] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
@@ -1160,9 +1160,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
-        """Runs in the worker process: the operator that does the work, its fields filled in, and
-        what is to be called; a copy, as what `execute` sets is for hooks, callbacks and
-        `map_index_template` alone."""
+        """In the worker process: the operator that does the work, its fields filled in, and the
+        call that does it. The operator is a copy: what `execute` sets on it is for this attempt's
+        hooks, callbacks and `map_index_template` alone."""
         is_mapped = self._in_partial is not None
         made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
         execution.context["task"] = execution.context["ti"].task = made
@@ -1175,7 +1175,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made, lambda: _awaited(made.execute(execution.context))
 
     def _make_instance(self: Any, kwargs: dict[str, Any], execution: _Execution) -> Any:
-        """What an instance of a mapped operator makes of its arguments."""
+        """The operator of one instance of this mapped one, made from the instance's arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
         settings = {**self._in_partial, **kwargs, **place}
@@ -1188,7 +1188,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made
 
     def _follow(self, call: Callable[[], Any], execution: _Execution) -> Any:
-        """What a decorated function stands for in a task of this kind: by itself, its result."""
+        """The task's result: the call's own; but bash runs what it returns, a sensor repeats it."""
         return call()
 
     def __repr__(self) -> str:
@@ -1219,7 +1219,7 @@ def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError: the scheduler needs a task's settings before there are instances."""
+    """Raises ValueError for a setting: the scheduler needs these before there are instances."""
     for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
         raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
 
@@ -1228,7 +1228,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def _leaves(value: Any, keys: bool = True) -> list[Any]:
-    """What stands in a value's lists, tuples, sets and dicts, however deep."""
+    """What a value's lists, tuples, sets and dicts (`keys`: with their keys) hold, at any depth."""
     if isinstance(value, dict):
         value = itertools.chain.from_iterable(value.items()) if keys else value.values()
     elif not isinstance(value, _CONTAINERS):
@@ -1259,7 +1259,7 @@ def _is_template(text: str) -> bool:
     return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
 
 
-_LATE = "__settings__"  # no parameter has this name
+_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 
 
 class _FunctionOperator(BaseOperator):
@@ -1278,12 +1278,12 @@ class _FunctionOperator(BaseOperator):
             self.doc_md = made_of.__doc__
         given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
         if any(given):
-            self._join(given)
+            self._wait_for_results(given)
         if expand is not None:
             self._map_over(expand)
-            self._join(expand.sources)
+            self._wait_for_results(expand.sources)
         text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
-        # Airflow renders it; here a string is what it is. Once is enough: not in each worker, too.
+        # Airflow renders it; here it stays as it is. One warning is enough: workers give none.
         if text is not None and not _importing_in_child():
             passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
             warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
@@ -1304,10 +1304,10 @@ class _FunctionOperator(BaseOperator):
 
 
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
-    """What the function returns, given what its other parameters name in the context."""
+    """Call the function on these arguments and on what its other parameters name in the context."""
     if context:
         parameters = _signature(function).parameters
-        taken = _placed(parameters, args)  # they would be given twice
+        taken = _by_position(parameters, args)  # they would be given twice
         named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
         kwargs = {**named, **kwargs}
     return _awaited(function(*args, **kwargs))
@@ -1315,7 +1315,7 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
 
 def _awaited(result: Any) -> Any:
     """What a function returned; an `async def` is run to its end."""
-    if not hasattr(type(result), "__await__"):  # some have whatever attribute is asked for
+    if not hasattr(type(result), "__await__"):  # its type: some objects have any attribute
         return result
 
     async def awaited() -> Any:
@@ -1334,10 +1334,10 @@ def _fitting(values: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
     return {name: x for name, x in values.items() if takes_any or name in parameters}
 
 
-def _placed(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
-    """The parameters that arguments take by position."""
-    each = [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    return each[: len(args)]
+def _by_position(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
+    """The names of the parameters that these arguments, given by position, fill."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters.values() if p.kind in kinds][: len(args)]
 
 
 @_once_each
@@ -1374,11 +1374,11 @@ class _Known:
             self.note(task_id, index, length)
 
     def note(self, task_id: str, map_index: int, length: int | None) -> None:
-        """An instance has stored a result, be it once more: a setup that a resume took along."""
+        """An instance has stored a result; not its first, if a resume took a setup along."""
         if map_index >= 0:
             indexes = self._mapped[task_id]
             place = bisect.bisect_left(indexes, map_index)
-            if map_index not in indexes[place : place + 1]:
+            if place == len(indexes) or indexes[place] != map_index:
                 indexes.insert(place, map_index)
         elif length is not None:
             self._lists[task_id] = range(length)
@@ -1390,10 +1390,10 @@ class _Known:
 
 
 class _Placeholder:
-    """What stands for a value while the DAG is built, and is none."""
+    """What stands for a value while the DAG is built: the value is known only at run time."""
 
     __slots__ = ()
-    _look_up: Callable[..., tuple[Any, ...]]  # the method of the job that gives it, with arguments
+    _look_up: Callable[..., tuple[Any, ...]]  # the _Execution's method that gives it, its arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, it is the look-up of its value."""
@@ -1429,7 +1429,7 @@ class _Mappable(_Placeholder, _Dependency):
     _sources: tuple[_Mappable, ...]
 
     def __init__(self, how: str, *sources: _Mappable, by: Any = None) -> None:
-        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: cut off)."""
+        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: it cuts off)."""
         for source in sources:
             if not isinstance(source, _Mappable):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
@@ -1441,7 +1441,7 @@ class _Mappable(_Placeholder, _Dependency):
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
-        return _Mappable("map", self, by=_called_here("what map() takes", function))
+        return _Mappable("map", self, by=_sync_function("what map() takes", function))
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
         """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
@@ -1456,7 +1456,7 @@ class _Mappable(_Placeholder, _Dependency):
         return _Mappable("concat", *(self._sources if self._how == "concat" else [self]), *others)
 
     def _parts(self, how: str) -> list[Any]:
-        """Of what this is made of, and itself, those that were made so; "xcom": the results."""
+        """This and all that it is made of, as far as `how` made it; "xcom": the results."""
         parts = [part for source in self._sources for part in source._parts(how)]
         return [*parts, self] if self._how == how else parts
 
@@ -1470,11 +1470,10 @@ class _Mappable(_Placeholder, _Dependency):
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
         """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
         if self._how == "zip":
+            sources = [(source, i < source._count(known)) for source in self._sources]
             return "tuple", [
-                x._element(i, known, functions)
-                if i < x._count(known)
-                else ("value", _dump(self._by))
-                for x in self._sources
+                source._element(i, known, functions) if has_one else ("value", _dump(self._by))
+                for source, has_one in sources
             ]
         for source in self._sources:
             count = source._count(known)
@@ -1561,17 +1560,17 @@ class _ExpandInput:
     def __init__(self, what: str, mapped: Mapping[Any, Any]) -> None:
         if not mapped:
             raise TypeError(f"{what}: expand() takes at least one argument to map over")
-        self.of_group = False  # all tasks of a mapped group have the same one
+        self.of_group = False  # of a mapped group: all its tasks share this object
         self.results = [*_results_in(mapped)]
         for result in self.results:
             if result.key != "return_value":
                 raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
-        # By the arguments' names; by None, what gives dicts of them.
+        # By an argument's name what it is mapped over; by None, what gives dicts of arguments.
         self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
         # The tasks whose results have to be known before there are instances.
         self.source_ids = dict.fromkeys(t.task_id for source in mappables for t in source._ends())
-        # The functions of `map`: in a worker they have the same numbers.
+        # The functions of `map`: a job names one by its index here, in a worker it is the same.
         self.functions = [m._by for source in mappables for m in source._parts("map")]
 
     def count(self, known: _Known) -> int:
@@ -1596,8 +1595,8 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
     if isinstance(source, _Mappable):
         return source
     if name is None:
-        items = source if isinstance(source, (list, tuple)) else [None]
-        if not all(isinstance(item, (Mapping, _Mappable)) for item in items):
+        is_list = isinstance(source, (list, tuple))
+        if not is_list or not all(isinstance(item, (Mapping, _Mappable)) for item in source):
             must = "expand_kwargs() takes a list of dicts or a result"
             raise TypeError(f"{what}: {must}, found {_shown(source)}")
     elif isinstance(source, dict):
@@ -1613,21 +1612,21 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 
 @functools.cache
 def _decorated(kind: type[BaseOperator]) -> Any:
-    """The class of the tasks that `@task.bash` and its kin make: of the operator's settings and
-    ways, around a function."""
-    late = [name for name in kind._known_settings if name in kind.template_fields]
-    names = {"_kind": kind, "template_fields": late, "__doc__": kind.__doc__}
-    return _OperatorType(kind.__name__, (_FunctionOperator, kind), names)
+    """The class of the tasks that `@task.bash` and its kin make: a function's task, with the
+    settings of this kind of operator and what that does with a result (`_follow`)."""
+    fields = [name for name in kind._known_settings if name in kind.template_fields]
+    body = {"_kind": kind, "template_fields": fields, "__doc__": kind.__doc__}
+    return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
 
 
-def _codes(what: str, value: Any) -> Any:
+def _exit_codes(what: str, value: Any) -> Any:
     """Exit codes that mean skipped: an int, several, or None."""
     codes = value if isinstance(value, (list, tuple, set, range)) else (value,)
     return () if value is None else tuple(_of_type(int)(what, code) for code in codes)
 
 
-def _late(*types: type) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types, or a placeholder of what is known later."""
+def _templated(*types: type) -> Callable[[str, Any], Any]:
+    """A check that the value is of one of the types, or a placeholder, as in a template field."""
     of_type = _of_type(*types)
     return lambda what, x: x if isinstance(x, _Placeholder) else of_type(what, x)
 
@@ -1641,16 +1640,16 @@ class BashOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("bash_command", "env", "cwd")
-    env = _optional(None, _late(dict))
-    cwd = _optional(None, _late(str, os.PathLike))
-    output_processor = _optional(None, _called_here)
+    env = _optional(None, _templated(dict))
+    cwd = _optional(None, _templated(str, os.PathLike))
+    output_processor = _optional(None, _sync_function)
     append_env: bool = _setting(False, _is_bool)
-    skip_on_exit_code: Sequence[int] = _setting((99,), _codes)
+    skip_on_exit_code: Sequence[int] = _setting((99,), _exit_codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.bash_command = _late(str)(f"task {self.task_id!r}: bash_command", bash_command)
+        self.bash_command = _templated(str)(f"task {self.task_id!r}: bash_command", bash_command)
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
@@ -1681,17 +1680,17 @@ class BashOperator(BaseOperator):
             process: Any = stack.enter_context(
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
-            stack.callback(process.kill)  # before the wait for it, where the task is told to end
+            stack.callback(process.kill)  # before Popen's own wait, if the task is told to end
             decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
-            line = [""]  # the last one, in pieces: a long one joined at each took for ever
-            # A line that has no end yet, too; and, at its end, what is left of a character.
+            last_line = [""]  # in pieces: to join a long line anew for each takes for ever
+            # The last, empty data lets out what is left of a character.
             for data in itertools.chain(iter(process.stdout.read1, b""), [b""]):
                 if text := decode(data, not data):
-                    print(text, end="", flush=True)
-                    if "\n" in line[-1][-1:] + text[:-1]:
-                        line.clear()
-                    line.append(text[text.rfind("\n", 0, -1) + 1 :])
-            code, last = process.wait(), "".join(line).rstrip()
+                    print(text, end="", flush=True)  # a line without an end, too: a progress bar
+                    if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
+                        last_line.clear()
+                    last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
+            code, last = process.wait(), "".join(last_line).rstrip()
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:
@@ -1738,7 +1737,7 @@ class BaseSensorOperator(BaseOperator):
         raise NotImplementedError(f"{type(self).__name__} defines no poke(self, context)")
 
     def execute(self, context: Context) -> Any:
-        """Poke until it is true."""
+        """Poke until it is true. Raises AirflowSensorTimeout."""
         return self._follow(lambda: _awaited(self.poke(context)), _running_execution())
 
     def _follow(self: Any, call: Callable[[], Any], execution: Any) -> Any:
@@ -1764,7 +1763,7 @@ class BaseSensorOperator(BaseOperator):
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
             if self.exponential_backoff:
-                wait = min(wait * 2.0 ** min(number, 60), timeout)
+                wait = min(wait * 2.0 ** min(number, 60), timeout)  # 60: no power overflows
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":
@@ -1776,11 +1775,11 @@ class EmptyOperator(BaseOperator):
     """Does nothing: a place to join, start or end at. Takes no worker and stores no value."""
 
     def execute(self, context: Context) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class PythonOperator(BaseOperator):
-    """Calls `python_callable(*op_args, **op_kwargs)`, with what it names of the context.
+    """Calls `python_callable(*op_args, **op_kwargs)`, with the context keys that it names, too.
 
     Raises AirflowException if that is no plain callable.
     """
@@ -1797,12 +1796,12 @@ class PythonOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        of, a_dict = f"task {self.task_id!r}:", _late(dict)
+        of, a_dict = f"task {self.task_id!r}:", _templated(dict)
         try:
             self.python_callable = _function(f"{of} python_callable", python_callable)
         except TypeError as error:
             raise AirflowException(str(error)) from None
-        self.op_args = _optional((), _late(list, tuple)).check(f"{of} op_args", op_args)
+        self.op_args = _optional((), _templated(list, tuple)).check(f"{of} op_args", op_args)
         self.op_kwargs = _optional({}, a_dict).check(f"{of} op_kwargs", op_kwargs)
         self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
@@ -1822,7 +1821,8 @@ class BranchPythonOperator(PythonOperator):
 
 
 class ShortCircuitOperator(PythonOperator):
-    """A false result of the callable skips all that comes after."""
+    """A false result of the callable skips all that comes after, or, where
+    `ignore_downstream_trigger_rules` is false, the tasks right after it."""
 
     _flow = "short_circuit"
     ignore_downstream_trigger_rules: bool = _setting(True, _is_bool)
@@ -1838,7 +1838,7 @@ class BaseBranchOperator(BaseOperator):
         raise NotImplementedError(f"{type(self).__name__} defines no choose_branch(self, context)")
 
     def execute(self, context: Context) -> Any:
-        """Choose."""
+        """Return what `choose_branch` chooses."""
         return self.choose_branch(context)
 
 
@@ -1849,7 +1849,7 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
 
 
 def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
-    """With the templates in it filled in, but for results (by their ids): they are data."""
+    """The value with its templates rendered; results (`as_they_are`: their ids) are data."""
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
@@ -1871,14 +1871,13 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
 
 
 def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-    """A mapped operator: its own `__init__` is for what each instance makes of its arguments."""
+    """A mapped operator. Its own `__init__` is not called: each instance does that in a worker."""
     made: Any = object.__new__(kind)
     own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
     BaseOperator.__init__(made, task_id=task_id, **own)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
     made._map_over(expand)
-    values = {n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE}
-    made._take(values)
+    made._take({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})
     return made
 
 
@@ -1888,9 +1887,9 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
 class _Partial:
     """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
-    _what: Callable[[], str]
-    _check: Callable[[Iterable[str], str], None]  # of the arguments' names, for a method's name
-    _make: Callable[..., Any]  # of what it is expanded over, if it is, and the arguments
+    _what: Callable[[], str]  # how messages call it
+    _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
+    _make: Callable[..., Any]  # from an _ExpandInput (or None) and the fixed arguments
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
@@ -1901,7 +1900,7 @@ class _Partial:
     def partial(self, **fixed: Any) -> _Partial:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`.
 
-        Raises TypeError for one that there is not, or that is fixed already.
+        Raises TypeError for an unknown argument, or one that is fixed already.
         """
         if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
@@ -1911,12 +1910,12 @@ class _Partial:
         return made
 
     def expand(self, **mapped: Any) -> Any:
-        """Map over the elements of the arguments: one instance of each task for each, or for each
-        combination, the last argument varying fastest. Returns what a call does: of `@task` the
-        `XComArg` of all results.
+        """Map over the elements of the arguments: each element, or each combination, gets an
+        instance of the task, or of each task of the group; the last argument varies fastest.
+        Returns what a call does: of `@task` the `XComArg` of all results.
 
         Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an argument that there is not, or that `partial` has fixed.
+        TypeError for an unknown argument, or one that `partial` has fixed.
         """
         self._check(mapped, "expand")
         if twice := self._fixed.keys() & mapped.keys():
@@ -1925,7 +1924,7 @@ class _Partial:
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> Any:
-        """Map over a list of dicts of arguments, or over a result that is one."""
+        """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
         self._note_use()
@@ -1963,7 +1962,7 @@ class _Decorated(_Partial, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Add a task that calls the function with these arguments, or a group of what it makes.
 
-        Returns the task's `XComArg`; what the function of a group returns, or else the group.
+        Returns the task's `XComArg`; of a group what its function returns, or, for None, the group.
         Raises TypeError if the arguments do not fit the function.
         """
         return self._make(None, kwargs, args)
@@ -1985,7 +1984,7 @@ class _TaskFunction(_Decorated[P, R]):
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
-    # A type checker knows the result, and can't know that results fit where values are wanted.
+    # To a type checker: the result has its type, but arguments are Any, as placeholders fit, too.
     if TYPE_CHECKING:
 
         @overload
@@ -2008,19 +2007,19 @@ class _TaskFunction(_Decorated[P, R]):
         super()._check(names, method)
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        defaults = _surroundings(self._settings)[2]
+        _, _, defaults = _surroundings(self._settings)  # as in Airflow, for parameters, too
         mapped = {} if expand is None else expand.sources
         parameters = self._signature.parameters
-        named = defaults.keys() - {*mapped, *_placed(parameters, args)} if defaults else ()
-        for p in parameters.values() if named else ():
-            if p.name in named and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+        unfilled = defaults.keys() - {*mapped, *_by_position(parameters, args)} if defaults else ()
+        for p in parameters.values() if unfilled else ():
+            if p.name in unfilled and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 kwargs = {p.name: defaults[p.name], **kwargs}
-        if None not in mapped:  # what is in dicts is not known yet
+        if None not in mapped:  # else expand_kwargs() gives arguments that are not known yet
             try:
                 self._signature.bind(*args, **kwargs, **mapped)
             except TypeError as error:
                 what = f"{self._what()}: {self.function.__name__}() {error}"
-                taken = _CONTEXT_KEYS.intersection(_placed(parameters, args))
+                taken = _CONTEXT_KEYS.intersection(_by_position(parameters, args))
                 more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
                 raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
@@ -2040,8 +2039,8 @@ class _TaskFunction(_Decorated[P, R]):
 
 
 def _signature_of(decorator: str, function: Any) -> inspect.Signature:
-    """Raises TypeError for what is no plain function with a name and a signature."""
-    check = _function if decorator == "@task" else _called_here  # a DAG is built by a plain one
+    """The function's signature. Raises TypeError for what is no plain, named function with one."""
+    check = _function if decorator == "@task" else _sync_function  # a DAG is built by a plain one
     check(f"what {decorator} decorates (its settings are by name)", function)
     missing = "name"
     if hasattr(function, "__name__"):
@@ -2090,11 +2089,11 @@ class _GroupFunction(_Decorated[P, R]):
             for member in group.children:
                 member._map_over(expand)
             for member in group._starts():  # the others wait for these
-                member._join(expand.sources)
+                member._wait_for_results(expand.sources)
         return group if result is None else result
 
     def _placeholders(self, expand: _ExpandInput, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the arguments that are mapped over are while the group is built."""
+        """What the group's function gets for the arguments that are mapped over."""
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
         found = {}
@@ -2148,7 +2147,7 @@ class _TaskDecorator:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return _conditional(condition, False, skip_message)
 
-    if not TYPE_CHECKING:  # a checker knows itself what there is not
+    if not TYPE_CHECKING:  # with this in sight, every name is right to a checker
 
         def __getattr__(self, name: str) -> NoReturn:
             known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
@@ -2156,7 +2155,7 @@ class _TaskDecorator:
 
 
 def _conditional(*condition: Any) -> Callable[[T], T]:
-    _called_here("the condition of @task.run_if or @task.skip_if", condition[0])
+    _sync_function("the condition of @task.run_if or @task.skip_if", condition[0])
 
     def decorate(function: T) -> T:
         if not isinstance(function, _TaskFunction):
@@ -2170,7 +2169,7 @@ task = _TaskDecorator()
 
 
 def setup(function: Any = None, **settings: Any) -> _Decorated[..., Any]:
-    """`@setup`: a task that what comes after it needs to succeed; see `BaseOperator.as_setup`."""
+    """`@setup`: a task that must succeed for what comes after it; see `BaseOperator.as_setup`."""
     return _with_role(BaseOperator.as_setup, function, settings)
 
 
@@ -2218,11 +2217,11 @@ def _schedule(what: str, value: Any) -> Any:
 
 _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
-# imports the module finds its own Dag under the same key, or none. Each import counts anew (it has
-# a spec of its own, kept so that its id stays its own): Dask's upload_file imports a file twice.
+# imports the module finds its own Dag under the same key, or none. Each import, known by its spec
+# (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_kept_dags: list[Dag] = []
+_kept_dags: list[Dag] = []  # in a child process: see _importing_in_child
 
 
 class Dag:
@@ -2254,7 +2253,7 @@ class Dag:
     start_date = end_date = _date
     catchup = render_template_as_native_obj = _setting(False, _is_bool)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
-    user_defined_macros = user_defined_filters = _setting(  # what a script may go on to fill
+    user_defined_macros = user_defined_filters = _setting(  # not copied: a script may add to it
         None, lambda what, x: {} if x is None else _of_type(dict)(what, x)
     )
     is_paused_upon_creation = template_searchpath = template_undefined = access_control = _as_given
@@ -2271,13 +2270,13 @@ class Dag:
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
         self.dag_display_name = self.dag_display_name or dag_id
-        near = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
-        self.params = {**self.params, **near}
+        defaults = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
+        self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[int, _Partial] = {}  # without a call, or an `expand`
+        self._unused: dict[int, _Partial] = {}  # not called or expanded yet
         self._suffixes: collections.Counter[str] = collections.Counter()
-        self._scopes: list[BaseOperator] = []  # whose `with` blocks are open
+        self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
@@ -2295,7 +2294,7 @@ class Dag:
         names = frame.f_globals if frame is not None else {}
         self._line = frame.f_lineno if frame is not None else 0
         self._module = _module_name(names.get("__name__", ""))
-        # A debugger's file may be another kind of str, and a profiler's `__main__` its own.
+        # A debugger's file may be of a subclass of str, and `__main__` may be a profiler's module.
         self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
         self._identity = self.fileloc and _file_identity(self.fileloc)
         self._is_of_main = names is vars(sys.modules["__main__"])
@@ -2330,12 +2329,12 @@ class Dag:
 
     @property
     def roots(self) -> list[BaseOperator]:
-        """The tasks that wait for none."""
+        """The tasks that wait for no other."""
         return [t for t in self.task_dict.values() if not t._upstream]
 
     @property
     def leaves(self) -> list[BaseOperator]:
-        """The tasks that none waits for."""
+        """The tasks that no other waits for."""
         return [t for t in self.task_dict.values() if not t._downstream]
 
     @property
@@ -2362,9 +2361,8 @@ class Dag:
         return found
 
     def __contains__(self, node_id: object) -> bool:
-        return isinstance(node_id, str) and (
-            node_id in self.task_dict or node_id in self.task_group_dict
-        )
+        nodes = (self.task_dict, self.task_group_dict)
+        return isinstance(node_id, str) and any(node_id in each for each in nodes)
 
     def _no_task(self, task_id: str) -> str:
         return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
@@ -2387,7 +2385,7 @@ class Dag:
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
     def _free_id(self, node_id: str, taken: Any) -> str:
-        """The id itself, or with one more than the highest suffix in use (Airflow's rule)."""
+        """The id if it is free, else with a suffix, the highest in use plus 1 (Airflow's rule)."""
         if node_id not in taken:
             return node_id
         core = re.sub(r"__\d+$", "", node_id)
@@ -2412,7 +2410,7 @@ class Dag:
         self.topological_sort()
 
     def topological_sort(self) -> list[BaseOperator]:
-        """The tasks in an order in which each comes after those it waits for."""
+        """The tasks, each after those it waits for. Raises AirflowDagCycleException."""
         if not any(task._upstream for task in self.task_dict.values()):
             return self.tasks
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
@@ -2443,11 +2441,11 @@ class Dag:
 
         A failed task does not raise: look at the run's `state`. `db_path` is the argument, else
         the DAG's, else `$LITEFLOW_DB`, else `liteflow.db` in the working directory. `run_id` is
-        made from the time unless given; `logical_date` is now unless given; `conf` is a JSON
-        object for the run. `resume=True` goes on with the run `run_id`, or with the newest one
-        if that is no success. `max_workers` processes are started by the method `mp_context`, or
-        `executor` is a `WorkerPool` or any `concurrent.futures.Executor`. `pools` gives the sizes
-        of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
+        made from the time unless given; `logical_date` is now unless given; `conf` is a JSON object
+        for the run. `resume=True` goes on with the run `run_id`, or with the newest one if that is
+        no success. `max_workers` processes (unless given, the usable CPUs) are started by the
+        method `mp_context`; or `executor` is a `WorkerPool` or any `concurrent.futures.Executor`.
+        `pools` gives the sizes of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
         another run of the DAG rules this one out. `progress=True` prints what happens to standard
         error, a callable gets each line. Setting the event `stop` ends the run as failed.
 
@@ -2456,7 +2454,7 @@ class Dag:
         TypeError, ValueError.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
-        options = dict(locals())
+        options = dict(locals())  # all arguments, by their names
         return _Run(options.pop("self"), **options).execute()
 
     def test(
@@ -2473,9 +2471,9 @@ class Dag:
     ) -> DagRun:
         """Run in this process, one task after another, so that a debugger's breakpoints work.
 
-        Writes the database as `run` does, captures no output and ends no task that outlives its
-        timeout but by raising AirflowTaskTimeout in it, in the main thread. The signature is
-        Airflow's; what has no meaning here (`conn_file_path`, ...) is refused unless left out.
+        Writes the database as `run` does, but captures no output, and all that it does to a task
+        that outlives its timeout is to raise AirflowTaskTimeout in it, in the main thread. The
+        signature is Airflow's; ValueError for an argument without a meaning here (`use_executor`).
         """
         others = (run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)
         if any(other not in (None, False) for other in others):
@@ -2504,9 +2502,9 @@ class Dag:
     def runs(
         self, db_path: _StrPath | None = None, *, state: str | None = None, limit: int | None = None
     ) -> list[DagRun]:
-        """The recorded runs of this DAG, newest first; `state`: only these, at most `limit`.
+        """The recorded runs of this DAG, newest first: those in `state`, at most `limit` of them.
 
-        Raises DatabaseError; TypeError or ValueError for a state or limit that is none.
+        Raises DatabaseError; TypeError or ValueError for what is no state or limit.
         """
         _optional(None, _of_type(int, least=0)).check("limit", limit)
         state = _optional(None, _one_of(DagRunState)).check("state", state)
@@ -2560,7 +2558,7 @@ class _RecordedDag(Dag):
 
 
 def _slips_in(dag: Dag) -> Iterator[str]:
-    """What stands in a DAG and means nothing there: Airflow, too, lets it pass."""
+    """What in a DAG has no effect, to warn of: it is no error, as Airflow lets it pass."""
     for each in dag._unused.values():
         is_bare = isinstance(each, _Decorated)
         why = "without a call in the DAG it" if is_bare else "partial() without expand()"
@@ -2572,14 +2570,13 @@ def _slips_in(dag: Dag) -> Iterator[str]:
                 yield f"task {task.task_id!r}: {name!r} is a result, and not in template_fields"
     kinds = {type(task) for task in dag.tasks}
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
-    groups = dag.task_group_dict.values()
-    given = {*dag.default_args}.union(*(group.default_args for group in groups))
+    given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
     for name in sorted(given - known) if known else ():
         yield f"default_args: no task takes {name!r}{_near(name, known)}"
 
 
 def _module_name(name: str) -> str:
-    """A module's name as the script's own process has it: workers call `__main__` differently."""
+    """A module's name as the script's own process has it: in a worker `__main__` has another."""
     return "__main__" if name == "__mp_main__" else name
 
 
@@ -2640,7 +2637,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
 
 def chain(*tasks: Any) -> None:
-    """Set each argument before the next; neighbouring lists go pairwise and must be as long."""
+    """Set each argument before the next; neighbouring lists, of one length, go pairwise."""
     for before, after in itertools.pairwise(tasks):
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
@@ -2654,7 +2651,8 @@ def chain(*tasks: Any) -> None:
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    if sum(not isinstance(each, (list, tuple)) or bool(each) for each in elements) < 2:
+    empty = [x for x in elements if isinstance(x, (list, tuple)) and not x]
+    if len(elements) - len(empty) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
         cross_downstream(_operands(before), after)
@@ -2679,7 +2677,7 @@ class Variable:
         """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON. `default_var` is the
         default under the name that it has in `airflow.models`.
 
-        Raises KeyError if it is not set and no default is given.
+        Raises KeyError if it is not set and no default is given, ValueError for what is no JSON.
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
@@ -2721,7 +2719,7 @@ class Param:
         return value
 
 
-_TEXT_LIMIT = 10_000_000  # characters of one text that a run records: looks take twice that
+_TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
 
 
 def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
@@ -2735,7 +2733,7 @@ def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
     return text
 
 
-def _known(table: Mapping[str, T], name: str) -> T:
+def _entry_of(table: Mapping[str, T], name: str) -> T:
     if name not in table:
         raise ValueError(f"Param: {name!r} is not checked by liteflow; known: {', '.join(table)}")
     return table[name]
@@ -2755,7 +2753,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _is_of_type(value: Any, names: str | Iterable[str]) -> bool:
     """Whether it is of one of the types; a bool is no number, and 3.0 is an integer."""
     value = int(value) if isinstance(value, float) and value.is_integer() else value
-    each = [_known(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
+    each = [_entry_of(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
     return any(isinstance(value, t) and (bool in t or not isinstance(value, bool)) for t in each)
 
 
@@ -2763,7 +2761,8 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
     return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
 
 
-# A text that does not fit is a ValueError, or gives something false.
+# Each raises ValueError, or gives something false, for a text that does not fit. The slices demand
+# the signs that JSON Schema demands and `fromisoformat` does not (20260101).
 _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
@@ -2776,7 +2775,7 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
 
 
 def _has_format(text: str, name: str) -> bool:
-    parse = _known(_FORMATS, name)
+    parse = _entry_of(_FORMATS, name)
     with contextlib.suppress(ValueError):
         return bool(parse(text))
     return False
@@ -2789,8 +2788,8 @@ def _is_number(what: str, value: Any) -> None:
 
 _is_size = _of_type(int, least=0)
 _is_list = _of_type(list, tuple)
-# JSON Schema: of what type of values a keyword says something (None: of all), what, and what its
-# own value must be, where a sample does not show it.
+# JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
+# rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
     "enum": (None, _is_one_of, _is_list),
@@ -2817,9 +2816,9 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for a keyword that is not checked, or can't be so."""
+    """Raises ValueError for a keyword that is not known, or whose rule is wrong."""
     for keyword, rule in schema.items():
-        kind, fits, *checks = _known(_KEYWORDS, keyword)
+        kind, fits, *checks = _entry_of(_KEYWORDS, keyword)
         try:
             for check in checks:
                 check(keyword, rule)
@@ -2833,7 +2832,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Raises ParamValidationError if the value, or a part of it, does not fit."""
+    """True, or ParamValidationError if the value, or a part of it, does not fit."""
     for keyword, rule in schema.items():
         kind, fits, *_ = _KEYWORDS[keyword]
         if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
@@ -2864,8 +2863,8 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 
 
 class _Past(NamedTuple):
-    """A task instance as an earlier stretch of the run left it, with its latest attempt; for the
-    plan, as a resume goes on with it: state None, it is decided anew."""
+    """A task instance as an earlier stretch of the run left it, with its latest attempt. The plan
+    gets these as a resume goes on with them: those to be decided anew have the state None."""
 
     row_id: int
     task_id: str
@@ -2874,25 +2873,25 @@ class _Past(NamedTuple):
     try_number: int
     max_tries: int
     lost: int = 0  # attempts in a row that went down with their scheduler
-    cleared: int = 0  # 1: by somebody, with what hangs on it; 2: it alone
+    cleared: int = 0  # by somebody: _CLEARED, with what hangs on it, or _CLEARED_ALONE
     element: str | None = None  # what it was mapped over, as a digest
     takes: str | None = None  # the tasks whose results it took, as JSON
     flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
     attempt_state: str | None = None
     began: str | None = None
     ended: str | None = None
-    died: bool = False  # its scheduler did, while the attempt was sent or ran
+    died: bool = False  # its scheduler died while the attempt was queued or running
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
 
-# How the instances that one waits for have ended: how many in each way, and, in the last place, how
-# many tasks have not.
+# Counts of the instances that a node waits for, by how they ended (these are the places), and, in
+# the last place, of the tasks of which some have not.
 _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
-_NO_COUNTS = [0] * 5  # of all the nodes that wait for nothing
-_NO_NODES: list[_Node] = []  # in the scope of what is no setup
+_NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
+_NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing is in their scope
 
 
 class _Instance:
@@ -2924,7 +2923,7 @@ class _Instance:
         return _label_of(self.task_id, self.map_index)
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
-        """Those of another task: in its mapped group that of its index, else all there are."""
+        """A task's instances that concern this one: in its mapped group its index's, else all."""
         expanded = self.map_index >= 0 and node.instances[0].map_index >= 0
         in_step = expanded and self.node.is_in_step_with(node)
         return (node.instances[self.map_index],) if in_step else node.instances
@@ -2936,7 +2935,7 @@ class _Instance:
 
 
 def _json_ids(task_ids: Collection[str]) -> str:
-    """A JSON list; in an id is nothing to be escaped, but what is not ASCII."""
+    """The ids as a JSON list, made fast: in an id, only what is no ASCII has to be escaped."""
     text = '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
     return text if text.isascii() else json.dumps([*task_ids])
 
@@ -2959,7 +2958,7 @@ class _Node:
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: tuple[_Node, ...] = ()  # that it needs; a teardown's own, else further up
+        self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
         self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
@@ -2968,19 +2967,19 @@ class _Node:
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
         self.mapping = task._mapping
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
-        # Whether its worker, after an attempt, waits for word: its callbacks come once the outcome
-        # is committed, and a signal that ends it must not meet the job after it.
+        # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
+        # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
-        called = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
-        self.holds = called or fails_fast or task.execution_timeout is not None
+        has_callbacks = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
+        self.holds = has_callbacks or fails_fast or task.execution_timeout is not None
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
         limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        known = [] if task._mapping is None else [x for x in limits if x is not None]
-        self.limit = min(known, default=sys.maxsize)  # one instance alone is concerned by none
+        given = [x for x in limits if x is not None and task._mapping is not None]
+        self.limit = min(given, default=sys.maxsize)  # a task that is not mapped needs none
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -2993,11 +2992,11 @@ class _Node:
         rule = self.task.trigger_rule
         decision = _by_rule(rule, *self.ends(instance, self.counts, self.upstream))
         if self.setups and rule is not TriggerRule.ALWAYS:
-            cleans = self.task.is_teardown  # after any of its setups, once all else has ended
-            enough = TriggerRule.ONE_SUCCESS if cleans else TriggerRule.ALL_SUCCESS
+            is_teardown = self.task.is_teardown  # one setup is enough, but all else must have ended
+            enough = TriggerRule.ONE_SUCCESS if is_teardown else TriggerRule.ALL_SUCCESS
             allowed = _by_rule(enough, *self.ends(instance, self.needs, self.setups))
             # Here, too, a failure wins over a skip, whatever came first.
-            waits = decision is None and (cleans or allowed is _S.SKIPPED)
+            waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
@@ -3006,7 +3005,7 @@ class _Node:
         return decision
 
     def ends(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> Sequence[int]:
-        """How the instances of nodes ended: those counted, and in step the one of its index."""
+        """The counts, and with them, of each node in step, the instance of the same index."""
         if self.group is None:
             return counts
         counts = counts.copy()
@@ -3025,38 +3024,39 @@ class _Node:
 
 
 def _by_rule(
-    rule: TriggerRule, s: int, f: int, u: int, k: int, pending: int
+    rule: TriggerRule, success: int, failed: int, upstream_failed: int, skipped: int, pending: int
 ) -> TaskInstanceState | None:
-    """Airflow's table: s, f, u, k upstream instances are success, failed, upstream_failed, skipped.
+    """Airflow's table, by how many upstream instances ended in which state, and tasks are pending.
 
     RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
     stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
     """
-    bad, done = f or u, not pending
+    bad, done = failed or upstream_failed, not pending
     run = _S.RUNNING if done else None
     match rule:
         case TriggerRule.ALL_SUCCESS:
-            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and k else run
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and skipped else run
         case TriggerRule.NONE_FAILED:
             return _S.UPSTREAM_FAILED if bad else run
         case TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS:
-            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and not s else run
+            return _S.UPSTREAM_FAILED if bad else _S.SKIPPED if done and not success else run
         case TriggerRule.ALL_DONE | TriggerRule.ALL_DONE_SETUP_SUCCESS:
             return run
         case TriggerRule.ALL_DONE_MIN_ONE_SUCCESS:
-            return _S.SKIPPED if k else _S.UPSTREAM_FAILED if done and not s else run
+            return _S.SKIPPED if skipped else _S.UPSTREAM_FAILED if done and not success else run
         case TriggerRule.ONE_SUCCESS:
-            return _S.RUNNING if s else run and (_S.UPSTREAM_FAILED if bad else _S.SKIPPED)
+            without = _S.UPSTREAM_FAILED if bad else _S.SKIPPED
+            return _S.RUNNING if success else without if done else None
         case TriggerRule.ONE_FAILED:
             return _S.RUNNING if bad else _S.SKIPPED if done else None
         case TriggerRule.ONE_DONE:
-            return _S.RUNNING if s or f else _S.SKIPPED if done else None
+            return _S.RUNNING if success or failed else _S.SKIPPED if done else None
         case TriggerRule.ALL_FAILED:
-            return _S.SKIPPED if s or k else run
+            return _S.SKIPPED if success or skipped else run
         case TriggerRule.ALL_SKIPPED:
-            return _S.SKIPPED if s or bad else run
+            return _S.SKIPPED if success or bad else run
         case TriggerRule.NONE_SKIPPED:
-            return _S.SKIPPED if k else run
+            return _S.SKIPPED if skipped else run
         case TriggerRule.ALWAYS:
             return _S.RUNNING
 
@@ -3070,8 +3070,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     for node in nodes.values():
         node.upstream = tuple(nodes[t] for t in node.task._upstream)
         node.downstream = tuple(nodes[t] for t in node.task._downstream)
-        outside = sum(not node.is_in_step_with(up) for up in node.upstream)
-        if outside:
+        if outside := sum(not node.is_in_step_with(up) for up in node.upstream):
             node.counts = [0, 0, 0, 0, outside]
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
@@ -3088,36 +3087,36 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(
-    order: Sequence[_Node], near: str, marks: Mapping[_Node, int]
+    order: Sequence[_Node], side: str, marks: Mapping[_Node, int]
 ) -> Iterator[tuple[_Node, int]]:
-    """Each node of an order with the marks of those that lie beyond it, as a bit set.
+    """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
 
     A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
     """
     sets: dict[_Node, int] = {}
-    left: dict[_Node, int] = {}
-    away = "downstream" if near == "upstream" else "upstream"
+    users: dict[_Node, int] = {}  # how many neighbours need a node's set yet
+    other_side = "downstream" if side == "upstream" else "upstream"
     for node in order:
         bits = 0
-        for other in getattr(node, near):
-            bits |= sets[other]
-            left[other] -= 1
-            if not left[other]:
-                del sets[other]
-        if getattr(node, away):
-            sets[node], left[node] = bits | marks.get(node, 0), len(getattr(node, away))
+        for neighbour in getattr(node, side):
+            bits |= sets[neighbour]
+            users[neighbour] -= 1
+            if not users[neighbour]:
+                del sets[neighbour]
+        if waiting := getattr(node, other_side):
+            sets[node], users[node] = bits | marks.get(node, 0), len(waiting)
         yield node, bits
 
 
 def _weigh(order: Sequence[_Node]) -> None:
-    """Priorities: a task's own weight, with those of all descendants or ancestors; a bit of the
-    weights at a time, so that it does not matter how many there are."""
+    """Priorities: a task's own weight, with those of all descendants or ancestors. They are added
+    up bit by bit of the weights, so that many different ones cost no more than a few."""
     for rule, ordered in ((WeightRule.DOWNSTREAM, order[::-1]), (WeightRule.UPSTREAM, order)):
         needed = any(n.task.weight_rule is rule and getattr(n, rule.value) for n in order)
         weights = {n.task.priority_weight for n in order} if needed else ()
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
-            having = {w for w in weights if sign * w > 0 and abs(w) & 1 << place}
+            having = {w for w in weights if sign * w > 0 and abs(w) & (1 << place)}
             heavy = (n for n in ordered if n.task.priority_weight in having)
             marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
             for node, bits in _reach(ordered, rule.value, marks) if marks else ():
@@ -3126,7 +3125,7 @@ def _weigh(order: Sequence[_Node]) -> None:
 
 
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
-    """Of each node the setups above it in whose scope it stands (right above it, a teardown's), and
+    """Give each node the setups in whose scope it stands (a teardown: those right above it), and
     the branches and short circuits that may leave it out."""
     for node in order:
         if (flow := node.task._flow) is None:
@@ -3145,25 +3144,26 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
-    # Of each teardown its setups; those without a teardown are as if one were below everything.
+    # Mark each teardown with its setups. The scope of a setup without a teardown has no end.
     bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
-        ends = [below for below in setup.downstream if below.task.is_teardown]
-        endless |= 0 if ends else bit[setup]
-        for end in ends:
-            _shelter(setup, end)
-            marks[end] |= bit[setup]
+        teardowns = [below for below in setup.downstream if below.task.is_teardown]
+        if not teardowns:
+            endless |= bit[setup]
+        for teardown in teardowns:
+            _shelter(setup, teardown)
+            marks[teardown] |= bit[setup]
     ended_below = dict(_reach(order[::-1], "downstream", marks))
     for node, above in _reach(order, "upstream", bit):
         inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
         while inside:
-            _shelter(setups[(inside & -inside).bit_length() - 1], node)
-            inside &= inside - 1
+            _shelter(setups[(inside & -inside).bit_length() - 1], node)  # of the lowest bit
+            inside &= inside - 1  # which this clears
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
-    """A node stands in a setup's scope; work right below it waits for it by its own rule."""
+    """Note that the node stands in the setup's scope; its trigger rule sees one right above it."""
     setup.sheltered.append(node)
     if setup in node.upstream and not node.task.is_teardown:
         return
@@ -3201,14 +3201,14 @@ class _Plan:
         self.expanded: list[_Node] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
         self.running = 0  # sent, and not ended
-        self.unfinished = 0
+        self.unfinished = 0  # instances that have not ended
         self.timed_out = self.gave_up = self._stopped = False
-        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run yet runs
+        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run still runs
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
-        # What may start: of each pool, and apart from it of each task with a limit.
+        # What may start, in heaps: one for each pool, and one for each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
-        self._delayed: list[tuple[float, int, int, _Instance]] = []  # for a time
-        self._dirty: dict[_Instance, None] = {}  # to be looked at
+        self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
+        self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
         self._by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self._by_id.values())
@@ -3217,20 +3217,20 @@ class _Plan:
 
     def _begin(self) -> None:
         """Make the instances there are at first: recorded ones, those of constants, or one. Count
-        what a resumed run keeps; then every instance that is left has to be decided."""
+        what a resumed run keeps; every other instance has to be decided."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
             task_id, count = node.task.task_id, 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
-            # A row that stands for all instances: it is to be expanded anew.
+            # Not if a row stands for all instances: then it is to be expanded anew.
             elif node.mapping is not None and (task_id, -1) not in self._recorded:
                 count = sizes[task_id]
             self._give_instances(node, count)
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
             self._ended(instance)
-        for instance in [i for i in kept if i.flow]:  # what one that is kept has left out
+        for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
             self.skip(instance, self.left_out(instance, _plain(instance.flow, dict), strict=False))
         self._dirty.clear()
         for node in self.nodes:
@@ -3238,9 +3238,9 @@ class _Plan:
                 self._touch(node)
 
     def _give_instances(self, node: _Node, count: int) -> None:
-        """So many of them; one that stands for them, or is all there is, if there are none."""
+        """Give the node so many; for 0 one, that stands for those to come, or is all there is."""
         task_id = node.task.task_id
-        new = _Past(0, task_id, -1, None, 0, node.task.retries)
+        new = _Past(0, task_id, -1, None, try_number=0, max_tries=node.task.retries)
         get, indexes = self._recorded.get, range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.expanded = node.mapping is None or count > 0
@@ -3248,8 +3248,8 @@ class _Plan:
         self.unfinished += node.open
 
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
-        """What is undecided of the node has to be looked at: one for all, or, in a mapped group,
-        each, or the one of the index of another."""
+        """What is undecided of the node has to be decided: one instance stands for all, but in a
+        mapped group each counts, or the one that has the index of `by`."""
         for instance in node.instances if by is None else by.beside(node):
             if instance.state is None and not instance.ready:
                 self._dirty[instance] = None
@@ -3273,9 +3273,9 @@ class _Plan:
         return min(sum(queued), self.dag.max_active_tasks - self.running)
 
     def enqueue(self, instance: _Instance) -> None:
-        """It may start once there is room."""
+        """Let the instance start once there is room."""
         node = instance.node
-        key = node.task.pool, None if node.limit == sys.maxsize else node
+        key = (node.task.pool, None if node.limit == sys.maxsize else node)
         entry = (-node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
@@ -3285,7 +3285,7 @@ class _Plan:
         queues = self._queues
         while True:
             full = []
-            for key in sorted(queues, key=queues.__getitem__) if len(queues) > 1 else queues:
+            for key in sorted(queues, key=lambda k: queues[k][0]) if len(queues) > 1 else queues:
                 instance, (pool, node) = queues[key][0][-1], key
                 if instance.state in _ENDED:  # a branch may have skipped it meanwhile
                     break
@@ -3303,7 +3303,7 @@ class _Plan:
                 return instance
 
     def delay(self, instance: _Instance, until: float) -> None:
-        """It may start then: for a retry, a next poke, or at a limit that other runs fill."""
+        """Let it start from then on: for a retry, a next poke, or a limit that other runs fill."""
         heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
@@ -3360,7 +3360,7 @@ class _Plan:
             self.give_up()
 
     def withdraw(self, instance: _Instance) -> None:
-        """The instance's attempt did not start after all: it may again."""
+        """The instance's attempt did not start after all: it may be sent again."""
         self._occupy(instance, -1)
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
@@ -3384,7 +3384,7 @@ class _Plan:
         self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
-        """Count it, and touch those below of which it may decide something."""
+        """Count it as ended, and touch the nodes for which it may decide something."""
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
@@ -3392,22 +3392,22 @@ class _Plan:
             if not node.open or other.is_in_step_with(node):
                 self._touch(other, instance)
         for below in node.downstream:
-            self._tell(below, below.counts, instance)
+            self._count_end(below, below.counts, instance)
         self._winding.pop(instance, None)
         for below in node.sheltered:
             if node in below.setups:
-                self._tell(below, below.needs, instance)
+                self._count_end(below, below.needs, instance)
             if self._stopped:  # and the setup has just succeeded
                 self._wind(below)
 
-    def _tell(self, below: _Node, counts: list[int], instance: _Instance) -> None:
+    def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, place = instance.node, _END_AT[instance.state]
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
         counts[place] += 1
         if not node.open:
             counts[_PENDING] -= 1
-        if counts[place] == 1 or not counts[_PENDING]:
+        if counts[place] == 1 or not counts[_PENDING]:  # no rule minds a second of its kind
             self._touch(below)
 
     # Conclusions.
@@ -3426,12 +3426,13 @@ class _Plan:
                     self.enqueue(instance)
             return
         while self._dirty:
-            round_of, self._dirty = self._dirty, {}
-            for instance, decision in [(i, self._decision(i)) for i in round_of]:
+            this_round, self._dirty = self._dirty, {}
+            for instance, decision in [(i, self._decision(i)) for i in this_round]:
                 if decision is not None:
                     self._carry_out(instance, decision)
 
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
+        """As `_Node.decide`; but what is not expanded heeds its sources, and RUNNING expands it."""
         node = instance.node
         if instance.ready or instance.state is not None:
             return None
@@ -3450,7 +3451,7 @@ class _Plan:
         return None if is_open else _S.SKIPPED if _S.SKIPPED in ends else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
-        """For the instance; outside of a mapped group, for all of its task."""
+        """Apply it to the instance; outside of a mapped group, to all instances of the task."""
         node = instance.node
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
@@ -3490,7 +3491,7 @@ class _Plan:
             self.unfinished -= 1
             self._give_instances(each, count)
             first = each.instances[0]
-            first.row_id = first.row_id or stand_in.row_id  # with it, its place among the tasks
+            first.row_id = first.row_id or stand_in.row_id  # keeps its place among the tasks
             self.expanded.append(each)
             self._touch(each)
 
@@ -3527,8 +3528,8 @@ class _Plan:
     # The end of the run.
 
     def give_up(self, timed_out: bool = False) -> None:
-        """What has not run is skipped, and what runs is to be ended: the run has taken too long, or
-        else a task failed under fail_fast, and teardowns are left alone."""
+        """Skip what has not run, and note what runs as to be ended: the run has taken too long, or
+        else a task failed under fail_fast, which leaves teardowns alone."""
         self.gave_up = True
         self.timed_out |= timed_out
         for instance in list(self.instances()):
@@ -3551,7 +3552,7 @@ class _Plan:
         self.doomed += [i for i in sent if i not in self._winding]
 
     def _wind(self, node: _Node) -> None:
-        """A stopped run yet runs the task if it is a teardown, and a setup of it has succeeded."""
+        """A stopped run still runs the task if it is a teardown, and a setup of it succeeded."""
         can_expand = node.open and not (node.expanded or any(x.open for x in node.sources))
         if can_expand and node.cleans(node.instances[0]):
             self._expand(node)
@@ -3568,10 +3569,10 @@ class _Plan:
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
 
-        Teardowns are no leaves, unless they are to fail the run: the work above them is.
+        Teardowns are left out, unless they are to fail the run: the work above them is a leaf then.
         """
-        works = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
-        leaves = [node for node in works if works.isdisjoint(node.downstream)]
+        counted = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
+        leaves = [node for node in counted if counted.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
         ends = {instance.state for node in leaves for instance in node.instances}
         failed = self.timed_out or not ends.isdisjoint({_S.FAILED, _S.UPSTREAM_FAILED})
@@ -3581,12 +3582,11 @@ class _Plan:
 def _with_below(
     first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """Those, of nodes say, and all that comes after them, near and far."""
+    """The first ones and all that comes after them, near and far; by default they are nodes."""
     found: dict[T, None] = {}
     following = list(first)
     while following:
-        one = following.pop()
-        if one not in found:
+        if (one := following.pop()) not in found:
             found[one] = None
             following += below(one)
     return found
@@ -3599,7 +3599,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     if factor in (0, 1):
         return delay
     base = day = 24 * 60 * 60
-    with contextlib.suppress(OverflowError):
+    with contextlib.suppress(OverflowError):  # of the power: it stays a day
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
     name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
@@ -3608,7 +3608,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
-    """The tasks whose results a task takes, be it to be mapped over."""
+    """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
     args, kwargs = task._call()
     if not args and not kwargs and task._mapping is None:
         return frozenset()
@@ -3617,7 +3617,7 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
 
 
 def _takes(task: BaseOperator) -> str | None:
-    """The same as a run records it; `up[]` where it takes all results of a mapped task."""
+    """The same ids as a run records them; `up[]` where it takes all results of a mapped task."""
     names = []
     for up in sorted(_taken_by(task)):
         mapping = task._dag_or_error().task_dict[up]._mapping
@@ -3632,9 +3632,9 @@ class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
     What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
-    so is all that hangs on a task that runs again. All else stays. For what takes results, one
-    that comes, goes or moves counts as one that runs again. Mapped instances are known by what
-    they were mapped over (`keys`), not by their index.
+    so is all that hangs on a task that runs again. All else stays. To a task that takes results,
+    an instance that comes, goes or moves counts as one that runs again. Mapped instances are known
+    by what they were mapped over (`keys`), not by their index.
     """
 
     def __init__(
@@ -3645,7 +3645,7 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`running`: of those that were left out, what runs now, as far as that is known."""
+        """`running`: which of the `left_out` are known to run after all."""
         self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
         self.again: set[tuple[str, int]] = set()
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
@@ -3663,14 +3663,14 @@ class _Resumption:
             past.setdefault(row.task_id, {})[row.map_index] = row
         for task_id in [name for name in past if name not in dag.task_dict]:
             self._remove(past[task_id])
-        for task in order:
+        for task in order:  # upstream first: each task looks at what was decided above it
             self._match(task, past.get(task.task_id, {}))
             self._decide(task)
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
 
     def _remove(self, rows: Mapping[int, _Past], taken: Collection[int] = ()) -> None:
-        """Rows that no instance of today's code has; behind the indexes of those that it has."""
+        """Note rows that no instance has today; if their index is taken, under one behind all."""
         free = itertools.count(max([*rows, *taken], default=0) + 1)
         for index, row in sorted(rows.items()):
             self.removed.append((row, next(free) if index in taken else index))
@@ -3681,7 +3681,7 @@ class _Resumption:
         """Give the task's instances of today the rows that are theirs."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
-        found = {-1: _Past(0, task.task_id, -1, None, 0, task.retries)}
+        found = {-1: _Past(0, task.task_id, -1, None, try_number=0, max_tries=task.retries)}
         if keys:
             at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
             for i, key in enumerate(keys):
@@ -3709,7 +3709,7 @@ class _Resumption:
 
     def _decide(self, task: BaseOperator) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
-        takes, text = _taken_by(task), _takes(task)
+        takes, takes_text = _taken_by(task), _takes(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
@@ -3717,18 +3717,18 @@ class _Resumption:
             # branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
-            own = not kept or any(name not in self._dag for name in chosen)
-            pulled = row.takes != text or self._is_pulled(task, index, takes)
-            if not (own or pulled):
+            by_itself = not kept or any(name not in self._dag for name in chosen)
+            pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
+            if not by_itself and not pulled:
                 continue
             self.again.add(key)
-            if task.is_teardown and not own:  # it is only taken along, and pulls nothing else
+            if task.is_teardown and not by_itself:  # only taken along: it pulls nothing else
                 self.along.add(key)
                 continue
             self._changed.add(task.task_id)
             left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
-                # It did not run for what others did: decided anew, it may well end so again.
+                # It did not run because of others: decided anew, it may well end so again.
                 self.left_out.add(key)
             elif row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
@@ -3759,7 +3759,7 @@ class _Resumption:
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
                 key, torn = (setup.task.task_id, index), [self.instances[end] for end in ends]
-                # One that was sent, and whose start nobody could record, may have begun.
+                # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
                     self.along |= {key} - self.again
@@ -3780,7 +3780,7 @@ class _Resumption:
         for key, row in self.instances.items():
             retries = self._dag.task_dict[row.task_id].retries
             cut_off = row.state is None and not row.cleared
-            if cut_off and row.lost >= retries + 3:
+            if cut_off and row.lost >= retries + 3:  # it may be what kills its schedulers
                 row = row._replace(state="failed")
             elif key in self.again and not (cut_off and row.try_number):
                 # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
@@ -3788,8 +3788,8 @@ class _Resumption:
             found[key] = row
         for row, index in self.removed:  # an expansion may come back to them
             if row.task_id in self.unexpanded and index >= 0:
-                tries = row.try_number + self._dag.task_dict[row.task_id].retries
-                row = row._replace(state=None, max_tries=tries, lost=0, flow=None, died=False)
+                max_tries = row.try_number + self._dag.task_dict[row.task_id].retries
+                row = row._replace(state=None, max_tries=max_tries, lost=0, flow=None, died=False)
                 found[row.task_id, index] = row
         return found
 
