@@ -9746,7 +9746,7 @@ class _RunLine:
 
 # --- Reading back ---------------------------------------------------------------------------------
 
-_SHORTEST_PART = 4  # characters of a run's id that will do for the whole; fewer name it by chance
+_SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
 _TASK_STATES = {state.value: state for state in TaskInstanceState}
 _RUN_STATES = {state.value: state for state in DagRunState}
 
@@ -9789,7 +9789,7 @@ class TaskInstance:
 
     @property
     def duration(self) -> float | None:
-        """Seconds from start to end of the latest attempt."""
+        """Seconds from start to end of the latest attempt; None until it has ended."""
         if self.start_date is None or self.end_date is None:
             return None
         return max(0.0, (self.end_date - self.start_date).total_seconds())
@@ -9801,11 +9801,9 @@ class TaskInstance:
         return _command(_own_command(), "logs", f"{self.dag_id}/{self.run_id}", self._label, *db)
 
     def xcom_push(self, key: str, value: Any) -> None:
-        """Store a value under a key, from inside the running task; again replaces it.
-
-        In callbacks of the task's end it stores nothing, and says so. Raises RuntimeError outside a
-        task, TypeError for a value that can't be pickled.
-        """
+        """Store a value under a key, from inside the running task; a later push replaces it. In a
+        callback at the task's end it stores nothing, and says so on standard error. Raises
+        RuntimeError outside a task, TypeError for a value that can't be pickled."""
         _of_type(str)("key", key)
         if (execution := _running_execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
@@ -9828,7 +9826,7 @@ class TaskInstance:
 
         `task_ids`: None for the task itself, a str for one value, a list for a list of values in
         that order; of a mapped task all values, or those of `map_indexes` (an int or several).
-        What is absent is None; `default` counts only with `map_indexes`.
+        What is absent is None; with `map_indexes`, the `default`. Raises ValueError for other runs.
         """
         elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
         if include_prior_dates or elsewhere:
@@ -9866,11 +9864,12 @@ class TaskInstance:
 def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
     """One task's values as xcom_pull gives them: the bare one, or those of the indexes."""
     if map_indexes is ...:
-        return None if not found else found[0][1] if len(found) == 1 else [v for _, v in found]
-    values = dict(found)
+        values = [value for _, value in found]
+        return values if len(values) > 1 else next(iter(values), None)
+    by_index = dict(found)
     if map_indexes is None or isinstance(map_indexes, int):
-        return values.get(-1 if map_indexes is None else map_indexes, default)
-    return [values.get(i, default) for i in map_indexes]
+        return by_index.get(-1 if map_indexes is None else map_indexes, default)
+    return [by_index.get(i, default) for i in map_indexes]
 
 
 def _running_instance(execution: _Execution) -> TaskInstance:
@@ -9892,7 +9891,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
     ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
-    if attempt or not (ti.state is None or ti.interrupted):  # else: what was, is no more
+    if attempt or not (ti.state is None or ti.interrupted):  # else it is to run again
         ti.pid, ti.error = row.pid, row.error
         ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
@@ -9914,7 +9913,7 @@ class DagRun:
         self._row = row
         self.dag_id: str = row.dag_id
         self.run_id: str = row.run_id
-        # For people: one line, in a file made to harm, too.
+        # For people: one line, whatever ids a harmful file holds.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
         self.state = _RUN_STATES.get(row.state, DagRunState.FAILED)
         self.reason: str | None = row.reason
@@ -9922,26 +9921,31 @@ class DagRun:
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
         self.conf: dict[str, Any] = _plain(row.conf, dict)
-        # A run starts at once, and, started by hand, covers no interval.
+        # A run starts at once; as it is started by hand, it covers no interval.
         self.run_after = self.start_date
         self.data_interval_start = self.data_interval_end = self.logical_date
 
     @property
     def duration(self) -> float | None:
-        """Seconds that the run took, without the pauses before it was resumed."""
+        """Seconds that the run took, without pauses before a resume; None until it has ended."""
         return _run_seconds(self._row)
 
     @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run, or has it in line, is alive; False once the
-        run has ended. If it has ended since it was read, it is read again."""
+        run has ended. Where that process is gone the run is read again, as by `refresh`."""
         if self._row.state not in ("running", "queued"):
             return False
         alive = _owner_lives(self.db_path, self._row.owner)
-        if not alive:  # what it recorded last is there now
-            with contextlib.suppress(AirflowException):  # it may have been deleted
+        if not alive:  # all that it has recorded is there now
+            with contextlib.suppress(AirflowException):  # the run may have been deleted
                 self.refresh()
         return alive
+
+    @property
+    def _owner_died(self) -> bool:
+        """Whether the run reads `running`, and nobody works on it; asking may read it again."""
+        return not self.owner_alive and self.state is DagRunState.RUNNING
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
@@ -9949,7 +9953,7 @@ class DagRun:
         return self
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
-        """The run's task instances, in the order of the DAG's tasks; `state`: only of these."""
+        """The run's task instances, in the order of the DAG's tasks; of one `state`, or several."""
         found = self._instances()
         if state is None:
             return found
@@ -9964,7 +9968,7 @@ class DagRun:
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
     def _instances_of(self, task_id: str) -> list[TaskInstance]:
-        """Those of a task; none where the run has not begun. Raises TaskNotFound."""
+        """Those of a task; none if the run has none at all yet. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._instances()}):
             missing = f"run {self.run_id!r} has no task {task_id!r}"
@@ -9977,15 +9981,14 @@ class DagRun:
         return [_instance_of(row, self, attempts) for row in rows]
 
     def _look(self, look: Callable[..., T], **which: Any) -> T:
-        """What a look finds of this run."""
+        """Read something of this run by one of the store's looks."""
         return _read(self.db_path, look, self._row.id, **which)
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value; of a mapped task, without an index, the list of its values in order.
 
-        None if the task returned none, or has not succeeded. Unpickles it: only for databases
-        whose writers you trust. Raises TaskNotFound, and XComNotFound for a key that is not there,
-        or where the values were deleted.
+        None if the task returned None, or has not succeeded. It unpickles the value: use it on
+        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
@@ -10001,8 +10004,8 @@ class DagRun:
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
-        now = [ti for ti in found if ti.state is not _S.REMOVED] or found
-        return None if indexed or not now or now[0].map_index < 0 else []
+        present = [ti for ti in found if ti.state is not _S.REMOVED] or found
+        return [] if not indexed and present and present[0].map_index >= 0 else None
 
     def xcoms(self) -> list[XCom]:
         """Every stored value of the run: rows with `task_id`, `map_index`, `key`, `value`."""
@@ -10014,11 +10017,11 @@ class DagRun:
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
-        """What a task printed: of its latest attempt, or of that of the given number; of a mapped
-        one all instances, unless `map_index` says which. Raises TaskNotFound."""
+        """What a task printed in its latest attempt, or in attempt `try_number`; of a mapped task
+        what all instances printed, unless `map_index` names one. Raises TaskNotFound."""
         found = self.get_task_instance(task_id, map_index)
         if found is None:
-            self._instances_of(task_id)  # unless there is no such task
+            self._instances_of(task_id)  # raises if there is no such task
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
         which = {"task_id": task_id, "map_index": index, "tried": try_number}
@@ -10026,12 +10029,11 @@ class DagRun:
         return "".join(row.text for row in sorted(rows, key=lambda row: row.map_index))
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
-        """Mark tasks (or `task[3]`) of a finished run to be run again; the run is `queued`, and a
-        resume runs them again, with all that then hangs on them in the code (unless `downstream`
-        is False) and with the setups and teardowns of their scopes. Returns what was marked.
+        """Mark tasks (or instances, as `task[3]`) of a run that nobody works on to run again, and
+        return their names. The run becomes `queued`; a resume runs them, with all that hangs on
+        them by then (unless `downstream` is False) and the setups and teardowns of their scopes.
 
-        Raises TaskNotFound, AlreadyRunning; AirflowException if its values were deleted, which the
-        tasks would need.
+        Raises TaskNotFound, AlreadyRunning; AirflowException if the values of the run were deleted.
         """
 
         def check(row: _Row | None) -> None:
@@ -10041,19 +10043,20 @@ class DagRun:
         check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
-        names = self._tasks_in(wanted, gone=False)
+        names = self._tasks_in(wanted, removed=False)
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
-        if names:  # else the run stays what it is
-            self._write(lambda db: db.change(self._row.id, check, db.clear, names, how))
+        if names:  # without any the run keeps its state
+            self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
         return wanted
 
-    def _tasks_in(self, names: Sequence[str], gone: bool = True) -> list[tuple[str, int | None]]:
-        """`task` or `task[3]` of the run, also if it is `gone` from the code since, as (task_id,
-        map_index). Raises TaskNotFound."""
+    def _tasks_in(self, names: Sequence[str], removed: bool = True) -> list[tuple[str, int | None]]:
+        """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index;
+        `removed`: also those that the code no longer has. Raises TaskNotFound."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
         found = self._instances(task_id=ids.pop()) if len(ids) == 1 else []
-        instances = [ti for ti in found or self._instances() if gone or ti.state is not _S.REMOVED]
+        found = found or self._instances()
+        instances = [ti for ti in found if removed or ti.state is not _S.REMOVED]
         known = {(ti.task_id, ti.map_index) for ti in instances}
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
@@ -10072,34 +10075,32 @@ class DagRun:
             raise _refusal(row, "; stop it first")
 
     def _refuse_changed(self, row: _Row | None) -> None:
-        """The same, also if it was cleared, say, since we looked."""
+        """As `_refuse_live`, also if it has another state (it was cleared, say) than when read."""
         self._refuse_live(row)
         if row is None or row.state != self.state:
             raise AlreadyRunning(f"run {self.run_id!r} is another's now")
 
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
-
-        Raises AlreadyRunning.
-        """
-        self.refresh()  # a connection that writes would make a file where there is none
-        self._write(lambda db: db.change(self._row.id, self._refuse_live, db.delete_run))
-        self._write(lambda db: db.give_back())
+        Raises RunNotFound, AlreadyRunning."""
+        self.refresh()  # first: a connection that writes would make a file where there is none
+        self._write(lambda store: store.change(self._row.id, self._refuse_live, store.delete_run))
+        self._write(lambda store: store.give_back())
 
     def raise_if_failed(self) -> DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
-        dead = not self.owner_alive and self.state is DagRunState.RUNNING  # read again, if ended
-        if dead or self.state is DagRunState.FAILED:
-            why = self._failures(_NAMED)[2] or (_DIED if dead else "no reason is recorded")
+        died = self._owner_died
+        if died or self.state is DagRunState.FAILED:
+            why = self._failures(_MOST_TOLD)[2] or (_DIED if died else "no reason is recorded")
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
     def _failures(self, most: int) -> tuple[list[TaskInstance], int, str]:
-        """The first failed tasks, how many there are, and their reasons behind that of the run."""
+        """The first failed tasks, how many there are in all, and the reasons, the run's first."""
         failed = self._instances(state="failed", limit=most)
         count = len(failed)
-        if count == most:
-            count = self._look(_select_run_counts).get("failed", count)  # if none runs again
+        if count == most:  # by now none may be left of them: a resume may run all again
+            count = self._look(_select_run_counts).get("failed", count)
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - most} more"] if count > most else []
         return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
@@ -10133,7 +10134,7 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 
 def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
-    """Runs, newest first; `asked` as for the look."""
+    """Runs, newest first; `asked` narrows them down, see `_ASKED_OF`."""
     return [DagRun(row, path) for row in _read(path, _select_runs, dag_id=dag_id, **asked)]
 
 
@@ -10152,14 +10153,13 @@ def _load_dag(dag_id: str, path: Path) -> Dag:
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
     found = dags[dag_id]
     same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
-    tags = [*map(str, _plain(found.tags, list))]
-    made = _RecordedDag(dag_id, db_path=path, tags=tags, **same)
+    made = _RecordedDag(dag_id, db_path=path, tags=[*map(str, _plain(found.tags, list))], **same)
     made.fileloc = found.fileloc
     return made
 
 
 def _local_time(moment: _datetime.datetime | None) -> str:
-    """A local time, whole."""
+    """A local time with its day; empty for None."""
     if moment is None:
         return ""
     with contextlib.suppress(OverflowError, ValueError):  # in a file that was tampered with
@@ -10169,37 +10169,34 @@ def _local_time(moment: _datetime.datetime | None) -> str:
 
 def _chosen_run(path: Path, name: str | None) -> DagRun:
     """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
-    of the local time when it began; None: the newest of all.
-
-    Raises RunNotFound if none fits, or several do.
-    """
+    of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
+    several do."""
     exact = _read_runs(path, name, limit=1)  # the newest, or a DAG's newest
     exact = exact or _read_runs(path, None, named=name or "")
     if len(exact) == 1:
         return exact[0]
-    rows, name = _read(path, _select_run_ids), name or ""
-    parts = {row: name.removeprefix(f"{row[0]}/") for row in rows}
-    when = {  # what is no part of a time needs none
-        row: "" if part.strip("0123456789-: ") else _local_time(_moment(rows[row]))
-        for row, part in ({} if exact else parts).items()
-    }
-    fits = [(run.dag_id, run.run_id) for run in exact]
-    fits += [row for row in when if parts[row] and parts[row] in f"{row[1]} {when[row]}"]
-    if len(fits) == 1 and len(parts[fits[0]]) >= _SHORTEST_PART:
-        return _read_run(path, *fits[0])
+    starts, name = _read(path, _select_run_ids), name or ""
+    fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
+    for (dag_id, run_id), start in ({} if exact else starts).items():
+        part = name.removeprefix(f"{dag_id}/")
+        # There may be many runs: a time is worked out only for what can be a part of one.
+        when = "" if part.strip("0123456789-: ") else _local_time(_moment(start))
+        if part and part in f"{run_id} {when}":
+            fits[dag_id, run_id] = part
+    for found, part in fits.items() if len(fits) == 1 else ():
+        if len(part) >= _SHORTEST_PART:
+            return _read_run(path, *found)
     if fits:
         few = _few(map("/".join, fits), 5)
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if rows or name else "run"
-    near = _near(name, {dag for dag, _ in rows}) if rows or name else ""
+    what = f"DAG with a run, and no run, {name!r}" if starts or name else "run"
+    near = _near(name, {dag for dag, _ in starts}) if starts or name else ""
     raise RunNotFound(f"there is no {what} in {path}{near}")
 
 
 # --- Showing: the one view of a run ---------------------------------------------------------------
-
-_Seen = Sequence[TaskInstance]  # a run's, as `_seen` gives them
 
 
 class _Line(_Record):
@@ -10210,55 +10207,64 @@ class _Line(_Record):
     style: str  # the state that colours it; of several, the worst
     tries: int = 0
     start: _datetime.datetime | None = None
-    end: _datetime.datetime | None = None  # of what runs: now
+    end: _datetime.datetime | None = None  # now, if it still runs
     error: str = ""
     element: str = ""  # what a mapped one is mapped over
 
     @property
     def seconds(self) -> float | None:
-        """From the start to the end."""
+        """From the start to the end; None if one of them is not known."""
         if self.start is None or self.end is None:
             return None
         return max(0.0, (self.end - self.start).total_seconds())
 
     def cells(self) -> tuple[object, ...]:
-        """The line in a table."""
+        """Its row in a table below `_HEADS`."""
         took = _seconds_text(self.seconds)
         name = f"{self.label} {self.element}".rstrip()
         return name, self.state, self.tries or "", _when(self.start), took, self.error
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-_FOLD = 10  # mapped instances from which on a task is one line of a table
-_SHOWN = 20  # of its failed ones that are shown all the same
-# Of each state, the worst first, but for success: its colour on a terminal; its tag in a gantt; its
-# sign, fill and text on a page, which differ in lightness and in shape, too, for those who can't
-# tell red from green; the fill, edge and text of its box in a diagram, all coloured, so that it can
-# be read on dark pages, too.
-_LOOKS = {
-    "success": ("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
-    "failed": ("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
-    "upstream_failed": ("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
-    "interrupted": ("", "crit, ", "‖", "#5b4a8a", "#ffffff", "#ffffff #6c757d #383d41"),
-    "running": ("36", "active, ", "▶", "#2c6fbb", "#ffffff", "#cce5ff #007bff #004085"),
-    "queued": ("", "", "…", "#d8dee7", "#28313c", "#ffffff #6c757d #383d41"),
-    "up_for_retry": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
-    "up_for_reschedule": ("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
-    "none": ("", "", " ", "transparent", "currentColor", "#ffffff #6c757d #383d41"),
-    "skipped": ("35", "", "–", "#e9d3ea", "#4d1a52", "#fde2f3 #d63384 #6b1a41"),
-    "removed": ("", "", "·", "#8d949e", "#ffffff", "#e2e3e5 #6c757d #383d41"),
+_TABLE_FOLD = 10  # mapped instances from which on a task is one line of a table
+_MOST_SHOWN = 20  # of its failed ones that get lines of their own; lines of output on a page
+
+
+class _Style(_Record):
+    """How a state looks; signs and lightness differ for those who can't tell red from green."""
+
+    terminal: str  # an ANSI colour
+    tag: str  # of its bar in a gantt
+    sign: str  # on a page, as are fill and text
+    fill: str
+    text: str
+    box: str  # fill, edge and text in a diagram: all three, as the page may be dark
+
+
+_STYLES = {  # the worst state first, but for success; `removed` counts least
+    "success": _Style("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
+    "failed": _Style("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
+    "upstream_failed": _Style("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
+    "interrupted": _Style("", "crit, ", "‖", "#5b4a8a", "#ffffff", "#ffffff #6c757d #383d41"),
+    "running": _Style("36", "active, ", "▶", "#2c6fbb", "#ffffff", "#cce5ff #007bff #004085"),
+    "queued": _Style("", "", "…", "#d8dee7", "#28313c", "#ffffff #6c757d #383d41"),
+    "up_for_retry": _Style("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "up_for_reschedule": _Style("33", "", "↻", "#f7dd72", "#3d3200", "#fff3cd #ffc107 #856404"),
+    "none": _Style("", "", " ", "transparent", "currentColor", "#ffffff #6c757d #383d41"),
+    "skipped": _Style("35", "", "–", "#e9d3ea", "#4d1a52", "#fde2f3 #d63384 #6b1a41"),
+    "removed": _Style("", "", "·", "#8d949e", "#ffffff", "#e2e3e5 #6c757d #383d41"),
 }
 
 
-def _line_of(members: _Seen) -> _Line:
+def _line_of(members: list[TaskInstance]) -> _Line:
     """A task instance or attempt as a line, or several of one task as one."""
     first, now = members[0], _utcnow()
     latest = {ti.map_index: ti._word or "none" for ti in members}  # of their attempts
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    # What is no more says nothing of the others.
-    style = next(word for word in [*[*_LOOKS][1:-1], "success", "removed"] if word in words)
+    # The worst; a removed instance says nothing of the others.
+    style = next(word for word in [*[*_STYLES][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
@@ -10268,14 +10274,14 @@ def _line_of(members: _Seen) -> _Line:
 
 
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
-    """What a mapped instance is mapped over; a number would read as a count."""
+    """What an instance is mapped over; in brackets unless quoted, as 3 would read as a count."""
     lines = (ti.element or "").split("\n")
     text = _shortened(_clean(" ".join(map(str.strip, lines))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _shortened(text: str, most: int) -> str:
-    """Cut in the middle to so many columns: names and paths differ at their ends."""
+    """A text cut in its middle to so many columns: names and paths differ at their ends."""
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
@@ -10283,13 +10289,13 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
-    """`58 success, 2 failed`."""
-    order = sorted(counts, key=[*_LOOKS, *counts].index)
+    """How many are in each state, as in `58 success, 2 failed`; `none` stands for no state."""
+    order = sorted(counts, key=[*_STYLES, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
     return ", ".join(_paint(text, word) if color else text for text, word in said)
 
 
-def _counts_of(instances: _Seen) -> str:
+def _counts_of(instances: list[TaskInstance]) -> str:
     return _counts_text(collections.Counter(ti._word or "none" for ti in instances))
 
 
@@ -10301,44 +10307,42 @@ def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
     return [list(members) for _, members in itertools.groupby(instances, lambda ti: ti.task_id)]
 
 
-def _lines_of(instances: _Seen, whole: bool = False) -> list[_Line]:
+def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]:
     """A line for each task instance; those of a mapped task in one, but for what failed."""
     lines = []
     for members in _by_task(instances):
-        if whole or len(members) < _FOLD:
+        if whole or len(members) < _TABLE_FOLD:
             lines += [_line_of([ti]) for ti in members]
             continue
         lines.append(_line_of(members))
         failed = [ti for ti in members if ti.state is _S.FAILED]
-        lines += [_line_of([ti]) for ti in failed[:_SHOWN]]
-        if more := len(failed[_SHOWN:]):
+        lines += [_line_of([ti]) for ti in failed[:_MOST_SHOWN]]
+        if more := len(failed[_MOST_SHOWN:]):
             lines.append(_Line(f"... {more} more of {members[0].task_id}", "failed", "failed"))
     return lines
 
 
-def _seen(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
+def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
     """A run's task instances, or attempts, as shown: where nobody works on it, none is running."""
-    dead = _run_state(run) != run.state
+    died = run._owner_died
     instances = run._instances(attempts, **which)
-    for ti in instances if dead else ():
+    for ti in instances if died else ():
         if ti.state is not None and ti.state not in _ENDED:
-            ti.state, ti.interrupted = None, True
-            ti.start_date, ti.end_date = ti.start_date if attempts else None, None
+            ti.state, ti.interrupted, ti.end_date = None, True, None
+            ti.start_date = ti.start_date if attempts else None
     return instances
 
 
 def _run_state(run: DagRun) -> str:
     """A run's state for people: one that nobody works on is not running."""
-    dead = not run.owner_alive and run.state is DagRunState.RUNNING
-    return "running (owner dead)" if dead else run.state.value
+    return "running (owner dead)" if run._owner_died else run.state.value
 
 
 # --- Showing: Mermaid -----------------------------------------------------------------------------
 
 _MAX_EDGES, _MAX_TEXT = 500, 50_000  # what Mermaid's renderers draw unless configured otherwise
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-_GANTT_FOLD = 5  # mapped instances from which on a task has one bar for all
-_TIMELINE_FOLD = 20  # the same on a page
+_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # mapped instances from which on a task has one bar for all
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
@@ -10355,7 +10359,7 @@ class _Box(_Record):
     lines: list[str]  # its text
     style: str  # of its state
     upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
-    prefix: str  # of ids in its group, which a frame around them says
+    prefix: str  # of the ids in its group, which their frame shows instead
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
@@ -10366,9 +10370,8 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     layers = collections.Counter(_depths(boxes).values())
     is_wide = max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers))
     lines = [f"flowchart {direction or ('LR' if is_wide else 'TD')}"]
-    numbers, opened = itertools.count(), [""]  # the frames of groups, each inside the one before
-    # In this order a group is followed by those inside it.
-    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):
+    numbers, opened = itertools.count(), [""]  # the prefixes of the frames that are open
+    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):  # a group, then those inside
         while not box.prefix.startswith(opened[-1]):
             opened.pop()
             lines.append(f"{'    ' * len(opened)}end")
@@ -10383,17 +10386,18 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     lines += [f"{'    ' * depth}end" for depth in range(len(opened) - 1, 0, -1)]
     for box in boxes:
         for up, text in box.upstream.items():
-            said = "" if text is None else f'|"{_mermaid_text(text)}"|'
-            lines += [f"    {ids[up]} -->{said} {ids[box.task_id]}"] if up in ids else []
+            if up in ids:
+                said = "" if text is None else f'|"{_mermaid_text(text)}"|'
+                lines.append(f"    {ids[up]} -->{said} {ids[box.task_id]}")
     used = {box.style for box in boxes}
-    for name, (*_, colors) in _LOOKS.items():
-        look = "fill:{},stroke:{},color:{}".format(*colors.split())
-        lines += [f"    classDef {name} {look}"] if name in used else []
+    for name in [style for style in _STYLES if style in used]:
+        fill, edge, ink = _STYLES[name].box.split()
+        lines.append(f"    classDef {name} fill:{fill},stroke:{edge},color:{ink}")
     return "\n".join(lines) + "\n"
 
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
-    """How many layers stand above each box."""
+    """The layer of each box: the length of the longest way to it."""
     depths = dict.fromkeys([box.task_id for box in boxes], 0)
     graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
     with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
@@ -10410,18 +10414,17 @@ def _dag_boxes(dag: Dag) -> list[_Box]:
     return boxes
 
 
-def _run_boxes(instances: _Seen) -> list[_Box]:
-    """A box for each task."""
+def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
-        tries = f"try {line.tries}" * (line.tries > 1)
-        more = (_seconds_text(line.seconds), tries) if len(members) == 1 else ()
-        said = filter(None, (_spaced(line.state) or "no state", *more))
+        said = [_spaced(line.state) or "no state"]
+        if len(members) == 1:
+            said += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
         prefix = f"{first.task_group_id}." if first.task_group_id else ""
-        text = [line.label, " - ".join(said)]
+        lines = [line.label, " - ".join(filter(None, said))]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
-        boxes.append(_Box(first.task_id, text, line.style, upstream, prefix))
+        boxes.append(_Box(first.task_id, lines, line.style, upstream, prefix))
     return boxes
 
 
@@ -10429,13 +10432,12 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
-        start = round(1000 * began)
+        start = round(1000 * began)  # milliseconds, as `dateFormat x` says; so is `length`
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
         text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
-        # Its first letter is a code, so that it is no word of Mermaid's, as `section` would be.
+        # The first letter is a code, so that no name is a word of Mermaid's, as `section` is.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
-        _, tag, *_ = _LOOKS[line.style]
-        bars.append((start, end, f"{name} :{tag}"))
+        bars.append((start, end, f"{name} :{_STYLES[line.style].tag}"))
     if not bars:
         raise _UsageError(f"no task of run {run.run_id!r} has started: there is nothing to draw")
     length = max(end for _, end, _ in bars) - bars[0][0]
@@ -10446,7 +10448,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
 
 
 def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, float]]:
-    """What ran, and the waits for a retry, with the Unix time at which each began, in its order."""
+    """What ran, and the waits for a retry, sorted by the Unix time at which each began."""
     lines = []
     for members in _by_task(ti for ti in attempts if ti.start_date):
         if len({ti.map_index for ti in members}) >= fold:
@@ -10456,7 +10458,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
             line = _line_of([ti])
             if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
                 wait = _Line(f"{line.label} waits", "", "none", 0, before.end_date, line.start)
-                lines += [wait] if (wait.seconds or 0) > 0.05 else []
+                lines += [wait] if (wait.seconds or 0) > 0.05 else []  # shorter: not seen
             lines.append(line)
     for line in lines:
         line.label += f" try {line.tries}" if line.tries > 1 else ""
@@ -10474,7 +10476,7 @@ def _live_url(diagram: str) -> str:
 
 # --- Showing: text --------------------------------------------------------------------------------
 
-_LINE_SHOWN = 300  # characters of a line of output, where the last few are shown
+_LINE_SHOWN = 300  # characters of each line, where only the last lines of an output are shown
 # Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
@@ -10483,7 +10485,7 @@ def _clean(text: object) -> str:
     """Text for a terminal: control characters, which could steer it, as visible escapes."""
     text = str(text)
     odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
-    if odd:  # else it is a walk for nothing
+    if odd:  # mostly there are none, and translate() would walk the whole text for nothing
         return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
     return text
 
@@ -10501,8 +10503,7 @@ def _markdown(text: object) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns that line up, made safe for a terminal; with colours for states. On a terminal a
-    line is cut to its width, so that it stays one."""
+    """Columns that line up, made safe for a terminal, states in colour, rows cut to its width."""
     color, columns = _may_color(sys.stdout), sys.maxsize
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
@@ -10510,7 +10511,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [list(heads), *([re.sub(r"[\n\t]", " ", _clean(cell)) for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
-    if not fits:  # a long name is cut itself, so that the state, the try and the start stay
+    if not fits:  # names are cut first: the state, the try and the start take some 24 columns
         for row in cells:
             row[0] = _shortened(row[0], max(columns - 24, 12))
         widths[0] = max(_width(row[0]) for row in cells)
@@ -10543,7 +10544,7 @@ def _seconds_text(seconds: float | None) -> str:
         return "<1 ms"
     if seconds < 0.095:
         return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:
+    if seconds < 9.95:  # else it would read `10.0 s`
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -10552,7 +10553,7 @@ def _seconds_text(seconds: float | None) -> str:
 
 
 def _when(moment: _datetime.datetime | None) -> str:
-    """A time for people: the day only if it is not today."""
+    """A local time for people: 17:09:04 if it is today, else the day, and no seconds."""
     text = _local_time(moment)
     today = text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ")
     return text[11:] if today else text[:-3]
@@ -10569,8 +10570,8 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 
 def _printed(text: str) -> str:
-    """Output as it was last seen: a line that carriage returns began anew, a progress bar's say,
-    is what stands behind the last of them."""
+    """Output as a terminal shows it in the end: of a line that carriage returns began anew, say
+    a progress bar's, what stands behind the last of them."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
 
@@ -10582,43 +10583,42 @@ def _tail(text: str, count: int = 10) -> list[str]:
 
 
 def _say(line: str, end: str = "\n") -> None:
-    """A line on standard error; where nobody listens any more, nothing depends on it."""
+    """Write a line to standard error, if it can still be written to: nothing depends on it."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
         sys.stderr.write(f"{line}{end}")
         sys.stderr.flush()
 
 
-def _write(text: str) -> None:
+def _print(text: str) -> None:
     print(text, end="", flush=True)
 
 
 def _typed(*words: str | Path) -> str:
-    """Words as one types them in any folder, and in any shell."""
+    """Words of a command as one types them, a path so that it holds in any folder."""
     return " ".join(_quoted(os.path.abspath(x) if isinstance(x, Path) else x) for x in words)
 
 
 def _quoted(word: str) -> str:
-    """A word of a command; one that can't be shown as it is by the numbers of its bytes, which
-    bash, zsh and ksh take."""
+    """Quote a word of a command. One that can't be shown as it is becomes `$'...'`, with bytes by
+    their octal numbers, which bash, zsh and ksh read."""
     if _clean(word) == word and "\n" not in word:
         return shlex.quote(word)
-    signs = (
+    escaped = (
         chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
         for n in word.encode(errors="surrogateescape")
     )
-    return f"$'{''.join(signs)}'"
+    return f"$'{''.join(escaped)}'"
 
 
 def _command(start: str, *words: str | Path) -> str:
-    """A command to be pasted: of a file made to harm, no part may look like one of its own."""
+    """A command to be pasted: one line, so that no id in a harmful file looks like another one."""
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
 
 def _python() -> str:
-    """The interpreter as one types it: by its path where `python3` is another, or may be, as in a
-    mail."""
+    """The interpreter as one types it: `python3` if that is this one at a terminal, else a path."""
     own, found = sys.executable, shutil.which("python3") or ""
-    # Of two environments over one interpreter, and of two interpreters in one folder, it is one.
+    # Environments may link to one interpreter, and a folder may hold several: both must be equal.
     same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
 
@@ -10636,39 +10636,39 @@ def _own_command() -> str:
 # --- Showing: failures ----------------------------------------------------------------------------
 
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
-_NAMED = 10  # failures that are told one by one
-_ALIKE = 3  # reasons that are told of several that are alike
+_MOST_TOLD = 10  # failures that are told one by one
+_FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
 _CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
 
 
 class _Failure:
-    """What is told of a failed task, alike wherever people look, and of those that failed alike."""
+    """What is told of a failed instance and of those that failed alike: the same everywhere."""
 
-    def __init__(self, run: DagRun, instances: _Seen, alike: _Seen) -> None:
+    def __init__(self, run: DagRun, seen: list[TaskInstance], alike: list[TaskInstance]) -> None:
         ti, *others = alike
         self.ti, self.others = ti, others
-        tries = f", try {ti.try_number} of {ti.max_tries + 1}" * (ti.max_tries > 0)
+        tries = f", try {ti.try_number} of {ti.max_tries + 1}" if ti.max_tries > 0 else ""
         self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
         self.facts = _facts_of(ti.error or "")
         self.output = _own_output(run, ti)
         self.follows = []  # who else failed, what did not run for it
         if others:
-            mixed = len({_last_line(each.error) for each in alike}) > 1
-            said = f"{len(others)} more failed{', for other reasons, too' * mixed}"
+            is_mixed = len({_last_line(each.error) for each in alike}) > 1
+            said = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
-        if left_out := _left_out(ti.task_id, instances):
+        if left_out := _left_out(ti.task_id, seen):
             self.follows.append(f"not run for it: {_few(left_out)}")
         self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run.db_path)
 
 
-def _failures_of(run: DagRun, instances: _Seen, most: int = _NAMED) -> list[_Failure]:
-    """The first failures of a run. Those of a task for the same reason are told as one, and with
-    its last reason all others."""
+def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
+    """The first failures of a run. Those of a task for the same reason are told as one; once it has
+    `_FEW_TOLD` reasons, the last of these takes in all others."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
     for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # what came first is the cause
         reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
-        if reason not in reasons and len(reasons) == _ALIKE:
+        if reason not in reasons and len(reasons) == _FEW_TOLD:
             reason = [*reasons][-1]
         reasons.setdefault(reason, []).append(ti)
     groups = [group for reasons in alike.values() for group in reasons.values()]
@@ -10679,9 +10679,10 @@ def _facts_of(error: str) -> list[str]:
     """What an exception says beside its reason: notes and further lines, the first members of a
     group, its cause; and where it was raised."""
     before, behind = _split_traceback(error)
+    # A line as `+---------------- 1 ----------------` stands above each member of a group.
     notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
-    facts = lines[:2] + ["..."] * (len(lines) > 2)
+    facts = lines if len(lines) <= 2 else [*lines[:2], "..."]
     for n, member in enumerate(members[:2], 1):
         text = re.sub(r"^ *(\| ?|\+-+$)", "", member, flags=re.MULTILINE).strip()
         place = f" ({_place_of(text)})".removesuffix(" ()")
@@ -10703,7 +10704,7 @@ def _with_element(ti: TaskInstance) -> str:
     return f"{ti._label} {_element_text(ti)}".rstrip()
 
 
-def _left_out(task_id: str, instances: _Seen) -> list[str]:
+def _left_out(task_id: str, instances: list[TaskInstance]) -> list[str]:
     """What did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     below = collections.defaultdict[str, set[str]](set)
@@ -10714,16 +10715,16 @@ def _left_out(task_id: str, instances: _Seen) -> list[str]:
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
-def _report_of(run: DagRun, instances: _Seen) -> list[str]:
+def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
     """What failed in a run, and the commands that show more and that go on, for people."""
-    failures, lines = _failures_of(run, instances), []
+    failures, lines = _failures_of(run, instances, _MOST_TOLD), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
         follows = [f"    {line}" for line in failure.follows]
-        # Left for its output: all but the two commands, and a line that says which run it is.
+        # For its output all is left but the two commands and the line that names the run.
         room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told + follows)
         tail = _tail(failure.output, max(1, room) if len(failures) == 1 else 2)
-        while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:
+        while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:  # indented by 6
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
     lines += _other_trouble(run, instances, failures)
@@ -10731,8 +10732,8 @@ def _report_of(run: DagRun, instances: _Seen) -> list[str]:
     return [_clean(line) for line in lines]
 
 
-def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
-    """The command that goes on with a run, by what is said of it; none if nothing is to be done."""
+def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
+    """The command that goes on with a run, by the words before it; empty if none is needed."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
@@ -10741,31 +10742,31 @@ def _way_on(run: DagRun, instances: _Seen) -> dict[str, str]:
     return {said: _script_command(run, "--resume") or _clean(in_python)}
 
 
-def _other_trouble(run: DagRun, instances: _Seen, failures: list[_Failure]) -> list[str]:
-    """What failed and is not told; what was cut off in the midst of an attempt or before its next;
-    callbacks that failed."""
-    told = {id(ti) for failure in failures for ti in (failure.ti, *failure.others)}
-    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in told]
+def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
+    """What failed beside what is told; what was cut off in the midst of an attempt or before its
+    next; callbacks that failed."""
+    known = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
+    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
     began = _moment(run._row.resumed_date) or run.start_date
     for ti in instances:
-        is_cut = ti.state is _S.SKIPPED and ti._attempt == "failed"
-        if is_cut and began and ti.end_date and ti.end_date >= began:  # not before it was resumed
+        missed_retry = ti.state is _S.SKIPPED and ti._attempt == "failed"
+        if missed_retry and began and ti.end_date and ti.end_date >= began:  # since the last resume
             cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
-    lines = [f"failed, too: {_few(rest)}"] * bool(rest) + [f"cut off: {_few(cut)}"] * bool(cut)
+    lines = [f"failed, too: {_few(rest)}"] if rest else []
+    lines += [f"cut off: {_few(cut)}"] if cut else []
     return lines + _failed_callbacks(run)
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    texts = [row.text for row in run._look(_select_callback_errors, limit=_NAMED)]
-    found = re.findall(_CALLBACK_FAILED, "\n".join(texts), re.MULTILINE)
-    failed = [*dict.fromkeys(found)]  # a DAG's callback, which came last, first
-    more = ["other callbacks failed, too: the logs tell"] * (len(failed) > _ALIKE)
-    return [*failed[:_ALIKE], *more]
+    text = "\n".join(row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD))
+    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text, re.MULTILINE))]  # the last first
+    more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
+    return failed[:_FEW_TOLD] + more
 
 
 def _script_command(run: DagRun, *options: str) -> str:
-    """How the file of a run's DAG is started with options for this run, if it has one."""
+    """The command that starts a run's script with options for this run; empty if there is none."""
     file = _load_dag(run.dag_id, run.db_path).fileloc or ""
     start = run._row.command
     if not start and os.path.isfile(file):
@@ -10777,7 +10778,7 @@ def _script_command(run: DagRun, *options: str) -> str:
 
 # --- Showing: pages -------------------------------------------------------------------------------
 
-_STYLE = """
+_CSS = """
 .liteflow { --ink: #1c2430; --soft: #5a6675; --paper: #ffffff; --band: #f3f5f8; --line: #cfd6df;
   color: var(--ink); background: var(--paper); font: 14px/1.5 system-ui, sans-serif; }
 @media (prefers-color-scheme: dark) { .liteflow { --ink: #e4e9f0; --soft: #a3b0c0;
@@ -10817,18 +10818,18 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
 .liteflow .bar { display: block; background: var(--fill); border: 1px solid var(--soft);
   border-bottom: 0; margin: 0 1px; box-sizing: border-box; }
 """
-_STYLE += "".join(
-    f".liteflow .{state} {{ --fill: {fill}; --text: {text}; }}\n"
-    for state, (_, _, _, fill, text, _) in _LOOKS.items()
+_CSS += "".join(
+    f".liteflow .{state} {{ --fill: {style.fill}; --text: {style.text}; }}\n"
+    for state, style in _STYLES.items()
 )
 
 
 class _Html(str):
-    """Text that is HTML already: all other is escaped where it is put into HTML."""
+    """Text that is HTML already. All other text is escaped when it is put into an element."""
 
 
 def _html(tag: str, *inside: object, **attributes: object) -> _Html:
-    """An element, its attributes written as `class_` and `stroke_width`."""
+    """An element; its attributes are named as `class_` and `stroke_width`."""
     words = [tag]
     for name, value in attributes.items():
         name = name.rstrip("_").replace("_", "-")
@@ -10843,17 +10844,12 @@ def _html_page(title: str, *body: _Html) -> str:
     made = _html("p", f"made {_local_time(_utcnow())} by liteflow {__version__}", class_="soft")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}{_html("title", title)}'
-        f"<style>{_STYLE}</style></head>\n{_html('body', *body, made, class_='liteflow')}</html>\n"
+        f"<style>{_CSS}</style></head>\n{_html('body', *body, made, class_='liteflow')}</html>\n"
     )
 
 
-def _sign(style: str) -> str:
-    _, _, sign, *_ = _LOOKS[style]
-    return sign
-
-
 def _chip(style: str, text: str, **more: object) -> _Html:
-    return _html("span", f"{_sign(style)} {text}".strip(), class_=f"chip {style}", **more)
+    return _html("span", f"{_STYLES[style].sign} {text}".strip(), class_=f"chip {style}", **more)
 
 
 def _folded_away(title: str, *inside: _Html, is_open: bool = False) -> _Html:
@@ -10870,22 +10866,21 @@ def _and_more(count: int) -> list[_Html]:
     return [_html("p", f"and {count} more")] if count > 0 else []
 
 
-_Knot = str | tuple[str, int]  # a box; or where an edge from it passes a layer, by its depth
+_Knot = str | tuple[str, int]  # a box's task_id; or where an edge from it passes the n-th layer
 _Link = tuple[_Knot, _Knot]
-_BOX = 190, 42  # pixels
-_GAP = 50, 14  # between boxes of two layers, and of one
-_NAMES, _SPAN, _ROW = 230, 760, 20  # of a timeline: its names, its bars, a row
-_DRAWN = 200  # boxes and bars, beyond which they are folded or left out
-_PAGE_ROWS = 500  # of a table
-_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
-_PAGE_CELLS = 10_000  # of a grid
+_BOX_SIZE = 190, 42  # pixels, as all that follow
+_BOX_GAPS = 50, 14  # from layer to layer, and in a layer
+_TIMELINE = 230, 760, 20  # the width of its names and of its bars, the height of a row
+_MOST_DRAWN = 200  # boxes, beyond which they are folded, and bars, beyond which they are left out
+_PAGE_ROWS, _PAGE_CELLS = 500, 10_000  # of a table, and of a grid
+_MOST_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
 
 
 def _svg_graph(boxes: Sequence[_Box]) -> _Html:
     """Boxes in layers from left to right, edges between them; many of a kind in one box."""
     boxes = _folded_boxes(boxes)
     layers, links = _layered(boxes)
-    (wide, high), (apart, _) = _BOX, _GAP
+    (wide, high), (apart, _) = _BOX_SIZE, _BOX_GAPS
     ys = _untangled(layers, links)
     top = min(ys.values(), default=0)
     xs = {knot: n * (wide + apart) for n, layer in enumerate(layers) for knot in layer}
@@ -10902,7 +10897,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
         x, y = at[box.task_id]
         frame = _html("rect", class_="box", x=x, y=y - high // 2, width=wide, height=high, rx=5)
         texts = [_shortened(_clean(line), 24) for line in box.lines]
-        texts[1:] = [f"{_sign(box.style)} {text}".strip() for text in texts[1:]]
+        texts[1:] = [f"{_STYLES[box.style].sign} {text}".strip() for text in texts[1:]]
         top_line = y + 4 - 8 * (len(texts) - 1)
         lines = [_html("text", t, x=x + 8, y=top_line + 17 * n) for n, t in enumerate(texts)]
         title = _html("title", ", ".join([box.task_id, *box.lines[1:]]))
@@ -10913,11 +10908,11 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
 
 
 def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
-    """Of more than can be seen, one for those of a depth and a state."""
-    if len(boxes) <= _DRAWN:
+    """The boxes; of more than can be seen, one for all of a state and of about the same depth."""
+    if len(boxes) <= _MOST_DRAWN:
         return boxes
     depths, alike = _depths(boxes), collections.defaultdict[tuple[int, str], list[_Box]](list)
-    step = 1 + max(depths.values()) // 20
+    step = 1 + max(depths.values()) // 20  # to some 20 layers
     kinds = {box.task_id: (depths[box.task_id] // step, box.style) for box in boxes}
     for box in boxes:
         alike[kinds[box.task_id]].append(box)
@@ -10945,21 +10940,23 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 
 
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
-    """Order each layer so that few edges cross: in two sweeps down and up each knot goes near to
-    the mean of its neighbours, apart from those beside it. Gives the place of each."""
-    above, below, alone = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
+    """Order each layer so that few edges cross, and give the place of each knot: swept down and up
+    twice, it goes near to the mean of its neighbours, apart from those beside it."""
+    above, below, empty = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
     for a, b in links:
         above[b].append(a)
         below[a].append(b)
     places = dict.fromkeys(itertools.chain(*layers), 0.0)
-    for near, sweep in ((alone, layers), *((above, layers), (below, layers[::-1])) * 2):
+    down, up = (above, layers), (below, layers[::-1])
+    for near, sweep in ((empty, layers), down, up, down, up):  # the first only sets them apart
         for layer in sweep:
             others = {knot: [places[x] for x in near.get(knot, [knot])] for knot in layer}
             wanted = {knot: sum(ys) / len(ys) for knot, ys in others.items()}
             layer.sort(key=wanted.__getitem__)
             low = -math.inf
             for knot in layer:
-                half = (_BOX[1] + _GAP[1]) / (4 if isinstance(knot, tuple) else 2)
+                # A box takes its height and a gap, an edge that passes half of that.
+                half = (_BOX_SIZE[1] + _BOX_GAPS[1]) / (4 if isinstance(knot, tuple) else 2)
                 places[knot] = max(wanted[knot], low + half)
                 low = places[knot] + half
             shift = sum(places[knot] - wanted[knot] for knot in layer) / max(len(layer), 1)
@@ -10974,53 +10971,54 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         return _html("p", "nothing has started", class_="soft")
     _, first = bars[0]
     length = max(0.001, *(began - first + (line.seconds or 0) for line, began in bars))
-    scale, bottom, parts = _SPAN / length, _ROW * (len(bars[:_DRAWN]) + 1), []
-    for n in range(5):
-        x = _NAMES + _SPAN * n // 4
-        parts.append(_html("path", d=f"M{x} {_ROW}V{bottom}", stroke_dasharray="2 4"))
+    names, span, row = _TIMELINE
+    scale, bottom, parts = span / length, row * (len(bars[:_MOST_DRAWN]) + 1), []
+    for n in range(5):  # lines behind the bars, at each quarter
+        x = names + span * n // 4
+        parts.append(_html("path", d=f"M{x} {row}V{bottom}", stroke_dasharray="2 4"))
         parts.append(_html("text", _seconds_text(length * n / 4) if n else "0", x=x + 2, y=13))
-    for n, (line, began) in enumerate(bars[:_DRAWN], 1):
-        took, high = _seconds_text(line.seconds), 4 if line.style == "none" else _ROW - 6
-        left = round(_NAMES + scale * (began - first), 1)
+    for n, (line, began) in enumerate(bars[:_MOST_DRAWN], 1):
+        took, high = _seconds_text(line.seconds), 4 if line.style == "none" else row - 6
+        left = round(names + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
-        place = {"x": left, "y": n * _ROW + (_ROW - high) // 2, "width": width, "height": high}
+        place = {"x": left, "y": n * row + (row - high) // 2, "width": width, "height": high}
         said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
         title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
-        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * _ROW + 14))
-        parts.append(_html("text", took, x=left + width + 4, y=n * _ROW + 14))
-    svg = _html("svg", *parts, width=_NAMES + _SPAN + 80, height=bottom + 4)
-    return _html("div", svg, *_and_more(len(bars) - _DRAWN), class_="wide")
+        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * row + 14))
+        parts.append(_html("text", took, x=left + width + 4, y=n * row + 14))
+    svg = _html("svg", *parts, width=names + span + 80, height=bottom + 4)
+    return _html("div", svg, *_and_more(len(bars) - _MOST_DRAWN), class_="wide")
 
 
 def _run_page(run: DagRun) -> str:
-    """All of a run: facts, failures, its graph, when what ran, its tasks, its values."""
-    instances, values = _seen(run), run._look(_select_xcoms)
+    """A page of a run: facts, failures, its graph, its timeline, its tasks, its values."""
+    instances, values = _seen_instances(run), run._look(_select_xcoms)
     rows = [(_label_of(x.task_id, x.map_index), x.key, x.type, x.preview) for x in values]
     shown = _html_table(("TASK", "KEY", "TYPE", "VALUE"), rows[:_PAGE_ROWS])
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
-        *_facts(run, instances, _SHOWN),
+        *_facts(run, instances, _MOST_SHOWN),
         _html("h2", "Graph"),
         _svg_graph(_run_boxes(instances)),
         _html("h2", "Timeline"),
-        _svg_timeline(_seen(run, attempts=True)),
+        _svg_timeline(_seen_instances(run, attempts=True)),
         _task_table(instances),
         _folded_away("Values", shown, *_and_more(len(rows) - _PAGE_ROWS)),
     )
 
 
 def _run_style(run: DagRun) -> str:
-    return "interrupted" if _run_state(run) != run.state else run.state.value
+    return "interrupted" if run._owner_died else run.state.value
 
 
 def _run_chip(run: DagRun) -> _Html:
     return _chip(_run_style(run), _run_state(run))
 
 
-def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
-    """What is to be said of a run before its tasks: what it was, and what failed."""
+def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
+    """The head of what is said of a run: what it was, and what failed, `most` of it told."""
     facts = {
         "run": run.run_id,
         "began": _local_time(run.start_date),
@@ -11037,13 +11035,13 @@ def _facts(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
     return [*said, *_failure_sections(run, instances, most)]
 
 
-def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
-    """What failed, told as everywhere, with tracebacks and output folded away."""
+def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
+    """What failed, told as in a report, with tracebacks and output folded away."""
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti)]
-        told += _output_of(run, failure.ti)[1:]  # whose name stands above
+        told += _output_of(run, failure.ti)[1:]  # without its name, which stands above
         trace = _shown(_said_once(failure.ti.error or ""), 4000, str)
         told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
@@ -11057,13 +11055,13 @@ def _failure_sections(run: DagRun, instances: _Seen, most: int) -> list[_Html]:
 
 
 def _output_of(run: DagRun, ti: TaskInstance) -> list[_Html]:
-    tail = _tail(_own_output(run, ti), _SHOWN)
+    tail = _tail(_own_output(run, ti), _MOST_SHOWN)
     return [_html("p", _with_element(ti)), _html("pre", "\n".join(tail))] if tail else []
 
 
-def _task_table(instances: _Seen) -> _Html:
+def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
-    # Of very many, those that went well can be missed.
+    # Of very many, those that went well are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
     rows = []
     for line in lines:
@@ -11075,9 +11073,9 @@ def _task_table(instances: _Seen) -> _Html:
 
 
 def _dag_page(dag: Dag) -> str:
-    """A DAG's grid: a column for each of its last runs, the newest first, below a bar of its
-    duration, and a row for each task; then what is to be said of each run."""
-    runs = dag.runs(limit=_RUNS)
+    """A DAG's page: a grid with a column for each of its last runs, the newest first, below a bar
+    of its duration, and a row for each task; then the facts and failures of each run."""
+    runs = dag.runs(limit=_MOST_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
     cells: dict[str, dict[int, _Html]] = {}
@@ -11086,11 +11084,11 @@ def _dag_page(dag: Dag) -> str:
         high = 4 + round(60 * ((run.duration or 0) / longest))
         bar = _html("span", class_=f"bar {_run_style(run)}", style=f"height:{high}px")
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
-        instances = _seen(run)  # of one run at a time: they may be many
+        instances = _seen_instances(run)  # of one run at a time, to save memory
         for members in _by_task(instances):
             cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
-        sections.append([head, *_facts(run, instances, _ALIKE)])
+        sections.append([head, *_facts(run, instances, _FEW_TOLD)])
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
@@ -11111,7 +11109,7 @@ def _dag_page(dag: Dag) -> str:
 def _grid_cell(line: _Line) -> _Html:
     tries = f", try {line.tries}" if line.tries > 1 else ""
     words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
-    return _html("td", _sign(line.style).strip(), class_=line.style, title=words)
+    return _html("td", _STYLES[line.style].sign.strip(), class_=line.style, title=words)
 
 
 def _file_page(path: Path) -> str:
@@ -11121,10 +11119,10 @@ def _file_page(path: Path) -> str:
         runs = _read_runs(path, found["dag_id"], limit=20)
         last = [_chip(_run_style(run), "", title=_local_time(run.start_date)) for run in runs]
         row = [found["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
-        for newest in runs[:1]:
+        if newest := next(iter(runs), None):
             took = _seconds_text(newest.duration)
             row[2:] = [_run_chip(newest), _local_time(newest.start_date), took]
-            if parts := _failure_sections(newest, _seen(newest), _ALIKE):
+            if parts := _failure_sections(newest, _seen_instances(newest), _FEW_TOLD):
                 sections += [_html("h2", found["dag_id"]), *parts]
         rows.append([*row, _ago(_moment(found["last_success"])), found["description"] or ""])
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
@@ -11132,14 +11130,13 @@ def _file_page(path: Path) -> str:
 
 
 def _notebook(*parts: _Html) -> str:
-    """What a notebook shows of an object."""
-    return _html("div", _Html(f"<style>{_STYLE}</style>"), *parts, class_="liteflow")
+    return _html("div", _Html(f"<style>{_CSS}</style>"), *parts, class_="liteflow")
 
 
 def _notebook_run(run: DagRun) -> str:
-    instances = _seen(run)
+    instances = _seen_instances(run)
     head, graph = _html("h1", run.dag_id, " ", _run_chip(run)), _svg_graph(_run_boxes(instances))
-    return _notebook(head, *_facts(run, instances, _ALIKE), graph, _task_table(instances))
+    return _notebook(head, *_facts(run, instances, _FEW_TOLD), graph, _task_table(instances))
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
@@ -11156,24 +11153,25 @@ def _may_redraw(stream: Any) -> bool:
 
 
 def _may_color(stream: Any) -> bool:
-    """Whether colours are wanted there (the order is CPython's own)."""
+    """Whether colours are wanted there; NO_COLOR counts more than FORCE_COLOR, as in CPython."""
     wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
     return bool(wanted) and not os.environ.get("NO_COLOR")
 
 
 def _paint(text: str, state: str | None) -> str:
-    code, *_ = _LOOKS.get(state or "", ("",))
+    code = _STYLES[state].terminal if state in _STYLES else ""
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 
 def _fit(text: str, width: int, color: bool) -> str:
-    """A line cut to a width in columns, of which colours, if they may stay, take none."""
+    """A line cut to a width in columns; its codes for colours take none, and stay if `color`."""
     found = ""
     for part in re.findall("\x1b.*?m|.", text):
-        if part[0] != "\x1b":
-            width -= _width(part)
-        if color if part[0] == "\x1b" else width >= 0:
-            found += part
+        if part[0] == "\x1b":
+            found += part if color else ""
+            continue
+        width -= _width(part)
+        found += part if width >= 0 else ""
     return found
 
 
@@ -11182,18 +11180,18 @@ def _fit(text: str, width: int, color: bool) -> str:
 _Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
-def _status_lines(now: _Snapshot, width: int, rows: int) -> list[str]:
+def _status_lines(snapshot: _Snapshot, width: int, rows: int) -> list[str]:
     """A bar, the counts, and what runs for how long, in at most so many rows."""
-    counts, running, seconds = now
+    counts, running, seconds = snapshot
     total = sum(counts.values())
     ended = sum(counts.get(state.value, 0) for state in _ENDED)
-    size = max(10, min(40, width - 40))
+    size = max(10, min(40, width - 40))  # of the bar; some 40 columns are for the text behind it
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
     lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(seconds)}"]
     lines.append(_counts_text(counts, "to come", color=True))
-    longest = sorted(running, key=lambda x: -x[1])
-    room = max(1, min(rows - 3, 8))
+    longest = sorted(running, key=operator.itemgetter(1), reverse=True)
+    room = max(1, min(rows - 3, 8))  # below the two lines, above the cursor's
     shown = longest if len(longest) <= room else longest[: room - 1]
     lines += [f"  {_paint(_clean(x), 'running')}  {_seconds_text(n)}" for x, n in shown]
     lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
@@ -11206,34 +11204,33 @@ class _LogLines:
 
     def __init__(self, prefix: str, raw: bool = False) -> None:
         self.head, self._prefix, self._raw = "", prefix, raw
-        self._of: str | None = None  # whose was the last
-        self._ended = True  # whether its line was
+        self._last_label: str | None = None  # of the last output
+        self._ended = True  # whether its last line was ended
 
     def add(self, label: str, text: str) -> None:
-        """Show some more of a task's output."""
         label, text = _clean(label), text if self._raw else _printed(text)
-        if label != self._of:
+        if label != self._last_label:
             self.end()
-            _write(self.head.format(label))
-        self._of = label
+            _print(self.head.format(label))
+        self._last_label = label
         if text:
             prefix = self._prefix.format(label)
-            _write((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
+            _print((prefix if self._ended else "") + prefix.join(text.splitlines(keepends=True)))
             self._ended = text.endswith("\n")
 
     def end(self) -> None:
-        """End a line that has no end."""
-        _write("" if self._ended else "\n")
+        """End the last line, if its output did not."""
+        _print("" if self._ended else "\n")
         self._ended = True
 
 
 class _Report:
-    """Tells what happens in a run: to the `liteflow` logger always; to `progress`, or if that is
-    True on standard error, on a terminal with a status below the lines. With `logs`, what tasks
-    print goes to standard output."""
+    """Tells what happens in a run: always to the `liteflow` logger, and to `progress`. If that is
+    True, it tells on standard error, on a terminal with a status below the lines. With `logs`, what
+    tasks print goes to standard output."""
 
     def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
-        self._say = _say if progress is True else progress or str  # str: for nobody
+        self._say = _say if progress is True else progress or str  # str: a call without effect
         self._color = progress is True and _may_color(sys.stderr)
         self._logs = _LogLines("{} | ") if logs else None
         # Logs that go through a pipe to the same terminal would be drawn over.
@@ -11244,20 +11241,19 @@ class _Report:
         self._began = time.monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
-        self._ends: dict[_Instance, str] = {}  # of long logs, which are written anew
-        self._whose = ""  # a service's log tells of many runs at once
+        self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
+        self._whose = ""  # names the run, as a service's log tells of many at once
         self._slowest: list[tuple[float, str]] = []
 
     def tell(self, line: str, state: str | None = None) -> None:
-        """One line for people."""
         line = _clean(line)
         self.clear()
-        self.output("", "")
+        self.output()
         _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
         self._say(_paint(line, state) if self._color else line)
 
-    def output(self, label: str, text: str) -> None:
-        """What a task printed; nothing ends a line that has no end."""
+    def output(self, label: str = "", text: str = "") -> None:
+        """Show what a task printed; without arguments, end the line that it left open."""
         if self._logs is not None:
             if text:
                 self.clear()
@@ -11272,12 +11268,12 @@ class _Report:
         columns, rows = 80, 24
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        width = max(columns or 80, 20)  # 0: it does not tell
-        self.output("", "")
+        width = max(columns or 80, 20)  # 0: the terminal does not tell
+        self.output()
         lines = _status_lines((snapshot or self._snapshot)(), width, max(rows or 24, 5))
         self._put([_fit(line, width - 1, self._color) for line in lines])
         now = time.monotonic()
-        self._next = now + max(_REDRAW, 10 * (now - began))  # of a large run not too often
+        self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
 
     def clear(self) -> None:
         """Take the status away, so that lines can be written where it was."""
@@ -11289,14 +11285,13 @@ class _Report:
         """Draw these lines in place of those that were drawn before."""
         text = "".join(f"{line}\n" for line in lines)
         if self._drawn:
-            # Line by line: terminals that save what is cleared as a whole would fill with it.
+            # Line by line: some terminals keep what is cleared as a whole, and would fill with it.
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
         self._drawn = len(lines)
         _say(text, end="")
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
-        """The run starts."""
         self._plan, self._began = plan, time.monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
@@ -11304,13 +11299,13 @@ class _Report:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
-        """An instance's state changed; told with the turn's `committed`. `took`: seconds, or 0."""
+        """An instance's state changed, which `committed` tells; `took`: seconds, 0 if not known."""
         if not self._listens:
             return
         state = instance.state
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label]
         said.append(state.value if state is not None else "interrupted")
-        said += [f"try {instance.try_number}"] * (instance.try_number > 1)
+        said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
@@ -11346,7 +11341,6 @@ class _Report:
         return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:
-        """The run ended: a summary."""
         if not self._listens:
             return
         why = f" ({run.reason})" if run.reason else ""
@@ -11355,7 +11349,8 @@ class _Report:
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
-        if slowest := [f"{x} {_seconds_text(n)}" for n, x in self._slowest[::-1] if n >= 1]:
+        longest = self._slowest[::-1]  # seconds and labels
+        if slowest := [f"{label} {_seconds_text(n)}" for n, label in longest if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 
@@ -11398,15 +11393,15 @@ if __name__ == "__main__":
 
 
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
-    """Run a command; what went wrong is one sentence on standard error and an exit code. What it
-    returns to be called then may raise anything, which is to be seen whole, by a debugger, too."""
+    """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
+    function that it returns is called last, and may raise: a debugger is to see that."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     why = ""
     try:
         found = act()
-    except OSError as error:  # a broken pipe: the reader of our output has seen enough
+    except OSError as error:  # nothing is said of a broken pipe: its reader has seen enough
         why = "" if isinstance(error, BrokenPipeError) else str(error)
     except KeyboardInterrupt:
         found = 130
@@ -11427,7 +11422,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
             why = f"the output can't be written: {error.strerror}"
     if why:
         _say(f"liteflow: error: {why}")
-    return found() if callable(found) else found or int(bool(why))
+        found = found or 1
+    return found() if callable(found) else found
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -11436,17 +11432,18 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
-    if spec is not None and spec.origin == sys.argv[0]:  # no folder, archive, or script's profiler
+    if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
-    if argv is not None and sys.argv[(own := len(sys.argv) - len(argv)) :] == [*argv]:
-        command = f"{command} {_typed(*sys.argv[1:own])}".strip()  # a program's subcommand
+    own = len(sys.argv) - len(argv or ())
+    if argv is not None and sys.argv[own:] == [*argv]:  # what is before it is a subcommand's name
+        command = f"{command} {_typed(*sys.argv[1:own])}".strip()
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
-    """Run the DAG, or with --task give what runs one task of a recorded run, here, with its
-    recorded inputs; `command` is how the same is started again, in this folder."""
+    """Run the DAG, or with --task return what runs one task of a recorded run in this process with
+    its recorded inputs; `command` starts the same program again, from this folder."""
     if options.task is None:
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
             command = command and f"cd {_typed(Path.cwd())} && {command}"
@@ -11460,7 +11457,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
 
 
 def _debug(execution: _Execution) -> int:
-    """Run one task."""
+    """Run one task, and print what it gave; what else it raises passes."""
     label = _label_of(execution.task_id, execution.map_index)
     if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
@@ -11476,7 +11473,7 @@ def _debug(execution: _Execution) -> int:
 
 
 def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
-    """Refuse options that would be ignored."""
+    """Refuse all options but those `known`, since they would be ignored."""
     for name, value in vars(options).items():
         if value not in (None, False, []) and name not in (*known, "db", "file", "dag", "command"):
             raise _UsageError(f"{why}: it can't be combined with --{name.replace('_', '-')}")
@@ -11488,7 +11485,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         dag.validate()
         for slip in _slips_in(dag):
             _say(_clean(f"note: {slip}"))
-        _write(graph := _draw(_dag_boxes(dag)))
+        _print(graph := _draw(_dag_boxes(dag)))
         _tell_if_large(graph)
         return 0
     if options.quiet and options.logs:
@@ -11497,9 +11494,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         given = {name: _given(dag, name, text) for name, text in options.param}
         options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
-    # What has no stream shows it by other means: Rich's handler, or one that hands on to Loguru.
+    # A handler without a stream shows it, too: Rich's, or one that hands on to Loguru.
     shown = [getattr(handler, "stream", sys.stderr) for handler in _log().root.handlers]
-    if sys.stderr in shown or sys.stdout in shown:  # what is said here is not to be said twice
+    if sys.stderr in shown or sys.stdout in shown:  # else all would be said twice
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
@@ -11536,16 +11533,16 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
 
 
 def _given(dag: Dag, name: str, text: str) -> Any:
-    """A param's value as it was typed: JSON, or text where it is none, or where one is wanted."""
+    """The value of a --param: read as JSON, or the text itself if it is none, or one is wanted."""
     declared = [dict(x) for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
     params = [x[name] if isinstance(x[name], Param) else Param(x[name]) for x in declared]
     kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        for x in params:  # `False`, or `no`, would be true
-            if not x.schema and isinstance(x.default, (bool, int, float, list, dict)):
-                like = f"JSON, as its default {json.dumps(x.default)} is, found {_shown(text)}"
+        for param in params:  # the text `no`, or `False`, would count as true
+            if not param.schema and isinstance(param.default, (bool, int, float, list, dict)):
+                like = f"JSON, as its default {json.dumps(param.default)} is, found {_shown(text)}"
                 raise _UsageError(f"--param {name}: the value must be {like}") from None
         return text
     wants_text = [kind and _is_of_type("", kind) and not _is_of_type(value, kind) for kind in kinds]
@@ -11557,7 +11554,7 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
     if failed and options.quiet:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
-        lines = _report_of(run, _seen(run))
+        lines = _report_of(run, _seen_instances(run))
     else:  # one that was to tell of a run whose scheduler was killed, say
         lines = [_clean(f"{run._name}: {line}") for line in _failed_callbacks(run)]
     for line in lines:
@@ -11565,8 +11562,8 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
-    """A slip of the pen in --conf or --pool changes what runs. A DAG without params takes any
-    conf, as in Airflow; so does `Dag.run`."""
+    """Refuse unknown names in --conf and --pool: a slip of the pen would change what runs. A DAG
+    without params takes any conf, as in Airflow; so does `Dag.run`."""
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
     conf = options.conf if params else None
@@ -11577,7 +11574,7 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
 
 
 def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
-    """Run a DAG of a file, loaded as a worker loads a script: its main guard is not met."""
+    """Run a DAG of a file, loaded as a worker loads a script: nothing below its main guard runs."""
     path = Path(options.file).absolute()
     if not os.path.isfile(path):
         is_folder = os.path.isdir(path)
@@ -11603,14 +11600,14 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     if options.dag is None and len(found) > 1:
         known = ", ".join(sorted(found))
         raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
-    # Inside a package it is a module of the program, which the file may import.
+    # In a package this module goes by its full name, by which the file may import it, too.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
     chosen, which = found[options.dag or next(iter(found))], filter(None, [options.dag])
     return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
 
 
 def _cmd_scaffold(options: argparse.Namespace) -> None:
-    _write(_SCAFFOLD.replace("from liteflow", f"from {__name__}"))
+    _print(_SCAFFOLD.replace("from liteflow", f"from {__name__}"))
 
 
 # --- Command line: looking ------------------------------------------------------------------------
@@ -11630,7 +11627,7 @@ def _print_json(document: object) -> None:
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
-    """What `--json` prints of a run, a task instance or a row: its attributes of these names."""
+    """What `--json` prints of a run, a task instance or a row: the attributes that are named."""
     return {**{name: getattr(of, name) for name in names.split()}, **more}
 
 
@@ -11649,13 +11646,13 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
         text = _markdown_of(run, options.direction)
-        _put_out(text, options)
+        _write_output(text, options)
         for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text):
             _tell_if_large(diagram)
         return
-    seen = _seen(run, attempts=options.gantt)
+    seen = _seen_instances(run, attempts=options.gantt)
     text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
-    _put_out(f"{_live_url(text)}\n" if options.url else text, options)
+    _write_output(f"{_live_url(text)}\n" if options.url else text, options)
     _tell_if_large(text)
 
 
@@ -11668,16 +11665,16 @@ def _tell_if_large(diagram: str) -> None:
 
 
 def _tell(options: argparse.Namespace, line: str) -> None:
-    """What has been done: cron would mail it."""
+    """Say what has been done, but not with --quiet: cron would mail it."""
     if not options.quiet:
         _say(line)
 
 
-def _put_out(text: str, options: argparse.Namespace) -> None:
-    """Write what was made to the file of `--output`, if there is one."""
+def _write_output(text: str, options: argparse.Namespace) -> None:
+    """Write a text to the file that --output names, else to standard output."""
     output = options.output
     if output is None:
-        return _write(text)
+        return _print(text)
     if os.path.realpath(output) == os.path.realpath(options.db):
         raise _UsageError(f"{output} is the database: name another file")
     with _writing(output) as coming:
@@ -11687,9 +11684,9 @@ def _put_out(text: str, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[Path]:
-    """A file that takes the target's place once it is whole: others read it as it was, or so. A
-    pipe or a device stays what it is; a link is followed where the system follows it."""
-    real = Path(os.path.realpath(target))  # of a link in a circle, itself
+    """A path to write to; that file takes the target's place once it is whole, so that others read
+    the old one or the new one. A pipe or a device is written to itself; a link is followed."""
+    real = Path(os.path.realpath(target))  # a link in a circle is its own target
     coming = Path(f"{real}.{os.urandom(4).hex()}")
     try:
         if target.exists() and not target.is_file():
@@ -11715,12 +11712,12 @@ def _cmd_page(options: argparse.Namespace) -> None:
         text = _dag_page(_load_dag(options.run, options.db))
     else:
         text = _run_page(_chosen_run(options.db, options.run))
-    _put_out(text, options)
+    _write_output(text, options)
 
 
 def _markdown_of(run: DagRun, direction: str | None) -> str:
     """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
-    instances = _seen(run)
+    instances = _seen_instances(run)
     when, took = _local_time(run.start_date), _seconds_text(run.duration)
     said = [f"Run {run.run_id}", when, took, run.reason or ""]
     parts = [
@@ -11729,18 +11726,18 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     if any(ti.start_date for ti in instances):
-        parts.append(_fenced(_draw_gantt(run, _seen(run, attempts=True)), "mermaid"))
+        parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
     rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
     parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
     failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
-    for ti in failed[:_SHOWN]:
+    for ti in failed[:_MOST_SHOWN]:
         parts.append(f"## {_markdown(ti._label)}\n")
         if ti.error:
             parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
         if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
-    if len(failed) > _SHOWN:
-        parts.append(f"... and {len(failed) - _SHOWN} more that failed.\n")
+    if len(failed) > _MOST_SHOWN:
+        parts.append(f"... and {len(failed) - _MOST_SHOWN} more that failed.\n")
     return "\n".join(parts)
 
 
@@ -11768,59 +11765,61 @@ def _cmd_list(options: argparse.Namespace) -> int:
     return int(options.check and bool(dags))
 
 
-def _trouble_of(path: Path, dag: Mapping[str, Any], least: _datetime.datetime | None) -> str | None:
-    """Why a DAG is in trouble: its newest run is no success, or its last success is too old. Of a
-    run that is under way nothing is known yet: the one before it counts."""
+def _trouble_of(path: Path, dag: Mapping[str, Any], since: _datetime.datetime | None) -> str | None:
+    """Why a DAG is in trouble, or None: its newest run is no success, or none was one `since` then.
+    Of a run that is under way nothing is known yet: the one before it counts."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
     ended = next((run for run in runs if not run.owner_alive), None)
     if ended is not None and ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
     success = _moment(dag["last_success"])
-    if least is None or (success is not None and success >= least):
+    if since is None or (success is not None and success >= since):
         return None
     return "no run is known to have succeeded" if success is None else "the last success is too old"
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows = [], []
-    most = _RUNS if options.limit is None else options.limit
+    most = _MOST_RUNS if options.limit is None else options.limit
     since, state = options.since and _iso(options.since), options.state
-    # A run that reads `running`, and nobody works on, has failed.
-    unsure = state in ("failed", "running")
-    asked = {"maybe": state} if unsure else {"state": state, "limit": most + 1}
+    # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
+    is_unsure = state in ("failed", "running")
+    asked = {"maybe": state} if is_unsure else {"state": state, "limit": most + 1}
     runs = _read_runs(options.db, options.dag, since=since, **asked)
-    states = {"failed": ("failed", "running (owner dead)")}.get(state, (state,))
+    states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
-    known = functools.cache(
-        lambda of: "\n".join(r for _, r in _read(options.db, _select_run_ids, of))
+    ids_of = functools.cache(
+        lambda dag_id: "\n".join(r for _, r in _read(options.db, _select_run_ids, dag_id))
     )
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
-        failed, count, why = run._failures(_ALIKE) if wanted else ([], 0, "")
+        failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
-        name, took = _short_name(run, known), _seconds_text(run.duration)
+        name, took = _short_name(run, ids_of), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
-    heads = ("RUN", "STATE", "START", "DURATION", "ERROR")
-    _print_json(documents) if options.json else print(_table(heads, rows))
+    if options.json:
+        _print_json(documents)
+    else:
+        print(_table(("RUN", "STATE", "START", "DURATION", "ERROR"), rows))
     if options.limit is None and len(runs) > most:
         _say(f"these are the {most} newest: --limit N shows more")
 
 
-def _short_name(run: DagRun, known: Callable[[str], str]) -> str:
-    """A run's name; on a terminal what is unique of it, if it was made of a time. `known` gives the
-    ids of a DAG's runs."""
+def _short_name(run: DagRun, ids_of: Callable[[str], str]) -> str:
+    """A run's name; on a terminal the microseconds of a made one, if no other id of its DAG has
+    them. `ids_of` gives the ids of a DAG's runs, a line each."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
     if made is None or not _may_redraw(sys.stdout):
         return run._name
-    return f"{run.dag_id}/{made[1]}" if known(run.dag_id).count(made[1]) == 1 else run._name
+    return f"{run.dag_id}/{made[1]}" if ids_of(run.dag_id).count(made[1]) == 1 else run._name
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
     run = _chosen_run(options.db, options.run)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
-    if options.task is not None:  # said at once, not when the run has ended
+    if options.task is not None:  # raises at once, not when the run has ended
         run._instances_of(options.task.partition("[")[0])
     if options.follow:
         _follow(run)
@@ -11852,17 +11851,18 @@ def _follow(run: DagRun) -> None:
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
-    instances = _seen(run)
-    if options.state is not None:
-        none = options.state == "none"
-        instances = [ti for ti in instances if ti._word == options.state or (none and not ti.state)]
+    instances = _seen_instances(run)
+    if options.state == "none":
+        instances = [ti for ti in instances if ti.state is None]
+    elif options.state is not None:
+        instances = [ti for ti in instances if ti._word == options.state]
     if options.json:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         return _print_json({**_run_document(run), "task_instances": found})
     said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
     print(_clean(", ".join(filter(None, said))))
     day, began = run.logical_date, run.start_date
-    if day and began and abs((began - day).total_seconds()) > 60:  # it was given
+    if day and began and abs((began - day).total_seconds()) > 60:  # else it is that of the start
         print(f"logical date: {day}")
     if run.conf:
         print(_clean(f"conf: {json.dumps(run.conf, ensure_ascii=False)}"))
@@ -11878,8 +11878,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     """A task's attempts, its values, and the error and the end of the log of what failed."""
     [(task_id, index)] = run._tasks_in([options.task])
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
-    instances = _seen(run, **which)
-    attempts = _seen(run, attempts=True, **which)
+    instances = _seen_instances(run, **which)
+    attempts = _seen_instances(run, attempts=True, **which)
     xcoms = run._look(_select_xcoms, **which)
     if options.json:
         document = {
@@ -11890,8 +11890,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         }
         return _print_json(document)
     print(_clean(f"{run._name} {options.task}: {_counts_of(instances)}"))
-    if len(instances) >= _FOLD:
-        instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_SHOWN]
+    if len(instances) >= _TABLE_FOLD:
+        instances = ([ti for ti in instances if ti.state is _S.FAILED] or instances)[:_MOST_SHOWN]
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
         xcoms = [x for x in xcoms if x.map_index in shown]
@@ -11914,12 +11914,12 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
 
-def _show_errors(run: DagRun, instances: _Seen) -> None:
-    # Those of one reason once.
+def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
+    # Of each reason the first instance that has it.
     errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
-    for ti in [*errors.values()][::-1][:_NAMED]:
+    for ti in [*errors.values()][::-1][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
-    for ti in instances if len(instances) == 1 else [t for t in instances if t.error][:3]:
+    for ti in instances if len(instances) == 1 else [ti for ti in instances if ti.error][:3]:
         if text := run.log(ti.task_id, ti.map_index):
             count = text.rstrip("\n").count("\n") + 1
             more = f", the last 10 of {count} lines" if count > 10 else ""
@@ -11930,24 +11930,26 @@ def _show_errors(run: DagRun, instances: _Seen) -> None:
 def _cmd_logs(options: argparse.Namespace) -> int:
     """What is stored of the output, and with --follow also what comes, until the run ends."""
     run, follow = _chosen_run(options.db, options.run), options.follow
-    tries, which = getattr(options, "try"), dict[str, Any]()
+    number, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
-    if tries is not None and not any(x.try_number == tries for x in _seen(run, True, **which)):
-        raise _UsageError(f"there was no attempt {tries} in run {run.run_id!r}")
-    lines, after, live = _LogLines("{} | " if follow and not which else "", options.raw), 0, True
-    while live:
-        # In this order: what comes before the end is seen after it was looked for.
-        live = follow and run.refresh().owner_alive
-        since = {"after_live" if live else "after": after}
-        parts = run._look(_select_log, tried=tries, **since, **which)
+    attempts = [] if number is None else _seen_instances(run, attempts=True, **which)
+    if number is not None and number not in [ti.try_number for ti in attempts]:
+        raise _UsageError(f"there was no attempt {number} in run {run.run_id!r}")
+    lines = _LogLines("{} | " if follow and not which else "", options.raw)
+    after, is_live = 0, True  # the id of the last part that was read
+    while is_live:
+        # In this order: what is printed before the end is there when the log is read after it.
+        is_live = follow and run.refresh().owner_alive
+        since = {"after_live" if is_live else "after": after}
+        parts = run._look(_select_log, tried=number, **since, **which)
         if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
-        for x in parts:
-            after = max(after, x.id)
-            label = _label_of(x.task_id, x.map_index)
-            lines.add(f"{label}, try {x.try_number}" if lines.head else label, x.text)
-        time.sleep(_POLL if live else 0)
+        for part in parts:
+            after = max(after, part.id)
+            label = _label_of(part.task_id, part.map_index)
+            lines.add(f"{label}, try {part.try_number}" if lines.head else label, part.text)
+        time.sleep(_POLL if is_live else 0)
     lines.end()
     return int(follow and run.state is not DagRunState.SUCCESS)
 
@@ -11967,8 +11969,8 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         if run.refresh().state is DagRunState.FAILED:
             return _say(f"run {run.run_id!r} was queued, and will not begin")
     if not run.owner_alive:
-        dead = run.state is DagRunState.RUNNING
-        why = "its scheduler died; resume it" if dead else f"it is {run.state}"
+        died = run.state is DagRunState.RUNNING
+        why = "its scheduler died; resume it" if died else f"it is {run.state}"
         raise _UsageError(f"run {run.run_id!r} is not running: {why}")
     run._write(lambda store: store.request_stop(run._row.id))
     _say(f"asked run {run.run_id!r} to stop: {run._row.owner_process}")
@@ -11989,7 +11991,7 @@ def _cmd_clear(options: argparse.Namespace) -> None:
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
-    """Delete a run, or with --all a DAG: never what only resembles the name that was given."""
+    """Delete a run, or with --all a DAG; a part of a name is not enough here."""
     if options.all:
         return _forget_dag(options)
     run = _chosen_run(options.db, options.run)
@@ -12016,7 +12018,7 @@ def _forget_dag(options: argparse.Namespace) -> None:
         if sys.stdin is None or not sys.stdin.isatty():
             raise _UsageError(f"delete --all needs --yes to delete {what}")
         _say(f"delete {what}? [y/N] ", end="")
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # nothing: Ctrl-D
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):  # Ctrl-D gives no line
             return _say("nothing was deleted")
     _prune(options.db, runs, values=False)
     with contextlib.closing(_Store(options.db)) as store:
@@ -12031,7 +12033,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     before = options.older_than and _iso(options.older_than)
     state = "success" if options.values else None
     runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
-    # What waits has not begun, and may be recovered, though its process is gone.
+    # A queued run whose process is gone may still be recovered or resumed.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]
     what = f"{len(runs)} run{'s' * (len(runs) != 1)}"
@@ -12053,7 +12055,7 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
         act = store.drop_values if values else store.delete_run
         for run in runs:
             change = functools.partial(store.change, run._row.id, run._refuse_changed, act)
-            with contextlib.suppress(AlreadyRunning, RunNotFound):  # since we looked
+            with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone by now
                 _until_unlocked(path, change)
         _until_unlocked(path, store.give_back)
 
@@ -12110,7 +12112,7 @@ $ --from load                  run `load` again, and what hangs on it
 $ --task load                  run `load` alone, here, recording nothing
 $ --graph                      draw it, without running"""
 
-# The commands: what each does, and its arguments.
+# The commands, a block each: its name and what it does, then its arguments and examples.
 _COMMANDS = f"""\
 run: run a DAG of a file
 FILE
@@ -12222,14 +12224,14 @@ def _long_ago(count: str, unit: str) -> _datetime.datetime:
     return _utcnow() - _datetime.timedelta(**{units[unit]: float(count)})
 
 
-# How a value of each kind is written, what reads it (or its groups), and what it must be.
+# How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (r".+(?<!\.py)(?<!\.db)", Path, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
-    # No longer ones: SQLite's numbers have 64 bits.
+    # At most 18 digits: SQLite's numbers have 64 bits.
     "N": (r"\d{1,18}", int, "a whole number, not negative"),
     "NAME=N": (r"(.+)=(\d{1,18})", lambda name, size: (name, int(size)), "NAME=N"),
     "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
@@ -12238,7 +12240,7 @@ _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param":
 
 
 def _argument_value(kind: str, text: str) -> Any:
-    """An argument's value, for argparse."""
+    """The value of an argument of that kind; argparse tells what is wrong with it."""
     form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
     why = ""
     try:
@@ -12271,8 +12273,8 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
 def _parser(
     name: str, text: str, block: str, more: str = "", make: Any = None
 ) -> argparse.ArgumentParser:
-    """A parser of the arguments of a block of lines, and of --db; `more`: behind its examples."""
-    if getattr(sys.stdout, "closed", False):  # by the script; since 3.14 argparse looks at it
+    """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
+    if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
     lines = block.strip().splitlines()
     examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
@@ -12284,32 +12286,30 @@ def _parser(
     for line in lines:
         if not line.startswith("$"):
             _add_argument(parser, line)
-    text = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
-    default = None if make is None else argparse.SUPPRESS  # it may also stand before the command
-    parser.add_argument("--db", metavar="PATH", default=default, help=text)
+    which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
+    default = None if make is None else argparse.SUPPRESS  # keep one given before the command
+    parser.add_argument("--db", metavar="PATH", default=default, help=which)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line, `python3 -m liteflow`; returns the exit code.
-
-    See `--help`. argparse itself ends the process with code 2 on wrong usage.
-    """
+    """The command line, `python3 -m liteflow` (see `--help`), with the process's arguments unless
+    `argv` is given. Returns the exit code; wrong usage raises SystemExit with code 2."""
     _fill_standard_descriptors()
     argv = sys.argv[1:] if argv is None else argv
-    # The command that an installation makes; a copied file has none.
+    # An installation has a command of its own; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
-    more = f"{_EXAMPLES}\n{_EXIT_CODES}"
-    parser = _parser(name, "run DAGs of tasks, and see what ran", "", more)
-    of = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
-    parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({of})")
+    parser = _parser(name, "run DAGs of tasks, and see what ran", "", f"{_EXAMPLES}\n{_EXIT_CODES}")
+    on = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+    parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({on})")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     blocks = [re.split(": |\n", block, maxsplit=2) for block in _COMMANDS.split("\n\n")]
-    # A parser takes half a millisecond: those of commands that are named will do, if any is.
+    # A parser takes half a millisecond: where a command is named, the others' are not needed.
     named = [block for block in blocks if block[0] in argv]
-    if argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]:
-        named = blocks  # it is a slip of the pen
-    for name, text, block in blocks if {"-h", "--help"} & set(argv) else named or blocks:
+    is_slip = argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]
+    if is_slip or not named or {"-h", "--help"} & set(argv):
+        named = blocks  # all are listed
+    for name, text, block in named:
         _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
     options = parser.parse_args(argv)
     if options.command is None:
@@ -12317,7 +12317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     def act() -> Any:
-        """Find the database, if the command is not one that may have another or needs none."""
+        """Find the database, unless a script may have its own or none is needed; then act."""
         if options.command not in ("run", "scaffold"):
             options.db = _database_path(options.db, None)
             if getattr(options, "dag", None) is not None:

@@ -15053,7 +15053,7 @@ class CommandLineTest(ScriptCase):
 
     def test_many_failures_are_shown_in_part_and_counted(self):
         with DAG("flow") as d:
-            task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (liteflow._SHOWN + 3))
+            task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (liteflow._MOST_SHOWN + 3))
         d.test(db_path=self.db)
         output = self.folder / "a.md"
         done = self.assert_exit(0, "visualize", "flow", "--db", self.db, "--output", output)
@@ -15065,7 +15065,7 @@ class CommandLineTest(ScriptCase):
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
-        more = liteflow._SHOWN + 3 - liteflow._ALIKE
+        more = liteflow._MOST_SHOWN + 3 - liteflow._FEW_TOLD
         self.assertIn(f"; and {more} more", runs)
 
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
@@ -15549,7 +15549,7 @@ class SeeingTest(ScriptCase):
         text = self.seen("runs", "--since", "24h", "--state", "failed")
         self.assertIn("first", text)  # it began long ago, or was resumed, and failed now
         self.ran(run_id="second")
-        with mock.patch.object(liteflow, "_RUNS", 1):
+        with mock.patch.object(liteflow, "_MOST_RUNS", 1):
             for words in (["--json"], ["--state", "failed"], ["--limit", "1"]):
                 done = self.cli("runs", *words)
                 self.assertNotIn("first", done.stdout)
@@ -16244,7 +16244,7 @@ class FailureTest(ScriptCase):
                 f.expand(i=list(range(40))); g()
             """
         )
-        lines = liteflow._report_of(run, liteflow._seen(run))
+        lines = liteflow._report_of(run, liteflow._seen_instances(run))
         heads = [line for line in lines if re.match(r"\w+(\[\d+\] \(\d+\))? failed", line)]
         self.assertEqual(len(heads), 4, lines)
         said = (
@@ -16329,7 +16329,7 @@ class FailureTest(ScriptCase):
         )
         lines = [
             line
-            for line in liteflow._report_of(run, liteflow._seen(run))
+            for line in liteflow._report_of(run, liteflow._seen_instances(run))
             if " show told/" not in line
         ]
         file = re.escape(f"{self.folder}/flow_") + r"\w+\.py:\d+"
@@ -16482,7 +16482,7 @@ timeout after 1 s"""  # of a command whose output was waited for
                 dump() >> killed(); ends()
             """
         )
-        told = " ".join(liteflow._report_of(run, liteflow._seen(run)))
+        told = " ".join(liteflow._report_of(run, liteflow._seen_instances(run)))
         self.assertIn(
             "ends failed: liteflow.AirflowException: the command ended with exit code 3: exit 3",
             told,
@@ -16544,7 +16544,7 @@ timeout after 1 s"""  # of a command whose output was waited for
                 each.expand(x=[0, 1, 2])
             """
         )
-        told = liteflow._report_of(run, liteflow._seen(run))
+        told = liteflow._report_of(run, liteflow._seen_instances(run))
         rest = [ti._label for ti in run.get_task_instances("failed")]
         heads = [
             line.split()[0] for line in told if re.match(r"\S+ (\(\d\) )?failed: OSError", line)
@@ -16569,7 +16569,7 @@ timeout after 1 s"""  # of a command whose output was waited for
             """
         )
         self.assertEqual(self.states(run), {"f": "skipped"})
-        self.assertEqual(liteflow._report_of(run, liteflow._seen(run)), [])
+        self.assertEqual(liteflow._report_of(run, liteflow._seen_instances(run)), [])
 
     def test_what_a_resume_skips_is_not_cut_off_by_its_earlier_failure(self):
         self.script(
@@ -16726,8 +16726,8 @@ class PageTest(ScriptCase):
             task(task_id="step_with_a_name_that_is_long_1")(quiet)()
         with contextlib.redirect_stderr(io.StringIO()):
             run = d.test(db_path=self.db, run_conf={"to": "Zürich"})
-        seen = liteflow._seen(run)
-        attempts = liteflow._seen(run, attempts=True)
+        seen = liteflow._seen_instances(run)
+        attempts = liteflow._seen_instances(run, attempts=True)
         self.assertIn("try 2 5 success#44; 1 failed", liteflow._draw_gantt(run, attempts))
         elements = {liteflow._line_of([ti]).element[-6:] for ti in seen[:6]}
         self.assertEqual(elements, {f"{i}.csv'" for i in range(6)})
@@ -16868,7 +16868,7 @@ class PageTest(ScriptCase):
 
     def test_every_state_has_its_look_everywhere(self):
         words = {*liteflow._TASK_STATES, "interrupted", "none"}
-        self.assertEqual({*liteflow._LOOKS}, words)
+        self.assertEqual({*liteflow._STYLES}, words)
 
     def test_states_are_told_by_sign_and_word_too(self):
         self.script(
@@ -16898,7 +16898,7 @@ class PageTest(ScriptCase):
         shades = [
             int(fill[1:3], 16) * 3 + int(fill[3:5], 16) * 6 + int(fill[5:], 16)
             for state in ("success", "failed", "upstream_failed")
-            for fill in [liteflow._LOOKS[state][3]]
+            for fill in [liteflow._STYLES[state].fill]
         ]
         self.assertGreater(min(abs(a - b) for a, b in itertools.combinations(shades, 2)), 250)
         self.abandon()
@@ -17018,7 +17018,7 @@ class PageTest(ScriptCase):
             self.assertEqual(heights, sorted(heights))
             solid = [places[knot] for knot in layer if isinstance(knot, str)]
             for a, b in itertools.pairwise(solid):
-                self.assertGreaterEqual(b - a, liteflow._BOX[1])
+                self.assertGreaterEqual(b - a, liteflow._BOX_SIZE[1])
         count = 0
         for (a, b), (c, d) in itertools.combinations(links, 2):
             self.assertEqual(depth[b], depth[a] + 1)
@@ -17050,7 +17050,7 @@ class PageTest(ScriptCase):
                 boxes = self.boxes(edges)
                 drawn = liteflow._svg_graph(boxes)
                 self.check(liteflow._html_page("graph", drawn))
-                self.assertLessEqual(drawn.count("<rect"), liteflow._DRAWN)
+                self.assertLessEqual(drawn.count("<rect"), liteflow._MOST_DRAWN)
                 self.crossings(boxes[:60])
         self.check(liteflow._svg_graph([]))
         with DAG("large") as dag:
