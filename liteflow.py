@@ -5228,6 +5228,7 @@ class _Execution:
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), time.perf_counter()
         self.waiting_since = time.monotonic() - job.waited
+        self._context: Context | None = None  # once it is asked for
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # values of placeholders: never rendered as templates
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
@@ -5346,9 +5347,15 @@ class _Execution:
             return []
         return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key)]
 
-    @functools.cached_property
+    @property
     def context(self) -> Context:
         """The task's context: a dict with Airflow's keys."""
+        # No cached_property, whose lock (up to Python 3.11) a worker that is forked finds held.
+        if self._context is None:
+            self._context = self._made_context()
+        return self._context
+
+    def _made_context(self) -> Context:
         info, task = self.run.info, self.task
         run = _dag_run_of(info)
         ti = _running_instance(self)

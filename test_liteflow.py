@@ -8916,6 +8916,32 @@ class ForkedTest(StartMethodsContract, Case):
 class ForkTest(StartMethodsContract, Case):
     method = "fork"
 
+    def test_a_context_that_another_thread_makes_keeps_no_worker_waiting(self):
+        dag = self.module(
+            """
+            with DAG("d") as dag:
+                @task(execution_timeout=3)
+                def f(ti): return ti.task_id
+                f()
+            """
+        ).dag
+        entered, may_go_on = threading.Event(), threading.Event()
+
+        def made(info, real=liteflow._dag_run_of):
+            if not entered.is_set():
+                entered.set()
+                may_go_on.wait(LIMIT)
+            return real(info)
+
+        with mock.patch.object(liteflow, "_dag_run_of", made):
+            here = threading.Thread(target=dag.test, kwargs={"db_path": self.db})
+            here.start()
+            self.assertTrue(entered.wait(LIMIT))
+            run = dag.run(db_path=self.db, mp_context="fork")
+            may_go_on.set()
+            here.join()
+        self.assertEqual(run.xcom_pull("f"), "f")
+
 
 class ForkserverTest(StartMethodsContract, Case):
     method = "forkserver"
