@@ -11922,9 +11922,11 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
-    # Of each reason the first instance that has it.
-    errors = {_last_line(ti.error): ti for ti in reversed(instances) if ti.error}
-    for ti in [*errors.values()][::-1][:_MOST_TOLD]:
+    first: dict[str, TaskInstance] = {}  # that has this reason
+    for ti in instances:
+        if ti.error:
+            first.setdefault(_last_line(ti.error), ti)
+    for ti in [*first.values()][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else [ti for ti in instances if ti.error][:3]:
         if text := run.log(ti.task_id, ti.map_index):
