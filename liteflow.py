@@ -857,7 +857,7 @@ class _OperatorType(type):
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
         _, _, defaults = _surroundings(kwargs)
-        named = {name: defaults[name] for name in _keywords_of(cls) & defaults.keys()}
+        named = {name: defaults[name] for name in _keywords_of(cls).keys() & defaults.keys()}
         made = super().__call__(**{**named, **kwargs})
         if "_downstream" not in vars(made):
             raise TypeError(f"{cls.__name__}.__init__ must call super().__init__(**kwargs)")
@@ -1211,11 +1211,13 @@ def _signature(function: Any) -> inspect.Signature:
 
 
 @functools.cache
-def _keywords_of(kind: type[BaseOperator]) -> frozenset[str]:
-    """The arguments that the `__init__`s of an operator's class take by name."""
+def _keywords_of(kind: type[BaseOperator]) -> dict[str, Any]:
+    """The arguments that the `__init__`s of an operator's class take by name, with their defaults
+    (the nearest class's; None: there is none)."""
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
-    named = [p for x in kinds for p in _signature(x.__init__).parameters.values()]
-    return frozenset(p.name for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    named = [p for x in kinds[::-1] for p in _signature(x.__init__).parameters.values()]
+    named = [p for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return {p.name: None if p.default is p.empty else p.default for p in named}
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
@@ -1873,9 +1875,11 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
 def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
     """A mapped operator. Its own `__init__` is not called: each instance does that in a worker."""
     made: Any = object.__new__(kind)
-    own = {name: fixed[name] for name in fixed.keys() & {*_PLACE, *kind._known_settings}}
-    BaseOperator.__init__(made, task_id=task_id, **own)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
+    named = {n: x for n, x in _keywords_of(kind).items() if x is not None}
+    given = {n: x for n, x in named.items() if n not in made._defaults} | fixed
+    own = {name: given[name] for name in given.keys() & {*_PLACE, *kind._known_settings}}
+    BaseOperator.__init__(made, task_id=task_id, **own)
     made._map_over(expand)
     made._take({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})
     return made

@@ -1052,7 +1052,7 @@ class RefusalsTest(Case):
                 liteflow.PythonSensor: {"python_callable": one_argument},
             }
             for kind, right in operators.items():
-                own = dict.fromkeys(liteflow._keywords_of(kind) - {"task_id"})
+                own = dict.fromkeys(liteflow._keywords_of(kind).keys() - {"task_id"})
                 known = {n: s for n, s in kind._known_settings.items() if s != liteflow._as_given}
                 yield lambda kind=kind, **k: kind(**{"task_id": "t", **k}), {**own, **known}, right
                 if kind is liteflow.EmptyOperator:
@@ -5200,6 +5200,25 @@ class MappingTest(Case):
         with DAG("own"):
             made = Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
         self.assertEqual((made.retries, made.trigger_rule), (2, "all_done"))
+
+    def test_a_mapped_operator_has_the_defaults_of_its_class(self):
+        class Base(liteflow.BaseOperator):
+            def __init__(self, *, x, retries=2, pool="of a base", trigger_rule=None, **kwargs):
+                super().__init__(retries=retries, pool=pool, **kwargs)
+
+        class Own(Base):
+            def __init__(self, *, pool="own", **kwargs):
+                super().__init__(pool=pool, **kwargs)
+
+        for given, retries in (({}, 2), ({"default_args": {"retries": 3}}, 3), ({"retries": 4}, 4)):
+            with DAG("own", default_args={"owner": "me"}):
+                made = (
+                    Own(task_id="own", x=1, **given),
+                    Own.partial(task_id="m", **given).expand(x=[1]),
+                )
+            for one in made:
+                found = (one.retries, one.pool, one.trigger_rule, one.owner)
+                self.assertEqual(found, (retries, "own", "all_success", "me"))
 
     def test_the_settings_of_an_operators_class_are_checked_as_its_own_are(self):
         with self.assertRaisesRegex(ValueError, "class Wrong: retries must be 0 or more"):
