@@ -536,6 +536,16 @@ class _Params(dict[str, Any]):
         value = super().__getitem__(name)
         return value.resolve() if isinstance(value, Param) else value
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """A value for a declared Param is checked by it, and leaves its schema as it is."""
+        if not isinstance(value, Param):
+            declared = super().get(name)
+            if isinstance(declared, Param):
+                value = Param(declared.resolve(value), declared.description, schema=declared.schema)
+            else:
+                _json_text(f"param {name!r}", value, ParamValidationError)
+        super().__setitem__(name, value)
+
     def get(self, name: str, default: Any = None) -> Any:
         """The default of the Param, or the value; `default` if there is none of this name."""
         try:
@@ -2489,7 +2499,7 @@ class Dag:
         """A placeholder for the run's param of this name, which gets this default, if one is given;
         to be handed to tasks (Airflow's `dag.param`)."""
         if default is not ...:
-            self.params = {**self.params, name: default}
+            self.params[name] = default
         return _Argument("param", name, *(() if default is ... else (default,)))
 
     def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
@@ -2635,8 +2645,9 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         for name, value in bound.arguments.items():
-            param = made.params[name] = value if isinstance(value, Param) else Param(value)
-            bound.arguments[name] = _Argument("param", name, param.default)
+            made.params[name] = value
+            default = value.default if isinstance(value, Param) else value
+            bound.arguments[name] = _Argument("param", name, default)
         with made:
             function(*bound.args, **bound.kwargs)
         return made

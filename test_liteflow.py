@@ -846,6 +846,26 @@ class BuildingTest(Case):
         with self.assertRaises(TypeError):
             build()
 
+    def test_a_value_for_a_declared_param_leaves_its_schema(self):
+        params = {"n": Param(1, "how many", type="integer")}
+
+        @dag("of_a_function", params=params)
+        def build(n):
+            task(sample)(n)
+
+        with DAG("assigned", params=params) as assigned, DAG("named", params=params) as named:
+            assigned.params["n"] = 2
+            assigned.params["new"] = "n"
+            named.param("n", 2)
+            wrong = liteflow.ParamValidationError, "'x' does not fit type 'integer'"
+            self.assert_raises(*wrong, named.param, "n", "x")
+        self.assert_raises(*wrong, build, "x")
+        for made in (build(2), assigned, named):
+            declared = dict(made.params)["n"]
+            self.assertEqual((declared.default, declared.description), (2, "how many"))
+            self.assert_raises(*wrong, made.test, run_conf={"n": "x"}, db_path=self.db)
+        self.assertEqual((params["n"].default, assigned.params["new"]), (1, "n"))
+
     def test_a_param_is_read_by_its_name_as_its_default(self):
         with DAG(
             "d", params={"a": Param("x", type="string"), "none": Param(type="string"), "n": 1}
