@@ -1077,7 +1077,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
-        an edge."""
+        an edge; `task.dag = dag` adds the task. Raises ValueError if it is in another DAG."""
+        if name == "dag" and value is not self.dag:
+            if self.dag is not None:
+                raise ValueError(f"task {self.task_id!r} is in DAG {self.dag.dag_id!r} already")
+            _of_type(Dag)("dag", value)._add(self)
         setting = self._known_settings.get(name)
         if setting is not None:
             value = setting.check(f"task {self.task_id!r}: {name}", value)
@@ -1193,8 +1197,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         alone = contextvars.Context()
         alone.run(_running.set, execution)
         made = alone.run(type(self), task_id=self.task_id, **settings)
-        made.dag, made.task_group = self.dag, self.task_group
         made._upstream, made._downstream = self._upstream, self._downstream
+        vars(made).update(dag=self.dag, task_group=self.task_group)  # which know it already
         return made
 
     def _follow(self, call: Callable[[], Any], execution: _Execution) -> Any:
@@ -2386,7 +2390,7 @@ class Dag:
             why = f"fail_fast=True allows all_success, not {task.trigger_rule}"
             raise FailFastDagInvalidTriggerRule(f"task {task.task_id!r}: {why}")
         self._claim(task.task_id)
-        task.dag = self
+        vars(task)["dag"] = self
         self.task_dict[task.task_id] = task
         if self._scopes:
             self._scopes[-1]._made_inside.append(task)

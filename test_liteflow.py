@@ -435,6 +435,19 @@ class BuildingTest(Case):
                 made = {name: None, "task_id": "wait", "python_callable": sample}
                 self.assert_raises(TypeError, name, liteflow.PythonSensor, **made)
 
+    def test_a_task_joins_the_dag_that_it_is_given_later(self):
+        late, d = liteflow.EmptyOperator(task_id="late"), DAG("d")
+        late.dag = d
+        late.dag = d
+        late >> liteflow.EmptyOperator(task_id="b", dag=d)
+        self.assertEqual(([t.task_id for t in d.validate()]), ["late", "b"])
+        self.assert_raises(
+            ValueError, "'late' is in DAG 'd' already", setattr, late, "dag", DAG("e")
+        )
+        twin = liteflow.EmptyOperator(task_id="late")
+        self.assert_raises(liteflow.DuplicateTaskIdFound, "taken", setattr, twin, "dag", d)
+        self.assert_raises(TypeError, "dag must be Dag", setattr, twin, "dag", "d")
+
     def test_suffixes_are_one_more_than_the_highest_in_use(self):
         with self.build() as d:
             n = task(sample)
