@@ -922,7 +922,7 @@ class _OneTask(_Dependency):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Set the block's work between its setups and teardowns, and this scope inside the one
+        """Set the block's work between its setups and teardowns, and this scope inside those
         around it. As in Airflow, the first work has no upstream at all, the last no downstream."""
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
@@ -934,9 +934,10 @@ class _OneTask(_Dependency):
         _join(last, teardowns)
         if scopes:
             scopes[-1]._takes_more = False  # as in Airflow, where this ends the outer block
-            outer_setups, outer_teardowns = _around(scopes[-1])
-            _join(outer_setups, setups)
-            _join(teardowns, outer_teardowns)
+            # Of those around it the nearest that has setups, or teardowns.
+            around = [_around(outer) for outer in reversed(scopes)]
+            _join(next((x for x, _ in around if x), []), setups or first)
+            _join(teardowns or last, next((x for _, x in around if x), []))
 
     def add_task(self, task: Any) -> None:
         """Put a task made elsewhere into this scope. Raises AirflowException outside its `with`."""

@@ -461,6 +461,21 @@ class BuildingTest(Case):
         numbers = [1, 7, 8, 9, 3, 10]
         self.assertEqual(d.task_ids, ["sample", *(f"sample__{i}" for i in numbers)])
 
+    def test_work_of_an_inner_scope_is_inside_the_outer_ones_whatever_that_scope_lacks(self):
+        def make(task_id):
+            return liteflow.EmptyOperator(task_id=task_id)
+
+        with self.build() as d:
+            outer = make("down").as_teardown(setups=make("up"))
+            with outer, make("inner_up").as_setup(), make("innermost_up").as_setup():
+                make("work")
+        self.assertEqual([t.task_id for t in d.leaves], ["down"])
+        with self.build() as d:
+            outer = make("up").as_setup()
+            with outer, make("inner_down").as_teardown(), make("innermost_down").as_teardown():
+                make("work")
+        self.assertEqual([t.task_id for t in d.roots], ["up"])
+
     def test_a_teardown_may_fail_the_run_if_it_is_told_to(self):
         with self.build():
             kinds = teardown(one_argument), teardown(on_failure_fail_dagrun=True)(one_argument)
@@ -18532,7 +18547,7 @@ class Promise8Test(Case):
             db.execute("UPDATE task_instance SET task_id = ?", (told,))
         [run] = Dag("evil").runs(self.db)
         commands = [*liteflow._way_on(run, run.get_task_instances()).values()]
-        commands += [x.more for x in liteflow._failures_of(run, run.get_task_instances())]
+        commands += [x.more for x in liteflow._failures_of(run, run.get_task_instances(), 9)]
         self.assertEqual(len(commands), 2)
         for command in commands:
             self.assertIn("touch pwned", command)
