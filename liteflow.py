@@ -8975,6 +8975,8 @@ class _Run(_Start):
         return found
 
     def _execute_once(self) -> DagRun:
+        """Find the tasks, open the run, drive it to its end, close it, call the DAG's callbacks.
+        Raises _LookAgain if the runs have changed since it was decided which one it is."""
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
@@ -9060,6 +9062,8 @@ class _Run(_Start):
     # Its turns.
 
     def _drive(self) -> None:
+        """The run loop, one turn a round: what the rules decide, what may start, one transaction
+        for all of it, then what workers say. No job leaves before its start is committed."""
         limit = self.dag.dagrun_timeout
         self._timeout_at = time.monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
