@@ -11466,7 +11466,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     own = len(sys.argv) - len(argv or ())
-    if argv is not None and sys.argv[own:] == [*argv]:  # what is before it is a subcommand's name
+    if command and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
         command = f"{command} {_typed(*sys.argv[1:own])}".strip()
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))

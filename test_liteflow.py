@@ -16756,6 +16756,9 @@ timeout after 1 s"""  # of a command whose output was waited for
         )
         done = self.python("my_flow.py", "etl", "a b", "--db", "x.db")
         self.assertIn("/my_flow.py etl 'a b' --resume --run-id ", done.stderr)
+        text = "import sys, my_flow; my_flow.dag.cli(sys.argv[2:])"  # it has no file of its own
+        done = self.python("-c", text, "etl", "--db", "x.db")
+        self.assertIn("/my_flow.py d --resume --run-id ", done.stderr)
 
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
