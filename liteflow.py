@@ -4777,9 +4777,9 @@ _select_log = functools.partial(
     "ORDER BY start_date, task_instance.id, task_log.try_number, part",
 )
 # The output of callbacks that failed: see _call_back.
-_CALLBACK_FAILED = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
+_CALLED_BACK = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
 _select_callback_errors = functools.partial(
-    _select, f"task_log {_OF_INSTANCE}", "text", f"{_CALLBACK_FAILED} ORDER BY task_log.id DESC"
+    _select, f"task_log {_OF_INSTANCE}", "text", f"{_CALLED_BACK} ORDER BY task_log.id DESC"
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
