@@ -10085,10 +10085,14 @@ class DagRun:
         """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index;
         `removed`: also those that the code no longer has. Raises TaskNotFound."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
-        found = self._instances(task_id=ids.pop()) if len(ids) == 1 else []
-        found = found or self._instances()
-        instances = [ti for ti in found if removed or ti.state is not _S.REMOVED]
-        known = {(ti.task_id, ti.map_index) for ti in instances}
+
+        def known_of(**which: Any) -> set[tuple[str, int]]:
+            instances = self._instances(**which)
+            found = [ti for ti in instances if removed or ti.state is not _S.REMOVED]
+            return {(ti.task_id, ti.map_index) for ti in found}
+
+        known = known_of(task_id=ids.pop()) if len(ids) == 1 else set()
+        known = known or known_of()
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
         _refuse_index(self.run_id, named, known)

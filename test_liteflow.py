@@ -10820,6 +10820,11 @@ class AgainTest(FlowCase):
         self.assertEqual(self.last.refresh().state, "failed")
         self.resume(flow([]))
         self.assertEqual(self.last.xcom_pull("load"), 5)
+        with DAG("d") as d:
+            self.step("bad")()
+        self.resume(d)
+        with self.assertRaisesRegex(liteflow.TaskNotFound, "no task 'load'; there is 'bad'"):
+            self.last.clear("load")
 
     def test_one_of_many_is_read_and_cleared_without_a_look_at_all_each_time(self):
         with DAG("d") as d:
