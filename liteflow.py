@@ -11529,9 +11529,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         given = {name: _given(dag, name, text) for name, text in options.param}
         options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
-    # A handler without a stream shows it, too: Rich's, or one that hands on to Loguru.
-    shown = [getattr(handler, "stream", sys.stderr) for handler in _log().root.handlers]
-    if sys.stderr in shown or sys.stdout in shown:  # else all would be said twice
+    if any(map(_shows_here, _log().root.handlers)):  # else all would be said twice
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
@@ -11565,6 +11563,14 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if asked.has_begun or not options.quiet:  # else it was a success already, and told as one
         _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
+
+
+def _shows_here(handler: Any) -> bool:
+    """Whether a logging handler writes where the command line does. One without a stream does, as
+    Rich's, or one that hands on to Loguru; but none of `logging.handlers` (syslog, a queue)."""
+    if "logging.handlers" in [kind.__module__ for kind in type(handler).__mro__]:
+        return False
+    return getattr(handler, "stream", sys.stderr) in (sys.stderr, sys.stdout)
 
 
 def _given(dag: Dag, name: str, text: str) -> Any:

@@ -14829,11 +14829,15 @@ class LeftAsFoundTest(ScriptCase):
     def test_logging_that_is_set_up_says_nothing_twice(self):
         self.script(
             """
-            import logging, sys
+            import logging.handlers, sys
             from liteflow import DAG, task
             class Rich(logging.Handler):
                 def emit(self, record): print(f"INFO:{record.name}", file=sys.stderr)
-            logging.basicConfig(level=logging.INFO, handlers=[Rich()] if "-p" in sys.argv else None)
+            class Syslog(logging.handlers.BufferingHandler):
+                def emit(self, record): print(f"INFO:{record.name}")
+            kinds = {"-p": [Rich()], "--wait": [Syslog(1)]}
+            handlers = next((kinds[word] for word in sys.argv if word in kinds), None)
+            logging.basicConfig(level=logging.INFO, handlers=handlers)
             with DAG("logged") as dag:
                 task(task_id="f")(print)()
             if __name__ == "__main__":
@@ -14843,6 +14847,9 @@ class LeftAsFoundTest(ScriptCase):
         for rich in ((), ("-p", "a=1")):
             self.assertNotIn("INFO:liteflow", self.python("my_flow.py", *rich).stderr)
             self.assertEqual(self.python("my_flow.py", "--quiet", *rich).stderr, "")
+        # What writes elsewhere hears of it.
+        done = self.python("my_flow.py", "--quiet", "--wait")
+        self.assertEqual((done.stdout[:14], done.stderr), ("INFO:liteflow\n", ""))
 
     def test_what_an_operator_logs_is_in_its_log_where_logging_is_set_up(self):
         self.script(
