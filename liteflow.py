@@ -10311,7 +10311,7 @@ def _line_of(members: list[TaskInstance]) -> _Line:
 def _element_text(ti: TaskInstance, most: int = 80) -> str:
     """What an instance is mapped over; in brackets unless quoted, as 3 would read as a count."""
     lines = (ti.element or "").split("\n")
-    text = _shortened(_clean(" ".join(map(str.strip, lines))), most)
+    text = _shortened(_clean(" ".join(filter(None, map(str.strip, lines)))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 

@@ -16549,7 +16549,7 @@ class FailureTest(ScriptCase):
         self.run_flow(
             """
             class Frame:
-                def __repr__(self): return "   k\\n0  1"
+                def __repr__(self): return "   k\\n\\n\\n0  1"
             with DAG("frames") as dag:
                 @task
                 def some(): return [Frame()]
