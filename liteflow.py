@@ -10019,7 +10019,8 @@ class DagRun:
         """A stored value; of a mapped task, without an index, the list of its values in order.
 
         None if the task returned None, or has not succeeded. It unpickles the value: use it on
-        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values.
+        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values,
+        RunNotFound if the run was deleted.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
@@ -10029,7 +10030,8 @@ class DagRun:
             return values[0].value if bare else [row.value for row in values]
         found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id)
-        if self._row.values_deleted is not None:  # a None would be taken for the value
+        now = _read_run(self.db_path, self.dag_id, self.run_id)._row  # perhaps pruned since
+        if now.values_deleted is not None:  # a None would be taken for the value
             raise XComNotFound(f"the values of run {self.run_id!r} were deleted (prune --values)")
         if key != "return_value":
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}

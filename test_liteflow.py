@@ -15840,13 +15840,14 @@ class SeeingTest(ScriptCase):
         os.rename(self.folder / "my_flow.py", self.folder / "old.py")
         source = (self.folder / "old.py").read_text().replace("raise ValueError", "return; raise")
         (self.folder / "my_flow.py").write_text(source)
-        self.assertEqual(self.ran().state, "success")
+        before = self.ran()
+        self.assertEqual(before.state, "success")
         self.seen("prune", "--values")
         self.assertIn("its values were deleted", self.seen("show", "night", "good"))
         self.assertIn("deleted (prune --values)", self.seen("page", "night/manual"))
         for key in ("return_value", "other"):
             with self.assertRaisesRegex(liteflow.XComNotFound, "were deleted"):
-                Dag("night").runs(self.db)[0].xcom_pull("double", key)
+                before.xcom_pull("double", key)
         for words in (["--from", "bad"], ["--task", "bad"], ["--task", "double[1]"]):
             done = self.script_here(*words)
             self.assertEqual(done.returncode, 2, done.stderr)
@@ -15854,6 +15855,9 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.cli("clear", "night", "good").returncode, 2)
         self.assertEqual(Dag("night").runs(self.db)[0].state, "success")
         self.assertEqual(self.script_here("--task", "good").returncode, 0)
+        self.seen("prune", "--keep", "0")
+        with self.assertRaises(liteflow.RunNotFound):
+            before.xcom_pull("double")
 
     def test_an_instance_that_is_not_there_is_not_cleared(self):
         self.ran(run_id="first")
