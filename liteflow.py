@@ -1079,7 +1079,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
         an edge; `task.dag = dag` adds the task. Raises ValueError if it is in another DAG."""
-        if name == "dag" and value is not self.dag:
+        if name == "dag" and value is not self.dag and "_downstream" in self.__dict__:
             if self.dag is not None:
                 raise ValueError(f"task {self.task_id!r} is in DAG {self.dag.dag_id!r} already")
             _of_type(Dag)("dag", value)._add(self)

@@ -448,6 +448,14 @@ class BuildingTest(Case):
         self.assert_raises(liteflow.DuplicateTaskIdFound, "taken", setattr, twin, "dag", d)
         self.assert_raises(TypeError, "dag must be Dag", setattr, twin, "dag", "d")
 
+        class Own(liteflow.EmptyOperator):
+            def __init__(self, *, dag, **kwargs):
+                self.dag = dag
+                super().__init__(dag=dag, **kwargs)
+
+        own = Own(task_id="own", dag=d)
+        self.assertEqual((d.task_dict["own"], "" in d.task_dict), (own, False))
+
     def test_suffixes_are_one_more_than_the_highest_in_use(self):
         with self.build() as d:
             n = task(sample)
