@@ -1891,9 +1891,13 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     """A mapped operator. Its own `__init__` is not called: each instance does that in a worker."""
     made: Any = object.__new__(kind)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
-    named = {n: x for n, x in _keywords_of(kind).items() if x is not None}
-    given = {n: x for n, x in named.items() if n not in made._defaults} | fixed
-    own = {name: given[name] for name in given.keys() & {*_PLACE, *kind._known_settings}}
+    own, known = {}, kind._known_settings
+    for name, default in _keywords_of(kind).items():
+        if default is not None and name in known and name not in made._defaults:
+            # By one that is refused here the class means something else than the setting.
+            with contextlib.suppress(TypeError, ValueError, AirflowException):
+                own[name] = known[name].check(name, default)
+    own |= {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
     BaseOperator.__init__(made, task_id=task_id, **own)
     made._map_over(expand)
     made._take({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})

@@ -5276,6 +5276,13 @@ class MappingTest(Case):
                 found = (one.retries, one.pool, one.trigger_rule, one.owner)
                 self.assertEqual(found, (retries, "own", "all_success", "me"))
 
+        class Else(liteflow.BashOperator):
+            def __init__(self, *, of, env="prod", retries=-1, **kwargs):
+                super().__init__(bash_command=of, env={"ENV": env}, retries=retries + 1, **kwargs)
+
+        with DAG("else"):
+            self.assertEqual(Else.partial(task_id="m").expand(of=["true"]).retries, 0)
+
     def test_the_settings_of_an_operators_class_are_checked_as_its_own_are(self):
         with self.assertRaisesRegex(ValueError, "class Wrong: retries must be 0 or more"):
             type("Wrong", (liteflow.PythonOperator,), {"retries": -1})
