@@ -3831,7 +3831,7 @@ _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 2 * _TEXT_LIMIT  # bytes of the largest value that a look reads; ours are smaller
+_LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads; a character has 4
 
 # Without a rowid an attempt takes one page less to write. The tables of large values keep theirs:
 # else a search for a key would read values on its way.

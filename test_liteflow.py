@@ -13654,6 +13654,12 @@ class ReadingTest(Case):
         ):
             self.assertEqual(self.cli_here(*argv, "--db", self.db).returncode, 0)
 
+    def test_a_look_takes_what_is_recorded_in_any_script(self):
+        with DAG("d", description="\N{GRINNING FACE}" * liteflow._TEXT_LIMIT) as d:
+            task(task_id="a")(sample)(1)
+        d.test(db_path=self.db)
+        self.assertEqual(self.cli_here("list", "--db", self.db).returncode, 0)
+
     def test_what_is_no_text_names_nothing(self):
         odd = "\udcff"  # a byte of a command that is no UTF-8, or a half of a pair in JSON
         run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
