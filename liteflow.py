@@ -514,7 +514,7 @@ def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
     """A check that returns the choice equal to the value; `why` ends the message of a refusal."""
 
     def check(what: str, value: Any) -> Any:
-        for choice in choices:
+        for choice in () if isinstance(value, _Placeholder) else choices:
             if value == choice:
                 return choice
         known = ", ".join(map(str, choices))

@@ -1032,6 +1032,10 @@ class BuildingTest(Case):
         self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
         self.assertNotEqual(made, made["k"])
         self.assertNotEqual(made, object())
+        for name, value in (("trigger_rule", "one_failed"), ("depends_on_past", "False")):
+            said = f"task 'b': {name} must be one of .*{value}.*; found XComArg"
+            with self.assertRaisesRegex(ValueError, said):
+                liteflow.EmptyOperator(task_id="b", **{name: made})
 
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
