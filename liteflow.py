@@ -541,10 +541,19 @@ class _Params(dict[str, Any]):
         if not isinstance(value, Param):
             declared = super().get(name)
             if isinstance(declared, Param):
-                value = Param(declared.resolve(value), declared.description, schema=declared.schema)
+                try:
+                    declared.resolve(value)
+                except ParamValidationError as error:
+                    raise ParamValidationError(f"param {name!r}: {error}") from None
+                value = Param(value, declared.description, schema=declared.schema)
             else:
                 _json_text(f"param {name!r}", value, ParamValidationError)
         super().__setitem__(name, value)
+
+    def update(self, *given: Any, **named: Any) -> None:
+        """Set each, as `params[name] = value` does."""
+        for name, value in dict(*given, **named).items():
+            self[name] = value
 
     def get(self, name: str, default: Any = None) -> Any:
         """The default of the Param, or the value; `default` if there is none of this name."""

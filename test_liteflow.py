@@ -893,8 +893,11 @@ class BuildingTest(Case):
             assigned.params["n"] = 2
             assigned.params["new"] = "n"
             named.param("n", 2)
-            wrong = liteflow.ParamValidationError, "'x' does not fit type 'integer'"
+            wrong = liteflow.ParamValidationError, "param 'n': 'x' does not fit type 'integer'"
             self.assert_raises(*wrong, named.param, "n", "x")
+            self.assert_raises(*wrong, named.params.update, n="x")
+            named.params.update({"n": 3})
+            named.params.update(n=2)
         self.assert_raises(*wrong, build, "x")
         for made in (build(2), assigned, named):
             declared = dict(made.params)["n"]
