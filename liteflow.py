@@ -5488,6 +5488,9 @@ class _Macros:
         if name not in ("dateutil", "json", "random", "time", "uuid"):
             raise AttributeError(name)
         module = __import__(name)
+        if name == "dateutil":  # up to 2.8 it does not know its own modules
+            for part in ("parser", "relativedelta"):
+                importlib.import_module(f"dateutil.{part}")
         return module.random if name == "random" else module  # a function there
 
     @staticmethod

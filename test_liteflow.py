@@ -6077,8 +6077,17 @@ class OperatorsTest(Case):
         self.assertEqual(values[1], [[1, 2, 1, 2], 1, True, *same, 10])
 
     def test_macros_know_the_users_dateutil(self):
-        with mock.patch.dict(sys.modules, dateutil=types.ModuleType("dateutil")):
-            self.assertIs(liteflow._Macros().dateutil, sys.modules["dateutil"])
+        package = self.folder / "dateutil"
+        package.mkdir()
+        for name in ("__init__", "parser", "relativedelta"):
+            (package / f"{name}.py").touch()
+        path = [str(self.folder), *sys.path]
+        with mock.patch.dict(sys.modules), mock.patch.object(sys, "path", path):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "dateutil"]:
+                del sys.modules[name]
+            found = liteflow._Macros().dateutil
+            self.assertIs(found, sys.modules["dateutil"])
+            self.assertTrue(found.relativedelta and found.parser)
 
     def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
         with DAG("d") as d:
