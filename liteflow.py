@@ -945,8 +945,10 @@ class _OneTask(_Dependency):
             scopes[-1]._takes_more = False  # as in Airflow, where this ends the outer block
             # Of those around it the nearest that has setups, or teardowns.
             around = [_around(outer) for outer in reversed(scopes)]
-            _join(next((x for x, _ in around if x), []), setups or first)
-            _join(teardowns or last, next((x for _, x in around if x), []))
+            before = next((x for x, _ in around if x), [])
+            after = next((x for _, x in around if x), [])
+            _join([x for x in before if x not in setups], setups or first)  # both may have one
+            _join(teardowns or last, [x for x in after if x not in teardowns])
 
     def add_task(self, task: Any) -> None:
         """Put a task made elsewhere into this scope. Raises AirflowException outside its `with`."""

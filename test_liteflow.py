@@ -484,6 +484,22 @@ class BuildingTest(Case):
                 make("work")
         self.assertEqual([t.task_id for t in d.roots], ["up"])
 
+    def test_nested_scopes_may_share_a_setup_or_a_teardown(self):
+        def make(task_id):
+            return liteflow.EmptyOperator(task_id=task_id)
+
+        with self.build() as d:
+            up = make("up")
+            ends = [make(name).as_teardown(setups=up) for name in ("down", "inner_down")]
+            with ends[0], ends[1]:
+                make("work")
+        self.assertEqual([t.task_id for t in d.validate()], ["up", "work", "inner_down", "down"])
+        with self.build() as d:
+            make("down").as_teardown(setups=[up := make("up"), inner := make("inner")])
+            with up, inner:
+                make("work")
+        self.assertEqual([t.task_id for t in d.validate()], ["up", "inner", "work", "down"])
+
     def test_a_teardown_may_fail_the_run_if_it_is_told_to(self):
         with self.build():
             kinds = teardown(one_argument), teardown(on_failure_fail_dagrun=True)(one_argument)
