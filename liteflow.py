@@ -8645,8 +8645,7 @@ class _Start:
         """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
         for turn in itertools.count():
             try:
-                _until_unlocked(self.path, self._open, self._check)
-                break
+                return _until_unlocked(self.path, self._open, self._check)
             except AlreadyRunning as busy:
                 if not self.asked.wait:
                     raise
@@ -8654,9 +8653,6 @@ class _Start:
                     self.report.tell(f"waiting: {busy}")
             self.runner.wait(_GLANCE)
             self._check()
-        # Not under the file's lock: whoever is told may wait for a thread that reads runs.
-        for line in self._news:
-            self.report.tell(line)
 
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
@@ -9007,6 +9003,9 @@ class _Run(_Start):
             self._open_in_turn()
             self.has_begun = True
             try:
+                # Not under the file's lock: whoever is told may wait for a thread that reads runs.
+                for line in self._news:
+                    self.report.tell(line)
                 for row in self._dead:
                     self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
                 self.report.began(self.dag, self.run_id, self.path, self.plan)

@@ -10263,6 +10263,20 @@ class AgainTest(FlowCase):
         self.assertEqual(waited[0], "kept, as they succeeded: a: False")
         self.assertNotIn(": True", "".join(waited))
 
+    def test_a_resume_that_can_t_be_told_of_has_failed(self):
+        with DAG("d") as made:
+            self.step("a")() >> self.step("b")()
+        self.bad = {"b"}
+        self.go(made)
+
+        def tell(line):
+            raise OSError("nobody listens")
+
+        with self.assertRaisesRegex(OSError, "nobody listens"):
+            self.resume(made, progress=tell)
+        again = made.get_run(self.last.run_id, self.db)
+        self.assertEqual((again.state, again.reason), ("failed", "OSError: nobody listens"))
+
     def test_what_fails_as_the_run_is_stopped_is_not_tried_again_before_a_resume(self):
         stop = threading.Event()
 
