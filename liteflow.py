@@ -9569,8 +9569,10 @@ class _InLine:
                 self._stays = True
         finally:
             if is_first:
-                self._give_up()
-                self.future.set_running_or_notify_cancel()  # or wait() would not return
+                try:
+                    self._give_up()
+                finally:  # also if a callback calls sys.exit()
+                    self.future.set_running_or_notify_cancel()  # or wait() would not return
         return bool(self.future.cancelled())
 
     def end(self, reason: str) -> None:

@@ -13061,6 +13061,16 @@ class SubmitTest(FlowCase):
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before)
 
+    def test_a_cancelled_run_whose_callback_exits_is_not_waited_for(self):
+        with WorkerPool(1, max_runs=1) as pool:
+            self.hold(pool, "a")
+            waiting = pool.submit(self.flows.dag, db_path=self.db)
+            waiting.add_done_callback(lambda ended: sys.exit(1))
+            with self.assertRaises(SystemExit):
+                waiting.cancel()
+            self.go_on()
+            self.assertEqual(concurrent.futures.wait([waiting], 1).not_done, set())
+
     def test_callbacks_that_shut_the_pool_down_leave_no_run_behind(self):
         pool = WorkerPool(1, max_runs=1)
         [first] = self.hold(pool, "a")
