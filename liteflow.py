@@ -9582,7 +9582,7 @@ class _InLine:
 
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
-        given_up = self.line.stopping and not self.future.running()
+        given_up = self.line.leaving and not self.future.running()
         if self.future.cancelled() or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
 

@@ -13071,6 +13071,14 @@ class SubmitTest(FlowCase):
             self.go_on()
             self.assertEqual(concurrent.futures.wait([waiting], 1).not_done, set())
 
+    def test_what_is_given_up_does_not_begin_while_a_callback_shuts_the_pool_down(self):
+        mine = WorkerPool(1, max_runs=1)
+        futures = self.hold(mine, *"abc")
+        futures[1].add_done_callback(lambda ended: (self.go_on(), mine.shutdown()))
+        mine.shutdown(cancel_futures=True)
+        self.assertEqual([future.cancelled() for future in futures], [False, True, True])
+        self.assertEqual({self.state(future) for future in futures[1:]}, {("queued", "submitted")})
+
     def test_callbacks_that_shut_the_pool_down_leave_no_run_behind(self):
         pool = WorkerPool(1, max_runs=1)
         [first] = self.hold(pool, "a")
