@@ -9744,7 +9744,6 @@ class _RunLine:
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
         with self._changed:
-            slept = False
             while True:
                 now, dues = time.monotonic(), []
                 for key, waiting in self._waiting.items():
@@ -9757,15 +9756,14 @@ class _RunLine:
                         del self._waiting[key]
                         if waiting:  # the DAGs take turns
                             self._waiting[key] = waiting
-                        # Another thread has to watch the rest: several runs may have come.
-                        if slept or self._waiting:
+                        if self._waiting:  # another thread has to watch the rest
                             self._call_thread()
                         return entry
                 if self._sleeps or not dues:
                     self._threads.discard(threading.current_thread())
                     self._changed.notify_all()
                     return None
-                self._sleeps = slept = True
+                self._sleeps = True
                 self._changed.wait(min(dues) - now)
                 self._sleeps = False
 
