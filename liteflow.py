@@ -7256,8 +7256,9 @@ def _set_up_slots(by_executor: bool) -> None:
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
         # Workers get this sys.path, from which Celery, say, has removed this module's folder.
-        folder = str(Path(__file__).absolute().parents[__name__.count(".")])
-        sys.path += [folder] if folder not in sys.path else []
+        folder, found, _ = os.path.abspath(__file__).rpartition(f"/{__name__.replace('.', '/')}.py")
+        if found and (folder or "/") not in sys.path:  # a loader may give a file any name
+            sys.path.append(folder or "/")
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
     if (register := getattr(threading, "_register_atexit", None)) is not None:
         with contextlib.suppress(RuntimeError):  # in an atexit handler, say, it is too late

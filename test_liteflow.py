@@ -9628,6 +9628,24 @@ class RunnersTest(Case):
         self.assertIn("initializer failed", str(caught.exception))
         self.assertIn("no number", str(caught.exception))
 
+    def test_a_module_whose_name_is_a_loader_s(self):
+        name = ".".join("p" * 99)  # of more packages than its file has folders
+        self.script(
+            f"""
+            import importlib.util, sys
+            spec = importlib.util.spec_from_file_location({name!r}, 'liteflow.py')
+            flow = sys.modules[{name!r}] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(flow)
+            before = [*sys.path]
+            with flow.DAG("d") as dag: flow.task(task_id="a")(abs)(1)
+            if __name__ == "__main__":
+                with flow.WorkerPool(1) as pool:
+                    print(dag.run(executor=pool).state, sys.path == before)
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.stdout, "success True\n", done.stderr)
+
     def test_a_folder_that_is_no_longer_on_the_path(self):
         """As Celery takes its working directory off it, once it has imported the program there."""
         self.script(
