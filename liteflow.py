@@ -7483,6 +7483,7 @@ class WorkerPool:
                 self._closed = True
                 idle, self._idle = self._idle, []
                 self._count -= len(idle)
+                kept, self._kept_store = self._kept_store, None  # no run takes it any more
                 for runner in self._runners:
                     runner.wake()
             for slot in idle:  # their workers end side by side
@@ -7490,7 +7491,8 @@ class WorkerPool:
             for slot in idle:
                 slot.bury(grace=2.0)
             self._end_server()
-            self._close_file()
+            if kept is not None:
+                kept.close()
 
     def _take_file(self, path: Path) -> _Store | None:
         """The store that an earlier run left open, if it is still that of the file at this path."""

@@ -13051,6 +13051,15 @@ class SubmitTest(FlowCase):
         self.assertEqual(self.state(second), ("queued", "submitted"))
         self.assert_nothing_left()
 
+    def test_a_file_that_a_shutdown_closes_is_taken_by_no_run(self):
+        mine, taken = WorkerPool(1), []
+        for _ in range(2):
+            self.flows.dag.run(db_path=self.db, executor=mine)
+        close = mine._kept_store.close
+        mine._kept_store.close = lambda: (taken.append(mine._take_file(self.db)), close())
+        mine.shutdown()
+        self.assertEqual(taken, [None])
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
