@@ -7668,9 +7668,9 @@ class _SlotRunner(_Runner):
     """Lets a WorkerPool's slots pull jobs from one queue, and ends jobs that outlive their timeout.
 
     The kernel gives each job to one worker, which says that it took it before it runs it: so at
-    any moment it is known who runs what, unless a worker dies while its TAKING byte is set. Then
-    the queue is emptied. Once each living worker's byte has been seen at 0, the jobs that no worker
-    has told of went down with the dead one, and are sent again.
+    any moment it is known who runs what, until a worker dies, whose last words may be lost. Then
+    the queue is emptied. Once each living worker's TAKING byte has been seen at 0, the jobs that no
+    worker has told of went down with the dead one, and are sent again.
     """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, interactive: bool) -> None:
