@@ -9557,6 +9557,7 @@ class _InLine:
         self.future = typing.cast("_RunFuture", concurrent.futures.Future())
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
+        self._is_cancelled = False  # before its future is: first it is closed in the file
         self._stays = False  # it was cancelled, and is not to change in the file any more
         self._killed = 0  # of its workers, as they started
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
@@ -9565,9 +9566,10 @@ class _InLine:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
         is_first = self._fate.acquire(blocking=False)
         if is_first:
+            self._is_cancelled = True
             self._stays = not close  # also where asyncio, told of it, cancels it again
         try:
-            if close and not self._stays and (is_first or self.future.cancelled()):
+            if self._is_cancelled and close and not self._stays:
                 self.end("cancelled")  # now: who is told of it may shut the pool down
                 self._stays = True
         finally:
@@ -9576,7 +9578,7 @@ class _InLine:
                     self._give_up()
                 finally:  # also if a callback calls sys.exit()
                     self.future.set_running_or_notify_cancel()  # or wait() would not return
-        return bool(self.future.cancelled())
+        return self._is_cancelled
 
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
@@ -9586,7 +9588,7 @@ class _InLine:
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
         given_up = self.line.leaving and not self.future.running()
-        if self.future.cancelled() or given_up or not (row is None or self._is_ours(row)):
+        if self._is_cancelled or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
 
     def _is_ours(self, row: _Row) -> bool:

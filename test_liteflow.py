@@ -13088,6 +13088,26 @@ class SubmitTest(FlowCase):
             concurrent.futures.wait(futures, LIMIT)
         self.assertEqual(threading.active_count(), before)
 
+    def test_a_run_that_is_being_cancelled_is_cancelled_for_others_too(self):
+        end, answers = liteflow._InLine.end, []
+
+        def meanwhile(entry, reason):
+            if not answers:
+                answers.append(None)
+                other = threading.Thread(target=lambda: answers.append(entry.future.cancel()))
+                other.start()
+                other.join(LIMIT)
+            end(entry, reason)
+
+        with WorkerPool(1, max_runs=1) as pool:
+            self.hold(pool, "a")
+            waiting = pool.submit(self.flows.dag, db_path=self.db)
+            with mock.patch.object(liteflow._InLine, "end", meanwhile):
+                self.assertTrue(waiting.cancel())
+            self.go_on()
+        self.assertEqual(answers, [None, True])
+        self.assertEqual(self.state(waiting), ("failed", "cancelled"))
+
     def test_a_cancelled_run_whose_callback_exits_is_not_waited_for(self):
         with WorkerPool(1, max_runs=1) as pool:
             self.hold(pool, "a")
