@@ -11541,12 +11541,7 @@ def _refuse_beside(why: str, options: argparse.Namespace, *known: str) -> None:
 def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.graph:
         _refuse_beside("--graph runs nothing", options, "graph")
-        dag.validate()
-        for slip in _slips_in(dag):
-            _say(_clean(f"note: {slip}"))
-        _print(graph := _draw(_dag_boxes(dag)))
-        _tell_if_large(graph)
-        return 0
+        return _show_graph(dag)
     if options.quiet and options.logs:
         raise _UsageError("--quiet says nothing unless the run fails: leave --logs out")
     if options.param:
@@ -11557,7 +11552,6 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
-    report = _Report(not options.quiet, options.logs)
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
     pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
     try:
@@ -11567,22 +11561,37 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             resume=options.resume or bool(again),
             again=again,
             pools=dict(options.pool) or None,
-            progress=report,
+            progress=_Report(not options.quiet, options.logs),
             command=command and f"{command} {_typed(*pools)}".rstrip(),
             **{name: getattr(options, name) for name in same},
         )
     except (ValueError, TypeError) as error:
         raise _UsageError(str(error)) from None
+    return _execute_and_tell(asked, options)
+
+
+def _show_graph(dag: Dag) -> int:
+    """Check the DAG, and draw it."""
+    dag.validate()
+    for slip in _slips_in(dag):
+        _say(_clean(f"note: {slip}"))
+    _print(graph := _draw(_dag_boxes(dag)))
+    _tell_if_large(graph)
+    return 0
+
+
+def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
+    """Execute the run and tell how it ended, also if that was by a signal; return the exit code."""
     try:
         run = asked.execute()
     except (KeyboardInterrupt, SystemExit, AirflowException, OSError) as end:
-        report.clear()
+        asked.report.clear()
         if (why := end.__cause__) is not None:
             text = why if isinstance(why, AirflowException) else _traceback(why)
             _say(f"liteflow: error: {_clean(text)}")
         if asked.has_begun:
             with contextlib.suppress(AirflowException):  # it can't even be read
-                _tell_end(_read_run(asked.path, dag.dag_id, asked.run_id), options)
+                _tell_end(_read_run(asked.path, asked.dag.dag_id, asked.run_id), options)
         raise
     if asked.has_begun or not options.quiet:  # else it was a success already, and told as one
         _tell_end(run, options)
