@@ -7109,7 +7109,7 @@ class _Slot:
             while not self.gone and (message := self.wire.receive()) is not None:
                 (kind, *fields), values = message
                 yield kind, [*fields, values] if values else fields
-        except EOFError:
+        except (EOFError, TypeError, ValueError):  # or a task wrote there what is no message
             self.gone = True
         except (OSError, MemoryError) as error:  # there is no room for it here
             self.gone = True

@@ -7549,6 +7549,15 @@ class SandboxTest(QueueCase):
             self.assertIsNotNone(process.exitcode)
 
 
+class GarbledTest(Case):
+    def test_what_a_task_wrote_into_its_workers_pair_ends_the_worker_alone(self):
+        for garbled in ((), ("done", 0, "success"), 7):
+            slot = object.__new__(liteflow._Slot)
+            slot.gone, slot.wire = False, types.SimpleNamespace(receive=lambda x=garbled: x)
+            self.assertEqual([*slot.receive()], [])
+            self.assertTrue(slot.gone)
+
+
 class QueueWithSmallBuffersTest(QueueCase):
     def test_messages_as_large_as_they_get_hold_nothing_up(self):
         # The smallest buffers that still hold the largest message.
