@@ -528,41 +528,6 @@ def _capped(what: str, value: Any, least: int | None = None) -> int:
     return max(-(2**31), min(2**31 - 1, int(_of_type(int, least=least)(what, value))))
 
 
-class _Params(dict[str, Any]):
-    """Params by name: JSON values or Param objects. As in Airflow, looking one up gives the default
-    of a Param, not the object."""
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return value.resolve() if isinstance(value, Param) else value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        """A value for a declared Param is checked by it, and leaves its schema as it is."""
-        if not isinstance(value, Param):
-            declared = super().get(name)
-            if isinstance(declared, Param):
-                try:
-                    declared.resolve(value)
-                except ParamValidationError as error:
-                    raise ParamValidationError(f"param {name!r}: {error}") from None
-                value = Param(value, declared.description, schema=declared.schema)
-            else:
-                _json_text(f"param {name!r}", value, ParamValidationError)
-        super().__setitem__(name, value)
-
-    def update(self, *given: Any, **named: Any) -> None:
-        """Set each, as `params[name] = value` does."""
-        for name, value in dict(*given, **named).items():
-            self[name] = value
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The default of the Param, or the value; `default` if there is none of this name."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
-
-
 def _params(what: str, value: Any) -> _Params:
     params = _Params(_string_keyed(what, value))
     for name, declared in params.items():
@@ -2756,6 +2721,41 @@ class Param:
             raise ParamValidationError("no value was given and there is no default")
         _validate(value, self.schema)
         return value
+
+
+class _Params(dict[str, Any]):
+    """Params by name: JSON values or Param objects. As in Airflow, looking one up gives the default
+    of a Param, not the object."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value.resolve() if isinstance(value, Param) else value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """A value for a declared Param is checked by it, and leaves its schema as it is."""
+        if not isinstance(value, Param):
+            declared = super().get(name)
+            if isinstance(declared, Param):
+                try:
+                    declared.resolve(value)
+                except ParamValidationError as error:
+                    raise ParamValidationError(f"param {name!r}: {error}") from None
+                value = Param(value, declared.description, schema=declared.schema)
+            else:
+                _json_text(f"param {name!r}", value, ParamValidationError)
+        super().__setitem__(name, value)
+
+    def update(self, *given: Any, **named: Any) -> None:
+        """Set each, as `params[name] = value` does."""
+        for name, value in dict(*given, **named).items():
+            self[name] = value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The default of the Param, or the value; `default` if there is none of this name."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
