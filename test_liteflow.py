@@ -15742,9 +15742,7 @@ class SeeingTest(ScriptCase):
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_following_a_resumed_run_counts_no_pause(self):
-        (self.folder / "wait").touch()
-        process = self.start("my_flow.py")
-        self.wait_for_it_to_wait()
+        process = self.started_and_waiting()
         process.kill()
         process.wait()
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
@@ -15760,6 +15758,13 @@ class SeeingTest(ScriptCase):
         process.wait(LIMIT)
         self.assertRegex(shown, r"/\d tasks, \d\.\d s")
         self.assertNotRegex(shown, r"/\d tasks, .* h ")
+
+    def started_and_waiting(self):
+        """The script's process, which waits for a file "go"."""
+        (self.folder / "wait").touch()
+        process = self.start("my_flow.py")
+        self.wait_for_it_to_wait()
+        return process
 
     def wait_for_it_to_wait(self):
         ready = "SELECT count(*) FROM task_instance WHERE state = 'running' AND task_id = 'waits'"
@@ -15954,18 +15959,14 @@ class SeeingTest(ScriptCase):
         self.assertEqual((done.returncode, done.stdout), (0, shown), done.stderr)
 
     def test_a_first_run_under_way_is_in_no_trouble(self):
-        (self.folder / "wait").touch()
-        run = self.start("my_flow.py")
-        self.wait_for_it_to_wait()
+        run = self.started_and_waiting()
         self.assertEqual(self.seen("list", "--check"), "")
         self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
         (self.folder / "go").touch()
         self.assertEqual(run.wait(LIMIT), 1)
 
     def test_a_live_run_is_neither_pruned_nor_kept_from_a_backup(self):
-        (self.folder / "wait").touch()
-        run = self.start("my_flow.py")
-        self.wait_for_it_to_wait()
+        run = self.started_and_waiting()
         self.assertNotIn("night", self.seen("prune", "--keep", "0", "--dry-run"))
         self.seen("prune", "--keep", "0")
         copy = self.folder / "copy.db"
@@ -16089,9 +16090,7 @@ class SeeingTest(ScriptCase):
         self.assertLess((self.folder / "run.md").stat().st_size, 5_000)
 
     def test_a_dead_schedulers_tasks_are_not_shown_as_running(self):
-        (self.folder / "wait").touch()
-        process = self.start("my_flow.py")
-        self.wait_for_it_to_wait()
+        process = self.started_and_waiting()
         process.kill()
         process.wait()
         self.assertRegex(self.seen("show", "night"), r"waits +interrupted")
