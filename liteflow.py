@@ -1148,7 +1148,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         """The arguments that travel to the worker, results still as placeholders."""
         if self._in_partial is not None:  # it has no fields yet
             return (), _with_placeholders(self._in_partial)
-        return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
+        fields = self.template_fields
+        return (), _with_placeholders({n: getattr(self, n, None) for n in fields}) if fields else {}
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         """In the worker process: the operator that does the work, its fields filled in, and the
@@ -2924,6 +2925,12 @@ class _Past(NamedTuple):
 
 _CLEARED, _CLEARED_ALONE = 1, 2
 
+
+@functools.lru_cache(16)
+def _never_run(retries: int) -> _Past:
+    return _Past(0, "", -1, None, try_number=0, max_tries=retries)
+
+
 # Counts of the instances that a node waits for, by how they ended (these are the places), and, in
 # the last place, of the tasks of which some have not.
 _END_AT: dict[TaskInstanceState | None, int]
@@ -2936,11 +2943,12 @@ _NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing i
 class _Instance:
     """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
-    __slots__ = """alone before flow lost map_index max_tries node ready row_id state
+    __slots__ = """alone before flow lost map_index max_tries node ready row_id state task_id
         try_number""".split()
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
         self.node = node
+        self.task_id = node.task.task_id
         self.map_index = map_index
         self.state = None if recorded.state is None else _S(recorded.state)
         self.try_number = recorded.try_number
@@ -2951,10 +2959,6 @@ class _Instance:
         self.row_id = recorded.row_id
         self.ready = False  # its rule has let it run
         self.before: TaskInstanceState | None = None  # its state when it was sent
-
-    @property
-    def task_id(self) -> str:
-        return self.node.task.task_id
 
     @property
     def label(self) -> str:
@@ -2983,6 +2987,9 @@ def _label_of(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
 
+_what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
+
+
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
@@ -3009,16 +3016,16 @@ class _Node:
         # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
         # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
-        has_callbacks = any(getattr(task, name) is not None for name in _CALLBACK_OF.values())
-        self.holds = has_callbacks or fails_fast or task.execution_timeout is not None
+        self.holds = fails_fast or _what_holds(task) != (None,) * 5
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.running = 0  # sent, and not ended
-        limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-        given = [x for x in limits if x is not None and task._mapping is not None]
-        self.limit = min(given, default=sys.maxsize)  # a task that is not mapped needs none
+        self.limit = sys.maxsize  # a task that is not mapped needs none
+        if self.mapping is not None:
+            limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
+            self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -3107,10 +3114,13 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     """The tasks as nodes that know their neighbours, their weights, setups and gates."""
     nodes = {t: _Node(task, i) for i, (t, task) in enumerate(dag.task_dict.items())}
     for node in nodes.values():
-        node.upstream = tuple(nodes[t] for t in node.task._upstream)
-        node.downstream = tuple(nodes[t] for t in node.task._downstream)
-        if outside := sum(not node.is_in_step_with(up) for up in node.upstream):
-            node.counts = [0, 0, 0, 0, outside]
+        node.upstream = tuple(map(nodes.__getitem__, node.task._upstream))
+        node.downstream = tuple(map(nodes.__getitem__, node.task._downstream))
+        outside = node.upstream
+        if node.group is not None:
+            outside = tuple(up for up in outside if not node.is_in_step_with(up))
+        if outside:
+            node.counts = [0, 0, 0, 0, len(outside)]
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
@@ -3151,14 +3161,15 @@ def _weigh(order: Sequence[_Node]) -> None:
     """Priorities: a task's own weight, with those of all descendants or ancestors. They are added
     up bit by bit of the weights, so that many different ones cost no more than a few."""
     for rule, ordered in ((WeightRule.DOWNSTREAM, order[::-1]), (WeightRule.UPSTREAM, order)):
-        needed = any(n.task.weight_rule is rule and getattr(n, rule.value) for n in order)
+        side = rule.value
+        needed = any(n.task.weight_rule is rule for n in order if getattr(n, side))
         weights = {n.task.priority_weight for n in order} if needed else ()
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
             having = {w for w in weights if sign * w > 0 and abs(w) & (1 << place)}
             heavy = (n for n in ordered if n.task.priority_weight in having)
             marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
-            for node, bits in _reach(ordered, rule.value, marks) if marks else ():
+            for node, bits in _reach(ordered, side, marks) if marks else ():
                 if node.task.weight_rule is rule:
                     node.weight += (sign << place) * bits.bit_count()
 
@@ -3278,8 +3289,7 @@ class _Plan:
 
     def _give_instances(self, node: _Node, count: int) -> None:
         """Give the node so many; for 0 one, that stands for those to come, or is all there is."""
-        task_id = node.task.task_id
-        new = _Past(0, task_id, -1, None, try_number=0, max_tries=node.task.retries)
+        task_id, new = node.task.task_id, _never_run(node.task.retries)
         get, indexes = self._recorded.get, range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
         node.expanded = node.mapping is None or count > 0
@@ -3297,7 +3307,7 @@ class _Plan:
 
     def instances(self) -> Iterator[_Instance]:
         """Every task instance, in the order of the DAG's tasks."""
-        return (instance for node in self.nodes for instance in node.instances)
+        return itertools.chain.from_iterable(map(operator.attrgetter("instances"), self.nodes))
 
     # What may start.
 
@@ -3936,11 +3946,16 @@ _COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
 }
 
 
+_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns that some table has so
+
+
 @functools.cache
 def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
-    """A statement that writes a whole row."""
+    """A statement that writes a whole row, in which "" stands for NULL where a column may be that:
+    sqlite3 looks long for an adapter of None, so that it takes as much time as ten numbers."""
     columns = _COLUMNS[table]
-    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+    values = ["nullif(?, '')" if name in _NULLABLE else "?" for name in columns]
+    return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})"
 
 
 def _upserting(table: str, known: int) -> str:
@@ -3977,10 +3992,6 @@ class _Attempt:
         self.try_number = instance.try_number
 
 
-_ATTEMPT_FIELDS = "instance.row_id try_number state started ended pid error".split()
-_attempt_row = operator.attrgetter(*_ATTEMPT_FIELDS)  # in the order of the table's columns
-
-
 class _Batch:
     """What one turn of a run has to record, in one transaction, and what follows its commit."""
 
@@ -4003,8 +4014,8 @@ class _Batch:
         return any(vars(self).values())
 
 
-def _state_of(instance: _Instance) -> str | None:
-    return instance.state and instance.state._value_  # `value` takes ten times as long
+def _state_of(instance: _Instance) -> str:
+    return instance.state._value_ if instance.state else ""  # `value` takes ten times as long
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4484,26 +4495,27 @@ class _Store:
         for table in ("xcom", "xcom_item"):
             self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
-    def write_instances(self, instances: Iterable[_Instance]) -> None:
-        """Write whole rows: new ones, which get their id here, and those that a resume goes on
-        with. The instances of one node have to come together."""
+    def write_instances(self, nodes: Iterable[_Node]) -> None:
+        """Write the whole rows of these tasks' instances: new ones, which get their id here, and
+        those that a resume goes on with."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            for node, together in itertools.groupby(instances, lambda i: i.node):
-                task, group_id = node.task, getattr(node.task.task_group, "group_id", None)
-                role = "setup" if task.is_setup else "teardown" if task.is_teardown else None
-                last_columns = (_json_ids(task._upstream), _takes(task), group_id, role)
-                for i in together:
+            for node in nodes:
+                task = node.task
+                group_id = task.task_group.group_id if task.task_group else ""
+                role = "setup" if task.is_setup else "teardown" if task.is_teardown else ""
+                of_task = _json_ids(task._upstream), _takes(task) or "", group_id, role
+                for i in node.instances:
                     mapped = node.mapping is not None and i.map_index >= 0
-                    element, preview = self.element_of(i, node.mapping) if mapped else (None, None)
+                    element, preview = self.element_of(i, node.mapping) if mapped else ("", "")
                     if i.row_id and i.state is _S.SUCCESS:
-                        preview = None  # it keeps what its template made
+                        preview = ""  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, _state_of(i), i.try_number,
-                        i.max_tries, i.lost, 0, i.flow, element, preview, *last_columns,
+                        i.max_tries, i.lost, 0, i.flow or "", element, preview or "", *of_task,
                     )  # fmt: skip
 
         # Not a list: of 100,000 it would be the run's largest.
@@ -4538,7 +4550,7 @@ class _Store:
                 which = (self.run_row, node.task.task_id, node.instances[0].row_id)
                 known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
-                self.write_instances(node.instances)
+                self.write_instances([node])
             many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
             many(
                 "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
@@ -4546,14 +4558,28 @@ class _Store:
                 [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
             )
             many(
-                "UPDATE task_instance SET state = ?, try_number = ?, max_tries = ?, lost = ?, "
-                "flow = ? WHERE id = ?",
+                "UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?, "
+                "lost = ?, flow = nullif(?, '') WHERE id = ?",
                 [
-                    (_state_of(i), i.try_number, i.max_tries, i.lost, i.flow, i.row_id)
+                    (_state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id)
                     for i in batch.instances
                 ],
             )
-            many(_inserting("task_attempt"), [*map(_attempt_row, batch.attempts)])
+            many(
+                _inserting("task_attempt"),
+                [
+                    (
+                        a.instance.row_id,
+                        a.try_number,
+                        a.state,
+                        a.started,
+                        a.ended or "",
+                        a.pid or "",
+                        a.error or "",
+                    )
+                    for a in batch.attempts
+                ],
+            )
             logs = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
             many(_inserting("task_log"), logs)
 
@@ -4958,14 +4984,13 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
-def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone. It has no id
-    in it: tasks that differ in nothing else share it."""
+def _dump_settings(task: BaseOperator, called: Mapping[str, Any]) -> bytes:
+    """What a worker has to know of a task that it finds by its function's name alone, with the
+    DAG's callbacks. It has no id in it: tasks that differ in nothing else share it."""
     also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
-    called = {n: getattr(task.dag, n) for n in ("on_success_callback", "on_failure_callback")}
     try:
         return _dump((getattr(task, "_kind", None), own, called))
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
@@ -5209,7 +5234,6 @@ def _is_below_guard(path: str, line: int) -> bool:
 class _Job(NamedTuple):
     """An attempt on its way to whoever runs it; as a plain tuple in messages."""
 
-    number: int  # of a job in a queue, from 1
     task_id: str
     function: str  # see _function_name
     map_index: int
@@ -5226,7 +5250,6 @@ class _Job(NamedTuple):
     in_group: bool = False  # it is its group that is mapped over them
     pokes: int = 0  # of a sensor, before this one
     waited: float = 0.0  # seconds since the first poke
-    alone: bool = False  # quick jobs came before it, and no other is out
 
 
 class _Outcome(NamedTuple):
@@ -6051,7 +6074,8 @@ class _Worker:
         self.held = False  # it takes no job before there is word of the last one
         self.spent = False  # it takes none any more: one was told to end, or spoilt the process
         self.idle = False  # waiting for whatever comes
-        self.eager = False  # its last job was quick and alone: it lingers before it sleeps
+        self.number = 0  # of the job that it took last, in its run
+        self.eager = False  # that job was quick and alone: it lingers before it sleeps
         self.leaving = self.in_task = self.terminated = False
         self.log = ""
         self.log_file = -1
@@ -6115,7 +6139,7 @@ class _Worker:
                 if done is not None:
                     self.held, self.spent = done.held, done.terminated or done.spoilt is not None
                 self.shared[_TAKING] = 1
-                job, self.since = self._take(), time.monotonic()
+                job = self._take()
                 if job is not None or done is not None:
                     self._tell(done, job)
                 self.shared[_TAKING] = 0
@@ -6130,10 +6154,14 @@ class _Worker:
             message = self.jobs.receive()
         except EOFError:  # the run is over: word of that is on the control pair by now
             return None
-        return None if message is None else _Job(*message[0])
+        return None if message is None else self._begin(*message[0])
+
+    def _begin(self, number: int, eager: bool, *job: Any) -> _Job:
+        self.number, self.eager, self.since = number, eager, time.monotonic()
+        return _Job(*job)
 
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
-        number = 0 if job is None else job.number  # 0: none
+        number = 0 if job is None else self.number  # 0: none
         if done is None:
             return self.control.send(("took", number))
         values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
@@ -6159,9 +6187,8 @@ class _Worker:
         while message is not None:
             kind, *fields = message[0]
             if kind == "job":
-                self.since = time.monotonic()
                 self.control.send(("took", fields[0]))
-                return _Job(*fields)
+                return self._begin(*fields)
             if kind == "leave":
                 self.leaving = True  # done below, once there was word of the last job
             else:
@@ -6188,7 +6215,6 @@ class _Worker:
 
     def _run(self, job: _Job) -> _Outcome | None:
         """Run a job. Returns its outcome, or None if that is told already."""
-        self.eager = job.alone
         self.run.restore()
         if self.run.edited is not None:
             print(f"liteflow: {self.run.edited}", file=sys.stderr)
@@ -6918,6 +6944,17 @@ class _SlotLog:
     def size(self) -> int:
         """The file's size, in bytes."""
         return os.fstat(self.file).st_size
+
+    def finish(
+        self, attempt: _Attempt, end: int, output: bytes | None = None
+    ) -> list[tuple[_Attempt, int, str]]:
+        """The last of the attempt's output, as `take`; the next one's begins after it."""
+        if output == b"" and not self._head:  # it has printed nothing
+            self.start = self._at = end
+            return []
+        parts = self.take(attempt, end, output)
+        self.begin(end)
+        return parts
 
     def take(
         self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
@@ -7696,6 +7733,7 @@ class _SlotRunner(_Runner):
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
         self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
+        self._lacks_room = False  # the run has more to start
         self._heard = 0.0  # when a worker last said something
         self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
@@ -7834,17 +7872,20 @@ class _SlotRunner(_Runner):
             self._pool._leave_slot_line(self)
         working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
         ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
-        return max(0, min(jobs, idle + ahead - waiting))
+        room = max(0, min(jobs, idle + ahead - waiting))
+        self._lacks_room |= room < jobs
+        return room
 
     def _busy(self) -> int:
         return sum([slot.attempt is not None for slot in self._slots])
 
     def is_free(self) -> bool:
-        return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
+        free = not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
+        self._lacks_room |= not free
+        return free
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        alone = self._streak > 0 and not (self._out or self._unsent or self._busy())
-        self._unsent.append((attempt, job._replace(number=next(self._numbers), alone=alone)))
+        self._unsent.append((attempt, job))
         if len(self._unsent) == 1:  # at once: what the scheduler does next may take a while
             self._flush()
 
@@ -7852,9 +7893,12 @@ class _SlotRunner(_Runner):
         """Put jobs into the queue, as long as there is room."""
         while self._unsent:
             attempt, job = self._unsent[0]
+            number = next(self._numbers)
+            # Quick jobs came before it, and no other is out.
+            alone = self._streak > 0 and not self._out and len(self._unsent) == 1
             try:
-                self._send(job)
-                self._out[job.number], self._heard = (attempt, job), time.monotonic()
+                self._send((number, alone and not self._busy(), *job))
+                self._out[number], self._heard = (attempt, job), time.monotonic()
             except (BlockingIOError, ConnectionError):
                 return  # it is full; or its worker is dead, which is noticed elsewhere
             except OSError as error:
@@ -7862,14 +7906,13 @@ class _SlotRunner(_Runner):
                 self._events.append((attempt, _Outcome("failed", why)))
             self._unsent.popleft()
 
-    def _send(self, job: _Job) -> None:
+    def _send(self, message: tuple[Any, ...]) -> None:
         if _pulls():
-            self._ours.send(tuple(job))
-            return
+            return self._ours.send(message)
         for slot in self._slots:
             if slot.is_idle and not slot.shared[_TAKING]:
                 slot.wire.folder = self._ours.folder
-                slot.wire.send(("job", *job))
+                slot.wire.send(("job", *message))
                 slot.shared[_TAKING] = 1  # as a worker that pulls does itself
                 return
         raise BlockingIOError  # as a full queue does
@@ -7897,8 +7940,10 @@ class _SlotRunner(_Runner):
         if self._pool._slot_line:
             self._hand_over(time.monotonic())
         self._flush()
-        if not self._events:
-            self._look(timeout)
+        until = time.monotonic() + timeout
+        while not (self._events or self._look(until) or self._lacks_room or self._unsent):
+            pass  # what a worker took changes nothing for a run that has nothing more to start
+        self._lacks_room = False
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
@@ -7923,10 +7968,11 @@ class _SlotRunner(_Runner):
             del self._begun[attempt]
         return [*[(attempt, None) for attempt in begun], *ended]
 
-    def _look(self, timeout: float) -> None:
-        """Sleep until a worker says something, or something is due; hear what they say."""
+    def _look(self, until: float) -> bool:
+        """Sleep until a worker says something, or something is due; hear what they say. Returns
+        whether it was more than that one took a job."""
         now = time.monotonic()
-        times = [now + timeout, *self._begun.values(), *[slot.deadline for slot in self._slots]]
+        times = [until, *self._begun.values(), *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
@@ -7937,27 +7983,37 @@ class _SlotRunner(_Runner):
         # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
         if self._streak > 0 and (busy := self._busy()) < self._cpus and (busy or self._out):
             found = _linger(lambda: self._poll.poll(0))
-        for descriptor, _ in found or self._poll.poll(max(0.0, min(times) - now) * 1000):
+        found = found or self._poll.poll(max(0.0, min(times) - now) * 1000)
+        is_more = not found
+        for descriptor, _ in found:
             slot = self._watched.get(descriptor)
             if descriptor == self._ours.fileno():
                 self._ours.socket.recv(1000)  # from `wake`
+                is_more = True
             elif slot is not None:
-                self._hear(slot)
+                is_more |= self._hear(slot)
                 if descriptor == slot.sentinel and slot in self._slots:
                     self._lose(slot)
+                    is_more = True
+        return is_more
 
-    def _hear(self, slot: _Slot) -> None:
+    def _hear(self, slot: _Slot) -> bool:
+        """Hear what a worker says; whether that is more than that it took a job."""
+        is_more = False
         for kind, fields in slot.receive():
+            is_more |= kind != "took"
             self._heard = time.monotonic()
             slot.deaf = False
             self._stuck.pop(slot, None)
             getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
-                return
+                return True
         if slot.gone:
             slot.has_ended(timeout=1.0)  # that it closed its end is no death yet
         if slot.gone or (slot.spoilt and slot.attempt is None):
             self._lose(slot)
+            return True
+        return is_more
 
     # What workers say.
 
@@ -7976,8 +8032,7 @@ class _SlotRunner(_Runner):
             self._let_go(slot, free=True)
 
     def _on_called(self, slot: _Slot, spoilt: str | None, log_end: int) -> None:
-        self._last_output += slot.log.take(slot.attempt, log_end)
-        slot.log.begin(log_end)
+        self._last_output += slot.log.finish(slot.attempt, log_end)
         slot.state, slot.attempt, slot.deadline = "serving", None, math.inf
         slot.callbacks, slot.spoilt = None, spoilt or slot.spoilt
 
@@ -8012,8 +8067,7 @@ class _SlotRunner(_Runner):
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
             outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
-        self._last_output += slot.log.take(attempt, outcome.log_end, outcome.output)
-        slot.log.begin(outcome.log_end)
+        self._last_output += slot.log.finish(attempt, outcome.log_end, outcome.output)
         self._events.append((attempt, outcome))
         slot.attempt, slot.reason, slot.deadline = None, None, math.inf
         if outcome.held:
@@ -8615,8 +8669,10 @@ class _Start:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
         by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
+        called = {n: getattr(dag, n) for n in ("on_success_callback", "on_failure_callback")}
         for task_id, function, _ in functions:
-            settings = _dump_settings(dag.task_dict[task_id]) if task_id in by_name else None
+            named = task_id in by_name
+            settings = _dump_settings(dag.task_dict[task_id], called) if named else None
             call = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
 
@@ -8672,7 +8728,7 @@ class _Start:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
                 self._take_over(row)
-            store.write_instances(self.plan.instances())
+            store.write_instances(self.plan.nodes)
             store.claim_run(self.asked.command)
             if self.asked.in_line is not None:
                 self.asked.in_line.begin()
@@ -9217,22 +9273,22 @@ class _Run(_Start):
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return 0.02
-        return _GLANCE if self._is_crowded(instance, 1) else 0.0
+        is_limited = task.max_active_tis_per_dag is not None
+        return _GLANCE if is_limited and self._is_crowded(instance, 1) else 0.0
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
         """Whether so many more instances of its task would be too many in all runs of the DAG."""
-        task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
-        if limit is None:
-            return False
+        task = instance.node.task
         others = self._store.look(_count_elsewhere, self._store.run_row, task.dag_id, task.task_id)
         alive = sum(count for owner, count in others if _owner_lives(self.path, owner))
-        return bool(alive + instance.node.running + more > limit)
+        return bool(alive + instance.node.running + more > task.max_active_tis_per_dag)
 
     def _leave_places(self) -> None:
         """Under the write lock: take back jobs whose places other runs have taken meanwhile."""
-        for attempt in [*self._batch.jobs]:
+        jobs = self._batch.jobs
+        for attempt in [x for x in jobs if x.instance.node.task.max_active_tis_per_dag is not None]:
             if self._is_crowded(attempt.instance, 0):
-                self._batch.jobs.remove(attempt)
+                jobs.remove(attempt)
                 self._take_back(attempt)
 
     def _start(self, instance: _Instance) -> None:
@@ -9296,7 +9352,6 @@ class _Run(_Start):
         timeout = node.task.execution_timeout
         elements, takes = self._elements(instance, call)
         return _Job(
-            number=0,  # until the runner gives it one
             task_id=instance.task_id,
             function=function,
             map_index=instance.map_index,
@@ -9398,7 +9453,7 @@ class _Run(_Start):
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
-        size = sum([len(row[-1]) for row in outcome.xcoms])
+        size = sum([len(row[-1]) for row in outcome.xcoms]) if outcome.xcoms else 0
         if size > _LARGE and not _has_room(size):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
@@ -9411,7 +9466,8 @@ class _Run(_Start):
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
-        self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
+        if outcome.xcoms:
+            self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
         if "name" in outcome.note:
             self._batch.named.append((outcome.note["name"], instance.row_id))
         self._batch.is_large |= size > _LARGE

@@ -279,7 +279,7 @@ class Case(unittest.TestCase):
             store.create_run(d, "r", None, {})
             store.owner = "me"
             store.claim_run(None)
-            store.write_instances(plan.instances())
+            store.write_instances(plan.nodes)
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
         attempt = liteflow._Attempt(instance)
@@ -3030,7 +3030,7 @@ class StoreTest(StoreCase):
             store.owner = "me"
             store.claim_run(None)
             plan = liteflow._Plan(d)
-            store.write_instances(plan.instances())
+            store.write_instances(plan.nodes)
         store.request_stop(store.run_row)
         begins = [s for s in said if s.startswith("BEGIN")]
         writes = [s for s in said if re.match("INSERT|UPDATE|DELETE|CREATE", s)]
@@ -6815,7 +6815,7 @@ class QueueTest(QueueCase):
         dead, dies, takes = slots
         runner._slots = [dead, dies, takes]
         for number in (1, 2, 3):
-            job = liteflow._Job(number, "t", "", -1, 1, 1, b"", None, {}, None)
+            job = liteflow._Job(str(number), "", -1, 1, 1, b"", None, {}, None)
             runner._out[number] = (mock.Mock(), job)
 
         def hear(slot) -> None:
@@ -6833,7 +6833,7 @@ class QueueTest(QueueCase):
             self.assertEqual(list(runner._unsent), [], "what one has in its hand was sent again")
             takes.shared[0] = 0
             runner._settle()
-        self.assertEqual([job.number for _, job in runner._unsent], [1, 2, 3])
+        self.assertEqual([job.task_id for _, job in runner._unsent], ["1", "2", "3"])
         runner._slots.clear()
 
     def test_a_worker_that_looks_while_a_message_is_on_its_way_hears_it(self):
@@ -6954,7 +6954,7 @@ class QueueTest(QueueCase):
         runner._slots = [slot]
         runner._heard = never
         for now in (100.0, 200.0):  # each time another one takes the job
-            job = liteflow._Job(1, "t", "", -1, 1, 1, b"", None, {}, 10.0)
+            job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, 10.0)
             runner._out[1] = (mock.Mock(), job)
             slot.shared[liteflow._TAKING] = 1
             runner._look_for_stalled(now)
@@ -6973,11 +6973,11 @@ class QueueTest(QueueCase):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
         next_one = mock.Mock()
-        job = liteflow._Job(2, "t", "", -1, 1, 1, b"", None, {}, 10.0)
+        job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, 10.0)
         runner._out[2] = next_one, job
         said = [("done", [tuple(liteflow._Outcome("success", None, took=0.1)), 2])]
         slot = mock.Mock(
-            attempt=mock.Mock(), log=mock.Mock(**{"take.return_value": []}), spoilt=None, reason=None, gone=False,
+            attempt=mock.Mock(), log=mock.Mock(**{"take.return_value": [], "finish.return_value": []}), spoilt=None, reason=None, gone=False,
             state="serving", deadline=0.0, timeout=1.0, shared=bytearray(2), receive=lambda: [said.pop()] if said else [],
         )  # fmt: skip
         runner._slots = [slot]
@@ -6993,12 +6993,12 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         attempts = {number: mock.Mock() for number in (1, 2)}
         for number, attempt in attempts.items():
-            job = liteflow._Job(number, "t", "", -1, 1, 1, b"", None, {}, None)
+            job = liteflow._Job(str(number), "", -1, 1, 1, b"", None, {}, None)
             runner._out[number] = (attempt, job)
         done = tuple(liteflow._Outcome("success", None, took=0.001))
         said = [("took", [1]), ("done", [done, 2])]
         slot = mock.Mock(
-            attempt=None, log=mock.Mock(**{"take.return_value": []}), spoilt="told to end", reason=None, state="serving",
+            attempt=None, log=mock.Mock(**{"take.return_value": [], "finish.return_value": []}), spoilt="told to end", reason=None, state="serving",
             served=True, exitcode=-9, shared=bytearray(2), receive=lambda: iter(said),
         )  # fmt: skip
         runner._slots = [slot]
@@ -7015,12 +7015,12 @@ class QueueTest(QueueCase):
             self.addCleanup(end.close)
         worker = liteflow._Worker(ends[0])
         worker.jobs = ends[2]
-        job = liteflow._Job(1, "a", "f", -1, 1, 0, (), None, {}, None)
-        ends[3].send(tuple(job))
+        job = liteflow._Job("a", "f", -1, 1, 0, (), None, {}, None)
+        ends[3].send((1, False, *job))
         worker._on_term(signal.SIGTERM, None)
         self.assertIsNone(worker._take())
         worker.terminated = False
-        self.assertEqual(worker._take().number, 1)
+        self.assertEqual((worker._take(), worker.number), (job, 1))
 
     def test_many_deaths_in_one_run_leave_no_files_open(self):
         dag = self.module(
@@ -7160,13 +7160,13 @@ class OneAtATimeTest(QueueCase):
         ).dag
         send, killed = liteflow._SlotRunner._send, []
 
-        def late_send(runner, job):
-            if job.task_id == "two" and not killed:
+        def late_send(runner, message):
+            if message[2] == "two" and not killed:
                 for slot in runner._slots:
                     killed.append(slot.pid)
                     os.kill(slot.pid, signal.SIGKILL)
                     slot.has_ended(10)
-            return send(runner, job)
+            return send(runner, message)
 
         with mock.patch.object(liteflow._SlotRunner, "_send", late_send):
             run = dag.run(db_path=self.db, max_workers=1)
