@@ -1148,8 +1148,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         """The arguments that travel to the worker, results still as placeholders."""
         if self._in_partial is not None:  # it has no fields yet
             return (), _with_placeholders(self._in_partial)
-        fields = self.template_fields
-        return (), _with_placeholders({n: getattr(self, n, None) for n in fields}) if fields else {}
+        return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         """In the worker process: the operator that does the work, its fields filled in, and the
@@ -1283,7 +1282,7 @@ class _FunctionOperator(BaseOperator):
             warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        late = super()._call()[1]
+        late = super()._call()[1] if self.template_fields else None
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
@@ -2937,7 +2936,6 @@ _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
-_NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing is in their scope
 
 
 class _Instance:
@@ -2993,37 +2991,35 @@ _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
-    __slots__ = """counts downstream expanded feeds gates group guarded holds instances limit
-        mapping mates needs open order running setups sheltered sources task upstream
-        weight""".split()
+    # Of most nodes. They are shared: what is changed is replaced.
+    upstream: tuple[_Node, ...] = ()
+    downstream: tuple[_Node, ...] = ()
+    setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
+    sheltered: list[_Node] = []  # noqa: RUF012 - of a setup: what is in its scope
+    gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
+    guarded: tuple[_Node, ...] = ()  # those that this one may leave out
+    feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
+    sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
+    mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
+    group: _ExpandInput | None = None  # its mapping, if that is its group's
+    counts = needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
+    expanded = True  # it has the instances that it will have, one at least
+    instances: Sequence[_Instance] = ()
+    open = 0  # instances that have not ended
+    running = 0  # sent, and not ended
+    limit = sys.maxsize  # of those; a task that is not mapped needs none
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
         self.order = order
         self.weight = task.priority_weight
-        self.upstream: tuple[_Node, ...] = ()
-        self.downstream: tuple[_Node, ...] = ()
-        # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
-        self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
-        self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
-        self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
-        self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
-        self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
-        self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
-        self.mapping = task._mapping
-        self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
+        self.mapping = mapping = task._mapping
         # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
         # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
         self.holds = fails_fast or _what_holds(task) != (None,) * 5
-        self.expanded = True  # it has the instances that it will have, one at least
-        self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
-        self.instances: list[_Instance] = []
-        self.open = 0  # instances that have not ended
-        self.running = 0  # sent, and not ended
-        self.limit = sys.maxsize  # a task that is not mapped needs none
-        if self.mapping is not None:
+        if mapping is not None:
+            self.group = mapping if mapping.of_group else None
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
             self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
 
@@ -3114,13 +3110,12 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     """The tasks as nodes that know their neighbours, their weights, setups and gates."""
     nodes = {t: _Node(task, i) for i, (t, task) in enumerate(dag.task_dict.items())}
     for node in nodes.values():
-        node.upstream = tuple(map(nodes.__getitem__, node.task._upstream))
-        node.downstream = tuple(map(nodes.__getitem__, node.task._downstream))
-        outside = node.upstream
-        if node.group is not None:
-            outside = tuple(up for up in outside if not node.is_in_step_with(up))
-        if outside:
-            node.counts = [0, 0, 0, 0, len(outside)]
+        if above := node.task._upstream:
+            node.upstream = tuple(map(nodes.__getitem__, above))
+            outside = sum([not node.is_in_step_with(up) for up in node.upstream])
+            node.counts = [0, 0, 0, 0, outside]
+        if below := node.task._downstream:
+            node.downstream = tuple(map(nodes.__getitem__, below))
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
@@ -3198,6 +3193,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
+        setup.sheltered = []
         teardowns = [below for below in setup.downstream if below.task.is_teardown]
         if not teardowns:
             endless |= bit[setup]
@@ -3658,9 +3654,9 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
     """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
-    args, kwargs = task._call()
-    if not args and not kwargs and task._mapping is None:
+    if not task._upstream:
         return frozenset()
+    args, kwargs = task._call()
     sources = {} if task._mapping is None else task._mapping.sources
     return frozenset(r.operator.task_id for r in _results_in([args, kwargs, sources]))
 
@@ -4943,8 +4939,10 @@ _NO_CALL = _Call(_dump(((), {})), frozenset())
 def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask for what can't go."""
     args, kwargs = task._call()
-    named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
-    call = _dump_taking(task, (args, kwargs), named) if named else _NO_CALL
+    call = _NO_CALL
+    if args or kwargs:
+        named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
+        call = _dump_taking(task, (args, kwargs), named)
     if task._mapping is None:
         return call
     constants = []
@@ -4984,19 +4982,31 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
-def _dump_settings(task: BaseOperator, called: Mapping[str, Any]) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone, with the
-    DAG's callbacks. It has no id in it: tasks that differ in nothing else share it."""
+def _dump_settings(task: BaseOperator) -> bytes:
+    """What a worker has to know of a task that it finds by its function's name alone. It has no id
+    in it: tasks that differ in nothing else share it."""
     also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
+    for name in _OFTEN_EMPTY:
+        if not own[name]:
+            del own[name]
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
+    kind = getattr(task, "_kind", None)
+    return _dump_known(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
+
+
+_OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
+_NO_SETTINGS = _dump((None, {}))
+
+
+def _dump_known(what: str, settings: Any) -> bytes:
     try:
-        return _dump((getattr(task, "_kind", None), own, called))
+        return _dump(settings)
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
         why = f"one of its settings can't be sent to a worker ({_brief(error)})"
         remedy = "build the DAG at the top level of its module"
-        raise UnreachableTask(f"task {task.task_id!r}: {why}: {remedy}") from None
+        raise UnreachableTask(f"{what}: {why}: {remedy}") from None
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
@@ -5139,7 +5149,7 @@ class _WorkerRun:
         with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
 
-    def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
+    def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
         """The DAG's task or, where `settings` are given and the import builds none, one that is
         made of them and the function of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
@@ -5149,17 +5159,18 @@ class _WorkerRun:
             named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(task_id)
-            kind, own, called = _load(settings)
+            (kind, own), of_dag = map(_load, settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
-            vars(task).update(own, task_id=task_id, python_callable=named, dag=self.dag)
-            vars(self.dag).update(called)
+            vars(task).update({name: empty() for name, empty in _OFTEN_EMPTY.items()}, **own)
+            vars(task).update(task_id=task_id, python_callable=named, dag=self.dag)
+            vars(self.dag).update(of_dag)
         self._tasks[task_id] = task
         return self._tasks[task_id]
 
     def _built(self, task_id: str, function: str) -> BaseOperator | None:
         task: BaseOperator | None = self.dag.task_dict.get(task_id)
         # A DAG that the import built another way may mean another function by this task id.
-        return None if task is None or _function_name(task) != function else task
+        return None if task is None or _full_name(_function_of(task)) != function else task
 
     def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
         """Ids of the tasks that can't be found here, and of those only by their function's name.
@@ -5169,11 +5180,15 @@ class _WorkerRun:
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
 
-def _function_name(task: BaseOperator) -> str:
-    """`module:qualname` of the function behind a task, or of its class: the same everywhere."""
-    named = task.python_callable if isinstance(task, _FunctionOperator) else type(task)
-    module = _module_name(getattr(named, "__module__", None) or "")
-    return f"{module}:{getattr(named, '__qualname__', '?')}"
+def _function_of(task: BaseOperator) -> Any:
+    """The function behind a task, or its class."""
+    return task.python_callable if isinstance(task, _FunctionOperator) else type(task)
+
+
+def _full_name(function: Any) -> str:
+    """`module:qualname` of a function or class: the same everywhere."""
+    module = _module_name(getattr(function, "__module__", None) or "")
+    return f"{module}:{getattr(function, '__qualname__', '?')}"
 
 
 def _import(module: str, path: str | None) -> None:
@@ -5231,16 +5246,20 @@ def _is_below_guard(path: str, line: int) -> bool:
 # --- Worker: one attempt --------------------------------------------------------------------------
 
 
+# Of a task that is found by its function's name alone: its own, and its DAG's, as pickles.
+_Settings = tuple[bytes, bytes] | None
+
+
 class _Job(NamedTuple):
     """An attempt on its way to whoever runs it; as a plain tuple in messages."""
 
     task_id: str
-    function: str  # see _function_name
+    function: str  # see _full_name
     map_index: int
     try_number: int
     max_tries: int
     call: bytes  # pickled arguments
-    settings: bytes | None  # of a task that is found by its function's name alone
+    settings: _Settings
     # (map_index, pickle) of XComs by (task_id, key); None in place of a large pickle.
     inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
     timeout: float | None  # seconds
@@ -8593,7 +8612,7 @@ class _Start:
         self.reason: str | None = None  # why it was stopped, if it was
         self._caught: list[int] = []  # signals that came
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
-        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}  # of each task: see `_job`
+        self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
         # By a mapping's id(): its elements' digests, and previews of the results among them.
         self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
         self._store: Any = None
@@ -8654,15 +8673,16 @@ class _Start:
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         _check_before_run(self.path)
-        functions = []
-        resolve = functools.cache(_resolve)
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
-        for task_id, task in dag.task_dict.items():
+
+        @functools.cache
+        def reference(function: Any) -> tuple[str, bool]:
             # A worker may go by a function's name alone if that name means this very function here:
             # those that a loop defines share one name.
-            name = sys.intern(_function_name(task))
-            named = isinstance(task, _FunctionOperator) and resolve(name) is task.python_callable
-            functions.append((task_id, name, named))
+            name = _full_name(function)
+            return name, not isinstance(function, type) and _resolve(name) is function
+
+        functions = [(t, *reference(_function_of(task))) for t, task in dag.task_dict.items()]
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
@@ -8670,9 +8690,10 @@ class _Start:
         roots = sum(not task._upstream for task in dag.task_dict.values())
         by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
         called = {n: getattr(dag, n) for n in ("on_success_callback", "on_failure_callback")}
+        of_dag = _dump_known(f"DAG {dag.dag_id!r}", called) if by_name else b""
         for task_id, function, _ in functions:
             named = task_id in by_name
-            settings = _dump_settings(dag.task_dict[task_id], called) if named else None
+            settings = (_dump_settings(dag.task_dict[task_id]), of_dag) if named else None
             call = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
 
@@ -9126,7 +9147,7 @@ class _Run(_Start):
                 raise _UsageError(f"{what} is {said} in run {row.run_id!r}")
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
         self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
-        self._calls[task_id] = _dump_call(task), _function_name(task), None
+        self._calls[task_id] = _dump_call(task), _full_name(_function_of(task)), None
         found = [i for i in self.plan._by_id[task_id].instances if index in (None, i.map_index)]
         if not found:
             raise TaskNotFound(f"there is no instance {index} of task {task_id!r}")
