@@ -5146,8 +5146,10 @@ class _WorkerRun:
             for name in now.keys() - before:
                 del os.environb[name]
             os.environb.update(before.items() - now.items())
-        with contextlib.suppress(OSError):  # it may be gone for run() as well
+        try:
             os.chdir(self.info["cwd"])
+        except OSError:  # it may be gone for run() as well
+            pass
 
     def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
         """The DAG's task or, where `settings` are given and the import builds none, one that is
@@ -5754,7 +5756,8 @@ def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
 
 def _is_mappable(value: Any) -> bool:
     """Whether others can be expanded over it (Airflow's rule)."""
-    return isinstance(value, (Sequence, dict)) and not isinstance(value, (str, bytes, bytearray))
+    text = isinstance(value, (str, bytes, bytearray, int, float))  # quicker than asking an ABC
+    return not text and isinstance(value, (Sequence, dict))
 
 
 def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
@@ -6063,8 +6066,9 @@ _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
 # `signal.getsignal` makes an enum of its answer, which costs more than the question itself.
 _getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
+_mask = getattr(sys.modules.get("_signal"), "pthread_sigmask", signal.pthread_sigmask)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_LIMITS = [f"RLIMIT_{name}" for name in "AS DATA NOFILE FSIZE CPU NPROC".split()]
+_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
 
 class _Worker:
@@ -6243,7 +6247,7 @@ class _Worker:
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
         held = job.holds or output is None or log_end > _LOG_LIMIT
-        outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
+        outcome = _Outcome(*outcome[:7], terminated, None, held, log_end, output)
         # Where no job waits, others may wait for this one: it is told before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
@@ -6257,7 +6261,9 @@ class _Worker:
         if at_once and spoilt is not None:
             _signal_strays(self.pid, self.log_file, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
-        return None if at_once else outcome._replace(spoilt=spoilt)
+        if spoilt is not None:
+            outcome = outcome._replace(spoilt=spoilt)
+        return None if at_once else outcome
 
     def _own_output(self, took: float) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log, and the output itself if it is short and nobody
@@ -6390,9 +6396,11 @@ class _Worker:
     # What a task may have changed.
 
     def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, *self._stdio):
-            with contextlib.suppress(Exception):  # a task may have put anything there
+        for stream in {id(x): x for x in (sys.stdout, sys.stderr, *self._stdio)}.values():
+            try:
                 stream.flush()
+            except Exception:  # a task may have put anything there
+                pass
 
     def _mend_streams(self) -> None:
         sys.stdout, sys.stderr = self._stdio
@@ -6416,7 +6424,7 @@ class _Worker:
                 self._children = None
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        _mask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
         if root.level != level:
@@ -6429,12 +6437,14 @@ class _Worker:
         # What follows only a new process can mend.
         if threading.active_count() > self._threads:
             return "the task left a thread"
-        with contextlib.suppress(ChildProcessError):
+        try:
             # Zombies are reaped: the task that could have waited for them has ended.
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
             if not self._helpers or not _child_pids() <= self._helpers:
                 return "the task left a child process"
+        except ChildProcessError:  # as it is with most tasks: suppress() takes longer
+            pass
         limits, used = _resources()
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
@@ -6533,9 +6543,14 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
                 os.kill(pid, number)
 
 
+@functools.cache
+def _limit_numbers() -> list[int]:
+    return [getattr(resource, f"RLIMIT_{name}") for name in _LIMITS]
+
+
 def _resources() -> tuple[list[tuple[int, int]], Any]:
     """The process's limits and rights, and what its ended children used: each one adds to that."""
-    limits: list[Any] = [resource.getrlimit(getattr(resource, name)) for name in _LIMITS]
+    limits: list[Any] = [*map(resource.getrlimit, _limit_numbers())]
     limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
         limits.append(os.sched_getaffinity(0))
