@@ -3398,7 +3398,7 @@ class _Plan:
             return
         if status == "success" and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))
-        ended = _S(status) if status in ("success", "skipped") else _S.FAILED
+        ended = {"success": _S.SUCCESS, "skipped": _S.SKIPPED}.get(status, _S.FAILED)
         instance.move(ended)
         self._ended(instance)
         if ended is _S.FAILED and self.dag.fail_fast:
@@ -4014,6 +4014,19 @@ def _state_of(instance: _Instance) -> str:
     return instance.state._value_ if instance.state else ""  # `value` takes ten times as long
 
 
+_UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?,
+    lost = ?, flow = nullif(?, '') WHERE id = ?"""
+
+
+def _changes_of(i: _Instance) -> tuple[Any, ...]:
+    return _state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id
+
+
+def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
+    row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
+    return row_id, a.try_number, a.state, a.started, ended, pid, error
+
+
 def _iso(moment: _datetime.datetime) -> str:
     return _aware(moment).isoformat(timespec="microseconds")
 
@@ -4489,7 +4502,7 @@ class _Store:
     def _delete_values(self, row_ids: Iterable[int]) -> None:
         ids = [(row_id,) for row_id in row_ids]
         for table in ("xcom", "xcom_item"):
-            self._many(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
+            self._connection.executemany(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(self, nodes: Iterable[_Node]) -> None:
         """Write the whole rows of these tasks' instances: new ones, which get their id here, and
@@ -4530,58 +4543,39 @@ class _Store:
     def record(self, batch: _Batch, check: Callable[[], None] = lambda: None) -> None:
         """Write a turn's events in one transaction. `check` is called under the write lock, and may
         change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
-        many = self._many
+        many = self._connection.executemany
         for attempt in batch.attempts:
             # A guess until its end tells when it began; it stays if the scheduler dies first.
             attempt.started = attempt.started or attempt.ended or _now()
         with self.transaction():
             self._check_fence()
             check()
-            many(_inserting("xcom"), batch.xcoms)
-            many(_inserting("xcom_item"), batch.items)
+            if batch.xcoms:
+                many(_inserting("xcom"), batch.xcoms)
+            if batch.items:
+                many(_inserting("xcom_item"), batch.items)
             # After the inserts: the values of a try that failed in this turn are to go as well, and
             # what is expanded takes its elements' previews from them.
-            self._delete_values(batch.renewed)
+            if batch.renewed:
+                self._delete_values(batch.renewed)
             for node in batch.expanded:
                 which = (self.run_row, node.task.task_id, node.instances[0].row_id)
                 known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
                 self.write_instances([node])
-            many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
-            many(
-                "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
-                "state IN ('queued', 'running')",
-                [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
-            )
-            many(
-                "UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?, "
-                "lost = ?, flow = nullif(?, '') WHERE id = ?",
-                [
-                    (_state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id)
-                    for i in batch.instances
-                ],
-            )
-            many(
-                _inserting("task_attempt"),
-                [
-                    (
-                        a.instance.row_id,
-                        a.try_number,
-                        a.state,
-                        a.started,
-                        a.ended or "",
-                        a.pid or "",
-                        a.error or "",
-                    )
-                    for a in batch.attempts
-                ],
-            )
-            logs = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
-            many(_inserting("task_log"), logs)
-
-    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        if rows:
-            self._connection.executemany(statement, rows)
+            if batch.named:
+                many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
+            if batch.withdrawn:
+                many(
+                    "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
+                    "state IN ('queued', 'running')",
+                    [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
+                )
+            many(_UPDATE_INSTANCE, map(_changes_of, batch.instances))
+            many(_inserting("task_attempt"), map(_attempt_row, batch.attempts))
+            if batch.logs:
+                rows = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
+                many(_inserting("task_log"), rows)
 
     def _check_fence(self) -> None:
         """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
@@ -6064,9 +6058,8 @@ _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
-# `signal.getsignal` makes an enum of its answer, which costs more than the question itself.
-_getsignal = getattr(sys.modules.get("_signal"), "getsignal", signal.getsignal)
-_mask = getattr(sys.modules.get("_signal"), "pthread_sigmask", signal.pthread_sigmask)
+# What `signal` adds to its C module, enums in what is told, takes longer than the rest.
+_signal: Any = sys.modules.get("_signal", signal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
@@ -6144,7 +6137,7 @@ class _Worker:
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
-        self._handlers = {number: _getsignal(number) for number in numbers}
+        self._handlers = {number: _signal.getsignal(number) for number in numbers}
         root = _log().root
         self._logging = (root, list(root.handlers), root.level, root.manager.disable)
         known = list(root.manager.loggerDict.items())  # a module's thread may make others
@@ -6376,7 +6369,7 @@ class _Worker:
 
     def _after_fork(self) -> None:
         """A child of the task inherits the handler of SIGTERM, not its meaning."""
-        if os.getpid() != self.pid and _getsignal(signal.SIGTERM) == self._on_term:
+        if os.getpid() != self.pid and _signal.getsignal(signal.SIGTERM) == self._on_term:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._unforked)
 
@@ -6419,12 +6412,12 @@ class _Worker:
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
         for number, handler in self._handlers.items():
-            if _getsignal(number) is not handler:
+            if _signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
                 self._children = None
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
-        _mask(signal.SIG_SETMASK, self._mask)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
         if root.level != level:
@@ -6799,7 +6792,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in range(1, signal.NSIG):
-            if callable(_getsignal(number)):
+            if callable(_signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how workers end
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -7896,15 +7889,19 @@ class _SlotRunner(_Runner):
     # Jobs.
 
     def room(self, jobs: int) -> int:
-        idle = sum([slot.is_idle and not slot.deaf for slot in self._slots])
+        idle = working = coming = 0
+        for slot in self._slots:
+            if slot.state == "serving" and slot.spoilt is None:
+                working += 1
+                idle += slot.is_idle and not slot.deaf
+            else:
+                coming += slot.state in ("asked", "joined")
         waiting = len(self._out) + len(self._unsent)
-        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
             self._pool._leave_slot_line(self)
-        working = sum([slot.state == "serving" and slot.spoilt is None for slot in self._slots])
         ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
         room = max(0, min(jobs, idle + ahead - waiting))
         self._lacks_room |= room < jobs
@@ -9386,7 +9383,7 @@ class _Run(_Start):
         instance, node = attempt.instance, attempt.instance.node
         call, function, settings = self._calls[instance.task_id]
         timeout = node.task.execution_timeout
-        elements, takes = self._elements(instance, call)
+        elements, takes = self._elements(instance, call) if node.mapping else ([], call.takes)
         return _Job(
             task_id=instance.task_id,
             function=function,
@@ -9395,7 +9392,7 @@ class _Run(_Start):
             max_tries=instance.max_tries,
             call=call.data,
             settings=settings,
-            inputs=self._inputs(instance, takes),
+            inputs=self._inputs(instance, takes) if takes or self.runner.remote else {},
             timeout=None if timeout is None else timeout.total_seconds(),
             holds=node.holds,
             feeds=node.mapping is None and bool(node.feeds),
@@ -9408,7 +9405,8 @@ class _Run(_Start):
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
         """A mapped instance's elements, as plain data, and the results that its arguments take."""
         mapping, takes = instance.node.mapping, call.takes
-        if mapping is None or instance.map_index < 0:
+        assert mapping is not None
+        if instance.map_index < 0:
             return [], takes
         i, count = instance.map_index, mapping.count(self.plan.known)
         # A setup that a resume took along may give fewer than before: its index stands for nothing
@@ -9493,7 +9491,9 @@ class _Run(_Start):
         if size > _LARGE and not _has_room(size):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
-        outcome, left_out = self._branch(instance, outcome)
+        left_out: Sequence[_Node] = ()
+        if instance.node.task._flow is not None:
+            outcome, left_out = self._branch(instance, outcome)
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
         self.plan.skip(instance, left_out)
         instance.lost, instance.alone = 0, False
@@ -9501,7 +9501,7 @@ class _Run(_Start):
         assert state is not None
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
-        attempt.state, attempt.error = "failed" if failed else state.value, outcome.error
+        attempt.state, attempt.error = "failed" if failed else _state_of(instance), outcome.error
         if outcome.xcoms:
             self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
         if "name" in outcome.note:
@@ -9512,7 +9512,9 @@ class _Run(_Start):
             self._paused[instance] = attempt
             return
         if state is _S.SUCCESS:
-            self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
+            if outcome.items:
+                rows = [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
+                self._batch.items += rows
             # Small values stay here for a moment: who takes them often starts in this very turn.
             task_id, index = instance.task_id, instance.map_index
             for key, *_, value in outcome.xcoms if instance.node.downstream else ():
@@ -9526,7 +9528,7 @@ class _Run(_Start):
         """What a branch or short_circuit leaves out; it then stores no return value, unless others
         are mapped over it: a resume has to know it, too."""
         note = outcome.note
-        if outcome.status != "success" or instance.node.task._flow is None:
+        if outcome.status != "success":
             return outcome, ()
         kept: Any = [(key, *rest) for key, *rest in outcome.xcoms if key != "return_value"]
         try:
