@@ -2927,6 +2927,7 @@ _CLEARED, _CLEARED_ALONE = 1, 2
 
 @functools.lru_cache(16)
 def _never_run(retries: int) -> _Past:
+    """What an instance that is new starts from, but for its task and index; made once."""
     return _Past(0, "", -1, None, try_number=0, max_tries=retries)
 
 
@@ -3017,7 +3018,8 @@ class _Node:
         # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
         # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
-        self.holds = fails_fast or _what_holds(task) != (None,) * 5
+        asked = _what_holds(task)
+        self.holds = fails_fast or asked.count(None) < len(asked)
         if mapping is not None:
             self.group = mapping if mapping.of_group else None
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
@@ -3940,15 +3942,13 @@ _COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
-
-
-_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns that some table has so
+_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns, in some table
 
 
 @functools.cache
 def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
-    """A statement that writes a whole row, in which "" stands for NULL where a column may be that:
-    sqlite3 looks long for an adapter of None, so that it takes as much time as ten numbers."""
+    """A statement that writes a whole row. In it "" stands for NULL, where a column may be that:
+    sqlite3 first looks for an adapter of None, which takes as long as ten numbers."""
     columns = _COLUMNS[table]
     values = ["nullif(?, '')" if name in _NULLABLE else "?" for name in columns]
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})"
@@ -4019,10 +4019,12 @@ _UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number
 
 
 def _changes_of(i: _Instance) -> tuple[Any, ...]:
+    """What a turn may change of an instance's row, in that statement's order."""
     return _state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id
 
 
 def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
+    """An attempt in the order of the table's columns, with "" for NULL."""
     row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
     return row_id, a.try_number, a.state, a.started, ended, pid, error
 
@@ -6177,6 +6179,7 @@ class _Worker:
         return None if message is None else self._begin(*message[0])
 
     def _begin(self, number: int, eager: bool, *job: Any) -> _Job:
+        """Note what came with a job; its time runs from here."""
         self.number, self.eager, self.since = number, eager, time.monotonic()
         return _Job(*job)
 
@@ -6207,8 +6210,9 @@ class _Worker:
         while message is not None:
             kind, *fields = message[0]
             if kind == "job":
-                self.control.send(("took", fields[0]))
-                return self._begin(*fields)
+                job = self._begin(*fields)
+                self.control.send(("took", self.number))
+                return job
             if kind == "leave":
                 self.leaving = True  # done below, once there was word of the last job
             else:
