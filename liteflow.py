@@ -7579,6 +7579,14 @@ class WorkerPool:
         store.close()
         return None
 
+    def _has_file(self, path: Path) -> bool:
+        """Whether an earlier run left it open, which has checked it."""
+        with self._lock, contextlib.suppress(DatabaseError):
+            if self._kept_store is not None and self._kept_store.path == path:
+                self._kept_store.check_in_place()
+                return True
+        return False
+
     def _leave_file(self, store: _Store) -> None:
         """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
         its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
@@ -8692,7 +8700,9 @@ class _Start:
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
-        _check_before_run(self.path)
+        pool = self.asked.executor
+        if not (isinstance(pool, WorkerPool) and pool._has_file(self.path)):
+            _check_before_run(self.path)
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
 
         @functools.cache

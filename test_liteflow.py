@@ -7586,6 +7586,7 @@ class KeptFileTest(QueueCase):
     def test_the_next_run_finds_it_open(self):
         with WorkerPool(1) as pool:
             self.assertEqual([self.go(pool) for _ in range(4)], [1, 1, 0, 0])
+            self.connected.assert_not_called()  # nor to look whether it is a database of ours
             others = [self.go(pool, self.folder / "other.db") for _ in range(2)]
             self.assertEqual(others, [1, 1])  # one file at a time
             self.assert_nothing_left()
