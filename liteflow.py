@@ -8704,15 +8704,16 @@ class _Start:
         if not (isinstance(pool, WorkerPool) and pool._has_file(self.path)):
             _check_before_run(self.path)
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
-
-        @functools.cache
-        def reference(function: Any) -> tuple[str, bool]:
-            # A worker may go by a function's name alone if that name means this very function here:
-            # those that a loop defines share one name.
-            name = _full_name(function)
-            return name, not isinstance(function, type) and _resolve(name) is function
-
-        functions = [(t, *reference(_function_of(task))) for t, task in dag.task_dict.items()]
+        functions, references = [], {}  # these by id(): not every callable has a hash
+        for task_id, task in dag.task_dict.items():
+            function, is_called = _function_of(task), isinstance(task, _FunctionOperator)
+            key = id(function), is_called
+            if key not in references:
+                # A worker may go by a function's name alone if that name means this very function
+                # here: those that a loop defines share one name.
+                name = _full_name(function)
+                references[key] = name, is_called and _resolve(name) is function
+            functions.append((task_id, *references[key]))
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:

@@ -4460,6 +4460,29 @@ class FindingTest(Case):
         )
         self.assertEqual(self.python("my_flow.py").stdout, "[4, 1, ['plain']] 2\n")
 
+    def test_what_is_called_may_be_a_class_or_have_no_hash(self):
+        self.script(
+            """
+            import dataclasses, functools
+            from liteflow import DAG, task
+            class Made:
+                def __reduce__(self): return str, ("made",)
+            @dataclasses.dataclass
+            class Counted:
+                function: object
+                def __post_init__(self): functools.update_wrapper(self, self.function)
+                def __call__(self, x): return self.function(x)
+            @Counted
+            def plain(x): return x
+            if __name__ == "__main__":
+                with DAG("guarded") as dag:
+                    task(Made)() >> task(plain)(2)
+                run = dag.run()
+                print(run.xcom_pull("Made"), run.xcom_pull("plain"))
+            """
+        )
+        self.assertEqual(self.python("my_flow.py").stdout, "made 2\n")
+
     def test_what_a_worker_cannot_find_is_refused_before_anything_is_written(self):
         self.script(
             """
