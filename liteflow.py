@@ -6896,6 +6896,7 @@ class _Runner:
     """
 
     remote = False  # jobs carry all their inputs: there is no database where they run
+    wanted = False  # set by the run: it has more to start once workers have taken what was sent
     interrupted = False  # by a Ctrl-C that a task in this process did not outlive
 
     def __init__(self) -> None:
@@ -7776,7 +7777,6 @@ class _SlotRunner(_Runner):
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
         self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
-        self._lacks_room = False  # the run has more to start
         self._heard = 0.0  # when a worker last said something
         self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
@@ -7919,17 +7919,13 @@ class _SlotRunner(_Runner):
         if lacking <= 0:
             self._pool._leave_slot_line(self)
         ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
-        room = max(0, min(jobs, idle + ahead - waiting))
-        self._lacks_room |= room < jobs
-        return room
+        return max(0, min(jobs, idle + ahead - waiting))
 
     def _busy(self) -> int:
         return sum([slot.attempt is not None for slot in self._slots])
 
     def is_free(self) -> bool:
-        free = not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
-        self._lacks_room |= not free
-        return free
+        return not (self._out or self._unsent) and any(slot.is_idle for slot in self._slots)
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         self._unsent.append((attempt, job))
@@ -7988,9 +7984,10 @@ class _SlotRunner(_Runner):
             self._hand_over(time.monotonic())
         self._flush()
         until = time.monotonic() + timeout
-        while not (self._events or self._look(until) or self._lacks_room or self._unsent):
-            pass  # what a worker took changes nothing for a run that has nothing more to start
-        self._lacks_room = False
+        while not (self._events or self._look(until) or self.wanted or self._unsent):
+            if self._pool._slot_line:
+                break  # other runs may get what is idle now
+            # Else what a worker took changes nothing for a run that has nothing more to start.
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
@@ -9196,6 +9193,7 @@ class _Run(_Start):
         self._timeout_at = time.monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
             self._settle()
+            self.runner.wanted = False
             if not self._forced:
                 self._choose(self.plan.ready_count(time.monotonic()))
             self._record()
@@ -9298,6 +9296,7 @@ class _Run(_Start):
             last = due.attempt
             due.of = due.of or {"last": [last.state, last.started, last.ended]}
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
+                self.runner.wanted = True
                 return
             self._callbacks.popleft()
         room = self.runner.room(ready)
@@ -9310,11 +9309,13 @@ class _Run(_Start):
             elif delay := self._delay_of(instance):
                 self.plan.delay(instance, time.monotonic() + delay)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
+                self.runner.wanted = True
                 return self.plan.enqueue(instance)
             else:
                 room -= 1
                 self._start(instance)
                 if instance.alone:
+                    self.runner.wanted = True
                     return
 
     def _delay_of(self, instance: _Instance) -> float:

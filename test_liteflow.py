@@ -6967,6 +6967,41 @@ class QueueTest(QueueCase):
         )
         self.assertEqual(run.xcom_pull("last"), 5)
 
+    def test_what_may_start_starts_as_soon_as_workers_have_taken_what_was_sent(self):
+        dag = self.module(
+            """
+            @task
+            def meets(n, stage):
+                here = Path(__file__).parent
+                (here / f"{stage}{n}").touch()
+                end = time.monotonic() + 5
+                while len([*here.glob(f"{stage}?")]) < 3:
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
+            with DAG("d") as dag:
+                all_work = EmptyOperator(task_id="all_work")
+                [meets(n, "before") for n in range(3)] >> all_work
+                all_work >> [meets(n, "after") for n in range(3)]
+            """
+        ).dag
+        with (  # what comes now and then starts it, too
+            mock.patch.object(liteflow, "_SOON", 20.0),
+            mock.patch.object(liteflow, "_GLANCE", 20.0),
+        ):
+            run = dag.run(db_path=self.db, max_workers=3)
+        self.assertEqual(run.state, "success")
+
+    def test_what_is_idle_goes_to_a_run_in_line_as_soon_as_all_jobs_are_taken(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        heard = []
+        with mock.patch.object(
+            runner, "_look", lambda until: heard.append(until) or len(heard) > 1
+        ):
+            runner._pool._slot_line[mock.Mock()] = None
+            runner.wait(20)
+        self.assertEqual(len(heard), 1)
+
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
