@@ -7980,14 +7980,13 @@ class _SlotRunner(_Runner):
     # What happens.
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        if self._pool._slot_line:
+        waiting = self._pool._slot_line  # other runs, which may get what is idle
+        if waiting:
             self._hand_over(time.monotonic())
         self._flush()
         until = time.monotonic() + timeout
-        while not (self._events or self._look(until) or self.wanted or self._unsent):
-            if self._pool._slot_line:
-                break  # other runs may get what is idle now
-            # Else what a worker took changes nothing for a run that has nothing more to start.
+        while not (self._events or self._look(until) or self.wanted or self._unsent or waiting):
+            pass  # what a worker took changes nothing for a run that has no more to start
         now = time.monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
@@ -8700,26 +8699,17 @@ class _Start:
         pool = self.asked.executor
         if not (isinstance(pool, WorkerPool) and pool._has_file(self.path)):
             _check_before_run(self.path)
-        known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
-        functions, references = [], {}  # these by id(): not every callable has a hash
-        for task_id, task in dag.task_dict.items():
-            function, is_called = _function_of(task), isinstance(task, _FunctionOperator)
-            key = id(function), is_called
-            if key not in references:
-                # A worker may go by a function's name alone if that name means this very function
-                # here: those that a loop defines share one name.
-                name = _full_name(function)
-                references[key] = name, is_called and _resolve(name) is function
-            functions.append((task_id, *references[key]))
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
             return
         roots = sum(not task._upstream for task in dag.task_dict.values())
-        by_name = self.runner.begin(info, functions, min(roots, dag.max_active_tasks), self._check)
+        tasks = _references_to(dag)
+        by_name = self.runner.begin(info, tasks, min(roots, dag.max_active_tasks), self._check)
         called = {n: getattr(dag, n) for n in ("on_success_callback", "on_failure_callback")}
         of_dag = _dump_known(f"DAG {dag.dag_id!r}", called) if by_name else b""
-        for task_id, function, _ in functions:
+        known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
+        for task_id, function, _ in tasks:
             named = task_id in by_name
             settings = (_dump_settings(dag.task_dict[task_id]), of_dag) if named else None
             call = (calls[task_id], function, known.setdefault(settings, settings))
@@ -8909,6 +8899,20 @@ class _Start:
         shown = [f"{n}={text}" if len(constants) > 1 else text for n, text in constants.items()]
         shown += filter(None, results)
         return keys[index], _shown(", ".join(shown), _PREVIEW, str) or None
+
+
+def _references_to(dag: Dag) -> _References:
+    """A DAG's tasks, for a worker that is to find them. It may go by a function's name alone if
+    that name means this very function here: those that a loop defines share one name."""
+    found, known = [], {}  # by id(): not every callable has a hash
+    for task_id, task in dag.task_dict.items():
+        function, is_called = _function_of(task), isinstance(task, _FunctionOperator)
+        key = id(function), is_called
+        if key not in known:
+            name = _full_name(function)
+            known[key] = name, is_called and _resolve(name) is function
+        found.append((task_id, *known[key]))
+    return found
 
 
 def _place() -> dict[str, Any]:
