@@ -3656,7 +3656,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
     """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
-    if not task._upstream:
+    if not task._upstream and task._mapping is None:  # who joins a mapped group late waits for none
         return frozenset()
     args, kwargs = task._call()
     sources = {} if task._mapping is None else task._mapping.sources

@@ -4989,6 +4989,24 @@ class MappingTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual(run.xcom_pull("g.f"), [[1, 5, 3], [2, 5, 3]])
 
+    def test_what_joins_a_mapped_group_late_takes_what_that_is_mapped_over(self):
+        dag = self.module(
+            """
+            @task
+            def one(): return [1]
+            @task
+            def adds(x=0): return x
+            @task_group
+            def group(x): return adds(x)
+            with DAG("late") as dag:
+                with group.expand(x=one()).operator.task_group:
+                    adds.override(task_id="late")()
+            """
+        ).dag
+        dag.run(db_path=self.db)
+        takes = self.query("SELECT takes FROM task_instance WHERE task_id = 'group.late'")
+        self.assertEqual(takes, [('["one"]',)])
+
     def test_who_takes_an_argument_of_a_mapped_group_waits_for_its_source_as_in_airflow(self):
         plain = task(sample)
 
