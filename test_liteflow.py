@@ -13852,6 +13852,10 @@ class ReadingTest(Case):
             self.assertEqual(self.cli_here(*argv, "--db", self.db).returncode, 0)
 
     def test_a_look_takes_what_is_recorded_in_any_script(self):
+        most = liteflow._LOOK_LIMIT // 50
+        self.enterContext(mock.patch.dict(liteflow._read.__kwdefaults__, most=most))
+        most = liteflow._TEXT_LIMIT // 50
+        self.enterContext(mock.patch.object(liteflow, "_TEXT_LIMIT", most))
         with DAG("d", description="\N{GRINNING FACE}" * liteflow._TEXT_LIMIT) as d:
             task(task_id="a")(sample)(1)
         d.test(db_path=self.db)
