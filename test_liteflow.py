@@ -18203,7 +18203,7 @@ class Promise3Test(Case):
                     for fd in range(3, 64):
                         try: os.write(fd, b"")
                         except OSError: pass
-                noise(); closes(); full(); strays.expand(n=[1, 2, 3, 4])
+                noise(); closes(); full(); strays.expand(n=[1, 2])
                 for i in range(4): fine(i)
             """
         )
