@@ -19164,10 +19164,10 @@ class ExamplesTest(Case):
             executor.shutdown()
 
     def test_benchmark(self):
-        only = [x for name in ("again", "layered", "import") for x in ("--only", name)]
+        only = [x for name in ("again", "layered", "look") for x in ("--only", name)]
         done = self.example("benchmark", "--rounds", "1", "--json", *only)
         rows = json.loads(done.stdout)["rows"]
-        self.assertEqual([row["name"] for row in rows], ["again", "layered", "import"])
+        self.assertEqual([row["name"] for row in rows], ["again", "layered", "look"])
         self.assertTrue(all(row["liteflow"] > 0 for row in rows))
 
     def test_retries(self):
