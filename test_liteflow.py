@@ -15066,12 +15066,13 @@ class LeftAsFoundTest(ScriptCase):
                 dag.cli()
             """
         )
-        for rich in ((), ("-p", "a=1")):
-            self.assertNotIn("INFO:liteflow", self.python("my_flow.py", *rich).stderr)
-            self.assertEqual(self.python("my_flow.py", "--quiet", *rich).stderr, "")
-        # What writes elsewhere hears of it.
-        done = self.python("my_flow.py", "--quiet", "--wait")
-        self.assertEqual((done.stdout[:14], done.stderr), ("INFO:liteflow\n", ""))
+        rich = ("-p", "a=1")
+        commands = ((), rich, ("-q",), ("-q", *rich), ("-q", "--wait"))
+        running = [self.start("my_flow.py", *w, "--db", f"{i}.db") for i, w in enumerate(commands)]
+        outs, errors = zip(*[each.communicate(timeout=LIMIT) for each in running], strict=True)
+        self.assertNotIn("INFO:liteflow", errors[0] + errors[1])
+        self.assertEqual(errors[2:], ("", "", ""))
+        self.assertEqual(outs[4][:14], "INFO:liteflow\n")  # what writes elsewhere hears of it
 
     def test_what_an_operator_logs_is_in_its_log_where_logging_is_set_up(self):
         self.script(
