@@ -15788,8 +15788,9 @@ class SeeingTest(ScriptCase):
                     return look.execute(printed).fetchone() == (1,)
 
             self.assertTrue(wait_until(waits))
+        quickly = "import liteflow, sys; liteflow._POLL = 0.1; sys.exit(liteflow.main())"
         followers = [
-            self.start("-m", "liteflow", *words, "--follow")
+            self.start("-c", quickly, *words, "--follow")
             for words in (["logs", "night"], ["logs", "night", "waits"], ["show", "night"])
         ]
         # Each has begun once it has said something.
