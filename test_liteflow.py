@@ -7863,7 +7863,7 @@ class PoolTest(QueueCase):
             )
 
     def test_a_busy_worker_is_asked_to_leave_once(self):
-        a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.15)", "make('c', 0.15)")
+        a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.05)", "make('c', 0.05)")
         sent, send = collections.Counter(), liteflow._Slot.send
 
         def counting_send(slot, *data, **options):
@@ -7871,7 +7871,7 @@ class PoolTest(QueueCase):
                 sent[slot.attempt] += 1
             send(slot, *data, **options)
             if data[0] == "leave" and len(sent) == 1 and not (self.folder / "b-began").exists():
-                threading.Timer(0.3, (self.folder / "b-began").touch).start()
+                threading.Timer(0.15, (self.folder / "b-began").touch).start()
 
         with mock.patch.object(liteflow._Slot, "send", counting_send), WorkerPool(1) as pool:
             began = self.has("a-began")
@@ -15800,7 +15800,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual((typo.returncode, run.poll()), (2, None), typo.stderr)
         self.assertIn(" | ", first[0])
         self.assertEqual(first[1], "waiting\n")
-        time.sleep(1.2 * liteflow._POLL)  # in which nothing changes, so that nothing is told
+        time.sleep(0.3)  # in which nothing changes, so that nothing is told
         (self.folder / "go").touch()
         self.assertEqual(run.wait(LIMIT), 1)
         # Not communicate(), which does not see what readline() has read ahead.
@@ -17590,7 +17590,7 @@ class Promise1Test(KilledAtCommitsCase):
             from liteflow import DAG, task
             class Slow(sqlite3.Connection):
                 def execute(self, sql, *args):
-                    if sql == "COMMIT": time.sleep(0.1)
+                    if sql == "COMMIT": time.sleep(0.04)
                     return super().execute(sql, *args)
             def state(task_id):
                 with sqlite3.connect("file:liteflow.db?mode=ro", uri=True) as db:
@@ -18327,11 +18327,11 @@ class Promise4Test(Case):
             "closes_1": "os.close(1)",
             "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
             "alarm": "signal.alarm(1)",
-            "handler": "signal.signal(signal.SIGALRM, lambda *a: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.1)",
+            "handler": "signal.signal(signal.SIGALRM, lambda *a: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.05)",
             "path": "sys.path.insert(0, 'leaked')",
             "mask": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
             "log_handlers": "import logging; logging.root.handlers.clear(); logging.root.setLevel(60)",
-            "orphan": "import subprocess; subprocess.run('(sleep 0.2; echo LATE) &', shell=True)",
+            "orphan": "import subprocess; subprocess.run('(sleep 0.1; echo LATE) &', shell=True)",
         }
         tasks = "".join(
             f"    @task\n    def {name}(before): {body}\n"
@@ -18342,7 +18342,7 @@ class Promise4Test(Case):
         run = self.run_flow(
             "import logging\n"
             "def check(name):\n"
-            "    time.sleep({'handler': 0.2, 'orphan': 0.4}.get(name, 0))\n"
+            "    time.sleep({'handler': 0.1, 'orphan': 0.2}.get(name, 0))\n"
             "    print('heard'); logging.info('logged')\n"
             "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, []))]\n"
             "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
@@ -18417,7 +18417,7 @@ class Promise5Test(Case):
             """
             import subprocess
             with DAG("ignores") as ignores:
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=0.2)
                 def ignores_it(): signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)
                 ignores_it()
             with DAG("catches") as catches:
@@ -18430,10 +18430,10 @@ class Promise5Test(Case):
                 catches_it()
             """
         )
-        with mock.patch.object(liteflow, "_GRACE", 0.5):
+        with mock.patch.object(liteflow, "_GRACE", 0.3):
             run = module.ignores.run(db_path=self.db, executor=pool())
         self.assertEqual(self.states(run), {"ignores_it": "failed"})
-        self.assertTrue(0.5 <= run.get_task_instance("ignores_it").duration < 0.5 + 4)
+        self.assertTrue(0.3 <= run.get_task_instance("ignores_it").duration < 0.3 + 4)
         ask = liteflow._Slot.ask_to_end
 
         def once_it_listens(slot, reason):
