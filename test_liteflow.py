@@ -7104,7 +7104,7 @@ class QueueTest(QueueCase):
             with DAG("dies") as dag:
                 @task
                 def dies(): os.kill(os.getpid(), signal.SIGKILL)
-                for _ in range(7): dies()
+                for _ in range(4): dies()
             """
         ).dag
 
@@ -7920,7 +7920,7 @@ class PoolTest(QueueCase):
             self.assertEqual(len(done), 3, done)
             self.assertGreater(min(done.values()), 2, done)
 
-        made = self.naps(*[f"make('r{w}{i}', *[0.01] * 18)" for w in (1, 2) for i in range(3)])
+        made = self.naps(*[f"make('r{w}{i}', *[0.005] * 18)" for w in (1, 2) for i in range(3)])
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             list(threads.map(check, (1, 2)))
 
@@ -7933,7 +7933,7 @@ class PoolTest(QueueCase):
                 def nothing(i): Path(F, "began").touch() if i == 50 else None
                 @task
                 def ends(xs): Path(F, "ended").touch()
-                ends(nothing.expand(i=list(range(3000))))
+                ends(nothing.expand(i=list(range(2000))))
             with DAG("other") as other:
                 @task
                 def link(x): return [*x, os.path.exists(F + "/ended")]
@@ -7965,7 +7965,7 @@ class PoolTest(QueueCase):
             """
         )
         with WorkerPool(2) as pool:
-            for _ in range(3):
+            for _ in range(2):
                 self.run_all(pool, *[(d, bool_true) for d in module.dags])
         counts = {x.value for d in module.dags for run in d.runs(self.db) for x in run.xcoms()}
         self.assertEqual(counts, {1})
@@ -8002,7 +8002,7 @@ class PoolTest(QueueCase):
                 def link(x): time.sleep(0.003); return x + 1
                 met = [meet(i) for i in range(6)]
                 x = 0
-                for i in range(60):
+                for i in range(40):
                     x = link(x)
                     if not i: met >> x
                 @task
@@ -8020,7 +8020,7 @@ class PoolTest(QueueCase):
             run = module.dag.run(db_path=self.db, executor=pool)
         extra = run.xcom_pull("switches__1") - run.xcom_pull("switches")
         # Some four for each job in the one that runs it; if all were woken, five more each.
-        self.assertLess(extra, 60 * 7)
+        self.assertLess(extra, 40 * 7)
 
     def test_a_pool_that_once_had_few_files_has_all_its_workers_later(self):
         script = self.script(
