@@ -15679,7 +15679,7 @@ class SeeingTest(ScriptCase):
             dag.cli()
     """
 
-    def on_terminal(self, *argv, columns=80, rows=24, **environ):
+    def on_terminal(self, *argv, columns=80, rows=24, heard=len, **environ):
         """What a command writes to a terminal of this size."""
         pty = importlib.import_module("pty")
         fcntl, termios = map(importlib.import_module, ("fcntl", "termios"))
@@ -15694,7 +15694,7 @@ class SeeingTest(ScriptCase):
         found = b""
         with contextlib.suppress(OSError):  # EIO at its end
             while data := os.read(ours, 65536):
-                found += data
+                heard(found := found + data)
         os.close(ours)
         process.wait(LIMIT)
         return found.decode()
@@ -15836,8 +15836,12 @@ class SeeingTest(ScriptCase):
             db.execute("UPDATE task_instance SET state = NULL WHERE task_id = 'waits'")
         process = self.start("my_flow.py", "--resume")
         self.wait_for_it_to_wait()
-        threading.Timer(1.0, (self.folder / "go").touch).start()
-        shown = self.on_terminal("-m", "liteflow", "show", "night", "--follow")
+
+        def go_on(found):
+            if b" tasks, " in found:  # it has begun to tell
+                (self.folder / "go").touch()
+
+        shown = self.on_terminal("-m", "liteflow", "show", "night", "--follow", heard=go_on)
         process.wait(LIMIT)
         self.assertRegex(shown, r"/\d tasks, \d\.\d s")
         self.assertNotRegex(shown, r"/\d tasks, .* h ")
