@@ -9746,9 +9746,9 @@ class RunnersTest(Case):
             "    del sys.path[0]\n"
             "    print(my_flow.dag.run(mp_context=sys.argv[1]).state)\n"
         )
-        for method in ("forkserver", "spawn"):
-            done = self.python("bin/celery.py", method)
-            self.assertEqual(done.stdout, "success\n", done.stderr)
+        for process in [self.start("bin/celery.py", m) for m in ("forkserver", "spawn")]:
+            out, err = process.communicate(timeout=LIMIT)
+            self.assertEqual(out, "success\n", err)
 
     def test_a_module_that_no_worker_can_import_kills_none(self):
         # What was killed as it started would be tried again.
