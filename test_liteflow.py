@@ -6775,7 +6775,7 @@ class QueueTest(QueueCase):
         source = """
             with DAG("set") as dag:
                 @task
-                def dies(): time.sleep(0.15); os._exit(1)
+                def dies(): time.sleep(0.05); os._exit(1)
                 @task.sensor(mode="reschedule", poke_interval=0.05)
                 def waits(task_reschedule_count): return task_reschedule_count > 2
                 dies(), waits()
@@ -8125,12 +8125,12 @@ class PoolTest(QueueCase):
             with liteflow._allowed_to_start(multiprocessing.get_context("fork")):
                 for _ in range(20):
                     allowed.append("daemon" not in config)
-                    time.sleep(0.01)
+                    time.sleep(0.005)
 
         before = [*warnings.filters]
         with mock.patch.dict(config, daemon=True):
             with concurrent.futures.ThreadPoolExecutor(2) as both:
-                ends = [both.submit(start, time.sleep(0.1 * n)) for n in range(2)]
+                ends = [both.submit(start, time.sleep(0.05 * n)) for n in range(2)]
             self.assertEqual([end.result() for end in ends], [None, None])
             self.assertTrue(config["daemon"])
         self.assertEqual([*warnings.filters], before)
@@ -13152,7 +13152,7 @@ class SubmitTest(FlowCase):
         wait_until(lambda: mine._idle)
         [slot] = mine._idle
         real = slot.bury
-        slot.bury = lambda grace: time.sleep(0.5) or real(grace)
+        slot.bury = lambda grace: time.sleep(0.2) or real(grace)
         mine.shutdown(wait=False)
         wait_until(lambda: mine._closed)
         mine.shutdown()
@@ -16108,10 +16108,10 @@ class SeeingTest(ScriptCase):
             import time
             from liteflow import DAG, task
             with DAG("naps") as dag:
-                @task(execution_timeout=0.5)
+                @task(execution_timeout=0.2)
                 def long(): time.sleep(9)
                 @task
-                def nap(): time.sleep(0.3)
+                def nap(): time.sleep(0.1)
                 nap(); long()
             if __name__ == "__main__":
                 dag.cli()
@@ -16119,8 +16119,8 @@ class SeeingTest(ScriptCase):
         )
         done = self.python("my_flow.py")
         told = dict(re.findall(r"(\w+)  (?:success|failed)  ([\d.]+) s", done.stderr))
-        self.assertGreaterEqual(float(told["nap"]), 0.3)
-        self.assertGreaterEqual(float(told["long"]), 0.5)
+        self.assertGreaterEqual(float(told["nap"]), 0.1)
+        self.assertGreaterEqual(float(told["long"]), 0.2)
 
     def test_a_script_that_ends_while_it_is_loaded_is_bad_usage(self):
         self.script("import sys\nsys.exit(0)\n", "ends.py")
@@ -18396,7 +18396,7 @@ class Promise5Test(Case):
         dag = self.module(
             """
             with DAG("full") as dag:
-                @task(execution_timeout=0.3)
+                @task(execution_timeout=0.1)
                 def sleeps(): time.sleep(60)
                 sleeps() >> task(trigger_rule="all_done")(os.getpid)()
             """
