@@ -6002,6 +6002,8 @@ class _Wire:
         while True:
             if self._buffer:  # of a stream
                 end = 4 + int.from_bytes(self._buffer[:4], "big")
+                if end > _RECEIVED:
+                    raise EOFError("no message of ours is so long")
                 if end <= len(self._buffer):
                     packed, self._buffer = self._buffer[4:end], self._buffer[end:]
                     return packed
@@ -6585,6 +6587,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     end.close()
     _worker.prepare()
+    _close_pipes(getattr(multiprocessing.current_process(), "_args", ()))
     doing = "the pool's initializer failed in a worker"
     try:
         if initializer is not None:
@@ -6599,6 +6602,19 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
                 _worker.control.send(("joined", why, None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)
+
+
+def _close_pipes(owners: Iterable[Any]) -> None:
+    """Close an executor's pipes in its worker, or in another forked process: if a task writes there
+    by mistake, the executor waits for the rest of a message. It sees for itself when a worker ends.
+    """
+    for owner in owners:
+        if hasattr(owner, "_reader"):
+            with contextlib.suppress(OSError):  # the script has closed what it inherited
+                owner._reader.close()
+                owner._writer.close()
+            # Its loop ends at once when the worker has served, and nobody is told.
+            owner.get = owner.put = owner.wakeup = lambda *_, **__: None
 
 
 @functools.lru_cache(50)
@@ -7148,6 +7164,7 @@ class _Slot:
         end = multiprocessing.connection.Connection(control.detach())
         arguments = (end, *initializer)
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
+        self._executor = executor
         try:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # any call starts the worker, which only ever serves
@@ -7158,7 +7175,6 @@ class _Slot:
             raise
         finally:
             end.close()
-        self._executor = executor
         # shutdown(wait=False) forgets the thread, and there is no other way to wait for its end.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
         _wake_quietly(self._executor_thread)
@@ -7348,6 +7364,7 @@ def _let_go_of_slots() -> None:
     for slot in list(_live_slots):
         slot.state, slot.shared = "dead", bytearray(2)
         slot.wire.close()
+        _close_pipes(vars(slot._executor or slot).values())
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
         _forget(slot.process)
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
@@ -7357,6 +7374,9 @@ def _let_go_of_slots() -> None:
     _live_slots.clear()
     _set_up_slots.cache_clear()  # multiprocessing forgets what it was to do at the end
     for pool in list(_pools):
+        for runner in pool._runners:  # a worker is handed its end
+            runner._ours.close()
+            runner._theirs.close()
         if pool._server is not None:
             pool._server.let_go()
         _left_behind.append((pool._runs, pool._kept_store))

@@ -7633,6 +7633,12 @@ class GarbledTest(Case):
             self.assertEqual([*slot.receive()], [])
             self.assertTrue(slot.gone)
 
+    def test_on_a_stream_nobody_waits_for_a_message_of_gigabytes(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.send(b"garbage")
+            self.assertRaises(EOFError, liteflow._Wire(ours).receive)
+
 
 class QueueWithSmallBuffersTest(QueueCase):
     def test_messages_as_large_as_they_get_hold_nothing_up(self):
@@ -9064,6 +9070,31 @@ class StartMethodsContract:
             run = module.dag.run(db_path=self.db, executor=warm)
         # A forked worker has the module already.
         self.assertEqual(run.xcom_pull("see"), self.method != "fork")
+
+    def test_what_a_task_writes_into_pipes_that_are_not_its_own_keeps_nobody_waiting(self):
+        path = self.script(
+            """
+            import os, stat, sys
+            from liteflow import *
+            with DAG("d") as dag:
+                @task
+                def strays(n):
+                    for fd in range(3, 64):
+                        try:  # a forked one has the database, too
+                            if not stat.S_ISREG(os.fstat(fd).st_mode): os.write(fd, b"garbage" * n)
+                        except OSError: pass
+                @task
+                def fine(n): return n
+                strays.expand(n=[1, 3000])
+                fine.expand(n=[1, 2])
+            if __name__ == "__main__":
+                with WorkerPool(2, *sys.argv[1:]) as pool:
+                    run = dag.run(db_path="flow.db", executor=pool)
+                print(*[ti.state for ti in run.get_task_instances()])
+            """
+        )
+        done = self.python(path, *filter(None, [self.method]), timeout=LIMIT / 2)
+        self.assertEqual(done.stdout, "failed failed success success\n", done.stderr)
 
     def test_a_program_with_many_open_files_has_workers(self):
         # A worker, or a server, that is forked there has high descriptors: select() takes none.
