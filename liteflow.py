@@ -2937,6 +2937,7 @@ _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
+_NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing is in their scope
 
 
 class _Instance:
@@ -2992,36 +2993,38 @@ _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
-    # Of most nodes. They are shared: what is changed is replaced.
-    upstream: tuple[_Node, ...] = ()
-    downstream: tuple[_Node, ...] = ()
-    setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
-    sheltered: list[_Node] = []  # noqa: RUF012 - of a setup: what is in its scope
-    gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
-    guarded: tuple[_Node, ...] = ()  # those that this one may leave out
-    feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
-    sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
-    mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
-    group: _ExpandInput | None = None  # its mapping, if that is its group's
-    counts = needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
-    expanded = True  # it has the instances that it will have, one at least
-    instances: Sequence[_Instance] = ()
-    open = 0  # instances that have not ended
-    running = 0  # sent, and not ended
-    limit = sys.maxsize  # of those; a task that is not mapped needs none
+    __slots__ = """counts downstream expanded feeds gates group guarded holds instances limit
+        mapping mates needs open order running setups sheltered sources task upstream
+        weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
         self.order = order
         self.weight = task.priority_weight
-        self.mapping = mapping = task._mapping
+        self.upstream: tuple[_Node, ...] = ()
+        self.downstream: tuple[_Node, ...] = ()
+        # Most nodes have none of these: an empty tuple is shared by all.
+        self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
+        self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
+        self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
+        self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
+        self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
+        self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
+        self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
+        self.mapping = task._mapping
+        self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
         # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
         # only then, and a signal that is to end the attempt must not meet the worker's next job.
         fails_fast = task.dag is not None and task.dag.fail_fast
         asked = _what_holds(task)
         self.holds = fails_fast or asked.count(None) < len(asked)
-        if mapping is not None:
-            self.group = mapping if mapping.of_group else None
+        self.expanded = True  # it has the instances that it will have, one at least
+        self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
+        self.instances: list[_Instance] = []
+        self.open = 0  # instances that have not ended
+        self.running = 0  # sent, and not ended
+        self.limit = sys.maxsize  # a task that is not mapped needs none
+        if self.mapping is not None:
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
             self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
 
@@ -3195,7 +3198,6 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
     marks: collections.Counter[_Node] = collections.Counter()
     for setup in setups:
-        setup.sheltered = []
         teardowns = [below for below in setup.downstream if below.task.is_teardown]
         if not teardowns:
             endless |= bit[setup]
