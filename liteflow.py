@@ -3944,7 +3944,7 @@ _COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
-_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns, in some table
+_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns
 
 
 @functools.cache
@@ -4995,14 +4995,14 @@ def _dump_settings(task: BaseOperator) -> bytes:
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     kind = getattr(task, "_kind", None)
-    return _dump_known(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
+    return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
 
 
 _OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
 _NO_SETTINGS = _dump((None, {}))
 
 
-def _dump_known(what: str, settings: Any) -> bytes:
+def _dump_for_worker(what: str, settings: Any) -> bytes:
     try:
         return _dump(settings)
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
@@ -5165,8 +5165,9 @@ class _WorkerRun:
                 raise UnreachableTask(task_id)
             (kind, own), of_dag = map(_load, settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
-            vars(task).update({name: empty() for name, empty in _OFTEN_EMPTY.items()}, **own)
-            vars(task).update(task_id=task_id, python_callable=named, dag=self.dag)
+            empty = {name: make() for name, make in _OFTEN_EMPTY.items()}
+            place = {"task_id": task_id, "python_callable": named, "dag": self.dag}
+            vars(task).update({**empty, **own, **place})
             vars(self.dag).update(of_dag)
         self._tasks[task_id] = task
         return self._tasks[task_id]
@@ -6071,7 +6072,6 @@ _remote_lock = threading.RLock()  # of the threads of a foreign executor
 # What `signal` adds to its C module, enums in what is told, takes longer than the rest.
 _signal: Any = sys.modules.get("_signal", signal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
 
 class _Worker:
@@ -6553,7 +6553,7 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 
 @functools.cache
 def _limit_numbers() -> list[int]:
-    return [getattr(resource, f"RLIMIT_{name}") for name in _LIMITS]
+    return [getattr(resource, f"RLIMIT_{x}") for x in "AS DATA NOFILE FSIZE CPU NPROC".split()]
 
 
 def _resources() -> tuple[list[tuple[int, int]], Any]:
@@ -7366,7 +7366,8 @@ def _let_go_of_slots() -> None:
     for slot in list(_live_slots):
         slot.state, slot.shared = "dead", bytearray(2)
         slot.wire.close()
-        _close_pipes(vars(slot._executor or slot).values())
+        if slot._executor is not None:
+            _close_pipes(vars(slot._executor).values())
         # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
         _forget(slot.process)
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
@@ -8732,7 +8733,7 @@ class _Start:
         tasks = _references_to(dag)
         by_name = self.runner.begin(info, tasks, min(roots, dag.max_active_tasks), self._check)
         called = {n: getattr(dag, n) for n in ("on_success_callback", "on_failure_callback")}
-        of_dag = _dump_known(f"DAG {dag.dag_id!r}", called) if by_name else b""
+        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", called) if by_name else b""
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, function, _ in tasks:
             named = task_id in by_name
@@ -9355,22 +9356,22 @@ class _Run(_Start):
             called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
             if any(each.instance is instance for each in called + self.runner.calling()):
                 return 0.02
-        is_limited = task.max_active_tis_per_dag is not None
-        return _GLANCE if is_limited and self._is_crowded(instance, 1) else 0.0
+        return _GLANCE if self._is_crowded(instance, 1) else 0.0
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
         """Whether so many more instances of its task would be too many in all runs of the DAG."""
-        task = instance.node.task
+        task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
+        if limit is None:
+            return False
         others = self._store.look(_count_elsewhere, self._store.run_row, task.dag_id, task.task_id)
         alive = sum(count for owner, count in others if _owner_lives(self.path, owner))
-        return bool(alive + instance.node.running + more > task.max_active_tis_per_dag)
+        return bool(alive + instance.node.running + more > limit)
 
     def _leave_places(self) -> None:
         """Under the write lock: take back jobs whose places other runs have taken meanwhile."""
-        jobs = self._batch.jobs
-        for attempt in [x for x in jobs if x.instance.node.task.max_active_tis_per_dag is not None]:
+        for attempt in [*self._batch.jobs]:
             if self._is_crowded(attempt.instance, 0):
-                jobs.remove(attempt)
+                self._batch.jobs.remove(attempt)
                 self._take_back(attempt)
 
     def _start(self, instance: _Instance) -> None:
@@ -9536,7 +9537,7 @@ class _Run(_Start):
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
-        size = sum([len(row[-1]) for row in outcome.xcoms]) if outcome.xcoms else 0
+        size = sum([len(row[-1]) for row in outcome.xcoms])
         if size > _LARGE and not _has_room(size):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
@@ -9551,8 +9552,7 @@ class _Run(_Start):
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else _state_of(instance), outcome.error
-        if outcome.xcoms:
-            self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
+        self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
         if "name" in outcome.note:
             self._batch.named.append((outcome.note["name"], instance.row_id))
         self._batch.is_large |= size > _LARGE
@@ -9561,9 +9561,7 @@ class _Run(_Start):
             self._paused[instance] = attempt
             return
         if state is _S.SUCCESS:
-            if outcome.items:
-                rows = [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
-                self._batch.items += rows
+            self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
             # Small values stay here for a moment: who takes them often starts in this very turn.
             task_id, index = instance.task_id, instance.map_index
             for key, *_, value in outcome.xcoms if instance.node.downstream else ():
