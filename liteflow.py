@@ -93,8 +93,7 @@ if __name__ == "__main__":
     # gets this same module.
     # A file that is no .py file is, say, a link that serves as a command: its target is the module.
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
-    _own_name, _ = os.path.splitext(os.path.basename(_own_path))
-    _own_name = _own_name if __spec__ is None else __spec__.name
+    _own_name = __spec__.name if __spec__ else os.path.splitext(os.path.basename(_own_path))[0]
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
     _own.__file__, _own.__spec__ = __file__, __spec__
     if __spec__ is None:  # started by its path
@@ -142,7 +141,6 @@ if TYPE_CHECKING:
     import mmap
     import multiprocessing.connection
     import multiprocessing.context
-    import multiprocessing.process
     import multiprocessing.util
     import queue
     import resource
@@ -405,10 +403,9 @@ def _plain(text: str | None, kind: type[T]) -> T:
 
 def _moment(text: str | None) -> _datetime.datetime | None:
     """A stored time; None for a missing one or, in a file that was tampered with, a wrong one."""
-    try:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return _aware(_datetime.datetime.fromisoformat(text or ""))
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return None
 
 
 def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -> str:
@@ -497,10 +494,9 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
 def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
     """A timedelta or seconds, as a timedelta: more than 0, or, with `zero`, 0 or more."""
     _of_type(_datetime.timedelta, int, float)(what, value)
-    try:
+    found = -_SECOND  # what is refused: infinite, longer than a timedelta can be, or NaN
+    with contextlib.suppress(OverflowError, ValueError):
         found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
-    except (OverflowError, ValueError):  # infinite, longer than a timedelta can be, or NaN
-        found = -_SECOND  # refused below
     if found < 0 * _SECOND or (not zero and not found):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{what} must be {least} and fit a timedelta, found {_shown(value)}")
