@@ -820,15 +820,14 @@ class _OperatorType(type):
         super().__init__(name, bases, body, **kw)
         if isinstance(body.get("template_fields"), str):  # as in Airflow ("x") stands for ("x",)
             cls.template_fields = (body["template_fields"],)
-        own = {name: x for name, x in body.items() if isinstance(x, _Setting)}
-        for name, setting in own.items():
-            setattr(cls, name, setting.default)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
-        cls._known_settings: dict[str, _Setting] = dict(collections.ChainMap(own, *inherited))
-        for name in body.keys() & cls._known_settings.keys() - own.keys():
-            if not hasattr(body[name], "__get__"):  # a new default, no method or property
-                check = cls._known_settings[name].check
-                setattr(cls, name, check(f"class {cls.__name__}: {name}", body[name]))
+        known = cls._known_settings = dict[str, _Setting](collections.ChainMap(*inherited))
+        for name, value in body.items():
+            if isinstance(value, _Setting):
+                known[name] = value
+                setattr(cls, name, value.default)
+            elif name in known and not hasattr(value, "__get__"):  # no method or property
+                setattr(cls, name, known[name].check(f"class {cls.__name__}: {name}", value))
 
     # For help() and notebooks. `__call__` has no return type, so that checkers read `__init__`.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
