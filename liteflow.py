@@ -994,7 +994,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
-        given: dict[str, Any] = {"params": {**(self.params or {})}}
+        given: dict[str, Any] = {"params": self.params}
         given |= {name: value for name, value in defaults.items() if name in known}
         given |= {name: value for name, value in settings.items() if name not in _PLACE}
         if "params" in defaults:
@@ -1046,8 +1046,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if method != "partial":
                 _refuse_mapped_settings(f"{what}: {method}()", names)
 
-        bare = _Partial(what, check, functools.partial(_mapped, cls, task_id), {})
-        return bare.partial(**fixed)
+        return _Partial(what, check, functools.partial(_mapped, cls, task_id), {}).partial(**fixed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
@@ -1166,11 +1165,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         """The operator of one instance of this mapped one, made from the instance's arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
-        settings = {**self._in_partial, **kwargs, **place}
         # In a context of its own it joins no DAG that is being built.
         alone = contextvars.Context()
         alone.run(_running.set, execution)
-        made = alone.run(type(self), task_id=self.task_id, **settings)
+        made = alone.run(type(self), task_id=self.task_id, **(self._in_partial | kwargs | place))
         made._upstream, made._downstream = self._upstream, self._downstream
         vars(made).update(dag=self.dag, task_group=self.task_group)  # which know it already
         return made
