@@ -1330,8 +1330,7 @@ def _by_position(parameters: Mapping[str, inspect.Parameter], args: Any) -> list
 
 @_once_each
 def _takes_context(function: Callable[..., Any]) -> bool:
-    parameters = _task_signature(function).parameters.values()
-    return any(p.kind is p.VAR_KEYWORD or p.name in _CONTEXT_KEYS for p in parameters)
+    return bool(_fitting(dict.fromkeys(_CONTEXT_KEYS), _task_signature(function).parameters))
 
 
 @_once_each
