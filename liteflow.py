@@ -771,9 +771,8 @@ class TaskGroup(_Dependency):
         def is_last(task: BaseOperator) -> bool:
             after = [inside[x] for x in task._downstream if x in inside]
             teardowns = [x for x in after if x.is_teardown]
-            if not task.is_teardown and (task.is_setup or len(teardowns) < len(after)):
-                return not after
-            return not after or any(map(is_last, teardowns))
+            ends_work = task.is_teardown or (len(teardowns) == len(after) and not task.is_setup)
+            return not after or (ends_work and any(map(is_last, teardowns)))
 
         return [t for t in self.children if not t.is_teardown and is_last(t)] or self._before
 
@@ -788,9 +787,8 @@ _PLACE = ("dag", "task_group", "default_args")  # arguments that say where a tas
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
     """The DAG and group of a task with these arguments (the current ones, unless given), and the
     default_args that reach it: the DAG's, under its groups', under its own."""
-    dag, group = given.get("dag"), given.get("task_group")
+    dag, group, current = given.get("dag"), given.get("task_group"), _current_group.get()
     dag = _current_dag.get() if dag is None else _of_type(Dag)("dag", dag)
-    current = _current_group.get()
     if group is None and current is not None and dag in (None, current.dag):
         group = current
     if group is not None:
@@ -1055,9 +1053,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             if self.dag is not None:
                 raise ValueError(f"task {self.task_id!r} is in DAG {self.dag.dag_id!r} already")
             _of_type(Dag)("dag", value)._add(self)
-        setting = self._known_settings.get(name)
-        if setting is not None:
-            value = setting.check(f"task {self.task_id!r}: {name}", value)
+        if name in self._known_settings:
+            value = self._known_settings[name].check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
         if name in self.template_fields and "_downstream" in self.__dict__:
             self._take({name: value})
