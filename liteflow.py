@@ -1321,8 +1321,7 @@ def _fitting(values: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 
 def _by_position(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
     """The names of the parameters that these arguments, given by position, fill."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters.values() if p.kind in kinds][: len(args)]
+    return [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
 
 
 @_once_each
