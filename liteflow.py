@@ -992,15 +992,14 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
-        given: dict[str, Any] = {"params": self.params}
-        given |= {name: value for name, value in defaults.items() if name in known}
-        given |= {name: value for name, value in settings.items() if name not in _PLACE}
+        kind = "@task" if isinstance(self, _FunctionOperator) else type(self).__name__
+        _refuse_unknown(f"{kind} {_shown(task_id)}", settings.keys() - _PLACE, known)
+        given = {name: x for name, x in {**defaults, **settings}.items() if name in known}
+        given.setdefault("params", self.params)
         if "params" in defaults:
             what = f"task {_shown(task_id)}: params"
             own = _params(what, settings.get("params"))
             given["params"] = {**_params(what, defaults["params"]), **own}
-        kind = "@task" if isinstance(self, _FunctionOperator) else type(self).__name__
-        _refuse_unknown(f"{kind} {_shown(task_id)}", given, known)
         self.task_id = _checked_id("task_id", task_id)
         full = self.task_id if group is None else group.child_id(self.task_id)
         # As in Airflow, an id gets a suffix if a task has it; if a group has it, it is refused.
