@@ -316,7 +316,6 @@ class _Busy(DatabaseError):
     """Somebody else holds the database's write lock; try again."""
 
 
-# The names are Airflow's; the value of each state is its name in lower case.
 class TaskInstanceState(enum.StrEnum):
     """States of a task instance; one that has no state yet has None in its place."""
 
