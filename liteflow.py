@@ -2738,12 +2738,7 @@ class _Params(dict[str, Any]):
         for name, value in dict(*given, **named).items():
             self[name] = value
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The default of the Param, or the value; `default` if there is none of this name."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
+    get: Any = Mapping.get  # by `__getitem__`, as dict.get is not
 
 
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
