@@ -2721,16 +2721,12 @@ class _Params(dict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         """A value for a declared Param is checked by it, and leaves its schema as it is."""
-        if not isinstance(value, Param):
-            declared = super().get(name)
-            if isinstance(declared, Param):
-                try:
-                    declared.resolve(value)
-                except ParamValidationError as error:
-                    raise ParamValidationError(f"param {name!r}: {error}") from None
-                value = Param(value, declared.description, schema=declared.schema)
-            else:
-                _json_text(f"param {name!r}", value, ParamValidationError)
+        declared = super().get(name)
+        if not isinstance(value, Param) and isinstance(declared, Param):
+            _resolved("", {name: declared}, {name: value})
+            value = Param(value, declared.description, schema=declared.schema)
+        elif not isinstance(value, Param):
+            _json_text(f"param {name!r}", value, ParamValidationError)
         super().__setitem__(name, value)
 
     def update(self, *given: Any, **named: Any) -> None:
@@ -2870,14 +2866,14 @@ def _plain_copy(value: Any) -> Any:
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
     """A DAG's or a task's params: conf's values, or else the defaults; each checked. Raises
-    ParamValidationError, before a run is made."""
+    ParamValidationError, whose text begins with `what`, before a run is made."""
     values = {}
     for name, param in params.items():
         param = param if isinstance(param, Param) else Param(param)
         try:
             values[name] = param.resolve(conf.get(name, ...))
         except ParamValidationError as error:
-            raise ParamValidationError(f"{what}: param {name!r}: {error}") from None
+            raise ParamValidationError(f"{what}param {name!r}: {error}") from None
     return values
 
 
@@ -5424,7 +5420,7 @@ class _Execution:
         info, task = self.run.info, self.task
         run = _dag_run_of(info)
         ti = _running_instance(self)
-        own = _resolved(f"task {task.task_id!r}", task.params, info["conf"])
+        own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
         ti.task = task
         context: Context = {
             **dict.fromkeys(_NOT_HERE),
@@ -8727,9 +8723,9 @@ class _Start:
     def _info(self) -> dict[str, Any]:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
         dag = self.dag
-        params = {**_resolved(f"DAG {dag.dag_id!r}", dag.params, self.conf), **self.conf}
+        params = {**_resolved(f"DAG {dag.dag_id!r}: ", dag.params, self.conf), **self.conf}
         for task in [task for task in dag.tasks if task.params]:
-            _plain_copy(_resolved(f"task {task.task_id!r}", task.params, self.conf))
+            _plain_copy(_resolved(f"task {task.task_id!r}: ", task.params, self.conf))
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),
