@@ -475,13 +475,13 @@ def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str
 
 
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types (a bool is no int here), and a finite number
-    of `least` or more."""
-    names = " or ".join(kind.__name__ for kind in types)
+    """A check that the value is of one of the types (a bool is no int here; _Placeholder, as in a
+    template field, is not told of), and a finite number of `least` or more."""
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if not fits:
+            names = " or ".join(kind.__name__ for kind in types if kind is not _Placeholder)
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
         if least is not None and not least <= value < math.inf:
             raise ValueError(f"{what} must be {least} or more and finite, found {_shown(value)}")
@@ -1606,12 +1606,6 @@ def _exit_codes(what: str, value: Any) -> Any:
     return () if value is None else tuple(_of_type(int)(what, code) for code in codes)
 
 
-def _templated(*types: type) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types, or a placeholder, as in a template field."""
-    of_type = _of_type(*types)
-    return lambda what, x: x if isinstance(x, _Placeholder) else of_type(what, x)
-
-
 class BashOperator(BaseOperator):
     """Runs a command with bash; its result is the last line of the output.
 
@@ -1621,8 +1615,8 @@ class BashOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("bash_command", "env", "cwd")
-    env = _optional(None, _templated(dict))
-    cwd = _optional(None, _templated(str, os.PathLike))
+    env = _optional(None, _of_type(dict, _Placeholder))
+    cwd = _optional(None, _of_type(str, os.PathLike, _Placeholder))
     output_processor = _optional(None, _sync_function)
     append_env: bool = _setting(False, _is_bool)
     skip_on_exit_code: Sequence[int] = _setting((99,), _exit_codes)
@@ -1630,7 +1624,8 @@ class BashOperator(BaseOperator):
 
     def __init__(self, *, bash_command: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.bash_command = _templated(str)(f"task {self.task_id!r}: bash_command", bash_command)
+        what = f"task {self.task_id!r}: bash_command"
+        self.bash_command = _of_type(str, _Placeholder)(what, bash_command)
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
@@ -1777,12 +1772,13 @@ class PythonOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        of, a_dict = f"task {self.task_id!r}:", _templated(dict)
+        of = f"task {self.task_id!r}:"
         try:
             self.python_callable = _function(f"{of} python_callable", python_callable)
         except TypeError as error:
             raise AirflowException(str(error)) from None
-        self.op_args = _optional((), _templated(list, tuple)).check(f"{of} op_args", op_args)
+        a_list, a_dict = _of_type(list, tuple, _Placeholder), _of_type(dict, _Placeholder)
+        self.op_args = _optional((), a_list).check(f"{of} op_args", op_args)
         self.op_kwargs = _optional({}, a_dict).check(f"{of} op_kwargs", op_kwargs)
         self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
