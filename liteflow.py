@@ -2458,8 +2458,7 @@ class Dag:
         that outlives its timeout is to raise AirflowTaskTimeout in it, in the main thread. The
         signature is Airflow's; ValueError for an argument without a meaning here (`use_executor`).
         """
-        others = (run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)
-        if any(other not in (None, False) for other in others):
+        if any((run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)):
             raise ValueError("dag.test() here takes only logical_date, run_conf and db_path")
         run = _Run(self, db_path=db_path, logical_date=logical_date, conf=run_conf, in_process=True)
         return run.execute()
@@ -2639,8 +2638,7 @@ def chain(*tasks: Any) -> None:
 
 def chain_linear(*elements: Any) -> None:
     """Set every task of each argument before every task of the next."""
-    empty = [x for x in elements if isinstance(x, (list, tuple)) and not x]
-    if len(elements) - len(empty) < 2:
+    if sum(bool(_operands(each)) for each in elements) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
         cross_downstream(_operands(before), after)
