@@ -1657,15 +1657,13 @@ class BashOperator(BaseOperator):
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
             stack.callback(process.kill)  # before Popen's own wait, if the task is told to end
-            decode = codecs.getincrementaldecoder(self.output_encoding)("backslashreplace").decode
+            output = iter(process.stdout.read1, b"")
             last_line = [""]  # in pieces: to join a long line anew for each takes for ever
-            # The last, empty data lets out what is left of a character.
-            for data in itertools.chain(iter(process.stdout.read1, b""), [b""]):
-                if text := decode(data, not data):
-                    print(text, end="", flush=True)  # a line without an end, too: a progress bar
-                    if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
-                        last_line.clear()
-                    last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
+            for text in codecs.iterdecode(output, self.output_encoding, "backslashreplace"):
+                print(text, end="", flush=True)  # a line without an end, too: a progress bar
+                if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
+                    last_line.clear()
+                last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
             code, last = process.wait(), "".join(last_line).rstrip()
         if code in self.skip_on_exit_code:
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
