@@ -1871,9 +1871,11 @@ class _Partial:
     _what: Callable[[], str]  # how messages call it
     _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
     _make: Callable[..., Any]  # from an _ExpandInput (or None) and the fixed arguments
+    _mark: object  # what it and its copies by `override` are known by
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
+        self._mark = object()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{self._what()}: partial() must be followed by expand()")
@@ -1887,7 +1889,7 @@ class _Partial:
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
         made = _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
-        self._note_use(made)
+        self._note_use(_current_dag.get(), made)
         return made
 
     def expand(self, **mapped: Any) -> Any:
@@ -1901,25 +1903,20 @@ class _Partial:
         self._check(mapped, "expand")
         if twice := self._fixed.keys() & mapped.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() and in expand()")
-        self._note_use()
+        self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
-        self._note_use()
+        self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
-    def _note_use(self, *made: _Partial) -> None:
-        if (dag := _current_dag.get()) is not None:
+    def _note_use(self, dag: Dag | None, *made: _Partial) -> None:
+        if dag is not None:
             dag._unused.pop(self._mark, None)
             dag._unused |= {each._mark: each for each in made}
-
-    @property
-    def _mark(self) -> int:
-        """What it and its copies by `override` are known by."""
-        return id(getattr(self, "function", self))
 
 
 class _Decorated(_Partial, Generic[P, R]):
@@ -1934,7 +1931,8 @@ class _Decorated(_Partial, Generic[P, R]):
         self._signature = signature
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
-        self._note_use(self)
+        self._mark = object()
+        self._note_use(_current_dag.get(), self)
 
     def override(self, **settings: Any) -> Self:
         """A copy with other settings (`task_id`, `retries`, ...); this one stays as it is."""
@@ -2004,8 +2002,7 @@ class _TaskFunction(_Decorated[P, R]):
                 more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
                 raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
-        if made.dag is not None:
-            made.dag._unused.pop(self._mark, None)
+        self._note_use(made.dag)
         if self._conditions:
             made._conditions = self._conditions
         if self._role is not None:
@@ -2059,7 +2056,7 @@ class _GroupFunction(_Decorated[P, R]):
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         defaults = {"add_suffix_on_collision": True, "tooltip": self.__doc__ or ""}
         with TaskGroup(**{**defaults, **self._settings}) as group:
-            group.dag._unused.pop(self._mark, None)
+            self._note_use(group.dag)
             if expand is not None:
                 if group._mapping is not None:
                     raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
@@ -2255,7 +2252,7 @@ class Dag:
         self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[int, _Partial] = {}  # not called or expanded yet
+        self._unused: dict[object, _Partial] = {}  # not called or expanded yet
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
