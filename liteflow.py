@@ -1914,6 +1914,7 @@ class _Partial:
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
     def _note_use(self, dag: Dag | None, *made: _Partial) -> None:
+        """This one is used in the DAG; what is `made` of it has to be, or is told of as a slip."""
         if dag is not None:
             dag._unused.pop(self._mark, None)
             dag._unused |= {each._mark: each for each in made}
