@@ -2795,12 +2795,11 @@ def _is_number(what: str, value: Any) -> None:
 
 
 _is_size = _of_type(int, least=0)
-_is_list = _of_type(list, tuple)
 # JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
 # rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
-    "enum": (None, _is_one_of, _is_list),
+    "enum": (None, _is_one_of, _of_type(list, tuple)),
     "const": (None, lambda value, rule: _is_one_of(value, [rule])),
     "minimum": ("number", operator.ge, _is_number),
     "maximum": ("number", operator.le, _is_number),
@@ -2813,7 +2812,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "items": ("array", lambda value, rule: all(_validate(item, rule) for item in value)),
     "minItems": ("array", lambda value, rule: len(value) >= rule, _is_size),
     "maxItems": ("array", lambda value, rule: len(value) <= rule, _is_size),
-    "required": ("object", lambda value, rule: value.keys() >= set(rule), _is_list),
+    "required": ("object", lambda value, rule: value.keys() >= set(rule), _of_type(list, tuple)),
     "properties": ("object", lambda x, rule: all(_validate(x[n], rule[n]) for n in rule if n in x)),
     **dict.fromkeys(
         """title examples description_md values_display section source custom_html_form
