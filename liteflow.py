@@ -1008,7 +1008,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
             kept = known[name].check(f"task {self.task_id!r}: {name}", value)
-            if kept is not getattr(type(self), name):
+            if kept is not getattr(type(self), name) or name in self.__dict__:
                 self.__dict__[name] = kept
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
@@ -2724,7 +2724,13 @@ class _Params(dict[str, Any]):
         for name, value in dict(*given, **named).items():
             self[name] = value
 
-    get: Any = Mapping.get  # by `__getitem__`, as dict.get is not
+    def __ior__(self, given: Any) -> Self:  # type: ignore[override,misc]
+        self.update(given)
+        return self
+
+    # By `__getitem__` and `__setitem__`, as dict's are not.
+    get: Any = Mapping.get
+    setdefault: Any = collections.abc.MutableMapping.setdefault
 
 
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
