@@ -2546,9 +2546,9 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
             if name not in task.template_fields:  # then `execute` gets the placeholder
                 yield f"task {task.task_id!r}: {name!r} is a result, and not in template_fields"
-    kinds = {type(task) for task in dag.tasks}
-    known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
+    kinds = {type(task) for task in dag.tasks} if given else ()
+    known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     for name in sorted(given - known) if known else ():
         yield f"default_args: no task takes {name!r}{_near(name, known)}"
 
@@ -3930,6 +3930,7 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})"
 
 
+@functools.cache
 def _upserting(table: str, known: int) -> str:
     """The same, but a row that has the key already keeps its first `known` columns."""
     key, *others = _COLUMNS[table]
@@ -8563,7 +8564,8 @@ def _sweep(path: Path) -> None:
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
         # By name first: a folder like /tmp may hold thousands of others.
-        names = [n for n in os.listdir(path.parent) if n.startswith(f"{path.name}-run-")]
+        ours = f"{path.name}-run-"
+        names = [name for name in os.listdir(path.parent) if name.startswith(ours)]
     for folder in map(path.with_name, names):
         with contextlib.suppress(OSError), _open_mark(folder) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
@@ -8661,10 +8663,10 @@ class _Start:
         noted = not self.asked.in_process and threading.current_thread() is threading.main_thread()
         for name in ("SIGINT", "SIGTERM", "SIGHUP") if noted else ():
             number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            if _signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 with contextlib.suppress(ValueError):  # the main thread is a subinterpreter's
-                    before[number] = signal.signal(number, note)
-                    put_back.callback(signal.signal, number, before[number])
+                    before[number] = _signal.signal(number, note)
+                    put_back.callback(_signal.signal, number, before[number])
 
     def _check(self) -> None:
         """Raises AirflowException if the run was told to stop before it has begun."""
@@ -10658,10 +10660,10 @@ _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 def _clean(text: object) -> str:
     """Text for a terminal: control characters, which could steer it, as visible escapes."""
     text = str(text)
+    if text.isprintable():
+        return text
     odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
-    if odd:  # mostly there are none, and translate() would walk the whole text for nothing
-        return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
-    return text
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
 
 
 def _fenced(text: str, kind: str = "") -> str:

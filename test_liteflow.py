@@ -601,6 +601,17 @@ class BuildingTest(Case):
         macros: dict = {}  # which may be filled later
         self.assertIs(DAG("d", user_defined_macros=macros).user_defined_macros, macros)
 
+    def test_a_setting_of_a_subclass_gives_way_to_what_is_passed(self):
+        class Patient(liteflow.BaseOperator):
+            def __init__(self, **settings):
+                self.retries = 5
+                super().__init__(**settings)
+
+        with DAG("d"):
+            made = [Patient(task_id=f"t{n}", **{"retries": n} if n else {}) for n in range(3)]
+            none = Patient(task_id="none", retries=0)  # which is the default of all
+        self.assertEqual([each.retries for each in (*made, none)], [5, 1, 2, 0])
+
     def test_none_and_seconds_as_airflow_takes_them(self):
         with self.build() as d:
             task(retries=None, retry_delay=1.5, retry_exponential_backoff=True)(sample)(1)
@@ -913,7 +924,9 @@ class BuildingTest(Case):
             self.assert_raises(*wrong, named.param, "n", "x")
             self.assert_raises(*wrong, named.params.update, n="x")
             named.params.update({"n": 3})
-            named.params.update(n=2)
+            named.params |= {"n": 2}
+            self.assertEqual(named.params.setdefault("n", 5), 2)
+            self.assert_raises(ParamValidationError, "JSON", named.params.setdefault, "m", {1})
         self.assert_raises(*wrong, build, "x")
         for made in (build(2), assigned, named):
             declared = dict(made.params)["n"]
@@ -19461,11 +19474,11 @@ class ShapeTest(unittest.TestCase):
                     self.assertIn(module.split(".")[0], {*sys.stdlib_module_names, "liteflow"})
 
     def test_what_a_type_checker_sees_is_there_once_it_is_used(self):
-        [seen] = [
+        seen = next(
             n
             for n in self.tree.body
             if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)
-        ]
+        )
         names = [a.name for n in seen.body if isinstance(n, ast.Import) for a in n.names]
         self.assertIn("sqlite3", names)
         self.assertLessEqual({n.partition(".")[0] for n in names}, vars(liteflow).keys())
@@ -19562,6 +19575,64 @@ class ShapeTest(unittest.TestCase):
                     or "raise" in "".join(lines[number : number + 8]),
                     f"{number}: {line}",
                 )
+
+
+# How they are run.
+
+
+class Pulled(unittest.TestSuite):
+    """Test cases that several processes pull from one queue, each its next when it is free."""
+
+    _cleanup = False  # it would forget a test by its place in the order in which they are run
+
+    def __init__(self, cases, queue):
+        super().__init__(cases)
+        self.queue = queue
+
+    def __iter__(self):
+        while number := os.read(self.queue, 1):
+            yield self._tests[number[0]]
+
+
+class InTwo(unittest.TestSuite):
+    """All test cases, in two processes: most of them wait half of their time."""
+
+    KINDS = ("failures", "errors", "skipped")
+
+    def run(self, result, debug=False):
+        cases = [case for case in self if case.countTestCases()]
+        if debug or result.failfast or len(cases) < 2 or not hasattr(os, "fork"):
+            return super().run(result, debug)
+        queue, end = os.pipe()
+        os.write(end, bytes(range(len(cases))))
+        os.close(end)
+        half = Pulled(cases, queue)
+        with tempfile.TemporaryFile() as told:
+            if not (pid := os.fork()):
+                try:
+                    half.run(result)
+                    found = {
+                        k: [(str(t), why) for t, why in getattr(result, k)] for k in self.KINDS
+                    }
+                    told.write(json.dumps({"ran": result.testsRun, **found}).encode())
+                    told.flush()
+                finally:
+                    sys.exit()
+            half.run(result)
+            os.close(queue)
+            os.waitpid(pid, 0)
+            told.seek(0)
+            text = told.read() or b'{"ran": 0, "errors": [["half of the tests", "did not end"]]}'
+        other = json.loads(text)
+        result.testsRun += other.pop("ran")
+        for kind, found in other.items():
+            ended = [(unittest.suite._ErrorHolder(test), why) for test, why in found]
+            getattr(result, kind).extend(ended)
+        return result
+
+
+def load_tests(loader, tests, pattern):
+    return InTwo(tests)
 
 
 if __name__ == "__main__":
