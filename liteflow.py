@@ -4720,9 +4720,12 @@ def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[st
     return f"WHERE {' AND '.join(terms)} {rest} LIMIT {-1 if limit is None else limit}", values
 
 
-# DAGs with their metadata; runs, newest first.
+# DAGs with their metadata; runs, newest first, and what names them.
 _select_dags = functools.partial(_select, "dag", "", "ORDER BY dag_id")
-_select_runs = functools.partial(_select, "dag_run", "", "ORDER BY dag_run.id DESC")
+_select_runs = functools.partial(_select, "dag_run", "", "ORDER BY id DESC")
+_select_run_ids = functools.partial(
+    _select, "dag_run", "dag_id run_id start_date", "ORDER BY id DESC"
+)
 
 
 def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
@@ -4740,15 +4743,6 @@ def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | No
     return earlier + max(0.0, latest)
 
 
-def _select_run_ids(
-    db: sqlite3.Connection, dag_id: str | None = None
-) -> dict[tuple[str, str], str | None]:
-    """(dag_id, run_id) of the runs of all DAGs, or one, newest first, with when each began."""
-    rest, values = _asking("dag_run", "ORDER BY id DESC", dag_id=dag_id)
-    rows = db.execute(f"SELECT dag_id, run_id, start_date FROM dag_run {rest}", values)
-    return {(str(dag), str(run)): start and str(start) for dag, run, start in rows}
-
-
 def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     """How many task instances of a run are in each state, or in `none`."""
     what = "coalesce(CAST(state AS TEXT), 'none'), count(*)"
@@ -4757,15 +4751,14 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
 
 
 def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[str, Any]]:
-    """DAGs with the number of their runs, the newest, and when the last successful one ended."""
+    """DAGs with the number of their runs, and when the last successful one ended."""
     dags = []
     # Not one of a clock that was ahead: no later trouble would ever show.
     latest = "max(CASE WHEN state = 'success' AND end_date <= ? THEN CAST(end_date AS TEXT) END)"
     query = f"SELECT count(*), {latest} FROM dag_run WHERE dag_id = ?"
     for row in _select_dags(db, dag_id=dag_id):
         [[runs, success]] = db.execute(query, (_now(), row.dag_id))
-        newest = _find_run(db, dag_id=row.dag_id)
-        dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
+        dags.append({**vars(row), "runs": runs, "last_success": success})
     return dags
 
 
@@ -4856,10 +4849,8 @@ def _count_elsewhere(
 
 def _count_parts(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
     """The number of the last part of an attempt's log, but for its tail; 0 if there is none."""
-    which = f"task_instance_id = ? AND try_number = ? AND part < {_TAIL_PART}"
-    query = f"SELECT coalesce(max(part), 0) FROM task_log WHERE {which}"
-    count: int = db.execute(query, (instance_row, try_number)).fetchone()[0]
-    return count
+    which = {"task_instance_id": instance_row, "try_number": try_number, "after_live": 0}
+    return max((row.part for row in _select("task_log", "part", "", db, **which)), default=0)
 
 
 # --- Values: the only pickle ----------------------------------------------------------------------
@@ -10318,7 +10309,7 @@ def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
     _of_type(str)("run_id", run_id)
     row = _read(path, _find_run, dag_id=dag_id, run_id=run_id)
     if row is None:
-        known = [run for _, run in _read(path, _select_run_ids, dag_id)]
+        known = [run.run_id for run in _read(path, _select_run_ids, dag_id=dag_id)]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
     return DagRun(row, path)
 
@@ -10351,14 +10342,14 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     exact = exact or _read_runs(path, None, named=name or "")
     if len(exact) == 1:
         return exact[0]
-    starts, name = _read(path, _select_run_ids), name or ""
+    known, name = _read(path, _select_run_ids), name or ""
     fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
-    for (dag_id, run_id), start in ({} if exact else starts).items():
-        part = name.removeprefix(f"{dag_id}/")
+    for row in () if exact else known:
+        part = name.removeprefix(f"{row.dag_id}/")
         # There may be many runs: a time is worked out only for what can be a part of one.
-        when = "" if part.strip("0123456789-: ") else _local_time(_moment(start))
-        if part and part in f"{run_id} {when}":
-            fits[dag_id, run_id] = part
+        when = "" if part.strip("0123456789-: ") else _local_time(_moment(row.start_date))
+        if part and part in f"{row.run_id} {when}":
+            fits[row.dag_id, row.run_id] = part
     for found, part in fits.items() if len(fits) == 1 else ():
         if len(part) >= _SHORTEST_PART:
             return _read_run(path, *found)
@@ -10367,8 +10358,8 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if starts or name else "run"
-    near = _near(name, {dag for dag, _ in starts}) if starts or name else ""
+    what = f"DAG with a run, and no run, {name!r}" if known or name else "run"
+    near = _near(name, {row.dag_id for row in known}) if known or name else ""
     raise RunNotFound(f"there is no {what} in {path}{near}")
 
 
@@ -11937,8 +11928,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
     for found in _read(options.db, _select_histories, options.dag):
-        newest = found.pop("newest")
-        run = newest and DagRun(newest, options.db)
+        run = next(iter(_read_runs(options.db, found["dag_id"], limit=1)), None)
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": run and _run_document(run)}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
@@ -11980,7 +11970,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
     ids_of = functools.cache(
-        lambda dag_id: "\n".join(r for _, r in _read(options.db, _select_run_ids, dag_id))
+        lambda of: "\n".join(x.run_id for x in _read(options.db, _select_run_ids, dag_id=of))
     )
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
