@@ -11828,14 +11828,13 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
         text = _markdown_of(run, options.direction)
-        _write_output(text, options)
-        for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text):
-            _tell_if_large(diagram)
-        return
-    seen = _seen_instances(run, attempts=options.gantt)
-    text = _draw_gantt(run, seen) if options.gantt else _draw(_run_boxes(seen), options.direction)
+    elif options.gantt:
+        text = _draw_gantt(run, _seen_instances(run, attempts=True))
+    else:
+        text = _draw(_run_boxes(_seen_instances(run)), options.direction)
     _write_output(f"{_live_url(text)}\n" if options.url else text, options)
-    _tell_if_large(text)
+    for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text) or [text]:
+        _tell_if_large(diagram)
 
 
 def _tell_if_large(diagram: str) -> None:
