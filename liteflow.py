@@ -12018,24 +12018,21 @@ def _follow(run: DagRun) -> None:
         return run._look(_select_run_counts), running, seconds
 
     try:
-        while run.owner_alive:
+        while run.refresh().owner_alive:
             report.status(snapshot)
             line = "" if report.redraws else _counts_text(run._look(_select_run_counts), "to come")
             if line != said:
                 report.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
                 said = line
             time.sleep(_POLL)
-            run.refresh()
     finally:
         report.clear()
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     instances = _seen_instances(run)
-    if options.state == "none":
-        instances = [ti for ti in instances if ti.state is None]
-    elif options.state is not None:
-        instances = [ti for ti in instances if ti._word == options.state]
+    if options.state is not None:
+        instances = [ti for ti in instances if options.state in (ti._word, ti.state or "none")]
     if options.json:
         found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
         return _print_json({**_run_document(run), "task_instances": found})
