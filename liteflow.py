@@ -11565,18 +11565,17 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
-    why = ""
     try:
         found = act()
-    except OSError as error:  # nothing is said of a broken pipe: its reader has seen enough
-        why = "" if isinstance(error, BrokenPipeError) else str(error)
     except KeyboardInterrupt:
         found = 130
     except SystemExit as end:  # by a signal
         found = int(end.code or 0)
-    except AirflowException as error:
+    except BrokenPipeError:  # its reader has seen enough
+        pass
+    except (AirflowException, OSError) as error:
         _say(f"liteflow: error: {_clean(error)}")
-        known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2))
+        known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2), (OSError, 1))
         found = next(code for kind, code in known if isinstance(error, kind))
     try:
         sys.stdout.flush()
@@ -11586,10 +11585,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
         # The interpreter must not try again at its end: it would change our exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            why = f"the output can't be written: {error.strerror}"
-    if why:
-        _say(f"liteflow: error: {why}")
-        found = found or 1
+            _say(f"liteflow: error: the output can't be written: {error.strerror}")
+            found = found or 1
     return found() if callable(found) else found
 
 
