@@ -12452,16 +12452,14 @@ def _parser(
     """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
-    lines = block.strip().splitlines()
-    examples = [f"\n  %(prog)s{line[1:]}" for line in lines if line.startswith("$")]
-    epilog = "".join(["examples:", *examples, more])
+    arguments, *examples = f"\n{block.rstrip()}".split("\n$")
+    epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
         name, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
-    for line in lines:
-        if not line.startswith("$"):
-            _add_argument(parser, line)
+    for line in filter(None, arguments.splitlines()):
+        _add_argument(parser, line)
     which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
     default = None if make is None else argparse.SUPPRESS  # keep one given before the command
     parser.add_argument("--db", metavar="PATH", default=default, help=which)
