@@ -4662,7 +4662,6 @@ def _select(
 
     A column that only later versions have is None in a file that has not got it yet.
     """
-    columns = columns or " ".join(_COLUMNS[source])
     names, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
     rest, values = _asking(source, rest, dag_run_id=run_row, **asked)
     found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
@@ -4673,7 +4672,7 @@ def _select(
 def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str], str]:
     """The names of the rows' fields, and the SQL that selects them."""
     terms: dict[str, str] = {}
-    for name in columns.split():
+    for name in columns.split() or _COLUMNS[source]:
         table, column = name.split(".") if "." in name else (source.split()[0], name)
         term = f"CAST({table}.{column} AS {_COLUMNS[table][column]})"
         key = f"{table}_{column}" if column in terms else column
@@ -4681,8 +4680,8 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked by these names. Any other name is that of a column of the run or task instance,
-# which must equal the value.
+# What is asked by these names. Any other name is that of a column, first of all of the run or task
+# instance, which must equal the value.
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
@@ -4698,8 +4697,6 @@ _ASKED_OF = {
     "('queued', 'running')), 0)",
     "not_yet": "state != ?",
     "maybe": "state IN (?, 'running')",
-    "key": "key = ?",
-    "item": "item = ?",
     "largest": "length(value) <= ?",
     "tried": "task_log.try_number = ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
@@ -4715,7 +4712,8 @@ def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[st
     terms, values = ["true"], []
     for name, value in asked.items():
         if value is not None:
-            terms.append(_ASKED_OF.get(name) or f"{table}.{name} = ?")
+            column = f"{table}.{name}" if name in _COLUMNS[table] else name
+            terms.append(_ASKED_OF.get(name, f"{column} = ?"))
             values.append(value)
     return f"WHERE {' AND '.join(terms)} {rest} LIMIT {-1 if limit is None else limit}", values
 
