@@ -11940,27 +11940,27 @@ def _cmd_list(options: argparse.Namespace) -> int:
     return int(options.check and bool(dags))
 
 
-def _trouble_of(path: Path, dag: Mapping[str, Any], since: _datetime.datetime | None) -> str | None:
+def _trouble_of(path: Path, dag: Mapping[str, Any], since: str | None) -> str | None:
     """Why a DAG is in trouble, or None: its newest run is no success, or none was one `since` then.
     Of a run that is under way nothing is known yet: the one before it counts."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
     ended = next((run for run in runs if not run.owner_alive), None)
     if ended is not None and ended.state is not DagRunState.SUCCESS:
         return f"run {ended.run_id} is no success: {_run_state(ended)}"
-    success = _moment(dag["last_success"])
-    if since is None or (success is not None and success >= since):
+    success = dag["last_success"] or ""
+    if since is None or success >= since:
         return None
-    return "no run is known to have succeeded" if success is None else "the last success is too old"
+    return "the last success is too old" if success else "no run is known to have succeeded"
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows = [], []
     most = _MOST_RUNS if options.limit is None else options.limit
-    since, state = options.since and _iso(options.since), options.state
+    state = options.state
     # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
     is_unsure = state in ("failed", "running")
     asked = {"maybe": state} if is_unsure else {"state": state, "limit": most + 1}
-    runs = _read_runs(options.db, options.dag, since=since, **asked)
+    runs = _read_runs(options.db, options.dag, since=options.since, **asked)
     states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
     ids_of = functools.cache(
@@ -12203,9 +12203,8 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
-    before = options.older_than and _iso(options.older_than)
-    state = "success" if options.values else None
-    runs = _read_runs(options.db, options.dag, state=state, keep=options.keep, before=before)[::-1]
+    asked = {"state": "success" if options.values else None, "before": options.older_than}
+    runs = _read_runs(options.db, options.dag, keep=options.keep, **asked)[::-1]
     # A queued run whose process is gone may still be recovered or resumed.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]
@@ -12392,9 +12391,9 @@ $ copy.db                   also while a run writes
 """
 
 
-def _long_ago(count: str, unit: str) -> _datetime.datetime:
+def _long_ago(count: str, unit: str) -> str:
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-    return _utcnow() - _datetime.timedelta(**{units[unit]: float(count)})
+    return _iso(_utcnow() - _datetime.timedelta(**{units[unit]: float(count)}))
 
 
 # How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
