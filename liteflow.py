@@ -4763,12 +4763,11 @@ def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[s
 _ATTEMPT_COLUMNS = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
 _INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_preview
     upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
-_DAG_ORDER = "ORDER BY min(task_instance.id) OVER (PARTITION BY task_id), map_index"
-_TRY_ORDER = f"{_DAG_ORDER}, task_attempt.try_number"
+_IN_ORDER = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
-_select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _DAG_ORDER)
+_select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(
-    _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _TRY_ORDER
+    _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _IN_ORDER
 )
 # The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
 _select_log = functools.partial(
