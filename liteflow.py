@@ -4812,11 +4812,9 @@ def _select_values(
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
     rest, values = _asking(_XCOMS, order, dag_run_id=run_row, **asked)
-    return db.execute(
-        "SELECT CAST(task_id AS TEXT), CAST(map_index AS INTEGER), CAST(key AS TEXT), CASE WHEN "
-        f"length(value) <= ? THEN value END FROM {_XCOMS} {rest}",
-        (largest, *values),
-    ).fetchall()
+    _, terms = _terms(_XCOMS, f"{_INSTANCE_KEY} key", ())
+    query = f"SELECT {terms}, CASE WHEN length(value) <= ? THEN value END FROM {_XCOMS} {rest}"
+    return db.execute(query, (largest, *values)).fetchall()
 
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
