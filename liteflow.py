@@ -4680,8 +4680,8 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked by these names. Any other name is that of a column, first of all of the run or task
-# instance, which must equal the value.
+# What is asked by these names. Any other name is that of a column of the first table, or else of
+# the task instance, which must equal the value.
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
@@ -4698,7 +4698,6 @@ _ASKED_OF = {
     "not_yet": "state != ?",
     "maybe": "state IN (?, 'running')",
     "largest": "length(value) <= ?",
-    "tried": "task_log.try_number = ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
     # The ends of long logs are written anew while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
@@ -4708,12 +4707,12 @@ _ASKED_OF = {
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
     """What follows `FROM source`, and its values; of what is `asked`, None stands for anything."""
-    table = "task_instance" if "task_instance" in source else source
+    first = source.split()[0]
     terms, values = ["true"], []
     for name, value in asked.items():
         if value is not None:
-            column = f"{table}.{name}" if name in _COLUMNS[table] else name
-            terms.append(_ASKED_OF.get(name, f"{column} = ?"))
+            table = first if name in _COLUMNS[first] else "task_instance"
+            terms.append(_ASKED_OF.get(name, f"{table}.{name} = ?"))
             values.append(value)
     return f"WHERE {' AND '.join(terms)} {rest} LIMIT {-1 if limit is None else limit}", values
 
@@ -4769,7 +4768,7 @@ _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _I
 _select_attempts = functools.partial(
     _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _IN_ORDER
 )
-# The stored output, in the order in which attempts began: of the one `tried`, and `after` an id.
+# The stored output, in the order in which attempts began: of one try number, and `after` an id.
 _select_log = functools.partial(
     _select,
     f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
@@ -10182,7 +10181,7 @@ class DagRun:
             self._instances_of(task_id)  # raises if there is no such task
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
-        which = {"task_id": task_id, "map_index": index, "tried": try_number}
+        which = {"task_id": task_id, "map_index": index, "try_number": try_number}
         rows = self._look(_select_log, latest=True if try_number is None else None, **which)
         return "".join(row.text for row in sorted(rows, key=lambda row: row.map_index))
 
@@ -12111,7 +12110,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         # In this order: what is printed before the end is there when the log is read after it.
         is_live = follow and run.refresh().owner_alive
         since = {"after_live" if is_live else "after": after}
-        parts = run._look(_select_log, tried=number, **since, **which)
+        parts = run._look(_select_log, try_number=number, **since, **which)
         if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
         for part in parts:
