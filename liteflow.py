@@ -7611,10 +7611,10 @@ class WorkerPool:
                 if self._server is not None and self._server.serves(runner):
                     return self._server
                 self._weed(runner, None)
-                if self._server is not None and not self._count:
-                    self._server.close()
-                    self._server = None
-                if self._server is None and not self._count:
+                if not self._count:
+                    if self._server is not None:
+                        self._server.close()
+                        self._server = None
                     self._close_file()  # or nothing may be forked
                     if _may_fork():
                         self._server = _ForkedServer("fork" if interactive else None)
@@ -7650,14 +7650,11 @@ class WorkerPool:
                             holder.wake()
                 return None
             self._slot_line.pop(runner, None)
-            if self._idle:
-                found = self._idle.pop()
-                self._wake_next()
-                return found
-            self._count += 1
+            found = self._idle.pop() if self._idle else None
+            self._count += found is None
             self._wake_next()
         try:
-            return _Slot(self, context)
+            return found or _Slot(self, context)
         except BaseException:  # whatever it is: cleaned up after, and raised again
             with self._lock:
                 self._count -= 1
