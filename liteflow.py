@@ -6272,9 +6272,8 @@ class _Worker:
             why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
             return self.control.send(("joined", why, None, None))
         self._flush()
-        if not logging.root.handlers:  # where nothing is set up, what people expect
-            form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-            logging.basicConfig(level=logging.INFO, format=form)
+        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(level=logging.INFO, format=form)  # unless something is set up
         self._note_state()
         self.control.send(("joined", None, self.run.edited, found))
         _let_c_print_lines()  # while the run is recorded
@@ -8435,14 +8434,13 @@ class _InProcessRunner(_ExecutorRunner):
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
 
-        watched = timeout is not None and hasattr(signal, "setitimer")
         with contextlib.ExitStack() as stack:
-            if watched and threading.current_thread() is threading.main_thread():
-                with contextlib.suppress(ValueError):  # it is a subinterpreter's
+            if timeout is not None and hasattr(signal, "setitimer"):
+                with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
                     before = signal.signal(signal.SIGALRM, on_alarm)
                     stack.callback(signal.signal, signal.SIGALRM, before)
                     stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-                    signal.setitimer(signal.ITIMER_REAL, min(timeout or 0, 2**31 - 1))
+                    signal.setitimer(signal.ITIMER_REAL, min(timeout, 2**31 - 1))
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
