@@ -6965,9 +6965,6 @@ class _SlotLog:
         self, attempt: _Attempt, end: int, output: bytes | None = None
     ) -> list[tuple[_Attempt, int, str]]:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
-        if output == b"" and not self._head:  # it has printed nothing
-            self.start = self._at = end
-            return []
         parts = self.take(attempt, end, output)
         self.begin(end)
         return parts
