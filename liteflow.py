@@ -6448,8 +6448,7 @@ def _let_c_print_lines() -> None:
     """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
     with contextlib.suppress(Exception):  # no ctypes, or another C library
         libc = ctypes.CDLL(None)
-        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
-        out = ctypes.c_void_p.in_dll(libc, name)
+        out = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
         libc.setvbuf(out, None, 1, 0)  # _IOLBF
 
 
@@ -6499,8 +6498,7 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
     # macOS does not tell whose output a process holds.
     found: list[str] = []
     with contextlib.suppress(OSError):  # no descriptor is left to look with
-        listed = os.path.exists("/proc/self")
-        found = os.listdir("/proc") if listed else _ps("-A -o pid=").split()
+        found = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
     for pid in map(int, filter(str.isdecimal, found)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
@@ -6559,8 +6557,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             if _worker.log_file < 0:  # where else would it be seen?
-                why = f"{doing}:\n{_traceback(error)}"
-                _worker.control.send(("joined", why, None, None))
+                _worker.control.send(("joined", f"{doing}:\n{_traceback(error)}", None, None))
             os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)
 
