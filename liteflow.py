@@ -7535,7 +7535,6 @@ class WorkerPool:
                 self._closed = True
                 idle, self._idle = self._idle, []
                 self._count -= len(idle)
-                kept, self._kept_store = self._kept_store, None  # no run takes it any more
                 for runner in self._runners:
                     runner.wake()
             for slot in idle:  # their workers end side by side
@@ -7543,13 +7542,12 @@ class WorkerPool:
             for slot in idle:
                 slot.bury(grace=2.0)
             self._end_server()
-            if kept is not None:
-                kept.close()
+            self._close_file()  # no run takes it any more
 
     def _take_file(self, path: Path) -> _Store | None:
         """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
-            if self._kept_store is None or self._kept_store.path != path:
+            if self._closed or self._kept_store is None or self._kept_store.path != path:
                 return None
             store, self._kept_store = self._kept_store, None
         with contextlib.suppress(DatabaseError):
