@@ -6489,12 +6489,6 @@ def _ps(asked: str) -> str:
 
 def _signal_strays(worker: int, log: int, number: int) -> None:
     """Signal what left a worker's group, but is in its session or has its log (an open file)."""
-
-    def is_log(path: Path) -> bool:
-        with contextlib.suppress(OSError):
-            return os.path.samestat(path.stat(), os.fstat(log))
-        return False
-
     # macOS does not tell whose output a process holds.
     found: list[str] = []
     with contextlib.suppress(OSError):  # no descriptor is left to look with
@@ -6503,8 +6497,8 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
                 continue  # of the group: a second TERM would cut off what the first lets run
-            files = Path(f"/proc/{pid}/fd")
-            if os.getsid(pid) == worker or is_log(files / "1") or is_log(files / "2"):
+            outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
+            if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
                 os.kill(pid, number)
 
 
