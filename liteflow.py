@@ -6732,7 +6732,7 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     try:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        is_inherited = not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        is_inherited = os.get_inheritable(descriptor)
     except OSError:  # os.listdir's own, which is closed by now
         return False
     # What was inherited stays open in this process itself for as long as its workers live.
@@ -7408,9 +7408,8 @@ def _fork_server_answers() -> bool:
 
 def _cpus() -> int:
     """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found or 1
 
 
 # --- Runners: the pool ----------------------------------------------------------------------------
