@@ -7301,9 +7301,8 @@ def _set_up_slots(by_executor: bool) -> None:
         if found and (folder or "/") not in sys.path:  # a loader may give a file any name
             sys.path.append(folder or "/")
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.
-    if (register := getattr(threading, "_register_atexit", None)) is not None:
-        with contextlib.suppress(RuntimeError):  # in an atexit handler, say, it is too late
-            register(_close_pools)
+    with contextlib.suppress(RuntimeError):  # in an atexit handler, say, it is too late
+        getattr(threading, "_register_atexit", bool)(_close_pools)
 
 
 def _let_go_of_slots() -> None:
