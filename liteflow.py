@@ -5093,10 +5093,8 @@ class _WorkerRun:
         """What to say where this process has another version of the DAG's file than the scheduler:
         it was edited between the two imports."""
         path, identity = self.info["fileloc"], self.info["identity"]
-        if _is_forked or identity is None:
-            return None
-        own = self.dag._identity or _file_identity(path)
-        if own in (identity, None):
+        own = identity and (self.dag._identity or _file_identity(path))
+        if _is_forked or own in (identity, None):
             return None
         return f"{path} was edited: this worker has another version than the program that runs it"
 
