@@ -5801,13 +5801,12 @@ def _split_traceback(error: str) -> tuple[str, str]:
     """A traceback up to the exception's own line, and what comes after it: more of its message,
     notes, a group's members. Without the last line, where `_traceback` says the reason again."""
     *lines, last = error.split("\n")
-    own: list[int] = []
+    at = len(lines)
     for i, line in enumerate(lines):
         if line.startswith(("The above exception was the", "During handling of the above")):
-            own.clear()  # the exception before may say the same
+            at = len(lines)  # the exception before may say the same
         elif line.lstrip(" |") == last:
-            own.append(i)
-    at = own[-1] if own else len(lines)
+            at = i
     return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
 
 
@@ -5819,18 +5818,16 @@ def _said_once(error: str) -> str:
 def _place_of(error: str | None) -> str:
     """Where in the user's code a traceback ends: file, line, function, and the line itself."""
     before, _ = _split_traceback(error or "")
-    own: list[str] = []
-    foreign: list[str] = []
+    places = {False: "", True: ""}  # the last of the user's, and the last of others
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
             continue
         # Libraries, of whatever Python ran it, are not the user's; nor is what has no file, or
         # was compiled from Cython (pandas, pyarrow).
-        is_foreign = re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path)
-        place = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
-        (foreign if is_foreign else own).append(place)
-    return (own or foreign or [""])[-1]
+        is_foreign = bool(re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path))
+        places[is_foreign] = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
+    return places[False] or places[True]
 
 
 def _cut_chain(error: BaseException) -> None:
