@@ -5790,11 +5790,12 @@ def _last_line(error: str | None) -> str:
 
 
 def _own_line(text: str) -> str:
-    """The line in which a traceback's last exception says what it is, short enough for a table."""
+    """The line in which a traceback's last exception says what it is, and where it was raised."""
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
-    return _last_line(own and re.sub(r"\n\s*", "", own[0]))
+    line = _last_line(own and re.sub(r"\n\s*", "", own[0]))
+    return f"{line} ({_place_of(text)})".removesuffix(" ()")
 
 
 def _split_traceback(error: str) -> tuple[str, str]:
@@ -10818,12 +10819,10 @@ def _facts_of(error: str) -> list[str]:
     facts = lines if len(lines) <= 2 else [*lines[:2], "..."]
     for n, member in enumerate(members[:2], 1):
         text = re.sub(r"^ *(\| ?|\+-+$)", "", member, flags=re.MULTILINE).strip()
-        place = f" ({_place_of(text)})".removesuffix(" ()")
-        facts.append(f"{n} of {len(members)}: {_own_line(text)}{place}")
+        facts.append(f"{n} of {len(members)}: {_own_line(text)}")
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
     cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
-    place = f" ({_place_of(cause)})".removesuffix(" ()")
-    facts += [f"caused by {_own_line(cause)}{place}"] if cause else []
+    facts += [f"caused by {_own_line(cause)}"] if cause else []
     return [*facts, *filter(None, [_place_of(error)])]
 
 
