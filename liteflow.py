@@ -5391,16 +5391,13 @@ class _Execution:
     def context(self) -> Context:
         """The task's context: a dict with Airflow's keys."""
         # No cached_property, whose lock (up to Python 3.11) a worker that is forked finds held.
-        if self._context is None:
-            self._context = self._made_context()
-        return self._context
-
-    def _made_context(self) -> Context:
+        if self._context is not None:
+            return self._context
         info, task = self.run.info, self.task
-        run = _dag_run_of(info)
-        ti = _running_instance(self)
+        run, ti = _dag_run_of(info), _running_instance(self)
         own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
-        ti.task = task
+        when = run.logical_date
+        day = info["run_id"] if when is None else _FILTERS["ds_nodash"](when)
         context: Context = {
             **dict.fromkeys(_NOT_HERE),
             **{name: {} for name in ("inlet_events", "outlet_events", "triggering_asset_events")},
@@ -5412,16 +5409,16 @@ class _Execution:
             "run_id": info["run_id"],
             "task": task,
             "task_instance": ti,
-            "task_instance_key_str": f"{task.dag_id}__{task.task_id}__"
-            + (run.logical_date.strftime("%Y%m%d") if run.logical_date else info["run_id"]),
+            "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{day}",
             "task_reschedule_count": self.job.pokes,
             "ti": ti,
             "var": {"value": _Variables(False), "json": _Variables(True)},
         }
-        if (when := run.logical_date) is not None:
+        if when is not None:
             context |= {name: text(when) for name, text in _FILTERS.items()}
             names = ("data_interval_end", "data_interval_start", "logical_date")
             context |= dict.fromkeys(names, when)
+        self._context = context
         return context
 
 
@@ -10007,7 +10004,7 @@ def _running_instance(execution: _Execution) -> TaskInstance:
     ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(execution.started))
     ti.try_number, ti.max_tries = execution.job.try_number, execution.job.max_tries
     ti.pid, ti.hostname, ti._db_path = os.getpid(), socket.gethostname(), info["db_path"]
-    ti.upstream_task_ids = set(execution.task._upstream)
+    ti.task, ti.upstream_task_ids = execution.task, set(execution.task._upstream)
     return ti
 
 
