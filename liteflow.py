@@ -5124,8 +5124,7 @@ class _WorkerRun:
             (kind, own), of_dag = map(_load, settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
             empty = {name: make() for name, make in _OFTEN_EMPTY.items()}
-            place = {"task_id": task_id, "python_callable": named, "dag": self.dag}
-            vars(task).update({**empty, **own, **place})
+            vars(task).update(empty | own, task_id=task_id, python_callable=named, dag=self.dag)
             vars(self.dag).update(of_dag)
         self._tasks[task_id] = task
         return self._tasks[task_id]
