@@ -8921,11 +8921,9 @@ def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
     for task in () if asked.in_process else dag.task_dict.values():
         size = sizes.get(task.pool, math.inf if task.pool == "default_pool" else 0)
         if task.pool_slots > size:
-            raise ValueError(
-                f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}, whose size "
-                f"is {size or 'not given'}: run with pools={{{task.pool!r}: N}}, or --pool "
-                f"{task.pool}=N"
-            )
+            what = f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}"
+            remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
+            raise ValueError(f"{what}, whose size is {size or 'not given'}: {remedy}")
     return sizes
 
 
