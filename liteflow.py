@@ -4061,13 +4061,12 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
 
 def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
-    why, mode = None, 0o600  # of the file that would be made
+    why, mode, owner = None, 0o600, getattr(os, "geteuid", int)()  # of a file that would be made
     try:
         found = os.stat(path)
         mode, owner = found.st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
         why = None if path.parent.is_dir() else f"there is no directory {path.parent}"
-        owner = getattr(os, "geteuid", int)()
     except OSError as error:  # a folder that this user may not enter, say
         why = error.strerror
     else:
@@ -4114,8 +4113,7 @@ def _check_before_run(path: Path) -> None:
     """Refuse a file that a run can't use before anything is started, without touching it."""
     if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
-    _check_place(path)
-    if path.exists() and path.stat().st_size:
+    if os.path.isfile(path) and os.path.getsize(path):
         with contextlib.suppress(_Empty):  # somebody is just creating it, or died doing so
             _read(path, lambda connection: None)
     _check_writable(path)
