@@ -6092,7 +6092,7 @@ class _Worker:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
-        self._threads = threading.active_count()
+        self.threads = threading.active_count()
         self._limits, self._children = _resources()
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -6392,7 +6392,7 @@ class _Worker:
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
         # What follows only a new process can mend.
-        if threading.active_count() > self._threads:
+        if threading.active_count() > self.threads:
             return "the task left a thread"
         try:
             # Zombies are reaped: the task that could have waited for them has ended.
@@ -7502,7 +7502,7 @@ class WorkerPool:
         """
         if self._runs is not None:
             self._runs.close(cancel_futures or stop, stop)
-            if not wait or self._runs.is_own_thread():
+            if not wait or threading.current_thread() in self._runs.threads:
                 threading.Thread(target=self.shutdown).start()
                 return
             try:
@@ -9723,7 +9723,7 @@ class _RunLine:
         # Of each DAG and file, in order of arrival; and how many of them run here.
         self._waiting: dict[tuple[Path, str], collections.deque[_InLine]] = {}
         self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
-        self._threads: set[threading.Thread] = set()
+        self.threads: set[threading.Thread] = set()  # in which futures' callbacks are called, too
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
@@ -9794,13 +9794,13 @@ class _RunLine:
         """Let a thread look for what may begin: the one that sleeps, or one more."""
         if self._sleeps:
             self._changed.notify_all()
-        elif len(self._threads) < self._pool.max_runs:
+        elif len(self.threads) < self._pool.max_runs:
             thread = threading.Thread(target=self._serve, daemon=True)
             try:
                 thread.start()
-                self._threads.add(thread)
+                self.threads.add(thread)
             except RuntimeError:  # the system has no more: those that there are have to do
-                if not self._threads:
+                if not self.threads:
                     raise
 
     def _serve(self) -> None:
@@ -9832,7 +9832,7 @@ class _RunLine:
                             self._call_thread()
                         return entry
                 if self._sleeps or not dues:
-                    self._threads.discard(threading.current_thread())
+                    self.threads.discard(threading.current_thread())
                     self._changed.notify_all()
                     return None
                 self._sleeps = True
@@ -9848,15 +9848,11 @@ class _RunLine:
         for entry in left if give_up else ():
             entry.cancel(close=False)
 
-    def is_own_thread(self) -> bool:
-        """Whether the caller is in one of the line's own threads, as a future's callback is."""
-        return threading.current_thread() in self._threads
-
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
         with self._changed:
             # Not by join(): up to 3.12, a thread counts as ended once a signal cut that off.
-            while self._threads:
+            while self.threads:
                 self._changed.wait()
             self._drained = True
         with self._writing:
