@@ -8757,12 +8757,11 @@ class _Start:
             # stands still (a test's, say).
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
-        if row and known:
-            has_succeeded = row.state == "success" and known.state != "success"
-            if has_succeeded or row.values_deleted != known.values_deleted:
-                raise _LookAgain
-        if row is None:
+        if row is None or known is None:  # then both are
             return None
+        has_succeeded = row.state == "success" and known.state != "success"
+        if has_succeeded or row.values_deleted != known.values_deleted:
+            raise _LookAgain
         if self.asked.in_line is not None:
             self.asked.in_line.check(row)
         elif _owner_lives(self.path, row.owner):  # also in line: its future would be cancelled
