@@ -9681,8 +9681,7 @@ class _InLine:
             self.cancel(close=False)
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            if isinstance(error, _Killed):
-                self._killed += 1
+            self._killed += isinstance(error, _Killed)
             retried = (AlreadyRunning, _Killed) if self._killed <= 2 else (AlreadyRunning,)
             if isinstance(error, retried) and not begun:
                 self.due = time.monotonic() + _TRIED_AGAIN
