@@ -5354,11 +5354,10 @@ class _Execution:
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
+        if plain:
+            return _pulled(self.pull(task_id, key), ..., None)
         data = [data for _, data in self._xcoms(task_id, key)]
-        results = _Results(data, self.run.info["fileloc"])
-        if not plain:
-            return results
-        return None if not results else results[0] if len(results) == 1 else list(results)
+        return _Results(data, self.run.info["fileloc"])
 
     def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
