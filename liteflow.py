@@ -8881,8 +8881,7 @@ def _refuse_reentry() -> None:
         os._exit(_UNGUARDED)  # the scheduler explains it, once
     if not _importing_in_child() or _worker is not None:
         return
-    process = sys.modules["multiprocessing.process"]
-    if process.current_process().name.startswith(_WORKER_MARK):
+    if sys.modules["multiprocessing.process"].current_process().name.startswith(_WORKER_MARK):
         os._exit(_UNGUARDED)
     raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
 
