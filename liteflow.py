@@ -5141,7 +5141,6 @@ class _WorkerRun:
 
 
 def _function_of(task: BaseOperator) -> Any:
-    """The function behind a task, or its class."""
     return task.python_callable if isinstance(task, _FunctionOperator) else type(task)
 
 
@@ -8887,7 +8886,6 @@ def _refuse_reentry() -> None:
 
 
 def _has_method(thing: object, method: str) -> bool:
-    """Whether it has the method, and is an instance, no class."""
     return callable(getattr(thing, method, None)) and not isinstance(thing, type)
 
 
