@@ -5611,9 +5611,8 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
         if failure is not None:
             is_dag, text = isinstance(owner, Dag), _traceback(failure)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
-            place = f" ({found})" if (found := _place_of(text)) else ""
-            said = f"liteflow: {name} of {whose} failed: {_last_line(text)}{place}"
-            print(f"{said}\n{text}", file=sys.stderr)
+            said = f"{name} of {whose} failed: {_last_line(text)} ({_place_of(text)})"
+            print(f"liteflow: {said.removesuffix(' ()')}\n{text}", file=sys.stderr)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
