@@ -5078,7 +5078,7 @@ class _WorkerRun:
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, number = self.info["key"]
-        if module and not _is_forked:
+        if module not in ("", "__main__") and not _is_forked:  # multiprocessing imports __main__
             _import(module, self.info["module_path"])
         found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
@@ -5152,8 +5152,6 @@ def _full_name(function: Any) -> str:
 
 def _import(module: str, path: str | None) -> None:
     """Import the module as the scheduler has it: by its name, or else from its file."""
-    if module == "__main__":
-        return  # multiprocessing has imported it, as __mp_main__
     spec = None
     with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
