@@ -8727,9 +8727,8 @@ class _Start:
         self._info()
 
     def enqueue(self, store: _Store) -> None:
-        """Record the run as queued, having checked all that can be without a worker."""
+        """Record the run, whose params were looked at, as queued."""
         while True:
-            self.look_at_params()
             with contextlib.suppress(_LookAgain), store.transaction():
                 row = self._found_again(store)
                 if row is None:
@@ -8738,6 +8737,7 @@ class _Start:
                 elif row.state != "success":
                     store.queue_run(row.id)
                 return
+            self.look_at_params()
 
     def _found_again(self, store: _Store) -> _Row | None:
         """The recorded run, now that nobody else writes, closed if its owner died; None if it is a
@@ -9724,8 +9724,7 @@ class _RunLine:
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
-        if not run.asked.resume:  # what is wrong is refused before there is a file
-            run.look_at_params()
+        run.look_at_params()  # what is wrong is refused before there is a file
         owner = self.write(run.path, run.enqueue)
         return self.enter(_InLine(self, run, run.run_id, owner))
 

@@ -12520,11 +12520,11 @@ class SubmitTest(FlowCase):
                 (TypeError, {"pools": 1}),
                 (TypeError, {"conf": {"n": object()}}),
                 (ValueError, {"run_id": ""}),
-                (liteflow.RunNotFound, {"resume": True, "run_id": "r"}),
+                (DatabaseError, {"resume": True, "run_id": "r"}),
             ):
                 with self.subTest(options=options), self.assertRaises(error):
                     pool.submit(self.flows.dag, db_path=self.db, **options)
-            self.assertEqual(recorded_runs("line", self.db), [])
+            self.assertEqual([*self.folder.glob(f"{self.db.name}*")], [])
             with DAG("typed", params={"n": Param(1, type="integer")}) as typed:
                 self.step("f")()
             with self.assertRaises(liteflow.ParamValidationError):
@@ -12533,6 +12533,8 @@ class SubmitTest(FlowCase):
             pool.submit(self.flows.dag, db_path=self.db, run_id="r").result(LIMIT)
             with self.assertRaises(ValueError):
                 pool.submit(self.flows.dag, db_path=self.db, run_id="r")
+            with self.assertRaises(liteflow.RunNotFound):
+                pool.submit(self.flows.dag, db_path=self.db, run_id="s", resume=True)
             for act in (pool.submit, pool.recover):
                 with self.assertRaises(TypeError):
                     act("line")
