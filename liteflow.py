@@ -9617,20 +9617,19 @@ class _InLine:
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._is_cancelled = False  # before its future is: first it is closed in the file
-        self._stays = False  # it was cancelled, and is not to change in the file any more
+        self._to_close = False  # it was cancelled, and the file does not have that yet
         self._killed = 0  # of its workers, as they started
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
         is_first = self._fate.acquire(blocking=False)
-        if is_first:
-            self._is_cancelled = True
-            self._stays = not close  # also where asyncio, told of it, cancels it again
+        if is_first:  # what stays for `recover` does so where asyncio, told of it, cancels it again
+            self._is_cancelled, self._to_close = True, close
         try:
-            if self._is_cancelled and close and not self._stays:
+            if close and self._to_close:
                 self.end("cancelled")  # now: who is told of it may shut the pool down
-                self._stays = True
+                self._to_close = False
         finally:
             if is_first:
                 try:
