@@ -10396,14 +10396,14 @@ def _shortened(text: str, most: int) -> str:
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
-    return f"{_fit(text, most - 3 - half, False)}...{_fit(text[::-1], half, False)[::-1]}"
+    return f"{_fit(text, most - 3 - half)}...{_fit(text[::-1], half)[::-1]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
     """How many are in each state, as in `58 success, 2 failed`; `none` stands for no state."""
     order = sorted(counts, key=[*_STYLES, *counts].index)
     said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
-    return ", ".join(_paint(text, word) if color else text for text, word in said)
+    return ", ".join(_paint(text, word, color) for text, word in said)
 
 
 def _counts_of(instances: list[TaskInstance]) -> str:
@@ -10629,9 +10629,9 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = []
     for row in cells:
         pairs = zip(row, widths, strict=True)
-        padded = [_paint(c + " " * (w - _width(c)), c if color else None) for c, w in pairs]
+        padded = [_paint(c + " " * (w - _width(c)), c, color) for c, w in pairs]
         line = "  ".join(padded).rstrip()
-        lines.append(line if fits else _fit(line, columns, color))
+        lines.append(line if fits else _fit(line, columns))
     return "\n".join(lines)
 
 
@@ -11094,7 +11094,7 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
         title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
-        parts.append(_html("text", _fit(_clean(line.label), 34, False), x=0, y=n * row + 14))
+        parts.append(_html("text", _fit(_clean(line.label), 34), x=0, y=n * row + 14))
         parts.append(_html("text", took, x=left + width + 4, y=n * row + 14))
     svg = _html("svg", *parts, width=names + span + 80, height=bottom + 4)
     return _html("div", svg, *_and_more(len(bars) - _MOST_DRAWN), class_="wide")
@@ -11267,20 +11267,17 @@ def _may_color(stream: Any) -> bool:
     return bool(wanted) and not os.environ.get("NO_COLOR")
 
 
-def _paint(text: str, state: str | None) -> str:
-    code = _STYLES[state].terminal if state in _STYLES else ""
+def _paint(text: str, state: str | None, color: bool) -> str:
+    code = _STYLES[state].terminal if color and state in _STYLES else ""
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
 
 
-def _fit(text: str, width: int, color: bool) -> str:
-    """A line cut to a width in columns; its codes for colours take none, and stay if `color`."""
+def _fit(text: str, width: int) -> str:
+    """A line cut to a width in columns; its codes for colours take none, and stay."""
     found = ""
     for part in re.findall("\x1b.*?m|.", text):
-        if part[0] == "\x1b":
-            found += part if color else ""
-            continue
-        width -= _width(part)
-        found += part if width >= 0 else ""
+        width -= 0 if part[0] == "\x1b" else _width(part)
+        found += part if width >= 0 or part[0] == "\x1b" else ""
     return found
 
 
@@ -11289,7 +11286,7 @@ def _fit(text: str, width: int, color: bool) -> str:
 _Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
-def _status_lines(snapshot: _Snapshot, width: int, rows: int) -> list[str]:
+def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> list[str]:
     """A bar, the counts, and what runs for how long, in at most so many rows."""
     counts, running, seconds = snapshot
     total = sum(counts.values())
@@ -11298,11 +11295,11 @@ def _status_lines(snapshot: _Snapshot, width: int, rows: int) -> list[str]:
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
     lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(seconds)}"]
-    lines.append(_counts_text(counts, "to come", color=True))
+    lines.append(_counts_text(counts, "to come", color))
     longest = sorted(running, key=operator.itemgetter(1), reverse=True)
     room = max(1, min(rows - 3, 8))  # below the two lines, above the cursor's
     shown = longest if len(longest) <= room else longest[: room - 1]
-    lines += [f"  {_paint(_clean(x), 'running')}  {_seconds_text(n)}" for x, n in shown]
+    lines += [f"  {_paint(_clean(x), 'running', color)}  {_seconds_text(n)}" for x, n in shown]
     lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
     return lines
 
@@ -11359,7 +11356,7 @@ class _Report:
         self.clear()
         self.output()
         _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
-        self._say(_paint(line, state) if self._color else line)
+        self._say(_paint(line, state, self._color))
 
     def output(self, label: str = "", text: str = "") -> None:
         """Show what a task printed; without arguments, end the line that it left open."""
@@ -11377,10 +11374,10 @@ class _Report:
         columns, rows = 80, 24
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        width = max(columns or 80, 20)  # 0: the terminal does not tell
+        width, rows = max(columns or 80, 20), max(rows or 24, 5)  # 0: the terminal does not tell
         self.output()
-        lines = _status_lines((snapshot or self._snapshot)(), width, max(rows or 24, 5))
-        self._put([_fit(line, width - 1, self._color) for line in lines])
+        lines = _status_lines((snapshot or self._snapshot)(), width, rows, self._color)
+        self._put([_fit(line, width - 1) for line in lines])
         now = time.monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
 

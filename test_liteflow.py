@@ -14343,9 +14343,8 @@ class ShowingTest(Case):
         now = ({"success": 5, "running": 50, "none": 45, "failed": 2}, running, 75)
         for width in (20, 40, 80, 200):
             for rows in (5, 24):
-                lines = [
-                    liteflow._fit(x, width, False) for x in liteflow._status_lines(now, width, rows)
-                ]
+                lines = liteflow._status_lines(now, width, rows, False)
+                lines = [liteflow._fit(x, width) for x in lines]
                 self.assertLess(len(lines), rows)
                 self.assertLessEqual(max(map(liteflow._width, lines)), width)
         self.assertIn("7/102 tasks, 1 min 15 s", lines[0])
