@@ -9958,9 +9958,7 @@ class TaskInstance:
     @property
     def _word(self) -> str:
         """The state for people: what was cut off has none, but it did start."""
-        if self.state is None:
-            return "interrupted" if self.interrupted else ""
-        return self.state.value
+        return self.state or ("interrupted" if self.interrupted else "")
 
     def __repr__(self) -> str:
         return f"<TaskInstance: {self.dag_id}.{self._label} {self.run_id} [{self.state}]>"
@@ -11290,7 +11288,7 @@ def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> li
     """A bar, the counts, and what runs for how long, in at most so many rows."""
     counts, running, seconds = snapshot
     total = sum(counts.values())
-    ended = sum(counts.get(state.value, 0) for state in _ENDED)
+    ended = sum(counts.get(state, 0) for state in _ENDED)
     size = max(10, min(40, width - 40))  # of the bar; some 40 columns are for the text behind it
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
@@ -11409,8 +11407,7 @@ class _Report:
         if not self._listens:
             return
         state = instance.state
-        said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label]
-        said.append(state.value if state is not None else "interrupted")
+        said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
         said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if state is _S.RUNNING:
             self._started[instance] = time.monotonic()
@@ -11440,10 +11437,8 @@ class _Report:
 
     def _snapshot(self) -> _Snapshot:
         now = time.monotonic()
-        states = collections.Counter(instance.state for instance in self._plan.instances())
-        counts = {state.value if state else "none": n for state, n in states.items()}
-        began = self._started.items()
-        running = [(i.label, now - at) for i, at in began if i.state is _S.RUNNING]
+        counts = collections.Counter(i.state or "none" for i in self._plan.instances())
+        running = [(i.label, now - at) for i, at in self._started.items() if i.state is _S.RUNNING]
         return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:
