@@ -10747,7 +10747,7 @@ def _own_command() -> str:
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _MOST_TOLD = 10  # failures that are told one by one
 _FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
-_CALLBACK_FAILED = r"^liteflow: (on_\w+_callback of .* failed: .*)$"  # as `_call_back` prints it
+_CALLBACK_FAILED = r"(?m)^liteflow: (on_\w+_callback of .* failed: .*)$"  # as of `_call_back`
 
 
 class _Failure:
@@ -10803,8 +10803,7 @@ def _facts_of(error: str) -> list[str]:
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
     """What a task printed itself, not its callbacks that failed."""
-    text = run.log(ti.task_id, ti.map_index)
-    return re.split(_CALLBACK_FAILED, text, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.split(_CALLBACK_FAILED, run.log(ti.task_id, ti.map_index), maxsplit=1)[0]
 
 
 def _with_element(ti: TaskInstance) -> str:
@@ -10867,7 +10866,7 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
 
 def _failed_callbacks(run: DagRun) -> list[str]:
     text = "\n".join(row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD))
-    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text, re.MULTILINE))]  # the last first
+    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text))]  # the last first
     more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
     return failed[:_FEW_TOLD] + more
 
