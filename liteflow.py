@@ -4575,7 +4575,7 @@ class _Store:
     # What people do to runs that have ended.
 
     def change(
-        self, run_row: int, check: Callable[[Any], None], act: Callable[..., None], *how: Any
+        self, run_row: int, check: Callable[[Any], object], act: Callable[..., None], *how: Any
     ) -> None:
         """Call one of the methods below, `act`, with a run's row and `how`; before it, under the
         same lock, `check` sees the row, and may raise."""
@@ -10142,8 +10142,7 @@ class DagRun:
         """
 
         def check(row: _Row | None) -> None:
-            self._refuse_live(row)
-            _refuse_without_values(row or self._row)
+            _refuse_without_values(self._refuse_live(row))
 
         check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
@@ -10176,17 +10175,17 @@ class DagRun:
         with contextlib.closing(_Store(self.db_path)) as store:
             _until_unlocked(self.db_path, lambda: act(store))
 
-    def _refuse_live(self, row: _Row | None) -> None:
-        """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
+    def _refuse_live(self, row: _Row | None) -> _Row:
+        """Raises AlreadyRunning if somebody works on the run, RunNotFound if the row is gone."""
         if row is None or (row.dag_id, row.run_id) != (self.dag_id, self.run_id):
             raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
         if row.state == "running" and _owner_lives(self.db_path, row.owner):
             raise _refusal(row, "; stop it first")
+        return row
 
     def _refuse_changed(self, row: _Row | None) -> None:
         """As `_refuse_live`, also if it has another state (it was cleared, say) than when read."""
-        self._refuse_live(row)
-        if row is None or row.state != self.state:
+        if self._refuse_live(row).state != self.state:
             raise AlreadyRunning(f"run {self.run_id!r} is another's now")
 
     def delete(self) -> None:
