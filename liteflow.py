@@ -10074,8 +10074,9 @@ class DagRun:
         """Those of a task; none if the run has none at all yet. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._instances()}):
-            missing = f"run {self.run_id!r} has no task {task_id!r}"
-            raise TaskNotFound(f"{missing}{_near(task_id, known)}")
+            raise TaskNotFound(
+                f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
+            )
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
@@ -10279,8 +10280,7 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
     """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
     of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
     several do."""
-    exact = _read_runs(path, name, limit=1)  # the newest, or a DAG's newest
-    exact = exact or _read_runs(path, None, named=name or "")
+    exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
     if len(exact) == 1:
         return exact[0]
     known, name = _read(path, _select_run_ids), name or ""
@@ -10295,10 +10295,9 @@ def _chosen_run(path: Path, name: str | None) -> DagRun:
         if len(part) >= _SHORTEST_PART:
             return _read_run(path, *found)
     if fits:
-        few = _few(map("/".join, fits), 5)
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
-        raise RunNotFound(f"{name!r} fits {runs} in {path}: {few}; {how}")
+        raise RunNotFound(f"{name!r} fits {runs} in {path}: {_few(map('/'.join, fits), 5)}; {how}")
     what = f"DAG with a run, and no run, {name!r}" if known or name else "run"
     near = _near(name, {row.dag_id for row in known}) if known or name else ""
     raise RunNotFound(f"there is no {what} in {path}{near}")
