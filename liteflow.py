@@ -11168,10 +11168,9 @@ def _task_table(instances: list[TaskInstance]) -> _Html:
     # Of very many, those that went well are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
     rows = []
-    for line in lines:
-        label, state, *others = line.cells()
-        chip = _chip(line.style, _spaced(str(state) or "no state"))
-        rows += [[label, chip, *others]] if id(line) in kept else []
+    for line in [line for line in lines if id(line) in kept]:
+        label, _, *others = line.cells()
+        rows.append([label, _chip(line.style, _spaced(line.state) or "no state"), *others])
     table, more = _html_table(_HEADS, rows), _and_more(len(lines) - len(rows))
     return _folded_away("Tasks", table, *more, is_open=len(rows) <= 100)
 
