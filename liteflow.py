@@ -10496,8 +10496,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
             if up in ids:
                 said = "" if text is None else f'|"{_mermaid_text(text)}"|'
                 lines.append(f"    {ids[up]} -->{said} {ids[box.task_id]}")
-    used = {box.style for box in boxes}
-    for name in [style for style in _STYLES if style in used]:
+    for name in sorted({box.style for box in boxes if box.style}, key=[*_STYLES].index):
         fill, edge, ink = _STYLES[name].box.split()
         lines.append(f"    classDef {name} fill:{fill},stroke:{edge},color:{ink}")
     return "\n".join(lines) + "\n"
