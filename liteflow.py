@@ -407,6 +407,11 @@ def _moment(text: str | None) -> _datetime.datetime | None:
     return None
 
 
+def _span(start: _datetime.datetime | None, end: _datetime.datetime | None) -> float | None:
+    """Seconds from start to end, none if a clock was set back; None where one is not known."""
+    return None if start is None or end is None else max(0.0, (end - start).total_seconds())
+
+
 def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -> str:
     """A value's repr for people, bounded, whatever its class does."""
     try:
@@ -4730,12 +4735,9 @@ def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
     """How long a run took (one that has not ended: until `now`), without the pauses before it was
     resumed."""
-    began, ended = _moment(row.resumed_date or row.start_date), _moment(row.end_date) or now
-    if began is None or ended is None:
-        return None
-    latest = (ended - began).total_seconds()  # or less than none, if the clock was set back
+    latest = _span(_moment(row.resumed_date or row.start_date), _moment(row.end_date) or now)
     earlier = row.seconds if row.seconds and math.isfinite(row.seconds) else 0.0
-    return earlier + max(0.0, latest)
+    return None if latest is None else earlier + latest
 
 
 def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
@@ -9895,9 +9897,7 @@ class TaskInstance:
     @property
     def duration(self) -> float | None:
         """Seconds from start to end of the latest attempt; None until it has ended."""
-        if self.start_date is None or self.end_date is None:
-            return None
-        return max(0.0, (self.end_date - self.start_date).total_seconds())
+        return _span(self.start_date, self.end_date)
 
     @property
     def log_url(self) -> str:
@@ -10320,10 +10320,7 @@ class _Line(_Record):
 
     @property
     def seconds(self) -> float | None:
-        """From the start to the end; None if one of them is not known."""
-        if self.start is None or self.end is None:
-            return None
-        return max(0.0, (self.end - self.start).total_seconds())
+        return _span(self.start, self.end)
 
     def cells(self) -> tuple[object, ...]:
         """Its row in a table below `_HEADS`."""
