@@ -10161,8 +10161,7 @@ class DagRun:
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
 
         def known_of(**which: Any) -> set[tuple[str, int]]:
-            instances = self._instances(**which)
-            found = [ti for ti in instances if removed or ti.state is not _S.REMOVED]
+            found = [ti for ti in self._instances(**which) if removed or ti.state is not _S.REMOVED]
             return {(ti.task_id, ti.map_index) for ti in found}
 
         known = known_of(task_id=ids.pop()) if len(ids) == 1 else set()
@@ -11442,8 +11441,7 @@ class _Report:
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
-        longest = self._slowest[::-1]  # seconds and labels
-        if slowest := [f"{label} {_seconds_text(n)}" for n, label in longest if n >= 1]:
+        if slowest := [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 
