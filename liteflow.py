@@ -4699,6 +4699,7 @@ _ASKED_OF = {
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
     "('queued', 'running')), 0)",
     "not_yet": "state != ?",
+    "but": "task_instance.state IS NOT ?",
     "maybe": "state IN (?, 'running')",
     "largest": "length(value) <= ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
@@ -10159,13 +10160,9 @@ class DagRun:
         """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index;
         `removed`: also those that the code no longer has. Raises TaskNotFound."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
-
-        def known_of(**which: Any) -> set[tuple[str, int]]:
-            found = [ti for ti in self._instances(**which) if removed or ti.state is not _S.REMOVED]
-            return {(ti.task_id, ti.map_index) for ti in found}
-
-        known = known_of(task_id=ids.pop()) if len(ids) == 1 else set()
-        known = known or known_of()
+        but = None if removed else "removed"
+        found = self._instances(task_id=ids.pop(), but=but) if len(ids) == 1 else []
+        known = {(ti.task_id, ti.map_index) for ti in found or self._instances(but=but)}
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
         _refuse_index(self.run_id, named, known)

@@ -11052,7 +11052,7 @@ class AgainTest(FlowCase):
             self.assertIsNone(self.last.xcom_pull("none", map_index=1))
             self.assertEqual(looks, [{"task_id": "none", "map_index": 1}])
             self.last.clear([f"some[{i}]" for i in range(3)])
-            self.assertEqual(looks[1:], [{"task_id": "some"}])
+            self.assertEqual(looks[1:], [{"task_id": "some", "but": "removed"}])
         self.assertEqual(self.last.xcom_pull("none"), [])
         with self.assertRaises(liteflow.TaskNotFound):
             self.last.xcom_pull("absent", map_index=1)
