@@ -11007,17 +11007,15 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     """The boxes; of more than can be seen, one for all of a state and of about the same depth."""
     if len(boxes) <= _MOST_DRAWN:
         return boxes
-    depths, alike = _depths(boxes), collections.defaultdict[tuple[int, str], list[_Box]](list)
+    depths = _depths(boxes)
     step = 1 + max(depths.values()) // 20  # to some 20 layers
     kinds = {box.task_id: (depths[box.task_id] // step, box.style) for box in boxes}
-    for box in boxes:
-        alike[kinds[box.task_id]].append(box)
+    links = {(kinds[up], kinds[box.task_id]) for box in boxes for up in box.upstream if up in kinds}
     folded = []
-    for kind, members in alike.items():
-        above = {kinds[up] for box in members for up in box.upstream if up in kinds}
-        upstream = dict.fromkeys(str(other) for other in sorted(above) if other[0] < kind[0])
-        lines = [f"{len(members)} tasks", *filter(None, [_spaced(kind[1])])]
-        folded.append(_Box(str(kind), lines, kind[1], upstream, ""))
+    for kind, count in collections.Counter(kinds.values()).items():
+        above = sorted(a for a, b in links if b == kind and a[0] < b[0])
+        lines = [f"{count} tasks", *filter(None, [_spaced(kind[1])])]
+        folded.append(_Box(str(kind), lines, kind[1], dict.fromkeys(map(str, above)), ""))
     return folded
 
 
