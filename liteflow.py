@@ -11036,13 +11036,12 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
     """Order each layer so that few edges cross, and give the place of each knot: swept down and up
     twice, it goes near to the mean of its neighbours, apart from those beside it."""
-    above, below, empty = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(3))
+    above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
     for a, b in links:
         above[b].append(a)
         below[a].append(b)
-    places = dict.fromkeys(itertools.chain(*layers), 0.0)
-    down, up = (above, layers), (below, layers[::-1])
-    for near, sweep in ((empty, layers), down, up, down, up):  # the first only sets them apart
+    places = {knot: float(n) for layer in layers for n, knot in enumerate(layer)}
+    for near, sweep in 2 * ((above, layers), (below, layers[::-1])):
         for layer in sweep:
             others = {knot: [places[x] for x in near.get(knot, [knot])] for knot in layer}
             wanted = {knot: sum(ys) / len(ys) for knot, ys in others.items()}
