@@ -10566,8 +10566,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
 
 
 def _live_url(diagram: str) -> str:
-    """A link that shows the diagram: it holds it, deflated, behind the `#`, which a browser does
-    not send (the form is mermaid.live's own)."""
+    """A link that shows the diagram: it holds it, deflated, behind the `#`, which is never sent."""
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
@@ -10669,8 +10668,7 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 
 def _printed(text: str) -> str:
-    """Output as a terminal shows it in the end: of a line that carriage returns began anew, say
-    a progress bar's, what stands behind the last of them."""
+    """Output as a terminal shows it in the end: of a line, what its last carriage return began."""
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
 
