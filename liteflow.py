@@ -10244,8 +10244,7 @@ def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
 
 
 def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
-    _of_type(str)("run_id", run_id)
-    row = _read(path, _find_run, dag_id=dag_id, run_id=run_id)
+    row = _read(path, _find_run, dag_id=dag_id, run_id=_of_type(str)("run_id", run_id))
     if row is None:
         known = [run.run_id for run in _read(path, _select_run_ids, dag_id=dag_id)]
         raise RunNotFound(f"DAG {dag_id!r} has no run {run_id!r} in {path}{_near(run_id, known)}")
@@ -10638,12 +10637,10 @@ def _seconds_text(seconds: float | None) -> str:
     """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
         return ""
-    if seconds < 0.001:
-        return "<1 ms"
-    if seconds < 0.095:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:  # else it would read `10.0 s`
-        return f"{seconds:.1f} s"
+    short = ((0.001, "<1 ms"), (0.095, f"{1000 * seconds:.0f} ms"), (9.95, f"{seconds:.1f} s"))
+    for limit, text in short:  # what is longer would read `10.0 s`
+        if seconds < limit:
+            return text
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -10659,9 +10656,8 @@ def _when(moment: _datetime.datetime | None) -> str:
 
 def _ago(moment: _datetime.datetime | None) -> str:
     """How long ago: 40 s, 5 min, 3 h, 2 d."""
-    if moment is None:
+    if (seconds := _span(moment, _utcnow())) is None:
         return "never"
-    seconds = max(0.0, (_utcnow() - moment).total_seconds())
     units = ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h"), (math.inf, 86400, "d"))
     unit, name = next((unit, name) for limit, unit, name in units if seconds < limit)
     return f"{int(seconds // unit)} {name} ago"
