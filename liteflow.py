@@ -10126,8 +10126,7 @@ class DagRun:
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed in its latest attempt, or in attempt `try_number`; of a mapped task
         what all instances printed, unless `map_index` names one. Raises TaskNotFound."""
-        found = self.get_task_instance(task_id, map_index)
-        if found is None:
+        if (found := self.get_task_instance(task_id, map_index)) is None:
             self._instances_of(task_id)  # raises if there is no such task
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
@@ -10920,10 +10919,8 @@ class _Html(str):
 
 def _html(tag: str, *inside: object, **attributes: object) -> _Html:
     """An element; its attributes are named as `class_` and `stroke_width`."""
-    words = [tag]
-    for name, value in attributes.items():
-        name = name.rstrip("_").replace("_", "-")
-        words.append(f'{name}="{html.escape(_clean(value))}"')
+    named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
+    words = [tag, *(f'{name}="{html.escape(_clean(value))}"' for name, value in named)]
     text = "".join(x if isinstance(x, _Html) else html.escape(_clean(x)) for x in inside)
     return _Html(f"<{' '.join(words)}>{text}</{tag}>")
 
