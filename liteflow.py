@@ -10450,9 +10450,7 @@ def _mermaid_text(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
 
 
-class _Box(_Record):
-    """A node of a diagram."""
-
+class _Box(_Record):  # a node of a diagram
     task_id: str
     lines: list[str]  # its text
     style: str  # of its state
@@ -11299,7 +11297,6 @@ class _LogLines:
             self._ended = text.endswith("\n")
 
     def end(self) -> None:
-        """End the last line, if its output did not."""
         _print("" if self._ended else "\n")
         self._ended = True
 
