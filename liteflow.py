@@ -10740,7 +10740,6 @@ class _Failure:
         tries = f", try {ti.try_number} of {ti.max_tries + 1}" if ti.max_tries > 0 else ""
         self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
         self.facts = _facts_of(ti.error or "")
-        self.output = _own_output(run, ti)
         self.follows = []  # who else failed, what did not run for it
         if others:
             is_mixed = len({_last_line(each.error) for each in alike}) > 1
@@ -10810,7 +10809,7 @@ def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
         follows = [f"    {line}" for line in failure.follows]
         # For its output all is left but the two commands and the line that names the run.
         room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told + follows)
-        tail = _tail(failure.output, max(1, room) if len(failures) == 1 else 2)
+        tail = _tail(_own_output(run, failure.ti), max(1, room) if len(failures) == 1 else 2)
         while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:  # indented by 6
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
