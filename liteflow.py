@@ -11281,8 +11281,7 @@ class _LogLines:
 
     def __init__(self, prefix: str, raw: bool = False) -> None:
         self.head, self._prefix, self._raw = "", prefix, raw
-        self._last_label: str | None = None  # of the last output
-        self._ended = True  # whether its last line was ended
+        self._last_label, self._ended = "", True  # of the last output; whether its line was ended
 
     def add(self, label: str, text: str) -> None:
         label, text = _clean(label), text if self._raw else _printed(text)
