@@ -12355,8 +12355,9 @@ def _parser(
     arguments, *examples = f"\n{block.rstrip()}".split("\n$")
     epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
+    form: Any = functools.partial(raw, width=78)  # else argparse imports shutil to ask for it
     parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
-        name, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        name, description=text, epilog=epilog, formatter_class=form, allow_abbrev=False
     )
     for line in filter(None, arguments.splitlines()):
         _add_argument(parser, line)
