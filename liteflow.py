@@ -108,7 +108,7 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
 
 
 class _LazyModule:
@@ -445,7 +445,9 @@ class _Record:
         vars(self).update(zip(type(self).__annotations__, values, strict=False), **named)
 
 
-if not TYPE_CHECKING:  # typing's NamedTuple compiles each annotation: a tenth of our import
+if TYPE_CHECKING:
+    from typing import NamedTuple as _NamedTuple
+else:  # that one compiles each field's annotation: a tenth of this file's import
 
     class _TupleType(type):
         def __new__(cls, name, bases, body):
@@ -454,7 +456,7 @@ if not TYPE_CHECKING:  # typing's NamedTuple compiles each annotation: a tenth o
             base = collections.namedtuple(name, fields, defaults=defaults)
             return type(name, (base,), {**body, "__slots__": ()})
 
-    NamedTuple = type.__new__(_TupleType, "NamedTuple", (), {})
+    _NamedTuple = type.__new__(_TupleType, "_NamedTuple", (), {})
 
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
@@ -2892,7 +2894,7 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
 
-class _Past(NamedTuple):
+class _Past(_NamedTuple):
     """A task instance as an earlier stretch of the run left it, with its latest attempt. The plan
     gets these as a resume goes on with them: those to be decided anew have the state None."""
 
@@ -5222,7 +5224,7 @@ def _is_below_guard(path: str, line: int) -> bool:
 _Settings = tuple[bytes, bytes] | None
 
 
-class _Job(NamedTuple):
+class _Job(_NamedTuple):
     """An attempt on its way to whoever runs it; as a plain tuple in messages."""
 
     task_id: str
@@ -5243,7 +5245,7 @@ class _Job(NamedTuple):
     waited: float = 0.0  # seconds since the first poke
 
 
-class _Outcome(NamedTuple):
+class _Outcome(_NamedTuple):
     """How an attempt ended, on its way back; as a plain tuple in messages."""
 
     status: str  # see _Plan.finish
@@ -9871,7 +9873,7 @@ _TASK_STATES = {state.value: state for state in TaskInstanceState}
 _RUN_STATES = {state.value: state for state in DagRunState}
 
 
-class XCom(NamedTuple):
+class XCom(_NamedTuple):
     """A stored value of a task instance (`map_index` -1: not mapped)."""
 
     task_id: str
