@@ -5542,8 +5542,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
-        # In one line, as tables show the last line alone.
-        error = _shown(skip, _ERROR_LIMIT, _brief).replace("\n", " ")
+        error = _shown(skip, _ERROR_LIMIT, _brief)
         status, execution.exception = "skipped", skip
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
@@ -5754,8 +5753,9 @@ def _pickled(value: Any, said: str) -> bytes:
 
 
 def _brief(error: BaseException) -> str:
-    """The type and message of an error, without a traceback; it may have several lines."""
-    text = _shown(error, sys.maxsize, _storable)
+    """The type and message of an error, without a traceback; in one line, as tables show the last
+    line of what failed a task alone."""
+    text = re.sub(r"\n+", " ", _shown(error, sys.maxsize, _storable))
     return ": ".join(filter(None, (type(error).__name__, text)))
 
 

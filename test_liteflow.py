@@ -9679,6 +9679,21 @@ class RunnersTest(Case):
                 self.assertEqual(run.xcom_pull("take"), [3, 5])
                 self.assertIn("foreign executor", run.get_task_instance("far").error)
 
+    def test_what_a_foreign_executor_says_in_several_lines_is_the_reason(self):
+        class Broken(concurrent.futures.ThreadPoolExecutor):
+            def submit(self, run, info, message):
+                if marshal.loads(message)[0] == "run":
+                    raise RuntimeError("a worker died\n\nits log tells more")
+                return super().submit(run, info, message)
+
+        module = self.module("with DAG('d') as dag: task(task_id='a')(abs)(1)")
+        with Broken(1) as executor:
+            run = module.dag.run(db_path=self.db, executor=executor)
+        self.assertEqual(
+            run.get_task_instance("a").error,
+            "the executor took no task: RuntimeError: a worker died its log tells more",
+        )
+
     def test_what_a_foreign_executor_still_does_is_not_waited_for(self):
         module = self.module(
             """
