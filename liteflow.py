@@ -8292,7 +8292,7 @@ class _ExecutorRunner(_Runner):
         # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        # Callbacks: whose they are, and when to wait no longer.
+        # Callbacks: whose they are, and when to wait no longer once no attempt is left.
         self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
@@ -8355,16 +8355,18 @@ class _ExecutorRunner(_Runner):
         return True
 
     def calling(self) -> list[_Attempt]:
-        for future, (_, limit) in list(self._calls.items()):
+        for future, (attempt, limit) in list(self._calls.items()):
             if future.done():
                 del self._calls[future]
                 _, why = _answer_of(future)
                 if why is not None:
                     self.notes[f"the executor lost a callback: {why}"] = None
+            elif self._futures:  # it may stand behind them, and then has not begun
+                self._calls[future] = attempt, time.monotonic() + _CALLBACK_LIMIT
             elif limit < time.monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
                 del self._calls[future]
-                self.notes[f"a callback took more than {_CALLBACK_LIMIT:g} s"] = None
+                self.notes[f"a callback did not end within {_CALLBACK_LIMIT:g} s"] = None
         return [attempt for attempt, _ in self._calls.values()]
 
     def wake(self) -> None:
