@@ -4080,6 +4080,8 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
 
 def _check_place(path: Path) -> None:
     """Raises DatabaseError where there can be no database."""
+    if path == Path():  # see _dag_run_of
+        raise DatabaseError("tasks on a foreign executor have no database to look into")
     why, mode, owner = None, 0o600, getattr(os, "geteuid", int)()  # of a file that would be made
     try:
         found = os.stat(path)
@@ -8297,7 +8299,8 @@ class _ExecutorRunner(_Runner):
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         # Workers keep what they know of a run under its token.
-        self._info = marshal.dumps({**info, "db_path": None, "token": os.urandom(8)})
+        here = {"db_path": None, "log_db": info["db_path"], "token": os.urandom(8)}
+        self._info = marshal.dumps({**info, **here})
         asked = self._submit(None, "find", tasks)
         while not asked.done():
             check()
@@ -9578,7 +9581,10 @@ class _Run(_Start):
             last.log_parts = self._store.look(_count_parts, last.instance.row_id, last.try_number)
 
         def facts(row: _Row) -> dict[str, Any]:
-            return {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
+            known = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
+            if self.runner.remote:  # where no failures can be looked up
+                known["reason"] = DagRun(row, self.path)._failures(2)[2] or None
+            return known
 
         if self.dag.on_failure_callback is not None:
             for row in self._dead:
@@ -9998,7 +10004,8 @@ def _running_instance(execution: _Execution) -> TaskInstance:
     ti = TaskInstance(info["dag_id"], info["run_id"], execution.task_id, execution.map_index)
     ti.state, ti.start_date = _S.RUNNING, _moment(_iso_of(execution.started))
     ti.try_number, ti.max_tries = execution.job.try_number, execution.job.max_tries
-    ti.pid, ti.hostname, ti._db_path = os.getpid(), socket.gethostname(), info["db_path"]
+    ti.pid, ti.hostname = os.getpid(), socket.gethostname()
+    ti._db_path = info.get("log_db", info["db_path"])
     ti.task, ti.upstream_task_ids = execution.task, set(execution.task._upstream)
     return ti
 
@@ -10228,6 +10235,7 @@ class DagRun:
     def __repr__(self) -> str:
         why = ""
         if self.state is DagRunState.FAILED:
+            why = f": {self.reason}" if self.reason else ""
             with contextlib.suppress(AirflowException):  # it may have been deleted
                 why = f": {self._failures(2)[2] or 'no reason is recorded'}"
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}{why}]>"

@@ -9695,6 +9695,27 @@ class RunnersTest(Case):
             module.dag.run(db_path=self.db, executor=executor)
             self.assertEqual(len(module.called), 1)
 
+    def test_what_is_known_of_the_run_on_a_foreign_executor(self):
+        module = self.module(
+            """
+            told = []
+            with DAG("webhook", on_failure_callback=lambda c: told.append(str(c["dag_run"]))) as dag:
+                @task
+                def f(ti, dag_run):
+                    told.append(ti.log_url)
+                    dag_run.get_task_instances()
+                f()
+            """
+        )
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            run = module.dag.run(db_path=self.db, executor=executor)
+        said = "liteflow.DatabaseError: tasks on a foreign executor have no database to look into"
+        self.assertEqual(module.told[1], f"<DagRun webhook {run.run_id} [failed: f: {said}]>")
+        self.assertEqual(module.told[0], run.get_task_instance("f").log_url)
+        os.rename(self.db, self.folder / "away.db")
+        run.reason = "stopped"
+        self.assertEqual(str(run), f"<DagRun webhook {run.run_id} [failed: stopped]>")
+
     def test_what_a_foreign_executor_says_in_several_lines_is_the_reason(self):
         class Broken(concurrent.futures.ThreadPoolExecutor):
             def submit(self, run, info, message):
