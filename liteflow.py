@@ -11238,9 +11238,13 @@ def _notebook(*parts: _Html) -> str:
 
 
 def _notebook_run(run: DagRun) -> str:
-    instances = _seen_instances(run)
-    head, graph = _html("h1", run.dag_id, " ", _run_chip(run)), _svg_graph(_run_boxes(instances))
-    return _notebook(head, *_facts(run, instances, _FEW_TOLD), graph, _task_table(instances))
+    head = _html("h1", run.dag_id, " ", _run_chip(run))
+    try:
+        instances = _seen_instances(run)
+        facts, graph = _facts(run, instances, _FEW_TOLD), _svg_graph(_run_boxes(instances))
+    except AirflowException as error:  # the file is gone, say
+        return _notebook(head, _html("p", str(error)))
+    return _notebook(head, *facts, graph, _task_table(instances))
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------

@@ -17214,6 +17214,9 @@ class PageTest(ScriptCase):
             bundle = shown._repr_mimebundle_(include=None, exclude=None)
             self.assertEqual(bundle, {"text/html": shown._repr_html_(), "text/plain": repr(shown)})
         self.assertIn("&lt;u&gt;", dag._repr_html_())
+        run.db_path = self.folder / "gone.db"
+        self.check(run._repr_html_())
+        self.assertIn("there is no database", run._repr_html_())
 
     def test_pages_draw_all_that_ran(self):
         self.ran(run_id="r")
