@@ -10109,8 +10109,15 @@ class DagRun:
         return [_instance_of(row, self, attempts) for row in rows]
 
     def _look(self, look: Callable[..., T], **which: Any) -> T:
-        """Read something of this run by one of the store's looks."""
-        return _read(self.db_path, look, self._row.id, **which)
+        """Read something of this run by one of the store's looks. Raises RunNotFound if it was
+        deleted, or the file replaced by one where its row is another run's."""
+
+        def look_at_both(db: sqlite3.Connection, run_row: int, **which: Any) -> tuple[Any, T]:
+            return _find_run(db, id=run_row), look(db, run_row, **which)
+
+        row, found = _read(self.db_path, look_at_both, self._row.id, **which)
+        self._refuse_gone(row)
+        return found
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         """A stored value; of a mapped task, without an index, the list of its values in order.
@@ -10194,10 +10201,14 @@ class DagRun:
         with contextlib.closing(_Store(self.db_path)) as store:
             _until_unlocked(self.db_path, lambda: act(store))
 
-    def _refuse_live(self, row: _Row | None) -> _Row:
-        """Raises AlreadyRunning if somebody works on the run, RunNotFound if the row is gone."""
+    def _refuse_gone(self, row: _Row | None) -> _Row:
         if row is None or (row.dag_id, row.run_id) != (self.dag_id, self.run_id):
-            raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r}")
+            raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r} in {self.db_path}")
+        return row
+
+    def _refuse_live(self, row: _Row | None) -> _Row:
+        """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
+        row = self._refuse_gone(row)
         if row.state == "running" and _owner_lives(self.db_path, row.owner):
             raise _refusal(row, "; stop it first")
         return row

@@ -14020,7 +14020,8 @@ class ReadingTest(Case):
         with DAG("d") as d:
             task(task_id="f")(lambda: 1)()
         run = d.test(db_path=self.db)
-        with mock.patch.object(liteflow, "_select_runs", None):
+        select = liteflow._select_runs
+        with mock.patch.object(liteflow, "_select_runs", lambda db, limit, id: select(db, id=id)):
             self.assertEqual(run.xcom_pull("f"), 1)
 
     def test_numbers_larger_than_the_database_takes_ask_for_all_runs(self):
@@ -14037,7 +14038,12 @@ class ReadingTest(Case):
         first = run("a")
         first.delete()
         second = run("b")
-        self.assertEqual((first.xcoms(), self.values(second)), ([], {("f", "return_value"): "b"}))
+        self.assertRaises(liteflow.RunNotFound, first.xcoms)
+        self.assertEqual(self.values(second), {("f", "return_value"): "b"})
+        self.db.unlink()
+        run("c")  # in a file of the same name
+        for look in (first.get_task_instances, functools.partial(first.log, "f")):
+            self.assertRaises(liteflow.RunNotFound, look)
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE dag_run SET id = ?", (first._row.id,))  # as in earlier files
             db.execute("UPDATE task_instance SET dag_run_id = ?", (first._row.id,))
