@@ -5491,7 +5491,10 @@ class _Variables(_Record):
     def get(self, key: str, default: Any = ...) -> Any:
         return Variable.get(key, default, self._json)
 
-    __getattr__ = get
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):  # what copies or shows a context looks for such
+            raise AttributeError(key)
+        return self.get(key)
 
 
 class _Macros:

@@ -4264,6 +4264,11 @@ class ContextTest(Case):
             task(task_id="f")(lambda ds: ds)("mine")
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), "mine")
 
+    def test_a_context_can_be_copied(self):
+        with DAG("d") as d:
+            task(task_id="f")(lambda var, **rest: sorted(copy.deepcopy({**rest, "var": var})))()
+        self.assertIn("var", d.test(db_path=self.db).raise_if_failed().xcom_pull("f"))
+
     def test_a_thread_of_a_task_has_its_context(self):
         run = self.run_flow(
             """
