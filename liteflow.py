@@ -9936,7 +9936,7 @@ class TaskInstance:
         callback at the task's end it stores nothing, and says so on standard error. Raises
         RuntimeError outside a task, TypeError for a value that can't be pickled."""
         _of_type(str)("key", key)
-        if (execution := _running_execution()).is_over:
+        if (execution := self._execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"
             print(f"liteflow: task {execution.task_id!r} has ended: {lost}", file=sys.stderr)
@@ -9963,7 +9963,7 @@ class TaskInstance:
         if include_prior_dates or elsewhere:
             only = "xcom_pull() here reads values of this run only"
             raise ValueError(f"{only}; the second argument is dag_id: name the key, key=...")
-        execution = _running_execution()
+        execution = self._execution()
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
@@ -9976,6 +9976,12 @@ class TaskInstance:
             several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
             values += found if several else [found]
         return values
+
+    def _execution(self) -> _Execution:
+        """The attempt that it is of. Raises RuntimeError for one that was read, also in a task."""
+        if self.task is None:
+            raise RuntimeError(f"{self!r} is a record: its DagRun has an xcom_pull()")
+        return _running_execution()
 
     @property
     def _label(self) -> str:

@@ -4283,6 +4283,15 @@ class ContextTest(Case):
         )
         self.assertEqual(run.raise_if_failed().xcom_pull("f", key="b"), "f")
 
+    def test_one_that_was_read_pulls_nothing_from_the_task_that_runs(self):
+        with DAG("first") as first:
+            task(task_id="f")(lambda: "its own")()
+        read = first.test(db_path=self.db).get_task_instance("f")
+        with DAG("second") as second:
+            task(task_id="f")(lambda: read.xcom_pull("f"))()
+        error = second.test(db_path=self.db).get_task_instance("f").error
+        self.assertIn("is a record: its DagRun has an xcom_pull()", error)
+
     def test_outside_a_task_there_is_no_context(self):
         for act in (
             liteflow.get_current_context,
