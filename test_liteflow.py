@@ -104,6 +104,7 @@ def pool() -> WorkerPool:
     return _pool
 
 
+@functools.cache
 def setUpModule() -> None:
     # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process would compile it anew.
     py_compile.compile(str(HERE / "liteflow.py"))
@@ -19679,6 +19680,7 @@ class InTwo(unittest.TestSuite):
         cases = [case for case in self if case.countTestCases()]
         if debug or result.failfast or len(cases) < 2 or not hasattr(os, "fork"):
             return super().run(result, debug)
+        setUpModule()  # not by both at once: one would find the other's file in its way
         queue, end = os.pipe()
         os.write(end, bytes(range(len(cases))))
         os.close(end)
