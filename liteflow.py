@@ -5178,6 +5178,8 @@ def _import(module: str, path: str | None) -> None:
     origin, wanted = (p and os.path.realpath(p) for p in (spec and spec.origin, path))
     if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
+    elif elsewhere:
+        raise ImportError(f"no module {module!r} is found where the tasks are to run, nor {path}")
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
         if spec is None or spec.loader is None:

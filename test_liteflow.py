@@ -4619,6 +4619,10 @@ class ElsewhereTest(Case):
             numbers()
         """
 
+    def test_a_module_that_is_not_there_is_named(self):
+        with self.assertRaisesRegex(ImportError, "no module 'nowhere'.* nor /on/another/flow.py"):
+            liteflow._import("nowhere", "/on/another/flow.py")
+
     def test_a_module_that_was_imported_twice_has_its_dag_under_the_same_key(self):
         module = self.module(self.SOURCE)
         key = module.dag._key
