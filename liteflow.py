@@ -5322,9 +5322,10 @@ class _Execution:
                 [(_, data)] = self._xcoms(task_id, "return_value", i)
                 return self._loaded(data)
         _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
-        data = self._look(_select_item, task_id, item=i)
-        if data is not None:
-            return self._loaded(data)
+        if self.run.info["db_path"] is not None:  # else it was looked for before the job left
+            data = self._look(_select_item, task_id, item=i)
+            if data is not None:
+                return self._loaded(data)
         # When it was stored, no task expanded over it: only the whole is there.
         whole = self._loaded(dict(self._xcoms(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]

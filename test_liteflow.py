@@ -9735,6 +9735,22 @@ class RunnersTest(Case):
         run.reason = "stopped"
         self.assertEqual(str(run), f"<DagRun webhook {run.run_id} [failed: stopped]>")
 
+    def test_a_kept_result_is_mapped_over_on_a_foreign_executor(self):
+        flow = """
+            with DAG("mended") as dag:
+                @task
+                def give(): return [1, 2]
+                @task
+                def take(x): return x + 1
+                {}
+            """
+        self.run_flow(flow.format("take(give())"))
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            run = self.run_flow(
+                flow.format("take.expand(x=give())"), executor=executor, resume=True
+            )
+        self.assertEqual(run.raise_if_failed().xcom_pull("take"), [2, 3])
+
     def test_what_a_foreign_executor_says_in_several_lines_is_the_reason(self):
         class Broken(concurrent.futures.ThreadPoolExecutor):
             def submit(self, run, info, message):
