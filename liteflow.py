@@ -4717,6 +4717,7 @@ _ASKED_OF = {
     "not_yet": "state != ?",
     "but": "task_instance.state IS NOT ?",
     "maybe": "state IN (?, 'running')",
+    "beside": "key != ?",
     "largest": "length(value) <= ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
     # The ends of long logs are written anew while tasks run.
@@ -5381,7 +5382,9 @@ class _Execution:
     def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
         if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
-            return self.job.inputs.get((task_id, key), ())  # all of them came with the job
+            came = self.job.inputs.get((task_id, key), ())  # all of them, with the job
+            if came is not None:
+                return came
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
@@ -5389,7 +5392,8 @@ class _Execution:
         """What a look finds of a task of this run. Raises AirflowException on another machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
-            why = "a foreign executor's workers get only those of direct upstream tasks"
+            why = "a foreign executor's workers get only those of direct upstream tasks, and of "
+            why += "what they are mapped over only their element"
             raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
         return _read(Path(path), select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
@@ -9436,14 +9440,18 @@ class _Run(_Start):
                 data = next((value for *_, value in found), None)
         return element if data is None else ("value", data)
 
-    def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, list[Any]]:
+    def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, Any]:
         """The values that travel with a job: those its arguments take; to where there is no
-        database, those of all its direct upstreams."""
-        found: dict[tuple[str, str], list[tuple[int, bytes | None]]] = {}
+        database, those of all its direct upstreams (None: of what it is mapped over)."""
+        found: dict[tuple[str, str], Any] = {}
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
-            index = instance.map_index if up.is_in_step_with(node) else None
-            which = {"task_id": up.task.task_id, "map_index": index}
+            index, up_id = instance.map_index if up.is_in_step_with(node) else None, up.task.task_id
+            which, whole = {"task_id": up_id, "map_index": index}, (up_id, "return_value")
+            # Of what it is mapped over each job has its own element: all in each were n times n.
+            has_own = up in node.sources and whole not in takes
+            if has_own and (up.mapping or look(_select_item, row, up_id, item=0) is not None):
+                found[whole], which["beside"] = None, "return_value"
             for up_id, i, key, value in look(_select_values, row, **which):
                 found.setdefault((up_id, key), []).append((i, value))
         for up_id, key in () if self.runner.remote else takes:

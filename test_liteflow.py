@@ -9735,6 +9735,34 @@ class RunnersTest(Case):
         run.reason = "stopped"
         self.assertEqual(str(run), f"<DagRun webhook {run.run_id} [failed: stopped]>")
 
+    def test_a_mapped_job_of_a_foreign_executor_carries_its_own_element_alone(self):
+        sizes = []
+
+        class Weighs(concurrent.futures.ThreadPoolExecutor):
+            def submit(self, run, info, message):
+                sizes.append(len(message))
+                return super().submit(run, info, message)
+
+        source = """
+            with DAG("mapped") as dag:
+                @task
+                def give(ti): ti.xcom_push("k", 5); return [b"x" * 20_000] * 9
+                @task
+                def same(x): return x
+                @task
+                def count(x, ti): return [len(x), ti.xcom_pull("give", key="k")]
+                @task
+                def pull(x, ti): return ti.xcom_pull("give")
+                given = give()
+                count.expand(x=given); same.override(task_id="far").expand(x=same.expand(x=given))
+                pull.expand(x=given)
+            """
+        with Weighs(2) as executor:
+            run = self.run_flow(source, executor=executor)
+        self.assertEqual(run.xcom_pull("count"), [[20_000, 5]] * 9)
+        self.assertIn("only their element", run.get_task_instance("pull", 0).error)
+        self.assertLess(max(sizes), 30_000)
+
     def test_a_kept_result_is_mapped_over_on_a_foreign_executor(self):
         flow = """
             with DAG("mended") as dag:
