@@ -8336,6 +8336,9 @@ class _ExecutorRunner(_Runner):
             why = f"the executor took no task: {_brief(error)}"
             self._events.put((attempt, _Outcome("failed", why)))
 
+    def is_free(self) -> bool:
+        return not self._futures
+
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
         events: list[tuple[_Attempt, _Outcome | None]] = []
         with contextlib.suppress(queue.Empty):

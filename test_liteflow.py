@@ -10422,6 +10422,26 @@ class ResumeTest(Case):
         self.assertEqual(lost + 1, 1 + 3)
         self.assertIn("4 times in a row", run.get_task_instance("f").error)
 
+    def test_suspects_run_one_by_one_on_an_executor_too(self):
+        module = self.module(
+            """
+            with DAG("suspects") as dag:
+                @task
+                def f(i):
+                    here.append(i)
+                    time.sleep(0.01)
+                    here.remove(i)
+                    return [*here]
+                f.expand(i=[*range(4)])
+            here = []
+            """
+        )
+        module.dag.run(db_path=self.db, executor=pool())
+        self.abandon()
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            run = module.dag.run(db_path=self.db, resume=True, executor=threads)
+        self.assertEqual(run.xcom_pull("f"), [[]] * 4)
+
 
 def quiet(x=None):
     """A task that does nothing."""
