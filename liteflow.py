@@ -1001,6 +1001,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _in_partial: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" and "short_circuit" decide what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
+    _map_functions: tuple[Any, ...] = ()  # those of `map` in its arguments: see `_look_up`
     is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if and skip_if
     task_group: TaskGroup | None = None
@@ -1100,6 +1101,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
                 before += leaf._ends()
+                if leaf._how != "xcom":  # few are more than a result
+                    self._map_functions += tuple(part._by for part in leaf._parts("map"))
             elif isinstance(leaf, _Argument) and leaf.look == "group_value" and self._mapping:
                 before += [result.operator for result in self._mapping.results]
             elif isinstance(leaf, (_Dependency, _Partial, _TaskDecorator, _OperatorType, Dag)):
@@ -1437,7 +1440,8 @@ class _Mappable(_Placeholder, _Dependency):
 
     def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
         """As a task's argument it is the list of its elements."""
-        return "elements", self._how, self._by, *self._sources
+        by = task._map_functions.index(self._by) if self._how == "map" else self._by
+        return "elements", self._how, by, *self._sources
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
@@ -4965,7 +4969,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone. It has no id
     in it: tasks that differ in nothing else share it."""
-    also, known = ("_upstream", "_downstream", "_conditions"), task._known_settings
+    also = "_upstream", "_downstream", "_conditions", "_map_functions"
+    known = task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
     for name in _OFTEN_EMPTY:
         if not own[name]:
@@ -5336,7 +5341,8 @@ class _Execution:
         some = [() if x is None else x for x in sources]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
-            return [x if by is None else by(x) for x in itertools.chain.from_iterable(each)]
+            function = self.task._map_functions[by] if how == "map" else lambda x: x
+            return [function(x) for x in itertools.chain.from_iterable(each)]
         longest = itertools.zip_longest(*each, fillvalue=by)
         return list(zip(*each, strict=False) if by is ... else longest)
 

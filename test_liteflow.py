@@ -5209,13 +5209,18 @@ class MappingTest(Case):
                 def sizes(): return {"k": 1}
                 @task
                 def show(*args): return list(args)
+                @task
+                def pair(a, b): return a, b
                 n = names()
                 show(n.map(up), n.zip(sizes()), n.concat(sizes()), n.zip(sizes(), fillvalue=0))
+                # No pickler knows these functions, as it doesn't those of a @dag function.
+                pair.partial(a=[n.map(lambda x: x + x)]).expand(b=[n.map(lambda x: x + "1")])
             """
         )
         k = ("k", 1)
         wanted = [["A", "B"], [("a", k)], ["a", "b", k], [("a", k), ("b", 0)]]
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
+        self.assertEqual(run.xcom_pull("pair"), [([["aa", "bb"]], ["a1", "b1"])])
 
     def test_nothing_asks_whether_a_result_is_true(self):
         run = self.run_flow(
