@@ -9155,8 +9155,9 @@ class _Run(_Start):
             for i in look(_select_past, row.id)
             if i.state != "removed"
         }
-        for up in _taken_by(task):
+        if task._upstream:  # it may pull what it does not take
             _refuse_without_values(row)
+        for up in _taken_by(task):
             states = {found.state for key, found in recorded.items() if key[0] == up}
             if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
                 said = ", ".join(sorted(state or "not run" for state in states)) or "not there"
