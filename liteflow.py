@@ -1438,10 +1438,11 @@ class _Mappable(_Placeholder, _Dependency):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._how, self._sources, self._by = how, sources, by
 
-    def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
-        """As a task's argument it is the list of its elements."""
+    def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
+        """As a task's argument it is the list of its elements. Not `plain`: it is taken apart."""
         by = task._map_functions.index(self._by) if self._how == "map" else self._by
-        return "elements", self._how, by, *self._sources
+        sources = (source._look_up(task, results, False) for source in self._sources)
+        return "elements", self._how, by, *sources
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
         """Each element, with the plain function applied when it is taken."""
@@ -1523,12 +1524,12 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
     def __repr__(self) -> str:
         return f"XComArg({self.operator.task_id!r}, {self.key!r})"
 
-    def _look_up(self, task: BaseOperator, results: list[XComArg[Any]]) -> tuple[Any, ...]:
+    def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         results.append(self)
         mapping = self.operator._mapping
         # Inside one mapped group an instance sees that of its own index.
         if mapping is not None and mapping is not task._mapping:
-            return "sequence", self.operator.task_id, self.key, mapping.of_group
+            return "sequence", self.operator.task_id, self.key, plain and mapping.of_group
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
         return "value", self.operator.task_id, self.key, absent_is_none
 
@@ -5338,7 +5339,8 @@ class _Execution:
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
         """What `map`, `zip` or `concat` (`how`) of results gives, with a function or fillvalue."""
-        some = [() if x is None else x for x in sources]  # no `or`: an array is not true
+        given = [getattr(self, look)(*arguments) for look, *arguments in sources]
+        some = [() if x is None else x for x in given]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
             function = self.task._map_functions[by] if how == "map" else lambda x: x

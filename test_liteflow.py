@@ -5222,6 +5222,22 @@ class MappingTest(Case):
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
         self.assertEqual(run.xcom_pull("pair"), [([["aa", "bb"]], ["a1", "b1"])])
 
+    def test_one_instance_of_a_mapped_group_is_one_element_of_map_and_its_kin(self):
+        run = self.run_flow(
+            """
+            def up(x): return x.upper()
+            with DAG("d") as dag:
+                @task
+                def same(x): return x
+                @task
+                def show(*args): return list(args)
+                many = task_group(group_id="g")(lambda x: same(x)).expand(x=["ab"])
+                show(many, many.map(up), many.zip(many), many.concat(many))
+            """
+        )
+        wanted = ["ab", ["AB"], [("ab", "ab")], ["ab", "ab"]]  # by itself it is bare, as on Airflow
+        self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
+
     def test_nothing_asks_whether_a_result_is_true(self):
         run = self.run_flow(
             """
