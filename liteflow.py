@@ -245,7 +245,7 @@ class NodeNotFound(TaskNotFound, KeyError):
 
 
 class XComNotFound(AirflowException):
-    """A task takes `x["key"]`, and the upstream task never stored that key."""
+    """A task takes `x["key"]`, and the upstream (without multiple_outputs) stored no such key."""
 
 
 class ParamValidationError(AirflowException, ValueError):
@@ -2454,7 +2454,7 @@ class Dag:
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
         ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, DagRunAlreadyExists,
-        TypeError, ValueError.
+        TypeError, ValueError; AirflowException if `stop` is set already.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
         options = dict(locals())  # all arguments, by their names
