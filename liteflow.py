@@ -5357,7 +5357,9 @@ class _Execution:
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
         params = self.run.info["params"]  # what conf gives is in there
-        return default[0] if default and name not in params else _plain_copy(params[name])
+        if name not in params and not default:
+            raise AirflowException(f"param {name!r} has no value: give it a default, or by conf")
+        return _plain_copy(params[name]) if name in params else default[0]
 
     def _loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])

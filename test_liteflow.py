@@ -4367,6 +4367,12 @@ class ContextTest(Case):
         run = module.dag.run(db_path=self.db, executor=pool(), conf={"m": 7})
         self.assertEqual(run.xcom_pull("show"), [1, [7]])
 
+    def test_a_param_that_nobody_gives_is_named(self):
+        source = "with DAG('d') as dag: task(task_id='f')(abs)(dag.param('size'))\n"
+        self.assertEqual(self.run_flow(source, conf={"size": -1}).xcom_pull("f"), 1)
+        error = self.run_flow(source).get_task_instance("f").error
+        self.assertIn("param 'size' has no value: give it a default, or by conf", error)
+
 
 class FindingTest(Case):
     def test_a_method_of_a_builtin_has_no_module(self):
