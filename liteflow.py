@@ -9363,16 +9363,9 @@ class _Run(_Start):
     def _pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
         self.plan.start(instance)
-        self.plan.finish(instance, "success", 0.0)
-        attempt = _Attempt(instance)
-        attempt.state, attempt.ended = "success", _now()
-        self._batch.instances[instance] = self._batch.attempts[attempt] = None
-        self.report.changed(instance)
-        self._last[_S.SUCCESS] = attempt
-        names = ("on_execute_callback", "on_success_callback")
-        wanted = [name for name in names if getattr(instance.node.task, name) is not None]
-        if wanted:
-            self._batch.calls.append(_Callback(attempt, "+".join(wanted), None))
+        attempt = self._attempts[instance] = _Attempt(instance)
+        attempt.state = "running"  # which is not worth telling
+        self._take(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
 
     def _record(self) -> None:
         """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
@@ -9481,8 +9474,9 @@ class _Run(_Start):
 
     # What workers say.
 
-    def _take(self, attempt: _Attempt, outcome: _Outcome) -> None:
-        """An attempt ended: let the plan decide what its instance becomes."""
+    def _take(self, attempt: _Attempt, outcome: _Outcome, *due: str) -> None:
+        """An attempt ended: let the plan decide what its instance becomes. `due`: callbacks that
+        come before the one for that."""
         instance = attempt.instance
         self._begin(attempt)
         del self._attempts[instance]
@@ -9496,10 +9490,11 @@ class _Run(_Start):
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
-        if instance.node.holds and instance.state is not _S.UP_FOR_RESCHEDULE:
-            name = _CALLBACK_OF.get(instance.state)
-            wanted = name if name and getattr(instance.node.task, name) is not None else None
-            self._batch.calls.append(_Callback(attempt, wanted, _last_line(attempt.error) or None))
+        if (due or instance.node.holds) and instance.state is not _S.UP_FOR_RESCHEDULE:
+            names = (*due, _CALLBACK_OF.get(instance.state, ""))
+            wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
+            why = _last_line(attempt.error) or None
+            self._batch.calls.append(_Callback(attempt, "+".join(wanted) or None, why))
         error = attempt.error if instance.state else outcome.error
         self.report.changed(instance, error, outcome.took)
 
