@@ -4025,9 +4025,10 @@ def _changes_of(i: _Instance) -> tuple[Any, ...]:
 
 
 def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
-    """An attempt in the order of the table's columns, with "" for NULL."""
+    """An attempt in the order of the table's columns, with "" for NULL. When it began is a guess
+    until its end tells; it stays if the scheduler dies first."""
     row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
-    return row_id, a.try_number, a.state, a.started, ended, pid, error
+    return row_id, a.try_number, a.state, a.started or _now(), ended, pid, error
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4547,9 +4548,6 @@ class _Store:
         """Write a turn's events in one transaction. `check` is called under the write lock, and may
         change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._connection.executemany
-        for attempt in batch.attempts:
-            # A guess until its end tells when it began; it stays if the scheduler dies first.
-            attempt.started = attempt.started or attempt.ended or _now()
         with self.transaction():
             self._check_fence()
             check()
