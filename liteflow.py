@@ -9388,7 +9388,8 @@ class _Run(_Start):
         instance, node = attempt.instance, attempt.instance.node
         call, function, settings = self._calls[instance.task_id]
         timeout = node.task.execution_timeout
-        elements, takes = self._elements(instance, call) if node.mapping else ([], call.takes)
+        is_mapped = instance.map_index >= 0
+        elements, takes = self._elements(instance, call) if is_mapped else ([], call.takes)
         return _Job(
             task_id=instance.task_id,
             function=function,
@@ -9411,8 +9412,6 @@ class _Run(_Start):
         """A mapped instance's elements, as plain data, and the results that its arguments take."""
         mapping, takes = instance.node.mapping, call.takes
         assert mapping is not None
-        if instance.map_index < 0:
-            return [], takes
         i, count = instance.map_index, mapping.count(self.plan.known)
         # A setup that a resume took along may give fewer than before: its index stands for nothing
         # then or, where others vary, too, for another combination.
