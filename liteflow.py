@@ -2923,11 +2923,7 @@ class _Past(_NamedTuple):
 _CLEARED, _CLEARED_ALONE = 1, 2
 
 
-@functools.lru_cache(16)
-def _never_run(retries: int) -> _Past:
-    """What an instance that is new starts from, but for its task and index; made once."""
-    return _Past(0, "", -1, None, try_number=0, max_tries=retries)
-
+_NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, whatever its task
 
 # Counts of the instances that a node waits for, by how they ended (these are the places), and, in
 # the last place, of the tasks of which some have not.
@@ -2950,7 +2946,7 @@ class _Instance:
         self.map_index = map_index
         self.state = None if recorded.state is None else TaskInstanceState(recorded.state)
         self.try_number = recorded.try_number
-        self.max_tries = recorded.max_tries
+        self.max_tries = recorded.max_tries if recorded.row_id else node.task.retries
         self.lost = recorded.lost
         self.flow = recorded.flow
         self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
@@ -3287,9 +3283,9 @@ class _Plan:
 
     def _give_instances(self, node: _Node, count: int) -> None:
         """Give the node so many; for 0 one, that stands for those to come, or is all there is."""
-        task_id, new = node.task.task_id, _never_run(node.task.retries)
-        get, indexes = self._recorded.get, range(count) if count else (-1,)
-        node.instances = [_Instance(node, i, get((task_id, i), new)) for i in indexes]
+        task_id, get = node.task.task_id, self._recorded.get
+        indexes = range(count) if count else (-1,)
+        node.instances = [_Instance(node, i, get((task_id, i), _NEVER_RUN)) for i in indexes]
         node.expanded = node.mapping is None or count > 0
         node.open = len(node.instances)
         self.unfinished += node.open
@@ -3728,7 +3724,7 @@ class _Resumption:
         """Give the task's instances of today the rows that are theirs."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
-        found = {-1: _Past(0, task.task_id, -1, None, try_number=0, max_tries=task.retries)}
+        found = {-1: _NEVER_RUN._replace(task_id=task.task_id)}
         if keys:
             at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
             for i, key in enumerate(keys):
