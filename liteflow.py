@@ -3511,10 +3511,9 @@ class _Plan:
         """How many instances a mapped task will have; None for an old result that is no list, in a
         resume of mended code."""
         assert node.mapping is not None
-        try:
+        with contextlib.suppress(LookupError):
             return node.mapping.count(self.known)
-        except LookupError:
-            return None
+        return None
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
@@ -9031,12 +9030,11 @@ _LARGE = 1_000_000  # bytes of an attempt's values, above which it is seen if th
 def _has_room(size: int) -> bool:
     """Whether there is memory for the copies that SQLite makes: a value that has none fails its
     attempt alone, where a MemoryError within a transaction would end the run."""
-    try:
+    with contextlib.suppress(OSError, OverflowError):
         # Pages that nobody touches are only promised; some allocators touch what they give.
         mmap.mmap(-1, 2 * size, access=mmap.ACCESS_COPY).close()
-    except (OSError, OverflowError):
-        return False
-    return True
+        return True
+    return False
 
 
 class _Run(_Start):
