@@ -2931,7 +2931,6 @@ _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
-_NO_NODES: list[_Node] = []  # shared by all nodes that are no setups: nothing is in their scope
 
 
 class _Instance:
@@ -2999,7 +2998,7 @@ class _Node:
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
         self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
-        self.sheltered: list[_Node] = [] if task.is_setup else _NO_NODES  # what is in its scope
+        self.sheltered: Any = [] if task.is_setup else ()  # what is in a setup's scope
         self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
