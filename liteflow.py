@@ -7887,20 +7887,16 @@ class _SlotRunner(_Runner):
     # Jobs.
 
     def room(self, jobs: int) -> int:
-        idle = working = coming = 0
-        for slot in self._slots:
-            if slot.state == "serving" and slot.spoilt is None:
-                working += 1
-                idle += slot.is_idle and not slot.deaf
-            else:
-                coming += slot.state in ("asked", "joined")
+        working = [slot for slot in self._slots if slot.state == "serving" and slot.spoilt is None]
+        idle = sum([slot.is_idle and not slot.deaf for slot in working])
+        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         waiting = len(self._out) + len(self._unsent)
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1
         if lacking <= 0:
             self._pool._leave_slot_line(self)
-        ahead = _AHEAD * working if _pulls() and self._streak > 0 else 0
+        ahead = _AHEAD * len(working) if _pulls() and self._streak > 0 else 0
         return max(0, min(jobs, idle + ahead - waiting))
 
     def _busy(self) -> int:
