@@ -9260,12 +9260,10 @@ class _Run(_Start):
         """Undo the start of an attempt that no worker has taken, and none will."""
         instance = attempt.instance
         del self._attempts[instance]
-        self._batch.attempts.pop(attempt, None)
         if attempt.pokes:
             self._paused[instance] = attempt
-            attempt.state = "up_for_reschedule"
-            self._batch.attempts[attempt] = None
         else:
+            self._batch.attempts.pop(attempt, None)
             self._batch.withdrawn.append(attempt)
         self._batch.instances[instance] = None
         self.plan.withdraw(instance)
