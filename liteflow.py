@@ -4562,8 +4562,7 @@ class _Store:
                 many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
             if batch.withdrawn:
                 many(
-                    "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ? AND "
-                    "state IN ('queued', 'running')",
+                    "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ?",
                     [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
                 )
             many(_UPDATE_INSTANCE, map(_changes_of, batch.instances))
