@@ -9487,9 +9487,7 @@ class _Run(_Start):
         if size > _LARGE and not _has_room(size):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
-        left_out: Sequence[_Node] = ()
-        if instance.node.task._flow is not None:
-            outcome, left_out = self._branch(instance, outcome)
+        outcome, left_out = self._branch(instance, outcome)
         self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
         self.plan.skip(instance, left_out)
         instance.lost, instance.alone = 0, False
@@ -9521,7 +9519,7 @@ class _Run(_Start):
         """What a branch or short_circuit leaves out; it then stores no return value, unless others
         are mapped over it: a resume has to know it, too."""
         note = outcome.note
-        if outcome.status != "success":
+        if instance.node.task._flow is None or outcome.status != "success":
             return outcome, ()
         kept: Any = [(key, *rest) for key, *rest in outcome.xcoms if key != "return_value"]
         try:
