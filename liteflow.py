@@ -9583,22 +9583,16 @@ class _Run(_Start):
         if last is None:
             last = _Attempt(self.plan.nodes[0].instances[0])
             last.log_parts = self._store.look(_count_parts, last.instance.row_id, last.try_number)
-
-        def facts(row: _Row) -> dict[str, Any]:
-            known = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict)}
-            if self.runner.remote:  # where no failures can be looked up
-                known["reason"] = DagRun(row, self.path)._failures(2)[2] or None
-            return known
-
-        if self.dag.on_failure_callback is not None:
-            for row in self._dead:
-                of = facts(row)
-                self._callbacks.append(_Callback(last, "dag_on_failure_callback", _DIED, of))
-        if getattr(self.dag, _CALLBACK_OF[state]) is not None:
-            reason = "success" if state is _S.SUCCESS else self.reason or "task_failure"
-            reason = "timed_out" if self.plan.timed_out else reason  # Airflow's word
-            of = {**facts(ended), "last": [last.state, last.started, last.ended]}
-            self._callbacks.append(_Callback(last, f"dag_{_CALLBACK_OF[state]}", reason, of))
+        why = "success" if state is _S.SUCCESS else self.reason or "task_failure"
+        why = "timed_out" if self.plan.timed_out else why  # Airflow's word
+        due: list[tuple[Any, ...]] = [(row, "on_failure_callback", _DIED, {}) for row in self._dead]
+        how = {"last": [last.state, last.started, last.ended]}
+        for row, name, reason, more in [*due, (ended, _CALLBACK_OF[state], why, how)]:
+            if getattr(self.dag, name) is not None:
+                of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict), **more}
+                if self.runner.remote:  # where no failures can be looked up
+                    of["reason"] = DagRun(row, self.path)._failures(2)[2] or None
+                self._callbacks.append(_Callback(last, f"dag_{name}", reason, of))
         signals = len(self._caught)
         try:
             self._choose(0)
