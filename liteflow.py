@@ -3794,8 +3794,7 @@ class _Resumption:
             above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
             work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
             for index in self._indexes[setup.task.task_id]:
-                runs = self.again.intersection(self._beside(setup, index, work))
-                if runs <= self.left_out:
+                if self.again.intersection(self._beside(setup, index, work)) <= self.left_out:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
@@ -5377,8 +5376,7 @@ class _Execution:
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
         if plain:
             return _pulled(self.pull(task_id, key), ..., None)
-        data = [data for _, data in self._xcoms(task_id, key)]
-        return _Results(data, self.run.info["fileloc"])
+        return _Results([data for _, data in self._xcoms(task_id, key)], self.run.info["fileloc"])
 
     def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
@@ -8039,8 +8037,7 @@ class _SlotRunner(_Runner):
 
     def _on_joined(self, slot: _Slot, error: str | None, edited: str | None, found: Any) -> None:
         if error is not None:
-            self._fail_start(slot, error)
-            return
+            return self._fail_start(slot, error)
         if edited is not None:
             self.notes[edited] = None
         self._found = self._found or found
