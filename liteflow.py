@@ -3112,8 +3112,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
             node.upstream = tuple(map(nodes.__getitem__, above))
             outside = sum([not node.is_in_step_with(up) for up in node.upstream])
             node.counts = [0, 0, 0, 0, outside]
-        if below := node.task._downstream:
-            node.downstream = tuple(map(nodes.__getitem__, below))
+        node.downstream = tuple(map(nodes.__getitem__, node.task._downstream))
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
     _find_setups_and_gates(ordered)
@@ -4544,10 +4543,9 @@ class _Store:
         with self.transaction():
             self._check_fence()
             check()
-            if batch.xcoms:
-                many(_inserting("xcom"), batch.xcoms)
-            if batch.items:
-                many(_inserting("xcom_item"), batch.items)
+            for table, rows in (("xcom", batch.xcoms), ("xcom_item", batch.items)):
+                if rows:
+                    many(_inserting(table), rows)
             # After the inserts: the values of a try that failed in this turn are to go as well, and
             # what is expanded takes its elements' previews from them.
             if batch.renewed:
@@ -9041,7 +9039,7 @@ class _Run(_Start):
         self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
-        self._last: dict[TaskInstanceState, _Attempt] = {}  # the last that ended in that state
+        self._last: dict[TaskInstanceState | None, _Attempt] = {}  # the last to end in each
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False  # it was told to stop twice: all ends at once
@@ -9489,7 +9487,6 @@ class _Run(_Start):
         self.plan.skip(instance, left_out)
         instance.lost, instance.alone = 0, False
         state = instance.state
-        assert state is not None
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else _state_of(instance), outcome.error
