@@ -186,6 +186,8 @@ R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 
 _StrPath = str | os.PathLike[str]
+# Waits and limits go by it: not by a name that tests look for in modules to freeze their clock.
+_monotonic = functools.partial(time.monotonic)
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
 _Condition = Callable[[Context], Any]
@@ -1756,7 +1758,7 @@ class BaseSensorOperator(BaseOperator):
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
-            if time.monotonic() - execution.waiting_since > timeout:
+            if _monotonic() - execution.waiting_since > timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
@@ -4374,9 +4376,9 @@ class _Store:
         """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
         reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
         that stays costs nothing but its name."""
-        busy, deadline = is_last, time.monotonic() + 1.0
+        busy, deadline = is_last, _monotonic() + 1.0
         with contextlib.suppress(DatabaseError):
-            while busy and time.monotonic() < deadline:
+            while busy and _monotonic() < deadline:
                 with self.transaction(""):  # not around the loop: it keeps other threads waiting
                     [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 if busy:
@@ -4639,12 +4641,12 @@ class _Store:
 def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
     """Call `act`, again and again while somebody else holds the write lock. Raises DatabaseError.
     `check` is called between, and may raise to end the wait."""
-    deadline = time.monotonic() + _LOCKED_LIMIT
+    deadline = _monotonic() + _LOCKED_LIMIT
     while True:
         try:
             return act()
         except _Busy:
-            if time.monotonic() > deadline:
+            if _monotonic() > deadline:
                 why = f"{path} was locked by another process for {_LOCKED_LIMIT:g} s"
                 raise DatabaseError(why) from None
             check()
@@ -5276,8 +5278,8 @@ class _Execution:
         self.variables = contextvars.copy_context()  # what the task sets must not reach the next
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
-        self.started, self.clock = time.time(), time.perf_counter()
-        self.waiting_since = time.monotonic() - job.waited
+        self.started, self.clock = time.time(), _monotonic()
+        self.waiting_since = _monotonic() - job.waited
         self._context: Context | None = None  # once it is asked for
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # values of placeholders: never rendered as templates
@@ -5563,7 +5565,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         _end_child(execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
         note = {**note, **_name_of(execution)}
-    xcoms, took = [*execution.pushed.values()], time.perf_counter() - execution.clock
+    xcoms, took = [*execution.pushed.values()], _monotonic() - execution.clock
     return _Outcome(status, error, xcoms, items, note, execution.started, took)
 
 
@@ -6018,8 +6020,8 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
 def _linger(look: Callable[[], T]) -> T:
     """What `look` finds, asked again and again for a moment, while others may have the CPU. For
     who sleeps instead, waking takes some 20 µs on either side: more than a quick job."""
-    until = time.perf_counter() + _LINGER
-    while not (found := look()) and time.perf_counter() < until:
+    until = _monotonic() + _LINGER
+    while not (found := look()) and _monotonic() < until:
         os.sched_yield()
     return found
 
@@ -6155,7 +6157,7 @@ class _Worker:
 
     def _begin(self, number: int, eager: bool, *job: Any) -> _Job:
         """Note what came with a job; its time runs from here."""
-        self.number, self.eager, self.since = number, eager, time.monotonic()
+        self.number, self.eager, self.since = number, eager, _monotonic()
         return _Job(*job)
 
     def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
@@ -6367,7 +6369,7 @@ class _Worker:
 
     def _raise_end(self) -> NoReturn:
         timeout = None if self.last is None else self.last.job.timeout
-        if timeout is not None and time.monotonic() >= self.since + timeout:
+        if timeout is not None and _monotonic() >= self.since + timeout:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
         raise AirflowTaskTerminated("the task was told to end (SIGTERM)")
 
@@ -6616,7 +6618,7 @@ class _ForkedServer:
 
     def __init__(self, fallback: str | None) -> None:
         self.fallback = fallback  # the start method of workers once the server is gone
-        self.born = time.monotonic()
+        self.born = _monotonic()
         self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
         tasks = itertools.chain.from_iterable(self._dags.values())
         self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
@@ -6997,7 +6999,7 @@ class _SlotLog:
             self._kept = decoder.getstate()[0]  # bytes of a character that the head's end cuts
             self._dropped = len(self._kept)
         if self._head >= _LOG_HEAD and size > self._at and size != self._tail_size:
-            now, is_full = time.monotonic(), size - self.start > _LOG_FILE_LIMIT
+            now, is_full = _monotonic(), size - self.start > _LOG_FILE_LIMIT
             if not runs or is_full or now >= self._next_tail:
                 self._tail_size, self._next_tail = size, now + _LOG_TAIL_SECONDS
                 parts.append((attempt, _TAIL_PART, self._tail(size)))
@@ -7045,7 +7047,7 @@ class _Slot:
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
-        self.born = self.lent = time.monotonic()
+        self.born = self.lent = _monotonic()
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, but has left a job lying
         self.process: Any = None
@@ -7195,7 +7197,7 @@ class _Slot:
         """TERM to the group now, KILL after the grace."""
         if self.reason is None:
             self.reason = reason
-            self.deadline = time.monotonic() + _GRACE
+            self.deadline = _monotonic() + _GRACE
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
 
@@ -7215,8 +7217,8 @@ class _Slot:
             thread.join()
         # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
         is_gone = self.server is not None and self.server.is_gone
-        until = time.monotonic() + (0.0 if is_gone else 0.5)
-        while (code := self.process.exitcode) is None and time.monotonic() < until:
+        until = _monotonic() + (0.0 if is_gone else 0.5)
+        while (code := self.process.exitcode) is None and _monotonic() < until:
             time.sleep(0.001)
         self.exitcode = code
         _forget(self.process)
@@ -7737,7 +7739,7 @@ class _SlotRunner(_Runner):
         self._pool = pool
         self._own_pool = own_pool
         self.dag = dag
-        self.since = time.monotonic() if interactive else 0.0  # older workers don't know the DAG
+        self.since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
         if not own_pool:  # one that lives on may need an executor when it is too late to register
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
@@ -7790,7 +7792,7 @@ class _SlotRunner(_Runner):
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
-        slot.state, slot.deadline = "asked", time.monotonic() + _START_LIMIT
+        slot.state, slot.deadline = "asked", _monotonic() + _START_LIMIT
         slot.wire.folder = None  # it was that of an earlier run
         slot.send("join", self._info, self._tasks if self._found is None else ())
 
@@ -7810,7 +7812,7 @@ class _SlotRunner(_Runner):
             raise DatabaseError(f"{folder} can't be used: {error}") from None
         queue = self._theirs.fileno() if _pulls() else None
         slot.send("work", slot.log.path, self._info["run_row"], _pulls(), file=queue)
-        slot.state, slot.lent = "serving", time.monotonic()
+        slot.state, slot.lent = "serving", _monotonic()
 
     # Slots that come and go.
 
@@ -7843,7 +7845,7 @@ class _SlotRunner(_Runner):
             raise UnreachableTask(f"no worker process could be started: {error}{hint}") from None
         if slot is None:
             return False
-        slot.lent = time.monotonic()
+        slot.lent = _monotonic()
         self._slots.append(slot)
         for descriptor in (slot.wire.fileno(), slot.sentinel):
             self._watched[descriptor] = slot
@@ -7914,7 +7916,7 @@ class _SlotRunner(_Runner):
             alone = self._streak > 0 and not self._out and len(self._unsent) == 1
             try:
                 self._send((number, alone and not self._busy(), *job))
-                self._out[number], self._heard = (attempt, job), time.monotonic()
+                self._out[number], self._heard = (attempt, job), _monotonic()
             except (BlockingIOError, ConnectionError):
                 return  # it is full; or its worker is dead, which is noticed elsewhere
             except OSError as error:
@@ -7955,12 +7957,12 @@ class _SlotRunner(_Runner):
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
         waiting = self._pool._slot_line  # other runs, which may get what is idle
         if waiting:
-            self._hand_over(time.monotonic())
+            self._hand_over(_monotonic())
         self._flush()
-        until = time.monotonic() + timeout
+        until = _monotonic() + timeout
         while not (self._events or self._look(until) or self.wanted or self._unsent or waiting):
             pass  # what a worker took changes nothing for a run that has no more to start
-        now = time.monotonic()
+        now = _monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
                 slot.shared[_LOOK] = 1  # it takes no other job, which would be ended in its place
@@ -7987,7 +7989,7 @@ class _SlotRunner(_Runner):
     def _look(self, until: float) -> bool:
         """Sleep until a worker says something, or something is due; hear what they say. Returns
         whether it was more than that one took a job."""
-        now = time.monotonic()
+        now = _monotonic()
         times = [until, *self._begun.values(), *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
@@ -8018,7 +8020,7 @@ class _SlotRunner(_Runner):
         is_more = False
         for kind, fields in slot.receive():
             is_more |= kind != "took"
-            self._heard = time.monotonic()
+            self._heard = _monotonic()
             slot.deaf = False
             self._stuck.pop(slot, None)
             getattr(self, f"_on_{kind}")(slot, *fields)
@@ -8057,7 +8059,7 @@ class _SlotRunner(_Runner):
             slot.shared[_TAKING] = 0
         slot.attempt, attempt.pid = attempt, slot.pid
         self._failed_starts = 0
-        now = time.monotonic()
+        now = _monotonic()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
@@ -8109,7 +8111,7 @@ class _SlotRunner(_Runner):
 
     def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
         slot.state, slot.callbacks = "calling", name
-        slot.deadline = time.monotonic() + _CALLBACK_LIMIT
+        slot.deadline = _monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *of)
 
     def calling(self) -> list[_Attempt]:
@@ -8357,7 +8359,7 @@ class _ExecutorRunner(_Runner):
             return False
         try:
             asked = self._submit(None, "call", job, due.name, due.reason, due.of)
-            self._calls[asked] = due.attempt, time.monotonic() + _CALLBACK_LIMIT
+            self._calls[asked] = due.attempt, _monotonic() + _CALLBACK_LIMIT
         except Exception as error:  # whatever the engine raises: no callback, then
             self.notes[f"the executor took no callback: {_brief(error)}"] = None
         return True
@@ -8370,8 +8372,8 @@ class _ExecutorRunner(_Runner):
                 if why is not None:
                     self.notes[f"the executor lost a callback: {why}"] = None
             elif self._futures:  # it may stand behind them, and then has not begun
-                self._calls[future] = attempt, time.monotonic() + _CALLBACK_LIMIT
-            elif limit < time.monotonic():  # it can't be ended, only waited for no longer
+                self._calls[future] = attempt, _monotonic() + _CALLBACK_LIMIT
+            elif limit < _monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
                 del self._calls[future]
                 self.notes[f"a callback did not end within {_CALLBACK_LIMIT:g} s"] = None
@@ -9165,18 +9167,18 @@ class _Run(_Start):
         """The run loop, one turn a round: what the rules decide, what may start, one transaction
         for all of it, then what workers say. No job leaves before its start is committed."""
         limit = self.dag.dagrun_timeout
-        self._timeout_at = time.monotonic() + (math.inf if limit is None else limit.total_seconds())
+        self._timeout_at = _monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
             self._settle()
             self.runner.wanted = False
             if not self._forced:
-                self._choose(self.plan.ready_count(time.monotonic()))
+                self._choose(self.plan.ready_count(_monotonic()))
             self._record()
             if self._callbacks and not self._forced:  # what they follow is recorded now
                 self._choose(0)
             if self._is_over():
                 return
-            due = min(self._next_glance, self.plan.next_time() or math.inf) - time.monotonic()
+            due = min(self._next_glance, self.plan.next_time() or math.inf) - _monotonic()
             self._hear(max(0.0, due))
 
     def _hear(self, timeout: float = 0.05) -> None:
@@ -9187,12 +9189,12 @@ class _Run(_Start):
             if outcome is None:
                 self._begin(attempt)
             elif outcome.unasked and self.reason is None:
-                self._unasked.append((time.monotonic() + _TOGETHER, attempt, outcome))
+                self._unasked.append((_monotonic() + _TOGETHER, attempt, outcome))
             else:
                 self._take(attempt, outcome)
         # A job that somebody else told to end counts as interrupted if the run is stopped, too
         # (systemd tells the whole group at once); if not so a moment later, as failed.
-        while self._unasked and (self.reason or self._unasked[0][0] < time.monotonic()):
+        while self._unasked and (self.reason or self._unasked[0][0] < _monotonic()):
             self._take(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
@@ -9217,7 +9219,7 @@ class _Run(_Start):
             return False
         if self.reason is not None:
             return self.plan.is_wound_down()
-        goes_on = self._attempts or self.plan.next_time() or self.plan.ready_count(time.monotonic())
+        goes_on = self._attempts or self.plan.next_time() or self.plan.ready_count(_monotonic())
         assert goes_on or not self.plan.unfinished, "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
 
@@ -9278,9 +9280,9 @@ class _Run(_Start):
             if isinstance(instance.node.task, EmptyOperator):
                 self._pass_through(instance)
                 self._settle()
-                ready = self.plan.ready_count(time.monotonic())  # those right below it, too
+                ready = self.plan.ready_count(_monotonic())  # those right below it, too
             elif delay := self._delay_of(instance):
-                self.plan.delay(instance, time.monotonic() + delay)
+                self.plan.delay(instance, _monotonic() + delay)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 self.runner.wanted = True
                 return self.plan.enqueue(instance)
@@ -9335,7 +9337,7 @@ class _Run(_Start):
         attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
         if not attempt.pokes:
-            attempt.first_start, attempt.began = time.monotonic(), time.time()
+            attempt.first_start, attempt.began = _monotonic(), time.time()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)
 
@@ -9386,7 +9388,7 @@ class _Run(_Start):
             elements=elements,
             in_group=node.group is not None,
             pokes=attempt.pokes,
-            waited=time.monotonic() - attempt.first_start if attempt.pokes else 0.0,
+            waited=_monotonic() - attempt.first_start if attempt.pokes else 0.0,
         )
 
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
@@ -9460,7 +9462,7 @@ class _Run(_Start):
         del self._attempts[instance]
         start, took = outcome.start, outcome.took
         if start is None or attempt.pokes:  # its worker can't tell
-            start, took = attempt.began, time.monotonic() - attempt.first_start
+            start, took = attempt.began, _monotonic() - attempt.first_start
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
             self.plan.interrupt(instance)
@@ -9483,7 +9485,7 @@ class _Run(_Start):
             why = f"MemoryError: this process has no room to store {size:,} bytes: return a path"
             outcome = outcome._replace(status="failed", error=why, xcoms=(), items=(), note={})
         outcome, left_out = self._branch(instance, outcome)
-        self.plan.finish(instance, outcome.status, time.monotonic(), outcome.note)
+        self.plan.finish(instance, outcome.status, _monotonic(), outcome.note)
         self.plan.skip(instance, left_out)
         instance.lost, instance.alone = 0, False
         state = instance.state
@@ -9535,7 +9537,7 @@ class _Run(_Start):
         if self._caught:
             name = signal.Signals(self._caught[0]).name
             self._stop(f"stopped by {name}", now=len(self._caught) > 1)
-        now = time.monotonic()
+        now = _monotonic()
         if now < self._next_glance:
             return
         self._next_glance = now + _GLANCE
@@ -9693,7 +9695,7 @@ class _InLine:
             self._killed += isinstance(error, _Killed)
             retried = (AlreadyRunning, _Killed) if self._killed <= 2 else (AlreadyRunning,)
             if isinstance(error, retried) and not begun:
-                self.due = time.monotonic() + _TRIED_AGAIN
+                self.due = _monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return
             if not begun and self.owner is not None:
@@ -9823,7 +9825,7 @@ class _RunLine:
         """The next run that may begin; None if this thread is not needed."""
         with self._changed:
             while True:
-                now, dues = time.monotonic(), []
+                now, dues = _monotonic(), []
                 for key, waiting in self._waiting.items():
                     most = waiting[0].dag.max_active_runs
                     if waiting[0].due > now:
@@ -11350,7 +11352,7 @@ class _Report:
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
         self._drawn, self._next = 0, 0.0
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
-        self._began = time.monotonic()
+        self._began = _monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
@@ -11374,7 +11376,7 @@ class _Report:
 
     def status(self, snapshot: Callable[[], _Snapshot] | None = None) -> None:
         """Draw the run as it is now in place of what was drawn before, if it is time."""
-        began = time.monotonic()
+        began = _monotonic()
         if not self.redraws or began < self._next:
             return
         columns, rows = 80, 24
@@ -11384,7 +11386,7 @@ class _Report:
         self.output()
         lines = _status_lines((snapshot or self._snapshot)(), width, rows, self._color)
         self._put([_fit(line, width - 1) for line in lines])
-        now = time.monotonic()
+        now = _monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
 
     def clear(self) -> None:
@@ -11404,7 +11406,7 @@ class _Report:
         _say(text, end="")
 
     def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
-        self._plan, self._began = plan, time.monotonic()  # it may have waited in line before
+        self._plan, self._began = plan, _monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
         if not plan.nodes:
@@ -11418,9 +11420,9 @@ class _Report:
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
         said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if state is _S.RUNNING:
-            self._started[instance] = time.monotonic()
+            self._started[instance] = _monotonic()
         elif (started := self._started.pop(instance, None)) is not None:
-            seconds = took or time.monotonic() - started
+            seconds = took or _monotonic() - started
             self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
             said.append(_seconds_text(seconds))
         if state is not _S.SUCCESS and error:
@@ -11444,7 +11446,7 @@ class _Report:
         self.status()
 
     def _snapshot(self) -> _Snapshot:
-        now = time.monotonic()
+        now = _monotonic()
         counts = collections.Counter(i.state or "none" for i in self._plan.instances())
         running = [(i.label, now - at) for i, at in self._started.items() if i.state is _S.RUNNING]
         return counts, running, now - self._began

@@ -3970,7 +3970,7 @@ class WorkerTest(Case):
 
         end = liteflow._TAIL_PART
         self.assertEqual([stored(), stored(), stored("more")], [[1, end], [], []])
-        with mock.patch.object(time, "monotonic", return_value=time.monotonic() + 6):
+        with mock.patch.object(liteflow, "_monotonic", return_value=time.monotonic() + 6):
             self.assertEqual([stored(), stored("more")], [[end], []])
         self.assertEqual([stored(runs=False), stored(runs=False)], [[end], []])
 
@@ -10138,6 +10138,18 @@ class RunnersTest(Case):
         with self.assertRaises(ValueError):
             module.dag.test(use_executor=True)
         self.assert_nothing_left()
+
+    def test_a_clock_that_a_test_freezes_keeps_no_retry_waiting(self):
+        with DAG("d") as d:
+
+            @task(retries=1, retry_delay=0.01)
+            def flaky(ti):
+                if ti.try_number == 1:
+                    raise ValueError
+
+            flaky()
+        with mock.patch.object(time, "monotonic", side_effect=AssertionError("it stands still")):
+            self.assertEqual(d.test(db_path=self.db).state, "success")
 
 
 # --- Run ------------------------------------------------------------------------------------------
