@@ -8427,18 +8427,27 @@ class _InProcessRunner(_ExecutorRunner):
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds."""
+        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds, unless an alarm of
+        the program (a test's own limit) is due before, which rings in any case."""
 
         def on_alarm(signum: int, frame: object) -> None:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
 
+        def undo() -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            if due:
+                signal.setitimer(signal.ITIMER_REAL, max(began + due - _monotonic(), 1e-6), every)
+
         with contextlib.ExitStack() as stack:
             if timeout is not None and hasattr(signal, "setitimer"):
-                with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
-                    before = signal.signal(signal.SIGALRM, on_alarm)
-                    stack.callback(signal.signal, signal.SIGALRM, before)
-                    stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-                    signal.setitimer(signal.ITIMER_REAL, min(timeout, 2**31 - 1))
+                began, (due, every) = _monotonic(), signal.getitimer(signal.ITIMER_REAL)
+                if not 0 < due < timeout:
+                    # In no main thread, or a subinterpreter's.
+                    with contextlib.suppress(ValueError):
+                        before = signal.signal(signal.SIGALRM, on_alarm)
+                        stack.callback(undo)
+                        signal.setitimer(signal.ITIMER_REAL, min(timeout, 2**31 - 1))
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:

@@ -10151,6 +10151,25 @@ class RunnersTest(Case):
         with mock.patch.object(time, "monotonic", side_effect=AssertionError("it stands still")):
             self.assertEqual(d.test(db_path=self.db).state, "success")
 
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "there are no timers")
+    def test_the_programs_own_alarm_rings_in_and_after_dag_test(self):
+        rang = []
+        before = signal.signal(signal.SIGALRM, lambda *_: rang.append("alarm"))
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        with DAG("d") as d:
+
+            @task(execution_timeout=LIMIT)
+            def waits(params):
+                return bool(params.get("quick") or wait_until(lambda: rang, 2))
+
+            waits()
+        signal.setitimer(signal.ITIMER_REAL, 2 * LIMIT, 3)
+        d.test(db_path=self.db, run_conf={"quick": True}).raise_if_failed()
+        left, every = signal.setitimer(signal.ITIMER_REAL, 0.05)
+        self.assertEqual((LIMIT < left <= 2 * LIMIT, every), (True, 3))
+        self.assertTrue(d.test(db_path=self.db).xcom_pull("waits"))
+
 
 # --- Run ------------------------------------------------------------------------------------------
 
