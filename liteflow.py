@@ -7356,6 +7356,8 @@ def _main_module() -> Any:
     # Not so if a prompt has followed the script, or a notebook ran one.
     if main is not None and main is _main and _main_file and not sys.flags.inspect:
         vars(main).setdefault("__file__", _main_file)
+    if main is not None:
+        vars(main).setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
     return main
 
 

@@ -15100,8 +15100,10 @@ class ForkedServerTest(ScriptCase):
         self.assertEqual(text.splitlines()[1:], ["(3, []) 2", "killed by SIGKILL"])
 
     def test_under_a_profiler_and_a_debugger(self):
-        self.main("print(run()['forked'])")
-        for words in (["cProfile", "-o", "profile"], ["pdb", "-c", "c", "-c", "q"]):
+        debugger = ["pdb", "-c", "c", "-c", "q"]
+        profiler = ["cProfile", "-o", "profile"]
+        for method, words in ((None, profiler), (None, debugger), ("forkserver", debugger)):
+            self.main(f"print(run(mp_context={method!r})['forked'])")
             done = self.python("-m", *words, "my_flow.py")
             self.assertRegex(done.stdout, r"(?m)^(True|False)$", done.stderr)
 
