@@ -15100,7 +15100,8 @@ class ForkedServerTest(ScriptCase):
         self.assertEqual(text.splitlines()[1:], ["(3, []) 2", "killed by SIGKILL"])
 
     def test_under_a_profiler_and_a_debugger(self):
-        debugger = ["pdb", "-c", "c", "-c", "q"]
+        stop = next(n for n, line in enumerate(self.FLOW.splitlines(), 1) if "return {" in line)
+        debugger = ["pdb", "-c", f"b my_flow.py:{stop}", "-c", "c", "-c", "q"]
         profiler = ["cProfile", "-o", "profile"]
         for method, words in ((None, profiler), (None, debugger), ("forkserver", debugger)):
             self.main(f"print(run(mp_context={method!r})['forked'])")
