@@ -5558,6 +5558,10 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     except _Reschedule as pause:
         status, note = "reschedule", {"wait": pause.args[0]}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
+        frames = traceback.walk_tb(failure.__traceback__)
+        in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)
+        if in_pdb and sys.breakpointhook is _no_breakpoint:
+            failure.add_note(f"pdb in {_NO_TERMINAL}")
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error = "fatal" if fatal else "failed", _traceback(failure)
         execution.exception = failure
@@ -6475,10 +6479,12 @@ def _remove_shared() -> None:
                 each()
 
 
+_NO_TERMINAL = "a worker process, which has no terminal: debug it in one process, by dag.test()"
+
+
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
     if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
-        remedy = "run the DAG with dag.test(), in one process, to debug it"
-        raise RuntimeError(f"breakpoint() in a worker process, which has no terminal: {remedy}")
+        raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
 
 
 def _child_pids() -> set[int]:

@@ -4059,6 +4059,8 @@ class WorkerTest(Case):
         self.assertIn("dag.test()", self.run_flow(flow).get_task_instance("stops").error)
         with mock.patch.dict(os.environ, PYTHONBREAKPOINT="0"):
             self.assertEqual(self.run_flow(flow).state, "success")
+        flow = flow.replace("breakpoint()", "__import__('pdb').set_trace(); return 1")
+        self.assertIn("dag.test()", self.run_flow(flow).get_task_instance("stops").error)
 
     def test_async_tasks(self):
         run = self.run_flow(
