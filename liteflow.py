@@ -4144,7 +4144,7 @@ def _check_writable(path: Path) -> None:
     """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
     user's beside it, which the file's owner could not use."""
     _check_place(path)
-    if path.exists() and not os.access(path, os.W_OK):
+    if os.access(path, os.F_OK) and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     if not os.access(path.parent, os.W_OK):
         raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
@@ -8494,18 +8494,20 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
     while True:
         owner = os.urandom(8).hex()
         folder = path.with_name(f"{path.name}-run-{owner}")
+        file = -1
         try:
-            folder.mkdir(mode=mode)
-            made = functools.partial(os.open, mode=0o644)
-            with open(folder / "owner", "xb", 0, opener=made) as mark:
-                os.write(mark.fileno(), json.dumps({"liteflow": __version__}).encode())
-                # Or another run has swept it before it was locked.
-                if _lock(mark.fileno(), shared=False) and (folder / "owner").exists():
-                    _owner_files[owner] = os.dup(mark.fileno())
-                    break
+            os.mkdir(folder, mode)  # by calls that tests of tasks seldom replace
+            file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(file, json.dumps({"liteflow": __version__}).encode())
+            if _lock(file, shared=False) and os.access(folder / "owner", os.F_OK):
+                break
         except OSError as error:
+            if file >= 0:
+                os.close(file)
             _remove_folder(folder)  # without its mark nobody else would
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
+        os.close(file)  # another run swept it before it was locked
+    _owner_files[owner] = file
     try:
         yield owner, folder
     finally:

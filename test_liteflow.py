@@ -10153,6 +10153,18 @@ class RunnersTest(Case):
         with mock.patch.object(time, "monotonic", side_effect=AssertionError("it stands still")):
             self.assertEqual(d.test(db_path=self.db).state, "success")
 
+    def test_what_a_test_replaces_for_its_tasks_is_not_asked_for_the_run(self):
+        with DAG("d") as d:
+            task(task_id="there")(lambda: Path("in.csv").exists())()
+        for found in (True, False):
+            path = self.folder / f"{found}.db"
+            with (
+                mock.patch.object(Path, "exists", side_effect=[found]),
+                mock.patch.object(Path, "mkdir"),
+            ):
+                run = d.test(db_path=path)
+            self.assertIs(run.raise_if_failed().xcom_pull("there"), found)
+
     @unittest.skipUnless(hasattr(signal, "setitimer"), "there are no timers")
     def test_the_programs_own_alarm_rings_in_and_after_dag_test(self):
         rang = []
@@ -12799,7 +12811,7 @@ class SubmitTest(FlowCase):
         self.assert_nothing_left()
 
     def test_a_file_that_takes_no_run_costs_no_descriptor(self):
-        full = mock.patch.object(Path, "mkdir", mock.Mock(side_effect=OSError(28, "No space")))
+        full = mock.patch.object(os, "mkdir", side_effect=OSError(28, "No space"))
         with WorkerPool(1) as mine:
             counts = set()
             for _ in range(3):
