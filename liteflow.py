@@ -4019,10 +4019,10 @@ def _changes_of(i: _Instance) -> tuple[Any, ...]:
 
 
 def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
-    """An attempt in the order of the table's columns, with "" for NULL. When it began is a guess
-    until its end tells; it stays if the scheduler dies first."""
+    """An attempt in the order of the table's columns, with "" for NULL. When it began is what its
+    worker tells at its end; until then, and if the scheduler dies first, when it was heard of."""
     row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
-    return row_id, a.try_number, a.state, a.started or _now(), ended, pid, error
+    return row_id, a.try_number, a.state, a.started or _iso_of(a.began), ended, pid, error
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -8070,6 +8070,8 @@ class _SlotRunner(_Runner):
         slot.attempt, attempt.pid = attempt, slot.pid
         self._failed_starts = 0
         now = _monotonic()
+        if not attempt.pokes:
+            attempt.first_start, attempt.began = now, time.time()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
         if attempt in self._ending:
@@ -9357,7 +9359,7 @@ class _Run(_Start):
             return
         attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
-        if not attempt.pokes:
+        if not attempt.began:  # its runner can't tell
             attempt.first_start, attempt.began = _monotonic(), time.time()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)

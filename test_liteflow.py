@@ -7070,6 +7070,28 @@ class QueueTest(QueueCase):
             run = dag.run(db_path=self.db, max_workers=3)
         self.assertEqual(run.state, "success")
 
+    def test_a_task_that_runs_began_when_its_worker_took_it(self):
+        dag = self.module(
+            """
+            with DAG("d") as dag:
+                @task
+                def waits():
+                    while not Path(os.environ["CASE_DIR"], "seen").exists():
+                        time.sleep(0.01)
+                waits()
+            """
+        ).dag
+        with (
+            mock.patch.object(liteflow, "_SOON", 1.0),  # until that it runs is recorded
+            concurrent.futures.ThreadPoolExecutor(1) as threads,
+        ):
+            ended = threads.submit(dag.run, db_path=self.db, max_workers=1)
+            begun = "SELECT start_date FROM task_attempt WHERE state = 'running'"
+            [[seen]] = wait_until(lambda: self.db.exists() and self.query(begun))
+            (self.folder / "seen").touch()
+            began = ended.result().get_task_instance("waits").start_date
+        self.assertLess(abs(datetime.datetime.fromisoformat(seen) - began).total_seconds(), 0.7)
+
     def test_what_is_idle_goes_to_a_run_in_line_as_soon_as_all_jobs_are_taken(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
