@@ -2407,7 +2407,7 @@ class Dag:
             if below.trigger_rule not in ("all_success", "all_done_setup_success"):
                 what = f"task {below.task_id!r} stands right below the setup {setup.task_id!r}"
                 must = f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
-                raise ValueError(f"{what}: {must}")
+                raise _UsageError(f"{what}: {must}")
         return order
 
     def check_cycle(self) -> None:

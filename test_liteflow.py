@@ -15726,6 +15726,12 @@ class CommandLineTest(ScriptCase):
         drawn = self.assert_exit(0, "script_here", "--graph").stdout
         self.assertEqual(drawn, 'flowchart TD\n    n0["good"]\n    n1["bad"]\n    n0 --> n1\n')
         self.assertFalse(self.db.exists())
+        self.script(
+            "from liteflow import *\nwith DAG('d') as dag:\n    e = EmptyOperator\n"
+            "    e(task_id='s').as_setup() >> e(task_id='w', trigger_rule='always')\n"
+            "if __name__ == '__main__':\n    dag.cli()\n"
+        )
+        self.assert_exit(2, "script", "--graph", words=["liteflow: error: task 'w' stands"])
 
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
