@@ -19336,6 +19336,27 @@ class Promise12Test(Case):
         self.assertEqual(left, {"flow.db", elsewhere.name})
         self.assertEqual(os.listdir(elsewhere), [])
 
+    def test_two_that_close_at_once_leave_one_file(self):
+        class Closing:
+            """A connection that another process has the file open beside until it is closed."""
+
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+            def close(self):
+                real.close()
+                other.kill()
+                other.communicate()
+
+        store = liteflow._Store(self.db)
+        real, store._connection = store._connection, Closing()
+        source = "db = sqlite3.connect(sys.argv[1])\nprint(*db.execute('SELECT 1 FROM dag'))\n"
+        path = self.script(f"import sqlite3, sys, time\n{source}sys.stdout.flush()\ntime.sleep(99)")
+        other = self.start(path, self.db)
+        other.stdout.readline()
+        store.close()
+        self.assert_nothing_left()
+
     def test_a_full_disk_leaves_no_folder_without_its_mark(self):
         def full(file, data):
             raise OSError(28, "No space left on device")
