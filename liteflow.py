@@ -4134,7 +4134,7 @@ def _check_before_run(path: Path) -> None:
     """Refuse a file that a run can't use before anything is started, without touching it."""
     if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
-    if os.access(path, os.F_OK) and path.stat().st_size:
+    if (found := _file_identity(path)) is not None and found[1] > 0:
         with contextlib.suppress(_Empty):  # somebody is just creating it, or died doing so
             _read(path, lambda connection: None)
     _check_writable(path)

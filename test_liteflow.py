@@ -13793,6 +13793,8 @@ class LockTest(FlowCase):
             mock.patch.object(liteflow, "_ADDED_COLUMNS", added),
             mock.patch.dict(liteflow._COLUMNS["dag_run"], priority="INTEGER"),
         ):
+            liteflow._terms.cache_clear()
+            self.addCleanup(liteflow._terms.cache_clear)
             before = self.db.read_bytes()
             [run] = self.small().runs(self.db)
             self.assertEqual((run.state, run._row.priority), ("success", None))
