@@ -1442,7 +1442,9 @@ class _Mappable(_Placeholder, _Dependency):
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         """As a task's argument it is the list of its elements. Not `plain`: it is taken apart."""
-        by = task._map_functions.index(self._by) if self._how == "map" else self._by
+        by, functions = self._by, task._map_functions
+        if self._how == "map" and by in functions:  # else it is in an object, which is not searched
+            by = functions.index(by)
         sources = (source._look_up(task, results, False) for source in self._sources)
         return "elements", self._how, by, *sources
 
@@ -5339,8 +5341,9 @@ class _Execution:
         some = [() if x is None else x for x in given]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
         if how != "zip":
-            function = self.task._map_functions[by] if how == "map" else lambda x: x
-            return [function(x) for x in itertools.chain.from_iterable(each)]
+            function = self.task._map_functions[by] if isinstance(by, int) else by
+            every = itertools.chain.from_iterable(each)
+            return list(every if function is None else map(function, every))
         longest = itertools.zip_longest(*each, fillvalue=by)
         return list(zip(*each, strict=False) if by is ... else longest)
 

@@ -5223,12 +5223,15 @@ class MappingTest(Case):
                 show(n.map(up), n.zip(sizes()), n.concat(sizes()), n.zip(sizes(), fillvalue=0))
                 # No pickler knows these functions, as it doesn't those of a @dag function.
                 pair.partial(a=[n.map(lambda x: x + x)]).expand(b=[n.map(lambda x: x + "1")])
+                from types import SimpleNamespace  # in which nobody looks for results
+                n >> task(task_id="box")(lambda box: box.x)(SimpleNamespace(x=n.map(up)))
             """
         )
         k = ("k", 1)
         wanted = [["A", "B"], [("a", k)], ["a", "b", k], [("a", k), ("b", 0)]]
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
         self.assertEqual(run.xcom_pull("pair"), [([["aa", "bb"]], ["a1", "b1"])])
+        self.assertEqual(run.xcom_pull("box"), ["A", "B"])
 
     def test_one_instance_of_a_mapped_group_is_one_element_of_map_and_its_kin(self):
         run = self.run_flow(
