@@ -5249,6 +5249,22 @@ class MappingTest(Case):
         wanted = ["ab", ["AB"], [("ab", "ab")], ["ab", "ab"]]  # by itself it is bare, as on Airflow
         self.assertEqual(run.raise_if_failed().xcom_pull("show"), wanted)
 
+    def test_each_task_of_a_mapped_group_gets_results_among_constants(self):
+        run = self.run_flow(
+            """
+            with DAG("d") as dag:
+                @task
+                def give(): return ["a"]
+                @task
+                def same(*args): return args
+                @task_group
+                def many(x): same(same(same(x), x))
+                many.expand(x=[give().map(lambda x: x + x), 5])
+            """
+        )
+        last = run.raise_if_failed().xcom_pull("many.same__2")
+        self.assertEqual(last, [(((["aa"],), ["aa"]),), (((5,), 5),)])
+
     def test_nothing_asks_whether_a_result_is_true(self):
         run = self.run_flow(
             """
