@@ -5652,8 +5652,8 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
         if failure is not None:
             is_dag, text = isinstance(owner, Dag), _traceback(failure)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
-            said = f"{name} of {whose} failed: {_last_line(text)} ({_place_of(text)})"
-            print(f"liteflow: {said.removesuffix(' ()')}\n{text}", file=sys.stderr)
+            said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
+            print(f"liteflow: {said}\n{text}", file=sys.stderr)
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
@@ -5827,8 +5827,12 @@ def _own_line(text: str) -> str:
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
-    line = _last_line(own and re.sub(r"\n\s*", "", own[0]))
-    return f"{line} ({_place_of(text)})".removesuffix(" ()")
+    return _with_place(_last_line(own and re.sub(r"\n\s*", "", own[0])), text)
+
+
+def _with_place(said: str, text: str) -> str:
+    place = _place_of(text)
+    return f"{said} ({place})" if place else said
 
 
 def _split_traceback(error: str) -> tuple[str, str]:

@@ -17004,6 +17004,11 @@ class FailureTest(ScriptCase):
             try: raise ValueError("same")
             except ValueError as error: raise ValueError("same") from error
             """
+        split = """
+            try: assert not "enough", (
+                "too few")
+            except AssertionError as error: raise ValueError("wrong") from error
+            """
         remote = """
             from concurrent.futures import process
             try: raise ValueError("far")
@@ -17033,6 +17038,12 @@ class FailureTest(ScriptCase):
                 again,
                 "ValueError: same",
                 "caused by ValueError: same (FILE, in bad: try: *",
+                "FILE, in bad: except *",
+            ),
+            (
+                split,
+                "ValueError: wrong",
+                'caused by AssertionError: too few (FILE, in bad: try: assert not "enough", ()',
                 "FILE, in bad: except *",
             ),
             (
