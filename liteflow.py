@@ -307,7 +307,7 @@ class _Reschedule(BaseException):
 
 
 class _UsageError(AirflowException, ValueError):
-    """A wrong argument of a command; or of a run, where only the database shows it to be wrong."""
+    """A wrong argument of a command, or what only the graph or the database shows to be wrong."""
 
 
 class _Empty(DatabaseError):
