@@ -1301,6 +1301,16 @@ class _FunctionOperator(BaseOperator):
         late = super()._call()[1] if self.template_fields else None
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
+    # Its arguments, as Airflow has them: while the task runs, with their values.
+    op_args = property(lambda self: self._given()[0])
+    op_kwargs = property(lambda self: self._given()[1])  # many a map_index_template asks for them
+
+    def _given(self) -> tuple[Any, Any]:
+        execution = _running.get(_here[-1] if _here else None)
+        if execution is None or execution.task.task_id != self.task_id or execution.given is None:
+            return self._args, self._kwargs
+        return execution.given
+
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         context = execution.context if _takes_context(self.python_callable) else {}
@@ -5297,6 +5307,7 @@ class _Execution:
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # values of placeholders: never rendered as templates
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
@@ -5314,7 +5325,8 @@ class _Execution:
         args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
         if twice := mapped.keys() & {*kwargs, *(self.task._in_partial or ())}:
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
-        return args, kwargs | mapped
+        self.given = args, kwargs | mapped
+        return self.given
 
     def element(self, plan: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, from the plain data that `_element` gives."""
@@ -5590,7 +5602,8 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
 def _name_of(execution: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
     try:
-        name = str(_rendered(execution.task.map_index_template, execution.context))
+        template, context = execution.task.map_index_template, execution.context
+        name = str(_as_running(execution, _rendered, template, context))
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code

@@ -6174,6 +6174,27 @@ class OperatorsTest(Case):
         self.assertEqual(run.get_task_instance("m", 0).element, "2026-01-02 True")
         self.assertIsInstance(d.get_task("b").field, liteflow.XComArg)
 
+    def test_a_decorated_task_knows_its_arguments_by_airflows_names(self):
+        self.with_jinja()
+        seen = []
+
+        def saw(context):
+            seen.append((context["task"].op_args, context["task"].op_kwargs))
+
+        def both(a, x):
+            pass
+
+        with DAG("d") as d:
+            label, result = "{{ task.op_kwargs['x'] }}", task(task_id="r")(lambda: "R")()
+            mapped = task(task_id="m", map_index_template=label, on_success_callback=saw)(both)
+            mapped.partial(a=result).expand(x=["1", "2"])
+            made = task(task_id="b", on_success_callback=saw)(both)(result, x=3)
+        run = d.test(db_path=self.db)
+        self.assertEqual([run.get_task_instance("m", i).element for i in (0, 1)], ["1", "2"])
+        given = [((), {"a": "R", "x": "1"}), ((), {"a": "R", "x": "2"}), (("R",), {"x": 3})]
+        self.assertCountEqual(seen, given)
+        self.assertEqual((made.operator.op_args, made.operator.op_kwargs), ((result,), {"x": 3}))
+
     def test_a_dag_says_what_its_templates_know_and_give(self):
         self.with_jinja()
 
