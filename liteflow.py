@@ -1421,7 +1421,7 @@ class _Placeholder:
 
     def __str__(self) -> str:
         """Raises TypeError: in an f-string it would be the text of a placeholder."""
-        raise TypeError(f"{self!r} is no text while the DAG is built: pass it to a task as it is")
+        raise TypeError(f"{self!r} is no text, but a placeholder: pass it to a task as it is")
 
     def __bool__(self) -> NoReturn:
         """Raises TypeError: an `if` would take it for true."""
@@ -2588,7 +2588,8 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         own = {} if isinstance(task, _FunctionOperator) else vars(task)
         for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
             if name not in task.template_fields:  # then `execute` gets the placeholder
-                yield f"task {task.task_id!r}: {name!r} is a result, and not in template_fields"
+                placed = "is a result, and not in template_fields: it stays a placeholder"
+                yield f"task {task.task_id!r}: {name!r} {placed}"
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
     kinds = {type(task) for task in dag.tasks} if given else ()
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}

@@ -1235,7 +1235,7 @@ class RefusalsTest(Case):
 
     def test_a_result_is_no_text(self):
         for act in (lambda: f"got {self.result}", lambda: str(self.result.map(one_argument))):
-            self.refused(TypeError, "is no text while the DAG is built", act)
+            self.refused(TypeError, "is no text, but a placeholder", act)
 
     def test_a_groups_argument_is_no_text_either(self):
         with self.dag:
@@ -10304,7 +10304,7 @@ class RunTest(Case):
         self.assertTrue(told.output[-1].startswith(last), told.output[-1])
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
-        left = "task 'own': 'left' is a result, and not in template_fields"
+        left = "task 'own': 'left' is a result, and not in template_fields: it stays a placeholder"
         self.assertEqual(notes[:3], [partial, partial, left])
         self.assertEqual(len(notes), 5)
         for note, words in zip(notes[3:], near, strict=True):
