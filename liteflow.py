@@ -2590,6 +2590,8 @@ def _slips_in(dag: Dag) -> Iterator[str]:
             if name not in task.template_fields:  # then `execute` gets the placeholder
                 placed = "is a result, and not in template_fields: it stays a placeholder"
                 yield f"task {task.task_id!r}: {name!r} {placed}"
+        if vars(task).get("_made_inside") == [] and task._takes_more:
+            yield f"no task is made in `with` {task.task_id!r}: its scope is empty"
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
     kinds = {type(task) for task in dag.tasks} if given else ()
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}

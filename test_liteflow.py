@@ -10297,6 +10297,11 @@ class RunTest(Case):
             Own(task_id="own", taken=result, left=result)
             with TaskGroup("g", default_args={"pool_slot": 2}):
                 liteflow.EmptyOperator(task_id="e")
+            with liteflow.EmptyOperator(task_id="s").as_setup():
+                pass  # or names what was made before
+            inner = liteflow.EmptyOperator(task_id="inner").as_setup()
+            with liteflow.EmptyOperator(task_id="outer").as_setup(), inner:
+                liteflow.EmptyOperator(task_id="w")
         with self.assertLogs("liteflow", "INFO") as told:
             d.test(db_path=self.db)
         notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
@@ -10305,9 +10310,10 @@ class RunTest(Case):
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
         left = "task 'own': 'left' is a result, and not in template_fields: it stays a placeholder"
-        self.assertEqual(notes[:3], [partial, partial, left])
-        self.assertEqual(len(notes), 5)
-        for note, words in zip(notes[3:], near, strict=True):
+        empty = "no task is made in `with` 's': its scope is empty"
+        self.assertEqual(notes[:4], [partial, partial, left, empty])
+        self.assertEqual(len(notes), 6)
+        for note, words in zip(notes[4:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
 
     def test_a_function_that_is_never_called_is_told(self):
