@@ -17169,7 +17169,9 @@ timeout after 1 s"""  # of a command whose output was waited for
                 def killed(): return "kill -9 $$"
                 @task.bash
                 def ends(): return "exit 3"
-                dump() >> killed(); ends()
+                @task.bash
+                def script(): return "set -e\\ncd .\\nfalse"
+                dump() >> killed(); ends(); script()
             """
         )
         told = " ".join(liteflow._report_of(run, liteflow._seen_instances(run)))
@@ -17179,6 +17181,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         )
         self.assertEqual(self.states(run)["dump"], "success")  # as in bash: its last command counts
         self.assertIn("the command was killed by SIGKILL: kill -9 $$", told)
+        self.assertIn("the command ended with exit code 1: cd . [...]", told)
 
     def test_a_line_without_an_end_is_kept(self):
         run = self.run_flow(
