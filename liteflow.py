@@ -482,11 +482,12 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 )
 
 
-def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raises TypeError, which names it, if an argument is not among the known ones."""
+def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *more: str) -> None:
+    """Raises TypeError, which names it, if an argument is not among the known ones. (`more`: others
+    that may have been meant.)"""
     if unknown := set(given).difference(known):
         name = min(unknown)
-        raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, known)}")
+        raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, [*more, *known])}")
 
 
 def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str:
@@ -1016,7 +1017,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
         kind = "@task" if isinstance(self, _FunctionOperator) else type(self).__name__
-        _refuse_unknown(f"{kind} {_shown(task_id)}", settings.keys() - _PLACE, known)
+        of = f"{kind} {_shown(task_id)}"
+        _refuse_unknown(of, settings.keys() - _PLACE, known, "task_id")
         given = {name: x for name, x in {**defaults, **settings}.items() if name in known}
         given.setdefault("params", self.params)
         if "params" in defaults:
@@ -1619,11 +1621,11 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
         is_list = isinstance(source, (list, tuple))
         if not is_list or not all(isinstance(item, (Mapping, _Mappable)) for item in source):
             must = "expand_kwargs() takes a list of dicts or a result"
-            raise TypeError(f"{what}: {must}, found {_shown(source)}")
+            raise TypeError(f"{what}: {must}, found {_shown(source)}{_remedy(source)}")
     elif isinstance(source, dict):
         return list(source.items())
     elif not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
-        must = "a list, tuple, dict or a task's result is needed"
+        must = f"a list, tuple, dict or a task's result is needed{_remedy(source)}"
         raise ValueError(f"{what}: can't expand {name!r} over {_shown(source)}: {must}")
     return list(source)
 

@@ -1285,6 +1285,8 @@ class RefusalsTest(Case):
             self.refused(TypeError, "call its expand()", f, self.f.partial(x=1))
             self.refused(TypeError, "let its function return the result", f, self.task_group)
             self.refused(TypeError, "make one, EmptyOperator(...)", f, liteflow.EmptyOperator)
+            self.refused(ValueError, "call it, one_argument()", self.f.expand, x=self.f)
+            self.refused(TypeError, "call it, one_argument()", self.f.expand_kwargs, self.f)
 
     def test_what_has_no_order_is_named_with_its_remedy(self):
         for other, remedy in (
@@ -1316,6 +1318,8 @@ class RefusalsTest(Case):
             self.refused(ValueError, said, bash.expand_kwargs, [{name: 2}])
         self.refused(TypeError, "unknown argument 'nope'", bash.expand_kwargs, [{"nope": 2}])
         self.refused(TypeError, "unknown argument 'y'", self.f.expand_kwargs, [{"y": 2}])
+        with DAG("d"):
+            self.refused(TypeError, "did you mean 'task_id'?", self.f.override(taskid="t"), 1)
 
     def test_an_argument_that_is_given_twice_fails_its_instance(self):
         with DAG("twice") as d:
