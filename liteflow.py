@@ -12173,7 +12173,7 @@ def _cmd_delete(options: argparse.Namespace) -> None:
     run = _chosen_run(options.db, options.run)
     if options.run not in (run.run_id, run._name):
         said = f"{options.run!r} is no whole run id, nor DAG/RUN"
-        raise _UsageError(f"{said}: to delete {run._name}, name it so")
+        raise _UsageError(f"{said}: to delete {run._name}, name it so (a DAG with its runs: --all)")
     run._refuse_live(run._row)
     if not options.dry_run:
         run.delete()

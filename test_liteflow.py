@@ -15739,7 +15739,7 @@ class CommandLineTest(ScriptCase):
         for run_id in ("first", "second"):
             self.ran(run_id=run_id)
         for name in ("secon", "flow"):
-            self.assert_exit(2, "delete", name, words=["name it so", "flow/second"])
+            self.assert_exit(2, "delete", name, words=["name it so", "flow/second", "--all"])
         self.assert_exit(0, "delete", "flow/second")
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
