@@ -9648,7 +9648,8 @@ class _Run(_Start):
         for row, name, reason, more in [*due, (ended, _CALLBACK_OF[state], why, how)]:
             if getattr(self.dag, name) is not None:
                 of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict), **more}
-                if self.runner.remote:  # where no failures can be looked up
+                # Where no failures can be looked up; of a success none is the reason.
+                if self.runner.remote and name == "on_failure_callback":
                     of["reason"] = DagRun(row, self.path)._failures(2)[2] or None
                 self._callbacks.append(_Callback(last, f"dag_{name}", reason, of))
         signals = len(self._caught)
@@ -10296,11 +10297,15 @@ class DagRun:
         return self
 
     def _failures(self, most: int) -> tuple[list[TaskInstance], int, str]:
-        """The first failed tasks, how many there are in all, and the reasons, the run's first."""
-        failed = self._instances(state="failed", limit=most)
-        count = len(failed)
-        if count == most:  # by now none may be left of them: a resume may run all again
-            count = self._look(_select_run_counts).get("failed", count)
+        """The first failed tasks, how many there are in all, and the reasons, the run's first: of
+        one that was deleted meanwhile that alone."""
+        failed: list[TaskInstance] = []
+        count = 0
+        with contextlib.suppress(RunNotFound):
+            failed = self._instances(state="failed", limit=most)
+            count = len(failed)
+            if count == most:  # by now none may be left of them: a resume may run all again
+                count = self._look(_select_run_counts).get("failed", count)
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - most} more"] if count > most else []
         return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
@@ -11517,7 +11522,9 @@ class _Report:
         if not self._listens:
             return
         why = f" ({run.reason})" if run.reason else ""
-        counts = run._look(_select_run_counts)
+        counts: dict[str, int] = {}
+        with contextlib.suppress(RunNotFound):  # its callback may have deleted it
+            counts = run._look(_select_run_counts)
         each = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"

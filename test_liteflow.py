@@ -9874,6 +9874,30 @@ class RunnersTest(Case):
             )
         self.assertEqual(run.raise_if_failed().xcom_pull("take"), [2, 3])
 
+    def test_what_a_callback_on_a_foreign_executor_is_told_of(self):
+        module = self.module(
+            """
+            told = []
+            tell = lambda context: told.append((context["run_id"], context["dag_run"].reason))
+            with DAG("d", on_success_callback=tell, on_failure_callback=tell) as dag:
+                @task
+                def fails(dag_run): raise ValueError("no")
+                @task(trigger_rule="all_done")
+                def cleans(): dag.get_run("dead", db_path=DB).delete()
+                fails() >> cleans()
+            """
+        )
+        module.DB = self.db
+        with contextlib.closing(liteflow._Store(self.db)) as store, store.transaction():
+            store.create_run(module.dag, "dead", None, {})
+            store.queue_run(store.run_row)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET state = 'running', owner = 'nobody'")
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            module.dag.run(db_path=self.db, run_id="new", executor=executor)
+        # No failure is the reason of a success, and what was dead is told of once it is gone, too.
+        self.assertEqual(sorted(module.told), [("dead", "submitted"), ("new", None)])
+
     def test_what_a_foreign_executor_says_in_several_lines_is_the_reason(self):
         class Broken(concurrent.futures.ThreadPoolExecutor):
             def submit(self, run, info, message):
@@ -14256,6 +14280,21 @@ class ReadingTest(Case):
         select = liteflow._select_runs
         with mock.patch.object(liteflow, "_select_runs", lambda db, limit, id: select(db, id=id)):
             self.assertEqual(run.xcom_pull("f"), 1)
+
+    def test_a_callback_may_delete_its_run(self):
+        def delete(context):
+            context["dag_run"].delete()
+
+        for function in (lambda: 1, lambda: 1 // 0):
+            with DAG("d", on_success_callback=delete, on_failure_callback=delete) as d:
+                task(task_id="f")(function)()
+            quiet = contextlib.redirect_stderr(io.StringIO())
+            with quiet, self.assertLogs("liteflow", logging.INFO) as said:
+                run = d.test(db_path=self.db)
+            self.assertIn("no tasks", said.output[-1])
+            self.assertRaises(liteflow.RunNotFound, run.refresh)
+        with self.assertRaisesRegex(liteflow.DagRunFailed, "no reason is recorded"):
+            run.raise_if_failed()
 
     def test_numbers_larger_than_the_database_takes_ask_for_all_runs(self):
         DAG("d").run(db_path=self.db)
