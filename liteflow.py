@@ -6880,7 +6880,8 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
             _log().propagate = True
         sys.settrace(None)  # a debugger's, which has no terminal here
         sys.setprofile(None)
-        if monitoring := getattr(sys, "monitoring", None):  # pdb's way since Python 3.14
+        monitoring: Any = getattr(sys, "monitoring", None)
+        if hasattr(monitoring, "clear_tool_id"):  # Python 3.14, whose pdb goes that way
             monitoring.free_tool_id(monitoring.DEBUGGER_ID)
         code = contextvars.Context().run(process._bootstrap, sentinel)
     finally:

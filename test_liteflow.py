@@ -15239,6 +15239,20 @@ class ForkedServerTest(ScriptCase):
             done = self.python("-m", *words, "my_flow.py")
             self.assertRegex(done.stdout, r"(?m)^(True|False)$", done.stderr)
 
+    @unittest.skipUnless(hasattr(sys, "monitoring"), "Python 3.12 or newer")
+    def test_a_debugger_that_watches_the_program_harms_no_worker(self):
+        text = self.main(
+            """
+            tool, events = sys.monitoring.DEBUGGER_ID, sys.monitoring.events
+            sys.monitoring.use_tool_id(tool, "debugger")
+            watch = lambda code, at: sys.monitoring.set_local_events(tool, code, events.LINE)
+            sys.monitoring.register_callback(tool, events.PY_START, watch)
+            sys.monitoring.set_events(tool, events.PY_START)
+            print(run()["forked"])
+            """
+        )
+        self.assertEqual(text.splitlines()[-1], "True")
+
     def test_a_process_that_the_program_forks_keeps_nothing_alive(self):
         self.main(
             """
