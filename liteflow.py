@@ -12104,7 +12104,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
 def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
     failed = [ti for ti in instances if ti.error]
     first = {_last_line(ti.error): ti for ti in failed[::-1]}  # of those that have this reason
-    for ti in [ti for ti in failed if ti in first.values()][:_MOST_TOLD]:
+    for ti in [ti for ti in failed if first[_last_line(ti.error)] is ti][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else failed[:3]:
         if text := run.log(ti.task_id, ti.map_index):

@@ -14444,6 +14444,16 @@ class ShowingTest(Case):
         ti.upstream_task_ids = set(upstream)
         return ti
 
+    def test_very_many_reasons_are_told_in_no_time(self):
+        failed = [liteflow.TaskInstance("d", "r", "f", i) for i in range(30_000)]
+        for i, ti in enumerate(failed):
+            ti.error = f"ValueError: {i // 2}"
+        began = time.monotonic()
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            liteflow._show_errors(mock.Mock(log=lambda *which: ""), failed)
+        self.assertLess(time.monotonic() - began, 3)
+        self.assertEqual(re.findall(r"^f\[(\d+)\]:", said.getvalue(), re.M)[:3], ["0", "2", "4"])
+
     def test_the_status_goes_before_a_line_is_written_where_it_was(self):
         report, written = liteflow._Report(True), io.StringIO()
         report.redraws = True
