@@ -10684,7 +10684,8 @@ def _clean(text: object) -> str:
     if text.isprintable():
         return text
     odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
-    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+    escapes = {ord(c): c.encode("unicode_escape").decode() for c in odd}
+    return text.translate(escapes) if odd else text  # which walks the whole text
 
 
 def _fenced(text: str, kind: str = "") -> str:
