@@ -6158,7 +6158,7 @@ class _Worker:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
-        self.threads = threading.active_count()
+        self._threads = threading.active_count()
         self._limits, self._children = _resources()
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -6458,7 +6458,7 @@ class _Worker:
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
         # What follows only a new process can mend.
-        if threading.active_count() > self.threads:
+        if threading.active_count() > self._threads:
             return "the task left a thread"
         try:
             # Zombies are reaped: the task that could have waited for them has ended.
