@@ -4792,14 +4792,15 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
 
 
 def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[str, Any]]:
-    """DAGs with the number of their runs, and when the last successful one ended."""
+    """DAGs with the number of their runs, the newest, and when the last successful one ended."""
     dags = []
     # Not one of a clock that was ahead: no later trouble would ever show.
     latest = "max(CASE WHEN state = 'success' AND end_date <= ? THEN CAST(end_date AS TEXT) END)"
     query = f"SELECT count(*), {latest} FROM dag_run WHERE dag_id = ?"
     for row in _select_dags(db, dag_id=dag_id):
         [[runs, success]] = db.execute(query, (_now(), row.dag_id))
-        dags.append({**vars(row), "runs": runs, "last_success": success})
+        newest = _find_run(db, dag_id=row.dag_id)
+        dags.append({**vars(row), "runs": runs, "newest": newest, "last_success": success})
     return dags
 
 
@@ -11938,7 +11939,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
     for found in _read(options.db, _select_histories, options.dag):
-        run = next(iter(_read_runs(options.db, found["dag_id"], limit=1)), None)
+        newest = found.pop("newest")
+        run = newest and DagRun(newest, options.db)
         dag = {**found, "tags": _plain(found["tags"], list), "last_run": run and _run_document(run)}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)

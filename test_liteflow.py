@@ -14444,6 +14444,16 @@ class ShowingTest(Case):
         ti.upstream_task_ids = set(upstream)
         return ti
 
+    def test_the_list_of_dags_opens_the_file_once(self):
+        for dag_id in "abc":
+            with DAG(dag_id) as d:
+                task(task_id="f")(lambda: 1)()
+            d.test(db_path=self.db)
+        read = mock.patch.object(liteflow, "_read", wraps=liteflow._read)
+        with read as looks, contextlib.redirect_stdout(io.StringIO()) as said:
+            self.assertEqual(liteflow.main(["list", "--db", str(self.db)]), 0)
+        self.assertEqual((looks.call_count, said.getvalue().count(" success ")), (1, 3))
+
     def test_very_many_reasons_are_told_in_no_time(self):
         failed = [liteflow.TaskInstance("d", "r", "f", i) for i in range(30_000)]
         for i, ti in enumerate(failed):
