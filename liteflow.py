@@ -8480,27 +8480,39 @@ class _InProcessRunner(_ExecutorRunner):
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds, unless an alarm of
-        the program (a test's own limit) is due before, which rings in any case."""
+        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds. An alarm of the
+        program (a test's own limit) rings as it would have, also meanwhile."""
+        began, limit, due, every = _monotonic(), timeout or 0.0, 0.0, 0.0
 
         def on_alarm(signum: int, frame: object) -> None:
-            raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
+            nonlocal due
+            if not 0 < due <= limit:
+                raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
+            due = every and _monotonic() - began + every
+            signal.signal(signum, before)
+            try:
+                signal.raise_signal(signum)
+            finally:
+                signal.signal(signum, on_alarm)
+                arm(min(due or limit, limit))
+
+        def arm(at: float, every: float = 0.0) -> None:
+            left = max(began + at - _monotonic(), 1e-6)
+            signal.setitimer(signal.ITIMER_REAL, min(left, 2**31 - 1), every)
 
         def undo() -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             if due:
-                signal.setitimer(signal.ITIMER_REAL, max(began + due - _monotonic(), 1e-6), every)
+                arm(due, every)
 
         with contextlib.ExitStack() as stack:
             if timeout is not None and hasattr(signal, "setitimer"):
-                began, (due, every) = _monotonic(), signal.getitimer(signal.ITIMER_REAL)
-                if not 0 < due < timeout:
-                    # In no main thread, or a subinterpreter's.
-                    with contextlib.suppress(ValueError):
-                        before = signal.signal(signal.SIGALRM, on_alarm)
-                        stack.callback(undo)
-                        signal.setitimer(signal.ITIMER_REAL, min(timeout, 2**31 - 1))
+                due, every = signal.getitimer(signal.ITIMER_REAL)
+                with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
+                    before = signal.signal(signal.SIGALRM, on_alarm)
+                    stack.callback(undo)
+                    arm(min(due or limit, limit))
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:

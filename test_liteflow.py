@@ -10277,6 +10277,15 @@ class RunnersTest(Case):
         left, every = signal.setitimer(signal.ITIMER_REAL, 0.05)
         self.assertEqual((LIMIT < left <= 2 * LIMIT, every), (True, 3))
         self.assertTrue(d.test(db_path=self.db).xcom_pull("waits"))
+        rang.clear()
+        with DAG("e") as e:
+            task(task_id="f", execution_timeout=0.3)(lambda: time.sleep(LIMIT))()
+        for every in (0, 0.1):
+            signal.setitimer(signal.ITIMER_REAL, 0.1, every)
+            error = e.test(db_path=self.db).get_task_instance("f").error
+            self.assertIn("timeout after 0.3 s", error)
+            self.assertEqual(rang[: None if every == 0 else 1], ["alarm"])
+            rang.clear()
 
 
 # --- Run ------------------------------------------------------------------------------------------
