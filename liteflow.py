@@ -188,8 +188,9 @@ T = TypeVar("T")
 _StrPath = str | os.PathLike[str]
 # Waits and limits go by it: time.monotonic itself is what tests replace to freeze their clock.
 _monotonic: Callable[[], float] = time.monotonic
-if hasattr(time, "clock_gettime"):  # not on Windows
-    _monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+if hasattr(time, "clock_gettime"):  # not on Windows; on macOS the first does not count sleep
+    _clock = getattr(time, "CLOCK_UPTIME_RAW", None) or time.CLOCK_MONOTONIC
+    _monotonic = functools.partial(time.clock_gettime, _clock)
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
 _Condition = Callable[[Context], Any]
@@ -7636,9 +7637,9 @@ class WorkerPool:
             to_close.close(is_last=not is_open)
 
     def _close_file(self) -> None:
-        if self._kept_store is not None:
-            self._kept_store.close()
-            self._kept_store = None
+        kept, self._kept_store = self._kept_store, None
+        if kept is not None:
+            kept.close()
 
     def _end_server(self) -> None:
         """End the forked server once the pool is shut down and has no workers left."""
@@ -8480,39 +8481,25 @@ class _InProcessRunner(_ExecutorRunner):
 
     @contextlib.contextmanager
     def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds. An alarm of the
-        program (a test's own limit) rings as it would have, also meanwhile."""
-        began, limit, due, every = _monotonic(), timeout or 0.0, 0.0, 0.0
+        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds. Not by an alarm:
+        there is one in a process, which may be the program's (a test's own limit, say)."""
 
-        def on_alarm(signum: int, frame: object) -> None:
-            nonlocal due
-            if not 0 < due <= limit:
-                raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
-            due = every and _monotonic() - began + every
-            signal.signal(signum, before)
-            try:
-                signal.raise_signal(signum)
-            finally:
-                signal.signal(signum, on_alarm)
-                arm(min(due or limit, limit))
-
-        def arm(at: float, every: float = 0.0) -> None:
-            left = max(began + at - _monotonic(), 1e-6)
-            signal.setitimer(signal.ITIMER_REAL, min(left, 2**31 - 1), every)
-
-        def undo() -> None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-            if due:
-                arm(due, every)
+        def on_time(signum: int, frame: object) -> None:
+            raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
 
         with contextlib.ExitStack() as stack:
-            if timeout is not None and hasattr(signal, "setitimer"):
-                due, every = signal.getitimer(signal.ITIMER_REAL)
+            if timeout is not None and hasattr(signal, "pthread_kill"):
                 with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
-                    before = signal.signal(signal.SIGALRM, on_alarm)
-                    stack.callback(undo)
-                    arm(min(due or limit, limit))
+                    before = signal.signal(signal.SIGVTALRM, on_time)
+                    stack.callback(signal.signal, signal.SIGVTALRM, before)
+                    how = (threading.get_ident(), signal.SIGVTALRM)
+                    timer = threading.Timer(
+                        min(timeout, threading.TIMEOUT_MAX), signal.pthread_kill, how
+                    )
+                    timer.daemon = True
+                    timer.start()
+                    stack.callback(timer.join)  # before the handler goes: it would kill us
+                    stack.callback(timer.cancel)
             yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
