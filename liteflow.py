@@ -8169,8 +8169,7 @@ class _SlotRunner(_Runner):
         slot.send("call", job, name, *of)
 
     def calling(self) -> list[_Attempt]:
-        slots = [slot for slot in self._slots if slot.state in ("held", "calling")]
-        return [slot.attempt for slot in slots if slot.attempt is not None]
+        return [s.attempt for s in self._slots if s.attempt and s.state in ("held", "calling")]
 
     # Ends.
 
