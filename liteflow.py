@@ -356,6 +356,7 @@ _S = TaskInstanceState
 if not TYPE_CHECKING:  # Python 3.11 looks a member up in its class in 100 ns: ten times as long
     _S = types.SimpleNamespace(**_S.__members__)
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
+_TASK_STATES = {state.value: state for state in TaskInstanceState}
 
 # The callbacks that follow an attempt, by what its instance became.
 _CALLBACK_OF: dict[TaskInstanceState | None, str] = {
@@ -3422,7 +3423,7 @@ class _Plan:
             return
         if status == "success" and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))
-        ended = {"success": _S.SUCCESS, "skipped": _S.SKIPPED}.get(status, _S.FAILED)
+        ended = _TASK_STATES.get(status, _S.FAILED)  # fatal, say
         instance.move(ended)
         self._ended(instance)
         if ended is _S.FAILED and self.dag.fail_fast:
@@ -9934,7 +9935,6 @@ class _RunLine:
 # --- Reading back ---------------------------------------------------------------------------------
 
 _SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
-_TASK_STATES = {state.value: state for state in TaskInstanceState}
 _RUN_STATES = {state.value: state for state in DagRunState}
 
 
