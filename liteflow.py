@@ -2250,7 +2250,7 @@ _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag",
 # (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_kept_dags: list[Dag] = []  # in a child process: see _importing_in_child
+_kept_dags: list[Dag] = []  # those that a loaded file need not keep: see _importing_in_child
 
 
 class Dag:
@@ -2331,7 +2331,8 @@ class Dag:
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
         _built[self._key] = self
-        if _importing_in_child() and (_worker is None or _worker.importing):
+        is_looked_for = names.get("__name__") == "__mp_main__"  # `liteflow run` loads it so, too
+        if is_looked_for or (_importing_in_child() and (_worker is None or _worker.importing)):
             _kept_dags.append(self)
 
     def __enter__(self) -> Dag:

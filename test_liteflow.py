@@ -15764,6 +15764,19 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "run", "two.py", words=["2 DAGs", "one, two"])
         self.assert_exit(0, "run", "two.py", "two", "--quiet")
         self.assert_exit(2, "run", "two.py", "three", words=["'three'"])
+        # As Airflow's examples end: nothing holds what the call gives.
+        self.script(
+            """
+            import gc
+            from liteflow import dag, task
+            @dag
+            def etl(): task(task_id="a")(sorted)([1])
+            etl()
+            gc.collect()
+            """,
+            "unnamed.py",
+        )
+        self.assert_exit(0, "run", "unnamed.py", "--quiet")
         done = self.cli_here("run", "absent.py")
         self.assertEqual((done.returncode, "/absent.py" in done.stderr), (2, True))
         self.script("import nonsense_module\n", "broken.py")
