@@ -1264,7 +1264,12 @@ def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    return (leaf for leaf in _leaves(value, keys=False) if isinstance(leaf, str))
+    """Its texts, with those in the `template_fields` of objects that it holds."""
+    for leaf in _leaves(value, keys=False):
+        if isinstance(leaf, str):
+            yield leaf
+        for name in getattr(type(leaf), "template_fields", ()):
+            yield from _texts_in(getattr(leaf, name, None))
 
 
 def _is_template(text: str) -> bool:
@@ -1889,6 +1894,9 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
         items = [_rendered(item, context, as_they_are) for item in value]
         kind: Any = type(value)
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    if names := getattr(type(value), "template_fields", ()):
+        fields = {name: _rendered(getattr(value, name), context, as_they_are) for name in names}
+        return _copy_with(value, **fields)
     return value
 
 

@@ -6258,6 +6258,27 @@ class OperatorsTest(Case):
             run = d.test(db_path=self.db).raise_if_failed()
         self.assertEqual(run.get_task_instance("one_argument", 0).element, "'a'")
 
+    def test_template_fields_of_an_argument_are_rendered_in_a_copy(self):
+        class Reader:
+            template_fields = ("path",)
+
+            def __init__(self, path):
+                self.path = path
+
+        reader = Reader("/{{ ds }}")
+        make = functools.partial(liteflow.PythonOperator, task_id="a", op_args=[reader])
+        refused = self.assertRaisesRegex(ValueError, "op_args '/{{ ds }}' is a template: install")
+        with DAG("d"), mock.patch("importlib.util.find_spec", lambda name: None), refused:
+            make(python_callable=print)
+        self.with_jinja()
+        with DAG("d") as d:
+            paths = lambda x: [x[0].path, x[1].path.path]  # noqa: E731
+            given = [[reader, Reader(reader)]]
+            liteflow.PythonOperator(task_id="a", python_callable=paths, op_args=given)
+        run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
+        self.assertEqual(run.xcom_pull("a"), ["/2026-01-02"] * 2)
+        self.assertEqual(reader.path, "/{{ ds }}")
+
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
 
