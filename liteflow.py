@@ -1122,6 +1122,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         """Do the task's work; what it returns is its XCom. Runs in a worker, on a copy."""
         raise NotImplementedError(f"{type(self).__name__} defines no execute(self, context)")
 
+    def render_template(self, content: Any, context: Context, jinja_env: Any = None) -> Any:
+        """The content with the templates in its texts rendered, by the DAG's own environment."""
+        return _rendered(content, {**context, "dag": self._dag_or_error()})
+
     @property
     def upstream_task_ids(self) -> set[str]:
         """The ids of the tasks that this one waits for."""
@@ -5550,13 +5554,13 @@ class _Variables(_Record):
 
 
 class _Macros:
-    """`macros` in a context: Airflow's helpers for dates, and modules (`dateutil` if installed)."""
+    """`macros` in a context: Airflow's helpers for dates, and modules (two if installed)."""
 
     datetime = _datetime.datetime
     timedelta = _datetime.timedelta
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("dateutil", "json", "random", "time", "uuid"):
+        if name not in ("dateutil", "json", "random", "time", "uuid", "yaml"):
             raise AttributeError(name)
         module = __import__(name)
         if name == "dateutil":  # up to 2.8 it does not know its own modules

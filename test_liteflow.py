@@ -6275,8 +6275,10 @@ class OperatorsTest(Case):
             paths = lambda x: [x[0].path, x[1].path.path]  # noqa: E731
             given = [[reader, Reader(reader)]]
             liteflow.PythonOperator(task_id="a", python_callable=paths, op_args=given)
+            task(task_id="b")(lambda task, ds: task.render_template(["{{ ds }}"], {"ds": ds}))()
         run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
         self.assertEqual(run.xcom_pull("a"), ["/2026-01-02"] * 2)
+        self.assertEqual(run.xcom_pull("b"), ["2026-01-02"])
         self.assertEqual(reader.path, "/{{ ds }}")
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
