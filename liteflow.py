@@ -506,7 +506,7 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        if not fits:
+        if not fits and not (_Placeholder in types and callable(value)):  # see _ready
             names = " or ".join(kind.__name__ for kind in types if kind is not _Placeholder)
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
         if least is not None and not least <= value < math.inf:
@@ -1182,12 +1182,17 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         is_mapped = self._in_partial is not None
         made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
         execution.context["task"] = execution.context["ti"].task = made
-        native = execution.context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10"
+        context, data = execution.context, {id(x) for x in execution.results}
+        native = context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10"
         for name in self.template_fields:
             value = getattr(made, name, None)
-            if any(native or _is_template(text) for text in _texts_in(value)):
-                value = _rendered(value, execution.context, {id(x) for x in execution.results})
-                object.__setattr__(made, name, value)
+            if callable(value) and id(value) not in data:  # as in Airflow: it gives the value
+                value = value(context=context, jinja_env=_jinja(context["dag"]))
+            elif any(native or _is_template(text) for text in _texts_in(value)):
+                value = _rendered(value, context, data)
+            else:
+                continue
+            object.__setattr__(made, name, value)
         return made, lambda: _awaited(made.execute(execution.context))
 
     def _make_instance(self: Any, kwargs: dict[str, Any], execution: _Execution) -> Any:
@@ -1298,6 +1303,9 @@ class _FunctionOperator(BaseOperator):
             self.multiple_outputs = True
         if made_of.__doc__ and not any(name.startswith("doc") for name in settings):
             self.doc_md = made_of.__doc__
+        for name in self.template_fields:
+            if callable(getattr(self, name)):
+                raise TypeError(f"task {self.task_id!r}: {name} can't be a function in @task.bash")
         given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
         if any(given):
             self._wait_for_results(given)
@@ -1879,19 +1887,24 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
     poke = PythonOperator.execute
 
 
+def _jinja(dag: Dag) -> Any:
+    """The DAG's Jinja environment."""
+    jinja2: Any = __import__("jinja2")  # the user's, if it is there
+    make = jinja2.Environment
+    if dag.render_template_as_native_obj:
+        make = importlib.import_module("jinja2.nativetypes").NativeEnvironment
+    environment = make(undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.do"])
+    environment.globals.update(dag.user_defined_macros)
+    environment.filters.update(_FILTERS | dag.user_defined_filters)
+    return environment
+
+
 def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
     """The value with its templates rendered; results (`as_they_are`: their ids) are data."""
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
-        jinja2: Any = __import__("jinja2")  # the user's, if it is there
-        make, dag = jinja2.Environment, context["dag"]
-        if dag.render_template_as_native_obj:
-            make = importlib.import_module("jinja2.nativetypes").NativeEnvironment
-        environment = make(undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.do"])
-        environment.globals.update(dag.user_defined_macros)
-        environment.filters.update(_FILTERS | dag.user_defined_filters)
-        return environment.from_string(value).render(context)
+        return _jinja(context["dag"]).from_string(value).render(context)
     if isinstance(value, dict):
         return {key: _rendered(item, context, as_they_are) for key, item in value.items()}
     if isinstance(value, _CONTAINERS):

@@ -6281,6 +6281,21 @@ class OperatorsTest(Case):
         self.assertEqual(run.xcom_pull("b"), ["2026-01-02"])
         self.assertEqual(reader.path, "/{{ ds }}")
 
+    def test_a_template_field_may_be_a_function_that_gives_it(self):
+        self.with_jinja()
+
+        def give(context, jinja_env):
+            text = "{{ ds }} " + jinja_env.from_string("{{ twice(ds[:2]) }}").render(context)
+            return {"text": text}
+
+        with DAG("d", user_defined_macros={"twice": lambda x: 2 * x}) as d:
+            given = lambda text: text  # noqa: E731
+            liteflow.PythonOperator(task_id="a", python_callable=given, op_kwargs=give)
+        with DAG("e"), self.assertRaisesRegex(TypeError, "env can't be a function in @task.bash"):
+            task.bash(task_id="a", env=give)(lambda: "env")()
+        run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
+        self.assertEqual(run.xcom_pull("a"), "{{ ds }} 2020")
+
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
 
