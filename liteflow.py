@@ -2863,6 +2863,7 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
     "duration": lambda text: re.fullmatch(  # ISO 8601
         r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?", text
     ),
+    **dict.fromkeys(("email", "idn-email"), lambda text: "@" in text),  # no more in Airflow, too
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
 
@@ -2890,6 +2891,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "maximum": ("number", operator.le, _is_number),
     "exclusiveMinimum": ("number", operator.gt, _is_number),
     "exclusiveMaximum": ("number", operator.lt, _is_number),
+    "multipleOf": ("number", lambda value, rule: value % rule == 0 or value / rule % 1 == 0),
     "minLength": ("string", lambda value, rule: len(value) >= rule, _is_size),
     "maxLength": ("string", lambda value, rule: len(value) <= rule, _is_size),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
@@ -2919,7 +2921,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
                 _check_schema(rule)
             for inner in rule.values() if keyword == "properties" else ():
                 _check_schema(inner)
-        except (AttributeError, TypeError, ValueError, re.error) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError, re.error) as error:
             raise ValueError(f"Param: {keyword} can't be {_shown(rule)}: {error}") from None
 
 
