@@ -7162,18 +7162,25 @@ class QueueTest(QueueCase):
             with DAG("d") as dag:
                 @task
                 def waits():
+                    end = time.monotonic() + 20
                     while not Path(os.environ["CASE_DIR"], "seen").exists():
+                        assert time.monotonic() < end
                         time.sleep(0.01)
                 waits()
             """
         ).dag
+
+        def begun():
+            with contextlib.suppress(sqlite3.OperationalError):  # the file is just being made
+                found = "SELECT start_date FROM task_attempt WHERE state = 'running'"
+                return self.db.exists() and self.query(found)
+
         with (
             mock.patch.object(liteflow, "_SOON", 1.0),  # until that it runs is recorded
             concurrent.futures.ThreadPoolExecutor(1) as threads,
         ):
             ended = threads.submit(dag.run, db_path=self.db, max_workers=1)
-            begun = "SELECT start_date FROM task_attempt WHERE state = 'running'"
-            [[seen]] = wait_until(lambda: self.db.exists() and self.query(begun))
+            [[seen]] = wait_until(begun)
             (self.folder / "seen").touch()
             began = ended.result().get_task_instance("waits").start_date
         self.assertLess(abs(datetime.datetime.fromisoformat(seen) - began).total_seconds(), 0.7)
