@@ -3827,7 +3827,7 @@ class _Resumption:
             if left_out and key not in self._running:
                 # It did not run because of others: decided anew, it may well end so again.
                 self.left_out.add(key)
-            elif row.cleared != _CLEARED_ALONE:
+            elif pulled or row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:

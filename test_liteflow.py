@@ -9106,6 +9106,14 @@ class ClearingTest(Case):
         self.assertEqual(tries, [(0, 1), (1, 2), (2, 1), (-1, 2)])
         self.assertEqual((run.state, run.xcom_pull("total")), ("success", 6))
 
+    def test_one_cleared_alone_hides_nothing_from_what_runs_again_above_it(self):
+        run = self.run_flow(self.SOURCE)
+        run.clear("b", downstream=False)
+        run.clear("a")
+        (self.folder / "ran").write_text("")
+        self.run_flow(self.SOURCE, resume=True)
+        self.assertEqual((self.folder / "ran").read_text().split(), ["a", "b", "c"])
+
     def test_clearing_gives_no_warning(self):  # Python 3.12.0 to 3.12.3 did, of `?1`
         run = self.run_flow(self.SOURCE)
         with warnings.catch_warnings(action="error"):
