@@ -3742,7 +3742,7 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[tuple[str, int]] = (),
     ) -> None:
-        """`running`: which of the `left_out` are known to run after all."""
+        """`running`: which of the `left_out` and `alone` are known to run after all."""
         self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
         self.again: set[tuple[str, int]] = set()
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
@@ -3750,6 +3750,7 @@ class _Resumption:
         self._dag, self._keys, self._running = dag, keys, running
         self.left_out: set[tuple[str, int]] = set()
         self.along: set[tuple[str, int]] = set()  # setups and teardowns that are only taken along
+        self.alone: set[tuple[str, int]] = set()  # cleared so, and no more: they pull nothing
         self._changed: set[str] = set()  # tasks of which an instance runs again
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
         # What hangs on these runs again: on one instance, on any of a task's (index None).
@@ -3829,6 +3830,8 @@ class _Resumption:
                 self.left_out.add(key)
             elif pulled or row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
+            else:
+                self.alone.add(key)
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
         for up in task._upstream:
@@ -8933,17 +8936,19 @@ class _Start:
                 if key not in again and (row.task_id, row.map_index) in lengths
             }
             recorded = found.recorded()
-            # First as if those that are taken along had succeeded again: what runs then?
-            along = {key: recorded[key]._replace(state=_S.SUCCESS) for key in found.along}
+            # First as if those that pull nothing had succeeded again: what runs then?
+            settled = found.along | (found.alone & running)
+            along = {key: found.instances[key]._replace(state=_S.SUCCESS) for key in settled}
             self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            if not starting & found.left_out:
+            starting &= (found.left_out | found.alone) - running
+            if not starting:
                 if along:
                     self._plan_on(recorded, kept)
                 return found
-            running |= starting & found.left_out
+            running |= starting
 
     def _plan_on(self, recorded: Any, kept: Any) -> None:
         self.plan = _Plan(self.dag, self.logical_date, recorded, kept, self.pools, self._order)

@@ -10833,6 +10833,23 @@ class AgainTest(FlowCase):
         self.assertEqual(self.ran, ["mount", "work", "umount"])
         self.assertEqual(self.last.state, "success")
 
+    def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
+        def flow():
+            d = self.scope()
+            with d:
+                first, report = self.step("first")(), self.step("report", trigger_rule="all_done")()
+                first >> self.step("second")() >> d.task_dict["work"] >> report
+            return d
+
+        self.bad = {"first"}
+        self.assertEqual(self.go(flow()), ["first", "mount", "report", "umount"])
+        self.bad = set()
+        self.last.clear("first", downstream=False)
+        self.resume(flow())
+        self.assertEqual({*self.ran[:2]}, {"first", "mount"})
+        self.assertEqual(self.ran[2:4], ["second", "work"])
+        self.assertEqual({*self.ran[4:]}, {"report", "umount"})
+
     def test_killed_in_the_middle_of_a_scope_the_setup_is_kept(self):
         self.die(self.scope(), at=2)
         self.assertEqual(self.ran, ["mount"])
