@@ -3800,7 +3800,8 @@ class _Resumption:
         """What the instances are mapped over; None if that is not known before others have run."""
         sources = mapping.source_ids.keys()
         again = sources & self._changed or sources & self._moved
-        if not again and (not sources or any(i >= 0 for i in rows)):
+        had = any(i >= 0 and row.state != "removed" for i, row in rows.items())
+        if not again and (not sources or had):
             with contextlib.suppress(LookupError):  # an old result that is no list
                 return self._keys(mapping)
         return None

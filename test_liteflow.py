@@ -11542,6 +11542,25 @@ class AgainTest(FlowCase):
         self.assertGreater(self.last.duration, 12.000678)
         self.assertLess(self.last.duration, 3600)
 
+    def test_what_was_left_out_when_it_was_mapped_anew_is_not_new_to_a_next_resume(self):
+        def flow(rule="all_success"):
+            with DAG("d") as d:
+                listed = self.step("listed", result=[5, 6])()
+                each = self.step("each", trigger_rule=rule).expand(x=listed)
+                each >> self.step("report", trigger_rule="all_done")()
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.go(flow())
+        self.last.clear("listed")
+        self.assertEqual(self.resume(flow("all_skipped")), ["listed", "report", "z"])
+        told = []
+        self.assertEqual(self.resume(flow("all_skipped"), progress=told.append), ["z"])
+        self.assertEqual(told[0], "kept, as they succeeded: listed, report")
+        self.assertEqual(self.state_of("each"), ["skipped"])
+        self.assertEqual(self.resume(flow()), ["each:5", "each:6", "report", "z"])
+
     def test_what_is_mapped_anew_is_neither_new_nor_gone(self):
         def flow():
             with DAG("d") as d:
