@@ -2971,6 +2971,8 @@ class _Past(_NamedTuple):
     element: str | None = None  # what it was mapped over, as a digest
     takes: str | None = None  # the tasks whose results it took, as JSON
     flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
+    role: str | None = None
+    above: str | None = None  # the tasks that it waited for, as JSON
     attempt_state: str | None = None
     began: str | None = None
     ended: str | None = None
@@ -3847,6 +3849,7 @@ class _Resumption:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
         it has begun since, and its teardowns in any case (they hang on the work)."""
         nodes = _make_nodes(self._dag, order)
+        gone = [row for row, _ in self.removed if row.role == "teardown"]
         for setup in [nodes[task.task_id] for task in reversed(order) if task.is_setup]:
             # Inner ones come first: they are work of outer ones, and so are their teardowns.
             teardowns = [node for node in setup.sheltered if node.task.is_teardown]
@@ -3859,6 +3862,7 @@ class _Resumption:
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
                 key, torn = (setup.task.task_id, index), [self.instances[end] for end in ends]
+                torn += [row for row in gone if key[0] in _plain(row.above, list)]
                 # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
@@ -4868,6 +4872,7 @@ _select_xcoms = functools.partial(
 def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     """A run's task instances as a resume sees them."""
     columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
+        role upstream_task_ids
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
     in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be

@@ -10816,13 +10816,13 @@ class AgainTest(FlowCase):
 
     # Setups.
 
-    def scope(self):
+    def scope(self, end="umount"):
         with DAG("scope") as d:
             mount = self.step("mount", kind="setup")()
             work = self.step("work")()
-            umount = self.step("umount", kind="teardown")()
-            mount >> work >> umount
-            umount.as_teardown(setups=mount)
+            mount >> work
+            if end is not None:
+                work >> self.step(end, kind="teardown")().as_teardown(setups=mount)
         return d
 
     def test_work_never_runs_again_outside_of_its_setup(self):
@@ -10832,6 +10832,14 @@ class AgainTest(FlowCase):
         self.resume(self.scope())
         self.assertEqual(self.ran, ["mount", "work", "umount"])
         self.assertEqual(self.last.state, "success")
+
+    def test_a_teardown_that_is_gone_from_the_code_has_torn_down_its_setup(self):
+        for number, end in enumerate(["unmount", None]):
+            self.bad = {"work"}
+            self.go(self.scope(), run_id=str(number))
+            self.bad = set()
+            self.assertEqual(self.resume(self.scope(end)), ["mount", *filter(None, [end]), "work"])
+            self.assertEqual(self.ran[:2], ["mount", "work"])
 
     def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
         def flow():
