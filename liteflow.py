@@ -3847,7 +3847,7 @@ class _Resumption:
 
     def _take_scopes_along(self, order: Sequence[BaseOperator]) -> None:
         """Work that runs again inside the scope of a setup takes the setup along if a teardown of
-        it has begun since, and its teardowns in any case (they hang on the work)."""
+        it has begun since, and its teardowns in any case, as does a setup that runs again."""
         nodes = _make_nodes(self._dag, order)
         gone = [row for row, _ in self.removed if row.role == "teardown"]
         for setup in [nodes[task.task_id] for task in reversed(order) if task.is_setup]:
@@ -3857,11 +3857,12 @@ class _Resumption:
             above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
             work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
             for index in self._indexes[setup.task.task_id]:
-                if self.again.intersection(self._beside(setup, index, work)) <= self.left_out:
+                key = setup.task.task_id, index
+                if {key, *self._beside(setup, index, work)} & self.again <= self.left_out:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
-                key, torn = (setup.task.task_id, index), [self.instances[end] for end in ends]
+                torn = [self.instances[end] for end in ends]
                 torn += [row for row in gone if key[0] in _plain(row.above, list)]
                 # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")

@@ -10841,6 +10841,12 @@ class AgainTest(FlowCase):
             self.assertEqual(self.resume(self.scope(end)), ["mount", *filter(None, [end]), "work"])
             self.assertEqual(self.ran[:2], ["mount", "work"])
 
+    def test_a_setup_that_was_cleared_alone_is_torn_down_again(self):
+        self.go(self.scope())
+        self.last.clear("mount", downstream=False)
+        self.resume(self.scope())
+        self.assertEqual(self.ran, ["mount", "umount"])
+
     def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
         def flow():
             d = self.scope()
