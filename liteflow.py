@@ -4846,7 +4846,8 @@ def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[s
 _ATTEMPT_COLUMNS = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
 _INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_preview
     upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
-_IN_ORDER = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index, task_attempt.try_number"
+_BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # a resume may change indexes
+_IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(
@@ -4866,7 +4867,7 @@ _select_callback_errors = functools.partial(
 )
 # A run's XComs without their values, in order.
 _select_xcoms = functools.partial(
-    _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", "ORDER BY task_instance.id, key"
+    _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", f"{_BY_TASK}, key"
 )
 
 

@@ -11250,6 +11250,8 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(self.loading(["a", "a", "a", "b"])), ["load:a", "z"])
         values = [self.last.xcom_pull("load", map_index=i) for i in range(4)]
         self.assertEqual(values, ["a", "a", "a", "b"])
+        listed = [x.map_index for x in self.last.xcoms() if x.task_id == "load"]
+        self.assertEqual(listed, [0, 1, 2, 3])
 
     def test_what_takes_a_whole_list_runs_again_when_an_element_comes_goes_or_moves(self):
         def flow(elements):
