@@ -4895,7 +4895,7 @@ def _select_values(
     db: sqlite3.Connection, run_row: int, largest: int = _ROW_LIMIT, **asked: Any
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
-    order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
+    order = "ORDER BY map_index" if "task_id" in asked else f"{_BY_TASK}, key"
     rest, values = _asking(_XCOMS, order, dag_run_id=run_row, **asked)
     _, terms = _terms(_XCOMS, f"{_INSTANCE_KEY} key", ())
     query = f"SELECT {terms}, CASE WHEN length(value) <= ? THEN value END FROM {_XCOMS} {rest}"
