@@ -20161,14 +20161,16 @@ class InTwo(unittest.TestSuite):
                     }
                     told.write(json.dumps({"ran": result.testsRun, **found}).encode())
                     told.flush()
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     sys.exit()
             half.run(result)
             os.close(queue)
-            os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)
             told.seek(0)
-            text = told.read() or b'{"ran": 0, "errors": [["half of the tests", "did not end"]]}'
-        other = json.loads(text)
+            why = f"did not end: wait status {status}"
+            other = json.loads(told.read() or json.dumps({"ran": 0, "errors": [["half", why]]}))
         result.testsRun += other.pop("ran")
         for kind, found in other.items():
             ended = [(unittest.suite._ErrorHolder(test), why) for test, why in found]
