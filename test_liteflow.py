@@ -6275,9 +6275,13 @@ class OperatorsTest(Case):
         with DAG("d"), mock.patch("importlib.util.find_spec", lambda name: None), refused:
             make(python_callable=print)
         self.with_jinja()
+
+        class Late(Reader):
+            template_fields = property(lambda self: ("path",))
+
         with DAG("d") as d:
             paths = lambda x: [x[0].path, x[1].path.path]  # noqa: E731
-            given = [[reader, Reader(reader)]]
+            given = [[reader, Late(reader)]]
             liteflow.PythonOperator(task_id="a", python_callable=paths, op_args=given)
             task(task_id="b")(lambda task, ds: task.render_template(["{{ ds }}"], {"ds": ds}))()
         run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
