@@ -1671,6 +1671,7 @@ class ParamTest(Case):
             ({"exclusiveMaximum": 2}, 1, 2),
             ({"multipleOf": 7}, 42, 43),
             ({"multipleOf": 0.1}, 1, 1.05),
+            ({"multipleOf": 2}, 10**17, 10**17 + 1),
             ({"minLength": 2}, "ab", "a"),
             ({"maxLength": 2}, "ab", "abc"),
             ({"pattern": "^a"}, "ab", "ba"),
