@@ -1187,7 +1187,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         for name in self.template_fields:
             value = getattr(made, name, None)
             if callable(value) and id(value) not in data:  # as in Airflow: it gives the value
-                value = value(context=context, jinja_env=_jinja(context["dag"]))
+                has_jinja = importlib.util.find_spec("jinja2")  # it may do without
+                value = value(context=context, jinja_env=has_jinja and _jinja(context["dag"]))
             elif any(native or _is_template(text) for text in _texts_in(value)):
                 value = _rendered(value, context, data)
             else:

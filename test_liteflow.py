@@ -6304,6 +6304,10 @@ class OperatorsTest(Case):
             task.bash(task_id="a", env=give)(lambda: "env")()
         run = d.test(db_path=self.db, logical_date=datetime.datetime(2026, 1, 2))
         self.assertEqual(run.xcom_pull("a"), "{{ ds }} 2020")
+        with DAG("e") as e, mock.patch.dict(sys.modules, {"jinja2": None}):
+            given = lambda context, jinja_env: [jinja_env]  # noqa: E731
+            liteflow.PythonOperator(task_id="a", python_callable=repr, op_args=given)
+            self.assertEqual(e.test(db_path=self.db).raise_if_failed().xcom_pull("a"), "None")
 
     def test_a_template_beside_a_result_is_rendered_and_a_result_never(self):
         self.with_jinja()
