@@ -8534,18 +8534,27 @@ class _InProcessRunner(_ExecutorRunner):
         """Let AirflowTaskTimeout be raised in the task after `timeout` seconds. Not by an alarm:
         there is one in a process, which may be the program's (a test's own limit, say)."""
 
-        def on_time(signum: int, frame: object) -> None:
-            raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
+        due: list[bool] = []
+
+        def ring(thread: int) -> None:
+            due.append(True)
+            signal.pthread_kill(thread, signal.SIGVTALRM)
+
+        def on_time(signum: int, frame: Any) -> None:
+            if due:
+                due.clear()
+                raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
+            if callable(before):  # a profiler's tick, or the limit of a task around this one
+                before(signum, frame)
 
         with contextlib.ExitStack() as stack:
             if timeout is not None and hasattr(signal, "pthread_kill"):
                 with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
-                    before = signal.signal(signal.SIGVTALRM, on_time)
+                    before = signal.getsignal(signal.SIGVTALRM)
+                    signal.signal(signal.SIGVTALRM, on_time)
                     stack.callback(signal.signal, signal.SIGVTALRM, before)
-                    how = (threading.get_ident(), signal.SIGVTALRM)
-                    timer = threading.Timer(
-                        min(timeout, threading.TIMEOUT_MAX), signal.pthread_kill, how
-                    )
+                    seconds = min(timeout, threading.TIMEOUT_MAX)
+                    timer = threading.Timer(seconds, ring, [threading.get_ident()])
                     timer.daemon = True
                     timer.start()
                     stack.callback(timer.join)  # before the handler goes: it would kill us

@@ -10353,6 +10353,24 @@ class RunnersTest(Case):
             self.assertEqual(rang[: None if every == 0 else 1], ["alarm"])
             rang.clear()
 
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "there are no timers")
+    def test_a_profilers_tick_is_no_timeout_in_dag_test(self):
+        ticks = []
+        before = signal.signal(signal.SIGVTALRM, lambda *_: ticks.append("tick"))
+        self.addCleanup(signal.signal, signal.SIGVTALRM, before)
+
+        def sleep():
+            signal.raise_signal(signal.SIGVTALRM)
+            time.sleep(LIMIT)
+
+        with DAG("inner") as inner:
+            task(task_id="f", execution_timeout=LIMIT)(sleep)()
+        with DAG("outer") as outer:
+            around = lambda: inner.test(db_path=self.db).get_task_instance("f").error  # noqa: E731
+            task(task_id="g", execution_timeout=1)(around)()
+        self.assertIn("timeout after 1 s", outer.test(db_path=self.db).xcom_pull("g"))
+        self.assertEqual(ticks, ["tick"])
+
 
 # --- Run ------------------------------------------------------------------------------------------
 
