@@ -4906,11 +4906,14 @@ def _select_values(
     db: sqlite3.Connection, run_row: int, largest: int = _ROW_LIMIT, **asked: Any
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
-    order = "ORDER BY map_index" if "task_id" in asked else f"{_BY_TASK}, key"
+    order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
     rest, values = _asking(_XCOMS, order, dag_run_id=run_row, **asked)
     _, terms = _terms(_XCOMS, f"{_INSTANCE_KEY} key", ())
     query = f"SELECT {terms}, CASE WHEN length(value) <= ? THEN value END FROM {_XCOMS} {rest}"
-    return db.execute(query, (largest, *values)).fetchall()
+    found = db.execute(query, (largest, *values)).fetchall()
+    first: dict[str, int] = {}
+    # _BY_TASK, which would copy all the values to sort them.
+    return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
 
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
