@@ -8975,7 +8975,7 @@ class _Start:
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             starting &= (found.left_out | found.alone) - running
-            if not starting:
+            if not starting or not found.left_out:  # which is all that a next look would decide
                 if along:
                     self._plan_on(recorded, kept)
                 return found

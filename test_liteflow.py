@@ -10891,6 +10891,15 @@ class AgainTest(FlowCase):
         self.assertEqual(self.ran[2:4], ["second", "work"])
         self.assertEqual({*self.ran[4:]}, {"report", "umount"})
 
+    def test_a_chain_of_tasks_that_were_cleared_alone_is_decided_in_one_look(self):
+        with DAG("d") as d:
+            liteflow.chain(*(self.step(f"s{i}")() for i in range(9)))
+        ran = self.go(d)
+        self.last.clear(ran, downstream=False)
+        with mock.patch("liteflow._Resumption", wraps=liteflow._Resumption) as looks:
+            self.resume(d)
+        self.assertEqual((self.ran, looks.call_count), (ran, 1))
+
     def test_killed_in_the_middle_of_a_scope_the_setup_is_kept(self):
         self.die(self.scope(), at=2)
         self.assertEqual(self.ran, ["mount"])
