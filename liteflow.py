@@ -3867,14 +3867,21 @@ class _Resumption:
             work = [node for node in setup.sheltered if not node.task.is_teardown]
             above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
             work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
-            for index in self._indexes[setup.task.task_id]:
-                key = setup.task.task_id, index
+            setup_id = setup.task.task_id
+            in_step = {node.task.task_id for node in teardowns if setup.is_in_step_with(node)}
+            torn_by = [  # but not by those of other elements
+                row
+                for row in gone
+                if setup_id in _plain(row.above, list)
+                and (row.map_index < 0 or row.task_id not in in_step)
+            ]
+            for index in self._indexes[setup_id]:
+                key = setup_id, index
                 if {key, *self._beside(setup, index, work)} & self.again <= self.left_out:
                     continue
                 ends = self._beside(setup, index, teardowns)
                 self.again.update(ends)
-                torn = [self.instances[end] for end in ends]
-                torn += [row for row in gone if key[0] in _plain(row.above, list)]
+                torn = [*torn_by, *(self.instances[end] for end in ends)]
                 # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):

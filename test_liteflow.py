@@ -10874,6 +10874,31 @@ class AgainTest(FlowCase):
         self.resume(self.scope())
         self.assertEqual(self.ran, ["mount", "umount"])
 
+    def test_a_teardown_of_an_element_that_is_gone_has_torn_down_no_other(self):
+        def flow(elements):
+            with DAG("d") as d:
+
+                @liteflow.task_group
+                def each(x):
+                    mount = self.step("mount", kind="setup")(x)
+                    work = self.step("work", retries=1, retry_delay=0.3)(x)
+                    mount >> work
+                    work >> self.step("umount", kind="teardown")(x).as_teardown(setups=mount)
+
+                each.expand(x=elements)
+            return d
+
+        seen = 0
+        for at in range(4, 8):
+            self.bad = {("work", "b")}
+            ran = self.die(flow(["a", "b"]), at, sure=False, run_id=str(at))
+            self.bad = set()
+            if "umount:a" in ran and "umount:b" not in ran:
+                seen += 1
+                self.resume(flow(["b"]), run_id=str(at))
+                self.assertEqual(self.ran, ["work:b", "umount:b"])
+        self.assertTrue(seen)
+
     def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
         def flow():
             d = self.scope()
@@ -11168,7 +11193,7 @@ class AgainTest(FlowCase):
             return d
 
         self.bad = {"b"}
-        self.assertEqual(self.go(flow("ab")), ["a1", "a2", "b1", "b2", "listed"])
+        self.assertEqual(self.go(flow(["a", "b"])), ["a1", "a2", "b1", "b2", "listed"])
         self.bad = set()
         self.assertEqual(self.resume(flow("abc")), ["b1", "b2", "c1", "c2"])
 
