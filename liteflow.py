@@ -1278,13 +1278,9 @@ def _texts_in(value: Any) -> Iterator[str]:
     for leaf in _leaves(value, keys=False):
         if isinstance(leaf, str):
             yield leaf
-        for name in _fields_of(leaf):
-            yield from _texts_in(getattr(leaf, name, None))
-
-
-def _fields_of(value: Any) -> Iterable[str]:
-    """The names of its fields that hold templates: those of its class, maybe by a property."""
-    return value.template_fields if hasattr(type(value), "template_fields") else ()
+        elif hasattr(type(leaf), "template_fields"):  # maybe by a property
+            for name in leaf.template_fields:
+                yield from _texts_in(getattr(leaf, name, None))
 
 
 def _is_template(text: str) -> bool:
@@ -1917,7 +1913,7 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
         items = [_rendered(item, context, as_they_are) for item in value]
         kind: Any = type(value)
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
-    if names := _fields_of(value):
+    if names := hasattr(type(value), "template_fields") and value.template_fields:
         fields = {name: _rendered(getattr(value, name), context, as_they_are) for name in names}
         return _copy_with(value, **fields)
     return value
