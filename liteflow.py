@@ -2883,7 +2883,7 @@ def _is_number(what: str, value: Any) -> None:
 
 
 def _is_multiple(value: Any, rule: Any) -> bool:
-    # 0.3 is one of 0.1 by the quotient alone; a large int has one that is rounded.
+    # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
     return value % rule == 0 or (isinstance(rule, float) and value / rule % 1 == 0)
 
 
