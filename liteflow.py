@@ -4914,8 +4914,8 @@ def _select_values(
     _, terms = _terms(_XCOMS, f"{_INSTANCE_KEY} key", ())
     query = f"SELECT {terms}, CASE WHEN length(value) <= ? THEN value END FROM {_XCOMS} {rest}"
     found = db.execute(query, (largest, *values)).fetchall()
+    # As _BY_TASK, for which SQLite would copy all the values: 1 GB each, at worst.
     first: dict[str, int] = {}
-    # _BY_TASK, which would copy all the values to sort them.
     return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
 
 
