@@ -12103,6 +12103,10 @@ class ResumeModel:
                 anew = True
             if anew or self.flow.fail_fast:
                 reason = "work in its scope is decided anew"
+        # What its setup made anew is torn down, though fail_fast has left out the work between.
+        setups = [k for up in t.upstream_list if up.is_setup for k in self.keys(up)]
+        if t.is_teardown and any(k in self.ran for k in setups):
+            reason = reason or "its setup ran again"
         if ran and kept and not reason:
             yield f"{key} ran again without a reason"
         if ran or (state != "success" and (state != "skipped itself" or reason)):
