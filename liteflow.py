@@ -5868,6 +5868,9 @@ def _brief(error: BaseException) -> str:
     return ": ".join(filter(None, (type(error).__name__, text)))
 
 
+_SUGGESTED = r"(\. .*)?"  # what Python (3.12) adds to the reason, where it has an idea
+
+
 def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
     _cut_chain(error)
@@ -5889,7 +5892,7 @@ def _traceback(error: BaseException) -> str:
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"called sys.exit({_shown(error.code)})\n"
-    elif last != reason:  # more lines of its message, notes, a group's members
+    elif not re.fullmatch(re.escape(reason) + _SUGGESTED, last):  # more lines, notes, a group
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
     text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
@@ -5921,11 +5924,12 @@ def _split_traceback(error: str) -> tuple[str, str]:
     """A traceback up to the exception's own line, and what comes after it: more of its message,
     notes, a group's members. Without the last line, where `_traceback` says the reason again."""
     *lines, last = error.split("\n")
+    own = re.escape(last) + _SUGGESTED
     at = len(lines)
     for i, line in enumerate(lines):
         if line.startswith(("The above exception was the", "During handling of the above")):
             at = len(lines)  # the exception before may say the same
-        elif line.lstrip(" |") == last:
+        elif re.fullmatch(own, line.lstrip(" |")):
             at = i
     return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
 

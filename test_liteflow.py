@@ -17320,11 +17320,20 @@ class FailureTest(ScriptCase):
             rebuild, parts = sent.__reduce__(); raise rebuild(*parts)
             """
         notes = 'e = Mine("m"); e.add_note("n1"); e.add_note("n2"); e.add_note("n3"); raise e'
+        near = """
+            value = 1
+            try: return valeu
+            except NameError as e: e.add_note("n1"); raise
+            """
+        hint = "" if sys.version_info < (3, 12) else ". Did you mean: 'value'?"
+        undefined = "NameError: name 'valeu' is not defined"
         child = (
             r"""raise OSError('child:\n  File "/x.py", line 3, in z\n    foo\nNameError: foo')"""
         )
         for body, *told in (
             (notes, "a.library.Mine: m", "n1", "n2", "...", "FILE, in bad: e = Mine(*"),
+            (near, undefined, "n1", "FILE, in bad: try: return valeu"),
+            ("value = 1; valeu", undefined + hint, "FILE, in bad: value = 1; valeu"),
             (child, "OSError: child:", '  File "/x.py"*', "    foo", "...", "FILE, in bad: *"),
             (
                 cause,
