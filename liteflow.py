@@ -5653,8 +5653,10 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         frames = traceback.walk_tb(failure.__traceback__)
         in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)
-        if in_pdb and sys.breakpointhook is _no_breakpoint:
-            failure.add_note(f"pdb in {_NO_TERMINAL}")
+        quits = type(failure).__name__ in ("BdbQuit", "SystemExit")  # pdb does, as it reads nothing
+        if quits and in_pdb and sys.breakpointhook is _no_breakpoint:
+            where = failure.__traceback__
+            failure = RuntimeError(f"pdb in {_NO_TERMINAL}").with_traceback(where)
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error = "fatal" if fatal else "failed", _traceback(failure)
         execution.exception = failure

@@ -4069,7 +4069,8 @@ class WorkerTest(Case):
         with mock.patch.dict(os.environ, PYTHONBREAKPOINT="0"):
             self.assertEqual(self.run_flow(flow).state, "success")
         flow = flow.replace("breakpoint()", "__import__('pdb').set_trace(); return 1")
-        self.assertIn("dag.test()", self.run_flow(flow).get_task_instance("stops").error)
+        said = liteflow._last_line(self.run_flow(flow).get_task_instance("stops").error)
+        self.assertIn("RuntimeError: pdb in a worker process", said)
 
     def test_async_tasks(self):
         run = self.run_flow(
