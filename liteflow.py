@@ -5806,7 +5806,7 @@ def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
     if execution.task.multiple_outputs:
         whence = "set, or by its annotation; False keeps a dict whole"
         what = f"task {execution.task_id!r} has multiple_outputs ({whence}): what it returns"
-        for key, value in _string_keyed(what, _of_type(dict)(what, result)).items():
+        for key, value in _string_keyed(what, result).items():
             _push(execution, key, value, f"returned for {key!r} a")
     _push(execution, "return_value", result, "returned")
     _, _, _, length, _ = execution.pushed["return_value"]

@@ -4342,6 +4342,7 @@ class ContextTest(Case):
     def test_keys_of_outputs(self):
         run = self.run_flow(
             """
+            import collections.abc
             with DAG("keys") as dag:
                 @task(multiple_outputs=True)
                 def many(): return {"a": 1, "b": None}
@@ -4350,14 +4351,18 @@ class ContextTest(Case):
                 @task
                 def wrong() -> dict: return [1]
                 @task
+                def mapping() -> collections.abc.Mapping: return collections.ChainMap({"a": 1})
+                @task
                 def show(x): return [x]
                 m, p = many(), plain()
                 show(m["a"]); show(m["absent"]); show(p["own"]); show(p["a"]); wrong()
+                show.override(task_id="of_mapping")(mapping()["a"])
             """
         )
         self.assertEqual(
             [run.xcom_pull(t) for t in ("show", "show__1", "show__2")], [[1], [None], [3]]
         )
+        self.assertEqual(run.xcom_pull("of_mapping"), [1])
         self.assertIn("XComNotFound", run.get_task_instance("show__3").error)
         said = "has multiple_outputs (set, or by its annotation; False keeps a dict whole)"
         self.assertIn(said, run.get_task_instance("wrong").error)
