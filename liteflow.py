@@ -1397,8 +1397,9 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
             annotation = typing.get_type_hints(only, function.__globals__).get("return")
         except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
             return False
-    kind = getattr(annotation, "__origin__", annotation)
-    return isinstance(kind, type) and issubclass(kind, Mapping)
+    for _ in range(2):  # Annotated[dict[str, int], ...] is of dict[str, int], which is of dict
+        annotation = getattr(annotation, "__origin__", annotation)
+    return isinstance(annotation, type) and issubclass(annotation, Mapping)
 
 
 # --- Building: results and mapping ----------------------------------------------------------------

@@ -898,6 +898,19 @@ class BuildingTest(Case):
             },
         )
 
+    def test_multiple_outputs_are_inferred_through_annotated(self):
+        module = self.module("""
+            from typing import Annotated
+            with DAG("d") as dag:
+                @task
+                def f() -> Annotated[dict[str, int], "by name"]: return {"x": 1}
+                @task
+                def g() -> Annotated[list[dict], "by name"]: return [{}]
+                f(), g()
+        """)
+        found = [bool(t.multiple_outputs) for t in module.dag.tasks]
+        self.assertEqual(found, [True, False])
+
     def test_dag_decorator(self):
         @dag(dag_id="named", tags=["t"])
         def build(n, m=2):
