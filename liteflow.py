@@ -5861,7 +5861,9 @@ def _pickled(value: Any, said: str) -> bytes:
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
-        raise TypeError(f"{what}: {_brief(error)}{remedy}") from None
+        trouble = TypeError(f"{what}: {_brief(error)}{remedy}")
+        trouble.__notes__ = getattr(error, "__notes__", [])  # where in it: from Python 3.14 on
+        raise trouble from None
 
 
 def _brief(error: BaseException) -> str:

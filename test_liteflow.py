@@ -17344,6 +17344,11 @@ class FailureTest(ScriptCase):
             try: return valeu
             except NameError as e: e.add_note("n1"); raise
             """
+        no_value = """
+            class C:
+                def __reduce__(self): e = OSError("no"); e.add_note("n1"); raise e
+            return C()
+            """  # as pickle does since Python 3.14: `when serializing list item 3`
         hint = "" if sys.version_info < (3, 12) else ". Did you mean: 'value'?"
         undefined = "NameError: name 'valeu' is not defined"
         child = (
@@ -17351,6 +17356,7 @@ class FailureTest(ScriptCase):
         )
         for body, *told in (
             (notes, "a.library.Mine: m", "n1", "n2", "...", "FILE, in bad: e = Mine(*"),
+            (no_value, "TypeError: returned C, which cannot be pickled: OSError: no", "n1"),
             (near, undefined, "n1", "FILE, in bad: try: return valeu"),
             ("value = 1; valeu", undefined + hint, "FILE, in bad: value = 1; valeu"),
             (child, "OSError: child:", '  File "/x.py"*', "    foo", "...", "FILE, in bad: *"),
