@@ -7537,9 +7537,9 @@ def _fork_server_answers() -> bool:
 
 
 def _cpus() -> int:
-    """The CPUs that this process may use."""
+    """The CPUs that this process may use, or, from Python 3.13 on, is told to by -X cpu_count."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found or 1
+    return getattr(os, "process_cpu_count", lambda: found)() or 1
 
 
 # --- Runners: the pool ----------------------------------------------------------------------------

@@ -8009,6 +8009,11 @@ class PoolTest(QueueCase):
         return dag
     """
 
+    def test_it_has_as_many_workers_as_python_is_told_that_there_are_cpus(self):
+        told = mock.patch.object(os, "process_cpu_count", lambda: 5, create=True)
+        with told, WorkerPool() as pool:
+            self.assertEqual(pool.max_workers, 5)
+
     def test_a_process_that_has_got_a_dead_workers_number_is_left_alone(self):
         (only,) = self.naps("make('only', 0)")
         with WorkerPool(1) as pool:
