@@ -5677,7 +5677,7 @@ def _name_of(execution: _Execution) -> dict[str, str]:
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code
-        print(f"liteflow: map_index_template failed: {_brief(error)}", file=sys.stderr)
+        _note(f"map_index_template failed: {_brief(error)}")
         return {}
     return {"name": _storable(_shown(name, _PREVIEW, str))}
 
@@ -5738,7 +5738,15 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             is_dag, text = isinstance(owner, Dag), _traceback(failure)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
-            print(f"liteflow: {said}\n{text}", file=sys.stderr)
+            _note(f"{said}\n{text}")
+
+
+def _note(text: str) -> None:
+    """Print to where tasks print, whatever their code has made of that; or go without."""
+    for stream in (sys.stderr, sys.__stderr__):
+        with contextlib.suppress(Exception):  # one that was closed, or a full disk
+            print(f"liteflow: {text}", file=stream)
+            break
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
@@ -6329,7 +6337,7 @@ class _Worker:
         """Run a job. Returns its outcome, or None if that is told already."""
         self.run.restore()
         if self.run.edited is not None:
-            print(f"liteflow: {self.run.edited}", file=sys.stderr)
+            _note(self.run.edited)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
         self._flush()

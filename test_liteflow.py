@@ -8744,6 +8744,23 @@ class CallbacksTest(Case):
         for i in range(3):
             self.assertRegex(run.log("f", i), "(?s)^heard\n.*: mine.*\nsecond\n$")
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs Linux")
+    def test_one_whose_failure_can_not_be_printed_keeps_none_from_being_called(self):
+        run = self.run_flow(
+            """
+            def closes(context): sys.stderr.close(); raise ValueError("mine")
+            def fills(context):
+                with open("/dev/full", "w") as full: os.dup2(full.fileno(), 2)
+                raise ValueError("lost")
+            def second(context): Path(os.environ["CASE_DIR"], context["ti"].task_id).touch()
+            with DAG("unprinted") as dag:
+                task(task_id="closed", on_success_callback=[closes, second])(print)()
+                task(task_id="full", on_success_callback=[fills, second])(print)()
+            """
+        )
+        self.assertTrue((self.folder / "closed").exists() and (self.folder / "full").exists())
+        self.assertIn("of task 'closed' failed: ValueError: mine", run.log("closed"))
+
     def test_one_that_raises_what_is_no_exception_ends_neither_its_task_nor_its_worker(self):
         run = self.run_flow(
             """
