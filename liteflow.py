@@ -4153,8 +4153,12 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite reports a full disk after some writes only, and a full quota never.
     reads = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
-    is_write = primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads
-    raise DatabaseError(f"{path}: {error}{' (is the disk full?)' if is_write else ''}") from None
+    hint = ""
+    if primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads:
+        hint = " (is the disk full?)"
+    elif primary == sqlite3.SQLITE_CANTOPEN and os.access(path.parent, os.W_OK):
+        hint = " (are too many files open, or is the disk full?)"
+    raise DatabaseError(f"{path}: {error}{hint}") from None
 
 
 def _check_place(path: Path) -> None:

@@ -3262,6 +3262,18 @@ class FileTest(StoreCase):
             self.assertEqual(Dag("linked").runs(link)[0].reason, "newer")
         self.assertEqual(run.db_path, Dag("linked").runs(link)[0].db_path)
 
+    def test_a_look_without_a_descriptor_asks_for_that(self):
+        DAG("d").run(db_path=self.db)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            with self.assertRaisesRegex(DatabaseError, "too many files open"):
+                DAG("d").runs(db_path=self.db)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
     def test_a_pipe_is_no_database_and_is_not_waited_for(self):
         os.mkfifo(self.db)
         for act in (DAG("d").run, DAG("d").runs):
