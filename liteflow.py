@@ -6677,11 +6677,12 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     global _worker
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     end.close()
-    _worker.prepare()
-    _close_pipes(getattr(multiprocessing.current_process(), "_args", ()))
-    doing = "the pool's initializer failed in a worker"
+    doing = "a worker can't begin"
     try:
+        _worker.prepare()
+        _close_pipes(getattr(multiprocessing.current_process(), "_args", ()))
         if initializer is not None:
+            doing = "the pool's initializer failed in a worker"
             initializer(*initargs)
         doing = "a worker can't begin"
         _worker.serve()
@@ -6690,7 +6691,8 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
         with contextlib.suppress(OSError):
             if _worker.log_file < 0:  # where else would it be seen?
                 _worker.control.send(("joined", f"{doing}:\n{_traceback(error)}", None, None))
-            os.write(2, f"liteflow: {_traceback(error)}\n".encode())
+            else:
+                os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)
 
 

@@ -7797,6 +7797,18 @@ class SandboxTest(QueueCase):
         ):
             dag.run(db_path=self.db, executor=pool)
 
+    @LINUX
+    def test_a_worker_that_cant_become_one_says_why(self):
+        none_left = mock.Mock(side_effect=OSError(24, "Too many open files"))
+        dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
+        with (
+            mock.patch.object(liteflow._Worker, "prepare", none_left),
+            self.assertRaisesRegex(
+                UnreachableTask, "(?s)a worker can't begin.*Too many open files"
+            ),
+        ):
+            dag.run(db_path=self.db, max_workers=1, mp_context="fork")
+
     def test_a_worker_that_cant_open_its_log_runs_nothing(self):
         helper = self.helper(
             """
