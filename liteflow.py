@@ -4460,14 +4460,16 @@ class _Store:
         reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
         that stays costs nothing but its name."""
         busy, deadline = is_last, _monotonic() + 1.0
-        with contextlib.suppress(DatabaseError):
-            while busy and _monotonic() < deadline:
-                with self.transaction(""):  # not around the loop: it keeps other threads waiting
-                    [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                if busy:
-                    time.sleep(0.02)
-        with _in_sqlite:
-            self._connection.close()
+        try:
+            with contextlib.suppress(DatabaseError):
+                while busy and _monotonic() < deadline:
+                    with self.transaction(""):  # not around the loop: other threads would wait
+                        [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    if busy:
+                        time.sleep(0.02)
+        finally:  # a Ctrl-C, after a prune say, ends the wait
+            with _in_sqlite:
+                self._connection.close()
         with _in_sqlite, contextlib.suppress(sqlite3.Error, DatabaseError):
             for _ in range(3 if is_last else 0):  # of two that close at once, none was the last
                 if os.path.exists(f"{self.path}-wal"):

@@ -19776,6 +19776,15 @@ class Promise12Test(Case):
         store.close()
         self.assert_nothing_left()
 
+    def test_a_ctrl_c_as_the_file_is_closed_leaves_one_file(self):
+        store = liteflow._Store(self.db)
+        with (
+            mock.patch.object(store, "transaction", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            store.close()
+        self.assert_nothing_left()
+
     def test_a_full_disk_leaves_no_folder_without_its_mark(self):
         def full(file, data):
             raise OSError(28, "No space left on device")
