@@ -4056,6 +4056,7 @@ class _Attempt:
     log_parts = 0  # a rescheduled sensor's log goes on where it was
     first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
     pokes = 0
+    losses = 0  # workers that died before they could tell that they took it
 
     def __init__(self, instance: _Instance) -> None:
         self.instance = instance
@@ -7895,6 +7896,7 @@ class _SlotRunner(_Runner):
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
+        self._death = ""  # how the latest of them ended
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
@@ -8301,11 +8303,12 @@ class _SlotRunner(_Runner):
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
         if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
-            self._suspects = set(self._out)
+            self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
             self._unclear = list(self._slots)
 
     def _settle(self) -> None:
-        """Once each living worker has told what it took, the rest of the suspects is lost."""
+        """Once each living worker has told what it took, the rest of the suspects is lost: sent
+        again, unless three workers have died of it (its arguments may find no room in any)."""
         self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
@@ -8313,9 +8316,14 @@ class _SlotRunner(_Runner):
             self._hear(slot)
         if self._unclear:
             return  # another death was heard of: now all that is out is suspected, and in doubt
-        lost = sorted(self._suspects & self._out.keys())
+        lost = [self._out.pop(number) for number in sorted(self._suspects & self._out.keys())]
         self._suspects = set()
-        self._send_again([self._out.pop(number) for number in lost])
+        for attempt, _ in lost:
+            attempt.losses += 1
+            if attempt.losses == 3:
+                why = f"three workers died as they took it: {self._death}"
+                self._ending.setdefault(attempt, (why, False))
+        self._send_again(lost)
 
     def _look_for_stalled(self, now: float) -> None:
         """If the worker that a job woke dies, is stopped or leaves, the job wakes nobody else: send

@@ -7044,7 +7044,7 @@ class QueueTest(QueueCase):
         runner._slots = [dead, dies, takes]
         for number in (1, 2, 3):
             job = liteflow._Job(str(number), "", -1, 1, 1, b"", None, {}, None)
-            runner._out[number] = (mock.Mock(), job)
+            runner._out[number] = (mock.Mock(losses=0), job)
 
         def hear(slot) -> None:
             if slot is dies and slot in runner._slots:
@@ -7313,6 +7313,30 @@ class QueueTest(QueueCase):
         self.assertIsNone(worker._take())
         worker.terminated = False
         self.assertEqual((worker._take(), worker.number), (job, 1))
+
+    def test_a_job_that_kills_whoever_takes_it_is_not_sent_for_ever(self):
+        # As one does whose arguments find no room: it has no attempt yet that could fail.
+        dag = self.module(
+            """
+            import multiprocessing
+            def take(worker, number, eager, task_id, *job):
+                if task_id == "fatal": os.kill(os.getpid(), signal.SIGKILL)
+                return begin(worker, number, eager, task_id, *job)
+            if multiprocessing.parent_process():
+                begin, liteflow._Worker._begin = liteflow._Worker._begin, take
+            with DAG("d") as dag:
+                @task
+                def fatal(): pass
+                @task
+                def well(): pass
+                fatal(), well()
+            """
+        ).dag
+        run = dag.run(db_path=self.db, mp_context="forkserver")
+        well, fatal = sorted(run.get_task_instances(), key=lambda ti: ti.state == "failed")
+        self.assertEqual((well.state, fatal.state, fatal.task_id), ("success", "failed", "fatal"))
+        why = "three workers died as they took it: killed by SIGKILL"
+        self.assertEqual(fatal.error.splitlines()[-1], why)
 
     def test_many_deaths_in_one_run_leave_no_files_open(self):
         dag = self.module(
