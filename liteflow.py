@@ -8708,7 +8708,8 @@ def _sweep(path: Path) -> None:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the name may be there, and nothing of what was written.
             marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
-            if marked and _lock(mark.fileno(), shared=False):
+            # Shared, as by who asks whether the owner lives: he must not be told so by this lock.
+            if marked and _lock(mark.fileno(), shared=True):
                 _remove_folder(folder)
 
 

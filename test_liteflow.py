@@ -3382,6 +3382,19 @@ class FileTest(StoreCase):
             shutil.rmtree(self.folder / "aside")
             shutil.rmtree(kept, ignore_errors=True)
 
+    def test_a_dead_owner_is_dead_while_somebody_sweeps(self):
+        dead = self.folder / f"flow.db-run-{'ab' * 8}"
+        dead.mkdir()
+        (dead / "owner").write_text('{"liteflow": "x"}')
+        seen = []
+
+        def remove(folder):
+            seen.append(liteflow._owner_lives(self.db, "ab" * 8))
+
+        with mock.patch.object(liteflow, "_remove_folder", remove):
+            liteflow._sweep(self.db)
+        self.assertEqual(seen, [False])
+
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_a_sweep_keeps_nothing_open(self):
         (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
