@@ -4294,7 +4294,7 @@ def _read(
             if wal or state() == before:
                 return found
         except (sqlite3.Error, DatabaseError) as error:
-            if wal or state() == before:
+            if state() == before:
                 _explain(error, path)
     raise DatabaseError(f"{path} changes faster than it can be read")
 

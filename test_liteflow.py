@@ -3158,6 +3158,22 @@ class StoreTest(StoreCase):
         os.waitpid(child, 0)
         thread.join()
 
+    def test_a_reader_who_may_not_write_outlives_the_last_writers_leave(self):
+        """Between its look for a -wal and its open: SQLite would have it make another one."""
+        self.small()
+        wal = Path(f"{self.db}-wal")
+        wal.write_bytes(b"a writer's")
+        read = liteflow._read_once
+
+        def late(*arguments):
+            if wal.exists():
+                wal.unlink()
+                raise sqlite3.OperationalError("attempt to write a readonly database")
+            return read(*arguments)
+
+        with mock.patch.object(liteflow, "_read_once", late):
+            self.assertEqual(len(liteflow._read_runs(self.db, None)), 1)
+
     def test_a_lock_that_stays_is_named_with_file_and_seconds(self):
         self.small()
         holder = sqlite3.connect(self.db, isolation_level=None)
