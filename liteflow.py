@@ -7656,11 +7656,12 @@ class WorkerPool:
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
         left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), which can't wait for its end.
+        thread (that of its future's callbacks), or in a signal handler that has cut into a
+        `submit`: these can't wait for their own end.
         """
         if self._runs is not None:
             self._runs.close(cancel_futures or stop, stop)
-            if not wait or threading.current_thread() in self._runs.threads:
+            if not wait or self._runs.is_within():
                 threading.Thread(target=self.shutdown).start()
                 return
             try:
@@ -9901,7 +9902,7 @@ class _RunLine:
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # as it knows whose it is
         self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
         self._open = contextlib.ExitStack()
 
@@ -10020,6 +10021,11 @@ class _RunLine:
             left = [entry for waiting in self._waiting.values() for entry in waiting]
         for entry in left if give_up else ():
             entry.cancel(close=False)
+
+    def is_within(self) -> bool:
+        """Whether this thread is doing something here: runs, or writes as a signal comes."""
+        writes: Any = self._writing
+        return threading.current_thread() in self.threads or writes._is_owned()
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""

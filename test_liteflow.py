@@ -13800,6 +13800,27 @@ class SubmitTest(FlowCase):
         mine.shutdown()
         self.assertEqual(taken, [None])
 
+    def test_a_signal_handler_may_shut_the_pool_down_within_a_submit(self):
+        mine, queue_run = WorkerPool(1), liteflow._Store.queue_run
+
+        def signalled(store, row):
+            mine.shutdown(cancel_futures=True)  # by a handler, in this thread
+            queue_run(store, row)
+
+        def submit():
+            futures.append(mine.submit(self.flows.dag, db_path=self.db))
+
+        futures = []
+        thread = threading.Thread(target=submit, daemon=True)
+        with mock.patch.object(liteflow._Store, "queue_run", signalled):
+            thread.start()
+            thread.join(LIMIT)
+        self.assertFalse(thread.is_alive())
+        [future] = futures
+        wait_until(lambda: mine._closed and future.cancelled())
+        self.assertEqual(self.state(future), ("queued", "submitted"))
+        self.assert_nothing_left()
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
