@@ -7600,7 +7600,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may shut it down
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start

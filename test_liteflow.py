@@ -13821,6 +13821,14 @@ class SubmitTest(FlowCase):
         self.assertEqual(self.state(future), ("queued", "submitted"))
         self.assert_nothing_left()
 
+    def test_a_signal_handler_may_shut_the_pool_down_within_its_first_submit(self):
+        line = liteflow._RunLine
+        signalled = lambda pool: pool.shutdown() or line(pool)  # noqa: E731 - in this thread
+        refused = self.assertRaisesRegex(RuntimeError, "shut down")
+        with mock.patch.object(liteflow, "_RunLine", signalled), refused:
+            WorkerPool(1).submit(self.flows.dag, db_path=self.db)
+        self.assertFalse(self.db.exists())
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
