@@ -3064,9 +3064,9 @@ class _Node:
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: tuple[_Node, ...] = ()  # a teardown's own; of work, those further up around it
+        self.setups: Any = ()  # a teardown's own; of work, those further up around it
         self.sheltered: Any = [] if task.is_setup else ()  # what is in a setup's scope
-        self.gates: tuple[_Node, ...] = ()  # branches and short circuits that may leave it out
+        self.gates: Any = ()  # branches and short circuits that may leave it out
         self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
@@ -3249,7 +3249,8 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
             and (flow == "branch" or not below.task.is_teardown)
         )
         for below in node.guarded:
-            below.gates = (*below.gates, node)
+            below.gates = below.gates or []
+            below.gates.append(node)
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
@@ -3276,7 +3277,8 @@ def _shelter(setup: _Node, node: _Node) -> None:
     setup.sheltered.append(node)
     if setup in node.upstream and not node.task.is_teardown:
         return
-    node.setups = (*node.setups, setup)
+    node.setups = node.setups or []
+    node.setups.append(setup)
     if not node.is_in_step_with(setup):
         node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
 

@@ -12847,7 +12847,7 @@ class PlanGrowthTest(Case):
         more = self.seconds_of(lambda: self.drive(limited, at_once=1))
         self.assertLess(more, seconds * 4 + 1)
 
-    def test_many_weights_or_scopes_in_a_chain_are_planned_cheaply(self):
+    def test_many_weights_scopes_or_circuits_in_a_chain_are_planned_cheaply(self):
         def weights():
             for n in range(4000):
                 yield task(task_id=f"t{n}", priority_weight=n)(one_argument)()
@@ -12858,7 +12858,11 @@ class PlanGrowthTest(Case):
                 s.as_setup() >> w >> t.as_teardown(setups=s)
                 yield from (s, w)
 
-        for tasks in (weights, scopes):
+        def circuits():
+            for n in range(1500):
+                yield task.short_circuit(task_id=f"c{n}")(quiet)()
+
+        for tasks in (weights, scopes, circuits):
             with self.subTest(tasks=tasks.__name__):
                 with DAG("d") as d:
                     made = list(tasks())
