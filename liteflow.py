@@ -10462,10 +10462,11 @@ def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
 
 
 def _load_dag(dag_id: str, path: Path) -> Dag:
-    dags = {row.dag_id: row for row in _read(path, _select_dags)}
-    if dag_id not in dags:
-        raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), dags)}")
-    found = dags[dag_id]
+    rows = _read(path, _select_dags, dag_id=str(dag_id))
+    found = next((row for row in rows if row.dag_id == dag_id), None)
+    if found is None:
+        known = [row.dag_id for row in _read(path, _select_dags)]
+        raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), known)}")
     same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
     made = _RecordedDag(dag_id, db_path=path, tags=[*map(str, _plain(found.tags, list))], **same)
     made.fileloc = found.fileloc

@@ -14705,7 +14705,7 @@ class ReadingTest(Case):
         with mock.patch.object(liteflow, "_select_histories", None):
             self.assertEqual(run.xcom_pull("a"), [3])
 
-    def test_who_asks_for_one_run_of_many_reads_no_others(self):
+    def test_who_asks_for_one_run_or_dag_of_many_reads_no_others(self):
         d = DAG("d")
         d.run(db_path=self.db)
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
@@ -14736,6 +14736,10 @@ class ReadingTest(Case):
                     self.assertLess(len(rows), 10)
             rows.clear()
             self.assertEqual((pool().recover(d, db_path=self.db), rows), ([], []))
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("INSERT INTO dag (dag_id) SELECT run_id FROM dag_run")
+            self.assertEqual(Dag.load("r7", self.db).dag_id, "r7")
+            self.assertEqual(len(rows), 1)
 
     def test_looking_leaves_no_trace(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
