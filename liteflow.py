@@ -5483,10 +5483,10 @@ class _Execution:
 
     def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
-        if index is None and self.run.info["db_path"] is None and task_id in self.task._upstream:
+        if self.run.info["db_path"] is None and task_id in self.task._upstream:
             came = self.job.inputs.get((task_id, key), ())  # all of them, with the job
             if came is not None:
-                return came
+                return [x for x in came if index in (None, x[0])]
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
@@ -5499,14 +5499,15 @@ class _Execution:
             raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
         return _read(Path(path), select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
-    def pull(self, task_id: str, key: str) -> list[tuple[int, Any]]:
-        """(map_index, value) of a task's XComs of one key, its own pushes included."""
+    def pull(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, Any]]:
+        """(map_index, value) of a task's XComs of one key, its own pushes included: of an index,
+        or all."""
         if task_id == self.task_id and key in self.pushed:
             *_, data = self.pushed[key]
             return [(self.map_index, self._loaded(data))]
         if task_id == self.task_id and self.map_index < 0:
             return []
-        return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key)]
+        return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key, index)]
 
     @property
     def context(self) -> Context:
@@ -10130,11 +10131,13 @@ class TaskInstance:
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
+        index = map_indexes if isinstance(map_indexes, int) else None  # others are not read
         if task_ids is None or isinstance(task_ids, str):
-            return _pulled(execution.pull(task_ids or self.task_id, key), map_indexes, default)
+            rows = execution.pull(task_ids or self.task_id, key, index)
+            return _pulled(rows, map_indexes, default)
         values: list[Any] = []
         for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
-            rows = execution.pull(_of_type(str)("task_ids", task_id), key)
+            rows = execution.pull(_of_type(str)("task_ids", task_id), key, index)
             found = _pulled(rows, map_indexes, default)
             several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
             values += found if several else [found]

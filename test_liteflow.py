@@ -6015,6 +6015,22 @@ class OperatorsTest(Case):
             [[10, 20, "a"], [10, 20], [10, 20], [20, 10, 20, 10], None, 20, ["a", None]],
         )
 
+    def test_one_of_many_values_is_pulled_without_the_others(self):
+        with DAG("d", db_path=self.db) as d:
+            many = task(task_id="m")(one_argument).expand(x=list(range(9)))
+
+            @task
+            def pull(ti):
+                with mock.patch.object(liteflow, "_load", wraps=liteflow._load) as load:
+                    found = [ti.xcom_pull("m", map_indexes=3), *ti.xcom_pull(["m"], map_indexes=4)]
+                    found.append(ti.xcom_pull("m", map_indexes=9, default="none"))
+                return [*found, load.call_count]
+
+            many >> pull()
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            for run in (d.test(), d.run(executor=threads)):
+                self.assertEqual(run.xcom_pull("pull"), [3, 4, "none", 2])
+
     def test_a_pull_that_can_find_nothing_is_refused(self):
         found = []
 
