@@ -513,7 +513,9 @@ class BuildingTest(Case):
             other = TaskGroup("other")
             with TaskGroup("around"):
                 made = liteflow.EmptyOperator(task_id="t", task_group=other)
+                strange = liteflow.EmptyOperator(task_id="t", dag=self.build())
         self.assertEqual(made.task_id, "other.t")
+        self.assertEqual((strange.task_id, strange.task_group), ("t", None))
 
     def test_a_task_gets_no_suffix_beside_a_group_of_its_name(self):
         with self.build(), TaskGroup("g"):
@@ -633,11 +635,16 @@ class BuildingTest(Case):
         def rest(a, *more, retries):
             pass
 
-        with DAG("d", default_args={"y": 9, "retries": 2}) as d:
+        def context(**params):
+            pass
+
+        with DAG("d", default_args={"y": 9, "retries": 2, "more": 3}) as d:
             task(sample)(1, 2)
             task(rest)(1, 2, 3)
+            task(context)()
         self.assertEqual((d.tasks[0]._args, d.tasks[0]._kwargs), ((1, 2), {}))
         self.assertEqual(d.get_task("rest")._kwargs, {"retries": 2})
+        self.assertEqual(d.get_task("context")._kwargs, {})
 
     def test_a_refused_task_is_in_no_group(self):
         with DAG("d"), TaskGroup("g") as g:
@@ -702,10 +709,12 @@ class BuildingTest(Case):
         def h(self):
             pass
 
-        with self.build():
+        with self.build() as d:
             task(f)(a=1)
+            task(f).partial(ds="then").expand(a=[1])
             self.assert_raises(ValueError, "'ti'", task, g)
             self.assert_raises(TypeError, "self", task, h)
+        self.assertEqual(d["f__1"]._kwargs, {"ds": "then"})
 
     def test_a_positional_argument_of_task_must_be_a_function(self):
         self.assert_raises(TypeError, "@task", task, "name")
@@ -776,6 +785,8 @@ class BuildingTest(Case):
                 x >> g >> y
                 self.assertEqual(y.upstream_task_ids, set(wanted.split()))
                 self.assertEqual(d.get_task("x").upstream_task_ids, set())
+                g >> liteflow.EmptyOperator(task_id="z")  # its tasks have one behind it by now
+                self.assertEqual(d["z"].upstream_task_ids, y.upstream_task_ids)
 
     def test_chain_and_its_kin(self):
         def ids(n):
@@ -806,6 +817,7 @@ class BuildingTest(Case):
         orphan, other = task(task_id="o")(sample)(1), task(task_id="p")(sample)(1)
         self.assert_raises(RuntimeError, ["'a'", "'one'", "'b'", "'two'"], lambda: a >> b)
         self.assert_raises(ValueError, ["'o'", "'p'"], lambda: orphan >> other)
+        self.assert_raises(RuntimeError, "'p' is in no DAG", lambda: other.operator.dag_id)
         b >> orphan
         self.assertEqual(two.task_ids, ["b", "o"])
 
@@ -818,10 +830,15 @@ class BuildingTest(Case):
             a = task(task_id="a")(sample)(1)
             a >> a
         self.assert_raises(AirflowDagCycleException, "a -> a", d.check_cycle)
+        with self.build() as d:
+            many = [task(task_id=f"t{i}")(sample)(1) for i in range(20)]
+            chain(*many, many[0])
+        self.assert_raises(AirflowDagCycleException, "t5 -> ... -> t16", d.check_cycle)
 
     def test_not_found(self):
         with self.build() as d:
             task(sample)(1)
+        self.assertEqual(["sample" in d, "sampel" in d, 3 in d], [True, False, False])
         self.assert_raises(liteflow.TaskNotFound, ["'sampel'", "'sample'"], d.get_task, "sampel")
         self.assert_raises(KeyError, "'x'", lambda: d["x"])
 
@@ -879,8 +896,9 @@ class BuildingTest(Case):
             def typed() -> T: ...
             def liste() -> list[dict]: ...
             def optional() -> Optional[dict]: ...
+            def unknown() -> DataFrame[str]: ...
             with DAG("outputs") as dag:
-                for f in (plain, dict1, dict2, mapping, typed, liste, optional):
+                for f in (plain, dict1, dict2, mapping, typed, liste, optional, unknown):
                     task(f)()
             """
         )
@@ -895,6 +913,7 @@ class BuildingTest(Case):
                 "typed": True,
                 "liste": False,
                 "optional": False,
+                "unknown": False,
             },
         )
 
@@ -923,6 +942,21 @@ class BuildingTest(Case):
         with self.assertRaises(TypeError):
             build()
 
+        three = Param(3, minimum=2)
+
+        @dag("declared", dag_display_name="Declared")
+        def declared(n=three):
+            task(sample)(n)
+
+        made = declared()
+        self.assertEqual(made.dag_display_name, "Declared")
+        self.assertEqual(made.test(db_path=self.db).xcom_pull("sample"), 3)
+        self.assert_raises(
+            ParamValidationError, "minimum", made.test, run_conf={"n": 1}, db_path=self.db
+        )
+        made.params = {}
+        self.assertEqual(made.test(db_path=self.db).xcom_pull("sample"), 3)
+
     def test_a_value_for_a_declared_param_leaves_its_schema(self):
         params = {"n": Param(1, "how many", type="integer")}
 
@@ -947,6 +981,9 @@ class BuildingTest(Case):
             self.assertEqual((declared.default, declared.description), (2, "how many"))
             self.assert_raises(*wrong, made.test, run_conf={"n": "x"}, db_path=self.db)
         self.assertEqual((params["n"].default, assigned.params["new"]), (1, "n"))
+        assigned.params["new"], assigned.params["n"] = Param("m", enum=["m"]), Param("x")
+        self.assert_raises(ParamValidationError, "'new'", assigned.params.update, new="n")
+        self.assertEqual(assigned.params["n"], "x")
 
     def test_a_param_is_read_by_its_name_as_its_default(self):
         with DAG(
@@ -1004,6 +1041,9 @@ class BuildingTest(Case):
             with stop.as_teardown() as scope:
                 pass
             self.assert_raises(liteflow.AirflowException, "in its `with`", scope.add_task, late)
+            alone, within = (liteflow.BaseOperator(task_id=name) for name in ("alone", "within"))
+            with alone.as_teardown(), within.as_teardown():  # neither of a setup
+                liteflow.BaseOperator(task_id="bare")
         self.assertEqual(
             {task_id: t.upstream_task_ids for task_id, t in d.task_dict.items()},
             {
@@ -1014,6 +1054,9 @@ class BuildingTest(Case):
                 "drop": {"inner", "work"},
                 "stop": {"outer", "own", "drop"},
                 "late": set(),
+                "bare": set(),
+                "within": {"bare"},
+                "alone": {"within"},
             },
         )
 
@@ -1050,11 +1093,13 @@ class BuildingTest(Case):
     def test_a_group_may_be_named_by_its_decorator_alone(self):
         @task_group("named")
         def group():
+            """What it does."""
             task(sample)(1)
 
         with self.build() as d:
             group()
         self.assertEqual(d.task_ids, ["named.sample"])
+        self.assertEqual(d.task_group_dict["named"].tooltip, "What it does.")
 
     def test_a_param_as_an_argument_with_its_own_default_or_none(self):
         with DAG("d", params={"n": 1}) as d:
@@ -1071,12 +1116,28 @@ class BuildingTest(Case):
         liteflow.BashOperator.partial(task_id="m", **given).expand(cwd=["a", made[1]])
         self.assertEqual(d["m"].upstream_task_ids, {"sample", "sample__1"})
 
+    def test_a_field_may_be_set_before_the_base_class_is_asked_and_after(self):
+        class Early(liteflow.BaseOperator):
+            template_fields = ("given",)
+
+            def __init__(self, given, **settings):
+                self.given = given
+                super().__init__(**settings)
+
+        with self.build() as d, mock.patch.dict(sys.modules, {"jinja2": None}):
+            made = [task(sample)(1) for _ in range(2)]
+            Early(task_id="early", given=[made[0]]).given = made[1]
+            task.bash(task_id="bash")(sample)(1).operator.env = {"A": made[0], "B": "{{ ds }}"}
+        self.assertEqual(d["early"].upstream_task_ids, {"sample", "sample__1"})
+        self.assertEqual(d["bash"].upstream_task_ids, {"sample"})
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
         self.assertEqual(made, liteflow.XComArg(d["sample"]))
         self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
         self.assertNotEqual(made, made["k"])
+        self.assertNotEqual(made["j"], made["k"])
         self.assertNotEqual(made, object())
         for name, value in (("trigger_rule", "one_failed"), ("depends_on_past", "False")):
             said = f"task 'b': {name} must be one of .*{value}.*; found XComArg"
@@ -1689,6 +1750,7 @@ class ParamTest(Case):
             ({"maxLength": 2}, "ab", "abc"),
             ({"pattern": "^a"}, "ab", "ba"),
             ({"format": "date"}, "2024-02-29", "2023-02-29"),
+            ({"format": "date"}, "2024-02-29", "20240229"),
             ({"format": "date-time"}, "2024-01-01T00:00:00+00:00", "yesterday"),
             ({"format": "time"}, "12:30:00", "noon"),
             ({"format": "duration"}, "P1DT2H", "P"),
