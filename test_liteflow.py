@@ -4146,6 +4146,9 @@ class WorkerTest(Case):
                 def surrogate(): raise ValueError("\\udcff")
                 @task
                 def blank_first(): raise ImportError("\\n\\ninstall it\\nby pip")
+                class HostileNotes(Exception): __notes__ = property(lambda self: sys.exit())
+                @task
+                def notes(): raise HostileNotes("what")
                 for f in list(globals().values()):
                     if isinstance(f, liteflow._TaskFunction): f()
             """
@@ -4165,6 +4168,8 @@ class WorkerTest(Case):
         self.assertEqual(last["interrupts"], "KeyboardInterrupt")
         self.assertIn("RecursionError", last["recursion"])
         self.assertEqual(last["blank_first"], "ImportError: install it")
+        self.assertIn("HostileNotes (its traceback can't be shown: SystemExit)", errors["notes"])
+        self.assertTrue(last["notes"].endswith("HostileNotes: what"))
         self.assertLess(len(errors["huge"]), 70_000)
 
     def test_the_reason_of_a_skip_is_one_line(self):
@@ -4393,6 +4398,12 @@ class ContextTest(Case):
             task(task_id="f")(lambda ds: ds)("mine")
         self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), "mine")
 
+    def test_a_variable_is_read_as_an_attribute(self):
+        with DAG("d") as d:
+            task(task_id="f")(lambda var: [var["value"].n, var["json"].n])()
+        with mock.patch.dict(os.environ, AIRFLOW_VAR_N="[5]"):
+            self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), ["[5]", [5]])
+
     def test_a_context_can_be_copied(self):
         with DAG("d") as d:
             task(task_id="f")(lambda var, **rest: sorted(copy.deepcopy({**rest, "var": var})))()
@@ -4455,6 +4466,11 @@ class ContextTest(Case):
         )
         self.assertIn("key must be str", run.get_task_instance("bad").error)
 
+    def test_an_instance_pulls_what_those_before_it_gave(self):
+        with DAG("d") as d:
+            task(task_id="f")(lambda x, ti: [x, ti.xcom_pull("f")]).expand(x=[1, 2])
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), [[1, None], [2, [1, None]]])
+
     def test_keys_of_outputs(self):
         run = self.run_flow(
             """
@@ -4462,7 +4478,7 @@ class ContextTest(Case):
             with DAG("keys") as dag:
                 @task(multiple_outputs=True)
                 def many(): return {"a": 1, "b": None}
-                @task
+                @task(do_xcom_push=False)
                 def plain(ti): ti.xcom_push("own", 3); return {"a": 1}
                 @task
                 def wrong() -> dict: return [1]
@@ -4480,6 +4496,7 @@ class ContextTest(Case):
         )
         self.assertEqual(run.xcom_pull("of_mapping"), [1])
         self.assertIn("XComNotFound", run.get_task_instance("show__3").error)
+        self.assertIsNone(run.xcom_pull("plain"))
         said = "has multiple_outputs (set, or by its annotation; False keeps a dict whole)"
         self.assertIn(said, run.get_task_instance("wrong").error)
 
@@ -4781,6 +4798,10 @@ class ElsewhereTest(Case):
         del sys.modules[name]
         liteflow._import(name, "/on/another/machine/flow.py")
         self.assertEqual(sys.modules[name].__file__, module.__file__)
+        (self.folder / "beside").mkdir()  # one that is there is meant, whatever has its name
+        beside = shutil.copy(module.__file__, self.folder / "beside")
+        liteflow._import(name, beside)
+        self.assertEqual(sys.modules[name].__file__, beside)
 
 
 class SurroundingsTest(Case):
@@ -5731,6 +5752,15 @@ class FlowTest(Case):
             },
         )
         self.assertEqual(run.get_task_instance("no").error, "AirflowSkipException: not today")
+        with DAG("d") as d:
+            for name, found in (("own", (False, "it says")), ("given", (False, None))):
+                task.run_if(lambda _, found=found: found, "as told")(task(task_id=name)(sample))(1)
+            looks = task.run_if(lambda context: context["task"].op_args == (1,))
+            looks(task(task_id="looks")(sample))(1)
+        run = d.test(db_path=self.db)
+        self.assertEqual(run.xcom_pull("looks"), 1)
+        said = [run.get_task_instance(name).error for name in ("own", "given")]
+        self.assertEqual([text.partition(": ")[2] for text in said], ["it says", "as told"])
 
     def test_groups(self):
         with DAG("groups", default_args={"retries": 1}) as d:
@@ -5872,6 +5902,16 @@ class OperatorsTest(Case):
             ["1env", "1 /", "", "b", 5],
         )
         self.assertEqual(run.log("hangs"), "begun\n")
+        with DAG("d") as d:
+            task.bash(task_id="number")(sample)(5)
+            liteflow.BashOperator(task_id="blank", bash_command="")
+            liteflow.BashOperator(task_id="skips", bash_command="exit 99")
+            never = {"task_id": "never", "skip_on_exit_code": None}
+            liteflow.BashOperator(bash_command="exit 99", **never)
+        run = d.test(db_path=self.db)
+        states = {"number": "failed", "blank": "success", "skips": "skipped", "never": "failed"}
+        self.assertEqual(self.states(run), states)
+        self.assertIn("bash needs a command, found 5", run.get_task_instance("number").error)
 
     def test_the_last_line_of_a_command_may_be_long_and_come_in_pieces(self):
         half = "x" * 10_000_000
@@ -6236,8 +6276,11 @@ class OperatorsTest(Case):
         with DAG("d", default_args={"op_kwargs": {"a": 1, "b": 2}}) as d:
             for i, function in enumerate((lambda: [0], lambda a: [a], lambda **both: both["b"])):
                 liteflow.PythonOperator(task_id=f"t{i}", python_callable=function)
+            none = task(task_id="nothing")(lambda: None)()
+            liteflow.PythonOperator(task_id="none", python_callable=list, op_args=none)
         run = d.test(db_path=self.db).raise_if_failed()
         self.assertEqual([run.xcom_pull(f"t{i}") for i in range(3)], [[0], [1], 2])
+        self.assertEqual(run.xcom_pull("none"), [])
 
     def test_template_fields_may_be_one_name(self):
         class Own(liteflow.BaseOperator):
@@ -6252,7 +6295,9 @@ class OperatorsTest(Case):
 
         with DAG("d") as d:
             Own(task_id="own", field=task(task_id="a")(lambda: 5)())
-        self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), 5)
+            Own(task_id="data", field=task(task_id="b")(lambda: len)())  # a result is not called
+        run = d.test(db_path=self.db)
+        self.assertEqual([run.xcom_pull("own"), run.xcom_pull("data")], [5, len])
 
     def with_jinja(self):
         """Jinja need not be there: what stands for it knows `{{ python }}`."""
@@ -6326,20 +6371,21 @@ class OperatorsTest(Case):
         seen = []
 
         def saw(context):
-            seen.append((context["task"].op_args, context["task"].op_kwargs))
+            own, other = context["task"], result.operator  # which is as it was built
+            seen.append((own.op_args, own.op_kwargs, other.op_args))
 
         def both(a, x):
             pass
 
         with DAG("d") as d:
-            label, result = "{{ task.op_kwargs['x'] }}", task(task_id="r")(lambda: "R")()
+            label, result = "{{ task.op_kwargs['x'] }}", task(task_id="r")(lambda n: "R")(5)
             mapped = task(task_id="m", map_index_template=label, on_success_callback=saw)(both)
             mapped.partial(a=result).expand(x=["1", "2"])
             made = task(task_id="b", on_success_callback=saw)(both)(result, x=3)
         run = d.test(db_path=self.db)
         self.assertEqual([run.get_task_instance("m", i).element for i in (0, 1)], ["1", "2"])
         given = [((), {"a": "R", "x": "1"}), ((), {"a": "R", "x": "2"}), (("R",), {"x": 3})]
-        self.assertCountEqual(seen, given)
+        self.assertCountEqual(seen, [(*each, (5,)) for each in given])
         self.assertEqual((made.operator.op_args, made.operator.op_kwargs), ((result,), {"x": 3}))
 
     def test_a_dag_says_what_its_templates_know_and_give(self):
@@ -6453,8 +6499,12 @@ class OperatorsTest(Case):
         def given(*args):
             return list(args)
 
+        pair = collections.namedtuple("pair", "day none")
         with DAG("d") as d:
             a = task(task_id="a")(lambda: "{{ ds }}")()
+            call = lambda pair: [pair.day, pair.none]  # noqa: E731
+            given_pair = {"pair": pair("{{ ds }}", None)}
+            liteflow.PythonOperator(task_id="pair", python_callable=call, op_kwargs=given_pair)
             many = task(task_id="many")(lambda: ["{{ ds }}", ["{{ ds }}"]])()
             call = liteflow.PythonOperator.partial(python_callable=given, task_id="constants")
             call.expand(op_args=[["{{ ds }}", a], ("{{ ds }}",)])
@@ -6468,6 +6518,7 @@ class OperatorsTest(Case):
         date = datetime.datetime(2026, 1, 2)
         run = d.test(db_path=self.db, logical_date=date).raise_if_failed()
         day, kept = "2026-01-02", "{{ ds }}"
+        self.assertEqual(run.xcom_pull("pair"), [day, None])
         self.assertEqual(run.xcom_pull("mixed"), [day, kept, [{"k": [kept, [kept]]}]])
         self.assertEqual(run.xcom_pull("constants"), [[day, kept], [day]])
         self.assertEqual(run.xcom_pull("results"), [[kept], [[kept]]])
@@ -8933,6 +8984,18 @@ class CallbacksTest(Case):
         self.assertEqual(run.xcom_pull("f"), run.xcom_pull("g"))
         self.assertEqual(run.log("f").count("CancelledError: gone ("), 2)
         self.assertEqual(run.log("f").count("second\n"), 2)
+
+    def test_an_interrupt_in_one_ends_a_test_of_the_dag(self):
+        def interrupts(context):
+            raise KeyboardInterrupt
+
+        with DAG("d") as d:
+            made = task(task_id="a", on_success_callback=interrupts)(quiet)()
+            made >> task(task_id="b")(quiet)()
+        with self.assertRaises(KeyboardInterrupt):
+            d.test(db_path=self.db)
+        [run] = d.runs(self.db)
+        self.assertEqual((self.states(run), run.state), ({"a": "success", "b": None}, "failed"))
 
     def test_an_xcom_that_comes_too_late_is_not_lost_without_a_word(self):
         run = self.run_flow(
