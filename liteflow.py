@@ -5063,8 +5063,9 @@ def _dump_settings(task: BaseOperator) -> bytes:
     also = "_upstream", "_downstream", "_conditions", "_map_functions"
     known = task._known_settings
     own = {name: value for name, value in vars(task).items() if name in known or name in also}
-    for name in _OFTEN_EMPTY:
-        if not own[name]:
+    late = task._call()[1].get(_LATE, ())  # they hold results, and come with its arguments
+    for name in (*_OFTEN_EMPTY, *late):
+        if name in late or not own[name]:
             del own[name]
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)

@@ -4586,10 +4586,10 @@ class FindingTest(Case):
         with self.assertRaises(UnreachableTask):
             module.make(3).run(db_path=self.db, executor=pool())
 
-    def test_what_is_found_by_name_alone_keeps_its_conditions_and_its_maps(self):
+    def test_what_is_found_by_name_alone_keeps_what_it_was_given(self):
         self.script(
             """
-            from liteflow import DAG, task
+            from liteflow import DAG, UnreachableTask, WorkerPool, task
             def never(context): return False
             def negative(x): return -x
             @task.run_if(never)
@@ -4599,16 +4599,32 @@ class FindingTest(Case):
             def numbers(): return [1, 2]
             @task
             def each(x): return x
+            @task.bash
+            def says(word): return f"echo $A {word}"
+            def here(): return "here"
+            def there(): return "there"
+            with DAG("either") as either:  # a worker builds it with another function
+                task(task_id="t")(here if __name__ == "__main__" else there)()
             if __name__ == "__main__":
                 with DAG("named") as dag:
                     left_out()
                     each.expand(x=numbers().map(negative))
-                run = dag.run(db_path="flow.db")
-                print(run.get_task_instance("left_out").state, run.xcom_pull("each"))
+                    says.override(env={"A": each("it")})("works")
+                with DAG("refused") as refused:
+                    each.override(on_failure_callback=lambda context: None)(1)
+                with WorkerPool(1, "spawn") as pool:
+                    run = dag.run(db_path="flow.db", executor=pool)
+                    print(run.get_task_instance("left_out").state, run.xcom_pull("each"))
+                    print(run.xcom_pull("says"))
+                    print(either.run(db_path="flow.db", executor=pool).xcom_pull("t"))
+                    try: refused.run(db_path="flow.db", executor=pool)
+                    except UnreachableTask as error: print(error)
             """
         )
         done = self.python("my_flow.py")
-        self.assertEqual((done.stdout, done.stderr), ("skipped [-1, -2]\n", ""))
+        *found, refused = done.stdout.splitlines()
+        self.assertEqual((found, done.stderr), (["skipped [-1, -2]", "it works", "here"], ""))
+        self.assertRegex(refused, "'each': one of its settings can't be sent .*: build the DAG")
 
     def test_the_callbacks_of_a_dag_below_a_main_guard_are_called(self):
         self.script(
