@@ -8419,10 +8419,10 @@ def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set
     if not missing:
         return named
     few = _few(map(repr, missing), 5)
-    module = info["key"][0] or "of its function"
+    module = repr(info["key"][0]) if info["key"][0] else "of its function"
     raise UnreachableTask(
         f"task{'s' if len(missing) > 1 else ''} {few} can't be found in a worker process: "
-        f"importing the module {module!r} does not build the DAG, and its "
+        f"importing the module {module} does not build the DAG, and its "
         "function is no plain function of a module. Build the DAG at the top level of its module, "
         'not below `if __name__ == "__main__":`, or define the functions there'
     )

@@ -4626,6 +4626,24 @@ class FindingTest(Case):
         self.assertEqual((found, done.stderr), (["skipped [-1, -2]", "it works", "here"], ""))
         self.assertRegex(refused, "'each': one of its settings can't be sent .*: build the DAG")
 
+    def test_a_dag_that_no_module_builds(self):
+        def build(made):
+            with DAG("d") as d:
+                task(task_id="f")(lambda: 1)()
+            made.append(d)
+
+        made = []
+        thread = threading.Thread(target=build, args=[made])
+        thread.start()
+        thread.join()
+        self.assertEqual(made[0].test(db_path=self.db).xcom_pull("f"), 1)
+        with self.assertRaisesRegex(UnreachableTask, "the module of its function does not build"):
+            made[0].run(db_path=self.db, executor=pool())
+        with self.assertRaisesRegex(RuntimeError, r"run the script .* \(no file\)"):
+            Dag.load("d", self.db).cli()
+        said = self.cli_here("clear", "d", "f", "--db", self.db).stderr
+        self.assertRegex(said, r"\Acleared in run .*\n\Z")
+
     def test_the_callbacks_of_a_dag_below_a_main_guard_are_called(self):
         self.script(
             """
