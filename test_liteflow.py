@@ -2240,6 +2240,10 @@ class PlanTest(Case):
                 plan.finish(sent, "failed", 0)
                 self.assertEqual(sent.state, "up_for_retry")
                 self.assertEqual(self.all_sent(plan), {"a": sent})
+        plan.finish(sent, "reschedule", 0)  # a sensor's next poke belongs to the same try
+        self.assertEqual(self.all_sent(plan), {"a": sent})
+        plan.withdraw(sent)
+        self.assertEqual((sent.state, sent.try_number), ("up_for_reschedule", tries))
 
     def test_what_is_held_at_a_limit_starts_once_it_is_released(self):
         with DAG("d") as d:
@@ -2354,6 +2358,26 @@ class PlanTest(Case):
                 plan.stop()
                 plan.interrupt(work)
                 self.assertEqual([*self.all_sent(plan)], [f"down[{i}]" for i in range(length)])
+
+    def test_a_stop_gives_no_instances_to_what_will_not_run(self):
+        with DAG("d") as d:
+            work = task(task_id="work")(quiet)()
+            work >> task(task_id="mapped")(one_argument).expand(x=task(task_id="list")(quiet)())
+        plan = liteflow._Plan(d)
+        sent = self.all_sent(plan)
+        plan.finish(sent["list"], "success", 0, {"stored": True, "length": 2})
+        plan.stop()
+        plan.interrupt(sent["work"])
+        self.assertEqual(self.all_sent(plan), {})
+        self.assertEqual(self.states_of(plan), {"work": None, "mapped": None, "list": "success"})
+
+    def test_what_succeeds_once_the_time_is_over_has_succeeded(self):
+        plan, sent = self.scoped()
+        plan.give_up(timed_out=True)
+        plan.finish(sent["a"], "success", 0)
+        plan.finish(sent["b"], "failed", 0)
+        states = {"up": "success", "a": "success", "b": "skipped", "down": "skipped"}
+        self.assertEqual((self.states_of(plan), plan.run_state()), (states, "failed"))
 
     def test_a_stop_before_any_setup_succeeded_leaves_nothing_to_do(self):
         with DAG("d") as d:
@@ -11462,16 +11486,19 @@ class AgainTest(FlowCase):
                     old = self.step("old", lambda x: x)(x)
                     if new:
                         self.step("new")(old)
+                    if new == "and above":
+                        self.step("above")(x) >> old
 
                 g.expand(x=listed)
                 self.step("bad")()
             return d
 
         self.bad = {"bad"}
-        self.go(flow(False))
-        self.bad = set()
-        self.assertEqual(self.resume(flow(True)), ["bad", "new:1", "new:2"])
+        self.go(flow(""))
+        self.assertEqual(self.resume(flow("below")), ["bad", "new:1", "new:2"])
         self.assertEqual(self.state_of("g.new[0]", "g.new[1]"), ["success"] * 2)
+        ran = [f"{name}:{i}" for name in ("above", "new", "old") for i in (1, 2)]
+        self.assertEqual(sorted(self.resume(flow("and above"))), sorted(["bad", *ran]))
 
     def test_a_constant_that_is_new_beside_a_result_runs_with_each_element_of_it(self):
         def act(x, y):
