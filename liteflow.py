@@ -1520,13 +1520,12 @@ class _Mappable(_Placeholder, _Dependency):
                 source._element(i, known, functions) if has_one else ("value", _dump(self._by))
                 for source, has_one in sources
             ]
-        for source in self._sources:
-            count = source._count(known)
-            if i < count:
-                found = source._element(i, known, functions)
-                return ("map", functions.index(self._by), found) if self._how == "map" else found
+        for source in self._sources:  # one has it: who asks knows how many there are
+            if i < (count := source._count(known)):
+                break
             i -= count
-        raise IndexError(i)
+        found = source._element(i, known, functions)
+        return ("map", functions.index(self._by), found) if self._how == "map" else found
 
     def _ends(self) -> list[BaseOperator]:
         return [result.operator for result in self._parts("xcom")]
@@ -3566,7 +3565,7 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
         for each in node.instances if node.group is None else (instance,):
-            if each.state is not None or each.ready:
+            if each.state is not None:
                 continue
             if decision is _S.RUNNING:
                 each.ready = True
@@ -3909,7 +3908,7 @@ class _Resumption:
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
             found[key] = row
         for row, index in self.removed:  # an expansion may come back to them
-            if row.task_id in self.unexpanded and index >= 0:
+            if row.task_id in self.unexpanded:
                 max_tries = row.try_number + self._dag.task_dict[row.task_id].retries
                 row = row._replace(state=None, max_tries=max_tries, lost=0, flow=None, died=False)
                 found[row.task_id, index] = row
