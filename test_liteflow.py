@@ -1460,8 +1460,11 @@ class RefusalsTest(Case):
     def test_a_pool_that_has_no_size(self):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
+            self.f.override(task_id="u", pool="db", pool_slots=3)(1)
         said = "task 't' takes 1 of pool 'db', whose size is not given: run with pools={'db': N}"
         self.refused(ValueError, said, d.run, db_path=self.db)
+        said = "task 'u' takes 3 of pool 'db', whose size is 2: run with pools={'db': N}"
+        self.refused(ValueError, said, d.run, db_path=self.db, pools={"db": 2})
         self.assertFalse(self.db.exists())
 
     def test_a_schedule_that_is_none(self):
@@ -1592,6 +1595,8 @@ class RefusalsTest(Case):
             (TypeError, "wait must be bool", {"wait": "yes"}),
             (ValueError, "pools['p'] must be 1 or more", {"pools": {"p": 0}}),
             (TypeError, "conf must be JSON", {"conf": {"x": float("nan")}}),
+            (ValueError, "leave them out", {"resume": True, "logical_date": liteflow._utcnow()}),
+            (ValueError, "not both", {"executor": pool(), "mp_context": "spawn"}),
         ):
             self.refused(error, said, self.dag.run, db_path=self.db, **wrong)
         liteflow._Store(self.db).close()
@@ -1664,9 +1669,11 @@ class RefusalsTest(Case):
             self.refused(ValueError, "takes only", self.dag.test, **{name: "x"})
 
     def test_a_slip_in_conf_or_pool_is_refused_on_the_command_line(self):
-        d = DAG("d", params={"limit": 1})
+        with DAG("d", params={"limit": 1}) as d:
+            task(params={"own": 1})(sample)(1)
         for argv, said in (
             (["--conf", '{"limti": 3}'], "DAG 'd' has no 'limti'; did you mean 'limit'?"),
+            (["--conf", '{"onw": 3}'], "DAG 'd' has no 'onw'; did you mean 'own'?"),
             (["--pool", "gpuu=1"], "--pool: DAG 'd' has no 'gpuu'"),
         ):
             err = io.StringIO()
@@ -3010,6 +3017,24 @@ class StoreTest(StoreCase):
             },
         )
 
+    def test_what_an_older_sqlite_does_not_know(self):
+        with mock.patch.object(sqlite3, "sqlite_version_info", (3, 36)):
+            self.small()
+        [(schema,)] = self.query("SELECT group_concat(sql) FROM sqlite_master")
+        self.assertNotIn("STRICT", schema)
+        self.assertIn("WITHOUT ROWID", schema)
+        refused = self.assertRaisesRegex(DatabaseError, "is too old: 3.34 or newer is needed")
+        with mock.patch.object(sqlite3, "sqlite_version_info", (3, 33)), refused:
+            DAG("d").run(db_path=self.db)
+
+    def test_another_file_in_the_place_of_the_database_is_noticed(self):
+        with contextlib.closing(liteflow._Store(self.db)) as store:
+            store.check_in_place()
+            shutil.copy(self.db, self.folder / "other")
+            (self.folder / "other").rename(self.db)
+            with self.assertRaisesRegex(DatabaseError, "was deleted or replaced"):
+                store.check_in_place()
+
     def test_only_an_empty_wal_is_not_waited_for(self):
         def waits(store):
             execute = store._connection.execute
@@ -4073,6 +4098,15 @@ class WorkerTest(Case):
         self.assertTrue(log.endswith("last words\n"))
         self.assertRegex(log, r"\n\[\.\.\. [\d,]+ bytes cut \.\.\.\]\n")
 
+    def test_the_tail_of_a_long_log_is_told_as_its_head_is(self):
+        module = self.module("with DAG('d') as dag: task(task_id='a')(print)(*range(9999))\n")
+        with mock.patch.multiple(liteflow, _LOG_HEAD=100, _LOG_TAIL=100):
+            words = ("--logs", "--max-workers", 1, "--db", self.db)
+            said = self.cli_here(*words, main=module.dag.cli).stdout
+        self.assertRegex(
+            said, r"\Aa \| 0 1 .*\n(a \| \n)?a \| \[.* cut .*\]\na \| .* 9997 9998\n\Z"
+        )
+
     def test_a_character_between_a_logs_head_and_its_tail_is_whole(self):
         path = self.folder / "log"
         text = "x" + "ä" * (liteflow._LOG_HEAD // 2 + 1_000) + "\n"
@@ -4821,6 +4855,12 @@ class FindingTest(Case):
         )
         done = self.python("-m", "pkg.flow")
         self.assertEqual(done.stdout, "42\n", done.stderr)
+
+    def test_what_stands_at_the_margin_inside_a_guard_does_not_end_it(self):
+        script = self.folder / "script.py"
+        script.write_text('if __name__ == "__main__":\n# now\n    run(\n)\ndef f(): pass\n')
+        below = [liteflow._is_below_guard(str(script), line) for line in range(1, 6)]
+        self.assertEqual(below, [True, True, True, True, False])
 
 
 class ElsewhereTest(Case):
@@ -9047,13 +9087,26 @@ class CallbacksTest(Case):
         def interrupts(context):
             raise KeyboardInterrupt
 
-        with DAG("d") as d:
-            made = task(task_id="a", on_success_callback=interrupts)(quiet)()
-            made >> task(task_id="b")(quiet)()
+        def flow(name):
+            with DAG("d") as d:
+                made = task(task_id="a", on_success_callback=interrupts)(quiet)()
+                task(task_id="last")(quiet)(task(task_id=name)(quiet)(made))
+            return d
+
         with self.assertRaises(KeyboardInterrupt):
-            d.test(db_path=self.db)
-        [run] = d.runs(self.db)
-        self.assertEqual((self.states(run), run.state), ({"a": "success", "b": None}, "failed"))
+            flow("b").test(db_path=self.db)
+        [run] = Dag("d").runs(self.db)
+        states = {"a": "success", "b": None, "last": None}
+        self.assertEqual((self.states(run), run.state), (states, "failed"))
+        for name, said in (("b", "not run"), ("new", "not there")):
+            done = self.cli_here("--task", "last", "--db", self.db, main=flow(name).cli)
+            self.assertIn(f"{name!r}, whose result 'last' takes, is {said} in run", done.stderr)
+        for command, name, said in (
+            ("page", "run.html", "no state</span>"),
+            ("visualize", "run.md", "ms, KeyboardInterrupt:"),
+        ):
+            self.cli_here(command, run.run_id, "--db", self.db, "--output", name)
+            self.assertIn(said, (self.folder / name).read_text())
 
     def test_an_xcom_that_comes_too_late_is_not_lost_without_a_word(self):
         run = self.run_flow(
@@ -10234,10 +10287,16 @@ class RunnersTest(Case):
                 given = give()
                 count.expand(x=given); same.override(task_id="far").expand(x=same.expand(x=given))
                 pull.expand(x=given)
+                @task
+                def own(x, ti): return [x, ti.xcom_pull("g.one", map_indexes=ti.map_index)]
+                @task_group
+                def g(x): own(same.override(task_id="one")(x))
+                g.expand(x=[1, 2])
             """
         with Weighs(2) as executor:
             run = self.run_flow(source, executor=executor)
         self.assertEqual(run.xcom_pull("count"), [[20_000, 5]] * 9)
+        self.assertEqual(run.xcom_pull("g.own"), [[1, 1], [2, 2]])
         self.assertIn("only their element", run.get_task_instance("pull", 0).error)
         self.assertLess(max(sizes), 30_000)
 
@@ -15176,6 +15235,7 @@ class ShowingTest(Case):
     def test_tables_line_up_and_are_safe(self):
         text = liteflow._table(("A", "B"), [("日\t本", "x"), ("\x1b[31m", "y\nz")])
         self.assertEqual(text, "A         B\n日 本     x\n\\x1b[31m  y z")
+        self.assertEqual(liteflow._width("e\u0301"), 1)
 
     def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
         seed = random.randrange(2**32)
@@ -16382,6 +16442,30 @@ class CommandLineTest(ScriptCase):
         self.assertEqual([run.run_id for run in Dag("flow").runs(self.db)], ["first"])
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
+        self.assert_exit(2, "show", words=["there is no run in"])
+        self.assertIn("LAST SUCCESS", self.assert_exit(0, "list").stdout)
+        DAG("empty").test(db_path=self.db)
+        with mock.patch.object(sys, "stdin", io.StringIO("Y\n")):
+            sys.stdin.isatty = lambda: True
+            self.assert_exit(0, "delete", "empty", "--all", words=["with 1 run"])
+        self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
+
+    def test_what_is_short_or_missing_is_told_as_it_is(self):
+        flow = "with DAG('%s') as dag: task(task_id='f')(print)(*range(12), sep='\\n')\n"
+        for name, run_id in (("one", "daily"), ("two", "daily"), ("one", "daily_2")):
+            self.run_flow(flow % name, run_id=run_id)
+        words = ["'daily' fits 2 runs in", "one/daily", "two/daily", "name one as DAG/RUN"]
+        self.assert_exit(2, "show", "daily", words=words)
+        log = self.assert_exit(0, "show", "one", "f").stdout.partition("\nlog of f")[2]
+        self.assertRegex(log, r"(?s)\A, the last 10 of 12 lines:\n    \| 2\n.* 11\n\Z")
+        self.assert_exit(0, "delete", "two/daily")
+        self.assert_exit(0, "page", "--output", "all.html")
+        self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
+        self.assert_exit(2, "run", ".", words=["is a directory"])
+        before = self.db.rename(self.folder / "flow").read_bytes()
+        named = ("page", "one", "--db", "flow", "--output")
+        self.assertIn("flow is the database: name another", self.cli_here(*named, "flow").stderr)
+        self.assertEqual((self.folder / "flow").read_bytes(), before)
 
     def test_a_run_that_a_full_disk_ended_is_told_with_the_way_on(self):
         (self.folder / "full.py").write_text(
