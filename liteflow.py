@@ -5240,8 +5240,7 @@ class _WorkerRun:
             empty = {name: make() for name, make in _OFTEN_EMPTY.items()}
             vars(task).update(empty | own, task_id=task_id, python_callable=named, dag=self.dag)
             vars(self.dag).update(of_dag)
-        self._tasks[task_id] = task
-        return self._tasks[task_id]
+        return self._tasks.setdefault(task_id, task)
 
     def _built(self, task_id: str, function: str) -> BaseOperator | None:
         task: BaseOperator | None = self.dag.task_dict.get(task_id)
@@ -5444,7 +5443,8 @@ class _Execution:
     def group_value(self, name: str, *default: Any) -> Any:
         """The element of an argument of the mapped group."""
         if name not in self.group_values and not default:
-            raise TypeError(f"the group's argument {name!r} is not in what expand_kwargs() got")
+            why = "outside of its group, or not in what expand_kwargs() got"
+            raise TypeError(f"the group's argument {name!r} is {why}")
         return self.group_values.get(name, *default)
 
     def param(self, name: str, *default: Any) -> Any:

@@ -1413,9 +1413,13 @@ class RefusalsTest(Case):
                 task(task_id="f")(lambda x, y: max(x, y))(x, y)
 
             g.expand_kwargs([{"x": 1}, {"x": 2, "y": 1}, {"y": 1}])
+            g.override(group_id="own").partial(x=4).expand_kwargs([{"y": 5}])
+            given = task_group(group_id="gives")(lambda x: (self.f(x), x)[1]).expand(x=[1])
+            self.f.override(task_id="outside")(given)
         run = d.test(db_path=self.db)
-        self.assertEqual(run.xcom_pull("g.f"), [7, 2])
-        self.assertIn("argument 'x' is not in", run.get_task_instance("g.f", 2).error)
+        self.assertEqual((run.xcom_pull("g.f"), run.xcom_pull("own.f")), ([7, 2], [5]))
+        for ti in (run.get_task_instance("g.f", 2), run.get_task_instance("outside")):
+            self.assertIn("argument 'x' is outside of its group, or not in what", ti.error)
 
     def test_an_operator_takes_no_argument_by_position(self):
         said = "EmptyOperator takes keyword arguments only, found 'x'"
