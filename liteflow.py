@@ -3565,7 +3565,7 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
         for each in node.instances if node.group is None else (instance,):
-            if each.state is not None:
+            if each.state is not None or each.ready:
                 continue
             if decision is _S.RUNNING:
                 each.ready = True
