@@ -78,13 +78,11 @@ import os
 import re
 import reprlib
 import select
-import signal
 import stat
 import sys
 import threading
 import time
 import types
-import typing
 import warnings
 import weakref
 
@@ -108,7 +106,6 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, overload
 
 
 class _LazyModule:
@@ -123,7 +120,36 @@ class _LazyModule:
 
 
 TYPE_CHECKING = False  # a type checker takes it for true
-if TYPE_CHECKING:
+if not TYPE_CHECKING:
+    for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
+        hashlib html importlib.util inspect logging mmap multiprocessing queue resource shlex shutil
+        signal socket sqlite3 tempfile traceback typing zlib""".split():
+        globals()[_name.partition(".")[0]] = _LazyModule(_name)
+
+    # Stand-ins for what is typing's, which is long to import: annotations are text here.
+    Any = NoReturn = Self = R = T = object
+    P = ...
+
+    class Generic:
+        __slots__ = ()
+        __class_getitem__ = classmethod(types.GenericAlias)
+
+    def overload(function):
+        return function
+
+    def dataclass_transform():
+        return overload
+
+    class _TupleType(type):  # typing's compiles each field's annotation
+        def __new__(cls, name, bases, body):
+            fields = body["__annotations__"]
+            defaults = [body.pop(field) for field in fields if field in body]
+            base = collections.namedtuple(name, fields, defaults=defaults)
+            return type(name, (base,), {**body, "__slots__": ()})
+
+    _NamedTuple = type.__new__(_TupleType, "_NamedTuple", (), {})
+
+else:
     import argparse
     import asyncio
     import base64
@@ -146,22 +172,24 @@ if TYPE_CHECKING:
     import resource
     import shlex
     import shutil
+    import signal
     import socket
     import sqlite3
     import tempfile
     import traceback
+    import typing
     import zlib
     from concurrent.futures import Executor, Future
+    from typing import Any, Generic, NoReturn, Self, dataclass_transform, overload
+    from typing import NamedTuple as _NamedTuple
+
+    P = typing.ParamSpec("P")
+    R = typing.TypeVar("R", covariant=True)
+    T = typing.TypeVar("T")
 
     class _RunFuture(Future["DagRun"]):
         dag_id: str
         run_id: str
-
-else:
-    for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing queue resource shlex shutil
-        socket sqlite3 tempfile traceback zlib""".split():
-        globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
 
 __all__ = [
@@ -180,10 +208,6 @@ __all__ = [
     "teardown",
 ]  # fmt: skip
 __version__ = "0.1.0"
-
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
-T = TypeVar("T")
 
 _StrPath = str | os.PathLike[str]
 # Waits and limits go by it: time.monotonic itself is what tests replace to freeze their clock.
@@ -443,26 +467,12 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
 
-@typing.dataclass_transform()
+@dataclass_transform()
 class _Record:
     """Named values, given in order or by name."""
 
     def __init__(self, *values: Any, **named: Any) -> None:
         vars(self).update(zip(type(self).__annotations__, values, strict=False), **named)
-
-
-if TYPE_CHECKING:
-    from typing import NamedTuple as _NamedTuple
-else:  # that one compiles each field's annotation: a tenth of this file's import
-
-    class _TupleType(type):
-        def __new__(cls, name, bases, body):
-            fields = body["__annotations__"]
-            defaults = [body.pop(field) for field in fields if field in body]
-            base = collections.namedtuple(name, fields, defaults=defaults)
-            return type(name, (base,), {**body, "__slots__": ()})
-
-    _NamedTuple = type.__new__(_TupleType, "_NamedTuple", (), {})
 
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
