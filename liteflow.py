@@ -4067,7 +4067,7 @@ class _Attempt:
     log_parts = 0  # a rescheduled sensor's log goes on where it was
     first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
     pokes = 0
-    losses = 0  # workers that died before they could tell that they took it
+    losses = 0  # workers in a row that died before they could tell that they took it
 
     def __init__(self, instance: _Instance) -> None:
         self.instance = instance
@@ -8207,7 +8207,7 @@ class _SlotRunner(_Runner):
         attempt, job = self._out.pop(number)
         if not _pulls():
             slot.shared[_TAKING] = 0
-        slot.attempt, attempt.pid = attempt, slot.pid
+        slot.attempt, attempt.pid, attempt.losses = attempt, slot.pid, 0
         self._failed_starts = 0
         now = _monotonic()
         if not attempt.pokes:

@@ -7598,6 +7598,30 @@ class QueueTest(QueueCase):
         why = "three workers died as they took it: killed by SIGKILL"
         self.assertEqual(fatal.error.splitlines()[-1], why)
 
+    def test_workers_that_die_as_they_take_a_sensor_now_and_then_do_not_add_up(self):
+        dag = self.module(
+            """
+            import multiprocessing
+            def take(worker, number, eager, task_id, *job):
+                with open("takes", "a") as file:
+                    file.write(".")
+                    takes = file.tell()
+                if takes % 2: os.kill(os.getpid(), signal.SIGKILL)
+                return begin(worker, number, eager, task_id, *job)
+            if multiprocessing.parent_process():
+                begin, liteflow._Worker._begin = liteflow._Worker._begin, take
+            with DAG("d") as dag:
+                @task.sensor(mode="reschedule", poke_interval=0.01)
+                def arrives(): return os.path.getsize("takes") >= 6
+                arrives()
+            """
+        ).dag
+        with contextlib.chdir(self.folder):
+            run = dag.run(db_path=self.db, mp_context="forkserver", max_workers=1)
+        self.assertEqual(
+            [(ti.state, ti.error) for ti in run.get_task_instances()], [("success", None)]
+        )
+
     def test_many_deaths_in_one_run_leave_no_files_open(self):
         dag = self.module(
             """
