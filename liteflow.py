@@ -10036,9 +10036,10 @@ class _RunLine:
             entry.cancel(close=False)
 
     def is_within(self) -> bool:
-        """Whether this thread is doing something here: runs, or writes as a signal comes."""
-        writes: Any = self._writing
-        return threading.current_thread() in self.threads or writes._is_owned()
+        """Whether this thread is doing something here: runs, or, as a signal comes, writes or puts
+        a run in line."""
+        held: Any = (self._writing, self._changed)
+        return threading.current_thread() in self.threads or any(x._is_owned() for x in held)
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""

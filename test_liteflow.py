@@ -14114,6 +14114,16 @@ class SubmitTest(FlowCase):
         self.assertEqual(self.state(future), ("queued", "submitted"))
         self.assert_nothing_left()
 
+    def test_a_signal_handler_may_shut_the_pool_down_as_a_run_is_put_in_line(self):
+        """Before there is a thread to wait for: the run would begin in a pool that is gone."""
+        mine, call_thread = WorkerPool(1), liteflow._RunLine._call_thread
+        signalled = lambda line: mine.shutdown() or call_thread(line)  # noqa: E731 - in this thread
+        with mock.patch.object(liteflow._RunLine, "_call_thread", signalled):
+            future = mine.submit(self.flows.dag, db_path=self.db)
+        self.assertEqual(future.result(LIMIT).state, "success")
+        wait_until(lambda: mine._closed)
+        self.assert_nothing_left()
+
     def test_a_signal_handler_may_shut_the_pool_down_within_its_first_submit(self):
         line = liteflow._RunLine
         signalled = lambda pool: pool.shutdown() or line(pool)  # noqa: E731 - in this thread
