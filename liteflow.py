@@ -10114,7 +10114,7 @@ class TaskInstance:
         if (execution := self._execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"
-            print(f"liteflow: task {execution.task_id!r} has ended: {lost}", file=sys.stderr)
+            _note(f"task {execution.task_id!r} has ended: {lost}")
         _push(execution, key, value, f"pushed for {key!r} a")
 
     def xcom_pull(

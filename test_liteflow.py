@@ -9084,13 +9084,19 @@ class CallbacksTest(Case):
             def fills(context):
                 with open("/dev/full", "w") as full: os.dup2(full.fileno(), 2)
                 raise ValueError("lost")
+            def pushes(context):
+                sys.stderr.close()
+                context["ti"].xcom_push("late", 1)
+                second(context)
             def second(context): Path(os.environ["CASE_DIR"], context["ti"].task_id).touch()
             with DAG("unprinted") as dag:
                 task(task_id="closed", on_success_callback=[closes, second])(print)()
                 task(task_id="full", on_success_callback=[fills, second])(print)()
+                task(task_id="pushed", on_success_callback=pushes)(print)()
             """
         )
-        self.assertTrue((self.folder / "closed").exists() and (self.folder / "full").exists())
+        for name in ("closed", "full", "pushed"):
+            self.assertTrue((self.folder / name).exists(), name)
         self.assertIn("of task 'closed' failed: ValueError: mine", run.log("closed"))
 
     def test_one_that_raises_what_is_no_exception_ends_neither_its_task_nor_its_worker(self):
