@@ -7613,7 +7613,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock = threading.RLock()  # a signal handler may shut it down
+        self._lock = threading.RLock()  # as it knows whose it is: see `shutdown`
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start
@@ -7669,20 +7669,23 @@ class WorkerPool:
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
         left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), or in a signal handler that has cut into a
-        `submit`: these can't wait for their own end.
+        thread (that of its future's callbacks), or in a signal handler that has cut into what
+        this thread does with the pool: these can't wait for their own end.
         """
-        if self._runs is not None:
-            self._runs.close(cancel_futures or stop, stop)
-            if not wait or self._runs.is_within():
-                threading.Thread(target=self.shutdown).start()
-                return
+        runs, held = self._runs, typing.cast("Any", self._lock)
+        if runs is not None:
+            runs.close(cancel_futures or stop, stop)
+        if held._is_owned() or (runs is not None and (not wait or runs.is_within())):
+            self._closed = self._closed or runs is None  # it lets none begin that is just made
+            threading.Thread(target=self.shutdown).start()
+            return
+        if runs is not None:
             try:
-                self._runs.drain()
+                runs.drain()
             except (KeyboardInterrupt, SystemExit):
                 # Whoever can't wait wants no more runs to begin; the second time, no end in order.
-                self._runs.forced = self._runs.stopping
-                self._runs.close(True, True)
+                runs.forced = runs.stopping
+                runs.close(True, True)
                 raise
         with self._ending:  # a second shutdown waits for the thread of a first one
             with self._lock:

@@ -14138,6 +14138,36 @@ class SubmitTest(FlowCase):
             WorkerPool(1).submit(self.flows.dag, db_path=self.db)
         self.assertFalse(self.db.exists())
 
+    def test_a_signal_handler_may_shut_the_pool_down_while_another_thread_does(self):
+        """And while this one looks at the workers: neither may wait for the other."""
+        mine = WorkerPool(1)
+        self.flows.dag.run(db_path=self.db, executor=mine)
+        [slot] = mine._idle
+
+        def signalled() -> bool:
+            del slot.has_ended
+            other.start()
+            other.join(0.1)  # it waits for this thread
+            mine.shutdown()
+            return True
+
+        other = threading.Thread(target=mine.shutdown, daemon=True)
+        slot.has_ended = signalled
+
+        def run() -> None:
+            try:
+                self.flows.dag.run(db_path=self.db, executor=mine)
+            except Exception as error:
+                raised.append(repr(error))
+
+        raised = []
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(LIMIT)
+        self.assertEqual(raised, ["RuntimeError('the WorkerPool is shut down')"])
+        other.join(LIMIT)
+        self.assert_nothing_left()
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
