@@ -9949,6 +9949,9 @@ class _RunLine:
     def write(self, path: Path, act: Callable[[_Store], None]) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
         the disk). Returns the owner of the runs that wait here."""
+        writes: Any = self._writing
+        if writes._is_owned():  # a transaction is open, perhaps
+            raise RuntimeError("a signal handler has cut into a submit() or cancel(): use a thread")
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")

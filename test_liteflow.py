@@ -14168,6 +14168,34 @@ class SubmitTest(FlowCase):
         other.join(LIMIT)
         self.assert_nothing_left()
 
+    def test_a_signal_handler_that_submits_or_cancels_leaves_a_submit_whole(self):
+        """It comes between two statements of one transaction."""
+        set_run = liteflow._Store._set_run
+
+        def signalled(store, *arguments, **named):
+            if len(refused) < 2:
+                for act in (
+                    functools.partial(mine.submit, self.flows.dag, db_path=self.db),
+                    first.cancel,
+                ):
+                    try:
+                        act()
+                    except Exception as error:
+                        refused.append(repr(error))
+            return set_run(store, *arguments, **named)
+
+        refused = []
+        with WorkerPool(1, max_runs=1) as mine:
+            [_, first] = self.hold(mine, *"ab")
+            with mock.patch.object(liteflow._Store, "_set_run", signalled):
+                second = mine.submit(self.flows.dag, db_path=self.db)
+            self.assertTrue(first.cancelled() and first.cancel())
+            self.go_on()
+            self.assertEqual(second.result(LIMIT).state, "success")
+        why = "a signal handler has cut into a submit() or cancel(): use a thread"
+        self.assertEqual(refused, [f"RuntimeError({why!r})"] * 2)
+        self.assertEqual(self.state(first), ("failed", "cancelled"))
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
