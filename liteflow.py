@@ -7672,7 +7672,8 @@ class WorkerPool:
         thread (that of its future's callbacks), or in a signal handler that has cut into what
         this thread does with the pool: these can't wait for their own end.
         """
-        runs, held = self._runs, typing.cast("Any", self._lock)
+        runs = self._runs
+        held: Any = self._lock
         if runs is not None:
             runs.close(cancel_futures or stop, stop)
         if held._is_owned() or (runs is not None and (not wait or runs.is_within())):
@@ -9814,7 +9815,8 @@ class _InLine:
         self.place = _place()  # by then the program may have changed its directory, or environment
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
         self.due = 0.0  # it is not to begin before that time
-        self.future = typing.cast("_RunFuture", concurrent.futures.Future())
+        future: Any = concurrent.futures.Future()
+        self.future: _RunFuture = future
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._is_cancelled = False  # before its future is: first it is closed in the file
