@@ -1742,7 +1742,7 @@ class BashOperator(BaseOperator):
             raise AirflowSkipException(f"the command ended with exit code {code}: skipped")
         if code != 0:
             how = f"ended with exit code {code}" if code > 0 else f"was {_end_of(code)}"
-            lines = [x for x in command.split("\n") if not re.match(r"\s*(#|set\b|$)", x)]
+            lines = [x for x in command.split("\n") if not re.match(r"\s*(#|set\b[^;&|]*$|$)", x)]
             more = " [...]" if len(lines) > 1 else ""
             raise AirflowException(
                 f"the command {how}: {_shown(''.join(lines[:1]), 100, str)}{more}"

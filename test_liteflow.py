@@ -18002,7 +18002,9 @@ timeout after 1 s"""  # of a command whose output was waited for
                 def ends(): return "exit 3"
                 @task.bash
                 def script(): return "set -e\\ncd .\\nfalse"
-                dump() >> killed(); ends(); script()
+                @task.bash
+                def line(): return "set -e; ls ./missing"
+                dump() >> killed(); ends(); script(); line()
             """
         )
         told = " ".join(liteflow._report_of(run, liteflow._seen_instances(run)))
@@ -18013,6 +18015,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertEqual(self.states(run)["dump"], "success")  # as in bash: its last command counts
         self.assertIn("the command was killed by SIGKILL: kill -9 $$", told)
         self.assertIn("the command ended with exit code 1: cd . [...]", told)
+        self.assertIn("the command ended with exit code 2: set -e; ls ./missing", told)
 
     def test_a_line_without_an_end_is_kept(self):
         run = self.run_flow(
