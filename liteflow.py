@@ -8982,7 +8982,7 @@ class _Start:
                 alive.append(row)
             else:
                 self._store.close_run(row.id)
-                self._dead.append(row)
+                self._dead += self._store.look(_select_runs, id=row.id)  # with its reason and end
         most = self.dag.max_active_runs
         if most is not None and len(alive) >= most:
             raise _refusal(alive[0], f"; max_active_runs is {most}: --wait waits")

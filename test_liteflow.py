@@ -8921,7 +8921,7 @@ class CallbacksTest(Case):
         ALL = {f"on_{k}_callback": note(k) for k in ("execute", "success", "retry", "failure", "skipped")}
         def of_dag(context):
             with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
-                f.write(f"dag {context['reason']} {context['ti'].task_id} {context['run_id'] == context['dag_run'].run_id}" + chr(10))
+                f.write(f"dag {context['reason']} {context['ti'].task_id} {context['run_id'] == context['dag_run'].run_id} {context['dag_run']}" + chr(10))
         with DAG("callbacks", default_args=ALL, on_failure_callback=of_dag, on_success_callback=[of_dag]) as dag:
             @task
             def fine(): return 1
@@ -9299,6 +9299,7 @@ class CallbacksTest(Case):
             if line.startswith("dag")
         ]
         self.assertTrue(told[0].startswith("dag its scheduler died"), told)
+        self.assertIn("[failed: its scheduler died]", told[0])
 
     def test_what_the_last_task_leaves_behind_keeps_no_callback_from_being_called(self):
         """Its worker ends with that, and is free as far as the scheduler knows."""
