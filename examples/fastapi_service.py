@@ -95,8 +95,8 @@ async def progress(run_id: str) -> AsyncIterator[str]:
 def found(run_id: str) -> DagRun:
     try:
         return dag.get_run(run_id)
-    except RunNotFound as error:
-        raise HTTPException(404, str(error)) from None
+    except RunNotFound:  # its message is for the log: it names other runs
+        raise HTTPException(404, "there is no such run") from None
 
 
 def facts(run: DagRun) -> dict[str, object]:
