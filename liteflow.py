@@ -5691,9 +5691,14 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
 
 def _name_of(execution: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
+
+    def made() -> str:  # as in Airflow, it knows the arguments of a function by their names
+        arguments = getattr(execution.context["task"], "op_kwargs", {})
+        template = execution.task.map_index_template
+        return str(_rendered(template, {**arguments, **execution.context}))
+
     try:
-        template, context = execution.task.map_index_template, execution.context
-        name = str(_as_running(execution, _rendered, template, context))
+        name = _as_running(execution, made)
     except ImportError:
         return {}
     except Exception as error:  # a template is the user's code

@@ -6480,12 +6480,13 @@ class OperatorsTest(Case):
             pass
 
         with DAG("d") as d:
-            label, result = "{{ task.op_kwargs['x'] }}", task(task_id="r")(lambda n: "R")(5)
+            label = "{{ task.op_kwargs['x'] }} {{ x }}"
+            result = task(task_id="r")(lambda n: "R")(5)
             mapped = task(task_id="m", map_index_template=label, on_success_callback=saw)(both)
             mapped.partial(a=result).expand(x=["1", "2"])
             made = task(task_id="b", on_success_callback=saw)(both)(result, x=3)
         run = d.test(db_path=self.db)
-        self.assertEqual([run.get_task_instance("m", i).element for i in (0, 1)], ["1", "2"])
+        self.assertEqual([run.get_task_instance("m", i).element for i in (0, 1)], ["1 1", "2 2"])
         given = [((), {"a": "R", "x": "1"}), ((), {"a": "R", "x": "2"}), (("R",), {"x": 3})]
         self.assertCountEqual(seen, [(*each, (5,)) for each in given])
         self.assertEqual((made.operator.op_args, made.operator.op_kwargs), ((result,), {"x": 3}))
