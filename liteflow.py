@@ -10902,6 +10902,8 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 def _printed(text: str) -> str:
     """Output as a terminal shows it in the end: of a line, what its last carriage return began."""
+    # Up and down again: a bar below another, by tqdm. The end stays: more may follow it.
+    text = text[:-1].replace("\x1b[A\n", "\r") + text[-1:]
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
 

@@ -17553,7 +17553,7 @@ class SeeingTest(ScriptCase):
                 @task
                 def bar():
                     for n in range(4): print(f"\r{n}/3 \x1b[K", end="", file=sys.stderr, flush=True)
-                    print("\nwindows\r\nhalf", end="")
+                    print("\n1/2\n\r1/9\x1b[A\n\r9/9\x1b[A\r2/2\nwindows\r\nhalf", end="")
                 bar() >> last()
             if __name__ == "__main__":
                 dag.cli()
@@ -17562,11 +17562,12 @@ class SeeingTest(ScriptCase):
         self.ran()
         self.assertEqual(
             self.seen("logs", "bars"),
-            "--- bar, try 1\n3/3 \\x1b[K\nwindows\nhalf\n--- last, try 1\nlast\n",
+            "--- bar, try 1\n3/3 \\x1b[K\n1/2\n2/2\nwindows\nhalf\n--- last, try 1\nlast\n",
         )
         self.assertIn("\r1/3 \x1b[K\r2/3", self.cli("logs", "bars", "--raw").stdout)
         self.assertIn(
-            "    | 3/3 \\x1b[K\n    | windows\n    | half\n", self.seen("show", "bars", "bar")
+            "    | 3/3 \\x1b[K\n    | 1/2\n    | 2/2\n    | windows\n    | half\n",
+            self.seen("show", "bars", "bar"),
         )
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
