@@ -9289,8 +9289,11 @@ class _Run(_Start):
                 end = functools.partial(store.end_run, state, self.reason)
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, a progress= that raises
-                with contextlib.suppress(AirflowException):
-                    store.end_run(DagRunState.FAILED, _brief(error))
+                self.reason = _brief(error)
+                with contextlib.suppress(Exception):  # it is this one that is to be told
+                    row = store.end_run(DagRunState.FAILED, self.reason)
+                    self._cut_off()
+                    self._call_dag(row)
                 raise
             self._call_dag(row)
             self.runner.dismiss()  # they end while the file is closed
@@ -9753,6 +9756,13 @@ class _Run(_Start):
         if now and not self._forced:
             self._forced = True
             self.plan.doomed = list(self._attempts)
+
+    def _cut_off(self) -> None:
+        """The run was closed by an error: what runs has no end that could be recorded."""
+        self._batch = _Batch()
+        self.runner.withdraw()
+        for attempt in self._attempts.values():
+            self.runner.end(attempt, "its run ended", now=True)
 
     # Callbacks.
 

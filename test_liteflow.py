@@ -8959,6 +8959,50 @@ class CallbacksTest(Case):
         lines = run.log("killed").splitlines()
         self.assertEqual([x for x in lines if x.startswith("told")], [told, told])
 
+    def test_a_run_that_an_error_of_its_own_ends_calls_the_dags_callback(self):
+        module = self.module(
+            """
+            def tell(context):
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
+                    f.write(f"{context['reason']} {context['dag_run'].state}\\n")
+            with DAG("cut", on_failure_callback=tell) as dag:
+                @task
+                def quick(): pass
+                @task
+                def lasts(): time.sleep(600)
+                quick(), lasts()
+            with DAG("here", on_failure_callback=tell) as here:
+                quick()
+            """
+        )
+
+        def full(store, batch, *check):
+            if any(attempt.state == "success" for attempt in batch.attempts):
+                raise error("no room")
+            record(store, batch, *check)
+
+        record = liteflow._Store.record
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            for error, run in (
+                (liteflow.DatabaseError, functools.partial(module.dag.run, max_workers=2)),
+                (RuntimeError, functools.partial(module.dag.run, mp_context="forkserver")),
+                (KeyboardInterrupt, module.here.test),
+                (OSError, functools.partial(module.here.run, executor=threads)),
+            ):
+                with (
+                    self.subTest(error),
+                    mock.patch.object(liteflow._Store, "record", full),
+                    self.assertRaises(error),
+                ):
+                    run(db_path=self.db)
+                told, name = (self.folder / "notes").read_text(), error.__name__
+                self.assertEqual(told.splitlines()[-1], f"{name}: no room failed")
+                (self.folder / "notes").unlink()
+        runs = [run for dag in (module.dag, module.here) for run in dag.runs(self.db)]
+        states = {ti.state for run in runs for ti in run.get_task_instances()}
+        self.assertEqual(states, {None})
+        self.assert_nothing_left()
+
     def test_a_callback_of_the_dag_knows_when_the_run_ended(self):
         for state in ("success", "failed"):
             run = self.run_flow(
