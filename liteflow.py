@@ -1348,7 +1348,7 @@ class _FunctionOperator(BaseOperator):
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         context = execution.context if _takes_context(self.python_callable) else {}
         call = functools.partial(_called, self.python_callable, args, kwargs, context)
-        return mine, lambda: mine._follow(call, execution)
+        return mine, functools.partial(mine._follow, call, execution)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
@@ -5395,6 +5395,14 @@ class _Execution:
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
         self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments
 
+    def forget_failure(self) -> None:
+        """An exception and the frames that it left hold each other: without this, all that a failed
+        task had in memory would stay until Python looks for such circles, its retries' beside it.
+        """
+        if self.exception is not None:
+            traceback.clear_frames(self.exception.__traceback__)
+            self.exception = self._context = None
+
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
         mapped: dict[str, Any] = {}
@@ -5764,6 +5772,7 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
             _note(f"{said}\n{text}")
+            failure = None  # it holds this frame
 
 
 def _note(text: str) -> None:
@@ -6365,6 +6374,8 @@ class _Worker:
             _note(self.run.edited)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
+        if not job.holds:
+            self.last.forget_failure()
         self._flush()
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output(outcome.took)
@@ -6464,6 +6475,8 @@ class _Worker:
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, why, of)
+        if last is not None:
+            last.forget_failure()
         self._flush()
         self.held = self.terminated = False
         self._own_output(math.inf)
@@ -6747,7 +6760,9 @@ def _run_remotely(info: bytes, message: bytes) -> bytes:
     if kind == "call":
         _call_due(run, None, *fields)
         return marshal.dumps(None)
-    outcome: tuple[Any, ...] = _run_job(_Execution(run, _Job(*fields)), contextlib.nullcontext())
+    execution = _Execution(run, _Job(*fields))
+    outcome: tuple[Any, ...] = _run_job(execution, contextlib.nullcontext())
+    execution.forget_failure()
     return marshal.dumps(tuple(outcome))
 
 
@@ -8588,6 +8603,8 @@ class _InProcessRunner(_ExecutorRunner):
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
         self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
+        if not job.holds:
+            execution.forget_failure()
         self._events.put((attempt, None))
         self._events.put((attempt, outcome._replace(terminated=self.interrupted)))
 
@@ -8626,6 +8643,8 @@ class _InProcessRunner(_ExecutorRunner):
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
         _call_due(self._run, execution, job, due.name, due.reason, due.of)
+        if execution is not None:
+            execution.forget_failure()
         return job is not None or execution is not None
 
 

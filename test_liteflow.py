@@ -8518,6 +8518,42 @@ class PoolTest(QueueCase):
         counts = {x.value for d in module.dags for run in d.runs(self.db) for x in run.xcoms()}
         self.assertEqual(counts, {1})
 
+    def test_what_a_failed_task_had_in_memory_goes_with_it_not_with_the_next_collection(self):
+        module = self.module(
+            """
+            import gc
+            class Table(list): pass
+            def tell(context): raise LookupError(context["exception"])
+            class Load(BaseOperator):
+                def execute(self, context):
+                    table = Table()
+                    raise ValueError(context["ti"].xcom_pull("none"))
+            with DAG("fails", default_args={"retries": 1, "on_failure_callback": tell}) as dag:
+                @task
+                def begin(): gc.collect(), gc.disable()
+                @task
+                def load(ti=None, **context):
+                    table = Table()
+                    raise ValueError
+                @task(on_failure_callback=None)
+                def skip():
+                    table = Table()
+                    raise AirflowSkipException
+                @task(trigger_rule="all_done")
+                def count():
+                    kept = sum(type(o) in (Table, liteflow._Execution) for o in gc.get_objects())
+                    gc.enable()
+                    return kept
+                begin() >> [load(), skip(), Load(task_id="operator")] >> count()
+            """
+        )
+        with WorkerPool(1) as pool, concurrent.futures.ThreadPoolExecutor(1) as threads:
+            for options in {"executor": pool}, {"executor": threads}, None:
+                with self.subTest(options=options), contextlib.redirect_stderr(io.StringIO()):
+                    run = module.dag.run(db_path=self.db, **options) if options else None
+                    run = run or module.dag.test(db_path=self.db)
+                    self.assertLessEqual(run.xcom_pull("count"), 2)  # its own, and the last one
+
     def test_a_warm_worker_survives_a_large_answer_before_its_next_run_is_recorded(self):
         # 100 kB of task ids go as a file; the folder of the run before is gone.
         module = self.module(
