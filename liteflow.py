@@ -9834,6 +9834,7 @@ class _Callback(_Record):
 
 _LATER: Any = object()  # in place of a pool: no worker is to be lent yet
 _TRIED_AGAIN = 1.0  # seconds after which a run is tried again that other processes rule out
+_FILES_OPEN = 8  # that a line keeps open for what is submitted next, besides those of its runs
 
 
 class _Taken(Exception):
@@ -9955,14 +9956,17 @@ class _RunLine:
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing = threading.RLock()  # as it knows whose it is
-        self._files: dict[Path, _Store] = {}  # of each a connection, and an owner of what waits
-        self._open = contextlib.ExitStack()
+        # Of each file a connection, and an owner of what waits; and whose runs they may be.
+        self._files: dict[Path, tuple[_Store, contextlib.ExitStack]] = {}
+        self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
-        owner = self.write(run.path, run.enqueue)
-        return self.enter(_InLine(self, run, run.run_id, owner))
+        entry = _InLine(self, run, run.run_id, "")
+        entry.owner = self.write(run.path, run.enqueue, entry)
+        entry.future.run_id = run.run_id  # by now: another run may have had the first one's
+        return self.enter(entry)
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         run = self._checked("recover()", dag, options)
@@ -9982,26 +9986,35 @@ class _RunLine:
             raise RuntimeError("the WorkerPool is shut down")
         return _Run(dag, executor=_LATER, **options)
 
-    def write(self, path: Path, act: Callable[[_Store], None]) -> str:
+    def write(self, path: Path, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
-        the disk). Returns the owner of the runs that wait here."""
+        the disk). Returns the owner of the runs that wait here, as `entry` will."""
         writes: Any = self._writing
         if writes._is_owned():  # a transaction is open, perhaps
             raise RuntimeError("a signal handler has cut into a submit() or cancel(): use a thread")
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")
+            if entry is not None:
+                self._entries.add(entry)
             try:
-                self._files[path].check_in_place()
+                self._files[path][0].check_in_place()
             except (KeyError, DatabaseError):
+                self._close_some(path)
                 with contextlib.ExitStack() as made:
                     store = made.enter_context(contextlib.closing(_Store(path)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
-                    self._open.enter_context(made.pop_all())
-                self._files[path] = store
-            store = self._files[path]
+                    self._files[path] = store, made.pop_all()
+            store, _ = self._files[path]
             _until_unlocked(path, lambda: act(store))
             return store.owner
+
+    def _close_some(self, replaced: Path) -> None:
+        """Close a file in whose place is another one, and those beyond some that have no runs."""
+        used = {entry.path for entry in self._entries if not entry.future.done()}
+        spare = [path for path in self._files if path not in {replaced, *used}]
+        for path in {replaced, *spare[: 1 - _FILES_OPEN]} & self._files.keys():
+            self._files.pop(path)[1].close()
 
     def enter(self, entry: _InLine, first: bool = False) -> _RunFuture:
         """Put a run in line, at the end or `first`. Returns its future."""
@@ -10040,7 +10053,7 @@ class _RunLine:
             except BaseException as error:  # sys.exit() in a callback of the future, say
                 _log().error("%s", _brief(error), exc_info=error)
             with self._changed:
-                self._active[entry.key] -= 1
+                self._active -= collections.Counter([entry.key])  # which drops what is 0
 
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
@@ -10090,9 +10103,9 @@ class _RunLine:
             while self.threads:
                 self._changed.wait()
             self._drained = True
-        with self._writing:
-            self._files.clear()
-            self._open.close()
+        with self._writing, contextlib.ExitStack() as files:
+            while self._files:
+                files.push(self._files.popitem()[1][1])
 
 
 # --- Reading back ---------------------------------------------------------------------------------

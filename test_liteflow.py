@@ -13422,6 +13422,27 @@ class SubmitTest(FlowCase):
         self.assertEqual({future.dag_id for future in futures}, {"line"})
         self.assert_nothing_left()
 
+    def test_a_pool_closes_the_files_in_which_it_has_no_runs_any_more(self):
+        def owners():
+            return len([*self.folder.glob("*.db-run-*")])
+
+        with WorkerPool(1, max_runs=1) as pool:
+            futures = self.hold(pool, "a")
+            for n in range(20):
+                path = self.folder / f"{n}.db"
+                futures.append(pool.submit(self.flows.dag, db_path=path))
+            self.assertEqual(owners(), 22)  # what waits has an owner that lives, what runs its own
+            self.go_on()
+            for future in futures:
+                self.assertEqual(future.result(LIMIT).state, "success")
+            for _ in range(20):  # a file that is replaced by another one
+                pool.submit(self.flows.dag, db_path=self.db).result(LIMIT)
+                for end in ("", "-wal", "-shm"):
+                    Path(f"{self.db}{end}").unlink(missing_ok=True)
+            self.assertLess(owners(), 10)
+            self.assertEqual(pool._runs._active, {})
+        self.assertEqual(owners(), 0)
+
     def test_a_worker_keeps_no_dag_of_runs_that_are_over(self):
         module = self.module(
             """
