@@ -880,9 +880,18 @@ class _OperatorType(type):
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """`look`, cached for functions: many tasks may be made of one. Other callables need no hash."""
-    known = functools.lru_cache(look)
-    return lambda x: known(x) if isinstance(x, types.FunctionType) else look(x)
+    """`look`, cached for functions and classes, for as long as they live: many tasks may be made of
+    one. Other callables need no hash."""
+    known = weakref.WeakKeyDictionary[Any, Any]()
+
+    def found(x: Any) -> Any:
+        if not isinstance(x, (types.FunctionType, type)):
+            return look(x)
+        if (value := known.get(x, known)) is known:  # it is not known
+            value = known[x] = look(x)
+        return value
+
+    return found
 
 
 class _OneTask(_Dependency):
@@ -1241,7 +1250,7 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function, **kept)
 
 
-@functools.cache
+@_once_each
 def _keywords_of(kind: type[BaseOperator]) -> dict[str, Any]:
     """The arguments that the `__init__`s of an operator's class take by name, with their defaults
     (the nearest class's; None: there is none)."""

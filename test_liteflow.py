@@ -56,6 +56,7 @@ import types
 import typing
 import unittest
 import warnings
+import weakref
 import zipapp
 import zlib
 from pathlib import Path
@@ -1162,6 +1163,30 @@ class BuildingTest(Case):
                 task(task_id=f"t{i}", retries=0)(sample)(1)
         self.assertLess(len(vars(d.get_task("t0"))), 29)
         self.assertNotIn("retries", vars(d.get_task("t0")))
+
+    def test_a_function_or_class_of_a_dag_that_is_gone_is_kept_by_nothing(self):
+        def made():
+            payload = bytes(1000)
+
+            class Own(liteflow.BaseOperator):
+                def __init__(self, size, **more):
+                    super().__init__(**more)
+
+                def execute(self, context): ...
+
+            @task
+            def f(ti=None) -> dict:
+                return {"size": len(payload)}
+
+            with DAG("handler") as dag:
+                f()
+                Own(task_id="own", size=len(payload))
+            dag.test(db_path=self.db)
+            return weakref.ref(f.function), weakref.ref(Own)
+
+        known = made()
+        gc.collect()
+        self.assertEqual([x() for x in known], [None, None])
 
 
 class RefusalsTest(Case):
@@ -6154,7 +6179,7 @@ class OperatorsTest(Case):
         module = self.module(
             """
             from liteflow import dag as dag_decorator
-            class Own(BaseOperator):
+            class Own(liteflow.BaseOperator):
                 template_fields = ("field",)
                 def __init__(self, *, field, **kwargs):
                     super().__init__(**kwargs)
