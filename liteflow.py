@@ -6791,9 +6791,11 @@ class _ForkedServer:
     def __init__(self, fallback: str | None) -> None:
         self.fallback = fallback  # the start method of workers once the server is gone
         self.born = _monotonic()
-        self._dags = {key: [*dag.task_dict.values()] for key, dag in _built.items()}
-        tasks = itertools.chain.from_iterable(self._dags.values())
-        self._functions = {id(x.python_callable) for x in tasks if isinstance(x, _FunctionOperator)}
+        # Not the Dags themselves: the pool's next server would find them built, and keep them, too.
+        self._dags = {key: (weakref.ref(dag), [*map(id, dag.tasks)]) for key, dag in _built.items()}
+        tasks = [task for dag in _built.values() for task in dag.tasks]
+        functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
+        self._functions = {id(function): function for function in functions}
         self._exitcodes: dict[int, int | None] = {}
         self._lock = threading.Lock()
         self.is_gone = False
@@ -6820,7 +6822,8 @@ class _ForkedServer:
         other tasks had the same functions, which can then be found by name."""
         tasks = [*runner.dag.task_dict.values()]
         named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
-        known = named or self._dags.get(runner.dag._key) == tasks
+        here = weakref.ref(runner.dag), [*map(id, tasks)]
+        known = named or self._dags.get(runner.dag._key) == here
         return known and self.born >= runner.since
 
     def fork(self, control: int) -> _ForkedProcess:

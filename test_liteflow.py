@@ -15721,6 +15721,30 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(text.splitlines()[-2:], ["the WorkerPool is shut down", "set()"])
 
+    def test_dags_that_are_built_at_a_prompt_for_one_run_each_are_kept_by_no_server(self):
+        done = self.python(
+            "-c",
+            textwrap.dedent(
+                """
+                import gc, liteflow
+                from liteflow import *
+
+                def made():
+                    with DAG("once") as dag:
+                        task(task_id="t")(lambda: 1)()
+                    return dag
+
+                with WorkerPool(1) as pool:
+                    for _ in range(4):
+                        assert made().run(db_path="flow.db", executor=pool).state == "success"
+                        assert pool._server is not None
+                    gc.collect()
+                    print(len(liteflow._built))
+                """
+            ),
+        )
+        self.assertEqual((done.stdout, done.stderr), ("0\n", ""))
+
     def test_what_a_server_knows_is_asked_once_a_run_not_for_each_idle_worker(self):
         text = self.main(
             """
