@@ -4073,7 +4073,8 @@ class _Attempt:
     ended: str | None = None
     pid: int | None = None
     error: str | None = None
-    log_parts = 0  # a rescheduled sensor's log goes on where it was
+    log_parts = 0  # a rescheduled sensor's log goes on where it was ...
+    log_seen = 0, 0  # ... as long as it is: bytes at its beginning that are stored, and the others
     first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
     pokes = 0
     losses = 0  # workers in a row that died before they could tell that they took it
@@ -7130,12 +7131,12 @@ class _SlotLog:
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.begin(0)
 
-    def begin(self, start: int) -> None:
-        """The next attempt's slice of the file begins at `start`, in bytes."""
+    def begin(self, start: int, head: int = 0, dropped: int = 0) -> None:
+        """The next attempt's slice of the file begins at `start`, in bytes; it has had others."""
         self.start = self._at = start  # what is before `_at` is stored, or passed over
-        self._dropped = 0  # bytes of the slice that were cut out of the file ...
+        self._dropped = dropped  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
-        self._head = 0  # bytes of the slice's beginning that are stored
+        self._head = head  # bytes of the slice's beginning that are stored
         self._tail_size = -1  # the file's size when the slice's end was stored ...
         self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
 
@@ -7148,6 +7149,8 @@ class _SlotLog:
     ) -> list[tuple[_Attempt, int, str]]:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
         parts = self.take(attempt, end, output)
+        if end > self.start:
+            attempt.log_seen = self._head, self._dropped + end - self._at
         self.begin(end)
         return parts
 
@@ -7160,7 +7163,7 @@ class _SlotLog:
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
             self.start = min(self.start, self._at)
-        if output is not None and not self._head:
+        if output is not None and self._at == self.start and self._head < _LOG_HEAD:
             data = output
         elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
             data = os.pread(self.file, room, self._at)
@@ -8246,7 +8249,9 @@ class _SlotRunner(_Runner):
         slot.attempt, attempt.pid, attempt.losses = attempt, slot.pid, 0
         self._failed_starts = 0
         now = _monotonic()
-        if not attempt.pokes:
+        if attempt.pokes:
+            slot.log.begin(slot.log.start, *attempt.log_seen)
+        else:
             attempt.first_start, attempt.began = now, time.time()
         slot.timeout = math.inf if job.timeout is None else job.timeout
         slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON

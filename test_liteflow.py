@@ -4200,6 +4200,23 @@ class WorkerTest(Case):
         parts += log.take(attempt, log.size())
         self.assertEqual([text for _, _, text in parts], ["first words\n", "last words\n"])
 
+    def test_the_log_of_a_sensor_that_is_rescheduled_is_no_longer_than_others(self):
+        run = self.run_flow(
+            """
+            with DAG("waits") as dag:
+                @task.sensor(mode="reschedule", poke_interval=0.001)
+                def wait(ti=None, n=[0]):
+                    n[0] += 1
+                    print(f"poke {n[0]}", "." * 100_000, "end")
+                    return n[0] == 30
+                wait()
+            """,
+            max_workers=1,
+        )
+        log = run.log("wait")
+        self.assertLess(len(log), liteflow._LOG_HEAD + 100_500)
+        self.assertRegex(log, r"(?s)^poke 1 .*\npoke 5 .*bytes cut \.\.\.\]\npoke 30 \.* end\n$")
+
     def test_tracebacks_are_the_users_own_and_name_the_reason_last(self):
         run = self.run_flow(
             BAD_VALUES
