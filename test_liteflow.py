@@ -7567,7 +7567,7 @@ class QueueTest(QueueCase):
     def test_a_job_that_was_taken_behind_one_that_ended_in_time_is_not_ended_in_its_place(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
-        next_one = mock.Mock()
+        next_one = mock.Mock(pokes=0)
         job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, 10.0)
         runner._out[2] = next_one, job
         said = [("done", [tuple(liteflow._Outcome("success", None, took=0.1)), 2])]
@@ -7586,7 +7586,7 @@ class QueueTest(QueueCase):
         # It did not know that it was to be: it ran one job more, and took another.
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
-        attempts = {number: mock.Mock() for number in (1, 2)}
+        attempts = {number: mock.Mock(pokes=0) for number in (1, 2)}
         for number, attempt in attempts.items():
             job = liteflow._Job(str(number), "", -1, 1, 1, b"", None, {}, None)
             runner._out[number] = (attempt, job)
@@ -10496,7 +10496,7 @@ class RunnersTest(Case):
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
             module.dag.run(db_path=self.db, run_id="new", executor=executor)
         # No failure is the reason of a success, and what was dead is told of once it is gone, too.
-        self.assertEqual(sorted(module.told), [("dead", "submitted"), ("new", None)])
+        self.assertEqual(sorted(module.told), [("dead", "its scheduler died"), ("new", None)])
 
     def test_what_a_foreign_executor_says_in_several_lines_is_the_reason(self):
         class Broken(concurrent.futures.ThreadPoolExecutor):
