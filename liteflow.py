@@ -12539,7 +12539,7 @@ $ weekly --check --max-age 8d   of one DAG, where each has an age of its own
 
 runs: the runs, newest first
 [DAG]
---since AGE  those that ran in the last 24h, 7d, ..., whenever they began
+--since AGE  those that ran in the last 24h, 7d, ..., or since a date, whenever they began
 --state queued|running|success|failed  only those
 --limit N  at most N (default: 50)
 --json  print one JSON document
@@ -12580,7 +12580,7 @@ $ etl
 prune: delete old runs, and give the space back
 [DAG]
 --keep N  keep the N newest of each DAG
---older-than AGE  only those that began before: 30d, 12w
+--older-than AGE  only those that began before: 30d, 12w, a date
 --values  only the values of successful runs; keep the rest
 --dry-run  say what would go
 --quiet  say nothing unless it fails
@@ -12603,7 +12603,10 @@ $ copy.db                   also while a run writes
 """
 
 
-def _long_ago(count: str, unit: str) -> str:
+def _long_ago(count: str, unit: str, date: str | None) -> str:
+    """The moment that was so long ago, or at which a date, or a time of it, began here."""
+    if date:
+        return _iso(_datetime.datetime.fromisoformat(date).astimezone(_datetime.UTC))
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
     return _iso(_utcnow() - _datetime.timedelta(**{units[unit]: float(count)}))
 
@@ -12611,7 +12614,7 @@ def _long_ago(count: str, unit: str) -> str:
 # How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
-    "AGE": (r"(\d+(?:\.\d+)?)([smhdw])", _long_ago, "a number and one of s, m, h, d, w"),
+    "AGE": (r"(\d+(?:\.\d+)?)([smhdw])|(\d{4}-.*)", _long_ago, "a date, or an age as 24h or 7d"),
     "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (r".+(?<!\.py)(?<!\.db)", Path, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),

@@ -17233,13 +17233,20 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.seen("list", "--check"), "")
         self.assertIn("too old", self.seen("list", "--check", "--max-age", "26h", code=1))
         self.assertNotIn("night", self.seen("runs", "--since", "24h"))
+        for began, is_seen in (("2019-12-30", True), ("2020-01-03T06:00", False)):
+            for words in (
+                ("runs", "--since", began),
+                ("prune", "--older-than", began, "--dry-run"),
+            ):
+                seen = "night" in self.cli_here(*words, "--db", self.db).stdout
+                self.assertEqual(seen, is_seen == (words[0] == "runs"), words)
         self.assertRegex(self.seen("list"), r"\d+ d ago")
         with contextlib.closing(sqlite3.connect(self.db)) as other, other:  # its clock was ahead
             other.execute(
                 "UPDATE dag_run SET end_date = '2999' || substr(end_date, 5) WHERE id = 1"
             )
         self.assertIn("too old", self.seen("list", "--check", "--max-age", "26h", code=1))
-        for words in (["runs", "--since", "x"], ["list", "--max-age", "1h"]):
+        for words in (["runs", "--since", "2020-1"], ["list", "--max-age", "1h"]):
             self.assertEqual(self.cli(*words).returncode, 2)
 
     def test_mapped_instances_are_folded_but_for_what_failed(self):
