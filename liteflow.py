@@ -9328,7 +9328,7 @@ class _Run(_Start):
                 self.reason = _brief(error)
                 with contextlib.suppress(Exception):  # it is this one that is to be told
                     row = store.end_run(DagRunState.FAILED, self.reason)
-                    self._cut_off()
+                    self._cut_off(folder)
                     self._call_dag(row)
                 raise
             self._call_dag(row)
@@ -9793,12 +9793,15 @@ class _Run(_Start):
             self._forced = True
             self.plan.doomed = list(self._attempts)
 
-    def _cut_off(self) -> None:
+    def _cut_off(self, folder: Path) -> None:
         """The run was closed by an error: what runs has no end that could be recorded."""
         self._batch = _Batch()
+        self.runner.open_logs(folder, self._store.run_row)  # the error may have come before
         self.runner.withdraw()
         for attempt in self._attempts.values():
             self.runner.end(attempt, "its run ended", now=True)
+        for attempt in self.runner.calling():  # what a worker waits for word of is not recorded
+            self.runner.call_back(_Callback(attempt, None, None))
 
     # Callbacks.
 

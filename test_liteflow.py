@@ -9081,6 +9081,44 @@ class CallbacksTest(Case):
         self.assertEqual(states, {None})
         self.assert_nothing_left()
 
+    def test_an_error_before_the_first_job_or_while_a_worker_waits_for_word_ends_the_run(self):
+        """Of a worker that can't work yet, or waits for a word that will not come, nothing comes:
+        neither may be waited for."""
+        module = self.module(
+            """
+            def tell(context):
+                with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
+                    f.write(f"{context['reason']}\\n")
+            with DAG("cut", on_failure_callback=tell) as dag:
+                @task(execution_timeout=600)
+                def held(): pass
+                held()
+            """
+        )
+
+        def run(progress):
+            try:
+                module.dag.run(db_path=self.db, max_workers=1, progress=progress)
+            except LookupError as error:
+                raised.append(str(error))
+
+        def first(line):
+            raise LookupError("first")
+
+        def later(line):
+            if "success" in line:
+                raise LookupError("later")
+
+        raised = []
+        for progress in first, later:
+            thread = threading.Thread(target=run, args=(progress,), daemon=True)
+            thread.start()
+            thread.join(LIMIT)
+        self.assertEqual(raised, ["first", "later"])
+        told = (self.folder / "notes").read_text()
+        self.assertEqual(told, "LookupError: first\nLookupError: later\n")
+        self.assert_nothing_left()
+
     def test_a_callback_of_the_dag_knows_when_the_run_ended(self):
         for state in ("success", "failed"):
             run = self.run_flow(
