@@ -8596,6 +8596,50 @@ class PoolTest(QueueCase):
                     run = run or module.dag.test(db_path=self.db)
                     self.assertLessEqual(run.xcom_pull("count"), 2)  # its own, and the last one
 
+    def test_a_coroutine_or_generator_that_serves_other_tasks_outlives_the_failure_of_one(self):
+        module = self.module(
+            """
+            import asyncio
+            loop, queue, actors = asyncio.new_event_loop(), asyncio.Queue(), []
+            async def actor():
+                while True:
+                    item, answer = await queue.get()
+                    try:
+                        answer.set_result(10 // item)
+                    except Exception as error:
+                        answer.set_exception(error)
+            async def ask(item):
+                if not actors: actors.append(asyncio.create_task(actor()))
+                answer = loop.create_future()
+                await queue.put((item, answer))
+                return await asyncio.wait_for(answer, 1)
+            def divided():
+                answer = None
+                while True:
+                    item = yield answer
+                    try:
+                        answer = 10 // item
+                    except Exception as error:
+                        answer = error
+            divides = divided()
+            next(divides)
+            def divide(item):
+                answer = divides.send(item)
+                if isinstance(answer, Exception): raise answer
+                return answer
+            with DAG("serves") as dag:
+                @task
+                def by(item): return loop.run_until_complete(ask(item)) + divide(item)
+                @task
+                def fails(): divide(0)
+                by(0) >> fails() >> task(task_id="next", trigger_rule="all_done")(by.function)(5)
+            """
+        )
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = module.dag.test(db_path=self.db)
+        module.loop.close()
+        self.assertEqual(run.xcom_pull("next"), 4)
+
     def test_a_warm_worker_survives_a_large_answer_before_its_next_run_is_recorded(self):
         # 100 kB of task ids go as a file; the folder of the run before is gone.
         module = self.module(
