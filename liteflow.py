@@ -7156,7 +7156,8 @@ class _SlotLog:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
         parts = self.take(attempt, end, output)
         if end > self.start:
-            attempt.log_seen = self._head, self._dropped + end - self._at
+            counted = self._tail_size != end  # there is no more of it, or the file was emptied
+            attempt.log_seen = self._head, self._dropped + (0 if counted else end - self._at)
         self.begin(end)
         return parts
 
