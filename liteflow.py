@@ -9935,7 +9935,7 @@ class _InLine:
             found = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
         except _Taken:
-            self.cancel(close=False)
+            self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
             self._killed += isinstance(error, _Killed)

@@ -14436,6 +14436,17 @@ class SubmitTest(FlowCase):
         self.assertEqual(refused, [f"RuntimeError({why!r})"] * 2)
         self.assertEqual(self.state(first), ("failed", "cancelled"))
 
+    def test_a_cancel_that_could_not_be_recorded_is_when_the_runs_turn_comes(self):
+        """Or another `recover` would begin what its future calls cancelled."""
+        with WorkerPool(1, max_runs=1) as mine:
+            [_, future] = self.hold(mine, *"ab")
+            with mock.patch.object(liteflow._RunLine, "write", side_effect=RuntimeError("cut")):
+                self.assertRaises(RuntimeError, future.cancel)
+            self.assertTrue(future.cancelled())
+            self.assertEqual(self.state(future), ("queued", "submitted"))
+            self.go_on()
+        self.assertEqual(self.state(future), ("failed", "cancelled"))
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
