@@ -122,8 +122,8 @@ class _LazyModule:
 TYPE_CHECKING = False  # a type checker takes it for true
 if not TYPE_CHECKING:
     for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing opcode queue resource shlex
-        shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
+        hashlib html importlib.util inspect logging mmap multiprocessing queue resource shlex shutil
+        signal socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
     # Stand-ins for what is typing's, which is long to import: annotations are text here.
@@ -168,7 +168,6 @@ else:
     import multiprocessing.connection
     import multiprocessing.context
     import multiprocessing.util
-    import opcode
     import queue
     import resource
     import shlex
@@ -5410,11 +5409,12 @@ class _Execution:
         """An exception and the frames that it left hold each other: without this, all that a failed
         task had in memory would stay until Python looks for such circles, its retries' beside it.
         """
+        # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it may
+        # serve others (it passes on what it has caught).
+        suspends = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
         if self.exception is not None:
             for frame, _ in traceback.walk_tb(self.exception.__traceback__):
-                # Up to 3.12, to clear a generator or coroutine that is suspended ends it, though it
-                # may serve others: one that passes on what it has caught, and waits for more.
-                if frame.f_code.co_code[frame.f_lasti] != opcode.opmap["YIELD_VALUE"]:
+                if not frame.f_code.co_flags & suspends:
                     with contextlib.suppress(RuntimeError):  # it runs
                         frame.clear()
             self.exception = self._context = None

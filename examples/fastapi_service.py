@@ -25,7 +25,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from liteflow import DAG, DagRun, DatabaseError, RunNotFound, WorkerPool, task
+from liteflow import DAG, DagRun, RunNotFound, WorkerPool, task
 
 with DAG("report", params={"customer": "nobody"}) as dag:
 
@@ -94,10 +94,11 @@ async def progress(run_id: str) -> AsyncIterator[str]:
 
 def found(run_id: str) -> DagRun:
     try:
-        return dag.get_run(run_id)
-    except (DatabaseError, RunNotFound):  # there is no database before the first run
-        # Their messages are not for the client: they name files, and other runs.
-        raise HTTPException(404, "there is no such run") from None
+        if os.path.exists(str(dag.db_path)):  # not before there was a run
+            return dag.get_run(run_id)
+    except RunNotFound:
+        pass  # its message is not for the client: it names other runs
+    raise HTTPException(404, "there is no such run")
 
 
 def facts(run: DagRun) -> dict[str, object]:
