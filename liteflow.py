@@ -5512,7 +5512,8 @@ class _Execution:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
         if plain:
-            return _pulled(self.pull(task_id, key), ..., None)
+            values = [value for _, value in self.pull(task_id, key)]
+            return values if len(values) > 1 else next(iter(values), None)
         return _Results([data for _, data in self._xcoms(task_id, key)], self.run.info["fileloc"])
 
     def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
@@ -10225,16 +10226,20 @@ class TaskInstance:
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
         index = map_indexes if isinstance(map_indexes, int) else None  # others are not read
-        if task_ids is None or isinstance(task_ids, str):
-            rows = execution.pull(task_ids or self.task_id, key, index)
-            return _pulled(rows, map_indexes, default)
+        is_one = task_ids is None or isinstance(task_ids, str)
+        wanted = [task_ids or self.task_id] if is_one else task_ids
         values: list[Any] = []
-        for task_id in _of_type(list, tuple, set)("task_ids", task_ids):
+        for task_id in _of_type(list, tuple, set)("task_ids", wanted):
             rows = execution.pull(_of_type(str)("task_ids", task_id), key, index)
-            found = _pulled(rows, map_indexes, default)
-            several = len(rows) > 1 if map_indexes is ... else isinstance(map_indexes, Sequence)
-            values += found if several else [found]
-        return values
+            by_index = dict(rows)
+            if map_indexes is ...:
+                values += by_index.values() or [None]
+            elif isinstance(map_indexes, Sequence):
+                values += [by_index.get(i, default) for i in map_indexes]
+            else:
+                values.append(by_index.get(-1 if map_indexes is None else map_indexes, default))
+        is_bare = is_one and len(values) == 1 and not isinstance(map_indexes, Sequence)
+        return values[0] if is_bare else values
 
     def _execution(self) -> _Execution:
         """The attempt that it is of. Raises RuntimeError for one that was read, also in a task."""
@@ -10253,17 +10258,6 @@ class TaskInstance:
 
     def __repr__(self) -> str:
         return f"<TaskInstance: {self.dag_id}.{self._label} {self.run_id} [{self.state}]>"
-
-
-def _pulled(found: list[tuple[int, Any]], map_indexes: Any, default: Any) -> Any:
-    """One task's values as xcom_pull gives them: the bare one, or those of the indexes."""
-    if map_indexes is ...:
-        values = [value for _, value in found]
-        return values if len(values) > 1 else next(iter(values), None)
-    by_index = dict(found)
-    if map_indexes is None or isinstance(map_indexes, int):
-        return by_index.get(-1 if map_indexes is None else map_indexes, default)
-    return [by_index.get(i, default) for i in map_indexes]
 
 
 def _running_instance(execution: _Execution) -> TaskInstance:
