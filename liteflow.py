@@ -10519,10 +10519,15 @@ class DagRun:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the facts, what failed, the graph and the tasks."""
-        return _notebook_run(self)
+        head = _html("h1", self.dag_id, " ", _run_chip(self))
+        try:
+            instances = _seen_instances(self)
+            facts, graph = _facts(self, instances, _FEW_TOLD), _svg_graph(_run_boxes(instances))
+        except AirflowException as error:  # the file is gone, say
+            return _notebook(head, _html("p", str(error)))
+        return _notebook(head, *facts, graph, _task_table(instances))
 
-    def _repr_mimebundle_(self, **asked: Any) -> dict[str, str]:
-        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+    _repr_mimebundle_: Any = Dag._repr_mimebundle_
 
 
 def _refuse_without_values(row: _Row) -> None:
@@ -11516,16 +11521,6 @@ def _file_page(path: Path) -> str:
 
 def _notebook(*parts: _Html) -> str:
     return _html("div", _Html(f"<style>{_CSS}</style>"), *parts, class_="liteflow")
-
-
-def _notebook_run(run: DagRun) -> str:
-    head = _html("h1", run.dag_id, " ", _run_chip(run))
-    try:
-        instances = _seen_instances(run)
-        facts, graph = _facts(run, instances, _FEW_TOLD), _svg_graph(_run_boxes(instances))
-    except AirflowException as error:  # the file is gone, say
-        return _notebook(head, _html("p", str(error)))
-    return _notebook(head, *facts, graph, _task_table(instances))
 
 
 # --- Showing: a run while it runs -----------------------------------------------------------------
