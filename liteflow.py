@@ -10955,8 +10955,7 @@ def _seconds_text(seconds: float | None) -> str:
 def _when(moment: _datetime.datetime | None) -> str:
     """A local time for people: 17:09:04 if it is today, else the day, and no seconds."""
     text = _local_time(moment)
-    today = text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ")
-    return text[11:] if today else text[:-3]
+    return text[11:] if text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ") else text[:-3]
 
 
 def _ago(moment: _datetime.datetime | None) -> str:
@@ -11484,13 +11483,12 @@ def _dag_page(dag: Dag) -> str:
         _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
         for task_id, row in [*cells.items()][:most]
     ]
-    grid = _html("table", _html("tr", *heads), *rows, class_="grid")
     return _html_page(
         dag.dag_id,
         _html("h1", dag.dag_id),
         _html("p", f"{dag.description or ''} (the last {len(runs)} runs)".strip()),
         *itertools.chain(*sections[:1]),  # what is newest can be seen at once
-        _html("div", grid, class_="wide"),
+        _html("div", _html("table", _html("tr", *heads), *rows, class_="grid"), class_="wide"),
         *_and_more(len(cells) - most),
         *itertools.chain(*sections[1:]),
     )
@@ -12222,8 +12220,7 @@ def _follow(run: DagRun) -> None:
     def snapshot() -> _Snapshot:
         lines = [_line_of([ti]) for ti in run._instances(state="running")]
         running = [(line.label, line.seconds or 0.0) for line in lines]
-        seconds = _run_seconds(run._row, _utcnow()) or 0.0
-        return run._look(_select_run_counts), running, seconds
+        return run._look(_select_run_counts), running, _run_seconds(run._row, _utcnow()) or 0.0
 
     try:
         while run.refresh().owner_alive:
