@@ -12174,15 +12174,15 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     runs = _read_runs(options.db, options.dag, since=options.since, **asked)
     states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
-    ids_of = functools.cache(
-        lambda of: "\n".join(x.run_id for x in _read(options.db, _select_run_ids, dag_id=of))
-    )
+    ids = ""  # of all runs, a line each: at a terminal some names are shorter
+    if _may_redraw(sys.stdout):
+        ids = "\n".join(x.run_id for x in _read(options.db, _select_run_ids, dag_id=options.dag))
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
         failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
-        name, took = _short_name(run, ids_of), _seconds_text(run.duration)
+        name, took = _short_name(run, ids), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
     if options.json:
         _print_json(documents)
@@ -12192,13 +12192,10 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         _say(f"these are the {most} newest: --limit N shows more")
 
 
-def _short_name(run: DagRun, ids_of: Callable[[str], str]) -> str:
-    """A run's name; on a terminal the microseconds of a made one, if no other id of its DAG has
-    them. `ids_of` gives the ids of a DAG's runs, a line each."""
+def _short_name(run: DagRun, ids: str) -> str:
+    """A run's name; of a made one the microseconds, if one of the `ids` alone has them."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
-    if made is None or not _may_redraw(sys.stdout):
-        return run._name
-    return f"{run.dag_id}/{made[1]}" if ids_of(run.dag_id).count(made[1]) == 1 else run._name
+    return f"{run.dag_id}/{made[1]}" if made and ids.count(made[1]) == 1 else run._name
 
 
 def _cmd_show(options: argparse.Namespace) -> int:
