@@ -10139,7 +10139,6 @@ class _RunLine:
 # --- Reading back ---------------------------------------------------------------------------------
 
 _SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
-_RUN_STATES = {state.value: state for state in DagRunState}
 
 
 class XCom(_NamedTuple):
@@ -10304,7 +10303,7 @@ class DagRun:
         self.run_id: str = row.run_id
         # For people: one line, whatever ids a harmful file holds.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
-        self.state = _RUN_STATES.get(row.state, DagRunState.FAILED)
+        self.state = DagRunState(row.state) if row.state in [*DagRunState] else DagRunState.FAILED
         self.reason: str | None = row.reason
         self.logical_date = _moment(row.logical_date)
         self.start_date = _moment(row.start_date)
@@ -10343,12 +10342,11 @@ class DagRun:
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
         """The run's task instances, in the order of the DAG's tasks; of one `state`, or several."""
-        found = self._instances()
         if state is None:
-            return found
+            return self._instances()
         several = [state] if isinstance(state, str) else _of_type(Iterable)("state", state)
         wanted = {_one_of(TaskInstanceState)("state", each) for each in several}
-        return [ti for ti in found if ti.state in wanted]
+        return [ti for ti in self._instances() if ti.state in wanted]
 
     def get_task_instance(self, task_id: str, map_index: int = -1) -> TaskInstance | None:
         """The task instance of this id and index, or None."""
@@ -10440,20 +10438,19 @@ class DagRun:
         check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
-        names = self._tasks_in(wanted, removed=False)
+        names = self._tasks_in(wanted, but="removed")
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
         if names:  # without any the run keeps its state
             self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
         return wanted
 
-    def _tasks_in(self, names: Sequence[str], removed: bool = True) -> list[tuple[str, int | None]]:
-        """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index;
-        `removed`: also those that the code no longer has. Raises TaskNotFound."""
+    def _tasks_in(self, names: Sequence[str], **which: Any) -> list[tuple[str, int | None]]:
+        """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index.
+        Raises TaskNotFound for what is not among `which` instances."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
-        but = None if removed else "removed"
-        found = self._instances(task_id=ids.pop(), but=but) if len(ids) == 1 else []
-        known = {(ti.task_id, ti.map_index) for ti in found or self._instances(but=but)}
+        found = self._instances(task_id=ids.pop(), **which) if len(ids) == 1 else []
+        known = {(ti.task_id, ti.map_index) for ti in found or self._instances(**which)}
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
         _refuse_index(self.run_id, named, known)
