@@ -1752,10 +1752,9 @@ class BashOperator(BaseOperator):
         if code != 0:
             how = f"ended with exit code {code}" if code > 0 else f"was {_end_of(code)}"
             lines = [x for x in command.split("\n") if not re.match(r"\s*(#|set\b[^;&|]*$|$)", x)]
+            first = _shown("".join(lines[:1]), 100, str)
             more = " [...]" if len(lines) > 1 else ""
-            raise AirflowException(
-                f"the command {how}: {_shown(''.join(lines[:1]), 100, str)}{more}"
-            )
+            raise AirflowException(f"the command {how}: {first}{more}")
         return last if self.output_processor is None else self.output_processor(last)
 
 
