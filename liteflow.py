@@ -2560,6 +2560,7 @@ class Dag:
         to be handed to tasks (Airflow's `dag.param`)."""
         if default is not ...:
             self.params[name] = default
+        default = default.default if isinstance(default, Param) else default
         return _Argument("param", name, *(() if default is ... else (default,)))
 
     def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
@@ -2702,9 +2703,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         for name, value in bound.arguments.items():
-            made.params[name] = value
-            default = value.default if isinstance(value, Param) else value
-            bound.arguments[name] = _Argument("param", name, default)
+            bound.arguments[name] = made.param(name, value)
         with made:
             function(*bound.args, **bound.kwargs)
         return made
