@@ -2158,10 +2158,9 @@ class _GroupFunction(_Decorated[P, R]):
             result = self.function(*args, **kwargs)
         if expand is not None:
             constants = [x for x in expand.sources.values() if isinstance(x, list)]
-            held = [x for x in constants if [*_results_in(x)]]  # all of them come to each task
             for member in group.children:
                 member._map_over(expand)
-                member._wait_for_results(held)
+                member._wait_for_results(constants)  # all of what they hold comes to each task
             for member in group._starts():  # the others wait for these
                 member._wait_for_results(expand.sources)
         return group if result is None else result
