@@ -1038,8 +1038,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         known = self._known_settings
         dag, group, defaults = _surroundings(settings)
         kind = "@task" if isinstance(self, _FunctionOperator) else type(self).__name__
-        of = f"{kind} {_shown(task_id)}"
-        _refuse_unknown(of, settings.keys() - _PLACE, known, "task_id")
+        _refuse_unknown(f"{kind} {_shown(task_id)}", settings.keys() - _PLACE, known, "task_id")
         given = {name: x for name, x in {**defaults, **settings}.items() if name in known}
         given.setdefault("params", self.params)
         if "params" in defaults:
@@ -3186,8 +3185,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     for node in nodes.values():
         if above := node.task._upstream:
             node.upstream = tuple(map(nodes.__getitem__, above))
-            outside = sum([not node.is_in_step_with(up) for up in node.upstream])
-            node.counts = [0, 0, 0, 0, outside]
+            node.counts = [0, 0, 0, 0, sum([not node.is_in_step_with(up) for up in node.upstream])]
         node.downstream = tuple(map(nodes.__getitem__, node.task._downstream))
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
