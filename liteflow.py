@@ -3075,7 +3075,7 @@ class _Node:
         self.setups: Any = ()  # a teardown's own; of work, those further up around it
         self.sheltered: Any = [] if task.is_setup else ()  # what is in a setup's scope
         self.gates: Any = ()  # branches and short circuits that may leave it out
-        self.guarded: tuple[_Node, ...] = ()  # those that this one may leave out
+        self.guarded: Any = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
@@ -3249,15 +3249,13 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
         # As in Airflow, a mapped one leaves out nothing outside of its group, a short circuit no
         # teardown.
-        node.guarded = tuple(
-            below
-            for below in (_with_below(node.downstream) if far else node.downstream)
-            if (node.mapping is None or below.is_in_step_with(node))
-            and (flow == "branch" or not below.task.is_teardown)
-        )
-        for below in node.guarded:
-            below.gates = below.gates or []
-            below.gates.append(node)
+        node.guarded = []
+        for below in _with_below(node.downstream) if far else node.downstream:
+            outside = node.mapping is not None and not below.is_in_step_with(node)
+            if not outside and (flow == "branch" or not below.task.is_teardown):
+                node.guarded.append(below)
+                below.gates = below.gates or []
+                below.gates.append(node)
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
