@@ -2996,8 +2996,6 @@ class _Past(_NamedTuple):
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
-
-
 _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, whatever its task
 
 # Counts of the instances that a node waits for, by how they ended (these are the places), and, in
