@@ -3245,8 +3245,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         if (flow := node.task._flow) is None:
             continue
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
-        # As in Airflow, a mapped one leaves out nothing outside of its group, a short circuit no
-        # teardown.
+        # As in Airflow, a mapped one leaves out none beside its group, a short circuit no teardown.
         node.guarded = []
         for below in _with_below(node.downstream) if far else node.downstream:
             outside = node.mapping is not None and not below.is_in_step_with(node)
