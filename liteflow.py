@@ -7381,11 +7381,9 @@ class _Slot:
     def bury(self, grace: float = 0.0) -> None:
         """Kill what is left of the group, and free all that the slot holds; an idle worker has
         `grace` seconds to end in order."""
-        if grace:
-            self.dismiss()
+        self.dismiss()
         # What ends in order was looked at after its last task, which has left nothing behind.
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
-        self.dismiss()
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
         # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
