@@ -7768,9 +7768,9 @@ class WorkerPool:
             kept.close()
 
     def _end_server(self) -> None:
-        """End the forked server once the pool is shut down and has no workers left."""
+        """End the forked server, unless it has workers left."""
         with self._lock:
-            if self._closed and not self._count and self._server is not None:
+            if not self._count and self._server is not None:
                 self._server.close()
                 self._server = None
 
@@ -7785,10 +7785,8 @@ class WorkerPool:
                 if self._server is not None and self._server.serves(runner):
                     return self._server
                 self._weed(runner, None)
+                self._end_server()
                 if not self._count:
-                    if self._server is not None:
-                        self._server.close()
-                        self._server = None
                     self._close_file()  # or nothing may be forked
                     if _may_fork():
                         self._server = _ForkedServer("fork" if interactive else None)
@@ -7871,7 +7869,8 @@ class WorkerPool:
             self._wake_next()
         if not keep and slot.state != "dead":
             slot.bury(grace=2.0)
-        self._end_server()
+        if self._closed:
+            self._end_server()
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
