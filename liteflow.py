@@ -9870,19 +9870,16 @@ class _InLine:
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        is_first = self._fate.acquire(blocking=False)
-        if is_first:  # what stays for `recover` does so where asyncio, told of it, cancels it again
-            self._is_cancelled, self._to_close = True, close
-        try:
+        with contextlib.ExitStack() as to_do:
+            if self._fate.acquire(blocking=False):
+                # What stays for `recover` does so where asyncio, told of it, cancels it again.
+                self._is_cancelled, self._to_close = True, close
+                # Also if a callback calls sys.exit(): or wait() would not return.
+                to_do.callback(self.future.set_running_or_notify_cancel)
+                to_do.callback(self._give_up)
             if close and self._to_close:
                 self.end("cancelled")  # now: who is told of it may shut the pool down
                 self._to_close = False
-        finally:
-            if is_first:
-                try:
-                    self._give_up()
-                finally:  # also if a callback calls sys.exit()
-                    self.future.set_running_or_notify_cancel()  # or wait() would not return
         return self._is_cancelled
 
     def end(self, reason: str) -> None:
