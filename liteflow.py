@@ -7795,8 +7795,7 @@ class WorkerPool:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
         server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
-            known = slot.server in (None, context) and slot.born >= runner.since
-            if slot.has_ended() or not known:
+            if slot.has_ended() or slot.server not in (None, context) or slot.born < runner.since:
                 self._idle.remove(slot)
                 self._count -= 1
                 slot.bury()
