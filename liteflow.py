@@ -7128,7 +7128,6 @@ class _SlotLog:
         self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
 
     def size(self) -> int:
-        """The file's size, in bytes."""
         return os.fstat(self.file).st_size
 
     def finish(
@@ -8725,7 +8724,6 @@ def _open_mark(folder: Path) -> io.BufferedReader:
 
 
 def _owner_lives(path: Path, owner: str | None) -> bool:
-    """Whether a run's owner is alive."""
     if owner in _owner_files:
         return True
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
