@@ -4435,7 +4435,8 @@ class _Store:
             try:
                 if not waits:
                     self._wait_for_disk(False)
-                execute(begin)
+                if begin:  # an empty statement may raise the last one's error anew (Python 3.13)
+                    execute(begin)
                 # Looked at within the transaction, during which nobody else can write to it.
                 wal = None if waits else _file_identity(f"{self.path}-wal")
                 if wal is not None and wal[1] > 0:

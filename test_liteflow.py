@@ -3634,6 +3634,19 @@ class FileTest(StoreCase):
         self.assertLess(len(steps), 5)
         self.assertEqual(store._connection.execute("PRAGMA freelist_count").fetchone(), (0,))
 
+    def test_space_is_given_back_once_another_process_has_let_go_of_the_lock(self):
+        run = self.grown()
+        store = liteflow._Store(self.db)
+        self.addCleanup(store.close)
+        store.change(run._row.id, lambda row: None, store.delete_run)
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(2):
+                with self.assertRaises(liteflow._Busy):
+                    store.give_back()
+        store.give_back()
+        self.assertEqual(store._connection.execute("PRAGMA freelist_count").fetchone(), (0,))
+
     def test_giving_back_ends_where_the_file_has_no_auto_vacuum(self):
         with contextlib.closing(sqlite3.connect(self.db)) as made:
             made.execute("PRAGMA journal_mode=WAL")
