@@ -1815,7 +1815,7 @@ class BaseSensorOperator(BaseOperator):
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
-            if _monotonic() - execution.waiting_since > timeout:
+            if _monotonic() - execution.clock + execution.job.waited > timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
@@ -5383,7 +5383,6 @@ class _Execution:
         self.pushed: dict[str, _XComRow] = {}
         self.exception: BaseException | None = None
         self.started, self.clock = time.time(), _monotonic()
-        self.waiting_since = _monotonic() - job.waited
         self._context: Context | None = None  # once it is asked for
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # values of placeholders: never rendered as templates
