@@ -5805,29 +5805,27 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
     of which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
-    if last is None or name is None:
+    if last is None:
         return
-    context, last.is_over = last.context, True
     state, started, ended = (facts or {}).get("last", (None, None, None))
-    if started is not None:  # it ran elsewhere: these are its times
-        context["ti"].start_date, context["ti"].end_date = _moment(started), _moment(ended)
-    if name.startswith("dag_"):
-        context["ti"].state = _TASK_STATES.get(state)
-        success = name == "dag_on_success_callback"
-        context["reason"] = reason
-        context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
-        last.variables.run(_call_back, last, last.task.dag, name.removeprefix("dag_"))
-        return
-    if last.exception is None and reason is not None:
-        last.exception = AirflowException(reason)
-    for each in name.split("+"):
-        for state, callback in _CALLBACK_OF.items():
+    for each in name.split("+") if name else ():
+        context, last.is_over = last.context, True
+        owner, ti = context["task"], context["ti"]
+        if started is not None:  # it ran elsewhere: these are its times
+            ti.start_date, ti.end_date = _moment(started), _moment(ended)
+        if each.startswith("dag_"):
+            owner, ti.state, context["reason"] = last.task.dag, _TASK_STATES.get(state), reason
+            success = each == "dag_on_success_callback"
+            context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
+        elif last.exception is None and reason is not None:
+            last.exception = AirflowException(reason)
+        for became, callback in _CALLBACK_OF.items():
             if callback == each:
-                context["ti"].state = state
-                context["ti"].end_date = context["ti"].end_date or _utcnow()
+                ti.state, ti.end_date = became, ti.end_date or _utcnow()
         if last.exception is not None and each != "on_skipped_callback":
             context["exception"] = last.exception
-        last.variables.run(_call_back, last, context["task"], each)
+        last.variables.run(_call_back, last, owner, each.removeprefix("dag_"))
+    last.forget_failure()
 
 
 def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
@@ -6476,8 +6474,6 @@ class _Worker:
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, why, of)
-        if last is not None:
-            last.forget_failure()
         self._flush()
         self.held = self.terminated = False
         self._own_output(math.inf)
@@ -8643,8 +8639,6 @@ class _InProcessRunner(_ExecutorRunner):
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
         _call_due(self._run, execution, job, due.name, due.reason, due.of)
-        if execution is not None:
-            execution.forget_failure()
         return job is not None or execution is not None
 
 
