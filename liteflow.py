@@ -4534,14 +4534,12 @@ class _Store:
 
     def claim_run(self, command: str | None) -> None:
         """Make this the run's owner: it begins, or goes on."""
-        owner, run_row, command = self.owner, self.run_row, command and _storable(command)
-        self._connection.execute(
-            "UPDATE dag_run SET resumed_date = CASE WHEN start_date IS NOT NULL THEN :now END, "
-            "start_date = coalesce(start_date, :now), state = 'running', owner = :owner, "
-            "owner_process = :who, reason = NULL, end_date = NULL, stop_requested = NULL, "
-            "command = :command WHERE id = :run_row",
-            {"now": _now(), "owner": owner, "who": _who(), "command": command, "run_row": run_row},
-        )
+        [row] = _select_runs(self._connection, id=self.run_row)
+        began = {"start_date" if row.start_date is None else "resumed_date": _now()}
+        whose = {"owner": self.owner, "owner_process": _who()}
+        past = dict.fromkeys(("reason", "end_date", "stop_requested"))
+        command = command and _storable(command)
+        self._set_run(row.id, state="running", command=command, **began, **whose, **past)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
         """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
