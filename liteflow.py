@@ -5062,9 +5062,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone. It has no id
     in it: tasks that differ in nothing else share it."""
-    also = "_upstream", "_downstream", "_conditions", "_map_functions"
-    known = task._known_settings
-    own = {name: value for name, value in vars(task).items() if name in known or name in also}
+    known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
+    own = {name: value for name, value in vars(task).items() if name in known}
     late = task._call()[1].get(_LATE, ())  # they hold results, and come with its arguments
     for name in (*_OFTEN_EMPTY, *late):
         if name in late or not own[name]:
@@ -5117,7 +5116,7 @@ def _canonical(value: Any) -> bytes:
     kind = type(value)
     if kind in (str, bytes, bool, int, float, complex, type(None)):
         return f"{kind.__name__} {value!r}".encode()  # in a repr no surrogate is left
-    if kind in (list, tuple, set, frozenset, dict):
+    if kind in _CONTAINERS:
         parts = map(_canonical, value.items() if kind is dict else value)
         ordered = parts if kind in (list, tuple) else sorted(parts)
         return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
@@ -5683,8 +5682,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)
         quits = type(failure).__name__ in ("BdbQuit", "SystemExit")  # pdb does, as it reads nothing
         if quits and in_pdb and sys.breakpointhook is _no_breakpoint:
-            where = failure.__traceback__
-            failure = RuntimeError(f"pdb in {_NO_TERMINAL}").with_traceback(where)
+            failure = RuntimeError(f"pdb in {_NO_TERMINAL}").with_traceback(failure.__traceback__)
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error = "fatal" if fatal else "failed", _traceback(failure)
         execution.exception = failure
