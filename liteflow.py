@@ -4515,10 +4515,9 @@ class _Store:
         )
         self.run_row = made.lastrowid or 0
 
-    def _set_run(self, run_row: int, condition: str = "", /, **values: Any) -> None:
-        terms = ", ".join(f"{name} = :{name}" for name in values)
-        query = f"UPDATE dag_run SET {terms} WHERE id = :run_row {condition}"
-        self._connection.execute(query, {**values, "run_row": run_row})
+    def _set_run(self, run_row: int, /, **values: Any) -> None:
+        query = f"UPDATE dag_run SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?"
+        self._connection.execute(query, (*values.values(), run_row))
 
     def queue_run(self, run_row: int) -> None:
         """Record that the run stands in line in this process, which is its owner by now."""
@@ -4672,11 +4671,6 @@ class _Store:
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
-    def request_stop(self, run_row: int) -> None:
-        """Ask the run's owner to stop it: its loop looks for that now and then."""
-        with self.transaction():
-            self._set_run(run_row, "AND state = 'running'", stop_requested=_now())
-
     def check_in_place(self) -> None:
         """Raises DatabaseError if the file was deleted or replaced: what is written is lost."""
         with contextlib.suppress(OSError):
@@ -4684,7 +4678,7 @@ class _Store:
                 return
         raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
-    # What people do to runs that have ended.
+    # What people do to runs.
 
     def change(
         self, run_row: int, check: Callable[[Any], object], act: Callable[..., None], *how: Any
@@ -4695,6 +4689,11 @@ class _Store:
             row = _find_run(self._connection, id=run_row)
             check(row)
             act(row, *how)
+
+    def request_stop(self, row: _Row) -> None:
+        """Ask the run's owner to stop it: its loop looks for that now and then."""
+        if row.state == "running":
+            self._set_run(row.id, stop_requested=_now())
 
     def clear(self, row: _Row, names: Iterable[tuple[str, int | None]], how: int) -> None:
         """Mark task instances to run again, and put the run to `queued`."""
@@ -12306,7 +12305,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         if run.refresh().state is DagRunState.FAILED:
             return _say(f"run {run.run_id!r} was queued, and will not begin")
     if run.owner_alive:
-        run._write(lambda store: store.request_stop(run._row.id))
+        run._write(lambda store: store.change(run._row.id, run._refuse_gone, store.request_stop))
         _say(f"asked run {run.run_id!r} to stop: {run._row.owner_process}")
         while run.refresh().owner_alive:
             time.sleep(0.2)

@@ -3207,7 +3207,7 @@ class StoreTest(StoreCase):
             store.claim_run(None)
             plan = liteflow._Plan(d)
             store.write_instances(plan.nodes)
-        store.request_stop(store.run_row)
+        store.change(store.run_row, bool, store.request_stop)
         begins = [s for s in said if s.startswith("BEGIN")]
         writes = [s for s in said if re.match("INSERT|UPDATE|DELETE|CREATE", s)]
         self.assertTrue(writes)
