@@ -4158,9 +4158,8 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite reports a full disk after some writes only, and a full quota never.
-    reads = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
     hint = ""
-    if primary == sqlite3.SQLITE_IOERR and error.sqlite_errorcode not in reads:
+    if primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname:
         hint = " (is the disk full?)"
     elif primary == sqlite3.SQLITE_CANTOPEN and os.access(path.parent, os.W_OK):
         hint = " (are too many files open, or is the disk full?)"
