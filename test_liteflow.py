@@ -13362,6 +13362,19 @@ class PlanGrowthTest(Case):
                     megabytes=20,
                 )
 
+    def test_the_constants_of_a_mapped_group_are_searched_once_for_all_of_its_tasks(self):
+        def group(tasks):
+            @task_group
+            def g(x):
+                for n in range(tasks):
+                    x = task(task_id=f"t{n}")(one_argument)(x)
+
+            with DAG("d"):
+                g.expand(x=[[n] * 10 for n in range(10_000)])
+
+        seconds = self.seconds_of(lambda: group(2))
+        self.assertLess(self.seconds_of(lambda: group(40)), seconds * 5 + 0.1)  # 20 times as long
+
     def test_a_limit_costs_little_beside_none(self):
         def flow(limit):
             with DAG("d", max_active_tasks=10**6) as d:
