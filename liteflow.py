@@ -2702,6 +2702,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
             raise TypeError(f"@dag {function.__name__}() {error}") from None
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
+        made.params.update(bound.arguments)
         for name, value in bound.arguments.items():
             bound.arguments[name] = made.param(name, value)
         with made:

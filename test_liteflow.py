@@ -999,6 +999,12 @@ class BuildingTest(Case):
         def build_other():
             pass
 
+        @dag
+        def unset(x=...):
+            pass
+
+        self.assert_raises(liteflow.ParamValidationError, "'x' must be JSON", unset)
+
         self.assertEqual(build_other().dag_id, "other")
         self.assertEqual(dag(build_other.__wrapped__)().dag_id, "build_other")
 
