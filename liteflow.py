@@ -122,8 +122,8 @@ class _LazyModule:
 TYPE_CHECKING = False  # a type checker takes it for true
 if not TYPE_CHECKING:
     for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing queue resource shlex shutil
-        signal socket sqlite3 tempfile traceback typing zlib""".split():
+        hashlib html importlib.util inspect logging mmap multiprocessing opcode queue resource shlex
+        shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
     # Stand-ins for what is typing's, which is long to import: annotations are text here.
@@ -168,6 +168,7 @@ else:
     import multiprocessing.connection
     import multiprocessing.context
     import multiprocessing.util
+    import opcode
     import queue
     import resource
     import shlex
@@ -5392,11 +5393,12 @@ class _Execution:
         task had in memory would stay until Python looks for such circles, its retries' beside it.
         """
         # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it may
-        # serve others (it passes on what it has caught).
-        suspends = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+        # serve others (it passes on what it has caught): such a frame stands at a yield.
+        suspends = bytes([opcode.opmap["YIELD_VALUE"]])
         if self.exception is not None:
             for frame, _ in traceback.walk_tb(self.exception.__traceback__):
-                if not frame.f_code.co_flags & suspends:
+                at = frame.f_lasti
+                if frame.f_code.co_code[at : at + 1] != suspends:
                     with contextlib.suppress(RuntimeError):  # it runs
                         frame.clear()
             self.exception = self._context = None

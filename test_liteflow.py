@@ -8613,12 +8613,20 @@ class PoolTest(QueueCase):
                 def skip():
                     table = Table()
                     raise AirflowSkipException
+                @task
+                async def wait():
+                    table = Table()
+                    try:
+                        raise ValueError
+                    except ValueError as error:
+                        kept = error
+                        raise
                 @task(trigger_rule="all_done")
                 def count():
                     kept = sum(type(o) in (Table, liteflow._Execution) for o in gc.get_objects())
                     gc.enable()
                     return kept
-                begin() >> [load(), skip(), Load(task_id="operator")] >> count()
+                begin() >> [load(), skip(), wait(), Load(task_id="operator")] >> count()
             """
         )
         with WorkerPool(1) as pool, concurrent.futures.ThreadPoolExecutor(1) as threads:
