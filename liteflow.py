@@ -7130,7 +7130,7 @@ class _SlotLog:
     ) -> list[tuple[_Attempt, int, str]]:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
         parts = self.take(attempt, end, output)
-        if end > self.start:
+        if end > self.start or self._dropped:  # by now the file may have been emptied
             counted = self._tail_size != end  # there is no more of it, or the file was emptied
             attempt.log_seen = self._head, self._dropped + (0 if counted else end - self._at)
         self.begin(end)

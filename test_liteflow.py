@@ -4237,17 +4237,21 @@ class WorkerTest(Case):
         self.assertRegex(log, r"(?s)^poke 1 .*\npoke 5 .*bytes cut \.\.\.\]\npoke 30 \.* end\n$")
 
     def test_what_is_cut_out_of_a_rescheduled_sensors_log_is_counted_once(self):
-        for limit in 10_000, 500:  # a file that is larger is emptied
+        # A file that is larger is emptied, as the poke runs or once it has ended.
+        for limit, looks in (10_000, 0), (500, 0), (500, 1):
             attempt = liteflow._Attempt(mock.Mock())
-            log = liteflow._SlotLog(str(self.folder / f"log-{limit}"))
+            log = liteflow._SlotLog(str(self.folder / f"log-{limit}-{looks}"))
             self.addCleanup(log.close)
             limits = {"_LOG_HEAD": 100, "_LOG_TAIL": 50, "_LOG_FILE_LIMIT": limit}
             with mock.patch.multiple(liteflow, **limits), open(log.path, "ab", 0) as file:
                 for size in 1000, 700, 400:
                     log.begin(log.start, *attempt.log_seen)
                     file.write(b"." * size)
-                    [*_, (_, _, text)] = log.finish(attempt, log.size())
-            self.assertEqual(text, "\n[... 1,950 bytes cut ...]\n" + "." * 50, limit)
+                    parts = [log.take(attempt, log.size(), runs=True) for _ in range(looks)]
+                    parts.append(log.finish(attempt, log.size()))
+                    [*_, (_, _, text)] = itertools.chain(*parts)
+            self.assertEqual(text, "\n[... 1,950 bytes cut ...]\n" + "." * 50, (limit, looks))
+            self.assertEqual(attempt.log_parts, 1)
 
     def test_tracebacks_are_the_users_own_and_name_the_reason_last(self):
         run = self.run_flow(
