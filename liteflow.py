@@ -2674,9 +2674,15 @@ def _importing_in_child() -> bool:
 
 
 @overload
-def dag(function: Callable[..., Any], /) -> Callable[..., Dag]: ...
+def dag(function: Callable[..., Any], /) -> Callable[..., Dag]:
+    """Bare."""
+
+
 @overload
-def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]: ...
+def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]:
+    """With an id or settings."""
+
+
 def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
