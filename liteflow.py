@@ -1608,7 +1608,8 @@ class _Argument(_Placeholder):
     of a mapped group, its `group_value`."""
 
     def __init__(self, look: str, name: str, *default: Any) -> None:
-        self.look, self.name, self.default = look, name, default
+        self.look, self.name = look, name
+        self.default = [x.default if isinstance(x, Param) else x for x in default]
 
     def _look_up(self, *pickled: object) -> tuple[Any, ...]:
         return self.look, self.name, *self.default
@@ -2561,7 +2562,6 @@ class Dag:
         to be handed to tasks (Airflow's `dag.param`)."""
         if default is not ...:
             self.params[name] = default
-        default = default.default if isinstance(default, Param) else default
         return _Argument("param", name, *(() if default is ... else (default,)))
 
     def cli(self, argv: Sequence[str] | None = None) -> NoReturn:
@@ -2709,9 +2709,9 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
             raise TypeError(f"@dag {function.__name__}() {error}") from None
         bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
-        made.params.update(bound.arguments)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = made.param(name, value)
+            made.params[name] = value
+            bound.arguments[name] = _Argument("param", name, value)
         with made:
             function(*bound.args, **bound.kwargs)
         return made
