@@ -156,6 +156,18 @@ def recorded_runs(dag_id, path):
         return []
 
 
+@contextlib.contextmanager
+def no_more_descriptors():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 class Case(unittest.TestCase):
     """A test with a folder of its own, which leaves nothing behind."""
 
@@ -3426,15 +3438,8 @@ class FileTest(StoreCase):
 
     def test_a_look_without_a_descriptor_asks_for_that(self):
         DAG("d").run(db_path=self.db)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-        try:
-            with self.assertRaisesRegex(DatabaseError, "too many files open"):
-                DAG("d").runs(db_path=self.db)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with no_more_descriptors(), self.assertRaisesRegex(DatabaseError, "too many files open"):
+            DAG("d").runs(db_path=self.db)
 
     def test_a_pipe_is_no_database_and_is_not_waited_for(self):
         os.mkfifo(self.db)
@@ -14684,15 +14689,8 @@ class ShortOfMemoryTest(FlowCase):
         self.addCleanup(sender.close)
         self.addCleanup(receiver.close)
         sender.send(("done",), [bytes(100_000)])
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-        try:
-            with self.assertRaisesRegex(OSError, "[Tt]oo many open files"):
-                receiver.receive()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with no_more_descriptors(), self.assertRaisesRegex(OSError, "[Tt]oo many open files"):
+            receiver.receive()
 
     def test_to_ask_for_room_takes_none(self):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
