@@ -6823,7 +6823,7 @@ class _ForkedServer:
         """Fork a worker that serves this end of a control pair. Raises OSError, EOFError."""
         with self._lock:
             try:
-                if self.is_gone or _process_state(self.pid) in ("T", "t"):
+                if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
                 self._requests.send((), file=control)
                 while (made := self._hear(timeout=5.0)) is None:  # seconds for it to fork
@@ -7012,8 +7012,7 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
 
 
 def _process_state(pid: int | None) -> str:
-    """The kernel's letter for a process's state ("R", "Z", or "T" and "t" where SIGSTOP or a
-    debugger has stopped it); "" if it is gone."""
+    """The kernel's letter for a process's state ("R", "S", "T", "Z"); "" if it is gone."""
     if not os.path.exists("/proc/self"):
         return _ps(f"-o stat= -p {pid or 0}")[:1]
     with contextlib.suppress(OSError):
@@ -7021,6 +7020,11 @@ def _process_state(pid: int | None) -> str:
         if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
             return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     return ""
+
+
+def _answers(pid: int | None) -> bool:
+    """Whether a process is not stopped, as by SIGSTOP or a debugger; true of one that is gone."""
+    return _process_state(pid) not in ("T", "t")
 
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
@@ -7584,7 +7588,7 @@ def _fork_server_answers() -> bool:
     server: Any = forkserver._forkserver
     if getattr(server, "_preload_modules", None) == ["__main__"]:  # nobody asked for anything else
         server.set_forkserver_preload([])
-    return _process_state(server._forkserver_pid) not in ("T", "t")
+    return _answers(server._forkserver_pid)
 
 
 def _cpus() -> int:
