@@ -105,7 +105,6 @@ if __name__ == "__main__":
     sys.exit(_code)
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 
 class _LazyModule:
@@ -121,9 +120,11 @@ class _LazyModule:
 
 TYPE_CHECKING = False  # a type checker takes it for true
 if not TYPE_CHECKING:
-    for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing opcode queue resource shlex
-        shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
+    for (
+        _name
+    ) in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob graphlib
+        hashlib html importlib.util inspect logging mmap multiprocessing opcode pathlib queue
+        resource shlex shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
     # Stand-ins for what is typing's, which is long to import: annotations are text here.
@@ -158,6 +159,7 @@ else:
     import ctypes
     import difflib
     import fcntl
+    import glob
     import graphlib
     import hashlib
     import html
@@ -169,6 +171,7 @@ else:
     import multiprocessing.context
     import multiprocessing.util
     import opcode
+    import pathlib
     import queue
     import resource
     import shlex
@@ -4139,21 +4142,21 @@ def _now() -> str:
     return _iso_of(time.time())
 
 
-def _database_path(db_path: _StrPath | None, dag: Dag | None) -> Path:
+def _database_path(db_path: _StrPath | None, dag: Dag | None) -> str:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
     asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
     given = next((path for path in asked if path is not None), "liteflow.db")
-    text = os.fspath(_is_path("db_path", given))
+    text: str = os.fspath(_is_path("db_path", given))
     if text in ("", ":memory:") or "\0" in text:
         raise DatabaseError(f"the database must be a file, found {text!r}: name one")
     try:
         # Links are followed once, here: SQLite keeps `-wal` beside the target, not the link.
-        return Path(os.path.realpath(text))
+        return os.path.realpath(text)
     except FileNotFoundError:
         raise DatabaseError(f"where is {text}? the working directory was removed") from None
 
 
-def _explain(error: BaseException, path: Path) -> NoReturn:
+def _explain(error: BaseException, path: str) -> NoReturn:
     """Raise a DatabaseError that says what an error of SQLite means; any other error as it is."""
     if not isinstance(error, sqlite3.Error):
         raise error
@@ -4171,21 +4174,22 @@ def _explain(error: BaseException, path: Path) -> NoReturn:
     hint = ""
     if primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname:
         hint = " (is the disk full?)"
-    elif primary == sqlite3.SQLITE_CANTOPEN and os.access(path.parent, os.W_OK):
+    elif primary == sqlite3.SQLITE_CANTOPEN and os.access(os.path.dirname(path), os.W_OK):
         hint = " (are too many files open, or is the disk full?)"
     raise DatabaseError(f"{path}: {error}{hint}") from None
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: str) -> None:
     """Raises DatabaseError where there can be no database."""
-    if path == Path():  # see _dag_run_of
+    if not path:  # see _dag_run_of
         raise DatabaseError("tasks on a foreign executor have no database to look into")
     why, mode, owner = None, 0o600, getattr(os, "geteuid", int)()  # of a file that would be made
+    folder = os.path.dirname(path)
     try:
         found = os.stat(path)
         mode, owner = found.st_mode, found.st_uid
     except (FileNotFoundError, NotADirectoryError):
-        why = None if path.parent.is_dir() else f"there is no directory {path.parent}"
+        why = None if os.path.isdir(folder) else f"there is no directory {folder}"
     except OSError as error:  # a folder that this user may not enter, say
         why = error.strerror
     else:
@@ -4206,7 +4210,7 @@ def _check_place(path: Path) -> None:
         raise DatabaseError(f"unable to open {path}: {why}")
 
 
-def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
+def _check_ours(db: sqlite3.Connection, path: str) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
     pragmas = ("PRAGMA application_id", "PRAGMA user_version")
     application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
@@ -4228,7 +4232,7 @@ def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
-def _check_before_run(path: Path) -> None:
+def _check_before_run(path: str) -> None:
     """Refuse a file that a run can't use before anything is started, without touching it."""
     if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
@@ -4238,14 +4242,15 @@ def _check_before_run(path: Path) -> None:
     _check_writable(path)
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: str) -> None:
     """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
     user's beside it, which the file's owner could not use."""
     _check_place(path)
     if os.access(path, os.F_OK) and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
-    if not os.access(path.parent, os.W_OK):
-        raise DatabaseError(f"{path.parent} can't be written: SQLite needs to, beside the database")
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK):
+        raise DatabaseError(f"{folder} can't be written: SQLite needs to, beside the database")
 
 
 def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[str, str], str]:
@@ -4258,9 +4263,10 @@ def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[s
     }
 
 
-def _copy_database(connection: sqlite3.Connection, target: Path) -> None:
+def _copy_database(connection: sqlite3.Connection, target: str) -> None:
     """Copy all of it, as the connection's snapshot has it, into a new file."""
-    target.unlink(missing_ok=True)  # of a try that was overtaken by a writer
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(target)  # of a try that was overtaken by a writer
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
@@ -4284,7 +4290,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read(
-    path: Path, look: Callable[..., T], *arguments: Any, most: int = _LOOK_LIMIT, **named: Any
+    path: str, look: Callable[..., T], *arguments: Any, most: int = _LOOK_LIMIT, **named: Any
 ) -> T:
     """What a look finds in the database, which is neither written nor created nor left locked.
 
@@ -4320,7 +4326,7 @@ def _askable(value: Any) -> Any:
     return min(value, 2**62) if isinstance(value, int) else value
 
 
-def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
+def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     mode = f"mode=ro{'' if wal else '&immutable=1'}"
     with _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
@@ -4333,9 +4339,9 @@ def _read_once(path: Path, wal: bool, most: int, look: Callable[[sqlite3.Connect
         return look(db)
 
 
-def _connected(path: Path, options: str, timeout: float) -> sqlite3.Connection:
-    """A connection to a file that is there; `Path.as_uri` would import urllib for it."""
-    escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.as_posix())
+def _connected(path: str, options: str, timeout: float) -> sqlite3.Connection:
+    """A connection to a file that is there; `Path.as_uri` would import urllib."""
+    escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.replace(os.sep, "/"))
     uri = f"file:///{escaped.removeprefix('/')}?{options}"
     with _in_sqlite:
         return sqlite3.connect(
@@ -4343,7 +4349,7 @@ def _connected(path: Path, options: str, timeout: float) -> sqlite3.Connection:
         )
 
 
-def _file_identity(path: str | Path) -> tuple[int, int, int] | None:
+def _file_identity(path: str) -> tuple[int, int, int] | None:
     """What differs once a file has been written; None if there is none."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
@@ -4365,7 +4371,7 @@ class _Store:
     still its owner's: what an owner that was taken over reports late raises AlreadyRunning.
     """
 
-    def __init__(self, path: Path, check: Callable[[], Any] = bool) -> None:
+    def __init__(self, path: str, check: Callable[[], Any] = bool) -> None:
         """Open the database, and make it if it is missing or empty; `check` is called while it is
         locked, and may raise. Raises DatabaseError."""
         self.path = path
@@ -4742,7 +4748,7 @@ class _Store:
                 before = free
 
 
-def _until_unlocked(path: Path, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
+def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
     """Call `act`, again and again while somebody else holds the write lock. Raises DatabaseError.
     `check` is called between, and may raise to end the wait."""
     deadline = _monotonic() + _LOCKED_LIMIT
@@ -5318,10 +5324,9 @@ def _is_inherited(module: str, path: str | None, line: int) -> bool:
 def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script runs only where that is the main one: the last statement above it
     that begins at the margin is like `if __name__ == "__main__":`."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         # A form feed ends no line for Python, and one before a line is no margin.
-        source = Path(path).read_text("utf-8", "replace").replace("\f", "")
-        for text in reversed(source.split("\n")[:line]):
+        for text in reversed(file.read().replace("\f", "").split("\n")[:line]):
             if text[:1].strip() and text[0] not in "#)]}\"'":
                 return text.startswith("if ") and "__name__" in text
     return False
@@ -5522,7 +5527,7 @@ class _Execution:
             why = "a foreign executor's workers get only those of direct upstream tasks, and of "
             why += "what they are mapped over only their element"
             raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
-        return _read(Path(path), select, row, most=_ROW_LIMIT, task_id=task_id, **which)
+        return _read(path, select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
     def pull(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, Any]]:
         """(map_index, value) of a task's XComs of one key, its own pushes included: of an index,
@@ -6645,14 +6650,19 @@ def _no_breakpoint(*args: object, **kwargs: object) -> None:
 def _child_pids() -> set[int]:
     """The process's living children; where the system does not list them, one 0 for all of them."""
     found: set[int] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
+    for path in glob.glob("/proc/self/task/*/children"):
         with contextlib.suppress(OSError):
-            found.update(map(int, path.read_bytes().split()))
+            found.update(map(int, _bytes_of(path).split()))
     with contextlib.suppress(ChildProcessError):
         while not found:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 found.add(0)
     return found
+
+
+def _bytes_of(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _ps(asked: str) -> str:
@@ -6922,7 +6932,7 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     is_read_only = not flags & (os.O_WRONLY | os.O_RDWR)
     harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read_only or flags & os.O_APPEND))
     # A lock on it would be held for as long as a worker lives.
-    return not harmless or b"\nlock:" in Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
+    return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 
 
 def _is_guarded() -> bool:
@@ -7018,7 +7028,7 @@ def _process_state(pid: int | None) -> str:
     with contextlib.suppress(OSError):
         # As bytes: the process's name in it may be cut within a character, or hold anything.
         if os.readlink("/proc/self") == str(os.getpid()):  # else /proc is another namespace's
-            return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+            return _bytes_of(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0].decode()
     return ""
 
 
@@ -7065,7 +7075,7 @@ class _Runner:
         """
         return set()
 
-    def open_logs(self, folder: Path, run_row: int) -> None:
+    def open_logs(self, folder: str, run_row: int) -> None:
         """The run is recorded, and its private folder is there: jobs may be started."""
 
     def room(self, jobs: int) -> int:
@@ -7647,7 +7657,7 @@ class WorkerPool:
         self._runners: set[_SlotRunner] = set()  # of all runs that use it
         self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
-        self._latest_path: Path | None = None  # of the latest run's file ...
+        self._latest_path: str | None = None  # of the latest run's file ...
         self._kept_store: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
 
@@ -7727,7 +7737,7 @@ class WorkerPool:
             self._end_server()
             self._close_file()  # no run takes it any more
 
-    def _take_file(self, path: Path) -> _Store | None:
+    def _take_file(self, path: str) -> _Store | None:
         """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
             if self._closed or self._kept_store is None or self._kept_store.path != path:
@@ -7740,7 +7750,7 @@ class WorkerPool:
         store.close()
         return None
 
-    def _has_file(self, path: Path) -> bool:
+    def _has_file(self, path: str) -> bool:
         """Whether an earlier run left it open, which has checked it."""
         with self._lock, contextlib.suppress(DatabaseError):
             if self._kept_store is not None and self._kept_store.path == path:
@@ -7973,8 +7983,8 @@ class _SlotRunner(_Runner):
         slot.wire.folder = None  # it was that of an earlier run
         slot.send("join", self._info, self._tasks if self._found is None else ())
 
-    def open_logs(self, folder: Path, run_row: int) -> None:
-        self._info["run_row"], self._ours.folder = run_row, str(folder)
+    def open_logs(self, folder: str, run_row: int) -> None:
+        self._info["run_row"], self._ours.folder = run_row, folder
         for slot in self._slots:
             self._let_work(slot)
 
@@ -8594,7 +8604,7 @@ class _InProcessRunner(_ExecutorRunner):
         self._run.info = info
         return set()
 
-    def open_logs(self, folder: Path, run_row: int) -> None:
+    def open_logs(self, folder: str, run_row: int) -> None:
         self._run.info["run_row"] = run_row
 
     def room(self, jobs: int) -> int:
@@ -8662,7 +8672,7 @@ def _who() -> str:
 
 
 @contextlib.contextmanager
-def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
+def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
     """An owner for a run, and its private folder beside the database, for its workers' logs (not
     in /tmp, which is often memory), with a file that the kernel keeps locked while the run lasts.
 
@@ -8678,13 +8688,13 @@ def _owned_folder(path: Path) -> Iterator[tuple[str, Path]]:
         mode = 0o700 if found.st_uid == os.geteuid() and not found.st_mode & 0o044 else mode
     while True:
         owner = os.urandom(8).hex()
-        folder = path.with_name(f"{path.name}-run-{owner}")
+        folder = f"{path}-run-{owner}"
         file = -1
         try:
             os.mkdir(folder, mode)  # by calls that tests of tasks seldom replace
-            file = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            file = os.open(f"{folder}/owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
-            if _lock(file, shared=False) and os.access(folder / "owner", os.F_OK):
+            if _lock(file, shared=False) and os.access(f"{folder}/owner", os.F_OK):
                 break
         except OSError as error:
             if file >= 0:
@@ -8720,19 +8730,19 @@ def _lock(file: int, shared: bool) -> bool:
     return True
 
 
-def _open_mark(folder: Path) -> io.BufferedReader:
+def _open_mark(folder: str) -> io.BufferedReader:
     """Open the owner's file, but not through a link. Raises OSError."""
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return open(folder / "owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
+    return open(f"{folder}/owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
 
 
-def _owner_lives(path: Path, owner: str | None) -> bool:
+def _owner_lives(path: str, owner: str | None) -> bool:
     if owner in _owner_files:
         return True
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
         return False
     try:
-        with _open_mark(path.with_name(f"{path.name}-run-{owner}")) as mark:
+        with _open_mark(f"{path}-run-{owner}") as mark:
             return not _lock(mark.fileno(), shared=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -8740,24 +8750,25 @@ def _owner_lives(path: Path, owner: str | None) -> bool:
         return True
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: str) -> None:
     """Remove the folders of dead owners: only what bears our mark, and never through a link."""
+    folder, name = os.path.split(path)
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
         # By name first: a folder like /tmp may hold thousands of others.
-        ours = f"{path.name}-run-"
-        names = [name for name in os.listdir(path.parent) if name.startswith(ours)]
-    for folder in map(path.with_name, names):
-        with contextlib.suppress(OSError), _open_mark(folder) as mark:
+        names = [each for each in os.listdir(folder) if each.startswith(f"{name}-run-")]
+    for each in names:
+        owned = os.path.join(folder, each)
+        with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the name may be there, and nothing of what was written.
             marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
             # Shared, as by who asks whether the owner lives: he must not be told so by this lock.
             if marked and _lock(mark.fileno(), shared=True):
-                _remove_folder(folder)
+                _remove_folder(owned)
 
 
-def _remove_folder(folder: Path) -> None:
+def _remove_folder(folder: str) -> None:
     """Remove an owner's folder, if it bears our mark; by its descriptor, as where others can make
     files a link may have taken its place since it was looked at."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -8768,9 +8779,9 @@ def _remove_folder(folder: Path) -> None:
         names = os.listdir(folder if at is None else at)
         names.remove("owner")  # it goes last, as it says whose the rest is
         for name in (*names, "owner"):
-            os.unlink(folder / name if at is None else name, dir_fd=at)
+            os.unlink(f"{folder}/{name}" if at is None else name, dir_fd=at)
     with contextlib.suppress(OSError):  # it may be empty: not listed, for want of a descriptor
-        folder.rmdir()
+        os.rmdir(folder)
 
 
 def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
@@ -9778,7 +9789,7 @@ class _Run(_Start):
             self._forced = True
             self.plan.doomed = list(self._attempts)
 
-    def _cut_off(self, folder: Path) -> None:
+    def _cut_off(self, folder: str) -> None:
         """The run was closed by an error: what runs has no end that could be recorded."""
         self._batch = _Batch()
         self.runner.open_logs(folder, self._store.run_row)  # the error may have come before
@@ -9932,7 +9943,7 @@ class _InLine:
             self.future.set_result(found)
 
 
-def _is_left(row: _Row, path: Path) -> bool:
+def _is_left(row: _Row, path: str) -> bool:
     """Whether the run lost its process, and is nobody's: what `recover` goes on with."""
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
     cut_off = row.state == "running" or row.reason in why.get(row.state, ())
@@ -9951,15 +9962,15 @@ class _RunLine:
         self._pool = pool
         self._changed = threading.Condition(threading.RLock())
         # Of each DAG and file, in order of arrival; and how many of them run here.
-        self._waiting: dict[tuple[Path, str], collections.deque[_InLine]] = {}
-        self._active: collections.Counter[tuple[Path, str]] = collections.Counter()
+        self._waiting: dict[tuple[str, str], collections.deque[_InLine]] = {}
+        self._active: collections.Counter[tuple[str, str]] = collections.Counter()
         self.threads: set[threading.Thread] = set()  # in which futures' callbacks are called, too
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing = threading.RLock()  # as it knows whose it is
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
-        self._files: dict[Path, tuple[_Store, contextlib.ExitStack]] = {}
+        self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
     def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
@@ -9977,7 +9988,7 @@ class _RunLine:
         rows: list[_Row] = []
         with contextlib.suppress(_Empty):
             look = functools.partial(_select_runs, dag_id=dag.dag_id, not_yet="success")
-            rows = _read(path, look)[::-1] if path.exists() else []
+            rows = _read(path, look)[::-1] if os.path.exists(path) else []
         left = [row.run_id for row in rows if _is_left(row, path)]
         return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
@@ -9988,7 +9999,7 @@ class _RunLine:
             raise RuntimeError("the WorkerPool is shut down")
         return _Run(dag, executor=_LATER, **options)
 
-    def write(self, path: Path, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
+    def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
         the disk). Returns the owner of the runs that wait here, as `entry` will."""
         writes: Any = self._writing
@@ -10011,7 +10022,7 @@ class _RunLine:
             _until_unlocked(path, lambda: act(store))
             return store.owner
 
-    def _close_some(self, replaced: Path) -> None:
+    def _close_some(self, replaced: str) -> None:
         """Close a file in whose place is another one, and those beyond some that have no runs."""
         used = {entry.path for entry in self._entries if not entry.future.done()}
         spare = [path for path in self._files if path not in {replaced, *used}]
@@ -10248,7 +10259,7 @@ def _running_instance(execution: _Execution) -> TaskInstance:
 def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     """A task instance as it is stored, or as it stood at the attempt of the row."""
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, max(-1, row.map_index))
-    ti._db_path = run.db_path
+    ti._db_path = run._path
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
@@ -10270,8 +10281,8 @@ class DagRun:
 
     run_type = "manual"
 
-    def __init__(self, row: _Row, path: Path) -> None:
-        self.db_path = path
+    def __init__(self, row: _Row, path: str) -> None:
+        self._path = path
         self._row = row
         self.dag_id: str = row.dag_id
         self.run_id: str = row.run_id
@@ -10288,6 +10299,11 @@ class DagRun:
         self.data_interval_start = self.data_interval_end = self.logical_date
 
     @property
+    def db_path(self) -> pathlib.Path:
+        """The database that the run is recorded in."""
+        return pathlib.Path(self._path)
+
+    @property
     def duration(self) -> float | None:
         """Seconds that the run took, without pauses before a resume; None until it has ended."""
         return _run_seconds(self._row)
@@ -10298,7 +10314,7 @@ class DagRun:
         run has ended. Where that process is gone the run is read again, as by `refresh`."""
         if self._row.state not in ("running", "queued"):
             return False
-        alive = _owner_lives(self.db_path, self._row.owner)
+        alive = _owner_lives(self._path, self._row.owner)
         if not alive:  # all that it has recorded is there now
             with contextlib.suppress(AirflowException):  # the run may have been deleted
                 self.refresh()
@@ -10311,7 +10327,7 @@ class DagRun:
 
     def refresh(self) -> DagRun:
         """Read the run again, in place. Raises RunNotFound if it was deleted."""
-        vars(self).update(vars(_read_run(self.db_path, self.dag_id, self.run_id)))
+        vars(self).update(vars(_read_run(self._path, self.dag_id, self.run_id)))
         return self
 
     def get_task_instances(self, state: str | Iterable[str] | None = None) -> list[TaskInstance]:
@@ -10349,7 +10365,7 @@ class DagRun:
         def look_at_both(db: sqlite3.Connection, run_row: int, **which: Any) -> tuple[Any, T]:
             return _find_run(db, id=run_row), look(db, run_row, **which)
 
-        row, found = _read(self.db_path, look_at_both, self._row.id, **which)
+        row, found = _read(self._path, look_at_both, self._row.id, **which)
         self._refuse_gone(row)
         return found
 
@@ -10368,7 +10384,7 @@ class DagRun:
             return values[0].value if bare else [row.value for row in values]
         found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id)
-        now = _read_run(self.db_path, self.dag_id, self.run_id)._row  # perhaps pruned since
+        now = _read_run(self._path, self.dag_id, self.run_id)._row  # perhaps pruned since
         if now.values_deleted is not None:  # a None would be taken for the value
             raise XComNotFound(f"the values of run {self.run_id!r} were deleted (prune --values)")
         if key != "return_value":
@@ -10383,7 +10399,7 @@ class DagRun:
         return self._values()
 
     def _values(self, **which: Any) -> list[XCom]:
-        script = _load_dag(self.dag_id, self.db_path).fileloc
+        script = _load_dag(self.dag_id, self._path).fileloc
         rows = self._look(_select_values, most=_ROW_LIMIT, **which)
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
@@ -10431,18 +10447,18 @@ class DagRun:
         return named
 
     def _write(self, act: Callable[[_Store], None]) -> None:
-        with contextlib.closing(_Store(self.db_path)) as store:
-            _until_unlocked(self.db_path, lambda: act(store))
+        with contextlib.closing(_Store(self._path)) as store:
+            _until_unlocked(self._path, lambda: act(store))
 
     def _refuse_gone(self, row: _Row | None) -> _Row:
         if row is None or (row.dag_id, row.run_id) != (self.dag_id, self.run_id):
-            raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r} in {self.db_path}")
+            raise RunNotFound(f"DAG {self.dag_id!r} has no run {self.run_id!r} in {self._path}")
         return row
 
     def _refuse_live(self, row: _Row | None) -> _Row:
         """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
         row = self._refuse_gone(row)
-        if row.state == "running" and _owner_lives(self.db_path, row.owner):
+        if row.state == "running" and _owner_lives(self._path, row.owner):
             raise _refusal(row, "; stop it first")
         return row
 
@@ -10511,15 +10527,15 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
     """The `dag_run` of a running task's context."""
     known = {**info, "id": info["run_row"], "state": "running", "conf": json.dumps(info["conf"])}
     row = _Row(**{name: known.get(name) for name in _COLUMNS["dag_run"]})
-    return DagRun(row, Path(info["db_path"] or "."))
+    return DagRun(row, info["db_path"] or "")
 
 
-def _read_runs(path: Path, dag_id: str | None, **asked: Any) -> list[DagRun]:
+def _read_runs(path: str, dag_id: str | None, **asked: Any) -> list[DagRun]:
     """Runs, newest first; `asked` narrows them down, see `_ASKED_OF`."""
     return [DagRun(row, path) for row in _read(path, _select_runs, dag_id=dag_id, **asked)]
 
 
-def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
+def _read_run(path: str, dag_id: str, run_id: str) -> DagRun:
     row = _read(path, _find_run, dag_id=dag_id, run_id=_of_type(str)("run_id", run_id))
     if row is None:
         known = [run.run_id for run in _read(path, _select_run_ids, dag_id=dag_id)]
@@ -10527,7 +10543,7 @@ def _read_run(path: Path, dag_id: str, run_id: str) -> DagRun:
     return DagRun(row, path)
 
 
-def _load_dag(dag_id: str, path: Path) -> Dag:
+def _load_dag(dag_id: str, path: str) -> Dag:
     rows = _read(path, _select_dags, dag_id=str(dag_id))
     found = next((row for row in rows if row.dag_id == dag_id), None)
     if found is None:
@@ -10548,7 +10564,7 @@ def _local_time(moment: _datetime.datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
-def _chosen_run(path: Path, name: str | None) -> DagRun:
+def _chosen_run(path: str, name: str | None) -> DagRun:
     """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
     of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
     several do."""
@@ -10963,9 +10979,9 @@ def _print(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _typed(*words: str | Path) -> str:
-    """Words of a command as one types them, a path so that it holds in any folder."""
-    return " ".join(_quoted(os.path.abspath(x) if isinstance(x, Path) else x) for x in words)
+def _typed(*words: str) -> str:
+    """Words of a command as one types them."""
+    return " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
@@ -10980,7 +10996,7 @@ def _quoted(word: str) -> str:
     return f"$'{''.join(escaped)}'"
 
 
-def _command(start: str, *words: str | Path) -> str:
+def _command(start: str, *words: str) -> str:
     """A command to be pasted: one line, so that no id in a harmful file looks like another one."""
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
@@ -10995,11 +11011,12 @@ def _python() -> str:
 
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
-    here = Path(__file__).absolute()
-    installed = {"site-packages", "dist-packages"} & {*here.parts}
-    if here.exists() and not installed:
+    here = os.path.abspath(__file__)
+    installed = {"site-packages", "dist-packages"} & {*here.split(os.sep)}
+    if os.path.exists(here) and not installed:
         return f"{_python()} {_typed(here)}"
-    path = "" if installed else f"PYTHONPATH={_typed(here.parents[__name__.count('.')])} "  # a zip
+    above = os.path.abspath(f"{here}/..{'/..' * __name__.count('.')}")
+    path = "" if installed else f"PYTHONPATH={_typed(above)} "  # a zip
     return f"{path}{_python()} -m {__name__}"
 
 
@@ -11027,7 +11044,7 @@ class _Failure:
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
         if left_out := _left_out(ti.task_id, seen):
             self.follows.append(f"not run for it: {_few(left_out)}")
-        self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run.db_path)
+        self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run._path)
 
 
 def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
@@ -11133,13 +11150,13 @@ def _failed_callbacks(run: DagRun) -> list[str]:
 
 def _script_command(run: DagRun, *options: str) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
-    file = _load_dag(run.dag_id, run.db_path).fileloc or ""
+    file = _load_dag(run.dag_id, run._path).fileloc or ""
     start = run._row.command
     if not start and os.path.isfile(file):
         start = _command(_own_command(), "run", file, run.dag_id)
     # One that begins with a dash would be taken for an option.
     which = [f"--run-id={run.run_id}"] if run.run_id[:1] == "-" else ["--run-id", run.run_id]
-    return _command(start, *options, *which, "--db", run.db_path) if start else ""
+    return _command(start, *options, *which, "--db", run._path) if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -11387,7 +11404,7 @@ def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]
         "tasks": _counts_of(instances),
         "logical date": run.logical_date or "",
         "conf": json.dumps(run.conf, ensure_ascii=False) if run.conf else "",
-        "database": run.db_path,
+        "database": run._path,
         "values": "deleted (prune --values)" if run._row.values_deleted else "",
         "reason": run.reason or "",
     }
@@ -11471,7 +11488,7 @@ def _grid_cell(line: _Line) -> _Html:
     return _html("td", _STYLES[line.style].sign.strip(), class_=line.style, title=words)
 
 
-def _file_page(path: Path) -> str:
+def _file_page(path: str) -> str:
     """All DAGs of a file with their last runs, and what failed in the newest of each."""
     rows, sections = [], []
     for found in _read(path, _select_histories):
@@ -11639,7 +11656,7 @@ class _Report:
         self._drawn = len(lines)
         _say(text, end="")
 
-    def began(self, dag: Dag, run_id: str, path: Path, plan: _Plan) -> None:
+    def began(self, dag: Dag, run_id: str, path: str, plan: _Plan) -> None:
         self._plan, self._began = plan, _monotonic()  # it may have waited in line before
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
@@ -11774,7 +11791,9 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    command = f"{_python()} {_typed(Path(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
+    command = (
+        f"{_python()} {_typed(os.path.abspath(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
+    )
     if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
         command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
     own = len(sys.argv) - len(argv or ())
@@ -11789,7 +11808,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
     its recorded inputs; `command` starts the same program again, from this folder."""
     if options.task is None:
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
-            command = command and f"cd {_typed(Path.cwd())} && {command}"
+            command = command and f"cd {_typed(os.getcwd())} && {command}"
         return _run_by_options(dag, options, command)
     _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
     try:
@@ -11933,17 +11952,17 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
 
 def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     """Run a DAG of a file, loaded as a worker loads a script: nothing below its main guard runs."""
-    path = Path(options.file).absolute()
+    path = os.path.abspath(options.file)
     if not os.path.isfile(path):
         is_folder = os.path.isdir(path)
         raise _UsageError(f"{path} is a directory" if is_folder else f"there is no file {path}")
     main_module = types.ModuleType("__mp_main__")
-    main_module.__file__ = str(path)
+    main_module.__file__ = path
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module
-    sys.path.insert(0, str(path.parent))
-    sys.argv = [str(path)]
+    sys.path.insert(0, os.path.dirname(path))
+    sys.argv = [path]
     try:
-        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(main_module))
+        exec(compile(_bytes_of(path), path, "exec", dont_inherit=True), vars(main_module))
     except (Exception, SystemExit) as error:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
@@ -12000,7 +12019,7 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         raise _UsageError("--url prints a link: leave --output out")
     if options.gantt and options.direction:
         raise _UsageError("a gantt has no --direction")
-    if output is not None and output.suffix == ".md":
+    if output is not None and output.endswith(".md"):
         if options.gantt:
             raise _UsageError("a page has both diagrams: leave --gantt out")
         text = _markdown_of(run, options.direction)
@@ -12034,17 +12053,17 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
         return _print(text)
     if os.path.realpath(output) == os.path.realpath(options.db):
         raise _UsageError(f"{output} is the database: name another file")
-    with _writing(output) as coming:
+    with _writing(pathlib.Path(output)) as coming:
         coming.write_text(text, encoding="utf-8")
     return _tell(options, f"wrote {output}")
 
 
 @contextlib.contextmanager
-def _writing(target: Path) -> Iterator[Path]:
+def _writing(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A path to write to; that file takes the target's place once it is whole, so that others read
     the old one or the new one. A pipe or a device is written to itself; a link is followed."""
-    real = Path(os.path.realpath(target))  # a link in a circle is its own target
-    coming = Path(f"{real}.{os.urandom(4).hex()}")
+    real = pathlib.Path(os.path.realpath(target))  # a link in a circle is its own target
+    coming = pathlib.Path(f"{real}.{os.urandom(4).hex()}")
     try:
         if target.exists() and not target.is_file():
             yield target
@@ -12122,7 +12141,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
     return int(options.check and bool(dags))
 
 
-def _trouble_of(path: Path, dag: Mapping[str, Any], since: str | None) -> str | None:
+def _trouble_of(path: str, dag: Mapping[str, Any], since: str | None) -> str | None:
     """Why a DAG is in trouble, or None: its newest run is no success, or none was one `since` then.
     Of a run that is under way nothing is known yet: the one before it counts."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
@@ -12390,14 +12409,14 @@ def _cmd_prune(options: argparse.Namespace) -> None:
         for run in runs:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         return _say(f"would delete {what}")
-    size = options.db.stat().st_size
+    size = os.path.getsize(options.db)
     if runs:
         _prune(options.db, runs, options.values)
-    saved = max(0, size - options.db.stat().st_size)
+    saved = max(0, size - os.path.getsize(options.db))
     _tell(options, f"deleted {what}: {saved:,} bytes given back")
 
 
-def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
+def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
     """Delete the runs one by one, so that others are never kept waiting for long."""
     with contextlib.closing(_Store(path)) as store:
         act = store.drop_values if values else store.delete_run
@@ -12410,11 +12429,11 @@ def _prune(path: Path, runs: Iterable[DagRun], values: bool) -> None:
 
 def _cmd_backup(options: argparse.Namespace) -> None:
     """Copy the database, also a live one, as it is at one moment."""
-    target = Path(options.file).absolute()
+    target = pathlib.Path(options.file).absolute()
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
     with _writing(target) as coming:
-        _read(options.db, _copy_database, coming)
+        _read(options.db, _copy_database, os.fspath(coming))
     _tell(options, f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 
 
@@ -12579,8 +12598,8 @@ def _long_ago(count: str, unit: str, date: str | None) -> str:
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])|(\d{4}-.*)", _long_ago, "a date, or an age as 24h or 7d"),
-    "PICTURE": (r".*\.(?:mmd|md)", Path, "a file that ends in .mmd (the diagram) or .md (a page)"),
-    "FILE.html": (r".+(?<!\.py)(?<!\.db)", Path, "a file for a page, no .py and no .db"),
+    "PICTURE": (r".*\.(?:mmd|md)", str, "a file that ends in .mmd (the diagram) or .md (a page)"),
+    "FILE.html": (r".+(?<!\.py)(?<!\.db)", str, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
     # At most 18 digits: SQLite's numbers have 64 bits.
     "N": (r"\d{1,18}", int, "a whole number, not negative"),

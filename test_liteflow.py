@@ -284,7 +284,7 @@ class Case(unittest.TestCase):
         """A store, and an attempt that it holds as running."""
         with DAG("d") as d:
             task(sample)(1)
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         self.addCleanup(store.close)
         plan = liteflow._Plan(d)
         plan.settle()
@@ -1646,7 +1646,7 @@ class RefusalsTest(Case):
             (ValueError, "not both", {"executor": pool(), "mp_context": "spawn"}),
         ):
             self.refused(error, said, self.dag.run, db_path=self.db, **wrong)
-        liteflow._Store(self.db).close()
+        liteflow._Store(str(self.db)).close()
         again = {"resume": True, "db_path": self.db}
         self.refused(liteflow.RunNotFound, "no run yet: nothing to resume", self.dag.run, **again)
 
@@ -3049,8 +3049,8 @@ class StoreTest(StoreCase):
             )
         }
         aside = lambda db: db.execute("PRAGMA temp_store").fetchall()  # noqa: E731
-        self.assertEqual(liteflow._read(self.db, aside), [(2,)])  # no files in $TMPDIR
-        with contextlib.closing(liteflow._Store(self.db)) as store:
+        self.assertEqual(liteflow._read(str(self.db), aside), [(2,)])  # no files in $TMPDIR
+        with contextlib.closing(liteflow._Store(str(self.db))) as store:
             [(pragmas["temp_store"],)] = store.look(aside)
         self.assertEqual(
             pragmas,
@@ -3075,7 +3075,7 @@ class StoreTest(StoreCase):
             DAG("d").run(db_path=self.db)
 
     def test_another_file_in_the_place_of_the_database_is_noticed(self):
-        with contextlib.closing(liteflow._Store(self.db)) as store:
+        with contextlib.closing(liteflow._Store(str(self.db))) as store:
             store.check_in_place()
             shutil.copy(self.db, self.folder / "other")
             (self.folder / "other").rename(self.db)
@@ -3095,12 +3095,12 @@ class StoreTest(StoreCase):
                 return waits(store)[0] == 1
 
         always = [1, liteflow._WAL_PAGES]
-        with contextlib.closing(liteflow._Store(self.db)) as store:
+        with contextlib.closing(liteflow._Store(str(self.db))) as store:
             self.assertEqual(waits(store), always)
             self.assertTrue(write(store, "a"))  # its tables were the first to come
         with (
-            contextlib.closing(liteflow._Store(self.db)) as store,
-            contextlib.closing(liteflow._Store(self.db)) as other,
+            contextlib.closing(liteflow._Store(str(self.db))) as store,
+            contextlib.closing(liteflow._Store(str(self.db))) as other,
         ):
             self.assertEqual(waits(store), always)
             with self.assertRaises(ZeroDivisionError), store.transaction(waits=False):
@@ -3215,7 +3215,7 @@ class StoreTest(StoreCase):
     def test_every_write_begins_immediate(self):
         with DAG("d") as d:
             task(sample)(1)
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         self.addCleanup(store.close)
         said = []
         store._connection.set_trace_callback(said.append)
@@ -3305,7 +3305,7 @@ class StoreTest(StoreCase):
             time.sleep(0.1)
             left.append(db)
 
-        thread = threading.Thread(target=liteflow._read, args=(self.db, look))
+        thread = threading.Thread(target=liteflow._read, args=(str(self.db), look))
         thread.start()
         inside.wait()
         with warnings.catch_warnings(action="ignore"):  # of threads
@@ -3330,7 +3330,7 @@ class StoreTest(StoreCase):
             return read(*arguments)
 
         with mock.patch.object(liteflow, "_read_once", late):
-            self.assertEqual(len(liteflow._read_runs(self.db, None)), 1)
+            self.assertEqual(len(liteflow._read_runs(str(self.db), None)), 1)
 
     def test_a_lock_that_stays_is_named_with_file_and_seconds(self):
         self.small()
@@ -3372,7 +3372,7 @@ class StoreTest(StoreCase):
         with DAG("big") as dag:
             task(task_id="a")(lambda: bytes(2_000_000))()
         dag.test(db_path=self.db)
-        with contextlib.closing(liteflow._Store(self.db)) as store:
+        with contextlib.closing(liteflow._Store(str(self.db))) as store:
             store.change(1, lambda row: None, store.delete_run)
             self.assertLess(os.path.getsize(f"{self.db}-wal"), 200_000)
 
@@ -3543,7 +3543,7 @@ class FileTest(StoreCase):
                 return lock(file, shared)
 
             with mock.patch.object(liteflow, "_lock", late):
-                liteflow._sweep(self.db)
+                liteflow._sweep(str(self.db))
             self.assertTrue((dead / "file").exists())
             dead.unlink() if dead.is_symlink() else shutil.rmtree(dead)
             shutil.rmtree(self.folder / "aside")
@@ -3556,17 +3556,17 @@ class FileTest(StoreCase):
         seen = []
 
         def remove(folder):
-            seen.append(liteflow._owner_lives(self.db, "ab" * 8))
+            seen.append(liteflow._owner_lives(str(self.db), "ab" * 8))
 
         with mock.patch.object(liteflow, "_remove_folder", remove):
-            liteflow._sweep(self.db)
+            liteflow._sweep(str(self.db))
         self.assertEqual(seen, [False])
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_a_sweep_keeps_nothing_open(self):
         (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
         before = os.listdir("/proc/self/fd")
-        liteflow._sweep(self.db)
+        liteflow._sweep(str(self.db))
         self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
 
     @unittest.skipUnless(os.geteuid() == 0, "makes files of another user")
@@ -3616,7 +3616,13 @@ class FileTest(StoreCase):
             pass
         run = d.run(db_path=self.db)
         prune = types.SimpleNamespace(
-            db=self.db, dag=None, keep=0, older_than=None, values=False, dry_run=False, quiet=True
+            db=str(self.db),
+            dag=None,
+            keep=0,
+            older_than=None,
+            values=False,
+            dry_run=False,
+            quiet=True,
         )
         with mock.patch.object(os, "access", lambda path, mode: mode != os.W_OK):
             for act in (run.delete, lambda: liteflow._cmd_prune(prune)):
@@ -3636,7 +3642,7 @@ class FileTest(StoreCase):
 
     def test_space_is_given_back_in_few_steps(self):
         run, statements = self.grown(), []
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         self.addCleanup(store.close)
         store.change(run._row.id, lambda row: None, store.delete_run)
         store._connection.set_trace_callback(statements.append)
@@ -3647,7 +3653,7 @@ class FileTest(StoreCase):
 
     def test_space_is_given_back_once_another_process_has_let_go_of_the_lock(self):
         run = self.grown()
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         self.addCleanup(store.close)
         store.change(run._row.id, lambda row: None, store.delete_run)
         with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
@@ -10619,7 +10625,7 @@ class RunnersTest(Case):
             """
         )
         module.DB = self.db
-        with contextlib.closing(liteflow._Store(self.db)) as store, store.transaction():
+        with contextlib.closing(liteflow._Store(str(self.db))) as store, store.transaction():
             store.create_run(module.dag, "dead", None, {})
             store.queue_run(store.run_row)
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
@@ -13757,7 +13763,7 @@ class SubmitTest(FlowCase):
         self.flows.dag.max_active_runs = 1
         self.flows.dag.run(db_path=self.db, executor=pool(), run_id="other")
         lock = contextlib.ExitStack()
-        owner, _ = lock.enter_context(liteflow._owned_folder(self.db))
+        owner, _ = lock.enter_context(liteflow._owned_folder(str(self.db)))
         self.abandon(owner, running=False)
         return lock
 
@@ -13878,7 +13884,7 @@ class SubmitTest(FlowCase):
         with WorkerPool(1, max_runs=1) as pool:
             first, gone, cleared = self.hold(pool, *"abc")
             Dag("held").get_run(gone.run_id, self.db).delete()
-            with contextlib.closing(liteflow._Store(self.db)) as store:
+            with contextlib.closing(liteflow._Store(str(self.db))) as store:
                 row = Dag("held").get_run(cleared.run_id, self.db)._row
                 store.change(row.id, bool, store.clear, [], liteflow._CLEARED)
             self.go_on()
@@ -14807,7 +14813,7 @@ class DeadElsewhereTest(FlowCase):
             db.execute("UPDATE task_instance SET dag_run_id = 1")
         self.assertEqual(self.go(d), ["limited", "other"])
         d.dagrun_timeout = datetime.timedelta(seconds=0.7)
-        with liteflow._owned_folder(self.db) as alive:
+        with liteflow._owned_folder(str(self.db)) as alive:
             owner, _ = alive
             self.assertEqual(self.go(d), ["other"])
 
@@ -14828,7 +14834,7 @@ class DeadElsewhereTest(FlowCase):
         seen, real = [], liteflow._count_elsewhere
         self.go(d, run_id="other")
         with (
-            liteflow._owned_folder(self.db) as (by, _),
+            liteflow._owned_folder(str(self.db)) as (by, _),
             mock.patch.object(liteflow, "_count_elsewhere", count),
         ):
             self.assertEqual(self.go(d), ["limited"])
@@ -14848,8 +14854,8 @@ class LockTest(FlowCase):
         self.go(self.small())
         for mode, of in ((0o600, 0o700), (0o640, 0o711)):
             self.db.chmod(mode)
-            with liteflow._owned_folder(self.db) as (_, folder):
-                self.assertEqual(folder.stat().st_mode & 0o777, of)
+            with liteflow._owned_folder(str(self.db)) as (_, folder):
+                self.assertEqual(os.stat(folder).st_mode & 0o777, of)
 
     def test_a_file_of_an_earlier_version_is_read_and_gets_the_later_columns(self):
         self.go(self.small())
@@ -15250,7 +15256,7 @@ class ReadingTest(Case):
         self.assertEqual(len(Dag("odd").runs(self.db, limit=10**30)), 1)
 
     def test_all_but_the_newest_of_thousands_of_runs_are_found_at_once(self):
-        with contextlib.closing(liteflow._Store(self.db)) as store:
+        with contextlib.closing(liteflow._Store(str(self.db))) as store:
             db = store._connection
             db.execute("INSERT INTO dag (dag_id) VALUES ('a'), ('b')")
             add = "INSERT INTO dag_run (dag_id, run_id, state, conf) VALUES (?, ?, 'success', '')"
@@ -17231,7 +17237,7 @@ class SeeingTest(ScriptCase):
         self.assertIn("    | about to\\x1b[2J fail", others)
         script = os.path.realpath(self.folder / "my_flow.py")
         [run] = Dag("night").runs(self.folder / "liteflow.db")
-        again = [script, "--resume", "--run-id", run.run_id, "--db", run.db_path]
+        again = [script, "--resume", "--run-id", run.run_id, "--db", run._path]
         again = f"{liteflow._python()} {shlex.join(map(str, again))}"
         again = f"cd {shlex.quote(os.path.dirname(script))} && {again}"
         self.assertEqual(others[-1], f"to go on once it is mended: {again}")
@@ -18632,7 +18638,7 @@ class PageTest(ScriptCase):
             bundle = shown._repr_mimebundle_(include=None, exclude=None)
             self.assertEqual(bundle, {"text/html": shown._repr_html_(), "text/plain": repr(shown)})
         self.assertIn("&lt;u&gt;", dag._repr_html_())
-        run.db_path = self.folder / "gone.db"
+        run._path = os.fspath(self.folder / "gone.db")
         self.check(run._repr_html_())
         self.assertIn("there is no database", run._repr_html_())
 
@@ -18856,7 +18862,7 @@ class PageTest(ScriptCase):
         DAG("often").run(db_path=self.db)
         self.copies(20_000, dag_run={"id": "id + n", "run_id": "run_id || n"})
         began = time.process_time()
-        runs = liteflow._read_runs(self.db, None, keep=19_000)
+        runs = liteflow._read_runs(str(self.db), None, keep=19_000)
         self.assertEqual((len(runs), runs[0].run_id[-5:]), (1_001, "01000"))
         self.assertLess(time.process_time() - began, 2)
 
@@ -19374,9 +19380,9 @@ class Promise2Test(Case):
                 self.db.unlink(missing_ok=True)
                 self.assertFalse(self.left_run(owner).get_run("r", self.db).owner_alive)
         folder.mkdir()
-        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef"))
+        self.assertFalse(liteflow._owner_lives(str(self.db), "0123456789abcdef"))
         (folder / "owner").write_text('{"liteflow": "x"}')
-        self.assertFalse(liteflow._owner_lives(self.db, "0123456789abcdef"))
+        self.assertFalse(liteflow._owner_lives(str(self.db), "0123456789abcdef"))
 
     def test_an_owner_that_can_not_be_asked_is_taken_for_alive(self):
         d = self.left_run("0123456789abcdef")
@@ -19401,12 +19407,12 @@ class Promise2Test(Case):
         self.assertIn(folder.name, os.listdir(self.folder))
 
     def test_of_this_process_only_those_live_that_run(self):
-        with liteflow._owned_folder(self.db) as (owner, _):
-            self.assertTrue(liteflow._owner_lives(self.db, owner))
+        with liteflow._owned_folder(str(self.db)) as (owner, _):
+            self.assertTrue(liteflow._owner_lives(str(self.db), owner))
             # Other copies of the module in this process ask the kernel.
             with mock.patch.dict(liteflow._owner_files, clear=True):
-                self.assertTrue(liteflow._owner_lives(self.db, owner))
-        self.assertFalse(liteflow._owner_lives(self.db, owner))
+                self.assertTrue(liteflow._owner_lives(str(self.db), owner))
+        self.assertFalse(liteflow._owner_lives(str(self.db), owner))
         self.assert_nothing_left()
 
     def test_a_forked_child_does_not_keep_its_parents_run_alive(self):
@@ -19456,7 +19462,7 @@ class Promise2Test(Case):
         d.max_active_runs = 1
         lines = []
         options = {"db_path": self.db, "executor": pool(), "progress": lines.append}
-        with liteflow._owned_folder(self.db) as (owner, _):
+        with liteflow._owned_folder(str(self.db)) as (owner, _):
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
                 live = "('left', 'live', 'running', ?, '{}')"
                 names = "dag_id, run_id, state, owner, conf"
@@ -20574,7 +20580,7 @@ class Promise12Test(Case):
                 other.kill()
                 other.communicate()
 
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         real, store._connection = store._connection, Closing()
         source = "db = sqlite3.connect(sys.argv[1])\nprint(*db.execute('SELECT 1 FROM dag'))\n"
         path = self.script(f"import sqlite3, sys, time\n{source}sys.stdout.flush()\ntime.sleep(99)")
@@ -20584,7 +20590,7 @@ class Promise12Test(Case):
         self.assert_nothing_left()
 
     def test_a_ctrl_c_as_the_file_is_closed_leaves_one_file(self):
-        store = liteflow._Store(self.db)
+        store = liteflow._Store(str(self.db))
         with (
             mock.patch.object(store, "transaction", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
@@ -20598,7 +20604,7 @@ class Promise12Test(Case):
 
         files = os.listdir("/dev/fd")
         with mock.patch.object(os, "write", full), self.assertRaises(liteflow.DatabaseError):
-            liteflow._owned_folder(self.db).__enter__()
+            liteflow._owned_folder(str(self.db)).__enter__()
         self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
         self.assertEqual(os.listdir("/dev/fd"), files)
 
@@ -20611,7 +20617,7 @@ class Promise12Test(Case):
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
         with self.assertRaisesRegex(liteflow.DatabaseError, "Too many open files"):
-            liteflow._owned_folder(self.db).__enter__()
+            liteflow._owned_folder(str(self.db)).__enter__()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual([p for p in self.folder.iterdir() if "-run-" in p.name], [])
 
