@@ -593,7 +593,8 @@ def _function(what: str, value: Any) -> Any:
 
 def _sync_function(what: str, value: Any) -> Any:
     """A plain function that is no `async def`: nobody would await what such a one returns."""
-    if inspect.iscoroutinefunction(value):
+    plain = _is_plain(value)
+    if value.__code__.co_flags & 128 if plain else inspect.iscoroutinefunction(value):
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
 
@@ -1253,14 +1254,70 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function, **kept)
 
 
+def _is_plain(function: Any) -> bool:
+    """Whether its code tells all that `inspect` would, which takes longer to import than a worker
+    to start: no decorator has left a word about what it wraps."""
+    return type(function) is types.FunctionType and not vars(function)
+
+
+class _Parameters:
+    """What a function takes: the `names` of its parameters without those that have a star (`rest`
+    and `others`, or ""); `places` of them can be given by position, `nameless` only so."""
+
+    def __init__(self, function: Any) -> None:
+        if _is_plain(function):
+            code, values = function.__code__, function.__defaults__ or ()
+            self.nameless, self.places = code.co_posonlyargcount, code.co_argcount
+            count = self.places + code.co_kwonlyargcount
+            self.names: Sequence[str] = code.co_varnames[:count]
+            stars = iter(code.co_varnames[count:])
+            self.rest = f"*{next(stars)}" if code.co_flags & 4 else ""
+            self.others = f"**{next(stars)}" if code.co_flags & 8 else ""
+            of_last = zip(reversed(self.names[: self.places]), reversed(values), strict=False)
+            self.defaults = dict(of_last) | (function.__kwdefaults__ or {})
+        else:
+            found = _signature(function).parameters.values()
+            kinds = [[p.name for p in found if p.kind == kind] for kind in range(5)]
+            self.nameless, self.places = len(kinds[0]), len(kinds[0] + kinds[1])
+            self.names = kinds[0] + kinds[1] + kinds[3]
+            self.rest = "".join(f"*{name}" for name in kinds[2])
+            self.others = "".join(f"**{name}" for name in kinds[4])
+            self.defaults = {p.name: p.default for p in found if p.default is not p.empty}
+
+    def by_position(self, args: Sequence[Any]) -> Sequence[str]:
+        """The names of those that these arguments, given by position, fill."""
+        return self.names[: min(len(args), self.places)]
+
+    def fitting(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that there are parameters for, by their names."""
+        return {name: x for name, x in values.items() if self.others or name in self.names}
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What each gets, with the defaults. Raises TypeError."""
+        if len(args) > self.places and not self.rest:
+            raise TypeError("too many positional arguments")
+        by_position: dict[str, Any] = dict(zip(self.by_position(args), args, strict=False))
+        bound = self.defaults | by_position
+        for name in kwargs:
+            if name in self.names[self.nameless :]:
+                bound[name] = kwargs[name]
+                if name in by_position:
+                    raise TypeError(f"multiple values for argument {name!r}")
+            elif not self.others:
+                raise TypeError(f"got an unexpected keyword argument {name!r}")
+        for name in self.names:
+            if name not in bound:
+                raise TypeError(f"missing a required argument: {name!r}")
+        return bound
+
+
 @_once_each
 def _keywords_of(kind: type[BaseOperator]) -> dict[str, Any]:
     """The arguments that the `__init__`s of an operator's class take by name, with their defaults
     (the nearest class's; None: there is none)."""
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
-    named = [p for x in kinds[::-1] for p in _signature(x.__init__).parameters.values()]
-    named = [p for p in named if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return {p.name: None if p.default is p.empty else p.default for p in named}
+    found = [_Parameters(x.__init__) for x in kinds[::-1]]
+    return {name: each.defaults.get(name) for each in found for name in each.names}
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
@@ -1370,9 +1427,9 @@ class _FunctionOperator(BaseOperator):
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """Call the function on these arguments and on what its other parameters name in the context."""
     if context:
-        parameters = _signature(function).parameters
-        taken = _by_position(parameters, args)  # they would be given twice
-        named = {k: v for k, v in _fitting(context, parameters).items() if k not in taken}
+        parameters = _Parameters(function)
+        taken = parameters.by_position(args)  # they would be given twice
+        named = {k: v for k, v in parameters.fitting(context).items() if k not in taken}
         kwargs = {**named, **kwargs}
     return _awaited(function(*args, **kwargs))
 
@@ -1392,26 +1449,18 @@ def _awaited(result: Any) -> Any:
         return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()
 
 
-def _fitting(values: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """Those of the values that a function has parameters for, by their names."""
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {name: x for name, x in values.items() if takes_any or name in parameters}
-
-
-def _by_position(parameters: Mapping[str, inspect.Parameter], args: Any) -> list[str]:
-    """The names of the parameters that these arguments, given by position, fill."""
-    return [p.name for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD][: len(args)]
-
-
 @_once_each
 def _takes_context(function: Callable[..., Any]) -> bool:
-    return bool(_fitting(dict.fromkeys(_CONTEXT_KEYS), _task_signature(function).parameters))
+    return bool(_task_parameters(function).fitting(dict.fromkeys(_CONTEXT_KEYS)))
 
 
 @_once_each
 def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
-    annotation = _task_signature(function).return_annotation
+    if _is_plain(function) and sys.version_info < (3, 14):  # see `_signature`
+        annotation = function.__annotations__.get("return")
+    else:
+        annotation = _signature(function).return_annotation
     if isinstance(annotation, str):
         # Of the return annotation alone: another may name what only a type checker imports.
         only = type("only", (), {"__annotations__": {"return": annotation}})
@@ -1871,7 +1920,7 @@ class PythonOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        kwargs = _fitting(self.op_kwargs or {}, _signature(self.python_callable).parameters)
+        kwargs = _Parameters(self.python_callable).fitting(self.op_kwargs or {})
         args = () if self.op_args is None else tuple(self.op_args)
         return _called(self.python_callable, args, kwargs, given)
 
@@ -2022,10 +2071,10 @@ class _Decorated(_Partial, Generic[P, R]):
     _makes = ""  # "task" or "group"
     __name__: str
 
-    def __init__(self, function: Callable[P, R], signature: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R], parameters: Any, settings: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self.function = function  # the plain one, to call directly
-        self._signature = signature
+        self._parameters = parameters
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
         self._mark = object()
@@ -2044,9 +2093,8 @@ class _Decorated(_Partial, Generic[P, R]):
         return self._make(None, kwargs, args)
 
     def _check(self, names: Iterable[str], method: str) -> None:
-        parameters = self._signature.parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            _refuse_unknown(f"{self._what()}: {method}()", names, parameters)
+        if not self._parameters.others:
+            _refuse_unknown(f"{self._what()}: {method}()", names, self._parameters.names)
 
     def _what(self) -> str:
         return f"{self._makes} {self._settings[f'{self._makes}_id']!r}"
@@ -2085,17 +2133,15 @@ class _TaskFunction(_Decorated[P, R]):
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
         _, _, defaults = _surroundings(self._settings)  # as in Airflow, for parameters, too
         mapped = {} if expand is None else expand.sources
-        parameters = self._signature.parameters
-        unfilled = defaults.keys() - {*mapped, *_by_position(parameters, args)} if defaults else ()
-        for p in parameters.values() if unfilled else ():
-            if p.name in unfilled and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                kwargs = {p.name: defaults[p.name], **kwargs}
+        parameters = self._parameters
+        unfilled = defaults.keys() - {*mapped, *parameters.by_position(args)} if defaults else ()
+        kwargs = {n: defaults[n] for n in parameters.names if n in unfilled} | kwargs
         if None not in mapped:  # else expand_kwargs() gives arguments that are not known yet
             try:
-                self._signature.bind(*args, **kwargs, **mapped)
+                parameters.bind(args, {**kwargs, **mapped})
             except TypeError as error:
                 what = f"{self._what()}: {self.function.__name__}() {error}"
-                taken = _CONTEXT_KEYS.intersection(_by_position(parameters, args))
+                taken = _CONTEXT_KEYS.intersection(parameters.by_position(args))
                 more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
                 raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
@@ -2113,36 +2159,30 @@ class _TaskFunction(_Decorated[P, R]):
         return f"<@task {self.function.__qualname__}>"
 
 
-def _signature_of(decorator: str, function: Any) -> inspect.Signature:
-    """The function's signature. Raises TypeError for what is no plain, named function with one."""
+def _parameters_of(decorator: str, function: Any) -> _Parameters:
+    """What the function takes. Raises TypeError for what is no plain, named function with one."""
     check = _function if decorator == "@task" else _sync_function  # a DAG is built by a plain one
     check(f"what {decorator} decorates (its settings are by name)", function)
     missing = "name"
     if hasattr(function, "__name__"):
         try:
-            return _signature(function)
+            return _Parameters(function)
         except ValueError:  # some that are written in C have none
             missing = "signature"
     raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: wrap it in a function")
 
 
 @_once_each
-def _task_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The function's signature, in which context parameters need not be given."""
-    signature = _signature_of("@task", function)
-    name, parameters = function.__name__, []
-    for p in signature.parameters.values():
-        if p.name == "self":
-            raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
-        if p.name in _CONTEXT_KEYS and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            if p.default not in (None, p.empty):
-                filled = f"parameter {p.name!r} is filled from the context"
-                raise ValueError(f"task {name!r}: {filled}: rename it, or leave its default out")
-            p = p.replace(default=None)
-        parameters.append(p)
-    # Unvalidated: a context parameter, now with a default, may stand before one without.
-    returned = signature.return_annotation
-    return inspect.Signature(parameters, return_annotation=returned, __validate_parameters__=False)
+def _task_parameters(function: Callable[..., Any]) -> _Parameters:
+    """What the function takes; context parameters need not be given."""
+    found, name = _parameters_of("@task", function), function.__name__
+    if "self" in found.names:
+        raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
+    for key in _CONTEXT_KEYS.intersection(found.names):
+        if found.defaults.setdefault(key) is not None:
+            filled = f"parameter {key!r} is filled from the context"
+            raise ValueError(f"task {name!r}: {filled}: rename it, or leave its default out")
+    return found
 
 
 class _GroupFunction(_Decorated[P, R]):
@@ -2175,14 +2215,12 @@ class _GroupFunction(_Decorated[P, R]):
         """What the group's function gets for the arguments that are mapped over."""
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
-        found = {}
-        for p in self._signature.parameters.values():
-            if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                raise TypeError(f"{self._what()}: expand_kwargs() can't fill {p}: name arguments")
-            if p.name not in given:
-                default = () if p.default is p.empty else (p.default,)
-                found[p.name] = _Argument("group_value", p.name, *default)
-        return found
+        names, defaults = self._parameters.names, self._parameters.defaults
+        if star := self._parameters.rest or self._parameters.others:
+            raise TypeError(f"{self._what()}: expand_kwargs() can't fill {star}: name arguments")
+        default = {name: (defaults[name],) if name in defaults else () for name in names}
+        left = [name for name in names if name not in given]
+        return {name: _Argument("group_value", name, *default[name]) for name in left}
 
 
 def _decorator_of(kind: type[BaseOperator]) -> Any:
@@ -2208,7 +2246,7 @@ class _TaskDecorator:
         if function is None:
             return functools.partial(self, **settings)
         settings = {"dag": self._dag, **settings}
-        made: _TaskFunction[..., Any] = _TaskFunction(function, _task_signature(function), settings)
+        made: Any = _TaskFunction(function, _task_parameters(function), settings)
         made._maker = self._maker
         return made
 
@@ -2281,7 +2319,7 @@ def task_group(function: Any = None, /, **settings: Any) -> _Decorated[..., Any]
     if function is None or isinstance(function, str):
         named = {} if function is None else {"group_id": function}
         return functools.partial(task_group, **named, **settings)  # type: ignore
-    return _GroupFunction(function, _signature_of("@task_group", function), settings)
+    return _GroupFunction(function, _parameters_of("@task_group", function), settings)
 
 
 # --- Building: DAGs -------------------------------------------------------------------------------
@@ -2697,26 +2735,25 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     if function is None or isinstance(function, str):
         named = {} if function is None else {"dag_id": function}
         return functools.partial(dag, **named, **settings)
-    signature = _signature_of("@dag", function)
-    for p in signature.parameters.values():
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            why = f"has *{p.name}: each argument is a param, with a name of its own"
-            raise TypeError(f"@dag function {function.__name__!r} {why}")
+    parameters = _parameters_of("@dag", function)
+    if star := parameters.rest or parameters.others:
+        why = f"has {star}: each argument is a param, with a name of its own"
+        raise TypeError(f"@dag function {function.__name__!r} {why}")
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Dag:
         """Make the DAG."""
         try:
-            bound = signature.bind(*args, **kwargs)
+            bound = parameters.bind(args, kwargs)
         except TypeError as error:
             raise TypeError(f"@dag {function.__name__}() {error}") from None
-        bound.apply_defaults()
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
-        for name, value in bound.arguments.items():
-            made.params[name] = value
-            bound.arguments[name] = _Argument("param", name, value)
+        for name in parameters.names:
+            made.params[name] = bound[name]
+        given = {name: _Argument("param", name, bound[name]) for name in parameters.names}
+        by_position = [given.pop(name) for name in parameters.names[: parameters.places]]
         with made:
-            function(*bound.args, **bound.kwargs)
+            function(*by_position, **given)
         return made
 
     return build
