@@ -2818,10 +2818,10 @@ class Param:
     """A parameter of a DAG or task: a default, a description and a JSON schema for its value.
 
     Checked keywords: type, enum, const, minimum, maximum, exclusiveMinimum, exclusiveMaximum,
-    minLength, maxLength, pattern, format (date, date-time, time, duration), items, minItems,
-    maxItems, required, properties; title, description, examples and others that only describe are
-    kept. Any other keyword is a ValueError: none is silently unchecked. Values are checked when a
-    run is made.
+    multipleOf, minLength, maxLength, pattern, format (date, date-time, time, duration, email,
+    idn-email, multiline), items, minItems, maxItems, required, properties; title, description,
+    examples and others of Airflow's that only describe are kept. Any other keyword is a ValueError:
+    none is silently unchecked. Values are checked when a run is made.
     """
 
     def __init__(self, default: Any = ..., description: str | None = None, **schema: Any):

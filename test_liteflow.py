@@ -1865,6 +1865,12 @@ class ParamTest(Case):
             with self.subTest(schema=schema), self.assertRaises(ValueError):
                 Param(1, **schema)
 
+    def test_the_docstring_names_each_keyword_and_format_that_is_checked(self):
+        named = set(re.findall(r"[\w-]+", Param.__doc__))
+        plain = liteflow._KEYWORDS["title"]
+        checked = {name for name, entry in liteflow._KEYWORDS.items() if entry is not plain}
+        self.assertLessEqual(checked | {*liteflow._FORMATS}, named)
+
     def test_a_default_must_be_json(self):
         with self.assertRaises(ParamValidationError):
             Param({1, 2})
