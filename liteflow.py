@@ -4234,6 +4234,8 @@ def _check_place(path: str) -> None:
             why = "it is a directory, a file is needed"
         elif not stat.S_ISREG(mode):
             why = "it is no regular file"
+        elif found.st_size == 1:  # SQLite takes it for empty, and writes over it
+            why = "it holds a byte that is not liteflow's"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
     # Others that may not write to the database could make these, and SQLite would take them.

@@ -20394,7 +20394,7 @@ class Promise9Test(StoreCase):
     was."""
 
     def test_text_and_garbage(self):
-        for content in (b"hello\n" * 200, b"ab", b"SQLite format 3\0" + bytes(range(256)) * 20):
+        for content in (b"hello\n" * 200, b"ab", b"a", b"SQLite format 3\0" + bytes(5000)):
             with self.subTest(content=content[:10]):
                 self.db.write_bytes(content)
                 self.assert_refused(str(self.db))
