@@ -9258,8 +9258,10 @@ def _news_of(found: _Resumption) -> list[str]:
         for row in removed
         if row.task_id not in anew and (row.try_number or row.task_id not in totals)
     ]
+    stay = [(k, row.state) for k, row in found.instances.items() if k not in found.again]
     told = {
-        "kept, as they succeeded": by_task(k for k in found.instances if k not in found.again),
+        "kept, as they succeeded": by_task(k for k, state in stay if state != "skipped"),
+        "kept, as they skipped themselves": by_task(k for k, state in stay if state == "skipped"),
         "new in the code, will run": by_task(new),
         "mapped anew, over results to come": list(anew),
         "gone from the code, now removed": list(dict.fromkeys(gone)),

@@ -12365,6 +12365,18 @@ class AgainTest(FlowCase):
         self.resume(self.loading(list(range(200))), progress=lines.append)
         self.assertIn("kept, as they succeeded: load (151 of 200), z", "\n".join(lines))
 
+    def test_what_skipped_itself_is_not_said_to_have_succeeded(self):
+        with DAG("d") as made:
+            choice = self.step("choose", result="x", kind="branch")()
+            choice >> [self.step("x")(), self.step("y")()]
+            self.step("s", skips=True)() >> self.step("below")()
+            self.step("z")()
+        self.bad, lines = {"z"}, []
+        self.go(made)
+        self.resume(made, progress=lines.append)
+        told = ["kept, as they succeeded: choose, x", "kept, as they skipped themselves: s"]
+        self.assertEqual(lines[:2], told)
+
     def test_a_success_whose_inputs_changed_runs_again_and_one_whose_order_changed_does_not(self):
         def flow(takes, after):
             with DAG("d") as d:
