@@ -9061,7 +9061,8 @@ class _Start:
                 self._dead += self._store.look(_select_runs, id=row.id)  # with its reason and end
         most = self.dag.max_active_runs
         if most is not None and len(alive) >= most:
-            raise _refusal(alive[0], f"; max_active_runs is {most}: --wait waits")
+            how = "" if self.asked.wait else ": wait=True, or --wait, waits"
+            raise _refusal(alive[0], f"; max_active_runs is {most}{how}")
 
     def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""

@@ -11095,8 +11095,14 @@ class RunTest(Case):
             try:
                 for each in begun:
                     self.assertTrue(each.wait(LIMIT / 4))
-                with self.assertRaisesRegex(liteflow.AlreadyRunning, "max_active_runs is 2"):
+                with self.assertRaisesRegex(liteflow.AlreadyRunning, "is 2: wait=True, or --wait"):
                     run(run_id="2").execute()
+                stop, told = threading.Event(), []
+                with self.assertRaisesRegex(liteflow.AirflowException, "stopped"):
+                    run(
+                        wait=True, stop=stop, progress=lambda x: told.append(x) or stop.set()
+                    ).execute()
+                self.assertRegex(told[0], "^waiting: run .* max_active_runs is 2$")
             finally:
                 done.set()
             self.assertEqual([each.result().state for each in runs], ["success"] * 2)
