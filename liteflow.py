@@ -12616,7 +12616,7 @@ $ --values                  keep history and logs, drop values of successes
 delete: delete a run with its values and logs, or a DAG with all its runs
 RUN  a whole run id, or DAG/RUN
 --all  all runs of the DAG that RUN names, and what is known of it
---yes  don't ask
+--yes  don't ask, as --all does where there is a terminal
 --dry-run  say what would go
 $ etl/manual__2026-01-31T06:00:00.000000+00:00
 $ old_etl --all             a DAG that there is no more
