@@ -1394,10 +1394,8 @@ class _FunctionOperator(BaseOperator):
             self._map_over(expand)
             self._wait_for_results(expand.sources)
         text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
-        # Airflow renders it; here it stays as it is. One warning is enough: workers give none.
-        if text is not None and not _importing_in_child():
-            passed = f"task {self.task_id!r}: {_shown(text, 60)} is passed as it is"
-            warnings.warn(f"{passed}: no Jinja is rendered in arguments of @task", stacklevel=5)
+        if text is not None:  # Airflow renders it
+            self._unrendered = text
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._call()[1] if self.template_fields else None
@@ -2686,6 +2684,9 @@ def _slips_in(dag: Dag) -> Iterator[str]:
             if name not in task.template_fields:  # then `execute` gets the placeholder
                 placed = "is a result, and not in template_fields: it stays a placeholder"
                 yield f"task {task.task_id!r}: {name!r} {placed}"
+        if (text := vars(task).get("_unrendered")) is not None:
+            passed = f"task {task.task_id!r}: {_shown(text, 60)} is passed as it is"
+            yield f"{passed}: no Jinja is rendered in arguments of @task"
         if vars(task).get("_made_inside") == [] and task._takes_more:
             yield f"no task is made in `with` {task.task_id!r}: its scope is empty"
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
