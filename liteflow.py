@@ -7266,7 +7266,7 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
-        self.callbacks: str | None = None  # the names of those that run
+        self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
@@ -8341,7 +8341,11 @@ class _SlotRunner(_Runner):
         return False
 
     def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
-        slot.state, slot.callbacks = "calling", name
+        slot.state, slot.callbacks = "calling", None
+        if name is not None and slot.attempt is not None:
+            is_of_dag = name.startswith("dag_")
+            whose = "the DAG" if is_of_dag else f"task {slot.attempt.instance.task_id!r}"
+            slot.callbacks = f"{name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *of)
 
@@ -8366,8 +8370,8 @@ class _SlotRunner(_Runner):
             return slot.ask_to_end(f"timeout after {slot.timeout:g} s")
         slot.signal_group(signal.SIGKILL)
         if slot.callbacks is not None:
-            slot.callbacks = None
-            self.notes[f"a callback took more than {_CALLBACK_LIMIT:g} s and was ended"] = None
+            took = f"{slot.callbacks} took more than {_CALLBACK_LIMIT:g} s and was ended"
+            slot.callbacks, self.notes[took] = None, None
         elif not slot.served:  # a warm one that does not stir is replaced
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
@@ -8391,7 +8395,7 @@ class _SlotRunner(_Runner):
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
-            self.notes[f"a callback ended its worker: {_end_of(slot.exitcode)}"] = None
+            self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
         if self._out:  # it may have taken one without a word, or its words have been garbled

@@ -16524,17 +16524,22 @@ class LeftAsFoundTest(ScriptCase):
         done = self.python("my_flow.py", "--quiet", env={**os.environ, "TMPDIR": str(folder)})
         self.assertEqual((done.returncode, done.stderr, os.listdir(folder)), (0, "", []))
 
-    def test_a_callback_that_ends_its_worker_is_told(self):
+    @mock.patch.object(liteflow, "_CALLBACK_LIMIT", 2.0)
+    def test_a_callback_that_ends_its_worker_or_hangs_is_told(self):
         lines = []
         self.run_here(
             """
             def ends(context): os.abort()
-            with DAG("ends") as dag:
+            def hangs(context): time.sleep(60)
+            with DAG("ends", on_success_callback=hangs) as dag:
                 task(task_id="f", on_success_callback=ends)(print)()
+                task(task_id="g", on_success_callback=hangs)(print)()
             """,
             progress=lines.append,
         )
-        self.assertIn("a callback ended its worker: killed by SIGABRT", lines)
+        self.assertIn("on_success_callback of task 'f' ended its worker: killed by SIGABRT", lines)
+        for whose in ("task 'g'", "the DAG"):
+            self.assertIn(f"on_success_callback of {whose} took more than 2 s and was ended", lines)
 
     def test_logging_that_is_set_up_says_nothing_twice(self):
         self.script(
