@@ -95,6 +95,6 @@ if __name__ == "__main__":
             finally:
                 server.shutdown()
         print("from asyncio:", asyncio.run(from_asyncio(Handler.pool, 4)))
-        assert {Handler.pool.submit(dag).result().state for _ in range(count)} == {"success"}
+        assert {Handler.pool.submit(dag).result().state for _ in range(count)} <= {"success"}
     assert threading.active_count() == 1, threading.enumerate()
     print(f"{count} runs left nothing behind")
