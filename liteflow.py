@@ -591,10 +591,22 @@ def _function(what: str, value: Any) -> Any:
     return value
 
 
+_CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names them
+
+
+def _is_plain(function: Any) -> bool:
+    """Whether its code tells all that `inspect` would, which takes longer to import than a worker
+    to start: no decorator has left a word about what it wraps."""
+    return type(function) is types.FunctionType and not vars(function)
+
+
 def _sync_function(what: str, value: Any) -> Any:
     """A plain function that is no `async def`: nobody would await what such a one returns."""
-    plain = _is_plain(value)
-    if value.__code__.co_flags & 128 if plain else inspect.iscoroutinefunction(value):
+    if _is_plain(value):
+        is_async = value.__code__.co_flags & _CO_COROUTINE
+    else:
+        is_async = inspect.iscoroutinefunction(value)
+    if is_async:
         raise TypeError(f"{what} can't be an `async def`, found {_shown(value)}")
     return _function(what, value)
 
@@ -1254,12 +1266,6 @@ def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function, **kept)
 
 
-def _is_plain(function: Any) -> bool:
-    """Whether its code tells all that `inspect` would, which takes longer to import than a worker
-    to start: no decorator has left a word about what it wraps."""
-    return type(function) is types.FunctionType and not vars(function)
-
-
 class _Parameters:
     """What a function takes: the `names` of its parameters without those that have a star (`rest`
     and `others`, or ""); `places` of them can be given by position, `nameless` only so."""
@@ -1271,8 +1277,8 @@ class _Parameters:
             count = self.places + code.co_kwonlyargcount
             self.names: Sequence[str] = code.co_varnames[:count]
             stars = iter(code.co_varnames[count:])
-            self.rest = f"*{next(stars)}" if code.co_flags & 4 else ""
-            self.others = f"**{next(stars)}" if code.co_flags & 8 else ""
+            self.rest = f"*{next(stars)}" if code.co_flags & _CO_VARARGS else ""
+            self.others = f"**{next(stars)}" if code.co_flags & _CO_VARKEYWORDS else ""
             of_last = zip(reversed(self.names[: self.places]), reversed(values), strict=False)
             self.defaults = dict(of_last) | (function.__kwdefaults__ or {})
         else:
