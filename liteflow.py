@@ -1790,8 +1790,6 @@ class BashOperator(BaseOperator):
         with contextlib.ExitStack() as stack:
             if folder is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
-            elif not os.path.isdir(folder):
-                raise AirflowException(f"cwd {folder!r} is no directory")
             process: Any = stack.enter_context(
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )

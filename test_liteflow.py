@@ -6119,6 +6119,7 @@ class OperatorsTest(Case):
         )
         said = "task 'number': env 'PORT' must be str or bytes or PathLike, found 8080"
         self.assertIn(said, run.get_task_instance("number").error)
+        self.assertIn("'/absent'", run.get_task_instance("nowhere").error)
         self.assertEqual(states["skips"], "skipped")
         self.assertEqual(
             [run.xcom_pull(t) for t in ("env", "where", "silent", "op", "processed")],
