@@ -5294,7 +5294,7 @@ class _WorkerRun:
         if task is None:
             named = self._resolve(function)
             if named is None or settings is None:
-                raise UnreachableTask(task_id)
+                raise UnreachableTask(f"task {task_id!r} is not here: no {function} is found")
             (kind, own), of_dag = map(_load, settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
             empty = {name: make() for name, make in _OFTEN_EMPTY.items()}

@@ -5026,6 +5026,13 @@ class ElsewhereTest(Case):
         liteflow._import(name, beside)
         self.assertEqual(sys.modules[name].__file__, beside)
 
+    def test_a_task_that_another_worker_has_found_is_named_where_it_is_not_there(self):
+        module, settings = self.module(""), (liteflow._NO_SETTINGS, liteflow._dump({}))
+        run, said = liteflow._WorkerRun({}, Dag("d")), f"'f' .*: no {module.__name__}:gone"
+        for given in (settings, None):
+            with self.assertRaisesRegex(UnreachableTask, said):
+                run.find("f", f"{module.__name__}:gone", given)
+
 
 class SurroundingsTest(Case):
     """Wherever Python code runs, a DAG runs, or one sentence says why not."""
