@@ -1089,7 +1089,9 @@ class BuildingTest(Case):
             self.assert_raises(liteflow.AirflowException, "in its `with`", scope.add_task, late)
             alone, within = (liteflow.BaseOperator(task_id=name) for name in ("alone", "within"))
             with alone.as_teardown(), within.as_teardown():  # neither of a setup
-                liteflow.BaseOperator(task_id="bare")
+                for name in ("bare", "also"):
+                    liteflow.BaseOperator(task_id=name)
+                liteflow.BaseOperator(task_id="spare").as_setup()  # no work, and of no teardown
         self.assertEqual(
             {task_id: t.upstream_task_ids for task_id, t in d.task_dict.items()},
             {
@@ -1101,7 +1103,9 @@ class BuildingTest(Case):
                 "stop": {"outer", "own", "drop"},
                 "late": set(),
                 "bare": set(),
-                "within": {"bare"},
+                "also": set(),
+                "spare": set(),
+                "within": {"bare", "also"},
                 "alone": {"within"},
             },
         )
