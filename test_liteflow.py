@@ -2092,6 +2092,8 @@ class PlanTest(Case):
         made.retry_exponential_backoff, made.max_retry_delay = 9.0, None
         instance.try_number = 400
         self.assertEqual(liteflow._retry_wait(instance, when), 24 * 60 * 60)
+        instance.try_number, made.retry_delay = 1, datetime.timedelta(0)
+        self.assertEqual(liteflow._retry_wait(instance, when), 1)
 
     def test_max_active_tasks_bounds_what_runs(self):
         with DAG("d", max_active_tasks=2) as d:
@@ -6199,7 +6201,7 @@ class OperatorsTest(Case):
                 def loud(): raise ValueError("no use")
                 @task.sensor(silent_fail=True, timeout=10)
                 def not_today(): raise AirflowSkipException("not today")
-                @task.sensor(poke_interval=0.001, exponential_backoff=True, max_wait=0.002)
+                @task.sensor(poke_interval=9, exponential_backoff=True, max_wait=0.001, execution_timeout=8)
                 def slower(): return count("slower") >= 5
                 third(); never(); softly(); silent(); nice(); loud(); not_today(); slower()
                 class Mine(BaseSensorOperator):
