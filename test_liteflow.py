@@ -10293,14 +10293,16 @@ class RunnersTest(Case):
                     if not child: print("in", how); exec(how)
                     else: return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 forks()
-                ends.expand(how=["0", "1 / 0", "sys.exit(3)", "sys.exit()", "sys.exit('words')"])
+                ends.expand(how=["0", "1 / 0", "sys.exit(3)", "sys.exit()", "sys.exit('words')",
+                                 "sys.stderr.write('no end')"])
             """
         )
         self.assertEqual(run.xcom_pull("forks"), "parent")
-        self.assertEqual(list(run.xcom_pull("ends")), [0, 1, 3, 0, 1])
+        self.assertEqual(list(run.xcom_pull("ends")), [0, 1, 3, 0, 1, 0])
         self.assertIn("in 1 / 0\nTraceback (most", run.log("ends", 1))
         self.assertIn("ZeroDivisionError: division by zero\n", run.log("ends", 1))
         self.assertEqual(run.log("ends", 4), "in sys.exit('words')\nwords\n")
+        self.assertEqual(run.log("ends", 5), "in sys.stderr.write('no end')\nno end")
 
     CHILDREN = """
         def forks(context):
