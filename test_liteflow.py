@@ -10818,7 +10818,7 @@ class RunnersTest(Case):
         with WorkerPool(1, mp_context="forkserver") as workers:
             error = workers.submit(module.dag, db_path=self.db).exception(LIMIT)
         self.assertIs(type(error), UnreachableTask)
-        self.assertIn("AssertionError: not here", str(error))
+        self.assertRegex(str(error), "(?s)importing the DAG in a worker .*AssertionError: not here")
 
     def test_a_warm_worker_killed_just_before_a_run_is_replaced(self):
         module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
@@ -19813,6 +19813,8 @@ class Promise3Test(Case):
         self.assertEqual(
             (states["noise"], states["closes"], states["full"]), ("success", "failed", "failed")
         )
+        said = "the task's outcome could not be handed over: "
+        self.assertIn(said, run.get_task_instance("full").error)
         self.assertEqual(
             [run.log(f"fine__{i}") for i in (1, 2, 3)], [f"heard {i}\n" for i in (1, 2, 3)]
         )
