@@ -13871,11 +13871,15 @@ class SubmitTest(FlowCase):
 
     def test_a_file_that_takes_no_run_costs_no_descriptor(self):
         full = mock.patch.object(os, "mkdir", side_effect=OSError(28, "No space"))
+        other = self.folder / "other"
+        other.write_text("no database, but long enough to be read as a header" * 99)
         with WorkerPool(1) as mine:
             counts = set()
             for _ in range(3):
                 with full, self.assertRaisesRegex(DatabaseError, "No space"):
                     mine.submit(self.flows.dag, db_path=self.db)
+                with self.assertRaisesRegex(DatabaseError, "not a liteflow database"):
+                    mine.submit(self.flows.dag, db_path=other)
                 counts.add(len(os.listdir("/dev/fd")))
         self.assertEqual(len(counts), 1)
 
