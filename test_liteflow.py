@@ -3912,6 +3912,10 @@ class ValuesTest(Case):
             run.xcom_pull("take")
         self.assertIn("'Point'", str(caught.exception))
         self.assertIn("my_flow.py", str(caught.exception))
+        with contextlib.closing(sqlite3.connect(self.folder / "liteflow.db")) as db, db:
+            db.execute("UPDATE dag SET fileloc = NULL")  # as of one that was typed at a prompt
+        with self.assertRaisesRegex(AttributeError, "'Point' of the script that stored it"):
+            run.xcom_pull("take")
 
 
 # --- Worker ---------------------------------------------------------------------------------------
