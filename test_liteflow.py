@@ -7320,14 +7320,23 @@ class QueueTest(QueueCase):
                 raise OSError(24, "Too many open files")
             return file
 
+        ended, deaths = liteflow._Slot.has_ended, []
+
+        def look(slot, timeout=0):
+            found = ended(slot, timeout)
+            deaths.append(found or not timeout)
+            return found
+
         refusing = mock.patch.object(liteflow._Wire, "take_file", lose_some)
-        with refusing, WorkerPool(1, "forkserver") as pool:
+        looking = mock.patch.object(liteflow._Slot, "has_ended", look)
+        with refusing, looking, WorkerPool(1, "forkserver") as pool:
             run = dag.run(db_path=self.db, executor=pool)
         failed = run.get_task_instances("failed")
         self.assertEqual(len(failed), sum(lost))
         for ti in failed:
             self.assertRegex(ti.error, r"\Athe task's outcome could not be received: .*open files")
         self.assertEqual(len(run.get_task_instances("success")), 32 - sum(lost))
+        self.assertTrue(all(deaths), "a worker that is not heard went on taking jobs")
 
     def test_a_timeout_is_one_however_long_its_worker_takes_to_begin(self):
         helper = self.helper(
@@ -10142,7 +10151,8 @@ class ForkServerFaultsTest(Case):
 
     def check(self, how, **environ):
         path = self.script(self.SCRIPT)
-        done = self.python(path, how, env={**os.environ, **environ})
+        shows = ("-W", "always::ResourceWarning")  # of what was not closed
+        done = self.python(*shows, path, how, env={**os.environ, **environ})
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     @LINUX
