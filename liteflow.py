@@ -4538,7 +4538,7 @@ class _Store:
                 self._connection.close()
         with _in_sqlite, contextlib.suppress(sqlite3.Error, DatabaseError):
             for _ in range(3 if is_last else 0):  # of two that close at once, none was the last
-                if os.path.exists(f"{self.path}-wal"):
+                if _file_identity(f"{self.path}-wal") is not None:
                     self.check_in_place()
                     with contextlib.closing(_connected(self.path, "mode=rw", 0.0)) as again:
                         again.execute("PRAGMA user_version").fetchone()
@@ -5330,7 +5330,7 @@ def _import(module: str, path: str | None) -> None:
     spec = None
     with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
         spec = importlib.util.find_spec(module)
-    elsewhere = path is not None and not os.path.exists(path)  # it is another machine's
+    elsewhere = path is not None and not os.access(path, os.F_OK)  # it is another machine's
     origin, wanted = (p and os.path.realpath(p) for p in (spec and spec.origin, path))
     if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
@@ -9229,7 +9229,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
     main = _main_module()
     file = getattr(main, "__file__", None) or ""
-    is_file = getattr(main, "__spec__", None) or os.path.exists(file)
+    is_file = getattr(main, "__spec__", None) or os.access(file, os.F_OK)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)

@@ -11046,12 +11046,12 @@ class RunnersTest(Case):
 
     def test_what_a_test_replaces_for_its_tasks_is_not_asked_for_the_run(self):
         with DAG("d") as d:
-            task(task_id="there")(lambda: Path("in.csv").exists())()
+            task(task_id="there")(lambda: os.path.exists("in.csv"))()
         for found in (True, False):
             path = self.folder / f"{found}.db"
             with (
-                mock.patch.object(Path, "exists", side_effect=[found]),
-                mock.patch.object(Path, "mkdir"),
+                mock.patch.object(os.path, "exists", side_effect=[found]),
+                mock.patch.object(os, "makedirs"),
             ):
                 run = d.test(db_path=path)
             self.assertIs(run.raise_if_failed().xcom_pull("there"), found)
