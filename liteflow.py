@@ -1430,12 +1430,16 @@ class _FunctionOperator(BaseOperator):
 
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """Call the function on these arguments and on what its other parameters name in the context."""
-    if context:
-        parameters = _Parameters(function)
-        taken = parameters.by_position(args)  # they would be given twice
-        named = {k: v for k, v in parameters.fitting(context).items() if k not in taken}
-        kwargs = {**named, **kwargs}
-    return _awaited(function(*args, **kwargs))
+    return _awaited(function(*args, **_filled(function, args, kwargs, context)))
+
+
+def _filled(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
+    """The arguments by name, with what the function's other parameters name in the context."""
+    if not context:
+        return kwargs
+    parameters = _Parameters(function)
+    taken = parameters.by_position(args)  # they would be given twice
+    return {k: x for k, x in parameters.fitting(context).items() if k not in taken} | kwargs
 
 
 def _awaited(result: Any) -> Any:
@@ -1924,7 +1928,13 @@ class PythonOperator(BaseOperator):
         given = {**context, "templates_dict": self.templates_dict}
         kwargs = _Parameters(self.python_callable).fitting(self.op_kwargs or {})
         args = () if self.op_args is None else tuple(self.op_args)
-        return _called(self.python_callable, args, kwargs, given)
+        kwargs = _filled(self.python_callable, args, kwargs, given)
+        vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
+        return self.execute_callable()
+
+    def execute_callable(self) -> Any:
+        """The call, on `op_args` and `op_kwargs` with the context: for a subclass to define."""
+        return _awaited(self.python_callable(*self.op_args, **self.op_kwargs))
 
 
 class BranchPythonOperator(PythonOperator):

@@ -5785,6 +5785,20 @@ class MappingTest(Case):
         self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
         self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
 
+    def test_a_subclass_of_python_operator_defines_how_it_calls(self):
+        class Own(liteflow.PythonOperator):
+            def execute_callable(self):
+                return [super().execute_callable(), *self.op_args, sorted(self.op_kwargs)]
+
+        with DAG("own") as d:
+            Own(
+                task_id="own",
+                python_callable=lambda a, ds, b: a + b,
+                op_args=[1],
+                op_kwargs={"b": 2},
+            )
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), [3, 1, ["b", "ds"]])
+
     def test_a_mapped_operator_has_the_settings_of_its_class(self):
         class Own(liteflow.PythonOperator):
             retries, trigger_rule = 2, "all_done"
