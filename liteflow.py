@@ -1220,7 +1220,10 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         context, data = execution.context, {id(x) for x in execution.results}
         native = context["dag"].render_template_as_native_obj  # Jinja makes 10 of "10"
         for name in self.template_fields:
-            value = getattr(made, name, None)
+            if not hasattr(made, name):
+                kind = type(made).__name__
+                raise AttributeError(f"{kind} has no {name!r}, which is in its template_fields")
+            value = getattr(made, name)
             if callable(value) and id(value) not in data:  # as in Airflow: it gives the value
                 has_jinja = importlib.util.find_spec("jinja2")  # it may do without
                 value = value(context=context, jinja_env=has_jinja and _jinja(context["dag"]))

@@ -5785,6 +5785,24 @@ class MappingTest(Case):
         self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
         self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
 
+    def test_a_template_field_that_an_operator_has_not(self):
+        class Own(liteflow.BaseOperator):
+            template_fields = ("qeury",)
+
+            def __init__(self, query, **kwargs):
+                super().__init__(**kwargs)
+                self.query = query
+
+            def execute(self, context):
+                return self.query
+
+        with DAG("own") as d:
+            Own(task_id="own", query="{{ ds }}")
+            Own.partial(task_id="mapped").expand(query=["{{ ds }}"])
+        for ti in d.test(db_path=self.db).get_task_instances():
+            said = "AttributeError: Own has no 'qeury', which is in its template_fields"
+            self.assertIn(said, ti.error)
+
     def test_a_subclass_of_python_operator_defines_how_it_calls(self):
         class Own(liteflow.PythonOperator):
             def execute_callable(self):
