@@ -11695,7 +11695,7 @@ class _Report:
         columns, rows = 80, 24
         with contextlib.suppress(OSError, ValueError, AttributeError):
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
-        width, rows = max(columns or 80, 20), max(rows or 24, 5)  # 0: the terminal does not tell
+        width, rows = columns or 80, rows or 24  # 0: the terminal does not tell
         self.output()
         lines = _status_lines((snapshot or self._snapshot)(), width, rows, self._color)
         self._put([_fit(line, width - 1) for line in lines])

@@ -15806,12 +15806,15 @@ class ShowingTest(Case):
     def test_the_status_fits_its_terminal(self):
         running = [(f"日本_{i}" * 9, float(i)) for i in range(50)]
         now = ({"success": 5, "running": 50, "none": 45, "failed": 2}, running, 75)
-        for width in (20, 40, 80, 200):
-            for rows in (5, 24):
-                lines = liteflow._status_lines(now, width, rows, False)
-                lines = [liteflow._fit(x, width) for x in lines]
-                self.assertLess(len(lines), rows)
-                self.assertLessEqual(max(map(liteflow._width, lines)), width)
+        for size in itertools.product((2, 20, 40, 80, 200), (4, 24)):
+            report, written = liteflow._Report(True), io.StringIO()
+            report.redraws, report._color, written.fileno = True, False, lambda: 2
+            told = mock.patch.object(os, "get_terminal_size", return_value=size)
+            with told, contextlib.redirect_stderr(written):
+                report.status(lambda: now)
+            lines = written.getvalue().splitlines()
+            self.assertLess(len(lines), size[1])
+            self.assertLess(max(map(liteflow._width, lines)), size[0])
         self.assertIn("7/102 tasks, 1 min 15 s", lines[0])
         self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
         self.assertIn("and 43 more", lines[-1])
