@@ -7678,6 +7678,53 @@ class QueueTest(QueueCase):
             runner.wait(20)
         self.assertEqual(len(heard), 1)
 
+    def test_a_second_look_at_the_runs_waits_for_workers_that_still_import(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        slot = mock.Mock(state="asked")
+        runner._slots, runner._found = [slot], ([], set())
+        check = mock.Mock(side_effect=[None, AssertionError("it does not wait")])
+        with mock.patch.object(runner, "wait", lambda _: setattr(slot, "state", "joined")):
+            runner.begin({}, [], 1, check)
+        self.assertEqual(slot.state, "asked")  # anew
+        runner._slots = []
+
+    def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        states = "asked", "held", "calling", "joined", "serving"
+        runner._slots = [mock.Mock(state=state, spoilt=None, is_idle=False) for state in states]
+        runner._found = [], set()
+        runner._pool._runners.add(object())  # its fair share is less than one
+        self.assertEqual([slot.state for slot in runner.spare()], ["joined", "serving"])
+        runner._pool._runners = {runner}
+        runner._slots = []
+
+    def test_who_stands_in_line_wakes_those_that_can_spare_and_who_leaves_it_the_next(self):
+        made = WorkerPool(1)
+        runners = [liteflow._SlotRunner(made, False, DAG("d"), False) for _ in range(3)]
+        for each in runners:
+            self.addCleanup(each.close)
+            self.enterContext(mock.patch.object(each, "wake"))
+        holder, first, second = runners
+        holder.spare, made._count = lambda: [1], 1
+        self.assertEqual([made._lend(each, None) for each in (first, second)], [None, None])
+        self.assertEqual(holder.wake.call_count, 2)
+        made._count = 0
+        made._leave_slot_line(first)
+        second.wake.assert_called_once_with()
+
+    @LINUX
+    def test_a_job_that_an_idle_worker_leaves_in_the_queue_is_sent_again(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        runner._slots = [mock.Mock(is_idle=True, shared=bytearray(2))]
+        job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
+        runner.start(attempt := mock.Mock(), job)
+        runner._look_for_stalled(runner._heard + 1)
+        self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
+        runner._slots = []
+
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
@@ -7899,6 +7946,15 @@ class OneAtATimeTest(QueueCase):
         with mock.patch.object(liteflow, "_SOCKET_BUFFER", 4096):
             self.check_everything(max_workers=2)
             self.assert_nothing_left()
+
+    def test_a_job_goes_to_a_worker_that_is_idle(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        busy, idle = [mock.Mock(is_idle=i, shared=bytearray(2)) for i in (False, True)]
+        runner._slots = [busy, idle]
+        runner._send((1,))
+        self.assertEqual((busy.wire.send.call_count, idle.wire.send.call_count), (0, 1))
+        runner._slots = []
 
     def test_a_worker_has_no_queue(self):
         helper = self.helper(
@@ -8193,6 +8249,17 @@ class SandboxTest(QueueCase):
                 self.assertEqual(run.get_task_instance("dies").error, "killed by SIGKILL")
                 (self.folder / "ready").unlink()
                 os.kill(self.pid_in("child"), signal.SIGKILL)  # it was not waited for
+
+    def test_nor_does_what_was_forked_meanwhile_and_holds_the_other_end(self):
+        ended, (reader, writer) = threading.Event(), os.pipe()
+        self.addCleanup(os.close, os.dup(writer))
+        self.addCleanup(os.close, reader)
+        with mock.patch.object(os, "pipe", lambda: (reader, writer)):
+            _, teller = liteflow._end_of_child(mock.Mock(join=ended.wait))
+        self.assertFalse(liteflow._is_readable(reader, 0))
+        ended.set()
+        teller.join()
+        self.assertTrue(liteflow._is_readable(reader, 0))
 
     def test_no_files_that_tell_of_processes(self):
         dag = self.module(
