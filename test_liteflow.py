@@ -3605,6 +3605,9 @@ class FileTest(StoreCase):
         (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
         before = os.listdir("/proc/self/fd")
         liteflow._sweep(str(self.db))
+        swept = mock.patch.object(liteflow, "_lock", mock.Mock(side_effect=[False, True]))
+        with swept, liteflow._owned_folder(str(self.db)):  # the first one before it was locked
+            pass
         self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
 
     @unittest.skipUnless(os.geteuid() == 0, "makes files of another user")
