@@ -4924,7 +4924,7 @@ class FindingTest(Case):
         self.script(
             """
             from liteflow import DAG, task
-            with open("imported.txt", "a") as f: f.write("x")
+            with open("imported.txt", "a") as f: f.write("x"); assert f.tell() < 7
             with DAG("unguarded") as dag:
                 @task
                 def f(): pass
@@ -4932,12 +4932,14 @@ class FindingTest(Case):
             dag.cli()
             """
         )
-        done = self.python("my_flow.py")
-        self.assertEqual(done.returncode, 2)
-        self.assertIn('if __name__ == "__main__"', done.stderr)
-        self.assertEqual(done.stderr.count("liteflow: error"), 1)
-        self.assertNotIn("Traceback", done.stderr)
-        self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
+        for argv in (["my_flow.py"], ["-c", "import my_flow"]):
+            done = self.python(*argv)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn('if __name__ == "__main__"', done.stderr)
+            self.assertEqual(done.stderr.count("liteflow: error"), 1)
+            self.assertNotIn("Traceback", done.stderr)
+            self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
+            (self.folder / "imported.txt").unlink()
 
     def test_interactive_programs(self):
         source = (
