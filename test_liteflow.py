@@ -10929,6 +10929,18 @@ class RunnersTest(Case):
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual(out, "success\n", err)
 
+    def test_a_module_in_the_root_folder_that_is_no_longer_on_the_path(self):
+        path = [*sys.path]
+        for name, by in (
+            ("liteflow.__file__", "/liteflow.py"),
+            ("multiprocessing.util.Finalize", mock.Mock()),
+            ("threading._register_atexit", mock.Mock()),
+            ("sys.path", path),
+        ):
+            self.enterContext(mock.patch(name, by))
+        liteflow._set_up_slots.__wrapped__(by_executor=True)
+        self.assertEqual(path[-1], "/")
+
     def test_a_module_that_no_worker_can_import_kills_none(self):
         # What was killed as it started would be tried again.
         only = "import multiprocessing as mp\nassert mp.parent_process() is None, 'not here'\n"
