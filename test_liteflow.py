@@ -16753,7 +16753,7 @@ class LeftAsFoundTest(ScriptCase):
     def test_an_error_while_it_ends_by_a_signal_is_told(self):
         self.script(
             """
-            import os, signal, time
+            import logging, os, signal, sys, time
             import liteflow
             from liteflow import DAG, task
             with DAG("ending") as dag:
@@ -16763,15 +16763,18 @@ class LeftAsFoundTest(ScriptCase):
             def broken(*args): raise OSError("no more room")
             if __name__ == "__main__":
                 liteflow._Store.end_run = broken
-                dag.cli(["--quiet"])
+                logging.basicConfig()
+                dag.cli(["--quiet"]) if sys.argv[1:] else dag.run()
             """
         )
-        process = self.start("my_flow.py")
-        self.assertTrue(wait_until((self.folder / "runs").exists))
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=LIMIT)
-        self.assertEqual(process.returncode, 143)
-        self.assertIn("OSError: no more room", err)
+        for argv in ((), ("cli",)):
+            process = self.start("my_flow.py", *argv)
+            self.assertTrue(wait_until((self.folder / "runs").exists))
+            (self.folder / "runs").unlink()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=LIMIT)
+            self.assertEqual(process.returncode, 143)
+            self.assertIn("OSError: no more room", err)
 
     def test_ordinary_text_stays_itself(self):
         for text in ("1\u202f000\xa0€", "\U0001f469\u200d\U0001f4bb", "a\u3000b"):
