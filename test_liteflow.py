@@ -14100,11 +14100,22 @@ class SubmitTest(FlowCase):
             self.assertEqual((run.state, run.xcom_pull("g"), run.log("g")), ("queued", None, ""))
             self.go_on()
 
+    def test_a_run_whose_file_is_gone_as_it_would_begin_is_not_waited_for(self):
+        (folder := self.folder / "gone").mkdir()
+        with WorkerPool(1, max_runs=1) as mine:
+            self.hold(mine, "a")
+            waits = mine.submit(self.flows.dag, db_path=folder / "x.db")
+            shutil.rmtree(folder)
+            self.go_on()
+            self.assertIsInstance(waits.exception(LIMIT), DatabaseError)
+
     def test_a_run_in_a_live_line_is_not_resumed_past_it(self):
         with WorkerPool(1, max_runs=1) as mine:
             first, second = self.hold(mine, *"ab")
             with self.assertRaisesRegex(liteflow.AlreadyRunning, "it is queued there"):
                 self.flows.held.run(db_path=self.db, resume=True)
+            with WorkerPool(1) as other:
+                self.assertEqual(other.recover(self.flows.held, db_path=self.db), [])
             self.assertTrue(second.cancel())
             self.go_on()
             self.assertEqual(self.flows.held.run(db_path=self.db, resume=True).state, "success")
