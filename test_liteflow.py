@@ -19650,10 +19650,12 @@ class Promise2Test(Case):
                     time.sleep(600)
             with DAG("forking") as dag:
                 @task
-                def waits(): Path("running").touch(); time.sleep(600)
+                def waits():
+                    Path("pid").write_text(str(os.getpid())); Path("pid").rename("running")
+                    time.sleep(600)
                 waits()
             if __name__ == "__main__":
-                dag.run(progress=forks, max_workers=1)
+                dag.run(progress=forks, max_workers=1, mp_context="spawn")
             """
         )
         process = self.start("my_flow.py")
@@ -19665,7 +19667,9 @@ class Promise2Test(Case):
         process.kill()
         process.wait()
         self.assertFalse(run.owner_alive)
-        self.assertTrue(alive(int((self.folder / "child").read_text())))
+        worker, child = [int((self.folder / name).read_text()) for name in ("running", "child")]
+        self.assertTrue(wait_until(lambda: not alive(worker)), "nor does it keep its workers alive")
+        self.assertTrue(alive(child))
 
     def test_the_next_run_closes_dead_ones(self):
         d = self.left_run("0123456789abcdef")
