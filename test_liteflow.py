@@ -11347,6 +11347,14 @@ class RunTest(Case):
             progress=lines.append,
         )
         self.assertRegex("\n".join(lines), r"b  failed .*the branch chose 'nope'")
+        self.run_flow(
+            "with DAG('inner') as dag:\n    task(task_id='a')(abs)('x') >> "
+            "task(task_id='b', trigger_rule='all_done')(abs)(1)\n",
+            progress=lines.append,
+        )
+        self.assertRegex(
+            lines[-1], "run success .* 1 success, 1 failed; no leaf of the graph failed"
+        )
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIn("success", logs.output[-1])
@@ -15710,6 +15718,14 @@ class ShowingTest(Case):
         self.assertIn("\x1b[2K", found)
         self.assertTrue(found.endswith(f"a | hello\n{drawn}"), found)
 
+    def test_the_status_stands_below_a_line_that_a_task_left_open(self):
+        report, written = liteflow._Report(True, logs=True), io.StringIO()
+        report.redraws = True
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            report.output("a", "no end")
+            report.status(lambda: ({"running": 1}, [], 2.0))
+        self.assertTrue(written.getvalue().startswith("a | no end\n["))
+
     def test_a_timeline_is_to_scale_and_waits_are_those_for_a_retry(self):
         def ran(task_id, state, index, first, last, number=1):
             ti = self.instance(task_id, state, index)
@@ -19136,6 +19152,7 @@ class PageTest(ScriptCase):
                 self.check(liteflow._html_page("graph", drawn))
                 self.assertLessEqual(drawn.count("<rect"), liteflow._MOST_DRAWN)
                 self.crossings(boxes[:60])
+                self.check(liteflow._svg_graph(boxes[1:]))  # what hung on a task that is gone
         self.check(liteflow._svg_graph([]))
         with DAG("large") as dag:
             tasks = [task(task_id=f"t{i}")(sample)(1) for i in range(300)]
@@ -19801,7 +19818,9 @@ class Promise2Test(Case):
             self.assertTrue(wait_until(lambda: recorded_runs("s", self.db)))
             done = self.cli("stop", "s", "--db", self.db)
             self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
-        self.assertEqual(self.cli("stop", "s", "--db", self.db).returncode, 2)
+        done = self.cli("stop", "s", "--db", self.db)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("is not running: it is failed", done.stderr)
 
     def test_a_worker_that_starts_after_an_edit_says_so(self):
         module = self.module(
