@@ -8468,7 +8468,9 @@ class _SlotRunner(_Runner):
             )
         # 255 stands for the exit code where its fork server ended before it could tell that.
         killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
-        slot.spoilt = why  # so that `_hear` loses it
+        if slot in self._slots:
+            slot.spoilt = why
+            self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
             raise (_Killed if killed else UnreachableTask)(why)
