@@ -4843,9 +4843,13 @@ def _select(
 
     A column that only later versions have is None in a file that has not got it yet.
     """
-    names, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
+    names, terms = _terms(source, columns, ())
     rest, values = _asking(source, rest, dag_run_id=run_row, **asked)
-    found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
+    try:
+        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
+    except sqlite3.OperationalError:  # it lacks one, or the same is raised once more
+        _, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
+        found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     return [_Row(**dict(zip(names, row, strict=True))) for row in found]
 
 
