@@ -5464,16 +5464,16 @@ class _Execution:
         """An exception and the frames that it left hold each other: without this, all that a failed
         task had in memory would stay until Python looks for such circles, its retries' beside it.
         """
-        # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it may
-        # serve others (it passes on what it has caught): such a frame stands at a yield.
-        suspends = bytes([opcode.opmap["YIELD_VALUE"]])
-        if self.exception is not None:
-            for frame, _ in traceback.walk_tb(self.exception.__traceback__):
-                at = frame.f_lasti
-                if frame.f_code.co_code[at : at + 1] != suspends:
-                    with contextlib.suppress(RuntimeError):  # it runs
-                        frame.clear()
-            self.exception = self._context = None
+        if self.exception is None:
+            return
+        for frame, _ in traceback.walk_tb(self.exception.__traceback__):
+            # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it
+            # may serve others (it passes on what it has caught): such a frame stands at a yield.
+            # It may run; or the task has become a user who may read no module.
+            with contextlib.suppress(RuntimeError, ImportError):
+                if frame.f_code.co_code[frame.f_lasti] != opcode.opmap["YIELD_VALUE"]:
+                    frame.clear()
+        self.exception = self._context = None
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
