@@ -563,15 +563,15 @@ class BuildingTest(Case):
         self.assertEqual([t.retries for t in d.tasks], [1, 2])
 
     def test_settings_are_checked_with_the_tasks_name_and_what_was_found(self):
-        for name, value, kind in (
+        for name, value, kind, *words in (
             ("retries", -1, ValueError),
             ("retries", 1.5, TypeError),
             ("retries", "1", TypeError),
             ("retries", True, TypeError),
-            ("retry_delay", -1, ValueError),
+            ("retry_delay", -1, ValueError, "0 or more"),
             ("retry_delay", "1", TypeError),
             ("retry_delay", float("nan"), ValueError),
-            ("execution_timeout", 0, ValueError),
+            ("execution_timeout", 0, ValueError, "more than 0"),
             ("execution_timeout", float("inf"), ValueError),
             ("execution_timeout", -1, ValueError),
             ("execution_timeout", True, TypeError),
@@ -583,7 +583,7 @@ class BuildingTest(Case):
         ):
             with self.subTest(name=name, value=value), self.build():
                 decorated = task(task_id="x", **{name: value})(sample)
-                self.assert_raises(kind, ["'x'", name], decorated, 1)
+                self.assert_raises(kind, ["'x'", name, *words], decorated, 1)
 
     def test_an_unknown_argument_is_named(self):
         with self.build():
@@ -1443,6 +1443,8 @@ class RefusalsTest(Case):
             (one_argument, "decorate it with @task and call it"),
         ):
             self.refused(TypeError, remedy, lambda other=other: self.result >> other)
+        with self.assertRaisesRegex(TypeError, "found 3$"):
+            self.result >> 3
 
     def test_a_callback_that_is_a_task_would_do_nothing(self):
         said = "must be a plain function, found <@task one_argument>: one_argument.function is one"
