@@ -6232,7 +6232,7 @@ class OperatorsTest(Case):
                 def third(ti): print("poke"); return PokeReturnValue(count("third") >= 3, ti.try_number)
                 @task.sensor(poke_interval=0.05, timeout=0.2, mode="reschedule", retries=3)
                 def never(): return False
-                @task.sensor(poke_interval=0.01, timeout=0.05, soft_fail=True)
+                @task.sensor(poke_interval=9, exponential_backoff=True, timeout=0.05, soft_fail=True, execution_timeout=8)
                 def softly(): return False
                 @task.sensor(poke_interval=0.01, silent_fail=True)
                 def silent():
