@@ -10247,7 +10247,10 @@ class ForkServerFaultsTest(Case):
             if sys.argv[1] == "path":
                 sys.path.append(Path("somewhere"))
             threading.Thread(target=hurt, daemon=True).start()
-            run = dag.run(db_path="flow.db", max_workers=2, mp_context="forkserver")
+            how = {"max_workers": 2, "mp_context": "forkserver"}
+            if sys.argv[1] == "no":
+                how = {"executor": WorkerPool(2, "forkserver", int)}
+            run = dag.run(db_path="flow.db", **how)
             if sys.argv[1] == str(int(signal.SIGSTOP)):
                 from multiprocessing import forkserver
                 os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
