@@ -10292,7 +10292,7 @@ class ForkServerFaultsTest(Case):
             import os, sys
             from multiprocessing import spawn
             from liteflow import *
-            PID, ARGUMENTS = os.getpid(), sys.argv[1:]
+            PID, ARGUMENTS, PATH = os.getpid(), sys.argv[1:], sys.path[:]
             with DAG("anew") as dag:
                 @task
                 def f(): return PID == os.getpid(), ARGUMENTS
@@ -10303,11 +10303,11 @@ class ForkServerFaultsTest(Case):
             if __name__ == "__main__":
                 spawn.get_preparation_data = prepared
                 run = dag.run(db_path="flow.db", mp_context="forkserver")
-                print(run.raise_if_failed().xcom_pull("f"))
+                print(run.raise_if_failed().xcom_pull("f"), sys.path == PATH)
             """
         )
         done = self.python(path, "word")
-        self.assertEqual((done.stdout, done.stderr), ("(True, ['word'])\n", ""))
+        self.assertEqual((done.stdout, done.stderr), ("(True, ['word']) True\n", ""))
 
 
 class RunnersTest(Case):
