@@ -16596,7 +16596,8 @@ class LeftAsFoundTest(ScriptCase):
                 with DAG("helped") as dag:
                     @task
                     def f(x):
-                        if x == 2: subprocess.Popen(["sleep", "100"])
+                        null = subprocess.DEVNULL if sys.platform == "linux" else None
+                        if x == 2: subprocess.Popen(["sleep", "100"], stdout=null, stderr=null)
                         return os.getpid()
                     f.expand(x=[0, 1, 2, 3])
                 """,
