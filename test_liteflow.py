@@ -15769,7 +15769,9 @@ class ShowingTest(Case):
                 b = liteflow.EmptyOperator(task_id="b")
                 with TaskGroup("h"):
                     c = liteflow.EmptyOperator(task_id="c")
-            a >> liteflow.Label("x") >> b >> c
+            with TaskGroup("i"):
+                e = liteflow.EmptyOperator(task_id="e")
+            a >> liteflow.Label("x") >> b >> c >> e
         frames = """
             n0["a"]
             subgraph g0["g"]
@@ -15778,8 +15780,12 @@ class ShowingTest(Case):
                     n2["c"]
                 end
             end
+            subgraph g2["i"]
+                n3["e"]
+            end
             n0 -->|"x"| n1
             n1 --> n2
+            n2 --> n3
         """
         frames = textwrap.indent(textwrap.dedent(frames).strip(), "    ")
         self.assertEqual(d.to_mermaid(), f"flowchart TD\n{frames}\n")
@@ -19157,6 +19163,8 @@ class PageTest(ScriptCase):
                 drawn = liteflow._svg_graph(boxes)
                 self.check(liteflow._html_page("graph", drawn))
                 self.assertLessEqual(drawn.count("<rect"), liteflow._MOST_DRAWN)
+                folded = sum(map(int, re.findall(r">(\d+) tasks<", drawn)))
+                self.assertEqual(folded or drawn.count("<rect"), len(boxes))
                 self.crossings(boxes[:60])
                 self.check(liteflow._svg_graph(boxes[1:]))  # what hung on a task that is gone
         self.check(liteflow._svg_graph([]))
