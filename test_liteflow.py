@@ -17135,6 +17135,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "page", "--output", "all.html")
         self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
         self.assert_exit(2, "run", ".", words=["is a directory"])
+        self.assert_exit(2, "run", "nowhere.py", words=["there is no file", "nowhere.py"])
         before = self.db.rename(self.folder / "flow").read_bytes()
         named = ("page", "one", "--db", "flow", "--output")
         self.assertIn("flow is the database: name another", self.cli_here(*named, "flow").stderr)
@@ -17184,10 +17185,12 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(liteflow._given(typed, name, '"a b"'), "a b")
         for name in ("n", "u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "10"), 10)
-        with DAG("maybe", params={"m": Param(None, type=["null", "string"])}) as maybe:
+        either = Param(None, type=["null", "string"])
+        with DAG("maybe", params={"m": either, "i": Param(1, type="integer")}) as maybe:
             pass
         found = [liteflow._given(maybe, "m", text) for text in ("null", "5", "a", '"5"')]
         self.assertEqual(found, [None, "5", "a", "5"])
+        self.assertEqual(liteflow._given(maybe, "i", "1.5"), 1.5)  # to be refused as what it is
         for name in ("u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "ten"), "ten")
         for text in ("ten", "False"):  # a text is true, whatever it says
