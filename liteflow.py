@@ -5146,10 +5146,11 @@ def _dump_settings(task: BaseOperator) -> bytes:
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     kind = getattr(task, "_kind", None)
-    return _dump_for_worker(f"task {task.task_id!r}", (kind, own))
+    return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
 
 
 _OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
+_NO_SETTINGS = _dump((None, {}))
 
 
 def _dump_for_worker(what: str, settings: Any) -> bytes:
