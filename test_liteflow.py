@@ -17516,6 +17516,7 @@ class SeeingTest(ScriptCase):
                 @task
                 def f(i):
                     if i in (3, 5): raise ValueError(f"not {i}")
+                    return i
                 f.expand(i=list(range(60)))
             """
         )
@@ -17524,7 +17525,9 @@ class SeeingTest(ScriptCase):
         self.assertRegex(text, r"f\[3\] \(3\) +failed .*ValueError: not 3")
         self.assertLess(len(text.partition("\n\n")[0].splitlines()), 8)
         self.assertEqual(len(self.seen("show", "folded", "--state", "success").splitlines()), 60)
-        self.assertIn("2 are shown", self.seen("show", "folded", "f"))
+        shown = self.seen("show", "folded", "f")
+        self.assertIn("2 are shown", shown)
+        self.assertNotIn("[0]", shown)
         self.assertIn("not 5", self.seen("show", "folded", "f[5]"))
         self.assertEqual(
             len(json.loads(self.seen("show", "folded", "--json"))["task_instances"]), 60
@@ -17782,7 +17785,9 @@ class SeeingTest(ScriptCase):
         self.assertNotIn("running", self.seen("visualize", "night"))
         found = json.loads(self.seen("show", "night", "--json"))
         self.assertEqual((found["state"], found["owner_alive"]), ("running (owner dead)", False))
-        self.assertEqual(self.cli("stop", "night").returncode, 2)
+        done = self.cli("stop", "night")
+        self.assertIn("is not running: its scheduler died; resume it", done.stderr)
+        self.assertEqual(done.returncode, 2)
         self.seen("clear", "night", "good")  # with the run, all that ran has ended
         self.assertIsNone(self.states(Dag("night").runs(self.db)[0])["waits"])
         told = self.cli("clear", "night", "waits").stderr
@@ -19685,6 +19690,8 @@ class Promise2Test(Case):
             self.assertTrue(wait_until(lambda: recorded_runs("s", self.db)))
             done = self.cli("stop", "s", "--db", self.db)
             self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
+        shown = self.cli_here("show", "s", "--db", self.db).stdout
+        self.assertIn("\nstopped on request\n", shown)
         self.assertEqual(self.cli("stop", "s", "--db", self.db).returncode, 2)
 
     def test_a_worker_that_starts_after_an_edit_says_so(self):
