@@ -1932,8 +1932,12 @@ class PythonOperator(BaseOperator):
         kwargs = _Parameters(self.python_callable).fitting(self.op_kwargs or {})
         args = () if self.op_args is None else tuple(self.op_args)
         kwargs = _filled(self.python_callable, args, kwargs, given)
+        before = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
         vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
-        return self.execute_callable()
+        try:
+            return _awaited(self.execute_callable())
+        finally:  # a sensor's next poke has its own context; and this one holds the operator
+            vars(self).update(before)
 
     def execute_callable(self) -> Any:
         """The call, on `op_args` and `op_kwargs` with the context: for a subclass to define."""

@@ -5787,6 +5787,18 @@ class MappingTest(Case):
         self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
         self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
 
+    def test_a_python_operator_keeps_nothing_of_a_call(self):
+        class Own(liteflow.PythonOperator):
+            async def execute_callable(self):
+                return self.op_kwargs["ds"]
+
+        for kind in (liteflow.PythonOperator, liteflow.PythonSensor, Own):
+            made = kind(task_id="made", python_callable=lambda ds, b: ds, op_kwargs={"b": 2})
+            call = made.poke if kind is liteflow.PythonSensor else made.execute
+            self.assertEqual([call({"ds": "first"}), call({"ds": "next"})], ["first", "next"])
+            # With the context, the operator and all that it was given would hold each other.
+            self.assertEqual(made.op_kwargs, {"b": 2})
+
     def test_a_mapped_operator_has_the_settings_of_its_class(self):
         class Own(liteflow.PythonOperator):
             retries, trigger_rule = 2, "all_done"
