@@ -123,7 +123,7 @@ if not TYPE_CHECKING:
     for (
         _name
     ) in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing opcode pathlib queue
+        hashlib html importlib.util inspect logging mmap multiprocessing pathlib queue
         resource shlex shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
@@ -170,7 +170,6 @@ else:
     import multiprocessing.connection
     import multiprocessing.context
     import multiprocessing.util
-    import opcode
     import pathlib
     import queue
     import resource
@@ -5443,6 +5442,15 @@ class _Outcome(_NamedTuple):
     unasked: bool = False  # it was told to end, but not by its runner
 
 
+@functools.cache
+def _yield_value() -> Any:
+    """The instruction that suspends a generator; to import `opcode`, a task may have left no file
+    descriptor, or no user who may read it."""
+    suspended: Any = (x for x in "x")
+    next(suspended)
+    return suspended.gi_frame.f_code.co_code[suspended.gi_frame.f_lasti]
+
+
 class _Execution:
     """The attempt that runs here now."""
 
@@ -5473,9 +5481,8 @@ class _Execution:
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
             # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it
             # may serve others (it passes on what it has caught): such a frame stands at a yield.
-            # It may run; or the task has become a user who may read no module.
-            with contextlib.suppress(RuntimeError, ImportError):
-                if frame.f_code.co_code[frame.f_lasti] != opcode.opmap["YIELD_VALUE"]:
+            if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _yield_value():
+                with contextlib.suppress(RuntimeError):  # it runs, or is suspended
                     frame.clear()
         self.exception = self._context = None
 
@@ -6005,6 +6012,10 @@ def _traceback(error: BaseException) -> str:
         except Warning:  # by -W error: Python 3.15 warns of a module without a loader (__mp_main__)
             with warnings.catch_warnings(action="ignore"):
                 text = "".join(shown())
+    except OSError:  # what reads the sources is still to be imported, and no descriptor is left
+        files = [(x.f_code.co_filename, n, x.f_code.co_name) for x, n in traceback.walk_tb(frames)]
+        text = "Traceback (most recent call last):\n"
+        text += "".join(f'  File "{file}", line {n}, in {name}\n' for file, n, name in files)
     except BaseException as trouble:  # formatting runs the exception's own code
         text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})\n"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)

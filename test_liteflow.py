@@ -8865,6 +8865,28 @@ class PoolTest(QueueCase):
         self.assertEqual(done.stdout, "success True\n", done.stderr)
         self.assertRegex(done.stderr, r"\d+ of 40 workers fit into the limit of open files")
 
+    def test_a_task_that_leaves_no_descriptor_tells_how_it_failed(self):
+        script = self.script(
+            """
+            import os, resource
+            from liteflow import *
+            files = []
+            with DAG("leaks") as dag:
+                @task
+                def leak():
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+                    while True:
+                        files.append(os.open(os.devnull, os.O_RDONLY))
+                leak()
+            if __name__ == "__main__":
+                with WorkerPool(1) as pool:
+                    print(dag.run(executor=pool).get_task_instances()[0].error)
+            """
+        )
+        done = self.python(script)
+        said = r"Traceback.*\n  File .*, line \d+, in leak\n(.|\n)*OSError: .*open files: '/dev/null'\n"
+        self.assertRegex(done.stdout, f"^{said}$", done.stderr)
+
     def test_nothing_is_left_of_runs_and_their_pools(self):
         module = self.module(EVERYTHING)
         small = self.module("with DAG('small') as dag:\n    task(print)()\n").dag
