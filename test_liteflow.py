@@ -3607,6 +3607,9 @@ class FileTest(StoreCase):
         (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
         before = os.listdir("/proc/self/fd")
         liteflow._sweep(str(self.db))
+        swept = mock.patch.object(liteflow, "_lock", mock.Mock(side_effect=[False, True]))
+        with swept, liteflow._owned_folder(str(self.db)):  # the first one before it was locked
+            pass
         self.assertEqual(len(os.listdir("/proc/self/fd")), len(before))
 
     @unittest.skipUnless(os.geteuid() == 0, "makes files of another user")
@@ -4923,7 +4926,7 @@ class FindingTest(Case):
         self.script(
             """
             from liteflow import DAG, task
-            with open("imported.txt", "a") as f: f.write("x")
+            with open("imported.txt", "a") as f: f.write("x"); assert f.tell() < 7
             with DAG("unguarded") as dag:
                 @task
                 def f(): pass
@@ -4931,12 +4934,14 @@ class FindingTest(Case):
             dag.cli()
             """
         )
-        done = self.python("my_flow.py")
-        self.assertEqual(done.returncode, 2)
-        self.assertIn('if __name__ == "__main__"', done.stderr)
-        self.assertEqual(done.stderr.count("liteflow: error"), 1)
-        self.assertNotIn("Traceback", done.stderr)
-        self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
+        for argv in (["my_flow.py"], ["-c", "import my_flow"]):
+            done = self.python(*argv)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn('if __name__ == "__main__"', done.stderr)
+            self.assertEqual(done.stderr.count("liteflow: error"), 1)
+            self.assertNotIn("Traceback", done.stderr)
+            self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
+            (self.folder / "imported.txt").unlink()
 
     def test_interactive_programs(self):
         source = (
@@ -5039,7 +5044,7 @@ class ElsewhereTest(Case):
         self.assertEqual(sys.modules[name].__file__, beside)
 
     def test_a_task_that_another_worker_has_found_is_named_where_it_is_not_there(self):
-        module, settings = self.module(""), (liteflow._dump((None, {})), liteflow._dump({}))
+        module, settings = self.module(""), (liteflow._NO_SETTINGS, liteflow._dump({}))
         run, said = liteflow._WorkerRun({}, Dag("d")), f"'f' .*: no {module.__name__}:gone"
         for given in (settings, None):
             with self.assertRaisesRegex(UnreachableTask, said):
@@ -5786,6 +5791,38 @@ class MappingTest(Case):
         )
         self.assertEqual(self.states(run), {"bash[0]": "success", "bash[1]": "skipped"})
         self.assertEqual(run.xcom_pull("bash", map_index=0), "1")
+
+    def test_a_template_field_that_an_operator_has_not(self):
+        class Own(liteflow.BaseOperator):
+            template_fields = ("qeury",)
+
+            def __init__(self, query, **kwargs):
+                super().__init__(**kwargs)
+                self.query = query
+
+            def execute(self, context):
+                return self.query
+
+        with DAG("own") as d:
+            Own(task_id="own", query="{{ ds }}")
+            Own.partial(task_id="mapped").expand(query=["{{ ds }}"])
+        for ti in d.test(db_path=self.db).get_task_instances():
+            said = "AttributeError: Own has no 'qeury', which is in its template_fields"
+            self.assertIn(said, ti.error)
+
+    def test_a_subclass_of_python_operator_defines_how_it_calls(self):
+        class Own(liteflow.PythonOperator):
+            def execute_callable(self):
+                return [super().execute_callable(), *self.op_args, sorted(self.op_kwargs)]
+
+        with DAG("own") as d:
+            Own(
+                task_id="own",
+                python_callable=lambda a, ds, b: a + b,
+                op_args=[1],
+                op_kwargs={"b": 2},
+            )
+        self.assertEqual(d.test(db_path=self.db).xcom_pull("own"), [3, 1, ["b", "ds"]])
 
     def test_a_python_operator_keeps_nothing_of_a_call(self):
         class Own(liteflow.PythonOperator):
@@ -7660,6 +7697,53 @@ class QueueTest(QueueCase):
             runner.wait(20)
         self.assertEqual(len(heard), 1)
 
+    def test_a_second_look_at_the_runs_waits_for_workers_that_still_import(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        slot = mock.Mock(state="asked")
+        runner._slots, runner._found = [slot], ([], set())
+        check = mock.Mock(side_effect=[None, AssertionError("it does not wait")])
+        with mock.patch.object(runner, "wait", lambda _: setattr(slot, "state", "joined")):
+            runner.begin({}, [], 1, check)
+        self.assertEqual(slot.state, "asked")  # anew
+        runner._slots = []
+
+    def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        states = "asked", "held", "calling", "joined", "serving"
+        runner._slots = [mock.Mock(state=state, spoilt=None, is_idle=False) for state in states]
+        runner._found = [], set()
+        runner._pool._runners.add(object())  # its fair share is less than one
+        self.assertEqual([slot.state for slot in runner.spare()], ["joined", "serving"])
+        runner._pool._runners = {runner}
+        runner._slots = []
+
+    def test_who_stands_in_line_wakes_those_that_can_spare_and_who_leaves_it_the_next(self):
+        made = WorkerPool(1)
+        runners = [liteflow._SlotRunner(made, False, DAG("d"), False) for _ in range(3)]
+        for each in runners:
+            self.addCleanup(each.close)
+            self.enterContext(mock.patch.object(each, "wake"))
+        holder, first, second = runners
+        holder.spare, made._count = lambda: [1], 1
+        self.assertEqual([made._lend(each, None) for each in (first, second)], [None, None])
+        self.assertEqual(holder.wake.call_count, 2)
+        made._count = 0
+        made._leave_slot_line(first)
+        second.wake.assert_called_once_with()
+
+    @LINUX
+    def test_a_job_that_an_idle_worker_leaves_in_the_queue_is_sent_again(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        runner._slots = [mock.Mock(is_idle=True, shared=bytearray(2))]
+        job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
+        runner.start(attempt := mock.Mock(), job)
+        runner._look_for_stalled(runner._heard + 1)
+        self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
+        runner._slots = []
+
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
@@ -7881,6 +7965,15 @@ class OneAtATimeTest(QueueCase):
         with mock.patch.object(liteflow, "_SOCKET_BUFFER", 4096):
             self.check_everything(max_workers=2)
             self.assert_nothing_left()
+
+    def test_a_job_goes_to_a_worker_that_is_idle(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        busy, idle = [mock.Mock(is_idle=i, shared=bytearray(2)) for i in (False, True)]
+        runner._slots = [busy, idle]
+        runner._send((1,))
+        self.assertEqual((busy.wire.send.call_count, idle.wire.send.call_count), (0, 1))
+        runner._slots = []
 
     def test_a_worker_has_no_queue(self):
         helper = self.helper(
@@ -8175,6 +8268,17 @@ class SandboxTest(QueueCase):
                 self.assertEqual(run.get_task_instance("dies").error, "killed by SIGKILL")
                 (self.folder / "ready").unlink()
                 os.kill(self.pid_in("child"), signal.SIGKILL)  # it was not waited for
+
+    def test_nor_does_what_was_forked_meanwhile_and_holds_the_other_end(self):
+        ended, (reader, writer) = threading.Event(), os.pipe()
+        self.addCleanup(os.close, os.dup(writer))
+        self.addCleanup(os.close, reader)
+        with mock.patch.object(os, "pipe", lambda: (reader, writer)):
+            _, teller = liteflow._end_of_child(mock.Mock(join=ended.wait))
+        self.assertFalse(liteflow._is_readable(reader, 0))
+        ended.set()
+        teller.join()
+        self.assertTrue(liteflow._is_readable(reader, 0))
 
     def test_no_files_that_tell_of_processes(self):
         dag = self.module(
@@ -10864,6 +10968,18 @@ class RunnersTest(Case):
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual(out, "success\n", err)
 
+    def test_a_module_in_the_root_folder_that_is_no_longer_on_the_path(self):
+        path = [*sys.path]
+        for name, by in (
+            ("liteflow.__file__", "/liteflow.py"),
+            ("multiprocessing.util.Finalize", mock.Mock()),
+            ("threading._register_atexit", mock.Mock()),
+            ("sys.path", path),
+        ):
+            self.enterContext(mock.patch(name, by))
+        liteflow._set_up_slots.__wrapped__(by_executor=True)
+        self.assertEqual(path[-1], "/")
+
     def test_a_module_that_no_worker_can_import_kills_none(self):
         # What was killed as it started would be tried again.
         only = "import multiprocessing as mp\nassert mp.parent_process() is None, 'not here'\n"
@@ -11270,6 +11386,14 @@ class RunTest(Case):
             progress=lines.append,
         )
         self.assertRegex("\n".join(lines), r"b  failed .*the branch chose 'nope'")
+        self.run_flow(
+            "with DAG('inner') as dag:\n    task(task_id='a')(abs)('x') >> "
+            "task(task_id='b', trigger_rule='all_done')(abs)(1)\n",
+            progress=lines.append,
+        )
+        self.assertRegex(
+            lines[-1], "run success .* 1 success, 1 failed; no leaf of the graph failed"
+        )
         with self.assertLogs("liteflow", "INFO") as logs:
             self.run_flow("with DAG('logged') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIn("success", logs.output[-1])
@@ -14023,11 +14147,22 @@ class SubmitTest(FlowCase):
             self.assertEqual((run.state, run.xcom_pull("g"), run.log("g")), ("queued", None, ""))
             self.go_on()
 
+    def test_a_run_whose_file_is_gone_as_it_would_begin_is_not_waited_for(self):
+        (folder := self.folder / "gone").mkdir()
+        with WorkerPool(1, max_runs=1) as mine:
+            self.hold(mine, "a")
+            waits = mine.submit(self.flows.dag, db_path=folder / "x.db")
+            shutil.rmtree(folder)
+            self.go_on()
+            self.assertIsInstance(waits.exception(LIMIT), DatabaseError)
+
     def test_a_run_in_a_live_line_is_not_resumed_past_it(self):
         with WorkerPool(1, max_runs=1) as mine:
             first, second = self.hold(mine, *"ab")
             with self.assertRaisesRegex(liteflow.AlreadyRunning, "it is queued there"):
                 self.flows.held.run(db_path=self.db, resume=True)
+            with WorkerPool(1) as other:
+                self.assertEqual(other.recover(self.flows.held, db_path=self.db), [])
             self.assertTrue(second.cancel())
             self.go_on()
             self.assertEqual(self.flows.held.run(db_path=self.db, resume=True).state, "success")
@@ -15622,6 +15757,14 @@ class ShowingTest(Case):
         self.assertIn("\x1b[2K", found)
         self.assertTrue(found.endswith(f"a | hello\n{drawn}"), found)
 
+    def test_the_status_stands_below_a_line_that_a_task_left_open(self):
+        report, written = liteflow._Report(True, logs=True), io.StringIO()
+        report.redraws = True
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            report.output("a", "no end")
+            report.status(lambda: ({"running": 1}, [], 2.0))
+        self.assertTrue(written.getvalue().startswith("a | no end\n["))
+
     def test_a_timeline_is_to_scale_and_waits_are_those_for_a_retry(self):
         def ran(task_id, state, index, first, last, number=1):
             ti = self.instance(task_id, state, index)
@@ -16685,7 +16828,7 @@ class LeftAsFoundTest(ScriptCase):
     def test_an_error_while_it_ends_by_a_signal_is_told(self):
         self.script(
             """
-            import os, signal, time
+            import logging, os, signal, sys, time
             import liteflow
             from liteflow import DAG, task
             with DAG("ending") as dag:
@@ -16695,15 +16838,18 @@ class LeftAsFoundTest(ScriptCase):
             def broken(*args): raise OSError("no more room")
             if __name__ == "__main__":
                 liteflow._Store.end_run = broken
-                dag.cli(["--quiet"])
+                logging.basicConfig()
+                dag.cli(["--quiet"]) if sys.argv[1:] else dag.run()
             """
         )
-        process = self.start("my_flow.py")
-        self.assertTrue(wait_until((self.folder / "runs").exists))
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=LIMIT)
-        self.assertEqual(process.returncode, 143)
-        self.assertIn("OSError: no more room", err)
+        for argv in ((), ("cli",)):
+            process = self.start("my_flow.py", *argv)
+            self.assertTrue(wait_until((self.folder / "runs").exists))
+            (self.folder / "runs").unlink()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=LIMIT)
+            self.assertEqual(process.returncode, 143)
+            self.assertIn("OSError: no more room", err)
 
     def test_ordinary_text_stays_itself(self):
         for text in ("1\u202f000\xa0€", "\U0001f469\u200d\U0001f4bb", "a\u3000b"):
@@ -17025,6 +17171,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "page", "--output", "all.html")
         self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
         self.assert_exit(2, "run", ".", words=["is a directory"])
+        self.assert_exit(2, "run", "nowhere.py", words=["there is no file", "nowhere.py"])
         before = self.db.rename(self.folder / "flow").read_bytes()
         named = ("page", "one", "--db", "flow", "--output")
         self.assertIn("flow is the database: name another", self.cli_here(*named, "flow").stderr)
@@ -17074,10 +17221,12 @@ class CommandLineTest(ScriptCase):
             self.assertEqual(liteflow._given(typed, name, '"a b"'), "a b")
         for name in ("n", "u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "10"), 10)
-        with DAG("maybe", params={"m": Param(None, type=["null", "string"])}) as maybe:
+        either = Param(None, type=["null", "string"])
+        with DAG("maybe", params={"m": either, "i": Param(1, type="integer")}) as maybe:
             pass
         found = [liteflow._given(maybe, "m", text) for text in ("null", "5", "a", '"5"')]
         self.assertEqual(found, [None, "5", "a", "5"])
+        self.assertEqual(liteflow._given(maybe, "i", "1.5"), 1.5)  # to be refused as what it is
         for name in ("u", "unknown"):
             self.assertEqual(liteflow._given(typed, name, "ten"), "ten")
         for text in ("ten", "False"):  # a text is true, whatever it says
@@ -19063,6 +19212,7 @@ class PageTest(ScriptCase):
                 folded = sum(map(int, re.findall(r">(\d+) tasks<", drawn)))
                 self.assertEqual(folded or drawn.count("<rect"), len(boxes))
                 self.crossings(boxes[:60])
+                self.check(liteflow._svg_graph(boxes[1:]))  # what hung on a task that is gone
         self.check(liteflow._svg_graph([]))
         with DAG("large") as dag:
             tasks = [task(task_id=f"t{i}")(sample)(1) for i in range(300)]
@@ -19577,10 +19727,12 @@ class Promise2Test(Case):
                     time.sleep(600)
             with DAG("forking") as dag:
                 @task
-                def waits(): Path("running").touch(); time.sleep(600)
+                def waits():
+                    Path("pid").write_text(str(os.getpid())); Path("pid").rename("running")
+                    time.sleep(600)
                 waits()
             if __name__ == "__main__":
-                dag.run(progress=forks, max_workers=1)
+                dag.run(progress=forks, max_workers=1, mp_context="spawn")
             """
         )
         process = self.start("my_flow.py")
@@ -19592,7 +19744,9 @@ class Promise2Test(Case):
         process.kill()
         process.wait()
         self.assertFalse(run.owner_alive)
-        self.assertTrue(alive(int((self.folder / "child").read_text())))
+        worker, child = [int((self.folder / name).read_text()) for name in ("running", "child")]
+        self.assertTrue(wait_until(lambda: not alive(worker)), "nor does it keep its workers alive")
+        self.assertTrue(alive(child))
 
     def test_the_next_run_closes_dead_ones(self):
         d = self.left_run("0123456789abcdef")
@@ -19726,7 +19880,9 @@ class Promise2Test(Case):
             self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
         shown = self.cli_here("show", "s", "--db", self.db).stdout
         self.assertIn("\nstopped on request\n", shown)
-        self.assertEqual(self.cli("stop", "s", "--db", self.db).returncode, 2)
+        done = self.cli("stop", "s", "--db", self.db)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("is not running: it is failed", done.stderr)
 
     def test_a_worker_that_starts_after_an_edit_says_so(self):
         module = self.module(
