@@ -1929,7 +1929,7 @@ class PythonOperator(BaseOperator):
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
         kwargs = _Parameters(self.python_callable).fitting(self.op_kwargs or {})
-        args = () if self.op_args is None else tuple(self.op_args)
+        args = [] if self.op_args is None else list(self.op_args)
         kwargs = _filled(self.python_callable, args, kwargs, given)
         before = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
         vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
