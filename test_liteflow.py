@@ -14577,6 +14577,22 @@ class SubmitTest(FlowCase):
         runs = Dag("d").runs(self.folder / "liteflow.db")
         self.assertEqual([run.state for run in runs], ["failed"] * 3)
 
+    def test_the_interpreters_end_waits_for_no_run_in_a_daemon_thread(self):
+        self.script(
+            """
+            import threading, time
+            from pathlib import Path
+            from liteflow import DAG, task
+            with DAG("d") as dag:
+                task(task_id="f")(lambda: (Path("began").touch(), time.sleep(600)))()
+            threading.excepthook = str  # the pool is shut down during the run
+            if __name__ == "__main__":
+                threading.Thread(target=dag.run, daemon=True).start()
+                while not Path("began").exists(): time.sleep(0.01)
+            """
+        )
+        self.assertEqual(self.python("my_flow.py", timeout=30).returncode, 0)
+
     @unittest.skipUnless(SOAK, "LITEFLOW_SOAK=1: ten thousand runs on one pool")
     def test_thousands_of_runs_leave_nothing_in_the_process(self):
         def size():
