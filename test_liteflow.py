@@ -7744,6 +7744,19 @@ class QueueTest(QueueCase):
         self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
         runner._slots = []
 
+    def test_a_run_with_jobs_to_do_spares_what_is_more_than_its_share(self):
+        pool = WorkerPool(6)
+        runner, other = (liteflow._SlotRunner(pool, False, DAG("d"), False) for _ in "ab")
+        self.addCleanup(runner.close)
+        self.addCleanup(other.close)
+        busy = mock.Mock(spoilt=None, state="serving", is_idle=False)
+        runner._found, runner._out[1] = ([], set()), mock.Mock()
+        spared = []
+        for count in range(6):
+            with mock.patch.object(runner, "_slots", [busy] * count):
+                spared.append(len(runner.spare()))
+        self.assertEqual(spared, [0, 0, 0, 0, 1, 2])
+
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
