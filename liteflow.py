@@ -8098,7 +8098,9 @@ class _SlotRunner(_Runner):
         except OSError as error:
             if self._slots:
                 return False  # the run goes on with those that it has
-            hint = "" if os.path.isdir(".") else ": the working directory was deleted"
+            hint = ""
+            if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd's
+                hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
             if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):

@@ -8366,6 +8366,15 @@ class SandboxTest(QueueCase):
         ):
             dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
 
+    def test_no_working_directory(self):
+        dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
+        importlib.import_module("multiprocessing.resource_tracker").ensure_running()
+        self.addCleanup(os.chdir, os.getcwd())
+        with tempfile.TemporaryDirectory() as gone:
+            os.chdir(gone)
+        with self.assertRaisesRegex(UnreachableTask, "the working directory was deleted$"):
+            dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
+
     @LINUX
     def test_no_descriptors_left_to_workers_are_told(self):
         helper = self.helper(
