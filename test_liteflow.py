@@ -10809,6 +10809,11 @@ class RunnersTest(Case):
                 count.expand(x=given); same.override(task_id="far").expand(x=same.expand(x=given))
                 pull.expand(x=given)
                 @task
+                def both(): return [3, 4]
+                @task
+                def place(x, every): return every.index(x)
+                each = both(); place.partial(every=each).expand(x=each)
+                @task
                 def own(x, ti): return [x, ti.xcom_pull("g.one", map_indexes=ti.map_index)]
                 @task_group
                 def g(x): own(same.override(task_id="one")(x))
@@ -10818,6 +10823,7 @@ class RunnersTest(Case):
             run = self.run_flow(source, executor=executor)
         self.assertEqual(run.xcom_pull("count"), [[20_000, 5]] * 9)
         self.assertEqual(run.xcom_pull("g.own"), [[1, 1], [2, 2]])
+        self.assertEqual(run.xcom_pull("place"), [0, 1])
         self.assertIn("only their element", run.get_task_instance("pull", 0).error)
         self.assertLess(max(sizes), 30_000)
 
