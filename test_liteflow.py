@@ -15785,6 +15785,34 @@ class ShowingTest(Case):
         report.began(Dag("d"), "r", self.db, plan)
         self.assertLess(report._snapshot()[2], 60)
 
+    def test_what_did_not_start_after_all_is_not_drawn_as_running(self):
+        one = mock.Mock(state=TaskInstanceState.RUNNING, label="a", try_number=1)
+        plan = types.SimpleNamespace(nodes=[1], instances=lambda: [one])
+        report = liteflow._Report(str)
+        report.began(Dag("d"), "r", self.db, plan)
+        report.changed(one)
+        self.assertEqual([label for label, _ in report._snapshot()[1]], ["a"])
+        one.state = None  # another run has taken its place in a pool
+        self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
+
+    def test_the_status_takes_a_tenth_of_the_time_at_most(self):
+        report, now, drawn = liteflow._Report(True), [0.0], []
+        report.redraws = True
+
+        def slow():
+            now[0] += 1.0
+            drawn.append(now[0])
+            return {"success": 1}, [], 2.0
+
+        with (
+            mock.patch.object(liteflow, "_monotonic", lambda: now[0]),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            while now[0] < 30.0:
+                report.status(slow)
+                now[0] += 0.25
+        self.assertEqual(drawn, [1.0, 12.0, 23.0])
+
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
             liteflow._Report(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
@@ -17659,6 +17687,20 @@ class SeeingTest(ScriptCase):
         process.wait(LIMIT)
         self.assertRegex(shown, r"/\d tasks, \d\.\d s")
         self.assertNotRegex(shown, r"/\d tasks, .* h ")
+
+    def test_what_runs_is_followed_with_its_time(self):
+        self.started_attempt()
+        looks, run = [], Dag("d").get_run("r", self.db)
+        lives = mock.PropertyMock(side_effect=[True, False])
+        with (
+            mock.patch.object(liteflow.DagRun, "owner_alive", lives),
+            mock.patch.object(liteflow._Report, "status", lambda _, look: looks.append(look())),
+            mock.patch.object(liteflow, "_POLL", 0.0),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            liteflow._follow(run)
+        [(_, [(label, seconds)], _)] = looks
+        self.assertEqual((label, seconds > 1e6), ("sample", True))  # since 2024
 
     def started_and_waiting(self):
         """The script's process, which waits for a file "go"."""
