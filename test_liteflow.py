@@ -17592,7 +17592,7 @@ class SeeingTest(ScriptCase):
     def test_quiet_says_only_what_failed(self):
         done = self.python("my_flow.py", "--quiet")
         first, *others = done.stderr.splitlines()
-        self.assertRegex(first, "^run manual__.* of DAG 'night' failed")
+        self.assertRegex(first, "^run manual__.* of DAG 'night' failed: see below$")
         self.assertEqual(others[0], "bad failed, try 2 of 2: ValueError: no luck")
         self.assertEqual(others[1], "    at all")
         self.assertRegex(others[2], r"^    /.*/my_flow.py:\d+, in bad: .*raise ValueError")
