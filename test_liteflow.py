@@ -19309,6 +19309,8 @@ class PageTest(ScriptCase):
             tasks = [task(task_id=f"t{i}")(sample)(1) for i in range(300)]
             liteflow.chain(*tasks[:250])
         self.check(dag._repr_html_())
+        chain = liteflow._folded_boxes(self.boxes([(f"t{i}", f"t{i + 1}") for i in range(400)]))
+        self.assertEqual([[*box.upstream] for box in chain[1:]], [[x.task_id] for x in chain[:-1]])
         circle = [
             liteflow._Box("a", ["a"], "none", {"b": None}, ""),
             liteflow._Box("b", ["b"], "none", {"a": None}, ""),
