@@ -120,10 +120,8 @@ class _LazyModule:
 
 TYPE_CHECKING = False  # a type checker takes it for true
 if not TYPE_CHECKING:
-    for (
-        _name
-    ) in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob graphlib
-        hashlib html importlib.util inspect logging mmap multiprocessing pathlib queue
+    for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob
+        graphlib hashlib html importlib.util inspect logging mmap multiprocessing pathlib queue
         resource shlex shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
