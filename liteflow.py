@@ -6193,18 +6193,17 @@ class _Wire:
             self.socket.setblocking(False)
 
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
-        """The next message, or None if there is none now. Raises EOFError at the end, OSError."""
+        """The next message, or None if there is none now. Raises EOFError at the end, OSError; and
+        TypeError, ValueError or EOFError of what is none, as a task may have written it."""
         packed = self._next()
         if packed is None:
             return None
-        try:
-            message: tuple[tuple[Any, ...], list[bytes]] | str | None = marshal.loads(packed)
-        except (ValueError, EOFError, TypeError):
-            raise EOFError("no message of ours") from None
+        message: tuple[tuple[Any, ...], list[bytes]] | str | None = marshal.loads(packed)
         if isinstance(message, tuple):
             return message
-        with open(message or self.take_file(), "rb") as aside:
-            if message:
+        # By fspath() no number is taken for a descriptor, which would be closed then.
+        with open(self.take_file() if message is None else os.fspath(message), "rb") as aside:
+            if message is not None:
                 os.unlink(message)
             aside.seek(0)  # an offset that is shared with the sender, who wrote
             data, sizes = marshal.load(aside)

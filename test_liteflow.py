@@ -8450,11 +8450,18 @@ class SandboxTest(QueueCase):
 
 class GarbledTest(Case):
     def test_what_a_task_wrote_into_its_workers_pair_ends_the_worker_alone(self):
-        for garbled in ((), ("done", 0, "success"), 7):
+        pieces = (), ("done", 0, "success"), 7, True  # for which marshal takes "This ...", too
+        for garbled in (*map(marshal.dumps, pieces), b"words", b"?"):
+            ours, theirs = map(liteflow._Wire, liteflow._socket_pair())
+            self.addCleanup(ours.close)
+            theirs._send(garbled, None)
+            theirs.close()
             slot = object.__new__(liteflow._Slot)
-            slot.gone, slot.wire = False, types.SimpleNamespace(receive=lambda x=garbled: x)
-            self.assertEqual([*slot.receive()], [])
+            slot.gone, slot.wire = False, ours
+            with mock.patch("builtins.open") as opened:  # 7 or 1: a descriptor, to be closed then
+                self.assertEqual([*slot.receive()], [])
             self.assertTrue(slot.gone)
+            opened.assert_not_called()
 
     def test_on_a_stream_nobody_waits_for_a_message_of_gigabytes(self):
         ours, theirs = socket.socketpair()
