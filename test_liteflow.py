@@ -498,6 +498,16 @@ class BuildingTest(Case):
                 make("work")
         self.assertEqual([t.task_id for t in d.roots], ["up"])
 
+    def test_a_teardown_that_is_made_inside_a_scope_is_no_work_of_it(self):
+        def make(task_id):
+            return liteflow.EmptyOperator(task_id=task_id)
+
+        with self.build() as d, make("up").as_setup(), make("down").as_teardown():
+            make("work") >> make("other").as_teardown()
+            make("alone").as_teardown()
+        self.assertEqual([t.task_id for t in d.roots], ["up", "alone"])
+        self.assertEqual(d.task_dict["down"].upstream_task_ids, {"work"})
+
     def test_nested_scopes_may_share_a_setup_or_a_teardown(self):
         def make(task_id):
             return liteflow.EmptyOperator(task_id=task_id)
@@ -1441,6 +1451,7 @@ class RefusalsTest(Case):
             (liteflow.EmptyOperator, "make one, EmptyOperator(...)"),
             (self.f.partial(x=1), "call its expand()"),
             (one_argument, "decorate it with @task and call it"),
+            (WithoutHash, "decorate it with @task and call it"),
         ):
             self.refused(TypeError, remedy, lambda other=other: self.result >> other)
         with self.assertRaisesRegex(TypeError, "found 3$"):
@@ -6042,7 +6053,8 @@ class FlowTest(Case):
                 "through": "success",
             },
         )
-        self.assertEqual(run.get_task_instance("no").error, "AirflowSkipException: not today")
+        for name, said in (("no", "not today"), ("g", "skipped by its condition")):
+            self.assertEqual(run.get_task_instance(name).error, f"AirflowSkipException: {said}")
         with DAG("d") as d:
             for name, found in (("own", (False, "it says")), ("given", (False, None))):
                 task.run_if(lambda _, found=found: found, "as told")(task(task_id=name)(sample))(1)
@@ -6283,6 +6295,16 @@ class OperatorsTest(Case):
         self.assertEqual(run.xcom_pull("third"), 1)
         self.assertEqual(run.log("third"), "poke\n" * 3)
         self.assertEqual(run.get_task_instance("never").try_number, 1)
+
+    def test_the_waits_of_a_sensor_double_up_to_its_timeout(self):
+        waits = []
+        with DAG("backs_off") as d:
+            kind = task.sensor(task_id="s", exponential_backoff=True, poke_interval=1, timeout=100)
+            kind(lambda: len(waits) == 1100)()  # 2.0 ** 1100 would overflow
+        with mock.patch.object(time, "sleep", waits.append):
+            run = d.test(db_path=self.db)
+        self.assertEqual(self.states(run), {"s": "success"})
+        self.assertEqual(waits[:8], [1, 2, 4, 8, 16, 32, 64, 100])
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
