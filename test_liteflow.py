@@ -1535,6 +1535,9 @@ class RefusalsTest(Case):
             with WorkerPool(1, "spawn", **{"initializer": one_argument, **wrong}) as pool:
                 run = functools.partial(self.dag.run, db_path=self.db, executor=pool)
                 self.refused(liteflow.UnreachableTask, said, run)
+        with mock.patch.object(sys, "argv", [threading.Lock()]):  # it is not about that
+            run = functools.partial(self.dag.run, db_path=self.db, mp_context="spawn")
+            self.refused(TypeError, "cannot pickle '_thread.lock' object", run)
         self.assertFalse(self.db.exists())
 
     def test_arguments_beside_the_context(self):
@@ -4256,6 +4259,10 @@ class WorkerTest(Case):
         self.assertTrue(text.endswith(".\nthe end\n"))  # and what came before the file was cut
         cut = int(re.search(r"([\d,]+) bytes cut", text)[1].replace(",", ""))
         self.assertEqual(cut, 6 * 1_000_002 + 8 - liteflow._LOG_HEAD - liteflow._LOG_TAIL)
+        path.write_bytes(b"." * 2_100_000 + b"the end\n")
+        with mock.patch.object(os, "ftruncate", side_effect=OSError(28, "No space left")):
+            [(_, _, text)] = log.take(attempt, log.size())
+        self.assertTrue(text.endswith(".the end\n"))
 
     def test_the_end_of_a_long_log_is_stored_again_where_there_is_more_and_not_too_often(self):
         path = self.folder / "log"
@@ -4321,6 +4328,19 @@ class WorkerTest(Case):
                     [*_, (_, _, text)] = itertools.chain(*parts)
             self.assertEqual(text, "\n[... 1,950 bytes cut ...]\n" + "." * 50, (limit, looks))
             self.assertEqual(attempt.log_parts, 1)
+
+    def test_warnings_that_are_errors_hide_no_traceback(self):
+        formatted = traceback.format_exception
+
+        def warns(*error):  # as Python 3.15 does
+            warnings.warn("a module without a loader", stacklevel=2)
+            return formatted(*error)
+
+        with (
+            warnings.catch_warnings(action="error"),
+            mock.patch.object(traceback, "format_exception", warns),
+        ):
+            self.assertEqual(liteflow._traceback(ValueError("what")), "ValueError: what")
 
     def test_tracebacks_are_the_users_own_and_name_the_reason_last(self):
         run = self.run_flow(
@@ -7854,6 +7874,8 @@ class QueueTest(QueueCase):
         ends[3].send((1, False, *job))
         worker._on_term(signal.SIGTERM, None)
         self.assertIsNone(worker._take())
+        with self.assertRaises(liteflow.AirflowTaskTerminated), worker:
+            self.fail("a job that was taken just before has run")
         worker.terminated = False
         self.assertEqual((worker._take(), worker.number), (job, 1))
 
