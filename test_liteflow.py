@@ -788,6 +788,7 @@ class BuildingTest(Case):
             "+a > w > -b": "g.w",
             "w > -a > v": "g.v",
             "w > -a > -b": "g.w",
+            "w > -a > -b, a > v": "g.v g.w",
             "+a > w > -b, +c": "g.w g.c",
             "w > -a, w > v > -b": "g.v",
         }
@@ -3136,6 +3137,16 @@ class StoreTest(StoreCase):
             with self.assertRaisesRegex(DatabaseError, "was deleted or replaced"):
                 store.check_in_place()
 
+    def test_a_file_that_is_refused_is_closed_though_somebody_keeps_the_error(self):
+        liteflow._Store(str(self.db)).close()
+        with contextlib.closing(sqlite3.connect(self.db)) as db:
+            db.execute("PRAGMA user_version = 99")
+        try:
+            liteflow._Store(str(self.db))
+        except DatabaseError as error:
+            self.addCleanup(bool, error)
+        self.assertEqual([path.name for path in self.folder.glob("*.db*")], [self.db.name])
+
     def test_only_an_empty_wal_is_not_waited_for(self):
         def waits(store):
             execute = store._connection.execute
@@ -4685,8 +4696,8 @@ class ContextTest(Case):
                             ti.xcom_pull("one", map_indexes=3, default=5), ti.xcom_pull("one", key="k")]
                 [one(), two()] >> pull()
                 @task
-                def bad(ti): ti.xcom_push(3, 4)
-                bad()
+                def bad(key, ti): ti.xcom_push(key, 4)
+                bad(3), bad("k\\udce9")
             """
         )
         self.assertEqual(
@@ -4694,6 +4705,7 @@ class ContextTest(Case):
             [[None], [2], "one", [{"a": 1}, 2], None, "one", None, 5, {"a": 1}],
         )
         self.assertIn("key must be str", run.get_task_instance("bad").error)
+        self.assertIn(r"'k\udce9' is no text", run.get_task_instance("bad__1").error)
 
     def test_an_instance_pulls_what_those_before_it_gave(self):
         with DAG("d") as d:
@@ -11879,6 +11891,28 @@ class AgainTest(FlowCase):
                 self.assertEqual(self.ran, ["work:b", "umount:b"])
         self.assertTrue(seen)
 
+    def test_a_teardown_of_all_elements_that_becomes_one_of_each_has_torn_down_all(self):
+        def flow(of_each):
+            with DAG("d") as d:
+
+                @task_group(prefix_group_id=False)
+                def each(x):
+                    self.step("mount", kind="setup")(x) >> self.step("work")(x)
+                    if of_each:
+                        self.step("umount", kind="teardown")(x)
+
+                each.expand(x=["a"])
+                if not of_each:
+                    self.step("umount", kind="teardown")()
+                d["work"] >> d["umount"].as_teardown(setups=d["mount"])
+            return d
+
+        self.bad = {"work"}
+        self.assertEqual(self.go(flow(False)), ["mount:a", "umount", "work:a"])
+        self.bad = set()
+        self.resume(flow(True))
+        self.assertEqual(self.ran, ["mount:a", "work:a", "umount:a"])
+
     def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
         def flow():
             d = self.scope()
@@ -16383,7 +16417,7 @@ class ForkedServerTest(ScriptCase):
             """
         text = self.main(
             """
-            held = open(__file__), open("log.txt", "a")
+            held = open(__file__), open("log.txt", "a"), os.open(".", os.O_RDONLY)
             assert run()["forked"]
             assert not run(mp_context="forkserver")["forked"]
             """
@@ -20325,14 +20359,16 @@ class Promise4Test(Case):
             "def check(name):\n"
             "    time.sleep({'handler': 0.1, 'orphan': 0.2, 'uncounted': 0.2}.get(name, 0))\n"
             "    print('heard'); logging.info('logged')\n"
-            "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, []))]\n"
+            "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),\n"
+            "            [signal.getsignal(x) for x in (signal.SIGALRM, signal.SIGCHLD)]]\n"
             "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
             max_workers=1,
         )
         self.assertEqual(set(self.states(run).values()), {"success"}, self.states(run))
         for name in bodies:
             with self.subTest(name):
-                self.assertEqual(run.xcom_pull(f"after_{name}"), [os.getcwd(), False, 0])
+                found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2]
+                self.assertEqual(run.xcom_pull(f"after_{name}"), found)
                 log = run.log(f"after_{name}")
                 self.assertIn("heard\n", log)
                 self.assertIn("INFO root: logged", log)
