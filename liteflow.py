@@ -6966,17 +6966,15 @@ class _ForkedProcess(_Record):
 def _may_fork() -> bool:
     """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
     may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
-    shared: a pipe or socket whose end somebody waits for, a file written or locked, a database."""
-    try:
-        os.close(_pidfd_of(os.getpid()))
-        files = [int(name) for name in os.listdir("/proc/self/fd")]
-        for _ in range(10):
-            is_alone = len(os.listdir("/proc/self/task")) == 1
-            if is_alone or threading.active_count() > 1:
-                break
-            time.sleep(0.0005)  # a thread that has ended is listed for a moment more
-    except (ImportError, OSError):  # no Linux, no /proc, or an older kernel
-        return False
+    shared: a pipe or socket whose end somebody waits for, a file written or locked, a database.
+    Raises ImportError, OSError on no Linux, without /proc, or on an older kernel."""
+    os.close(_pidfd_of(os.getpid()))
+    files = [int(name) for name in os.listdir("/proc/self/fd")]
+    for _ in range(10):
+        is_alone = len(os.listdir("/proc/self/task")) == 1
+        if is_alone or threading.active_count() > 1:
+            break
+        time.sleep(0.0005)  # a thread that has ended is listed for a moment more
     return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
@@ -7864,7 +7862,7 @@ class WorkerPool:
         interactive = runner.since > 0
         if self._asked is None and self._initializer[0] is None:
             # No room for a process: the other ways say so, too. A subinterpreter may not fork.
-            with self._lock, contextlib.suppress(OSError, RuntimeError):
+            with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
                 self._weed(runner, None)

@@ -16432,6 +16432,7 @@ class ForkedServerTest(ScriptCase):
             "import fcntl; held = open('lock', 'a'); fcntl.flock(held, fcntl.LOCK_EX)",
             "import fcntl; held = os.open('.', os.O_RDONLY); fcntl.flock(held, fcntl.LOCK_EX)",
             "held = sqlite3.connect('other.db'); held.execute('CREATE TABLE IF NOT EXISTS t (x)')",
+            "vars(os).pop('pidfd_open', 0); sys.modules['ctypes'] = None",  # as where C is out of reach
         )
         text = self.main(
             f"""
