@@ -6658,7 +6658,7 @@ class _Worker:
             # Zombies are reaped: the task that could have waited for them has ended.
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-            if not self._helpers or not _child_pids() <= self._helpers:
+            if not _child_pids() <= self._helpers:
                 return "the task left a child process"
         except ChildProcessError:  # as it is with most tasks: suppress() takes longer
             pass
