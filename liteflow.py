@@ -8992,7 +8992,8 @@ class _Start:
         dag = self.dag
         params = {**_resolved(f"DAG {dag.dag_id!r}: ", dag.params, self.conf), **self.conf}
         for task in [task for task in dag.tasks if task.params]:
-            _plain_copy(_resolved(f"task {task.task_id!r}: ", task.params, self.conf))
+            what, own = f"task {task.task_id!r}: ", task.params
+            _json_text(f"{what}params", _resolved(what, own, self.conf), ParamValidationError)
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),

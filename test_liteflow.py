@@ -1899,12 +1899,18 @@ class ParamTest(Case):
     def test_a_wrong_or_missing_value_makes_no_run(self):
         d = DAG("p", params={"n": Param(type="integer"), "m": 3})
         with d:
-            task(sample)(1)
-        for conf, word in (({}, "no value"), ({"n": "x"}, "integer")):
+            made = task(params={"own": Param([1], type="array")})(sample)(1).operator
+        for conf, word, name in (
+            ({}, "no value", "DAG 'p': param 'n'"),
+            ({"n": "x"}, "integer", "DAG 'p': param 'n'"),
+            ({"n": 1, "own": 2}, "array", "task 'sample': param 'own'"),
+            ({"n": 1}, "must be JSON", "task 'sample': params"),
+        ):
             with self.assertRaises(ParamValidationError) as caught:
                 d.run(db_path=self.db, conf=conf)
             self.assertIn(word, str(caught.exception))
-            self.assertIn("'n'", str(caught.exception))
+            self.assertIn(name, str(caught.exception))
+            made.params["own"].append({2})  # which counts where no other is given
         self.assertFalse(self.db.exists())
 
 
