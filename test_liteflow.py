@@ -6724,7 +6724,14 @@ class OperatorsTest(Case):
 
         def saw(context):
             own, other = context["task"], result.operator  # which is as it was built
-            seen.append((own.op_args, own.op_kwargs, other.op_args))
+
+            def look():
+                seen.append((own.op_args, own.op_kwargs, other.op_args))
+
+            look()
+            thread = threading.Thread(target=look)  # it has none of the task's context variables
+            thread.start()
+            thread.join()
 
         def both(a, x):
             pass
@@ -6738,7 +6745,7 @@ class OperatorsTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual([run.get_task_instance("m", i).element for i in (0, 1)], ["1 1", "2 2"])
         given = [((), {"a": "R", "x": "1"}), ((), {"a": "R", "x": "2"}), (("R",), {"x": 3})]
-        self.assertCountEqual(seen, [(*each, (5,)) for each in given])
+        self.assertCountEqual(seen, [(*each, (5,)) for each in given * 2])
         self.assertEqual((made.operator.op_args, made.operator.op_kwargs), ((result,), {"x": 3}))
 
     def test_a_dag_says_what_its_templates_know_and_give(self):
@@ -6792,6 +6799,16 @@ class OperatorsTest(Case):
             found = liteflow._Macros().dateutil
             self.assertIs(found, sys.modules["dateutil"])
             self.assertTrue(found.relativedelta and found.parser)
+
+    def test_a_name_that_can_not_be_made_is_told_and_fails_nothing(self):
+        self.with_jinja()
+        with DAG("d") as d:
+            task(map_index_template="{{ 1 // x }}")(one_argument).expand(x=[0, 1])
+        with contextlib.redirect_stderr(err := io.StringIO()):
+            run = d.test(db_path=self.db).raise_if_failed()
+        found = [run.get_task_instance("one_argument", i).element for i in (0, 1)]
+        self.assertEqual(found, ["0", "1"])
+        self.assertIn("map_index_template failed: ZeroDivisionError: ", err.getvalue())
 
     def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
         with DAG("d") as d:
