@@ -7833,6 +7833,9 @@ class QueueTest(QueueCase):
             with mock.patch.object(runner, "_slots", [busy] * count):
                 spared.append(len(runner.spare()))
         self.assertEqual(spared, [0, 0, 0, 0, 1, 2])
+        idle = mock.Mock(spoilt=None, state="serving", is_idle=True)
+        with mock.patch.object(runner, "_slots", [*[busy] * 3, idle]):
+            self.assertEqual(runner.spare(), [idle])
 
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
