@@ -10626,6 +10626,25 @@ class RunnersTest(Case):
         [run] = module.dag.runs(self.db)
         self.assertEqual(self.states(run), {"gives": None, "never": None})
 
+    def test_ctrl_c_in_a_test_counts_once_though_the_file_is_locked(self):
+        DAG("d").run(db_path=self.db)
+        other, hear = sqlite3.connect(self.db), liteflow._Run._hear_while_locked
+        self.addCleanup(other.close)
+
+        def interrupts():
+            other.execute("BEGIN IMMEDIATE")
+            raise KeyboardInterrupt
+
+        with DAG("d") as d:
+            task(interrupts)()
+        frees = mock.patch.object(
+            liteflow._Run, "_hear_while_locked", lambda run: hear(run) or other.rollback()
+        )
+        quietly = contextlib.redirect_stderr(io.StringIO())
+        with frees, quietly, self.assertRaises(KeyboardInterrupt) as caught:
+            d.test(db_path=self.db)
+        self.assertIsNone(caught.exception.__cause__)  # as there is where not all was recorded
+
     def test_an_exception_whose_truth_raises_fails_its_task_and_no_more(self):
         run = self.run_flow(
             """
