@@ -16176,8 +16176,9 @@ class ShowingTest(Case):
             self.assertLess(max(map(liteflow._width, lines)), size[0])
             bar = liteflow._status_lines(now, *size, False)[0]
             self.assertRegex(bar, r"^\[=*> {9,}\]")
-        self.assertIn("7/102 tasks, 1 min 15 s", lines[0])
+            self.assertEqual("7/102 tasks, 1 min 15 s" in lines[0], size[0] >= 40)
         self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
+        self.assertRegex(lines[2], r"^  日本_49日.*  49 s$")
         self.assertIn("and 43 more", lines[-1])
 
     def test_a_diagram_is_a_link(self):
@@ -17819,6 +17820,7 @@ class SeeingTest(ScriptCase):
         process.wait(LIMIT)
         self.assertRegex(shown, r"/\d tasks, \d\.\d s")
         self.assertNotRegex(shown, r"/\d tasks, .* h ")
+        self.assertNotRegex(shown, r"[\nA]\d\d:\d\d:\d\d  ")  # no line a change, as elsewhere
 
     def test_what_runs_is_followed_with_its_time(self):
         self.started_attempt()
