@@ -12413,7 +12413,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         names = ", ".join(run._name for run in live)
         raise _UsageError(f"{len(live)} runs of DAG {options.run!r} are running: {names}; name one")
     run = live[0] if live else _chosen_run(options.db, options.run)
-    if run.reason == _SUBMITTED and run.state is DagRunState.QUEUED:
+    if run.reason == _SUBMITTED:
         of = (run.dag_id, run.run_id, "stopped", lambda row: row.state == "queued")
         run._write(lambda store: store.cancel_run(*of))
         if run.refresh().state is DagRunState.FAILED:
