@@ -11846,8 +11846,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
         found = act()
     except KeyboardInterrupt:
         found = 130
-    except SystemExit as end:  # by a signal
-        found = int(end.code or 0)
+    except SystemExit as end:  # by a signal; a script's own handler may say why, in place of a code
+        found = end.code if isinstance(end.code, int) else functools.partial(sys.exit, end.code)
     except BrokenPipeError:  # its reader has seen enough
         pass
     except (AirflowException, OSError) as error:

@@ -17618,6 +17618,19 @@ class CommandLineTest(ScriptCase):
         self.assertNotIn("Exception", run.communicate(timeout=LIMIT)[1])
         self.assertEqual(run.returncode, 143)
 
+    def test_a_script_s_own_handler_of_a_signal_says_how_it_ends(self):
+        dag = self.load().dag
+        for code in (None, 3, "told to end"):
+            with (
+                mock.patch.object(liteflow, "_Run") as run,
+                mock.patch.object(sys, "argv", ["my_flow.py"]),
+                self.assertRaises(SystemExit) as ended,
+            ):
+                run.return_value.execute.side_effect = SystemExit(code)
+                run.return_value.has_begun = False
+                dag.cli()
+            self.assertEqual(ended.exception.code, code)
+
     def test_the_scaffold_runs_as_it_is(self):
         text = self.cli_here("scaffold").stdout
         self.assertLess(len(text.splitlines()), 40)
