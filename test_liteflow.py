@@ -15272,6 +15272,18 @@ class DeadElsewhereTest(FlowCase):
         self.assertEqual(seen, [(0, 0), (1, 0), (1, 0), (0, 0), (0, 0)])
         self.assertEqual(self.last.get_task_instance("limited").try_number, 1)
 
+    def test_a_sensors_poke_whose_place_was_taken_is_made_later(self):
+        def pokes(task_reschedule_count):
+            self.ran.append(task_reschedule_count)
+            return task_reschedule_count == 2
+
+        with DAG("d") as d:
+            task.sensor(mode="reschedule", poke_interval=0.001, max_active_tis_per_dag=1)(pokes)()
+        taken = iter([False, True, False, False])
+        crowded = mock.Mock(side_effect=lambda instance, more: not more and next(taken))
+        with mock.patch.object(liteflow._Run, "_is_crowded", crowded):
+            self.assertEqual(self.go(d), [0, 1, 2])
+
 
 class LockTest(FlowCase):
     """The store: later columns, earlier files, and whose a run is."""
