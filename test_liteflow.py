@@ -15937,12 +15937,12 @@ class ShowingTest(Case):
         one.state = None  # another run has taken its place in a pool
         self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
 
-    def test_the_status_takes_a_tenth_of_the_time_at_most(self):
+    def test_the_status_takes_a_tenth_of_the_time_and_is_drawn_ten_times_a_second_at_most(self):
         report, now, drawn = liteflow._Report(True), [0.0], []
         report.redraws = True
 
-        def slow():
-            now[0] += 1.0
+        def look():
+            now[0] += 1.0 if now[0] < 30.0 else 0.0
             drawn.append(now[0])
             return {"success": 1}, [], 2.0
 
@@ -15950,10 +15950,10 @@ class ShowingTest(Case):
             mock.patch.object(liteflow, "_monotonic", lambda: now[0]),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            while now[0] < 30.0:
-                report.status(slow)
-                now[0] += 0.25
-        self.assertEqual(drawn, [1.0, 12.0, 23.0])
+            while now[0] < 33.4:
+                report.status(look)
+                now[0] += 0.0625
+        self.assertEqual(drawn, [1.0, 12.0, 23.0, 33.0, 33.125, 33.25, 33.375])
 
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
@@ -16189,9 +16189,12 @@ class ShowingTest(Case):
             bar = liteflow._status_lines(now, *size, False)[0]
             self.assertRegex(bar, r"^\[=*> {9,}\]")
             self.assertEqual("7/102 tasks, 1 min 15 s" in lines[0], size[0] >= 40)
+        self.assertRegex(lines[0], r"^\[[=> ]{40}\] 7/102 tasks, 1 min 15 s$")
         self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
         self.assertRegex(lines[2], r"^  日本_49日.*  49 s$")
         self.assertIn("and 43 more", lines[-1])
+        few = liteflow._status_lines((now[0], running[:8], 75), *size, False)
+        self.assertRegex(few[-1], "日本_0.* <1 ms$")  # no more
 
     def test_a_diagram_is_a_link(self):
         url = liteflow._live_url("flowchart TD\n")
