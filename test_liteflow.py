@@ -17138,7 +17138,9 @@ class CommandLineTest(ScriptCase):
 
     def test_slips_of_the_pen_are_told_in_words(self):
         self.assert_exit(2, "shwo", "run", words=["'shwo'", "visualize"])
-        (self.folder / "two.py").write_text("from my_flow import dag")
+        of_no_file = "import liteflow; d = liteflow.DAG('d')"
+        source = f"import my_flow; kept = {{}}; exec({of_no_file!r}, kept)"
+        (self.folder / "two.py").write_text(source)
         self.assert_exit(
             2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
         )
