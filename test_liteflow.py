@@ -17851,11 +17851,12 @@ class SeeingTest(ScriptCase):
         self.assertRegex(shown, r"/\d tasks, \d\.\d s")
         self.assertNotRegex(shown, r"/\d tasks, .* h ")
         self.assertNotRegex(shown, r"[\nA]\d\d:\d\d:\d\d  ")  # no line a change, as elsewhere
+        self.assertIn("\x1b[2K", shown.rpartition(" tasks, ")[2])  # the status goes at the end
 
     def test_what_runs_is_followed_with_its_time(self):
-        self.started_attempt()
+        store, attempt = self.started_attempt()
         looks, run = [], Dag("d").get_run("r", self.db)
-        lives = mock.PropertyMock(side_effect=[True, False])
+        lives = mock.PropertyMock(side_effect=[True, False] * 2)
         with (
             mock.patch.object(liteflow.DagRun, "owner_alive", lives),
             mock.patch.object(liteflow._Report, "status", lambda _, look: looks.append(look())),
@@ -17863,8 +17864,12 @@ class SeeingTest(ScriptCase):
             contextlib.redirect_stderr(io.StringIO()),
         ):
             liteflow._follow(run)
-        [(_, [(label, seconds)], _)] = looks
+            attempt.started = "?"  # by somebody who has edited the file
+            store.record(self.batch_of(attempt))
+            liteflow._follow(run)
+        [(_, [(label, seconds)], _), (_, unknown, _)] = looks
         self.assertEqual((label, seconds > 1e6), ("sample", True))  # since 2024
+        self.assertEqual(unknown, [("sample", 0.0)])
 
     def started_and_waiting(self):
         """The script's process, which waits for a file "go"."""
