@@ -7393,7 +7393,7 @@ class _Slot:
             end.close()
         # shutdown(wait=False) forgets the thread, and there is no other way to wait for its end.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
-        _wake_quietly(self._executor_thread)
+        _leave_asleep(self._executor_thread)
         return next(iter(executor._processes.values()))
 
     def send(self, *data: Any, file: int | None = None) -> None:
@@ -7523,17 +7523,11 @@ def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
     return reader, thread
 
 
-def _wake_quietly(thread: Any) -> None:
-    """Let the interpreter's end wake an executor's thread without a complaint: up to 3.12 it writes
-    to a pipe that the thread may be closing."""
+def _leave_asleep(thread: Any) -> None:
+    """Keep the interpreter's end from waking an executor's thread: up to 3.12 it writes to a pipe
+    that the thread may be closing. The thread ends with its worker, whether it is woken or not."""
     known = getattr(sys.modules["concurrent.futures.process"], "_threads_wakeups", {})
-    wake = known[thread].wakeup if thread in known else bool
-
-    def wakeup() -> None:
-        with contextlib.suppress(OSError):
-            wake()
-
-    known[thread] = types.SimpleNamespace(wakeup=wakeup)
+    known[thread] = types.SimpleNamespace(wakeup=bool)
 
 
 def _forget(process: Any) -> None:
