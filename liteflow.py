@@ -7552,7 +7552,6 @@ def _set_up_slots(by_executor: bool) -> None:
     if by_executor:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
-        _set_up_slots(by_executor=False)  # later may be too late to register
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
         # Workers get this sys.path, from which Celery, say, has removed this module's folder.
