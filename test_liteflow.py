@@ -7774,6 +7774,26 @@ class QueueTest(QueueCase):
             runner.wait(20)
         self.assertEqual(len(heard), 1)
 
+    def test_a_run_that_could_spare_more_than_others_wait_for_sleeps_meanwhile(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        runner._pool._slot_line[mock.Mock()] = None
+        runner._poll = mock.Mock(poll=mock.Mock(return_value=[]))
+        with mock.patch.object(runner, "spare", lambda: [mock.Mock(lent=0.0)]):
+            runner._look(liteflow._monotonic() + LIMIT)
+        [[slept]] = [call.args for call in runner._poll.poll.call_args_list]
+        self.assertGreater(slept, 0.0)
+
+    def test_only_who_is_to_end_at_once_is_killed_without_a_grace(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        for now, killed in ((False, []), (True, [mock.call(signal.SIGKILL)])):
+            slot = mock.Mock(attempt=(attempt := mock.Mock()), state="serving")
+            with mock.patch.object(runner, "_slots", [slot]):
+                runner.end(attempt, "why", now=now)
+            slot.ask_to_end.assert_called_once_with("why")
+            self.assertEqual(slot.signal_group.call_args_list, killed)
+
     def test_a_second_look_at_the_runs_waits_for_workers_that_still_import(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
@@ -7836,6 +7856,17 @@ class QueueTest(QueueCase):
         idle = mock.Mock(spoilt=None, state="serving", is_idle=True)
         with mock.patch.object(runner, "_slots", [*[busy] * 3, idle]):
             self.assertEqual(runner.spare(), [idle])
+
+    def test_a_run_with_nothing_to_start_spares_all_that_is_idle(self):
+        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        idle = mock.Mock(spoilt=None, state="serving", is_idle=True)
+        runner._found, runner._slots, pool = ([], set()), [idle] * 3, runner._pool
+        self.assertEqual(len(runner.spare()), 3)
+        for of, name in ((runner, "_unsent"), (runner, "_out"), (pool, "_slot_line")):
+            with self.subTest(name), mock.patch.object(of, name, {runner: None}):
+                self.assertEqual(runner.spare(), [])
+        runner._slots = []
 
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
