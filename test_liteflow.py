@@ -7466,6 +7466,13 @@ class QueueTest(QueueCase):
         self.assertEqual(len(run.get_task_instances("success")), 32 - sum(lost))
         self.assertTrue(all(deaths), "a worker that is not heard went on taking jobs")
 
+    def test_why_a_task_was_ended_is_told_even_if_its_outcome_could_not_be_received(self):
+        for reason in ("timeout after 1 s", None):
+            slot = mock.Mock(gone=False, reason=reason)
+            slot.wire.receive.side_effect = OSError(24, "Too many open files")
+            self.assertEqual([*liteflow._Slot.receive(slot)], [])
+            self.assertRegex(slot.reason, reason or "could not be received: .*open files")
+
     def test_a_timeout_is_one_however_long_its_worker_takes_to_begin(self):
         helper = self.helper(
             """
@@ -8405,6 +8412,16 @@ class SandboxTest(QueueCase):
         ended.set()
         teller.join()
         self.assertTrue(liteflow._is_readable(reader, 0))
+        self.assertRaises(OSError, os.fstat, writer)
+
+    def test_the_end_of_a_worker_whose_pool_was_dropped_is_told_to_nobody(self):
+        ended = threading.Event()
+        reader, teller = liteflow._end_of_child(mock.Mock(join=ended.wait))
+        os.close(reader)
+        with mock.patch.object(threading, "excepthook") as failed:
+            ended.set()
+            teller.join()
+        failed.assert_not_called()
 
     def test_no_files_that_tell_of_processes(self):
         dag = self.module(
@@ -17017,6 +17034,7 @@ class LeftAsFoundTest(ScriptCase):
         self.assertIn("on_success_callback of task 'f' ended its worker: killed by SIGABRT", lines)
         for whose in ("task 'g'", "the DAG"):
             self.assertIn(f"on_success_callback of {whose} took more than 2 s and was ended", lines)
+        self.assertEqual(sum("ended its worker" in line for line in lines), 1)
 
     def test_logging_that_is_set_up_says_nothing_twice(self):
         self.script(
