@@ -11156,14 +11156,15 @@ class RunnersTest(Case):
     def test_a_module_in_the_root_folder_that_is_no_longer_on_the_path(self):
         path = [*sys.path]
         for name, by in (
-            ("liteflow.__file__", "/liteflow.py"),
             ("multiprocessing.util.Finalize", mock.Mock()),
             ("threading._register_atexit", mock.Mock()),
             ("sys.path", path),
         ):
             self.enterContext(mock.patch(name, by))
-        liteflow._set_up_slots.__wrapped__(by_executor=True)
-        self.assertEqual(path[-1], "/")
+        for file, found in (("/named/otherwise", []), ("/liteflow.py", ["/"])):
+            with mock.patch("liteflow.__file__", file):
+                liteflow._set_up_slots.__wrapped__(by_executor=True)
+            self.assertEqual([each for each in path if each == "/"], found)
 
     def test_a_module_that_no_worker_can_import_kills_none(self):
         # What was killed as it started would be tried again.
@@ -11432,7 +11433,10 @@ class RunnersTest(Case):
 
         def sleep():
             signal.raise_signal(signal.SIGVTALRM)
-            time.sleep(LIMIT)
+            try:
+                time.sleep(LIMIT)
+            finally:  # after the timeout as well
+                signal.raise_signal(signal.SIGVTALRM)
 
         with DAG("inner") as inner:
             task(task_id="f", execution_timeout=LIMIT)(sleep)()
@@ -11440,7 +11444,7 @@ class RunnersTest(Case):
             around = lambda: inner.test(db_path=self.db).get_task_instance("f").error  # noqa: E731
             task(task_id="g", execution_timeout=1)(around)()
         self.assertIn("timeout after 1 s", outer.test(db_path=self.db).xcom_pull("g"))
-        self.assertEqual(ticks, ["tick"])
+        self.assertEqual(ticks, ["tick", "tick"])
 
 
 # --- Run ------------------------------------------------------------------------------------------
@@ -20756,12 +20760,11 @@ class Promise7Test(Case):
         def refuse(*_):
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
-        real, liteflow._Slot._start = liteflow._Slot._start, refuse
-        try:
-            with self.assertRaises(UnreachableTask) as caught:
-                module.dag.run(db_path=self.db, max_workers=1)
-        finally:
-            liteflow._Slot._start = real
+        made = WorkerPool(1)
+        refused = mock.patch.object(liteflow._Slot, "_start", refuse)
+        with refused, self.assertRaises(UnreachableTask) as caught:
+            module.dag.run(db_path=self.db, executor=made)
+        self.assertEqual(made._count, 0)  # there is room for it in a later run
         self.assertIn("no worker process could be started", str(caught.exception))
         self.assertIn("its limit of processes is reached (ulimit -u", str(caught.exception))
 
