@@ -11840,7 +11840,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     except KeyboardInterrupt:
         found = 130
     except SystemExit as end:  # by a signal; a script's own handler may say why, in place of a code
-        found = end.code if isinstance(end.code, int) else functools.partial(sys.exit, end.code)
+        code = 0 if end.code is None else end.code
+        found = code if isinstance(code, int) else functools.partial(sys.exit, code)
     except BrokenPipeError:  # its reader has seen enough
         pass
     except (AirflowException, OSError) as error:

@@ -17690,7 +17690,7 @@ class CommandLineTest(ScriptCase):
 
     def test_a_script_s_own_handler_of_a_signal_says_how_it_ends(self):
         dag = self.load().dag
-        for code in (None, 3, "told to end"):
+        for code, seen in {None: 0, 3: 3, "": "", "told to end": "told to end"}.items():
             with (
                 mock.patch.object(liteflow, "_Run") as run,
                 mock.patch.object(sys, "argv", ["my_flow.py"]),
@@ -17699,7 +17699,22 @@ class CommandLineTest(ScriptCase):
                 run.return_value.execute.side_effect = SystemExit(code)
                 run.return_value.has_begun = False
                 dag.cli()
-            self.assertEqual(ended.exception.code, code)
+            self.assertEqual(ended.exception.code, seen)
+
+    def test_an_end_without_a_code_is_a_success_unless_the_disk_is_full(self):
+        def end(options):
+            print("line")
+            sys.exit()
+
+        with mock.patch.object(liteflow, "_cmd_scaffold", end):
+            for path, code in (("/dev/null", 0), ("/dev/full", 1)):
+                with (
+                    open(path if os.path.exists(path) else "/dev/null", "w") as file,
+                    contextlib.redirect_stdout(file),
+                    contextlib.redirect_stderr(io.StringIO()),
+                ):
+                    found = liteflow.main(["scaffold"])
+                self.assertEqual(found, code * os.path.exists(path))
 
     def test_the_scaffold_runs_as_it_is(self):
         text = self.cli_here("scaffold").stdout
