@@ -8087,7 +8087,9 @@ class _SlotRunner(_Runner):
             if self._slots:
                 return False  # the run goes on with those that it has
             hint = ""
-            if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd's
+            try:
+                os.getcwd()
+            except FileNotFoundError:
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"

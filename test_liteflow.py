@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import datetime
 import enum
+import errno
 import faulthandler
 import functools
 import gc
@@ -8499,6 +8500,12 @@ class SandboxTest(QueueCase):
     def test_no_working_directory(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
         importlib.import_module("multiprocessing.resource_tracker").ensure_running()
+        why = FileNotFoundError(errno.ENOENT, "No usable temporary directory")
+        with (
+            mock.patch.object(liteflow._Slot, "_start_by", side_effect=why),
+            self.assertRaisesRegex(UnreachableTask, "temporary directory$"),
+        ):
+            dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
         self.addCleanup(os.chdir, os.getcwd())
         with tempfile.TemporaryDirectory() as gone:
             os.chdir(gone)
