@@ -3030,8 +3030,8 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
     ParamValidationError, whose text begins with `what`, before a run is made."""
     values = {}
     for name, param in params.items():
-        param = param if isinstance(param, Param) else Param(param)
         try:
+            param = param if isinstance(param, Param) else Param(param)
             values[name] = param.resolve(conf.get(name, ...))
         except ParamValidationError as error:
             raise ParamValidationError(f"{what}param {name!r}: {error}") from None
@@ -8987,8 +8987,9 @@ class _Start:
         dag = self.dag
         params = {**_resolved(f"DAG {dag.dag_id!r}: ", dag.params, self.conf), **self.conf}
         for task in [task for task in dag.tasks if task.params]:
-            what, own = f"task {task.task_id!r}: ", task.params
-            _json_text(f"{what}params", _resolved(what, own, self.conf), ParamValidationError)
+            what = f"task {task.task_id!r}: "
+            for name, value in _resolved(what, task.params, self.conf).items():
+                _json_text(f"{what}param {name!r}", value, ParamValidationError)
         module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),

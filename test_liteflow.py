@@ -1905,7 +1905,7 @@ class ParamTest(Case):
             ({}, "no value", "DAG 'p': param 'n'"),
             ({"n": "x"}, "integer", "DAG 'p': param 'n'"),
             ({"n": 1, "own": 2}, "array", "task 'sample': param 'own'"),
-            ({"n": 1}, "must be JSON", "task 'sample': params"),
+            ({"n": 1}, "must be JSON", "task 'sample': param 'own'"),
         ):
             with self.assertRaises(ParamValidationError) as caught:
                 d.run(db_path=self.db, conf=conf)
@@ -1913,6 +1913,22 @@ class ParamTest(Case):
             self.assertIn(name, str(caught.exception))
             made.params["own"].append({2})  # which counts where no other is given
         self.assertFalse(self.db.exists())
+
+    def test_a_plain_default_that_became_no_json_is_named(self):
+        for kind in ("DAG", "task"):
+            given = {"plain": [1]}
+            with DAG("p", params=given if kind == "DAG" else None) as d:
+                task(params=given if kind == "task" else None)(sample)(1)
+            given["plain"].append({2})
+            name = {"DAG": "DAG 'p'", "task": "task 'sample'"}[kind]
+            why = f"^{name}: param 'plain': Param default must be JSON"
+            with self.assertRaisesRegex(ParamValidationError, why):
+                d.run(db_path=self.db)
+
+    def test_each_param_of_a_task_may_be_as_large_as_a_text(self):
+        with DAG("p") as d, mock.patch.object(liteflow, "_TEXT_LIMIT", 100):
+            task(params={"a": "a" * 60, "b": "b" * 60})(sample)(1)
+            self.assertEqual(d.test(db_path=self.db).state, "success")
 
 
 # --- Plan -----------------------------------------------------------------------------------------
