@@ -11835,8 +11835,9 @@ if __name__ == "__main__":
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
     function that it returns is called last, and may raise: a debugger is to see that."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
+    with contextlib.suppress(OSError):  # it writes what the script has printed: to a full disk, say
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     try:
         found = act()

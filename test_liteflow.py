@@ -18355,6 +18355,13 @@ class SeeingTest(ScriptCase):
                 done = self.cli("show", "night", stdout=full, env=BUFFERED)
             why = "liteflow: error: the output can't be written: No space left on device\n"
             self.assertEqual((done.returncode, done.stderr), (1, why))
+            path = self.script("print('at import')\n" + textwrap.dedent(self.FLOW))
+            with open("/dev/full", "w") as full:
+                done = self.python(
+                    path.name, "--quiet", "--db", "full.db", stdout=full, env=BUFFERED
+                )
+            self.assertEqual(done.stderr.count("the output can't be written"), 1, done.stderr)
+            self.assertIn("bad", self.cli("runs", "--db", "full.db", "--json").stdout)
         env = {**os.environ, "PYTHONIOENCODING": "ascii"}
         self.script(self.FLOW.replace("good says so", "gut: schön"))
         self.ran()
