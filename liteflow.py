@@ -1298,6 +1298,11 @@ class _Parameters:
         """Those of the values that there are parameters for, by their names."""
         return {name: x for name, x in values.items() if self.others or name in self.names}
 
+    def filled(self, args: Sequence[Any], kwargs: dict[str, Any], context: Context) -> Any:
+        """The arguments by name, with what the other parameters name in the context."""
+        taken = self.by_position(args)  # they would be given twice
+        return {k: x for k, x in self.fitting(context).items() if k not in taken} | kwargs
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What each gets, with the defaults. Raises TypeError."""
         if len(args) > self.places and not self.rest:
@@ -1430,16 +1435,9 @@ class _FunctionOperator(BaseOperator):
 
 def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
     """Call the function on these arguments and on what its other parameters name in the context."""
-    return _awaited(function(*args, **_filled(function, args, kwargs, context)))
-
-
-def _filled(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
-    """The arguments by name, with what the function's other parameters name in the context."""
-    if not context:
-        return kwargs
-    parameters = _Parameters(function)
-    taken = parameters.by_position(args)  # they would be given twice
-    return {k: x for k, x in parameters.fitting(context).items() if k not in taken} | kwargs
+    if context:
+        kwargs = _Parameters(function).filled(args, kwargs, context)
+    return _awaited(function(*args, **kwargs))
 
 
 def _awaited(result: Any) -> Any:
@@ -1926,9 +1924,11 @@ class PythonOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        kwargs = _Parameters(self.python_callable).fitting(self.op_kwargs or {})
-        args = [] if self.op_args is None else list(self.op_args)
-        kwargs = _filled(self.python_callable, args, kwargs, given)
+        takes, args = (
+            _Parameters(self.python_callable),
+            [] if self.op_args is None else [*self.op_args],
+        )
+        kwargs = takes.filled(args, takes.fitting(self.op_kwargs or {}), given)
         before = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
         vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
         try:
