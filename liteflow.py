@@ -9002,7 +9002,7 @@ class _Start:
             "start_date": _now(),
             "conf": self.conf,
             "params": json.loads(_json_text("params", params, ParamValidationError)),
-            "db_path": os.fspath(self.path),
+            "db_path": self.path,
             "run_row": 0,
             "identity": dag._identity,
             "sys_path": [entry for entry in sys.path if isinstance(entry, str)],
@@ -11579,7 +11579,7 @@ def _file_page(path: str) -> str:
                 sections += [_html("h2", found["dag_id"]), *parts]
         rows.append([*row, _ago(_moment(found["last_success"])), found["description"] or ""])
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
-    return _html_page(str(path), _html("h1", path), _html_table(heads, rows), *sections)
+    return _html_page(path, _html("h1", path), _html_table(heads, rows), *sections)
 
 
 def _notebook(*parts: _Html) -> str:
