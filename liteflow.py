@@ -1924,10 +1924,8 @@ class PythonOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
-        takes, args = (
-            _Parameters(self.python_callable),
-            [] if self.op_args is None else [*self.op_args],
-        )
+        takes = _Parameters(self.python_callable)
+        args = [] if self.op_args is None else list(self.op_args)
         kwargs = takes.filled(args, takes.fitting(self.op_kwargs or {}), given)
         before = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
         vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
