@@ -3266,26 +3266,20 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
     return nodes
 
 
-def _reach(
-    order: Sequence[_Node], side: str, marks: Mapping[_Node, int]
-) -> Iterator[tuple[_Node, int]]:
+def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
     """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
 
-    A set is let go when no neighbour needs it any more: those of 50,000 in a chain take 156 MB.
+    Each hands its set on, and lets go of it, and marks are made one by one: those of 50,000 in a
+    chain take 156 MB.
     """
     sets: dict[_Node, int] = {}
-    users: dict[_Node, int] = {}  # how many neighbours need a node's set yet
     other_side = "downstream" if side == "upstream" else "upstream"
-    for node in order:
-        bits = 0
-        for neighbour in getattr(node, side):
-            bits |= sets[neighbour]
-            users[neighbour] -= 1
-            if not users[neighbour]:
-                del sets[neighbour]
-        if waiting := getattr(node, other_side):
-            sets[node], users[node] = bits | marks.get(node, 0), len(waiting)
+    for node, mark in zip(order, marks, strict=True):
+        bits = sets.pop(node, 0)
         yield node, bits
+        bits |= mark
+        for after in getattr(node, other_side):  # all of them share it, as long as it is alone
+            sets[after] = sets[after] | bits if after in sets else bits
 
 
 def _weigh(order: Sequence[_Node]) -> None:
@@ -3298,9 +3292,9 @@ def _weigh(order: Sequence[_Node]) -> None:
         places = range(max([abs(w).bit_length() for w in weights], default=0))
         for sign, place in itertools.product((1, -1), places):
             having = {w for w in weights if sign * w > 0 and abs(w) & (1 << place)}
-            heavy = (n for n in ordered if n.task.priority_weight in having)
-            marks = {node: 1 << i for i, node in enumerate(heavy)} if having else {}
-            for node, bits in _reach(ordered, side, marks) if marks else ():
+            bit = itertools.count()
+            marks = (1 << next(bit) if n.task.priority_weight in having else 0 for n in ordered)
+            for node, bits in _reach(ordered, side, marks) if having else ():
                 if node.task.weight_rule is rule:
                     node.weight += (sign << place) * bits.bit_count()
 
@@ -3333,8 +3327,8 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         for teardown in teardowns:
             _shelter(setup, teardown)
             marks[teardown] |= bit[setup]
-    ended_below = dict(_reach(order[::-1], "downstream", marks))
-    for node, above in _reach(order, "upstream", bit):
+    ended_below = dict(_reach(order[::-1], "downstream", [marks[node] for node in order[::-1]]))
+    for node, above in _reach(order, "upstream", [bit.get(node, 0) for node in order]):
         inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
         while inside:
             _shelter(setups[(inside & -inside).bit_length() - 1], node)  # of the lowest bit
