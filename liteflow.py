@@ -12711,9 +12711,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
     parser.add_argument(*filter(None, [_SHORT_OPTIONS.get(name), name]), **settings)
 
 
-def _parser(
-    name: str, text: str, block: str, more: str = "", make: Any = None
-) -> argparse.ArgumentParser:
+def _parser(name: str, text: str, block: str, more: str = "") -> argparse.ArgumentParser:
     """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
@@ -12721,14 +12719,13 @@ def _parser(
     epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
     form: Any = functools.partial(raw, width=78)  # else argparse imports shutil to ask for it
-    parser: argparse.ArgumentParser = (make or argparse.ArgumentParser)(
+    parser = argparse.ArgumentParser(
         name, description=text, epilog=epilog, formatter_class=form, allow_abbrev=False
     )
     for line in filter(None, arguments.splitlines()):
         _add_argument(parser, line)
     which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
-    default = None if make is None else argparse.SUPPRESS  # keep one given before the command
-    parser.add_argument("--db", metavar="PATH", default=default, help=which)
+    parser.add_argument("--db", metavar="PATH", help=which)
     return parser
 
 
@@ -12742,19 +12739,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser(name, "run DAGs of tasks, and see what ran", "", f"{_EXAMPLES}\n{_EXIT_CODES}")
     on = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     parser.add_argument("--version", action="version", version=f"liteflow {__version__} ({on})")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    blocks = [re.split(": |\n", block, maxsplit=2) for block in _COMMANDS.split("\n\n")]
-    # A parser takes half a millisecond: where a command is named, the others' are not needed.
-    named = [block for block in blocks if block[0] in argv]
-    is_slip = argv and argv[0][:1] != "-" and argv[0] not in [name for name, *_ in named]
-    if is_slip or not named or {"-h", "--help"} & set(argv):
-        named = blocks  # all are listed
-    for name, text, block in named:
-        _parser(name, text, block, make=functools.partial(commands.add_parser, help=text))
+    # A parser takes half a millisecond: only the command that is named gets one.
+    blocks = dict(block.split(": ", 1) for block in _COMMANDS.split("\n\n"))
+    listed = "\n".join(f"{name:<11}{block.splitlines()[0]}" for name, block in blocks.items())
+    group = parser.add_argument_group("commands, each with its own --help", listed)
+    word = group.add_argument("command", nargs=argparse.PARSER, choices=blocks, metavar="COMMAND")
+    word.required = False
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
+    options.command, *rest = options.command
+    text, block = blocks[options.command].split("\n", 1)
+    _parser(f"{name} {options.command}", text, block).parse_args(rest, options)  # --db is kept
 
     def act() -> Any:
         """Find the database, unless a script may have its own or none is needed; then act."""

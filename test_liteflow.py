@@ -17214,6 +17214,8 @@ class CommandLineTest(ScriptCase):
 
     def test_slips_of_the_pen_are_told_in_words(self):
         self.assert_exit(2, "shwo", "run", words=["'shwo'", "visualize"])
+        self.assert_exit(2, "--db", "x.db", "shwo", "runs", words=["'shwo'", "visualize"])
+        self.assert_exit(2, "show", "--foo", words=["liteflow show [-h]", "arguments: --foo"])
         of_no_file = "import liteflow; d = liteflow.DAG('d')"
         source = f"import my_flow; kept = {{}}; exec({of_no_file!r}, kept)"
         (self.folder / "two.py").write_text(source)
