@@ -11524,7 +11524,7 @@ def _dag_page(dag: Dag) -> str:
     runs = dag.runs(limit=_MOST_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
-    cells: dict[str, dict[int, _Html]] = {}
+    cells = collections.defaultdict[str, list[_Html]](lambda: [_html("td")] * len(runs))
     for n, run in enumerate(runs):
         title = f"{run.run_id}: {_run_state(run)}, {_seconds_text(run.duration)}"
         high = 4 + round(60 * ((run.duration or 0) / longest))
@@ -11532,14 +11532,11 @@ def _dag_page(dag: Dag) -> str:
         heads.append(_html("th", _html("a", bar, href=f"#run{n}", title=title)))
         instances = _seen_instances(run)  # of one run at a time, to save memory
         for members in _by_task(instances):
-            cells.setdefault(members[0].task_id, {})[n] = _grid_cell(_line_of(members))
+            cells[members[0].task_id][n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
         sections.append([head, *_facts(run, instances, _FEW_TOLD)])
     most = _PAGE_CELLS // max(len(runs), 1)
-    rows = [
-        _html("tr", _html("td", task_id), *(row.get(n, _html("td")) for n in range(len(runs))))
-        for task_id, row in [*cells.items()][:most]
-    ]
+    rows = [_html("tr", _html("td", name), *row) for name, row in [*cells.items()][:most]]
     return _html_page(
         dag.dag_id,
         _html("h1", dag.dag_id),
