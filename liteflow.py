@@ -12740,7 +12740,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     blocks = dict(block.split(": ", 1) for block in _COMMANDS.split("\n\n"))
     listed = "\n".join(f"{name:<11}{block.splitlines()[0]}" for name, block in blocks.items())
     group = parser.add_argument_group("commands, each with its own --help", listed)
-    word = group.add_argument("command", nargs=argparse.PARSER, choices=blocks, metavar="COMMAND")
+    how: Any = {"metavar": "COMMAND", "help": "one of these, and its own arguments"}
+    word = group.add_argument("command", nargs=argparse.PARSER, choices=blocks, **how)
     word.required = False
     options = parser.parse_args(argv)
     if options.command is None:
