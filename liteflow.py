@@ -6864,7 +6864,6 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._exitcodes: dict[int, int | None] = {}
         self._lock = threading.Lock()
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
@@ -6894,29 +6893,22 @@ class _ForkedServer:
         known = named or self._dags.get(runner.dag._key) == here
         return known and self.born >= runner.since
 
-    def fork(self, control: int) -> _ForkedProcess:
-        """Fork a worker that serves this end of a control pair. Raises OSError, EOFError."""
+    def ask(self, *ended: int, file: int | None = None) -> Any:
+        """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
+        exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
+        ended (its id is no other process's until it is told). Raises OSError, EOFError."""
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
-                self._requests.send((), file=control)
-                while (made := self._hear(timeout=5.0)) is None:  # seconds for it to fork
-                    pass
-                return _ForkedProcess(self, made, self._requests.take_file())
-            except (OSError, EOFError):
-                self.is_gone = True  # a late answer would be taken for the next one
+                self._requests.send(ended, file=file)
+                while (message := self._requests.receive()) is None:
+                    if not _is_readable(self._requests.fileno(), timeout=5.0):
+                        raise OSError("the forked server says nothing")
+                return message[0][0]
+            except BaseException:  # a Ctrl-C, too: a late answer would be taken for the next one
+                self.is_gone = True
                 raise
-
-    def _hear(self, timeout: float) -> int | None:
-        """Receive a message: the process id of a new worker, or None for an exit code, which is
-        kept. Raises OSError if none comes in `timeout` seconds, EOFError if none ever will."""
-        while (message := self._requests.receive()) is None:
-            if not _is_readable(self._requests.fileno(), timeout):
-                raise OSError("the forked server says nothing")
-        pid, *code = message[0]
-        self._exitcodes[pid] = code[0] if code else None  # a new worker may reuse a process id
-        return None if code else pid
 
     def let_go(self) -> None:
         """Close what tells it, and its workers, that this process lives."""
@@ -6933,26 +6925,6 @@ class _ForkedServer:
                 os.waitpid(pid, 0)
 
     __del__ = close
-
-
-class _ForkedProcess(_Record):
-    """A forked server's worker, with what a slot needs of a multiprocessing.Process."""
-
-    server: _ForkedServer
-    pid: int
-    sentinel: int  # readable once it has ended
-
-    @property
-    def exitcode(self) -> int | None:
-        """As of a multiprocessing.Process: negative for a signal, None while it is not known."""
-        server = self.server
-        with server._lock, contextlib.suppress(OSError):
-            try:
-                while server._exitcodes[self.pid] is None and not server.is_gone:
-                    server._hear(0.0)
-            except EOFError:
-                server.is_gone = True
-        return server._exitcodes[self.pid]
 
 
 def _may_fork() -> bool:
@@ -7016,7 +6988,6 @@ def _is_guarded() -> bool:
 
 def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
     """What a forked server does until the scheduler is gone."""
-    workers: dict[int, int] = {}  # process ids by their pidfds
     scheduler = os.getppid()
     try:
         for name in ("mmap", "multiprocessing.util", "resource"):  # here, not in each worker
@@ -7031,29 +7002,21 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _die_with(alive, os.getpid())
         getattr(gc, "freeze", bool)()  # a collection would copy the memory that is shared
-        poll = select.poll()
-        poll.register(requests, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll():
-                if descriptor in workers:
-                    pid = workers.pop(descriptor)
-                    poll.unregister(descriptor)
-                    os.close(descriptor)
-                    requests.send((pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-                    continue
-                requests.receive()
-                control = requests.take_file()
-                pid = os.fork()
-                if not pid:
-                    requests.close()
-                    for other in workers:
-                        os.close(other)
-                    _be_forked(control, alive, scheduler)
-                os.close(control)
-                pidfd = _pidfd_of(pid)
-                workers[pidfd] = pid
-                poll.register(pidfd, select.POLLIN)
-                requests.send((pid,), file=pidfd)
+            _is_readable(requests.fileno(), timeout=3600)
+            if (message := requests.receive()) is None:
+                continue
+            if message[0]:
+                pid, status = os.waitpid(message[0][0], os.WNOHANG)
+                requests.send((os.waitstatus_to_exitcode(status) if pid else None,))
+                continue
+            control = requests.take_file()
+            pid = os.fork()
+            if not pid:
+                requests.close()
+                _be_forked(control, alive, scheduler)
+            os.close(control)
+            requests.send((pid,))
     finally:
         os._exit(0)
 
@@ -7296,11 +7259,13 @@ class _Slot:
         self.born = self.lent = _monotonic()
         self.gone = False  # its worker's end of the pair is closed
         self.deaf = False  # it looks idle, but has left a job lying
-        self.process: Any = None
         self.server: _ForkedServer | None = None  # that forked it
-        self._executor: Any = None  # or else whose worker it is, and the executor's thread
+        self.process: Any = None  # or else a multiprocessing.Process ...
+        self._executor: Any = None  # ... whose worker it is, and the executor's thread
         self._executor_thread: Any = None
-        self.pidfd: int | None = None
+        self.pid: int  # of its worker
+        self.sentinel: int  # readable once that is gone ...
+        self.pidfd: int | None = None  # ... if that is the slot's own descriptor
         self._teller: Any = None  # a thread that tells of its end, where there are no pidfds
         self.shared: Any = bytearray(2)  # with the worker: see `_Worker`
         self._start(pool, context)
@@ -7331,11 +7296,13 @@ class _Slot:
                     self.shared = mmap.mmap(file.fileno(), 2)
                     self.wire.send(("share",), file=file.fileno())
             _set_up_slots(by_executor=not forked)
+            watcher: Any = self
             if forked:
-                self.process = context.fork(theirs.fileno())
+                self.pid = context.ask(file=theirs.fileno())
+                self.pidfd = self.sentinel = _pidfd_of(self.pid)
                 self.server = context
             else:
-                self.process = self._submit(context, theirs, pool._initializer)
+                watcher = self._submit(context, theirs, pool._initializer)
         except BaseException as error:  # whatever it is: cleaned up after, and raised again
             self.wire.close()
             if isinstance(error, RuntimeError):  # no thread for the executor, or at Python's end
@@ -7346,18 +7313,6 @@ class _Slot:
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
-        self.pid: int = self.process.pid
-        try:
-            self.pidfd = self.process.sentinel if forked else _pidfd_of(self.pid)
-        except (ImportError, OSError):  # elsewhere than on Linux
-            if getattr(self.process._popen, "method", "") != "forkserver":
-                self.pidfd, self._teller = _end_of_child(self.process)
-        # Readable once the worker process is gone.
-        self.sentinel: int = self.process.sentinel if self.pidfd is None else self.pidfd
-        watcher: Any = self
-        if self._executor is not None:
-            # It is to watch the same: a worker outlives the fork server that it came from.
-            watcher = self._executor._processes[self.pid] = _Watched(self.pid, self.sentinel)
         if self.pidfd is not None:  # the executor of a pool that was dropped still watches it
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
@@ -7386,7 +7341,16 @@ class _Slot:
         # shutdown(wait=False) forgets the thread, and there is no other way to wait for its end.
         self._executor_thread = getattr(executor, "_executor_manager_thread", None)
         _leave_asleep(self._executor_thread)
-        return next(iter(executor._processes.values()))
+        [(self.pid, self.process)] = executor._processes.items()
+        try:
+            self.pidfd = _pidfd_of(self.pid)
+        except (ImportError, OSError):  # elsewhere than on Linux
+            if getattr(self.process._popen, "method", "") != "forkserver":
+                self.pidfd, self._teller = _end_of_child(self.process)
+        self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
+        # It is to watch the same: a worker outlives the fork server that it came from.
+        executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
+        return watched
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message. A worker that can't get it, and would wait for it for ever, is killed."""
@@ -7459,12 +7423,7 @@ class _Slot:
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
-        # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
-        is_gone = self.server is not None and self.server.is_gone
-        until = _monotonic() + (0.0 if is_gone else 0.5)
-        while (code := self.process.exitcode) is None and _monotonic() < until:
-            time.sleep(0.001)
-        self.exitcode = code
+        self.exitcode = self._exit_code()
         _forget(self.process)
         mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
         getattr(mapping, "close", bool)()  # at once, also where references are not counted
@@ -7473,6 +7432,17 @@ class _Slot:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
         self._executor = self._executor_thread = None  # with their pipes
+
+    def _exit_code(self) -> int | None:
+        """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
+        until = _monotonic() + 0.5
+        with contextlib.suppress(OSError, EOFError):
+            while _monotonic() < until:
+                code = self.server.ask(self.pid) if self.server else self.process.exitcode
+                if code is not None:
+                    return int(code)
+                time.sleep(0.001)
+        return None
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `bury` waits for its end."""

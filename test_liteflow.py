@@ -9406,7 +9406,7 @@ class PullSoakTest(QueueCase):
 
         def harass() -> None:
             for _ in range(int(os.environ.get("LITEFLOW_HITS", "200"))):
-                slots = [s for s in liteflow._live_slots if s.process and s.served]
+                slots = [s for s in liteflow._live_slots if s.served]
                 number = rng.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT])
                 for slot in rng.sample(slots, min(1, len(slots))):
                     with contextlib.suppress(OSError, TypeError):
@@ -16583,36 +16583,64 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(text.splitlines()[-1].split(), ["11"] + ["10"] * len(hurdles), hurdles)
 
-    def test_a_worker_whose_process_id_was_another_ones_ends_as_it_does_itself(self):
+    def test_a_workers_process_id_is_no_other_ones_until_it_is_known_how_it_ended(self):
         done = self.main(
             """
             server = liteflow._ForkedServer(None)
             def fork():
                 ours, theirs = liteflow._socket_pair()
-                return server.fork(theirs.fileno()), ours, theirs.close()
-            first, *_ = made = fork()
-            # As if others had ended, long ago, whose numbers come again.
-            server._exitcodes.update(dict.fromkeys(range(first.pid + 1, first.pid + 5000), 77))
-            process, *_ = more = fork()
-            os.kill(process.pid, signal.SIGKILL)
-            while (code := process.exitcode) is None: time.sleep(0.01)
+                return server.ask(file=theirs.fileno()), ours, theirs.close()
+            made = [fork() for _ in range(3)]
+            (first, *_), (second, *_), (third, ours, _) = made
+            os.kill(first, signal.SIGKILL)
+            ours.close()
+            for pid in (first, third):
+                while liteflow._process_state(pid) != "Z": time.sleep(0.01)
+            more = fork()
+            print(server.ask(third), server.ask(second), server.ask(first))
+            print([liteflow._process_state(pid) for pid in (first, third)])
+            os.kill(second, signal.SIGKILL)
+            while (code := server.ask(second)) is None: time.sleep(0.01)
             print(code)
             server.close()
             """
         )
-        self.assertEqual(done, "imported\n-9\n")
+        self.assertEqual(done, "imported\n0 None -9\n['', '']\n-9\n")
 
     def test_a_worker_that_its_server_forked_too_late_takes_no_part(self):
         self.main(
             """
-            hear = liteflow._ForkedServer._hear
-            def forks_too_late(server, timeout):
-                hear(server, timeout)
+            ask = liteflow._ForkedServer.ask
+            def forks_too_late(server, *ended, **control):
+                ask(server, *ended, **control)
+                server.is_gone = True
                 raise OSError("the forked server says nothing")
-            liteflow._ForkedServer._hear = forks_too_late
+            liteflow._ForkedServer.ask = forks_too_late
             assert not run(max_workers=1)["forked"]  # a timeout would end the other one
             """
         )
+
+    def test_an_answer_that_nobody_waited_for_is_none_to_the_next_question(self):
+        text = self.main(
+            """
+            class Enough(Exception): pass
+            def ring(*_): raise Enough
+            main, forks = os.getpid(), []
+            def hold_on():
+                forks.append(os.getpid())
+                if len(forks) == 2 and os.getpid() != main: time.sleep(0.5)  # the server
+            os.register_at_fork(before=hold_on)
+            signal.signal(signal.SIGALRM, ring)
+            with WorkerPool(1) as pool:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                try: run(executor=pool)
+                except Enough: print("enough")
+                time.sleep(0.5)
+                for _ in range(2): run(executor=pool)
+            print("well")
+            """
+        )
+        self.assertEqual([text.split()[1], text.split()[-1]], ["enough", "well"])
 
     def test_workers_whose_server_is_gone_are_not_waited_for_one_by_one(self):
         self.FLOW += """
