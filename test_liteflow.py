@@ -16441,8 +16441,8 @@ class ForkedServerTest(ScriptCase):
             from concurrent.futures import ThreadPoolExecutor
             executor, pool = ThreadPoolExecutor(1), WorkerPool(1)
             run(executor=pool)  # once the program has ended, its file has no name for a new worker
-            executor.submit(lambda: print(run(executor=pool)["forked"]))
-            while not pool._runners: time.sleep(0.001)
+            done = executor.submit(lambda: print(run(executor=pool)["forked"]))
+            while not (pool._runners or done.done()): time.sleep(0.001)
             """
         )
         self.assertEqual(text.splitlines()[-1], "True")
