@@ -11694,7 +11694,8 @@ class _Report:
 
     def began(self, dag: Dag, run_id: str, path: str, plan: _Plan) -> None:
         self._plan, self._began = plan, _monotonic()  # it may have waited in line before
-        self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {len(plan.nodes)} tasks, in {path}")
+        tasks = f"{len(plan.nodes)} task{'s' * (len(plan.nodes) != 1)}"
+        self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {tasks}, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
         if not plan.nodes:
             self.tell(_NO_TASKS)

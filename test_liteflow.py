@@ -11584,7 +11584,7 @@ class RunTest(Case):
         self.run_flow(
             "with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n", progress=lines.append
         )
-        self.assertIn("1 tasks", lines[0])
+        self.assertIn(": 1 task, in ", lines[0])
         self.assertRegex(lines[1], r"^\d\d:\d\d:\d\d  a  running$")
         self.assertRegex(lines[2], r"^\d\d:\d\d:\d\d  a  success  \S*\d")
         self.assertRegex(lines[-1], r"^run success after .*: 1 success$")
