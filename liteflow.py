@@ -12303,7 +12303,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
         xcoms = [x for x in xcoms if x.map_index in shown]
-        print(f"of these, {len(shown)} are shown here; {_clean(task_id)}[INDEX] shows one")
+        print(f"shown here, of these: {len(shown)}; {_clean(task_id)}[INDEX] shows one")
     rows = []
     for ti in attempts:
         _, state, tries, *when, error = _line_of([ti]).cells()
@@ -12343,7 +12343,8 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
     attempts = [] if number is None else _seen_instances(run, attempts=True, **which)
     if number is not None and number not in [ti.try_number for ti in attempts]:
-        raise _UsageError(f"there was no attempt {number} in run {run.run_id!r}")
+        what = f"no attempt {number} of {options.task or 'any task'}"
+        raise _UsageError(f"there was {what} in run {run.run_id!r}")
     lines = _LogLines("{} | " if follow and not which else "", options.raw)
     after, is_live = 0, True  # the id of the last part that was read
     while is_live:
@@ -12384,15 +12385,15 @@ def _cmd_stop(options: argparse.Namespace) -> None:
         if run.state is not DagRunState.RUNNING:
             return _say(f"it has stopped: {run.state}")
     died = run.state is DagRunState.RUNNING
-    why = "its scheduler died; resume it" if died else f"it is {run.state}"
+    why = "its scheduler died; resume it" if died else f"its state is {run.state}"
     raise _UsageError(f"run {run.run_id!r} is not running: {why}")
 
 
 def _cmd_clear(options: argparse.Namespace) -> None:
     run = _chosen_run(options.db, options.run)
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
-    also = "" if options.only else ", with what hangs on them"
-    _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; resume it to run them again{also}"))
+    also = "" if options.only else ", with what hangs on it"
+    _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; a resume runs that again{also}"))
     if command := _script_command(run, "--resume"):
         _say(command)
 
@@ -12418,7 +12419,7 @@ def _forget_dag(options: argparse.Namespace) -> None:
     runs = dag.runs()
     what = f"DAG {dag.dag_id!r} with {len(runs)} run{'s' * (len(runs) != 1)}"
     if live := [run._name for run in runs if run.owner_alive]:
-        raise AlreadyRunning(f"{', '.join(live)} is running: stop it first")
+        raise AlreadyRunning(f"DAG {dag.dag_id!r} is running: stop {', '.join(live)} first")
     if options.dry_run:
         return _say(f"would delete {what}")
     if not options.yes:

@@ -17468,7 +17468,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
         with mock.patch.object(liteflow.DagRun, "owner_alive", True):
-            live = ["flow/first is running: stop it first"]
+            live = ["DAG 'flow' is running: stop flow/first first"]
             self.assert_exit(75, "delete", "flow", "--all", "--yes", words=live)
         would = ["would delete DAG 'flow' with 1 run"]
         self.assert_exit(0, "delete", "flow", "--all", "--dry-run", words=would)
@@ -18086,7 +18086,7 @@ class SeeingTest(ScriptCase):
         self.assertLess(len(text.partition("\n\n")[0].splitlines()), 8)
         self.assertEqual(len(self.seen("show", "folded", "--state", "success").splitlines()), 60)
         shown = self.seen("show", "folded", "f")
-        self.assertIn("2 are shown", shown)
+        self.assertIn("shown here, of these: 2; ", shown)
         self.assertNotIn("[0]", shown)
         self.assertIn("not 5", self.seen("show", "folded", "f[5]"))
         self.assertEqual(
@@ -18314,6 +18314,8 @@ class SeeingTest(ScriptCase):
             ["show", "night", "bad", "--state", "failed"],
         ):
             self.assertEqual(self.cli(*words).returncode, 2, words)
+        told = self.cli("logs", "night", "bad", "--try", "9").stderr
+        self.assertIn("no attempt 9 of bad in run 'first-run'", told)
         self.assertIn("first-run", self.seen("show", "irst-ru"))
 
     def test_a_long_line_of_output_is_cut_where_the_last_are_shown(self):
@@ -18351,7 +18353,7 @@ class SeeingTest(ScriptCase):
         self.seen("clear", "night", "good")  # with the run, all that ran has ended
         self.assertIsNone(self.states(Dag("night").runs(self.db)[0])["waits"])
         told = self.cli("clear", "night", "waits").stderr
-        self.assertRegex(told, "cleared in run 'manual__.*': waits; resume it to run them again")
+        self.assertRegex(told, "cleared in run 'manual__.*': waits; a resume runs that again, with")
         run = Dag("night").runs(self.db)[0]
         states = self.states(run)
         self.assertEqual((run.state, states["good"], states["waits"]), ("queued", None, None))
@@ -20272,7 +20274,7 @@ class Promise2Test(Case):
         self.assertIn("\nstopped on request\n", shown)
         done = self.cli("stop", "s", "--db", self.db)
         self.assertEqual(done.returncode, 2)
-        self.assertIn("is not running: it is failed", done.stderr)
+        self.assertIn("is not running: its state is failed", done.stderr)
 
     def test_a_worker_that_starts_after_an_edit_says_so(self):
         module = self.module(
