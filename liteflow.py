@@ -8907,9 +8907,9 @@ class _Start:
         dag_id, run_id = self.dag.dag_id, self.asked.run_id
         if self.asked.resume:
             row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
-            if row is None:
-                wanted = f"run {run_id!r}" if run_id else "run yet: nothing to resume"
-                raise RunNotFound(f"DAG {dag_id!r} has no {wanted} in {self.path}")
+            if row is None and run_id is None:
+                raise RunNotFound(f"DAG {dag_id!r} has no run in {self.path}: nothing to resume")
+            row = row or _read_run(self.path, dag_id, run_id)._row  # which raises
             if self._again:
                 _refuse_without_values(row)
             self.recorded, self.run_id = row, row.run_id
@@ -9414,9 +9414,9 @@ class _Run(_Start):
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
         self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
         self._calls[task_id] = _dump_call(task), _full_name(_function_of(task)), None
-        found = [i for i in self.plan._by_id[task_id].instances if index in (None, i.map_index)]
-        if not found:
-            raise TaskNotFound(f"there is no instance {index} of task {task_id!r}")
+        known = {(task_id, i.map_index): i for i in self.plan._by_id[task_id].instances}
+        _refuse_index(row.run_id, [(task_id, index)], known)
+        found = [i for (_, n), i in known.items() if index in (None, n)]
         instance = next((i for i in found if i.state is _S.FAILED), found[0])
         instance.try_number = max(1, instance.try_number)
         here = _WorkerRun({**self._info(), "run_row": row.id}, self.dag)
@@ -11983,10 +11983,9 @@ def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
     conf = options.conf if params else None
-    asked = ("--conf or --param", conf, params), ("--pool", dict(options.pool), pools)
-    for option, given, known in asked:
+    for kind, given, known in ("param", conf, params), ("pool", dict(options.pool), pools):
         for name in sorted(set(given or ()) - known):
-            raise _UsageError(f"{option}: DAG {dag.dag_id!r} has no {name!r}{_near(name, known)}")
+            raise _UsageError(f"DAG {dag.dag_id!r} has no {kind} {name!r}{_near(name, known)}")
 
 
 def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
@@ -12004,7 +12003,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         exec(compile(_bytes_of(path), path, "exec", dont_inherit=True), vars(main_module))
     except (Exception, SystemExit) as error:
         # The user's file may raise anything; it is shown whole.
-        raise _UsageError(f"{path} can't be loaded:\n{_traceback(error)}") from None
+        raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     if not found:
         how = "build it at its top level (a `@dag` is to be called), not below its main guard"

@@ -1696,7 +1696,7 @@ class RefusalsTest(Case):
             self.refused(error, said, self.dag.run, db_path=self.db, **wrong)
         liteflow._Store(str(self.db)).close()
         again = {"resume": True, "db_path": self.db}
-        self.refused(liteflow.RunNotFound, "no run yet: nothing to resume", self.dag.run, **again)
+        self.refused(liteflow.RunNotFound, "nothing to resume", self.dag.run, **again)
 
     def test_dicts_have_names_for_keys(self):
         for name in ("default_args", "params"):
@@ -1767,9 +1767,9 @@ class RefusalsTest(Case):
         with DAG("d", params={"limit": 1}) as d:
             task(params={"own": 1})(sample)(1)
         for argv, said in (
-            (["--conf", '{"limti": 3}'], "DAG 'd' has no 'limti'; did you mean 'limit'?"),
-            (["--conf", '{"onw": 3}'], "DAG 'd' has no 'onw'; did you mean 'own'?"),
-            (["--pool", "gpuu=1"], "--pool: DAG 'd' has no 'gpuu'"),
+            (["--conf", '{"limti": 3}'], "DAG 'd' has no param 'limti'; did you mean 'limit'?"),
+            (["--conf", '{"onw": 3}'], "DAG 'd' has no param 'onw'; did you mean 'own'?"),
+            (["--pool", "gpuu=1"], "DAG 'd' has no pool 'gpuu'; there is"),
         ):
             err = io.StringIO()
             with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
@@ -11768,6 +11768,7 @@ class ResumeTest(Case):
         self.run_flow(self.FIRST)
         with self.assertRaises(liteflow.RunNotFound) as caught:
             self.run_flow(self.FIRST, resume=True, run_id="absent")
+        self.assertIn("; there is 'manual__", str(caught.exception))
         self.assertIn("'absent'", str(caught.exception))
         with self.assertRaises(liteflow.RunNotFound):
             DAG("never").run(db_path=self.db, resume=True)
@@ -18284,6 +18285,9 @@ class SeeingTest(ScriptCase):
         done = self.python("-m", "liteflow", "run", "ends.py")
         self.assertEqual(done.returncode, 2)
         self.assertIn("ends.py can't be loaded", done.stderr)
+        self.script("raise ValueError('one slip\\nin two lines')\n", "ends.py")
+        told = self.python("-m", "liteflow", "run", "ends.py").stderr
+        self.assertEqual(told.count("ValueError: one slip"), 1)
 
     def test_a_script_that_is_refused_while_it_is_loaded_says_in_which_line(self):
         path = self.script(
@@ -18413,7 +18417,6 @@ class SeeingTest(ScriptCase):
         self.assertEqual(self.db.read_bytes(), before)
         for words in (
             ["--task", "bda"],
-            ["--task", "double[9]"],
             ["--task", "good", "--run-id", "x"],
             ["--task", "good", "--run-id", ""],
             ["--task", "good", "--graph"],
@@ -18422,6 +18425,8 @@ class SeeingTest(ScriptCase):
             done = self.script_here(*words)
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
+        done = self.script_here("--task", "double[9]")
+        self.assertIn("task 'double' of run 'night' has no index 9", done.stderr)
         self.script(self.FLOW.replace("raise ValueError(", "raise OSError("))
         done = self.cli("run", "my_flow.py", "--task", "bad")
         self.assertIn("OSError: no luck\nat all", done.stderr)
