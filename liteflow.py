@@ -1132,7 +1132,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                     why = "is a template: install jinja2, or use @task, where a string is a string"
                 else:
                     continue
-                raise ValueError(f"task {self.task_id!r}: {name} {_shown(text, 60)} {why}")
+                where = name or "in expand_kwargs()"
+                raise ValueError(f"task {self.task_id!r}: {where} {_shown(text, 60)} {why}")
 
     def _wait_for_results(self, value: Any) -> None:
         """Set this task after those whose results the value holds, or, for an argument of its
@@ -2068,7 +2069,7 @@ class _Partial:
     def expand_kwargs(self, dicts: Any) -> Any:
         """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
-            self._check(each if isinstance(each, Mapping) else (), "expand_kwargs")
+            self._check([*map(str, each)] if isinstance(each, Mapping) else (), "expand_kwargs")
         self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
@@ -5482,8 +5483,8 @@ class _Execution:
         for name, element in self.job.elements:
             value = self.element(element)
             given = value if name is None else {name: value}
-            if not isinstance(given, Mapping):
-                raise TypeError(f"expand_kwargs() takes dicts, found {_shown(value)}")
+            if not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
+                raise TypeError(f"expand_kwargs() takes dicts with str keys, found {_shown(value)}")
             mapped |= given
             if element[0] != "constant":
                 self.results += given.values()

@@ -1728,6 +1728,7 @@ class RefusalsTest(Case):
             for act, said in (
                 (lambda: task(two).expand(x=[1]), "two() missing a required argument: 'y'"),
                 (lambda: task(many).expand(x=[1]), "got an unknown argument 'x'; there is none"),
+                (lambda: task(two).expand_kwargs([{"x": 1, 2: 3}]), "got an unknown argument '2'"),
             ):
                 self.refused(TypeError, said, act)
             task(two).partial(y=1).expand(x=[1])
@@ -5388,7 +5389,7 @@ class MappingTest(Case):
                 @task(do_xcom_push=False)
                 def silent(): return [1]
                 @task
-                def numbers(): return [1]
+                def numbers(): return [1, {2: 3}]
                 @task
                 def each(x=None): return x
                 each.expand(x=silent())
@@ -5396,7 +5397,9 @@ class MappingTest(Case):
             """
         )
         self.assertIn("has do_xcom_push=False", run.get_task_instance("silent").error)
-        self.assertIn("takes dicts, found 1", run.get_task_instance("each__1", 0).error)
+        for index, found in enumerate(("1", "{2: 3}")):
+            error = run.get_task_instance("each__1", index).error
+            self.assertIn(f"takes dicts with str keys, found {found}", error)
 
     def test_over_a_result_that_is_any_sequence(self):
         run = self.run_flow(
@@ -6934,6 +6937,9 @@ class OperatorsTest(Case):
                     liteflow.BashOperator(task_id="x", bash_command="echo {{ ds }}")
                 self.assertIn("bash_command", str(caught.exception))
                 self.assertIn("jinja2", str(caught.exception))
+                late = liteflow.BashOperator.partial(task_id="k")
+                with self.assertRaisesRegex(ValueError, "'k': in expand_kwargs.. '{{ ds }}' is a"):
+                    late.expand_kwargs([{"bash_command": "{{ ds }}"}])
             with warnings.catch_warnings(action="error"):  # which --quiet could not silence
                 task(sample)("{{ ds }}")
                 task.bash(task_id="b", env={"A": "{{ ds }}"})(lambda: "x")()
