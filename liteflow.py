@@ -551,8 +551,8 @@ def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
         for choice in () if isinstance(value, _Placeholder) else choices:
             if value == choice:
                 return choice
-        known = ", ".join(map(str, choices))
-        raise ValueError(f"{what} must be one of {known}; found {_shown(value)}{why}")
+        known = " or ".join(map(str, choices))
+        raise ValueError(f"{what} must be {known}; found {_shown(value)}{why}")
 
     return check
 
@@ -1307,14 +1307,14 @@ class _Parameters:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What each gets, with the defaults. Raises TypeError."""
         if len(args) > self.places and not self.rest:
-            raise TypeError("too many positional arguments")
+            raise TypeError("got too many positional arguments")
         by_position: dict[str, Any] = dict(zip(self.by_position(args), args, strict=False))
         bound = self.defaults | by_position
         for name in kwargs:
             if name in self.names[self.nameless :]:
                 bound[name] = kwargs[name]
                 if name in by_position:
-                    raise TypeError(f"multiple values for argument {name!r}")
+                    raise TypeError(f"got multiple values for argument {name!r}")
             elif not self.others:
                 raise TypeError(f"got an unexpected keyword argument {name!r}")
         for name in self.names:
@@ -2321,7 +2321,7 @@ def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> _Decorated
         return functools.partial(_with_role, role, settings=settings)  # type: ignore
     made = function if isinstance(function, _TaskFunction) else task(function)
     if made._role is not None:
-        raise ValueError(f"{made!r} can't be @setup and @teardown at once")
+        raise ValueError(f"{made!r} is a @setup or @teardown already")
     return _copy_with(made.override(**settings), _role=role)
 
 
@@ -2907,7 +2907,7 @@ def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
 
 def _entry_of(table: Mapping[str, T], name: str) -> T:
     if name not in table:
-        raise ValueError(f"Param: {name!r} is not checked by liteflow; known: {', '.join(table)}")
+        raise ValueError(f"{name!r} is nothing that a Param checks; known: {', '.join(table)}")
     return table[name]
 
 
@@ -8505,8 +8505,8 @@ def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set
     module = repr(info["key"][0]) if info["key"][0] else "of its function"
     raise UnreachableTask(
         f"task{'s' if len(missing) > 1 else ''} {few} can't be found in a worker process: "
-        f"importing the module {module} does not build the DAG, and its "
-        "function is no plain function of a module. Build the DAG at the top level of its module, "
+        f"importing the module {module} does not build the DAG, and without it only a plain "
+        "function of a module is found. Build the DAG at the top level of its module, "
         'not below `if __name__ == "__main__":`, or define the functions there'
     )
 
@@ -10253,7 +10253,7 @@ class TaskInstance:
         is_one = task_ids is None or isinstance(task_ids, str)
         wanted = [task_ids or self.task_id] if is_one else task_ids
         values: list[Any] = []
-        for task_id in _of_type(list, tuple, set)("task_ids", wanted):
+        for task_id in _of_type(str, list, tuple, set)("task_ids", wanted):
             rows = execution.pull(_of_type(str)("task_ids", task_id), key, index)
             by_index = dict(rows)
             if map_indexes is ...:
