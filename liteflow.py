@@ -1554,6 +1554,9 @@ class _Mappable(_Placeholder, _Dependency):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._how, self._sources, self._by = how, sources, by
 
+    def __repr__(self) -> str:
+        return f"{self._how}() of {', '.join(map(repr, self._sources))}"
+
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         """As a task's argument it is the list of its elements. Not `plain`: it is taken apart."""
         by, functions = self._by, task._map_functions
@@ -2114,6 +2117,9 @@ class _Decorated(_Partial, Generic[P, R]):
     def _what(self) -> str:
         return f"{self._makes} {self._settings[f'{self._makes}_id']!r}"
 
+    def __repr__(self) -> str:
+        return f"<@{self._makes.replace('group', 'task_group')} {self.function.__qualname__}>"
+
 
 class _TaskFunction(_Decorated[P, R]):
     """A function decorated with `@task`: calling it adds a task to the current DAG."""
@@ -2169,9 +2175,6 @@ class _TaskFunction(_Decorated[P, R]):
                 own = f"teardown {made.task_id!r} has its own rule"
                 raise ValueError(f"{own}: leave trigger_rule out")
         return made.output
-
-    def __repr__(self) -> str:
-        return f"<@task {self.function.__qualname__}>"
 
 
 def _parameters_of(decorator: str, function: Any) -> _Parameters:
@@ -2482,7 +2485,8 @@ class Dag:
     def get_task(self, task_id: str) -> BaseOperator:
         """The task of this id. Raises TaskNotFound."""
         if not self.has_task(task_id):
-            raise TaskNotFound(self._no_task(task_id))
+            near = _near(task_id, self.task_dict)
+            raise TaskNotFound(f"DAG {self.dag_id!r} has no task {task_id!r}{near}")
         return self.task_dict[task_id]
 
     def __getitem__(self, node_id: str) -> BaseOperator | TaskGroup:
@@ -2490,15 +2494,13 @@ class Dag:
         _of_type(str)("node_id", node_id)
         found = self.task_dict.get(node_id, self.task_group_dict.get(node_id))
         if found is None:
-            raise NodeNotFound(self._no_task(node_id))
+            near = _near(node_id, [*self.task_dict, *self.task_group_dict])
+            raise NodeNotFound(f"DAG {self.dag_id!r} has no task or group {node_id!r}{near}")
         return found
 
     def __contains__(self, node_id: object) -> bool:
         nodes = (self.task_dict, self.task_group_dict)
         return isinstance(node_id, str) and any(node_id in each for each in nodes)
-
-    def _no_task(self, task_id: str) -> str:
-        return f"DAG {self.dag_id!r} has no task {task_id!r}{_near(str(task_id), self.task_dict)}"
 
     def _add(self, task: BaseOperator) -> None:
         if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:

@@ -863,9 +863,11 @@ class BuildingTest(Case):
     def test_not_found(self):
         with self.build() as d:
             task(sample)(1)
+            TaskGroup("outer")
         self.assertEqual(["sample" in d, "sampel" in d, 3 in d], [True, False, False])
         self.assert_raises(liteflow.TaskNotFound, ["'sampel'", "'sample'"], d.get_task, "sampel")
-        self.assert_raises(KeyError, "'x'", lambda: d["x"])
+        said = ["no task or group 'outre'", "mean 'outer'"]
+        self.assert_raises(liteflow.NodeNotFound, said, lambda: d["outre"])
 
     def test_arguments_are_bound_as_python_would(self):
         """Random functions and calls; each by its code, and as `inspect` tells."""
@@ -1398,6 +1400,8 @@ class RefusalsTest(Case):
     def test_a_result_is_no_text(self):
         for act in (lambda: f"got {self.result}", lambda: str(self.result.map(one_argument))):
             self.refused(TypeError, "is no text, but a placeholder", act)
+        zipped, result = self.result.map(one_argument).zip(self.result), repr(self.result)
+        self.refused(TypeError, f"zip() of map() of {result}, {result} is neither", bool, zipped)
 
     def test_a_groups_argument_is_no_text_either(self):
         with self.dag:
@@ -1468,6 +1472,8 @@ class RefusalsTest(Case):
             self.refused(TypeError, said, liteflow.EmptyOperator, task_id="t", **{name: self.f})
         self.refused(TypeError, said, task.run_if, self.f)  # `@task.run_if` without a condition
         self.refused(TypeError, said, task, self.f)
+        group = liteflow.task_group(one_argument)
+        self.refused(TypeError, "found <@task_group one_argument>: one_argument.", task, group)
         self.refused(TypeError, "has no name", task, functools.partial(one_argument, 1))
         self.refused(TypeError, "has no name", task, WithoutHash())
         self.refused(TypeError, "(its settings are by name) must be", task, "an_id")
