@@ -8390,7 +8390,8 @@ class _SlotRunner(_Runner):
         elif slot.callbacks is not None:
             self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
-            self._fail_start(slot, f"a worker ended as it started: {_end_of(slot.exitcode)}")
+            why = f"or imported the script: {_end_of(slot.exitcode)}"
+            self._fail_start(slot, f"a worker ended as it started, {why}")
         if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
             self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
@@ -9420,6 +9421,8 @@ class _Run(_Start):
         known = {(task_id, i.map_index): i for i in self.plan._by_id[task_id].instances}
         _refuse_index(row.run_id, [(task_id, index)], known)
         found = [i for (_, n), i in known.items() if index in (None, n)]
+        if task._mapping is not None and found[0].map_index < 0:
+            raise TaskNotFound(f"task {task_id!r} of run {row.run_id!r} has no instances")
         instance = next((i for i in found if i.state is _S.FAILED), found[0])
         instance.try_number = max(1, instance.try_number)
         here = _WorkerRun({**self._info(), "run_row": row.id}, self.dag)
@@ -10270,7 +10273,7 @@ class TaskInstance:
     def _execution(self) -> _Execution:
         """The attempt that it is of. Raises RuntimeError for one that was read, also in a task."""
         if self.task is None:
-            raise RuntimeError(f"{self!r} is a record: its DagRun has an xcom_pull()")
+            raise RuntimeError(f"{self!r} is a record, of no running task: see DagRun.xcom_pull()")
         return _running_execution()
 
     @property
@@ -11870,7 +11873,7 @@ def _debug(execution: _Execution) -> int:
         _store_result(execution, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
-        print(f"{label} skipped: {skip}")
+        print(f"{label} skipped: {skip}".removesuffix(": "))
     except _Reschedule as later:
         print(f"{label} waits: it would poke again after {_seconds_text(*later.args)}")
     return 0

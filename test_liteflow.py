@@ -4707,7 +4707,7 @@ class ContextTest(Case):
         with DAG("second") as second:
             task(task_id="f")(lambda: read.xcom_pull("f"))()
         error = second.test(db_path=self.db).get_task_instance("f").error
-        self.assertIn("is a record: its DagRun has an xcom_pull()", error)
+        self.assertIn("is a record, of no running task: see DagRun.xcom_pull()", error)
 
     def test_outside_a_task_there_is_no_context(self):
         for act in (
@@ -18459,12 +18459,16 @@ class SeeingTest(ScriptCase):
                 @task(execution_timeout=9)
                 def skips(): raise AirflowSkipException("not today")
                 @task
+                def quiet(): raise AirflowSkipException
+                @task
+                def each(x): pass
+                @task
                 def bad(): raise ValueError
                 @task(trigger_rule="all_done")
                 def takes(x): return x
                 @task
                 def gives(): return lambda: None
-                skips(); takes(bad()); gives()
+                skips(); quiet(); each.expand(x=[]); takes(bad()); gives()
             if __name__ == "__main__":
                 dag.cli()
             """
@@ -18472,6 +18476,10 @@ class SeeingTest(ScriptCase):
         self.ran()
         done = self.script_here("--task", "skips")
         self.assertEqual((done.returncode, done.stdout), (0, "skips skipped: not today\n"))
+        self.assertEqual(self.script_here("--task", "quiet").stdout, "quiet skipped\n")
+        refused = self.script_here("--task", "each")
+        self.assertEqual(refused.returncode, 2)
+        self.assertRegex(refused.stderr, "task 'each' of run '.*' has no instances\n")
         self.assertIn("the execution_timeout of 'skips' does not apply here", done.stderr)
         done = self.script_here("--task", "takes")
         self.assertEqual(done.returncode, 2)
