@@ -1083,7 +1083,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _map_over(self, mapping: _ExpandInput) -> None:
         """Expand the task, alone or with its group."""
         if self._mapping not in (None, mapping):
-            raise NotImplementedError(f"task {self.task_id!r}: expand() inside a mapped group")
+            raise NotImplementedError(f"task {self.task_id!r} can't expand inside a mapped group")
         if mapping.source_ids and self.trigger_rule is TriggerRule.ALWAYS:
             rule = "trigger_rule 'always' does not wait for what is expanded"
             raise ValueError(f"task {self.task_id!r}: {rule}")
@@ -11998,8 +11998,8 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     """Run a DAG of a file, loaded as a worker loads a script: nothing below its main guard runs."""
     path = os.path.abspath(options.file)
     if not os.path.isfile(path):
-        is_folder = os.path.isdir(path)
-        raise _UsageError(f"{path} is a directory" if is_folder else f"there is no file {path}")
+        what = "a directory: name a file in it" if os.path.isdir(path) else "no file"
+        raise _UsageError(f"{path} is {what}")
     main_module = types.ModuleType("__mp_main__")
     main_module.__file__ = path
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module

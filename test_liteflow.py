@@ -17519,8 +17519,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "two/daily")
         self.assert_exit(0, "page", "--output", "all.html")
         self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
-        self.assert_exit(2, "run", ".", words=["is a directory"])
-        self.assert_exit(2, "run", "nowhere.py", words=["there is no file", "nowhere.py"])
+        self.assert_exit(2, "run", ".", words=["name a file in it"])
+        self.assert_exit(2, "run", "nowhere.py", words=["nowhere.py is no file"])
         before = self.db.rename(self.folder / "flow").read_bytes()
         named = ("page", "one", "--db", "flow", "--output")
         self.assertIn("flow is the database: name another", self.cli_here(*named, "flow").stderr)
