@@ -6017,6 +6017,8 @@ def _traceback(error: BaseException) -> str:
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"called sys.exit({_shown(error.code)})\n"
+    elif isinstance(error, SyntaxError) and reason.startswith(last):  # and says in which line
+        text = text.removesuffix(f"{last}\n") + f"{reason}\n"
     elif not re.fullmatch(re.escape(reason) + _SUGGESTED, last):  # more lines, notes, a group
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.

@@ -18307,6 +18307,10 @@ class SeeingTest(ScriptCase):
         self.script("raise ValueError('one slip\\nin two lines')\n", "ends.py")
         told = self.python("-m", "liteflow", "run", "ends.py").stderr
         self.assertEqual(told.count("ValueError: one slip"), 1)
+        self.script("x = (\n", "ends.py")
+        told = self.python("-m", "liteflow", "run", "ends.py").stderr
+        self.assertEqual(told.count("SyntaxError: "), 1)
+        self.assertIn("'(' was never closed (ends.py, line 1)\n", told)
 
     def test_a_script_that_is_refused_while_it_is_loaded_says_in_which_line(self):
         path = self.script(
