@@ -11518,7 +11518,7 @@ def _dag_page(dag: Dag) -> str:
     return _html_page(
         dag.dag_id,
         _html("h1", dag.dag_id),
-        _html("p", f"{dag.description or ''} (the last {len(runs)} runs)".strip()),
+        _html("p", f"{dag.description or ''} (runs shown: {len(runs)})".strip()),
         *itertools.chain(*sections[:1]),  # what is newest can be seen at once
         _html("div", _html("table", _html("tr", *heads), *rows, class_="grid"), class_="wide"),
         *_and_more(len(cells) - most),

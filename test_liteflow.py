@@ -19368,6 +19368,7 @@ class PageTest(ScriptCase):
         row = f'<td>hostile</td><td><span class="strip">{chip} title="[-0-9: ]+">✕</span></span>'
         page = self.cli_here("page").stdout
         self.assertRegex(page, f"{row}</td><td>{chip}>✕ failed</span></td>")
+        self.assertIn("(runs shown: 1)</p>", self.cli_here("page", "hostile").stdout)
         page = self.cli_here("page", "hostile/r").stdout
         graph, _, times = page.partition("<h2>Timeline</h2>")
         self.assertIn("<summary>traceback</summary><pre>Traceback", graph)
