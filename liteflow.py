@@ -10787,7 +10787,7 @@ _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
-    text = _shown(text, 80, str)
+    text = _shortened(_clean(text), 80)
     return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
 
 

@@ -16181,6 +16181,12 @@ class ShowingTest(Case):
         self.assertIn("no state", text)
         self.assertLess(len(text), 2_000)
 
+    def test_what_is_cut_of_a_long_label_is_its_middle(self):
+        # Ids in groups differ at their ends, where a gantt has the state and the try, too.
+        bar = f"{'group.' * 20}load try 2 failed"
+        self.assertRegex(liteflow._mermaid_text(bar), r"^group\..{1,60}\.load try 2 failed$")
+        self.assertEqual(liteflow._mermaid_text("\x1b[m" + "a" * 9), "#92;x1b#91;maaaaaaaaa")
+
     def test_a_dag_is_drawn_from_code(self):
         with DAG("d") as d:
             task(task_id="a")(sample)(1) >> task(task_id="b")(sample)(1)
