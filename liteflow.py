@@ -10787,8 +10787,10 @@ _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
+    # Older renderers read it as Markdown: nor may it begin a list or a link, or mark `_words_`.
+    odd = r"[^A-Za-z0-9 _.-]|^[ .-]|^\d(?=\d*\.)|\bw(?=ww\.)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
     text = _shortened(_clean(text), 80)
-    return re.sub(r"[^A-Za-z0-9 _.-]", lambda match: f"#{ord(match[0])};", text) or "#32;"
+    return re.sub(odd, lambda match: f"#{ord(match[0])};", text) or "#32;"
 
 
 class _Box(_Record):  # a node of a diagram
