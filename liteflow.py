@@ -11805,9 +11805,6 @@ if __name__ == "__main__":
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
     function that it returns is called last, and may raise: a debugger is to see that."""
-    with contextlib.suppress(OSError):  # it writes what the script has printed: to a full disk, say
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     found: int | Callable[[], int] = 0
     try:
         found = act()
@@ -11837,7 +11834,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     prog = os.path.basename(sys.argv[0]) or "workflow"
-    text = f"run the DAG {dag.dag_id!r}. {dag.description or ''}".rstrip(". ")
+    text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     command = (
@@ -12693,6 +12690,9 @@ def _parser(name: str, text: str, block: str, more: str = "") -> argparse.Argume
     """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
+    with contextlib.suppress(OSError):  # it writes what the script has printed: to a full disk, say
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
     arguments, *examples = f"\n{block.rstrip()}".split("\n$")
     epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter

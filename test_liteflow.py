@@ -17730,6 +17730,20 @@ class CommandLineTest(ScriptCase):
         self.assertIn("examples:", self.assert_exit(0, "script_here", "--help").stdout)
         self.assertIn("examples:", self.python("liteflow.py", "--help").stdout)
 
+    def test_help_tells_any_description(self):
+        self.script(
+            r"""
+            from liteflow import DAG
+            with DAG("told", description="日 \x1b[31m \ud800") as dag:
+                pass
+            dag.cli()
+            """
+        )
+        for encoding, shown in ("utf-8", "日"), ("ascii", r"\u65e5"):
+            with mock.patch.dict(os.environ, PYTHONIOENCODING=encoding):
+                done = self.python("my_flow.py", "--help")
+            self.assertIn(rf"'told'. {shown} \x1b[31m \ud800.", done.stdout)
+
     def test_a_reader_that_has_seen_enough(self):
         self.ran(conf={"n": 2})
         done = subprocess.run(
