@@ -4316,7 +4316,7 @@ def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[s
     }
 
 
-def _copy_database(connection: sqlite3.Connection, target: str) -> None:
+def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None:
     """Copy all of it, as the connection's snapshot has it, into a new file."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(target)  # of a try that was overtaken by a writer
@@ -12479,7 +12479,7 @@ def _cmd_backup(options: argparse.Namespace) -> None:
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
     with _writing(target) as coming:
-        _read(options.db, _copy_database, os.fspath(coming))
+        _read(options.db, _copy_database, coming)
     _tell(options, f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 
 

@@ -17335,6 +17335,8 @@ class CommandLineTest(ScriptCase):
             self.assertIn("odd\\udcff/my_flow.py", err)
             self.assertNotIn("Traceback", err)
             self.assert_exit(0, "show", "flow", "--db", db)
+        self.assert_exit(0, "backup", odd / "copy.db", "--db", "one.db")
+        self.assertEqual(len(Dag("flow").runs(odd / "copy.db")), 1)
 
     def test_a_file_is_compiled_without_this_module_s_own_future(self):
         self.script(
