@@ -10616,6 +10616,7 @@ def _chosen_run(path: str, name: str | None) -> DagRun:
     of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
     several do."""
     exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
+    exact = [run for run in exact if run._name == name] or exact  # a run id may look like that, too
     if len(exact) == 1:
         return exact[0]
     known, name = _read(path, _select_run_ids), name or ""

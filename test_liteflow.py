@@ -18378,6 +18378,8 @@ class SeeingTest(ScriptCase):
         told = self.cli("logs", "night", "bad", "--try", "9").stderr
         self.assertIn("no attempt 9 of bad in run 'first-run'", told)
         self.assertIn("first-run", self.seen("show", "irst-ru"))
+        self.ran(run_id="night/first-run")  # whose own name is `night/night/first-run`
+        self.assertIn("night/first-run: ", self.seen("show", "night/first-run"))
 
     def test_a_long_line_of_output_is_cut_where_the_last_are_shown(self):
         self.script(
