@@ -11037,7 +11037,7 @@ def _typed(*words: str) -> str:
 def _quoted(word: str) -> str:
     """Quote a word of a command. One that can't be shown as it is becomes `$'...'`, with bytes by
     their octal numbers, which bash, zsh and ksh read."""
-    if _clean(word) == word and "\n" not in word:
+    if _clean(word) == word and not {"\n", "\t"} & {*word}:
         return shlex.quote(word)
     escaped = (
         chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
@@ -11842,7 +11842,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
         f"{_python()} {_typed(os.path.abspath(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
     )
     if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
-        command = f"{_python()} -m {spec.name.removesuffix('.__main__')}"
+        command = f"{_python()} {_typed('-m', spec.name.removesuffix('.__main__'))}"
     own = len(sys.argv) - len(argv or ())
     if command and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
         command = f"{command} {_typed(*sys.argv[1:own])}".strip()

@@ -18791,6 +18791,7 @@ class FailureTest(ScriptCase):
         done = self.python(script, "-q", "--db", odd / "its.db")
         *_, more, go_on = done.stderr.splitlines()
         self.assertTrue((more + go_on).isprintable())
+        self.assertEqual(liteflow._quoted("a\tb"), r"$'a\011b'")  # it is copied as blanks
         self.assertIn("bad file", self.pasted(more, "bash").stdout)
         (self.folder / "b c.csv").touch()
         done = self.pasted(go_on, "bash")
@@ -19286,6 +19287,11 @@ timeout after 1 s"""  # of a command whose output was waited for
         copy_liteflow(app)
         os.rename(self.folder / "my_flow.py", app / "__main__.py")
         go_on = self.python("app", "-q").stderr.splitlines()[-1]
+        self.assertIn("load[0]  running  try 3", self.pasted(go_on).stderr)
+
+    def test_a_module_goes_on_by_its_name_whatever_that_is(self):
+        os.rename(self.folder / "my_flow.py", self.folder / "it's; so.py")
+        go_on = self.python("-m", "it's; so", "-q").stderr.splitlines()[-1]
         self.assertIn("load[0]  running  try 3", self.pasted(go_on).stderr)
 
     def test_a_command_of_a_harmed_file_steers_no_terminal(self):
