@@ -11413,7 +11413,7 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
         title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
-        parts.append(_html("text", _fit(_clean(line.label), 34), x=0, y=n * row + 14))
+        parts.append(_html("text", _shortened(_clean(line.label), 34), x=0, y=n * row + 14))
         parts.append(_html("text", took, x=left + width + 4, y=n * row + 14))
     svg = _html("svg", *parts, width=names + span + 80, height=bottom + 4)
     return _html("div", svg, *_and_more(len(bars) - _MOST_DRAWN), class_="wide")
@@ -11607,7 +11607,8 @@ def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> li
     longest = sorted(running, key=operator.itemgetter(1), reverse=True)
     room = max(1, min(rows - 3, 8))  # below the two lines, above the cursor's
     shown = longest if len(longest) <= room else longest[: room - 1]
-    lines += [f"  {_paint(_clean(x), 'running', color)}  {_seconds_text(n)}" for x, n in shown]
+    told = [(_shortened(_clean(x), width - 16), n) for x, n in shown]  # its time has room, too
+    lines += [f"  {_paint(x, 'running', color)}  {_seconds_text(n)}" for x, n in told]
     lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
     return lines
 

@@ -16096,6 +16096,8 @@ class ShowingTest(Case):
         for (left, width), (first, last) in zip(others, [(2, 3), (3, 4), (4, 6)], strict=True):
             self.assertAlmostEqual(left, x + first * second, delta=1)
             self.assertAlmostEqual(width, (last - first) * second, delta=1)
+        long = liteflow._svg_timeline([ran("group." * 20 + "load", "success", 0, 0, 1, 2)])
+        self.assertIn(".load[0] try 2</text>", long)
 
     def test_a_line_without_an_end_is_ended_before_another_tasks(self):
         written = io.StringIO()
@@ -16308,6 +16310,10 @@ class ShowingTest(Case):
         self.assertIn("and 43 more", lines[-1])
         few = liteflow._status_lines((now[0], running[:8], 75), *size, False)
         self.assertRegex(few[-1], "日本_0.* <1 ms$")  # no more
+        long = [(f"{'group.' * 20}load", 3723)]
+        told = liteflow._status_lines((now[0], long, 75), 79, 24, False)[-1]
+        self.assertRegex(told, r"^  group\..*\.\.\..*\.load  1 h 2 min$")
+        self.assertLess(len(told), 79)
 
     def test_a_diagram_is_a_link(self):
         url = liteflow._live_url("flowchart TD\n")
