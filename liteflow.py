@@ -10217,8 +10217,9 @@ class TaskInstance:
     @property
     def log_url(self) -> str:
         """How its log is read: a command, where Airflow has a page's address."""
-        db = ("--db", self._db_path) if self._db_path else ()
-        return _command(_own_command(), "logs", f"{self.dag_id}/{self.run_id}", self._label, *db)
+        names = [f"{self.dag_id}/{self.run_id}", self._label]
+        db = {"--db": self._db_path} if self._db_path else {}
+        return _command(f"{_own_command()} logs", names, db)
 
     def xcom_push(self, key: str, value: Any) -> None:
         """Store a value under a key, from inside the running task; a later push replaces it. In a
@@ -11046,8 +11047,14 @@ def _quoted(word: str) -> str:
     return f"$'{''.join(escaped)}'"
 
 
-def _command(start: str, *words: str) -> str:
-    """A command to be pasted: one line, so that no id in a harmful file looks like another one."""
+def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> str:
+    """A command to be pasted: one line, so that no id in a harmful file looks like another one, and
+    none that begins with a dash like an option."""
+    words: list[str] = []
+    for option, value in options.items():
+        words += [f"{option}={value}"] if value[:1] == "-" else [option, value][: 1 + bool(value)]
+    dashed = any(name[:1] == "-" for name in names)
+    words = [*words, "--", *names] if dashed else [*names, *words]
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
 
@@ -11094,7 +11101,7 @@ class _Failure:
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
         if left_out := _left_out(ti.task_id, seen):
             self.follows.append(f"not run for it: {_few(left_out)}")
-        self.more = _command(_own_command(), "show", run._name, ti._label, "--db", run._path)
+        self.more = _command(f"{_own_command()} show", [run._name, ti._label], {"--db": run._path})
 
 
 def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
@@ -11172,7 +11179,7 @@ def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
     failed = any(ti.state is _S.FAILED for ti in instances)
     said = "to go on once it is mended" if failed else "to go on"
     in_python = f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
-    return {said: _script_command(run, "--resume") or _clean(in_python)}
+    return {said: _script_command(run, {"--resume": ""}) or _clean(in_python)}
 
 
 def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
@@ -11198,15 +11205,14 @@ def _failed_callbacks(run: DagRun) -> list[str]:
     return failed[:_FEW_TOLD] + more
 
 
-def _script_command(run: DagRun, *options: str) -> str:
+def _script_command(run: DagRun, options: Mapping[str, str]) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
-    file = _load_dag(run.dag_id, run._path).fileloc or ""
+    file, names = _load_dag(run.dag_id, run._path).fileloc or "", list[str]()
     start = run._row.command
     if not start and os.path.isfile(file):
-        start = _command(_own_command(), "run", file, run.dag_id)
-    # One that begins with a dash would be taken for an option.
-    which = [f"--run-id={run.run_id}"] if run.run_id[:1] == "-" else ["--run-id", run.run_id]
-    return _command(start, *options, *which, "--db", run._path) if start else ""
+        start, names = f"{_own_command()} run", [file, run.dag_id]
+    asked = {**options, "--run-id": run.run_id, "--db": run._path}
+    return _command(start, names, asked) if start else ""
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -12325,7 +12331,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         print("\nits values were deleted (prune --values)")
     _show_errors(run, instances)
     if instances and instances[0].state is _S.FAILED:
-        again = _script_command(run, "--task", instances[0]._label)
+        again = _script_command(run, {"--task": instances[0]._label})
         ways = {"alone, for a debugger": again, **_way_on(run, instances)}
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 
@@ -12402,7 +12408,7 @@ def _cmd_clear(options: argparse.Namespace) -> None:
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
     also = "" if options.only else ", with what hangs on it"
     _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; a resume runs that again{also}"))
-    if command := _script_command(run, "--resume"):
+    if command := _script_command(run, {"--resume": ""}):
         _say(command)
 
 

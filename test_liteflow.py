@@ -19295,6 +19295,24 @@ timeout after 1 s"""  # of a command whose output was waited for
         go_on = self.python("app", "-q").stderr.splitlines()[-1]
         self.assertIn("load[0]  running  try 3", self.pasted(go_on).stderr)
 
+    def test_what_begins_with_a_dash_is_no_option(self):
+        bad = "@task(task_id='-t')\n    def bad(): raise ValueError\n    bad()\n"
+        self.script(f"from liteflow import *\nwith DAG('-d') as dag:\n    {bad}")
+        done = self.python("-m", "liteflow", "run", "my_flow.py", "--run-id=-r", "-q")
+        *_, more, go_on = done.stderr.splitlines()
+        shown = self.pasted(more).stdout
+        self.assertIn("-d/-r -t: 1 failed", shown)
+        alone = next(line for line in shown.splitlines() if line.startswith("alone"))
+        self.assertIn("ValueError", self.pasted(alone).stderr)
+        run = Dag("-d").get_run("-r", self.db)
+        [ti] = run.get_task_instances()
+        self.assertEqual(self.pasted(f": {ti.log_url}").returncode, 0)
+        self.assertIn("run -r of DAG '-d'", self.pasted(go_on).stderr)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET command = NULL")  # as of a run from Python
+        [go_on] = liteflow._way_on(run.refresh(), [ti]).values()
+        self.assertIn("run -r of DAG '-d'", self.pasted(f": {go_on}").stderr)
+
     def test_a_module_goes_on_by_its_name_whatever_that_is(self):
         os.rename(self.folder / "my_flow.py", self.folder / "it's; so.py")
         go_on = self.python("-m", "it's; so", "-q").stderr.splitlines()[-1]
