@@ -10970,10 +10970,9 @@ def _width(text: str) -> int:
         return len(text)
     from unicodedata import category, east_asian_width
 
-    return sum(
-        0 if category(c) in ("Mn", "Me", "Cf") else 2 if east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    # Marks and joiners take none, nor what follows in a syllable of Hangul that is spelled out.
+    taking = (c for c in text if category(c) not in ("Mn", "Me", "Cf"))
+    return sum(1 + (east_asian_width(c) in "WF") for c in taking if not "\u1160" <= c <= "\u11ff")
 
 
 def _seconds_text(seconds: float | None) -> str:

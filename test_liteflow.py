@@ -16237,6 +16237,7 @@ class ShowingTest(Case):
         text = liteflow._table(("A", "B"), [("日\t本", "x"), ("\x1b[31m", "y\nz")])
         self.assertEqual(text, "A         B\n日 本     x\n\\x1b[31m  y z")
         self.assertEqual(liteflow._width("e\u0301"), 1)
+        self.assertEqual(liteflow._width("\u1112\u1161\u11ab"), 2)  # the parts of a syllable
 
     def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
         seed = random.randrange(2**32)
