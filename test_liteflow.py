@@ -18856,6 +18856,24 @@ class FailureTest(ScriptCase):
         self.assertNotIn("Traceback", text)
         self.assertIn(said, self.cli_here("page", "two").stdout.replace("&#x27;", "'"))
 
+    def test_what_a_task_printed_is_told_beside_callbacks_that_failed(self):
+        """That of its begin comes before it, and that of its end may come behind an open line."""
+        run = self.run_flow(
+            """
+            from liteflow import DAG, task
+            def tell(context): raise RuntimeError("no mail")
+            with DAG("flow") as dag:
+                @task(on_execute_callback=tell, on_failure_callback=tell)
+                def bad():
+                    print("row 1\\nrow 2", end="")
+                    raise ValueError
+                bad()
+            """
+        )
+        report = "\n".join(liteflow._report_of(run, run.get_task_instances()))
+        self.assertIn("    | row 1\n    | row 2\n    more: ", report)
+        self.assertRegex(report, "\non_failure_callback of .*\non_execute_callback of ")
+
     def test_callbacks_that_failed_in_many_ways_are_told_in_part(self):
         script = self.folder / "my_flow.py"
         tell = ", ".join(f"lambda context: {{}}[{i}]" for i in range(5))
