@@ -12650,7 +12650,7 @@ def _long_ago(count: str, unit: str, date: str | None) -> str:
 
 # How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
-    "JSON": (r"(?s)\s*\{.*", json.loads, "a JSON object"),
+    "JSON": (r"\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])|(\d{4}-.*)", _long_ago, "a date, or an age as 24h or 7d"),
     "PICTURE": (r".*\.(?:mmd|md)", str, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (r".+(?<!\.py)(?<!\.db)", str, "a file for a page, no .py and no .db"),
@@ -12658,17 +12658,17 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     # At most 18 digits: SQLite's numbers have 64 bits.
     "N": (r"\d{1,18}", int, "a whole number, not negative"),
     "NAME=N": (r"(.+)=(\d{1,18})", lambda name, size: (name, int(size)), "NAME=N"),
-    "KEY=VALUE": (r"(?s)([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
+    "KEY=VALUE": (r"([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
 }
 _SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}
 
 
 def _argument_value(kind: str, text: str) -> Any:
     """The value of an argument of that kind; argparse tells what is wrong with it."""
-    form, read, what = _KINDS.get(kind, ("(?s).*", str, "a text"))
+    form, read, what = _KINDS.get(kind, (".*", str, "a text"))
     why = ""
     try:
-        if match := re.fullmatch(form, text):
+        if match := re.fullmatch(form, text, re.DOTALL):
             return read(*match.groups() or [text])
     except (ValueError, OverflowError, RecursionError) as error:
         why = f": {error}"

@@ -17588,6 +17588,8 @@ class CommandLineTest(ScriptCase):
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
         self.assert_exit(2, "script_here", "-p", "n", words=["KEY=VALUE"])
+        for kind, text in ("NAME=N", "a\nb=2"), ("FILE.html", "a\nb.html"), ("TASK", "a\nb"):
+            liteflow._argument_value(kind, text)  # a line's end is a character like any
         with DAG("typed", params={"v": "1.9", "n": 1, "s": Param("a", type="string")}) as typed:
             either = Param(1, type=["string", "integer"])
             task(task_id="t", params={"w": "x", "u": either})(quiet)()
