@@ -11459,7 +11459,7 @@ def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]
         "took": _seconds_text(run.duration),
         "tasks": _counts_of(instances),
         "logical date": run.logical_date or "",
-        "conf": json.dumps(run.conf, ensure_ascii=False) if run.conf else "",
+        "conf": _shown(json.dumps(run.conf, ensure_ascii=False), 4000, str) if run.conf else "",
         "database": run._path,
         "values": "deleted (prune --values)" if run._row.values_deleted else "",
         "reason": run.reason or "",

@@ -19646,9 +19646,13 @@ class PageTest(ScriptCase):
             """
         )
         self.copies(600, xcom={"key": "key || n"})
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET conf = ?", ['{"order": "' + 1_000_000 * "x" + '"}'])
         [run] = Dag("pushes").runs(self.db)
         page = liteflow._run_page(run)
         self.assertIn("and 101 more", page)
+        self.assertIn("xxx...</p>", page)
+        self.assertLess(len(page), 100_000)
         self.assertEqual(page.count("<td>return_value"), 500)
 
     def test_a_wait_for_a_retry_is_no_success(self):
