@@ -6869,7 +6869,7 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as it knows whose it is: see `ask`
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
@@ -6902,7 +6902,10 @@ class _ForkedServer:
         """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
         exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
         ended (its id is no other process's until it is told). Raises OSError, EOFError."""
-        with self._lock:
+        held: Any = self._lock
+        if held._is_owned():  # a signal handler has cut in, and ends the pool
+            raise OSError("the forked server is being asked already")
+        with held:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")

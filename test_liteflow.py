@@ -16687,6 +16687,35 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual([text.split()[1], text.split()[-1]], ["enough", "well"])
 
+    def test_a_shutdown_by_a_signal_within_a_question_does_not_wait_for_its_answer(self):
+        self.FLOW += """
+        with DAG("dies") as dies:
+            @task
+            def die(): os.kill(os.getpid(), signal.SIGKILL)
+            die()
+        """
+        text = self.main(
+            """
+            pool = WorkerPool(2)
+            runner = liteflow._SlotRunner(pool, False, dag, False)
+            for slot in [pool._lend(runner, runner._context) for _ in range(2)]:
+                pool._give_back(slot, runner)
+            runner.close()
+            signal.signal(signal.SIGUSR1, lambda *_: (pool.shutdown(), print("shut down")))
+            answers = liteflow._answers
+            def cut_in(pid):
+                liteflow._answers = answers
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return answers(pid)
+            liteflow._answers = cut_in
+            try: dies.run(db_path="flow.db", executor=pool)
+            except RuntimeError as error: print(error)
+            """,
+            timeout=20,
+        )
+        shut = "the WorkerPool was shut down during the run"
+        self.assertEqual(text.splitlines()[-2:], ["shut down", shut])
+
     def test_workers_whose_server_is_gone_are_not_waited_for_one_by_one(self):
         self.FLOW += """
         with DAG("wide") as wide:
