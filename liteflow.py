@@ -6792,11 +6792,11 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     """What a worker process does for as long as it lives: it is its executor's initializer."""
     global _worker
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
-    end.close()
     doing = "a worker can't begin"
     try:
-        _worker.prepare()
         _close_pipes(getattr(multiprocessing.current_process(), "_args", ()))
+        end.close()  # after that: gevent's socket, once closed, raises whatever it is asked for
+        _worker.prepare()
         if initializer is not None:
             doing = "the pool's initializer failed in a worker"
             initializer(*initargs)

@@ -16739,6 +16739,17 @@ class ForkedServerTest(ScriptCase):
         self.assertEqual(count, "8")
         self.assertLess(float(took), 2.5)
 
+    def test_a_socket_may_be_of_a_class_that_tells_nothing_once_it_is_closed(self):
+        self.main(
+            """
+            class Patched(socket.socket):  # gevent's is such a one
+                def __getattr__(self, name):
+                    raise AttributeError(name) if self.fileno() >= 0 else OSError(9, "closed")
+            socket.socket = Patched
+            assert run()["forked"]
+            """
+        )
+
     def test_one_that_finds_no_descriptor_is_let_go_without_a_word(self):
         done = self.main(
             """
