@@ -7443,14 +7443,14 @@ class _Slot:
 
     def _exit_code(self) -> int | None:
         """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
+        server, code = self.server, None
         until = _monotonic() + 0.5
         with contextlib.suppress(OSError, EOFError):
-            while _monotonic() < until:
-                code = self.server.ask(self.pid) if self.server else self.process.exitcode
-                if code is not None:
-                    return int(code)
+            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
+                if _monotonic() > until:
+                    break
                 time.sleep(0.001)
-        return None
+        return code
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `bury` waits for its end."""
