@@ -2737,15 +2737,11 @@ def _importing_in_child() -> bool:
 
 
 @overload
-def dag(function: Callable[..., Any], /) -> Callable[..., Dag]:
-    """Bare."""
-
-
+def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
 @overload
-def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Any], Callable[..., Dag]]:
-    """With an id or settings."""
-
-
+def dag(
+    dag_id: str = ..., /, **settings: Any
+) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
 def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
