@@ -127,7 +127,7 @@ if not TYPE_CHECKING:
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
     # Stand-ins for what is typing's, which is long to import: annotations are text here.
-    Any = NoReturn = Self = R = T = object
+    Any = NoReturn = Self = R = T = _RunFuture = object
     P = ...
 
     class Generic:
@@ -180,7 +180,7 @@ else:
     import traceback
     import typing
     import zlib
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Future
     from typing import Any, Generic, NoReturn, Self, dataclass_transform, overload
     from typing import NamedTuple as _NamedTuple
 
@@ -2567,7 +2567,7 @@ class Dag:
         conf: Mapping[str, Any] | None = None,
         resume: bool = False,
         max_workers: int | None = None,
-        executor: Executor | WorkerPool | None = None,
+        executor: concurrent.futures.Executor | WorkerPool | None = None,
         mp_context: multiprocessing.context.BaseContext | str | None = None,
         pools: Mapping[str, int] | None = None,
         wait: bool = False,
@@ -8530,7 +8530,7 @@ class _ExecutorRunner(_Runner):
 
     def __init__(self, executor: Any) -> None:
         super().__init__()
-        self._executor: Executor = executor
+        self._executor: concurrent.futures.Executor = executor
         self._info = b""
         # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()

@@ -21921,6 +21921,12 @@ class ShapeTest(unittest.TestCase):
         for kind in (liteflow.BashOperator, liteflow.PythonOperator):  # a subclass has others
             self.assertIn("template_fields", kind.__annotations__)
 
+    def test_annotations_can_be_evaluated(self):
+        for kind in map(vars(liteflow).get, liteflow.__all__):
+            for one in (kind, *vars(kind).values()) if isinstance(kind, type) else [kind]:
+                if isinstance(one, (type, types.FunctionType)):
+                    typing.get_type_hints(one)  # for Sphinx, say: a NameError named Executor
+
     def test_help_shows_an_operators_arguments(self):
         class Own(liteflow.BaseOperator):
             def __init__(self, *, name, **kwargs):
