@@ -1613,6 +1613,9 @@ class _Mappable(_Placeholder, _Dependency):
     def _ends(self) -> list[BaseOperator]:
         return [result.operator for result in self._parts("xcom")]
 
+    def __repr__(self) -> str:
+        return f"{self._how}() of {_few(map(repr, self._parts('xcom')))}"
+
 
 class XComArg(_Mappable, _OneTask, Generic[R]):
     """The placeholder of a task's result, of type `R`, while the DAG is built.

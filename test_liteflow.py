@@ -1403,6 +1403,11 @@ class RefusalsTest(Case):
         zipped, result = self.result.map(one_argument).zip(self.result), repr(self.result)
         self.refused(TypeError, f"zip() of map() of {result}, {result} is neither", bool, zipped)
 
+    def test_what_is_made_of_results_names_them(self):
+        made = self.result.map(one_argument).zip(self.result)
+        of = f"zip() of {self.result!r}, {self.result!r} is neither true nor false"
+        self.refused(TypeError, of, bool, made)
+
     def test_a_groups_argument_is_no_text_either(self):
         with self.dag:
             named = task_group(group_id="n")(lambda n: self.f(f"v{n}"))
