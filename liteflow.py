@@ -690,19 +690,19 @@ class _Dependency:
         for before in _operands(other):
             before.set_downstream(self, edge_modifier)
 
-    def __rshift__(self, other: Any) -> Any:
+    def __rshift__(self, other: T) -> T:
         self.set_downstream(other)
         return other
 
-    def __lshift__(self, other: Any) -> Any:
+    def __lshift__(self, other: T) -> T:
         self.set_upstream(other)
         return other
 
-    def __rrshift__(self, other: Any) -> Any:
+    def __rrshift__(self, other: Any) -> Self:
         self.set_upstream(other)
         return self
 
-    def __rlshift__(self, other: Any) -> Any:
+    def __rlshift__(self, other: Any) -> Self:
         self.set_downstream(other)
         return self
 

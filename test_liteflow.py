@@ -21918,6 +21918,8 @@ class ShapeTest(unittest.TestCase):
         self.assertIn(told, ast.unparse(self.tree))
         for method in (liteflow.XComArg.__bool__, liteflow.XComArg.__iter__):  # `if` and `for`
             self.assertEqual(method.__annotations__["return"], "NoReturn")
+        # As `Any` it would let `a >> [b, c] >> [d, e]` pass, which is two lists at the end.
+        self.assertEqual(liteflow.XComArg.__rshift__.__annotations__["return"], "T")
         # With a `__getattr__` in sight `@task.brnch` is right to pyright.
         [seen] = [n for n in self.tree.body if getattr(n, "name", "") == decorator.__name__]
         self.assertNotIn("__getattr__", [getattr(n, "name", "") for n in seen.body])
