@@ -1092,7 +1092,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self._mapping = mapping
 
     @classmethod
-    def partial(cls, *, task_id: str, **fixed: Any) -> _Partial:
+    def partial(cls, *, task_id: str, **fixed: Any) -> _Partial[Self]:
         """Fix arguments of an operator that `expand` or `expand_kwargs` maps over others.
 
         Raises TypeError for an argument that the operator does not have.
@@ -2033,12 +2033,12 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
 # --- Building: decorators -------------------------------------------------------------------------
 
 
-class _Partial:
+class _Partial(Generic[R]):
     """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
     _what: Callable[[], str]  # how messages call it
     _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
-    _make: Callable[..., Any]  # from an _ExpandInput (or None) and the fixed arguments
+    _make: Callable[..., R]  # from an _ExpandInput (or None) and the fixed arguments
     _mark: object  # what it and its copies by `override` are known by
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
@@ -2048,7 +2048,7 @@ class _Partial:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{self._what()}: partial() must be followed by expand()")
 
-    def partial(self, **fixed: Any) -> _Partial:
+    def partial(self, **fixed: Any) -> _Partial[R]:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`.
 
         Raises TypeError for an unknown argument, or one that is fixed already.
@@ -2056,11 +2056,12 @@ class _Partial:
         if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
+        made: _Partial[R]
         made = _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
         self._note_use(_current_dag.get(), made)
         return made
 
-    def expand(self, **mapped: Any) -> Any:
+    def expand(self, **mapped: Any) -> R:
         """Map over the elements of the arguments: each element, or each combination, gets an
         instance of the task, or of each task of the group; the last argument varies fastest.
         Returns what a call does: of `@task` the `XComArg` of all results.
@@ -2074,21 +2075,21 @@ class _Partial:
         self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
-    def expand_kwargs(self, dicts: Any) -> Any:
+    def expand_kwargs(self, dicts: Any) -> R:
         """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             self._check([*map(str, each)] if isinstance(each, Mapping) else (), "expand_kwargs")
         self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 
-    def _note_use(self, dag: Dag | None, *made: _Partial) -> None:
+    def _note_use(self, dag: Dag | None, *made: _Partial[Any]) -> None:
         """This one is used in the DAG; what is `made` of it has to be, or is told of as a slip."""
         if dag is not None:
             dag._unused.pop(self._mark, None)
             dag._unused |= {each._mark: each for each in made}
 
 
-class _Decorated(_Partial, Generic[P, R]):
+class _Decorated(_Partial[Any], Generic[P, R]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     _makes = ""  # "task" or "group"
@@ -2144,6 +2145,9 @@ class _TaskFunction(_Decorated[P, R]):
         @overload
         def __call__(self, *args: Any, **kwargs: Any) -> XComArg[R]: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        def partial(self, **fixed: Any) -> _Partial[XComArg[Any]]: ...
+        def expand(self, **mapped: Any) -> XComArg[Any]: ...
+        def expand_kwargs(self, dicts: Any) -> XComArg[Any]: ...
 
     def _uncalled(self, other: object) -> None:
         _operands(self)  # raises: it has to be called first
@@ -2414,7 +2418,7 @@ class Dag:
         self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[object, _Partial] = {}  # not called or expanded yet
+        self._unused: dict[object, _Partial[Any]] = {}  # not called or expanded yet
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []

@@ -21920,6 +21920,9 @@ class ShapeTest(unittest.TestCase):
             self.assertEqual(method.__annotations__["return"], "NoReturn")
         # As `Any` it would let `a >> [b, c] >> [d, e]` pass, which is two lists at the end.
         self.assertEqual(liteflow.XComArg.__rshift__.__annotations__["return"], "T")
+        # So it knows what `expand` gives, after `partial`, too.
+        self.assertEqual(liteflow.BaseOperator.partial.__annotations__["return"], "_Partial[Self]")
+        self.assertEqual(decorator()(sample).expand.__annotations__["return"], "R")
         # With a `__getattr__` in sight `@task.brnch` is right to pyright.
         [seen] = [n for n in self.tree.body if getattr(n, "name", "") == decorator.__name__]
         self.assertNotIn("__getattr__", [getattr(n, "name", "") for n in seen.body])
