@@ -1556,9 +1556,6 @@ class _Mappable(_Placeholder, _Dependency):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._how, self._sources, self._by = how, sources, by
 
-    def __repr__(self) -> str:
-        return f"{self._how}() of {', '.join(map(repr, self._sources))}"
-
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         """As a task's argument it is the list of its elements. Not `plain`: it is taken apart."""
         by, functions = self._by, task._map_functions
