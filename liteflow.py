@@ -2438,7 +2438,7 @@ class Dag:
         # A debugger's file may be of a subclass of str, and `__main__` may be a profiler's module.
         self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
         self._identity = self.fileloc and _file_identity(self.fileloc)
-        self._is_of_main = names is vars(sys.modules["__main__"])
+        self._is_of_main, self._born = names is vars(sys.modules["__main__"]), _monotonic()
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
@@ -6980,11 +6980,16 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 
 
+def _is_of_package(main: Any) -> bool:
+    """Whether it is the `__main__.py` of a package, a folder or a zip, which no worker imports."""
+    spec = getattr(main, "__spec__", None)
+    return spec is not None and spec.name.endswith("__main__")
+
+
 def _is_guarded() -> bool:
     """Whether importing the script and its modules, as a worker does, would not lead here."""
     main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    is_package = spec is not None and spec.name.endswith("__main__")  # no worker imports that
+    is_package = _is_of_package(main)
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
@@ -7955,13 +7960,13 @@ class _SlotRunner(_Runner):
     worker has told of went down with the dead one, and are sent again.
     """
 
-    def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, interactive: bool) -> None:
+    def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, since: float) -> None:
         super().__init__()
         self.thread = threading.current_thread()
         self._pool = pool
         self._own_pool = own_pool
         self.dag = dag
-        self.since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
+        self.since = since  # workers that are older don't know the DAG
         if not own_pool:  # one that lives on may need an executor when it is too late to register
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
@@ -9231,8 +9236,12 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     is_file = getattr(main, "__spec__", None) or os.access(file, os.F_OK)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
+    since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
+    own = any(_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
+    if not interactive and own and _is_of_package(main):
+        since = dag._born  # nor is that imported by anybody, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
-    return _SlotRunner(pool, executor is None, dag, interactive)
+    return _SlotRunner(pool, executor is None, dag, since)
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:

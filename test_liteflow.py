@@ -5081,6 +5081,30 @@ class FindingTest(Case):
         done = self.python("-m", "pkg.flow")
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
+    def test_python_m_package_that_has_threads(self):
+        package = self.folder / "pkg"
+        package.mkdir()
+        self.script("")
+        (package / "__main__.py").write_text(
+            textwrap.dedent(
+                """
+            import os, threading
+            from liteflow import DAG, WorkerPool, task
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+            with DAG("packaged") as dag:
+                @task
+                def f(): return os.getpid()
+                f()
+            if __name__ == "__main__":
+                with WorkerPool(1) as pool:
+                    runs = [dag.run(executor=pool) for _ in range(2)]
+                    print(len({run.xcom_pull("f") for run in runs}))
+            """
+            )
+        )
+        done = self.python("-W", "error", "-m", "pkg")  # no other process can import that
+        self.assertEqual((done.stdout, done.stderr), ("1\n", ""))
+
     def test_what_stands_at_the_margin_inside_a_guard_does_not_end_it(self):
         script = self.folder / "script.py"
         script.write_text('if __name__ == "__main__":\n# now\n    run(\n)\ndef f(): pass\n')
