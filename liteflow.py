@@ -5269,7 +5269,8 @@ class _WorkerRun:
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, number = self.info["key"]
-        if module not in ("", "__main__") and not _is_forked:  # multiprocessing imports __main__
+        # multiprocessing imports __main__; what was loaded by its path alone may be in no module.
+        if module not in ("", "__main__") and not (_is_forked and module in sys.modules):
             _import(module, self.info["module_path"])
         found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
@@ -8968,7 +8969,8 @@ class _Start:
             what = f"task {task.task_id!r}: "
             for name, value in _resolved(what, task.params, self.conf).items():
                 _json_text(f"{what}param {name!r}", value, ParamValidationError)
-        module_path = getattr(sys.modules.get(dag._module), "__file__", None)
+        module = sys.modules.get(dag._module)
+        module_path = dag.fileloc if module is None else getattr(module, "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),
             "dag_id": dag.dag_id,

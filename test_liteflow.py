@@ -5058,6 +5058,26 @@ class FindingTest(Case):
         )
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
+    def test_a_module_that_was_loaded_by_its_path_alone(self):
+        self.script(
+            """
+            import runpy
+            from importlib.util import module_from_spec, spec_from_file_location
+            def load():
+                spec = spec_from_file_location("by_path", "dags.py")
+                spec.loader.exec_module(module := module_from_spec(spec))
+                return module.dag
+            if __name__ == "__main__":
+                for dag in load(), runpy.run_path("dags.py")["dag"]:
+                    print(dag.run().xcom_pull("f"))
+                    print(dag.run(mp_context="spawn").xcom_pull("f"))
+            """
+        )
+        source = "from liteflow import DAG, task\nwith DAG('d') as dag:\n    @task\n    def f(): return 1\n"
+        (self.folder / "dags.py").write_text(f"{source}    f()\n")
+        done = self.python("-W", "error", "my_flow.py")
+        self.assertEqual((done.stdout, done.stderr), ("1\n1\n1\n1\n", ""))
+
     def test_python_m_package(self):
         package = self.folder / "pkg"
         package.mkdir()
