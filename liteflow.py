@@ -4390,7 +4390,8 @@ def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connecti
         db.execute("BEGIN")  # one snapshot for all that is looked at
         if not _check_ours(db, path):
             raise _Empty(f"{path} is empty: no run was recorded in it yet")
-        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
+        if sqlite3.sqlite_version_info >= (3, 39):  # before, it is one of whole rows
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
         return look(db)
 
 
