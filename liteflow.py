@@ -2435,9 +2435,9 @@ class Dag:
         names = frame.f_globals if frame is not None else {}
         self._line = frame.f_lineno if frame is not None else 0
         self._module = _module_name(names.get("__name__", ""))
-        # A debugger's file may be of a subclass of str, and `__main__` may be a profiler's module.
-        self.fileloc: str | None = names.get("__file__") and str(names["__file__"])
+        self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
+        # `__main__` may be a profiler's module.
         self._is_of_main, self._born = names is vars(sys.modules["__main__"]), _monotonic()
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
@@ -2719,6 +2719,13 @@ def _slips_in(dag: Dag) -> Iterator[str]:
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
     for name in sorted(given - known) if known else ():
         yield f"default_args: no task takes {name!r}{_near(name, known)}"
+
+
+def _file_of(names: Mapping[str, Any]) -> str | None:
+    """The file of a module with these names, if it has one that can be imported."""
+    path = str(names.get("__file__") or "")  # a debugger's may be of a subclass of str
+    is_prompt = os.path.basename(os.path.dirname(path)) == "_pyrepl"  # since Python 3.13
+    return None if is_prompt else path or None
 
 
 def _module_name(name: str) -> str:
@@ -9235,7 +9242,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
     main = _main_module()
-    file = getattr(main, "__file__", None) or ""
+    file = _file_of(vars(main)) or ""
     is_file = getattr(main, "__spec__", None) or os.access(file, os.F_OK)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
