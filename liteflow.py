@@ -11083,7 +11083,7 @@ def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> st
 
 def _python() -> str:
     """The interpreter as one types it: `python3` if that is this one at a terminal, else a path."""
-    own, found = sys.executable, shutil.which("python3") or ""
+    own, found = sys.executable or "", shutil.which("python3") or ""  # None inside of a program
     # Environments may link to one interpreter, and a folder may hold several: both must be equal.
     same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)

@@ -18915,6 +18915,8 @@ class FailureTest(ScriptCase):
                 mock.patch.object(liteflow, "_may_redraw", lambda stream, yes=terminal: yes),
             ):
                 self.assertEqual(liteflow._python(), said)
+        with mock.patch.object(sys, "executable", None):  # inside of another program
+            self.assertEqual(liteflow._python(), "python3")
 
     def test_what_failed_alike_is_folded(self):
         run = self.run_flow(
