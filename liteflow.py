@@ -9247,8 +9247,8 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
-    own = any(_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
-    if not interactive and own and _is_of_package(main):
+    own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
+    if not interactive and _is_of_package(main) and any(own):
         since = dag._born  # nor is that imported by anybody, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, since)
