@@ -5776,8 +5776,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, error = "fatal" if fatal else "failed", _traceback(failure)
         execution.exception = failure
-    if os.getpid() != execution.pid:
-        _end_child(execution.exception)
+    _end_if_child(execution, execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
         note = {**note, **_name_of(execution)}
     xcoms, took = [*execution.pushed.values()], _monotonic() - execution.clock
@@ -5845,21 +5844,17 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback is None:
             continue
-        failure = None
         try:
             _as_running(execution, _called, callback, (execution.context,), {}, {})
         except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
             raise  # it is not the callback alone that is to end
         except BaseException as error:  # a user's callback may raise anything
-            failure = error
-        if os.getpid() != execution.pid:
-            _end_child(failure)
-        if failure is not None:
-            is_dag, text = isinstance(owner, Dag), _traceback(failure)
+            _end_if_child(execution, error)
+            is_dag, text = isinstance(owner, Dag), _traceback(error)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
             _note(f"{said}\n{text}")
-            failure = None  # it holds this frame
+        _end_if_child(execution, None)
 
 
 def _note(text: str) -> None:
@@ -5870,9 +5865,11 @@ def _note(text: str) -> None:
             break
 
 
-def _end_child(error: BaseException | None) -> NoReturn:
+def _end_if_child(execution: _Execution, error: BaseException | None) -> None:
     """End a process that the user's code forked, and that came back into ours: it is no worker. It
     ends as it would anywhere, with its traceback, or the code that it exits with."""
+    if os.getpid() == execution.pid:
+        return
     code = error.code if isinstance(error, SystemExit) else error
     try:
         if isinstance(code, BaseException):
