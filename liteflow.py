@@ -5503,7 +5503,7 @@ class _Execution:
                 self.results += given.values()
         if self.job.in_group:
             self.group_values, mapped = mapped, {}
-        args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self._loaded(self.job.call)
+        args, kwargs = ((), {}) if self.job.call == _NO_CALL.data else self.loaded(self.job.call)
         if twice := mapped.keys() & {*kwargs, *(self.task._in_partial or ())}:
             raise TypeError(f"task {self.task_id!r}: {min(twice)!r} is also in partial()")
         self.given = args, kwargs | mapped
@@ -5513,7 +5513,7 @@ class _Execution:
         """An element that the task is expanded over, from the plain data that `_element` gives."""
         match plan:
             case "constant" | "value", data:
-                return self._loaded(data)
+                return self.loaded(data)
             case "tuple", parts:
                 return tuple(map(self.element, parts))
             case "gone", n:
@@ -5522,15 +5522,15 @@ class _Execution:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
-                [(_, data)] = self._xcoms(task_id, "return_value", i)
-                return self._loaded(data)
+                [(_, data)] = self.xcoms(task_id, "return_value", i)
+                return self.loaded(data)
         _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
         if self.run.info["db_path"] is not None:  # else it was looked for before the job left
             data = self._look(_select_item, task_id, item=i)
             if data is not None:
-                return self._loaded(data)
+                return self.loaded(data)
         # When it was stored, no task expanded over it: only the whole is there.
-        whole = self._loaded(dict(self._xcoms(task_id, "return_value"))[-1])
+        whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1])
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
@@ -5559,7 +5559,7 @@ class _Execution:
             raise AirflowException(f"param {name!r} has no value: give it a default, or by conf")
         return _plain_copy(params[name]) if name in params else default[0]
 
-    def _loaded(self, data: bytes) -> Any:
+    def loaded(self, data: bytes) -> Any:
         return _load(data, self.run.info["fileloc"])
 
     def value(self, task_id: str, key: str, absent_is_none: bool) -> Any:
@@ -5575,20 +5575,23 @@ class _Execution:
                 )
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
-                [(_, data)] = self._xcoms(task_id, key, map_index)
-            self._values[task_id, key] = self._loaded(data)
+                [(_, data)] = self.xcoms(task_id, key, map_index)
+            self._values[task_id, key] = self.loaded(data)
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
+        found = _Results([data for _, data in self.xcoms(task_id, key)], self.run.info["fileloc"])
         if plain:
-            values = [value for _, value in self.pull(task_id, key)]
-            return values if len(values) > 1 else next(iter(values), None)
-        return _Results([data for _, data in self._xcoms(task_id, key)], self.run.info["fileloc"])
+            return list(found) if len(found) > 1 else next(iter(found), None)
+        return found
 
-    def _xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
-        """(map_index, pickle) of another task's XComs of one key: of an index, or all."""
+    def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
+        """(map_index, pickle) of a task's XComs of one key, its own pushes included: of an index,
+        or all."""
+        if task_id == self.task_id and (key in self.pushed or self.map_index < 0):
+            return [(self.map_index, row[-1]) for name, row in self.pushed.items() if name == key]
         if self.run.info["db_path"] is None and task_id in self.task._upstream:
             came = self.job.inputs.get((task_id, key), ())  # all of them, with the job
             if came is not None:
@@ -5604,16 +5607,6 @@ class _Execution:
             why += "what they are mapped over only their element"
             raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
         return _read(path, select, row, most=_ROW_LIMIT, task_id=task_id, **which)
-
-    def pull(self, task_id: str, key: str, index: int | None = None) -> list[tuple[int, Any]]:
-        """(map_index, value) of a task's XComs of one key, its own pushes included: of an index,
-        or all."""
-        if task_id == self.task_id and key in self.pushed:
-            *_, data = self.pushed[key]
-            return [(self.map_index, self._loaded(data))]
-        if task_id == self.task_id and self.map_index < 0:
-            return []
-        return [(i, self._loaded(data)) for i, data in self._xcoms(task_id, key, index)]
 
     @property
     def context(self) -> Context:
@@ -10283,8 +10276,8 @@ class TaskInstance:
         wanted = [task_ids or self.task_id] if is_one else task_ids
         values: list[Any] = []
         for task_id in _of_type(str, list, tuple, set)("task_ids", wanted):
-            rows = execution.pull(_of_type(str)("task_ids", task_id), key, index)
-            by_index = dict(rows)
+            found = execution.xcoms(_of_type(str)("task_ids", task_id), key, index)
+            by_index = {i: execution.loaded(data) for i, data in found}
             if map_indexes is ...:
                 values += by_index.values() or [None]
             elif isinstance(map_indexes, Sequence):
