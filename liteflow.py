@@ -6303,7 +6303,6 @@ class _Worker:
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.held = False  # it takes no job before there is word of the last one
         self.spent = False  # it takes none any more: one was told to end, or spoilt the process
         self.idle = False  # waiting for whatever comes
         self.number = 0  # of the job that it took last, in its run
@@ -6313,7 +6312,7 @@ class _Worker:
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
         self.log_before = b""  # the last bytes before that: others, if a job has cut the file
-        self.last: _Execution | None = None  # what runs, or has callbacks to come
+        self.last: _Execution | None = None  # what runs, or is held until there is word of it
         self.since = 0.0  # when it took that job, by monotonic(): before it told so
 
     def prepare(self) -> None:
@@ -6368,8 +6367,6 @@ class _Worker:
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
-                if done is not None:
-                    self.held, self.spent = done.held, done.terminated or done.spoilt is not None
                 self.shared[_TAKING] = 1
                 job = self._take()
                 if job is not None or done is not None:
@@ -6380,7 +6377,7 @@ class _Worker:
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
-        if self.held or self.spent or self.terminated or self.jobs is None or self.shared[_LOOK]:
+        if self.last or self.spent or self.terminated or self.jobs is None or self.shared[_LOOK]:
             return None
         try:
             message = self.jobs.receive()
@@ -6405,10 +6402,9 @@ class _Worker:
             self.control.send(("done", tuple(sent), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
-            self.last = None
+            self.last, self.spent = None, True
             lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
             self.control.send(("done", tuple(lost._replace(spoilt=why, held=False)), number))
-            self.held, self.spent = False, True
 
     def _heed(self) -> _Job | None:
         """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
@@ -6429,14 +6425,14 @@ class _Worker:
                 self.importing = kind == "join"
                 getattr(self, f"_on_{kind}")(*fields)
                 self.importing = False
-            if self.leaving and not self.held:
+            if self.leaving and self.last is None:
                 self._leave()
             message = self.control.receive()
         return None
 
     def _wait(self) -> None:
         """Sleep until there is a message, or a job that it may take."""
-        self.idle = not (self.held or self.spent)
+        self.idle = not (self.last or self.spent)
         if self.terminated and self.idle:
             os._exit(128 + signal.SIGTERM)
         if self.idle and self.jobs is not None:
@@ -6472,7 +6468,8 @@ class _Worker:
         spoilt = None
         if not held:  # else `_on_call` does this, once there is word
             self.last, spoilt = None, self._restore()
-        if terminated or spoilt is not None:
+        self.spent |= terminated or spoilt is not None
+        if self.spent:
             _remove_shared()
         if at_once and spoilt is not None:
             _signal_strays(self.pid, self.log_file, signal.SIGKILL)
@@ -6556,10 +6553,10 @@ class _Worker:
             self.run.restore()
         _call_due(self.run, last, job, name, why, of)
         self._flush()
-        self.held = self.terminated = False
+        self.terminated = False
         self._own_output(math.inf)
         spoilt = self._restore()
-        self.spent = self.spent or spoilt is not None
+        self.spent |= spoilt is not None
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
