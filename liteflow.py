@@ -8738,7 +8738,11 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
         file = -1
         try:
             os.mkdir(folder, mode)  # by calls that tests of tasks seldom replace
-            file = os.open(f"{folder}/owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            file = os.open(f"{folder}/owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            # Whatever the umask: to others a dead owner lives whose file they can't open.
+            with contextlib.suppress(OSError):  # a file system may have no such modes
+                os.chmod(f"{folder}/owner", 0o644)
+                os.chmod(folder, mode)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
             if _lock(file, shared=False) and os.access(f"{folder}/owner", os.F_OK):
                 break

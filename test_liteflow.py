@@ -15442,10 +15442,12 @@ class LockTest(FlowCase):
 
     def test_who_may_not_read_the_file_does_not_come_to_its_owners_lock(self):
         self.go(self.small())
+        self.addCleanup(os.umask, os.umask(0o077))  # as a hardened service's is
         for mode, of in ((0o600, 0o700), (0o640, 0o711)):
             self.db.chmod(mode)
             with liteflow._owned_folder(str(self.db)) as (_, folder):
                 self.assertEqual(os.stat(folder).st_mode & 0o777, of)
+                self.assertEqual(os.stat(f"{folder}/owner").st_mode & 0o777, 0o644)
 
     def test_a_file_of_an_earlier_version_is_read_and_gets_the_later_columns(self):
         self.go(self.small())
