@@ -5057,7 +5057,7 @@ _dump = functools.partial(pickle.dumps, protocol=5)
 
 def _load(data: bytes, script: str | None = None) -> Any:
     """The value of a pickle; classes of the script come from whatever `__main__` is here. Raises
-    an AttributeError that names the class and the script it is in."""
+    an AttributeError that names what is not here."""
     if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
@@ -5074,13 +5074,14 @@ class _Unpickler(pickle.Unpickler):
         module = _module_name(module)
         try:
             return super().find_class(module, name)
-        except AttributeError as error:
-            if module != "__main__":
-                raise
-            raise AttributeError(
-                f"the value is of class {name!r} of {self.script or 'the script that stored it'}, "
-                "not the running one: read it there, or define the class in a module of its own"
-            ) from error
+        except (AttributeError, ImportError) as error:
+            what = f"needs {module}.{name}, which is not here ({error})"
+            remedy = "bring it back, or make the value again (--from its task)"
+            if module == "__main__":
+                script = self.script or "the script that stored it"
+                what = f"is of class {name!r} of {script}, not the running one"
+                remedy = "read it there, or define the class in a module of its own"
+            raise AttributeError(f"the value {what}: {remedy}") from error
 
 
 class _Call(_Record):

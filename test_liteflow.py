@@ -3987,6 +3987,19 @@ class ValuesTest(Case):
         with self.assertRaisesRegex(AttributeError, "'Point' of the script that stored it"):
             run.xcom_pull("take")
 
+    def test_a_value_of_what_is_no_longer_there_says_so(self):
+        module = types.ModuleType("shapes")
+        exec("class Dot: pass", vars(module))
+        with mock.patch.dict(sys.modules, shapes=module):
+            stored = liteflow._dump(module.Dot())
+            self.assertIsInstance(liteflow._load(stored), module.Dot)
+            del module.Dot
+            why = r"the value needs shapes\.Dot, which is not here \(.*--from its task\)"
+            for there in (module, None):
+                sys.modules["shapes"] = there
+                with self.assertRaisesRegex(AttributeError, why):
+                    liteflow._load(stored)
+
 
 # --- Worker ---------------------------------------------------------------------------------------
 
