@@ -4420,6 +4420,9 @@ def _file_identity(path: str) -> tuple[int, int, int] | None:
     return None
 
 
+_own_identity = _file_identity(__file__)
+
+
 # --- Store: a run's writes ------------------------------------------------------------------------
 
 _DIED = "its scheduler died"
@@ -8399,7 +8402,8 @@ class _SlotRunner(_Runner):
         elif slot.callbacks is not None:
             self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
-            why = f"or imported the script: {_end_of(slot.exitcode)}"
+            told = ", standard error tells why" if slot.exitcode == 1 else ""  # multiprocessing's
+            why = f"or imported the script: {_end_of(slot.exitcode)}{told}"
             self._fail_start(slot, f"a worker ended as it started, {why}")
         if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
@@ -8459,7 +8463,7 @@ class _SlotRunner(_Runner):
             self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
-            raise (_Killed if killed else UnreachableTask)(why)
+            raise (_Killed if killed else UnreachableTask)(f"{why}{_of_replaced()}")
 
     # Output, and its own end.
 
@@ -8502,11 +8506,18 @@ def _end_of(exitcode: int | None) -> str:
     if exitcode is None:
         return "the worker was lost"
     if exitcode >= 0:
-        closed = ": has the task closed its descriptors?" if exitcode == _BROKEN else ""
-        return f"worker exited with code {exitcode} before reporting{closed}"
+        told = ": the end of its log tells why, unless the task has closed its descriptors"
+        why = (_of_replaced() or told) if exitcode == _BROKEN else ""
+        return f"worker exited with code {exitcode} before reporting{why}"
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(-exitcode).name}"
     return f"killed by signal {-exitcode}"
+
+
+def _of_replaced() -> str:
+    """What to add where a worker failed, if that imports another version of this module by now."""
+    is_same = _file_identity(__file__) == _own_identity
+    return "" if is_same else f": {__file__} was replaced: restart the program"
 
 
 def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
