@@ -4236,6 +4236,8 @@ def _explain(error: BaseException, path: str) -> NoReturn:
         hint = " (is the disk full?)"
     elif primary == sqlite3.SQLITE_CANTOPEN and os.access(os.path.dirname(path), os.W_OK):
         hint = " (are too many files open, or is the disk full?)"
+    elif primary == sqlite3.SQLITE_CORRUPT:
+        hint = " (put a backup in its place, or what `sqlite3 FILE .recover | sqlite3 NEW` saves)"
     raise DatabaseError(f"{path}: {error}{hint}") from None
 
 
