@@ -8763,7 +8763,9 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
         except OSError as error:
             if file >= 0:
                 os.close(file)
-            _remove_folder(folder)  # without its mark nobody else would
+            _remove_folder(folder)
+            if isinstance(error, FileNotFoundError) and os.path.exists(path):
+                continue  # another run swept it before it was marked
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
         os.close(file)  # another run swept it before it was locked
     _owner_files[owner] = file
@@ -8823,6 +8825,8 @@ def _sweep(path: str) -> None:
         names = [each for each in os.listdir(folder) if each.startswith(f"{name}-run-")]
     for each in names:
         owned = os.path.join(folder, each)
+        with contextlib.suppress(OSError):
+            os.rmdir(owned)  # empty, as of who was killed before he marked it
         with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the name may be there, and nothing of what was written.

@@ -3667,6 +3667,23 @@ class FileTest(StoreCase):
             liteflow._sweep(str(self.db))
         self.assertEqual(seen, [False])
 
+    def test_an_owners_folder_is_swept_and_made_anew_before_it_bears_its_mark(self):
+        (self.folder / f"flow.db-run-{'ab' * 8}").mkdir()
+        made, mkdir = [], os.mkdir
+
+        def swept(folder, mode):
+            mkdir(folder, mode)
+            made.append(folder)
+            if len(made) == 1:  # another run begins now
+                liteflow._sweep(str(self.db))
+
+        self.db.touch()
+        owned = liteflow._owned_folder(str(self.db))
+        with mock.patch.object(os, "mkdir", swept), owned as (owner, folder):
+            self.assertEqual([folder], made[1:])
+            self.assertTrue(liteflow._owner_lives(str(self.db), owner))
+        self.assertEqual([x.name for x in self.folder.iterdir()], [self.db.name])
+
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_a_sweep_keeps_nothing_open(self):
         (self.folder / "flow.db-run-2024" / "owner").mkdir(parents=True)
