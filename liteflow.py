@@ -8817,7 +8817,8 @@ def _owner_lives(path: str, owner: str | None) -> bool:
 
 
 def _sweep(path: str) -> None:
-    """Remove the folders of dead owners: only what bears our mark, and never through a link."""
+    """Remove the folders of dead owners: only what bears our mark, or was to, and never through a
+    link."""
     folder, name = os.path.split(path)
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
@@ -8825,8 +8826,9 @@ def _sweep(path: str) -> None:
         names = [each for each in os.listdir(folder) if each.startswith(f"{name}-run-")]
     for each in names:
         owned = os.path.join(folder, each)
-        with contextlib.suppress(OSError):
-            os.rmdir(owned)  # empty, as of who was killed before he marked it
+        if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # not a user's own
+            with contextlib.suppress(OSError):
+                os.rmdir(owned)  # empty, as of who was killed before he marked it
         with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the name may be there, and nothing of what was written.
