@@ -11116,7 +11116,7 @@ def _own_command() -> str:
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _MOST_TOLD = 10  # failures that are told one by one
 _FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
-_CALLBACK_FAILED = r"(?m)liteflow: (on_\w+_callback of .* failed: .*)$"  # as of `_call_back`
+_CALLBACK_FAILED = r"liteflow: (on_\w+_callback of .* failed: .*)"  # as of `_call_back`
 
 
 class _Failure:
@@ -11170,9 +11170,12 @@ def _facts_of(error: str) -> list[str]:
 
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
-    """What a task printed itself, not its callbacks at its end that failed."""
-    at_end = _CALLBACK_FAILED.replace("on_", "on_(?!execute)")
-    return re.split(at_end, run.log(ti.task_id, ti.map_index), maxsplit=1)[0]
+    """What a task printed itself, not its callbacks that failed."""
+    # Those of its begin stand before it, with tracebacks, each of which ends with the reason.
+    trace = r"\n(?:Traceback .*\n(?: .*\n)+)?.*"
+    begin = rf"{_CALLBACK_FAILED}(?:{trace}\n\n(?:During|The above) .*\n)*{trace}\n?"
+    text = re.sub(begin.replace("on_", "on_(?=execute)"), "", run.log(ti.task_id, ti.map_index))
+    return re.split(_CALLBACK_FAILED, text, maxsplit=1)[0]
 
 
 def _with_element(ti: TaskInstance) -> str:
