@@ -7269,6 +7269,7 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
+        self.imports = False  # all that it has: it was not forked
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
@@ -7334,7 +7335,8 @@ class _Slot:
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
-        if context.get_start_method() == "forkserver" and not _fork_server_answers():
+        self.imports = (method := context.get_start_method()) != "fork"
+        if method == "forkserver" and not _fork_server_answers():
             raise OSError("the fork server does not answer")
         _main_module()
         naming = copy.copy(context)
@@ -7850,9 +7852,12 @@ class WorkerPool:
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
-        server is another than `context`, or they are older than the cell that defines it."""
+        server is another than `context`, they are older than the cell that defines it, or were not
+        forked and can't import it."""
         for slot in list(self._idle):
-            if slot.has_ended() or slot.server not in (None, context) or slot.born < runner.since:
+            ignorant = slot.imports and runner.since > 0 and self._asked is None
+            stale = ignorant or slot.server not in (None, context) or slot.born < runner.since
+            if stale or slot.has_ended():
                 self._idle.remove(slot)
                 self._count -= 1
                 slot.bury()
@@ -9258,9 +9263,10 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
-    own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
-    if not interactive and _is_of_package(main) and any(own):
-        since = dag._born  # nor is that imported by anybody, but it stays as it is
+    if not interactive and _is_of_package(main):
+        own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
+        if dag._module == "__main__" or any(own):
+            since = dag._born  # nor is that imported by anybody, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, since)
 

@@ -5141,25 +5141,34 @@ class FindingTest(Case):
         package = self.folder / "pkg"
         package.mkdir()
         self.script("")
+        (package / "flow.py").write_text(
+            "from liteflow import DAG, task\ndef g(): pass\nwith DAG('d') as dag:\n    task(g)()\n"
+        )
         (package / "__main__.py").write_text(
             textwrap.dedent(
                 """
             import os, threading
-            from liteflow import DAG, WorkerPool, task
+            from liteflow import BashOperator, DAG, WorkerPool, task
+            from pkg import flow
             threading.Thread(target=threading.Event().wait, daemon=True).start()
             with DAG("packaged") as dag:
                 @task
                 def f(): return os.getpid()
                 f()
+            with DAG("of_others") as of_others:
+                BashOperator(task_id="f", bash_command="echo hi")
+                task(on_success_callback=lambda context: None)(flow.g)()
             if __name__ == "__main__":
                 with WorkerPool(1) as pool:
-                    runs = [dag.run(executor=pool) for _ in range(2)]
-                    print(len({run.xcom_pull("f") for run in runs}))
+                    flow.dag.run(executor=pool)  # by a worker that imports what it needs
+                    runs = [x.run(executor=pool) for x in (dag, of_others, flow.dag, dag)]
+                    print([run.state for run in runs] == ["success"] * 4)
+                    print(runs[0].xcom_pull("f") == runs[3].xcom_pull("f"))
             """
             )
         )
         done = self.python("-W", "error", "-m", "pkg")  # no other process can import that
-        self.assertEqual((done.stdout, done.stderr), ("1\n", ""))
+        self.assertEqual((done.stdout, done.stderr), ("True\nTrue\n", ""))
 
     def test_what_stands_at_the_margin_inside_a_guard_does_not_end_it(self):
         script = self.folder / "script.py"
