@@ -8470,7 +8470,8 @@ class _SlotRunner(_Runner):
             self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
-            raise (_Killed if killed else UnreachableTask)(f"{why}{_of_replaced()}")
+            more = _of_replaced()  # which a worker's end may tell already
+            raise (_Killed if killed else UnreachableTask)(f"{why.removesuffix(more)}{more}")
 
     # Output, and its own end.
 

@@ -10681,6 +10681,18 @@ class RunnersTest(Case):
         with mock.patch.object(liteflow, "__file__", __file__):  # a later version's, say
             self.assertIn("test_liteflow.py was replaced: restart", liteflow._end_of(70))
 
+    def test_a_worker_that_does_not_begin_says_once_that_this_file_was_replaced(self):
+        for ends in ("os._exit(70)", "raise ValueError"):
+            source = f"import os\nif os.getpid() != {os.getpid()}: {ends}\n"
+            self.enterContext(mock.patch.object(liteflow, "_own_identity", None))
+            with self.assertRaises(liteflow.UnreachableTask) as caught:
+                self.run_flow(
+                    f"{source}from liteflow import DAG, task\n"
+                    "with DAG('d') as dag: task(len)([])\n",
+                    mp_context="spawn",
+                )
+            self.assertEqual(str(caught.exception).count("was replaced: restart"), 1)
+
     def test_a_timeout_ends_a_task_that_ignores_it(self):
         self.enterContext(mock.patch.object(liteflow, "_GRACE", 0.4))
         run = self.run_flow(
