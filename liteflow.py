@@ -5285,7 +5285,10 @@ class _WorkerRun:
         module, dag_id, number = self.info["key"]
         # multiprocessing imports __main__; what was loaded by its path alone may be in no module.
         if module not in ("", "__main__") and not (_is_forked and module in sys.modules):
-            _import(module, self.info["module_path"])
+            path, file = self.info["module_path"], self.info["fileloc"]
+            if path is None and file and os.access(file, os.F_OK):
+                path = file  # else its functions may be found all the same
+            _import(module, path)
         found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
             found = Dag(dag_id)  # for one that no import builds: an empty one, for this run alone
@@ -8994,8 +8997,7 @@ class _Start:
             what = f"task {task.task_id!r}: "
             for name, value in _resolved(what, task.params, self.conf).items():
                 _json_text(f"{what}param {name!r}", value, ParamValidationError)
-        module = sys.modules.get(dag._module)
-        module_path = dag.fileloc if module is None else getattr(module, "__file__", None)
+        module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),
             "dag_id": dag.dag_id,

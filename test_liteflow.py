@@ -5097,7 +5097,7 @@ class FindingTest(Case):
     def test_a_module_that_was_loaded_by_its_path_alone(self):
         self.script(
             """
-            import runpy
+            import os, runpy
             from importlib.util import module_from_spec, spec_from_file_location
             def load():
                 spec = spec_from_file_location("by_path", "dags.py")
@@ -5107,12 +5107,19 @@ class FindingTest(Case):
                 for dag in load(), runpy.run_path("dags.py")["dag"]:
                     print(dag.run().xcom_pull("f"))
                     print(dag.run(mp_context="spawn").xcom_pull("f"))
+                os.rename("plain.py", "dags.py")
+                dag = load()
+                os.remove("dags.py")  # as where tasks run on another machine
+                print(dag.run(mp_context="spawn").xcom_pull("f"))
             """
         )
+        plain = "from liteflow import *\nimport named\nwith DAG('p') as dag:\n    task(named.f)()\n"
+        (self.folder / "plain.py").write_text(plain)
+        (self.folder / "named.py").write_text("def f(): return 2\n")
         source = "from liteflow import DAG, task\nwith DAG('d') as dag:\n    @task\n    def f(): return 1\n"
         (self.folder / "dags.py").write_text(f"{source}    f()\n")
         done = self.python("-W", "error", "my_flow.py")
-        self.assertEqual((done.stdout, done.stderr), ("1\n1\n1\n1\n", ""))
+        self.assertEqual((done.stdout, done.stderr), ("1\n1\n1\n1\n2\n", ""))
 
     def test_python_m_package(self):
         package = self.folder / "pkg"
