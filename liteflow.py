@@ -10770,7 +10770,8 @@ def _shortened(text: str, most: int) -> str:
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
-    return f"{_fit(text, most - 3 - half)}...{_fit(text[::-1], half)[::-1]}"
+    seen = 4 * max(most, 0)  # characters, some of which may take no column: it may have millions
+    return f"{_fit(text[:seen], most - 3 - half)}...{_fit(text[::-1][:seen], half)[::-1]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:

@@ -16306,6 +16306,9 @@ class ShowingTest(Case):
         bar = f"{'group.' * 20}load try 2 failed"
         self.assertRegex(liteflow._mermaid_text(bar), r"^group\..{1,60}\.load try 2 failed$")
         self.assertEqual(liteflow._mermaid_text("\x1b[m" + "a" * 9), "#92;x1b#91;maaaaaaaaa")
+        with mock.patch.object(liteflow, "_width", wraps=liteflow._width) as width:
+            liteflow._mermaid_text(1_000_000 * "日")  # as of a harmful file: not each by itself
+        self.assertLess(width.call_count, 1_000)
 
     def test_a_label_is_no_markdown(self):
         # Mermaid 11.4 shows a list or a link as "Unsupported markdown", and `__init__` as a bold
