@@ -5599,8 +5599,11 @@ class _Execution:
     def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of a task's XComs of one key, its own pushes included: of an index,
         or all."""
-        if task_id == self.task_id and (key in self.pushed or self.map_index < 0):
-            return [(self.map_index, row[-1]) for name, row in self.pushed.items() if name == key]
+        own = self.pushed.get(key) if task_id == self.task_id else None
+        if own is not None:
+            return [(self.map_index, own[-1])]
+        if task_id == self.task_id and self.map_index < 0:
+            return []
         if self.run.info["db_path"] is None and task_id in self.task._upstream:
             came = self.job.inputs.get((task_id, key), ())  # all of them, with the job
             if came is not None:

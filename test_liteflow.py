@@ -4734,6 +4734,24 @@ class ContextTest(Case):
         )
         self.assertEqual(run.raise_if_failed().xcom_pull("f", key="b"), "f")
 
+    def test_threads_of_a_task_pull_what_they_pushed_while_others_push(self):
+        run = self.run_flow(
+            """
+            import sys
+            from concurrent.futures import ThreadPoolExecutor
+            with DAG("threads") as dag:
+                @task
+                def f(ti):
+                    sys.setswitchinterval(1e-6)
+                    def lost(thread):
+                        keys = [f"{thread} {i}" for i in range(300)]
+                        return [k for k in keys if ti.xcom_push(k, k) or ti.xcom_pull(key=k) != k]
+                    with ThreadPoolExecutor(4) as threads: return list(threads.map(lost, range(4)))
+                f()
+            """
+        )
+        self.assertEqual(run.raise_if_failed().xcom_pull("f"), [[], [], [], []])
+
     def test_one_that_was_read_pulls_nothing_from_the_task_that_runs(self):
         with DAG("first") as first:
             task(task_id="f")(lambda: "its own")()
