@@ -5062,7 +5062,7 @@ _dump = functools.partial(pickle.dumps, protocol=5)
 
 def _load(data: bytes, script: str | None = None) -> Any:
     """The value of a pickle; classes of the script come from whatever `__main__` is here. Raises
-    an AttributeError that names what is not here."""
+    an AttributeError, or ImportError, that names what is not here."""
     if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
@@ -5081,12 +5081,13 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         except (AttributeError, ImportError) as error:
             what = f"needs {module}.{name}, which is not here ({error})"
-            remedy = "bring it back, or make the value again (--from its task)"
+            remedy = "bring it back, or make again what a task stored (--from that task)"
             if module == "__main__":
                 script = self.script or "the script that stored it"
                 what = f"is of class {name!r} of {script}, not the running one"
                 remedy = "read it there, or define the class in a module of its own"
-            raise AttributeError(f"the value {what}: {remedy}") from error
+            kind = ImportError if isinstance(error, ImportError) else AttributeError
+            raise kind(f"the value {what}: {remedy}") from error
 
 
 class _Call(_Record):
