@@ -2075,7 +2075,8 @@ class _Partial(Generic[R]):
     def expand_kwargs(self, dicts: Any) -> R:
         """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
-            self._check([*map(str, each)] if isinstance(each, Mapping) else (), "expand_kwargs")
+            keys = each if isinstance(each, Mapping) else ()
+            self._check([x if isinstance(x, str) else str(x) for x in keys], "expand_kwargs")
         self._note_use(_current_dag.get())
         return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
 

@@ -1736,6 +1736,9 @@ class RefusalsTest(Case):
         def many(*x):
             pass
 
+        class Name(str, enum.Enum):  # its str() is "Name.X", and yet it names x
+            X, Y = "x", "y"
+
         with self.dag:
             for act, said in (
                 (lambda: task(two).expand(x=[1]), "two() missing a required argument: 'y'"),
@@ -1746,7 +1749,7 @@ class RefusalsTest(Case):
             ):
                 self.refused(TypeError, said, act)
             task(two).partial(y=1).expand(x=[1])
-            task(two).expand_kwargs([{"x": 1, "y": 2}])
+            task(two).expand_kwargs([{"x": 1, "y": 2}, dict.fromkeys(Name, 3)])
 
     def test_what_would_have_to_be_awaited_is_refused(self):
         async def later(x):
