@@ -5288,7 +5288,7 @@ class _WorkerRun:
         # multiprocessing imports __main__; what was loaded by its path alone may be in no module.
         if module not in ("", "__main__") and not (_is_forked and module in sys.modules):
             path, file = self.info["module_path"], self.info["fileloc"]
-            if path is None and file and os.access(file, os.F_OK):
+            if path is None and file and file.endswith(".py") and os.access(file, os.F_OK):
                 path = file  # else its functions may be found all the same
             _import(module, path)
         found = _built.get((module, dag_id, number))
@@ -5303,7 +5303,7 @@ class _WorkerRun:
         it was edited between the two imports."""
         path, identity = self.info["fileloc"], self.info["identity"]
         own = identity and (self.dag._identity or _file_identity(path))
-        if _is_forked or own in (identity, None):
+        if (_is_forked and self.info["module_path"]) or own in (identity, None):
             return None
         return f"{path} was edited: this worker has another version than the program that runs it"
 
@@ -9271,10 +9271,10 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
-    if not interactive and _is_of_package(main):
-        own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
-        if dag._module == "__main__" or any(own):
-            since = dag._born  # nor is that imported by anybody, but it stays as it is
+    # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
+    own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
+    if not interactive and _is_of_package(main) and any(own):
+        since = dag._born  # nor is that imported by anybody, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, since)
 

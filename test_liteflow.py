@@ -5142,6 +5142,42 @@ class FindingTest(Case):
         done = self.python("-W", "error", "my_flow.py")
         self.assertEqual((done.stdout, done.stderr), ("1\n1\n1\n1\n2\n", ""))
 
+    def test_a_module_that_was_loaded_by_its_path_alone_and_edited_since(self):
+        self.script(
+            """
+            import runpy
+            if __name__ == "__main__":
+                dag = runpy.run_path("dags.py")["dag"]
+                with open("dags.py", "a") as file: file.write("# edited")
+                print(dag.run().log("f"))
+            """
+        )
+        source = (
+            "from liteflow import DAG, task\nwith DAG('d') as dag:\n    @task\n    def f(): pass\n"
+        )
+        (self.folder / "dags.py").write_text(f"{source}    f()\n")
+        done = self.python("my_flow.py")
+        self.assertIn("was edited: this worker has another version", done.stdout, done.stderr)
+
+    def test_code_that_is_of_no_file_takes_functions_of_modules(self):
+        (self.folder / "notes.txt").touch()
+        self.script(
+            """
+            from liteflow import DAG, task
+            import functions
+            if __name__ == "__main__":
+                for file in "<table 1>", "gone.py", "notes.txt":
+                    code = {"__name__": "of_no_module", "__file__": file, "DAG": DAG}
+                    exec("with DAG('d') as dag: pass", code)
+                    task(functions.f, dag=code["dag"])()
+                    print(code["dag"].run().xcom_pull("f"))
+                    print(code["dag"].run(mp_context="spawn").xcom_pull("f"))
+            """
+        )
+        (self.folder / "functions.py").write_text("def f(): return 1\n")
+        done = self.python("-W", "error", "my_flow.py")
+        self.assertEqual((done.stdout, done.stderr), ("1\n" * 6, ""))
+
     def test_python_m_package(self):
         package = self.folder / "pkg"
         package.mkdir()
@@ -5176,22 +5212,19 @@ class FindingTest(Case):
             textwrap.dedent(
                 """
             import os, threading
-            from liteflow import BashOperator, DAG, WorkerPool, task
+            from liteflow import DAG, WorkerPool, task
             from pkg import flow
             threading.Thread(target=threading.Event().wait, daemon=True).start()
             with DAG("packaged") as dag:
                 @task
                 def f(): return os.getpid()
                 f()
-            with DAG("of_others") as of_others:
-                BashOperator(task_id="f", bash_command="echo hi")
-                task(on_success_callback=lambda context: None)(flow.g)()
             if __name__ == "__main__":
                 with WorkerPool(1) as pool:
                     flow.dag.run(executor=pool)  # by a worker that imports what it needs
-                    runs = [x.run(executor=pool) for x in (dag, of_others, flow.dag, dag)]
-                    print([run.state for run in runs] == ["success"] * 4)
-                    print(runs[0].xcom_pull("f") == runs[3].xcom_pull("f"))
+                    runs = [x.run(executor=pool) for x in (dag, flow.dag, dag)]
+                    print([run.state for run in runs] == ["success"] * 3)
+                    print(runs[0].xcom_pull("f") == runs[2].xcom_pull("f"))
             """
             )
         )
