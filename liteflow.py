@@ -7284,7 +7284,6 @@ class _Slot:
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()
         self.gone = False  # its worker's end of the pair is closed
-        self.deaf = False  # it looks idle, but has left a job lying
         self.server: _ForkedServer | None = None  # that forked it
         self.process: Any = None  # or else a multiprocessing.Process ...
         self._executor: Any = None  # ... whose worker it is, and the executor's thread
@@ -7999,6 +7998,7 @@ class _SlotRunner(_Runner):
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
         self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
         self._heard = 0.0  # when a worker last said something
+        self._deaf = False  # those that look idle left a job lying, and nobody spoke since
         self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
@@ -8132,7 +8132,7 @@ class _SlotRunner(_Runner):
 
     def room(self, jobs: int) -> int:
         working = [slot for slot in self._slots if slot.state == "serving" and slot.spoilt is None]
-        idle = sum([slot.is_idle and not slot.deaf for slot in working])
+        idle = 0 if self._deaf else sum([slot.is_idle for slot in working])
         coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         waiting = len(self._out) + len(self._unsent)
         lacking = jobs + waiting - idle - coming
@@ -8267,8 +8267,7 @@ class _SlotRunner(_Runner):
         is_more = False
         for kind, fields in slot.receive():
             is_more |= kind != "took"
-            self._heard = _monotonic()
-            slot.deaf = False
+            self._heard, self._deaf = _monotonic(), False
             self._stuck.pop(slot, None)
             getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
@@ -8454,12 +8453,11 @@ class _SlotRunner(_Runner):
             limits = [0.5]  # seconds; whoever is well has told by then
         idle = any(slot.is_idle for slot in self._slots)
         if _pulls() and idle and now > self._heard + _STALL and not self._suspects:
-            self._heard = now
-            self._send_again(self._recall())
-            for slot in self._slots:
-                slot.deaf = slot.is_idle
+            lying = self._recall()
+            self._heard, self._deaf = now, bool(lying)
+            self._send_again(lying)
         for slot in self._slots if limits else ():
-            if not (slot.shared[_TAKING] or slot.deaf):
+            if not (slot.shared[_TAKING] or (self._deaf and slot.is_idle)):
                 self._stuck.pop(slot, None)
             elif now > self._stuck.setdefault(slot, now) + max(limits):
                 slot.signal_group(signal.SIGKILL)

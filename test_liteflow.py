@@ -8037,6 +8037,27 @@ class QueueTest(QueueCase):
         self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
         runner._slots = []
 
+    @LINUX
+    def test_a_worker_that_was_late_gets_jobs_again_once_any_other_has_spoken(self):
+        runner = liteflow._SlotRunner(WorkerPool(2), False, DAG("d"), False)
+        self.addCleanup(runner.close)
+        common = {"state": "serving", "spoilt": None, "gone": False}
+        late, other = (mock.Mock(**common, is_idle=True, shared=bytearray(2)) for _ in "ab")
+        runner._slots = [late, other]
+        job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
+        runner.start(mock.Mock(), job)
+        runner._look_for_stalled(runner._heard + 1)
+        runner._unsent.clear()
+        self.assertEqual(runner.room(1), 0)  # until it is known who is well
+        other.is_idle, other.receive = False, lambda: [("left", [])]
+        runner._hear(other)
+        self.assertEqual(runner.room(1), 1)
+        runner._out[9] = mock.Mock(), job  # in the hand of a worker that is stopped
+        runner._look_for_stalled(runner._heard + 1)
+        late.is_idle = other.is_idle = True
+        self.assertEqual(runner.room(1), 1)
+        runner._slots = []
+
     def test_a_run_with_jobs_to_do_spares_what_is_more_than_its_share(self):
         pool = WorkerPool(6)
         runner, other = (liteflow._SlotRunner(pool, False, DAG("d"), False) for _ in "ab")
@@ -8069,7 +8090,7 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         never = float("inf")
         slot = mock.Mock(
-            shared=bytearray(2), state="serving", deaf=False, deadline=never, stuck=never
+            shared=bytearray(2), state="serving", deadline=never, stuck=never
         )
         runner._slots = [slot]
         runner._heard = never
