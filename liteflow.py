@@ -3660,7 +3660,9 @@ class _Plan:
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
-        count = self._count(node)
+        # In a resume there may be some, and a setup that was taken along may give others by now.
+        there = [mate.instances for mate in node.mates if mate.expanded]
+        count = len(there[0]) if there else self._count(node)
         if not count:
             ended = _S.UPSTREAM_FAILED if count is None else _S.SKIPPED
             return self._decide(node.instances[0], ended)

@@ -12396,6 +12396,30 @@ class AgainTest(FlowCase):
         self.assertEqual(self.state_of("work[1]", "work[2]"), ["success", "failed"])
         self.assertIn("no element 2 any more", self.last.get_task_instance("work", 2).error)
 
+    def test_a_task_that_is_new_in_a_group_over_a_setup_taken_along_goes_with_the_others(self):
+        def flow(given, new=False):
+            with DAG("d") as d:
+                mount = self.step("mount", given, kind="setup")()
+                work, more, z = self.step("work"), self.step("more"), self.step("z")()
+
+                @task_group
+                def each(x):
+                    work(x) >> (more(x) if new else [])
+
+                umount = self.step("umount", kind="teardown")()
+                mount >> [each.expand(x=mount), z] >> umount.as_teardown(setups=mount)
+            return d
+
+        for given, last in (["a", "b", "c"], "success"), (["a"], "failed"):
+            with self.subTest(given=given):
+                self.db = self.folder / f"{len(given)}.db"
+                self.bad = {"z"}
+                self.go(flow(["a", "b"]))
+                self.bad = set()
+                self.resume(flow(given, new=True))
+                found = self.state_of("each.more[0]", "each.more[1]")
+                self.assertEqual(found, ["success", last])
+
     def test_what_is_mapped_over_a_mapped_setup_that_is_taken_along_keeps_its_element(self):
         with DAG("d") as d:
             mount = self.step("mount", str.upper, kind="setup").expand(x=["a", "b", "c"])
