@@ -9365,7 +9365,8 @@ class _Run(_Start):
         """Run it to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
-            with contextlib.closing(self.runner), contextlib.ExitStack() as put_back:
+            # Signals are noted to its very end: half of a runner's end, a pool would miss a worker.
+            with contextlib.ExitStack() as put_back, contextlib.closing(self.runner):
                 self._note_signals(put_back)
                 while True:
                     with contextlib.suppress(_LookAgain):

@@ -8955,6 +8955,25 @@ class PoolTest(QueueCase):
         self.assertEqual(len(ended), len(starts), "it hangs")
         return ended
 
+    def test_a_ctrl_c_as_a_run_gives_its_workers_back_takes_none_from_the_pool(self):
+        [dag] = self.naps("make('nap', 0)")
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        let_go = liteflow._SlotRunner._let_go
+
+        def interrupted(runner, slot, free):
+            self.addCleanup(lambda: slot.state == "dead" or slot.bury())  # or it would hang
+            signal.raise_signal(signal.SIGINT)
+            let_go(runner, slot, free)
+
+        with WorkerPool(1) as pool:
+            with (
+                mock.patch.object(liteflow._SlotRunner, "_let_go", interrupted),
+                self.assertRaises(KeyboardInterrupt),
+            ):
+                dag.run(db_path=self.db, executor=pool)
+            self.assertEqual((pool._count, len(pool._idle), pool._runners), (1, 1, set()))
+
     def naps(self, *makes: str):
         """DAGs made at the top of a module, where workers find them, in this order."""
         lines = "".join(f"    dags.append({make})\n" for make in makes)
