@@ -10364,7 +10364,8 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
     if attempt or not (ti.state is None or ti.interrupted):  # else it is to run again
         ti.pid, ti.error = row.pid, row.error
-        ti.start_date, ti.end_date = _moment(row.start_date), _moment(row.end_date)
+        ti.start_date = _moment(row.start_date)
+        ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # of a poke before
     ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
     ti.task_group_id, ti.role, ti.element = row.task_group_id, row.role, row.element_preview
     return ti

@@ -6544,6 +6544,21 @@ class OperatorsTest(Case):
         )
         self.assertEqual(run.state, "success")
 
+    def test_a_sensor_that_pokes_again_has_not_ended(self):
+        run = self.run_flow(
+            '''
+            with DAG("again") as dag:
+                @task.sensor(poke_interval=0.01, mode="reschedule")
+                def s(run_id, ti, task_reschedule_count):
+                    while task_reschedule_count:
+                        seen = dag.get_run(run_id, ti._db_path).get_task_instance("s")
+                        if seen.state == "running":
+                            return PokeReturnValue(True, [str(seen.end_date), seen.pid])
+                s()
+            '''
+        )
+        self.assertEqual(run.xcom_pull("s"), ["None", run.get_task_instance("s").pid])
+
     def test_own_operators(self):
         run = self.run_flow(
             """
