@@ -5220,15 +5220,17 @@ def _canonical(value: Any) -> bytes:
     if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
         return kind.__qualname__.encode() + _canonical({n: getattr(value, n) for n in names})
-    # Protocol 2 writes names in plain text, and the script goes by two: see _module_name.
     data = io.BytesIO()
     _CanonicalPickler(data, 2).dump(value)
-    return data.getvalue().replace(b"c__mp_main__\n", b"c__main__\n")
+    return data.getvalue()
 
 
 class _CanonicalPickler(pickle.Pickler):
-    def persistent_id(self, value: Any) -> bytes | None:
-        """What to write in place of a set, whose own order differs from process to process."""
+    def persistent_id(self, value: Any) -> str | bytes | None:
+        """What to write in place of a set, whose own order differs from process to process, and of
+        a class or function, whose module is `__main__` where it is the script, or may move."""
+        if isinstance(value, (type, types.FunctionType)):
+            return value.__qualname__
         return _canonical(value) if type(value) in (set, frozenset) else None
 
 

@@ -12708,6 +12708,13 @@ class AgainTest(FlowCase):
             self.assertEqual(self.ran, ["last"])
             self.assertEqual(known[0], known[1][::-1])  # by themselves, not by their index
 
+    def test_elements_of_the_script_s_own_class_are_known_where_it_was_imported(self):
+        self.bad = {"z"}
+        self.go(self.loading([Boxed("a"), Boxed("b")]))
+        main = mock.patch.object(sys.modules["__main__"], "Boxed", Boxed, create=True)
+        with main, mock.patch.object(Boxed, "__module__", "__main__"):  # the script has started
+            self.assertEqual(self.resume(self.loading([Boxed("b"), Boxed("a")])), ["z"])
+
     def test_elements_that_change_places_or_stand_twice_keep_their_success(self):
         self.bad = {"z"}
         self.go(self.loading(["a", "b", "a"]))
