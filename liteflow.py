@@ -5073,13 +5073,22 @@ def _load(data: bytes, script: str | None = None) -> Any:
     return unpickler.load()
 
 
+def _is_script(module: str) -> bool:
+    """Whether the running script is a module that others import: its classes are here already."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    if module in sys.modules or os.path.basename(path) != f"{module.rpartition('.')[2]}.py":
+        return False
+    spec = importlib.util.find_spec(module)
+    return bool(spec and spec.origin and os.path.realpath(spec.origin) == os.path.realpath(path))
+
+
 class _Unpickler(pickle.Unpickler):
     script: str | None = None
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_of_job" and module == __name__:  # at once: it is in most tasks' arguments
             return _of_job
-        module = _module_name(module)
+        module = "__main__" if _is_script(module) else _module_name(module)
         try:
             return super().find_class(module, name)
         except (AttributeError, ImportError) as error:

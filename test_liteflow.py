@@ -4021,6 +4021,29 @@ class ValuesTest(Case):
                 with self.assertRaisesRegex(kind, why):
                     liteflow._load(stored)
 
+    def test_values_of_who_imported_the_script_are_its_own_where_it_is_resumed(self):
+        self.script(
+            """
+            from pathlib import Path
+            from liteflow import DAG, task
+            class Point: pass
+            with DAG("classes") as dag:
+                @task
+                def give(): return Point()
+                @task
+                def take(p):
+                    assert Path("mended").exists() and isinstance(p, Point)
+                take(give())
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        self.python("-c", "from my_flow import dag; dag.run()")
+        (self.folder / "mended").touch()
+        for way in (("-m", "liteflow", "run", "my_flow.py"), ("my_flow.py",)):
+            done = self.python(*way, "--resume", "--from", "take", "--quiet")
+            self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+
 
 # --- Worker ---------------------------------------------------------------------------------------
 
