@@ -9472,9 +9472,12 @@ class _Run(_Start):
         }
         if task._upstream:  # it may pull what it does not take
             _refuse_without_values(row)
+        ran = any(
+            x.state in (_S.SUCCESS, _S.FAILED) for (t, _), x in recorded.items() if t == task_id
+        )
         for up in _taken_by(task):
             states = {found.state for key, found in recorded.items() if key[0] == up}
-            if states.isdisjoint({_S.SUCCESS, _S.SKIPPED}):
+            if states.isdisjoint(_ENDED if ran else (_S.SUCCESS, _S.SKIPPED)):
                 said = ", ".join(sorted(state or "not run" for state in states)) or "not there"
                 what = f"task {up!r}, whose result {task_id!r} takes,"
                 raise _UsageError(f"{what} is {said} in run {row.run_id!r}")

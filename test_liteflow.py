@@ -18838,10 +18838,14 @@ class SeeingTest(ScriptCase):
                 @task
                 def bad(): raise ValueError
                 @task(trigger_rule="all_done")
+                def forgives(x): return x
+                @task
                 def takes(x): return x
                 @task
                 def gives(): return lambda: None
-                skips(); quiet(); each.expand(x=[]); takes(bad()); gives()
+                skips(); quiet(); each.expand(x=[]); gives()
+                failed = bad()
+                takes(failed); forgives(failed)
             if __name__ == "__main__":
                 dag.cli()
             """
@@ -18857,6 +18861,7 @@ class SeeingTest(ScriptCase):
         done = self.script_here("--task", "takes")
         self.assertEqual(done.returncode, 2)
         self.assertIn("task 'bad', whose result 'takes' takes, is failed", done.stderr)
+        self.assertEqual(self.script_here("--task", "forgives").stdout, "forgives returned None\n")
         done = self.python("my_flow.py", "--task", "gives")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
