@@ -7034,6 +7034,20 @@ class OperatorsTest(Case):
         self.assertEqual(found, ["0", "1"])
         self.assertIn("map_index_template failed: ZeroDivisionError: ", err.getvalue())
 
+    def test_one_that_skipped_itself_keeps_its_name_in_a_resume(self):
+        self.with_jinja()
+        with DAG("d") as d:
+
+            @task(map_index_template="file {{ x }}")
+            def f(x):
+                raise AirflowSkipException
+
+            f.expand(x=["a"])
+            task(task_id="bad")(lambda: 1 / 0)()
+        for resume in (False, True):
+            run = liteflow._Run(d, db_path=self.db, resume=resume, in_process=True).execute()
+            self.assertEqual(run.get_task_instance("f", 0).element, "file a")
+
     def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
         with DAG("d") as d:
             task(map_index_template="{{ ti }}")(one_argument).expand(x=["a"])
