@@ -6921,7 +6921,7 @@ class _ForkedServer:
         named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
         here = weakref.ref(runner.dag), [*map(id, tasks)]
         known = named or self._dags.get(runner.dag._key) == here
-        return known and self.born >= runner.since
+        return known and not self.is_gone and self.born >= runner.since
 
     def ask(self, *ended: int, file: int | None = None) -> Any:
         """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the

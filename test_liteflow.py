@@ -6569,7 +6569,7 @@ class OperatorsTest(Case):
 
     def test_a_sensor_that_pokes_again_has_not_ended(self):
         run = self.run_flow(
-            '''
+            """
             with DAG("again") as dag:
                 @task.sensor(poke_interval=0.01, mode="reschedule")
                 def s(run_id, ti, task_reschedule_count):
@@ -6578,7 +6578,7 @@ class OperatorsTest(Case):
                         if seen.state == "running":
                             return PokeReturnValue(True, [str(seen.end_date), seen.pid])
                 s()
-            '''
+            """
         )
         self.assertEqual(run.xcom_pull("s"), ["None", run.get_task_instance("s").pid])
 
@@ -8141,9 +8141,7 @@ class QueueTest(QueueCase):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
         self.addCleanup(runner.close)
         never = float("inf")
-        slot = mock.Mock(
-            shared=bytearray(2), state="serving", deadline=never, stuck=never
-        )
+        slot = mock.Mock(shared=bytearray(2), state="serving", deadline=never, stuck=never)
         runner._slots = [slot]
         runner._heard = never
         for now in (100.0, 200.0):  # each time another one takes the job
@@ -17036,6 +17034,18 @@ class ForkedServerTest(ScriptCase):
         count, took = text.split()[-2:]
         self.assertEqual(count, "8")
         self.assertLess(float(took), 2.5)
+
+    def test_a_pool_whose_server_is_gone_gets_another_one(self):
+        self.main(
+            """
+            with WorkerPool(1) as pool:
+                first = run(executor=pool)
+                pool._server.is_gone = True  # as one that does not answer leaves it
+                second = run(executor=pool)
+            assert first["forked"] and second["forked"]
+            assert first["server"] != second["server"]
+            """
+        )
 
     def test_a_socket_may_be_of_a_class_that_tells_nothing_once_it_is_closed(self):
         self.main(
