@@ -6647,6 +6647,7 @@ class _Worker:
             try:
                 stream.fileno()
             except ValueError:  # a wrapper that was dropped has closed it, or it was detached
+                os.dup2(self.log_file, number)  # the descriptor may be closed, too
                 buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
                 # Mended in place, since handlers of `logging` have this very object.
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)

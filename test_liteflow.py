@@ -9971,11 +9971,12 @@ class CallbacksTest(Case):
                     "sys.stdout = sys.stderr = None",
                     "sys.stdout.close(); sys.stderr.close()",
                     "os.close(1); os.close(2)",
+                    "sys.stdout.close(); os.close(1)",
                 ])
             """,
             max_workers=1,
         )
-        for i in range(3):
+        for i in range(4):
             self.assertRegex(run.log("f", i), "(?s)^heard\n.*: mine.*\nsecond\n$")
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs Linux")
