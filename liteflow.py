@@ -9904,6 +9904,9 @@ class _Run(_Start):
     def _cut_off(self, folder: str) -> None:
         """The run was closed by an error: what runs has no end that could be recorded."""
         self._batch = _Batch()
+        with contextlib.suppress(FileExistsError):  # somebody may have removed it
+            os.mkdir(folder, 0o700)
+            open(f"{folder}/owner", "wb").close()  # its mark: so that it goes at the end
         self.runner.open_logs(folder, self._store.run_row)  # the error may have come before
         self.runner.withdraw()
         for attempt in self._attempts.values():

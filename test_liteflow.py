@@ -9822,6 +9822,24 @@ class CallbacksTest(Case):
         self.assertEqual(states, {None})
         self.assert_nothing_left()
 
+    def test_a_run_whose_folder_somebody_removed_calls_the_dags_callback(self):
+        module = self.module(
+            """
+            import shutil
+            def tell(context): Path(os.environ["CASE_DIR"], "notes").write_text(context["reason"])
+            with DAG("removed", on_failure_callback=tell) as dag:
+                @task(retries=1)
+                def removes():
+                    [shutil.rmtree(x) for x in Path(os.environ["CASE_DIR"]).glob("*.db-run-*")]
+                    os._exit(1)  # a new worker's log has no place
+                removes()
+            """
+        )
+        with self.assertRaisesRegex(liteflow.DatabaseError, "can't be used"):
+            module.dag.run(db_path=self.db)
+        self.assertIn("can't be used", (self.folder / "notes").read_text())
+        self.assert_nothing_left()
+
     def test_an_error_before_the_first_job_or_while_a_worker_waits_for_word_ends_the_run(self):
         """Of a worker that can't work yet, or waits for a word that will not come, nothing comes:
         neither may be waited for."""
