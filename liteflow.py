@@ -8943,6 +8943,10 @@ class _Start:
             if os.getpid() == pid:
                 self._caught.append(number)
                 self.runner.wake()
+                told_in = (_say.__code__, _print.__code__)
+                if len(self._caught) > 1 and getattr(frame, "f_code", None) in told_in:
+                    self.report.mute()
+                    raise BlockingIOError  # it waits for somebody to read what it tells
             else:
                 # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which
                 # is to end) inherits the handler, not the meaning.
@@ -11736,6 +11740,10 @@ class _Report:
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
         self._whose = ""  # names the run, as a service's log tells of many at once
         self._slowest: list[tuple[float, str]] = []
+
+    def mute(self) -> None:
+        """Tell nothing more but to the logger: nobody reads it."""
+        self._say, self._logs, self.redraws = str, None, False
 
     def tell(self, line: str, state: str | None = None) -> None:
         line = _clean(line)

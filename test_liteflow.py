@@ -13925,6 +13925,29 @@ class StopTest(Case):
         self.assertNotIn("Traceback", err)
         self.assertRegex(err, "\ncut off: work.*\nto go on")
 
+    def test_a_second_signal_ends_it_though_nobody_reads_what_it_tells(self):
+        self.script(
+            """
+            import os
+            from liteflow import DAG, task
+            with DAG("loud") as dag:
+                @task
+                def loud(i): os.write(1, b"a line\\n" * 30_000); open("told", "w").close()
+                loud.expand(i=[*range(9)])
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # else a signal ends the write
+        process = self.start("my_flow.py", "--db", self.db, "--logs", env=buffered)
+        self.assertTrue(wait_until((self.folder / "told").exists))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            time.sleep(1)  # the pipe is full by now
+            process.send_signal(number)
+        self.assertTrue(wait_until(lambda: liteflow.Dag("loud").runs(self.db)[0].state == "failed"))
+        process.communicate(timeout=LIMIT)
+        self.assertEqual(process.returncode, 130)
+
     def test_a_second_signal_ends_at_once(self):
         (self.folder / "slow").touch()
         process = self.begin()
