@@ -6895,7 +6895,7 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock = threading.RLock()  # as it knows whose it is: see `ask`
+        self._lock: Any = threading.RLock()  # as it knows whose it is: see `ask`
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
@@ -6928,10 +6928,9 @@ class _ForkedServer:
         """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
         exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
         ended (its id is no other process's until it is told). Raises OSError, EOFError."""
-        held: Any = self._lock
-        if held._is_owned():  # a signal handler has cut in, and ends the pool
+        if self._lock._is_owned():  # a signal handler has cut in, and ends the pool
             raise OSError("the forked server is being asked already")
-        with held:
+        with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
                     raise OSError("the forked server does not answer")
@@ -7714,7 +7713,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock = threading.RLock()  # as it knows whose it is: see `shutdown`
+        self._lock: Any = threading.RLock()  # as it knows whose it is: see `shutdown`
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start
@@ -7774,10 +7773,9 @@ class WorkerPool:
         this thread does with the pool: these can't wait for their own end.
         """
         runs = self._runs
-        held: Any = self._lock
         if runs is not None:
             runs.close(cancel_futures or stop, stop)
-        if held._is_owned() or (runs is not None and (not wait or runs.is_within())):
+        if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
             self._closed = self._closed or runs is None  # it lets none begin that is just made
             threading.Thread(target=self.shutdown).start()
             return
@@ -10079,7 +10077,7 @@ class _RunLine:
     def __init__(self, pool: WorkerPool) -> None:
         _set_up_slots(by_executor=True)
         self._pool = pool
-        self._changed = threading.Condition(threading.RLock())
+        self._changed: Any = threading.Condition(threading.RLock())
         # Of each DAG and file, in order of arrival; and how many of them run here.
         self._waiting: dict[tuple[str, str], collections.deque[_InLine]] = {}
         self._active: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -10087,7 +10085,7 @@ class _RunLine:
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
-        self._writing = threading.RLock()  # as it knows whose it is
+        self._writing: Any = threading.RLock()  # as it knows whose it is
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
@@ -10121,8 +10119,7 @@ class _RunLine:
     def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
         the disk). Returns the owner of the runs that wait here, as `entry` will."""
-        writes: Any = self._writing
-        if writes._is_owned():  # a transaction is open, perhaps
+        if self._writing._is_owned():  # a transaction is open, perhaps
             raise RuntimeError("a signal handler has cut into a submit() or cancel(): use a thread")
         with self._writing:
             if self._drained:
@@ -10225,8 +10222,8 @@ class _RunLine:
     def is_within(self) -> bool:
         """Whether this thread is doing something here: runs, or, as a signal comes, writes or puts
         a run in line."""
-        held: Any = (self._writing, self._changed)
-        return threading.current_thread() in self.threads or any(x._is_owned() for x in held)
+        is_held = self._writing._is_owned() or self._changed._is_owned()
+        return is_held or threading.current_thread() in self.threads
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
