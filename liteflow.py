@@ -10102,11 +10102,10 @@ class _RunLine:
         run = self._checked("recover()", dag, options)
         path = run.path
         _check_place(path)
-        rows: list[_Row] = []
+        left: list[str] = []
         with contextlib.suppress(_Empty):
-            look = functools.partial(_select_runs, dag_id=dag.dag_id, not_yet="success")
-            rows = _read(path, look)[::-1] if os.path.exists(path) else []
-        left = [row.run_id for row in rows if _is_left(row, path)]
+            runs = _read_runs(path, dag.dag_id, not_yet="success") if os.path.exists(path) else []
+            left = [each.run_id for each in runs[::-1] if _is_left(each._row, path)]
         return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
     def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Run:
