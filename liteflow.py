@@ -10465,9 +10465,8 @@ class DagRun:
         """Those of a task; none if the run has none at all yet. Raises TaskNotFound."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._instances()}):
-            raise TaskNotFound(
-                f"run {self.run_id!r} has no task {task_id!r}{_near(task_id, known)}"
-            )
+            what = f"run {self.run_id!r} has no task {task_id!r}"
+            raise TaskNotFound(f"{what}{_near(task_id, known)}")
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
@@ -11109,10 +11108,8 @@ def _quoted(word: str) -> str:
     their octal numbers, which bash, zsh and ksh read."""
     if _clean(word) == word and not {"\n", "\t"} & {*word}:
         return shlex.quote(word)
-    escaped = (
-        chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}"
-        for n in word.encode(errors="surrogateescape")
-    )
+    data = word.encode(errors="surrogateescape")
+    escaped = (chr(n) if 32 <= n < 127 and n not in b"'\\" else f"\\{n:03o}" for n in data)
     return f"$'{''.join(escaped)}'"
 
 
