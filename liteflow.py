@@ -11919,14 +11919,13 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    command = (
-        f"{_python()} {_typed(os.path.abspath(sys.argv[0]))}" if os.path.exists(sys.argv[0]) else ""
-    )
+    words = [os.path.abspath(sys.argv[0])] if os.path.exists(sys.argv[0]) else []
     if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
-        command = f"{_python()} {_typed('-m', spec.name.removesuffix('.__main__'))}"
+        words = ["-m", spec.name.removesuffix(".__main__")]
     own = len(sys.argv) - len(argv or ())
-    if command and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
-        command = f"{command} {_typed(*sys.argv[1:own])}".strip()
+    if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
+        words += sys.argv[1:own]
+    command = f"{_python()} {_typed(*words)}" if words else ""
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 
