@@ -9201,14 +9201,12 @@ class _Start:
 def _references_to(dag: Dag) -> _References:
     """A DAG's tasks, for a worker that is to find them. It may go by a function's name alone if
     that name means this very function here: those that a loop defines share one name."""
-    found, known = [], {}  # by id(): not every callable has a hash
+    found, resolve = [], functools.cache(_resolve)  # many tasks may be of one function
     for task_id, task in dag.task_dict.items():
-        function, is_called = _function_of(task), isinstance(task, _FunctionOperator)
-        key = id(function), is_called
-        if key not in known:
-            name = _full_name(function)
-            known[key] = name, is_called and _resolve(name) is function
-        found.append((task_id, *known[key]))
+        function = _function_of(task)
+        name = sys.intern(_full_name(function))  # one for all in the message
+        by_name = isinstance(task, _FunctionOperator) and resolve(name) is function
+        found.append((task_id, name, by_name))
     return found
 
 
