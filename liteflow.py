@@ -7115,6 +7115,7 @@ _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 # Of tasks to find: the id, the function's name, whether that is enough to find it.
 _References = list[tuple[str, str, bool]]
+_Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
 _Check = Callable[[], None]
 
 
@@ -7165,9 +7166,9 @@ class _Runner:
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
         """End a job: ask it to, and kill it after the grace (at once if `now`)."""
 
-    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
-        """New output, as (attempt, part, text), of attempts that have ended; unless `least` is
-        None, also of running ones whose log file has at least so many bytes."""
+    def output(self, least: int | None = None) -> _Output:
+        """New output of attempts that have ended; unless `least` is None, also of running ones
+        whose log file has at least so many bytes."""
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
@@ -7209,9 +7210,7 @@ class _SlotLog:
     def size(self) -> int:
         return os.fstat(self.file).st_size
 
-    def finish(
-        self, attempt: _Attempt, end: int, output: bytes | None = None
-    ) -> list[tuple[_Attempt, int, str]]:
+    def finish(self, attempt: _Attempt, end: int, output: bytes | None = None) -> _Output:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
         parts = self.take(attempt, end, output)
         if end > self.start or self._dropped:  # by now the file may have been emptied
@@ -7222,9 +7221,9 @@ class _SlotLog:
 
     def take(
         self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
-    ) -> list[tuple[_Attempt, int, str]]:
-        """The attempt's new output, as (attempt, part, text), up to `size`, where its slice ends;
-        while it `runs`, whole lines only. `output` is all that it wrote, if that is known."""
+    ) -> _Output:
+        """The attempt's new output up to `size`, where its slice ends; while it `runs`, whole lines
+        only. `output` is all that it wrote, if that is known."""
         data = b""
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
@@ -8002,7 +8001,7 @@ class _SlotRunner(_Runner):
         self._failed_starts = 0
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
-        self._last_output: list[tuple[_Attempt, int, str]] = []
+        self._last_output: _Output = []
         self._info: dict[str, Any] = {}
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())  # the queue's two ends
         self._ours.socket.setblocking(False)
@@ -8493,7 +8492,7 @@ class _SlotRunner(_Runner):
 
     # Output, and its own end.
 
-    def output(self, least: int | None = None) -> list[tuple[_Attempt, int, str]]:
+    def output(self, least: int | None = None) -> _Output:
         for slot in () if least is None else self._slots:
             if slot.attempt is None or (size := slot.log.size()) < least:
                 continue
@@ -11807,7 +11806,7 @@ class _Report:
             said.append(f"({_last_line(error)})")
         self._changes.append((instance, state, "  ".join(said)))
 
-    def committed(self, logs: Sequence[tuple[_Attempt, int, str]]) -> None:
+    def committed(self, logs: _Output) -> None:
         """What happened in a turn is recorded: tell it, with what tasks printed."""
         for attempt, part, text in logs if self._logs is not None else ():
             if part == _TAIL_PART:
