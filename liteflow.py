@@ -2516,6 +2516,7 @@ class Dag:
         self._claim(task.task_id)
         vars(task)["dag"] = self
         self.task_dict[task.task_id] = task
+        self._born = _monotonic()
         if self._scopes:
             self._scopes[-1]._made_inside.append(task)
 
@@ -6890,8 +6891,6 @@ class _ForkedServer:
     def __init__(self, fallback: str | None) -> None:
         self.fallback = fallback  # the start method of workers once the server is gone
         self.born = _monotonic()
-        # Not the Dags themselves: the pool's next server would find them built, and keep them, too.
-        self._dags = {key: (weakref.ref(dag), [*map(id, dag.tasks)]) for key, dag in _built.items()}
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
@@ -6918,10 +6917,8 @@ class _ForkedServer:
     def serves(self, runner: _SlotRunner) -> bool:
         """Whether its workers can find the runner's tasks: the DAG had them when it was forked, or
         other tasks had the same functions, which can then be found by name."""
-        tasks = [*runner.dag.task_dict.values()]
-        named = all(id(getattr(task, "python_callable", None)) in self._functions for task in tasks)
-        here = weakref.ref(runner.dag), [*map(id, tasks)]
-        known = named or self._dags.get(runner.dag._key) == here
+        called = [getattr(task, "python_callable", None) for task in runner.dag.tasks]
+        known = runner.dag._born <= self.born or all(id(x) in self._functions for x in called)
         return known and not self.is_gone and self.born >= runner.since
 
     def ask(self, *ended: int, file: int | None = None) -> Any:
