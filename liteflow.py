@@ -9012,12 +9012,11 @@ class _Start:
             what = f"task {task.task_id!r}: "
             for name, value in _resolved(what, task.params, self.conf).items():
                 _json_text(f"{what}param {name!r}", value, ParamValidationError)
-        module_path = getattr(sys.modules.get(dag._module), "__file__", None)
         return {
             **(_place() if self.asked.in_line is None else self.asked.in_line.place),
             "dag_id": dag.dag_id,
             "key": dag._key,
-            "module_path": module_path and str(module_path),  # a debugger's is no plain str
+            "module_path": _file_of(getattr(sys.modules.get(dag._module), "__dict__", {})),
             "fileloc": dag.fileloc,
             "run_id": self.run_id,
             "logical_date": self.logical_date and _iso(self.logical_date),
