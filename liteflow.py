@@ -6306,6 +6306,7 @@ _remote_lock = threading.RLock()  # of the threads of a foreign executor
 # What `signal` adds to its C module, enums in what is told, takes longer than the rest.
 _signal: Any = sys.modules.get("_signal", signal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
+_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
 
 class _Worker:
@@ -6376,7 +6377,8 @@ class _Worker:
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
         self._threads = threading.active_count()
-        self._limits, self._children = _resources()
+        self._limited = [getattr(resource, f"RLIMIT_{name}") for name in _WATCHED_LIMITS]
+        self._limits, self._children = _resources(self._limited)
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
@@ -6686,7 +6688,7 @@ class _Worker:
                 return "the task left a child process"
         except ChildProcessError:  # as it is with most tasks: suppress() takes longer
             pass
-        limits, used = _resources()
+        limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
         # A child that is gone has been waited for by now, and shows in what those have used; the
@@ -6783,14 +6785,9 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
                 os.kill(pid, number)
 
 
-@functools.cache
-def _limit_numbers() -> list[int]:
-    return [getattr(resource, f"RLIMIT_{x}") for x in "AS DATA NOFILE FSIZE CPU NPROC".split()]
-
-
-def _resources() -> tuple[list[tuple[int, int]], Any]:
+def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
     """The process's limits and rights, and what its ended children used: each one adds to that."""
-    limits: list[Any] = [*map(resource.getrlimit, _limit_numbers())]
+    limits: list[Any] = [*map(resource.getrlimit, limited)]
     limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
     if hasattr(os, "sched_getaffinity"):
         limits.append(os.sched_getaffinity(0))
