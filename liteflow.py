@@ -6392,8 +6392,7 @@ class _Worker:
     # Jobs, one after another.
 
     def serve(self) -> None:
-        """Tell what was done, and take the next job; if there is none, wait for what comes: until
-        the scheduler closes the control pair."""
+        """Tell what was done, take the next job or wait for one, until the control pair ends."""
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
@@ -7541,8 +7540,7 @@ def _fill_standard_descriptors() -> None:
 
 @functools.cache
 def _set_up_slots(by_executor: bool) -> None:
-    """Once, when the first slot is made: see to the interpreter's end, and to where workers find
-    this module."""
+    """Once: see to the interpreter's end, and to where workers find this module."""
     if by_executor:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
@@ -8834,8 +8832,7 @@ def _owner_lives(path: str, owner: str | None) -> bool:
 
 
 def _sweep(path: str) -> None:
-    """Remove the folders of dead owners: only what bears our mark, or was to, and never through a
-    link."""
+    """Remove dead owners' folders: only what bears our mark, or was to, never through a link."""
     folder, name = os.path.split(path)
     names: list[str] = []
     with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
@@ -9436,8 +9433,7 @@ class _Run(_Start):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[_Store]:
-        """The database: open since an earlier run of the pool, and left open for its next; or else
-        opened, and closed, here."""
+        """The database, which a pool keeps open from one run to the next."""
         pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
         kept = None if pool is None else pool._take_file(self.path)
         self._store = store = kept or _Store(self.path, self._check)
@@ -10209,8 +10205,7 @@ class _RunLine:
             entry.cancel(close=False)
 
     def is_within(self) -> bool:
-        """Whether this thread is doing something here: runs, or, as a signal comes, writes or puts
-        a run in line."""
+        """Whether this thread runs, or, as a signal comes, writes or puts a run in line here."""
         is_held = self._writing._is_owned() or self._changed._is_owned()
         return is_held or threading.current_thread() in self.threads
 
@@ -11243,8 +11238,7 @@ def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
 
 
 def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
-    """What failed beside what is told; what was cut off in the midst of an attempt or before its
-    next; callbacks that failed."""
+    """What failed beside what is told, what was cut off in or between attempts, and callbacks."""
     known = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
     cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
