@@ -7282,7 +7282,6 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = False  # it has joined some run
-        self.imports = False  # all that it has: it was not forked
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
@@ -7347,7 +7346,8 @@ class _Slot:
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
-        self.imports = (method := context.get_start_method()) != "fork"
+        method = context.get_start_method()
+        self.born = self.born if method == "fork" else 0.0  # else it has only what it imports
         if method == "forkserver" and not _fork_server_answers():
             raise OSError("the fork server does not answer")
         _main_module()
@@ -7862,11 +7862,9 @@ class WorkerPool:
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
-        server is another than `context`, they are older than the cell that defines it, or were not
-        forked and can't import it."""
+        server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
-            ignorant = slot.imports and runner.since > 0 and self._asked is None
-            stale = ignorant or slot.server not in (None, context) or slot.born < runner.since
+            stale = slot.server not in (None, context) or slot.born < runner.since
             if stale or slot.has_ended():
                 self._idle.remove(slot)
                 self._count -= 1
