@@ -15247,7 +15247,7 @@ class SubmitTest(FlowCase):
         for _ in range(2):
             self.flows.dag.run(db_path=self.db, executor=mine)
         close = mine._kept_store.close
-        mine._kept_store.close = lambda: (taken.append(mine._take_file(self.db)), close())
+        mine._kept_store.close = lambda: (taken.append(mine._take_file(str(self.db))), close())
         mine.shutdown()
         self.assertEqual(taken, [None])
 
