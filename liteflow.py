@@ -426,10 +426,9 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
 
 def _plain(text: str | None, kind: type[T]) -> T:
     """What a stored JSON text says; an empty value of the kind if it is no JSON of that kind."""
-    try:
+    found = None
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text or "")
-    except (ValueError, RecursionError):
-        found = None
     return found if isinstance(found, kind) else kind()
 
 
@@ -2742,11 +2741,10 @@ def _importing_in_child() -> bool:
     """Whether this is a child process importing the modules of its parent (or a worker of ours).
     There nobody else may hold the Dag that a worker will be asked for, so it has to be kept."""
     process: Any = sys.modules.get("multiprocessing.process")
-    try:
+    with contextlib.suppress(AttributeError, NameError):  # not (or not quite) imported
         current = process.current_process()
-    except (AttributeError, NameError):  # not imported, or another thread is in the midst of it
-        return False
-    return bool(getattr(current, "_inheriting", False)) or current.name.startswith(_WORKER_MARK)
+        return getattr(current, "_inheriting", False) or current.name.startswith(_WORKER_MARK)
+    return False
 
 
 @overload
@@ -5329,10 +5327,8 @@ class _WorkerRun:
             for name in now.keys() - before:
                 del os.environb[name]
             os.environb.update(before.items() - now.items())
-        try:
+        with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
-        except OSError:  # it may be gone for run() as well
-            pass
 
     def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
         """The DAG's task or, where `settings` are given and the import builds none, one that is
