@@ -1060,13 +1060,12 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             what = f"task {_shown(task_id)}: params"
             own = _params(what, settings.get("params"))
             given["params"] = {**_params(what, defaults["params"]), **own}
-        self.task_id = _checked_id("task_id", task_id)
-        full = self.task_id if group is None else group.child_id(self.task_id)
+        full = _checked_id("task_id", task_id)
+        full = full if group is None else group.child_id(full)
         # As in Airflow, an id gets a suffix if a task has it; if a group has it, it is refused.
         if dag is not None and isinstance(self, _FunctionOperator):
             full = dag._free_id(full, dag.task_dict)
-        if full != task_id:
-            self.task_id = _checked_id("task_id", full)
+        self.task_id = _checked_id("task_id", full)
         for name, value in given.items():
             kept = known[name].check(f"task {self.task_id!r}: {name}", value)
             if kept is not getattr(type(self), name) or name in self.__dict__:
@@ -1403,12 +1402,11 @@ class _FunctionOperator(BaseOperator):
         given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
         if any(given):
             self._wait_for_results(given)
+            if (text := next(filter(_is_template, _texts_in(given)), None)) is not None:
+                self._unrendered = text  # Airflow renders it
         if expand is not None:
             self._map_over(expand)
             self._wait_for_results(expand.sources)
-        text = next(filter(_is_template, _texts_in(given)), None) if any(given) else None
-        if text is not None:  # Airflow renders it
-            self._unrendered = text
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._call()[1] if self.template_fields else None
