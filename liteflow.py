@@ -5769,13 +5769,11 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     """Run one attempt. Returns how it ended, as plain data; raises nothing, whatever the task does.
     `guard` is entered around the task's own code, which what it does may cut off."""
     note: dict[str, Any] = {}
-    items: Sequence[tuple[str, bytes]] = ()
     error: str | None = None
     try:
         with guard:
             result = execution.variables.run(_as_running, execution, _run_hooked, execution)
         note = _store_result(execution, result)
-        items = note.pop("items", ())
         status = "success"
     except AirflowSkipException as skip:
         error = _shown(skip, _ERROR_LIMIT, _brief)
@@ -5794,7 +5792,8 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     _end_if_child(execution, execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
         note = {**note, **_name_of(execution)}
-    xcoms, took = [*execution.pushed.values()], _monotonic() - execution.clock
+    xcoms, items = [*execution.pushed.values()], note.pop("items", ())
+    took = _monotonic() - execution.clock
     return _Outcome(status, error, xcoms, items, note, execution.started, took)
 
 
@@ -5807,13 +5806,11 @@ def _name_of(execution: _Execution) -> dict[str, str]:
         return str(_rendered(template, {**arguments, **execution.context}))
 
     try:
-        name = _as_running(execution, made)
-    except ImportError:
-        return {}
+        return {"name": _storable(_shown(_as_running(execution, made), _PREVIEW, str))}
     except Exception as error:  # a template is the user's code
-        _note(f"map_index_template failed: {_brief(error)}")
+        if not isinstance(error, ImportError):
+            _note(f"map_index_template failed: {_brief(error)}")
         return {}
-    return {"name": _storable(_shown(name, _PREVIEW, str))}
 
 
 def _as_running(execution: _Execution, function: Callable[..., T], *arguments: Any) -> T:
