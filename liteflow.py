@@ -4839,6 +4839,7 @@ def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = 
 _ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
 _ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
 _INSTANCES = f"task_instance LEFT JOIN {_ITS_LATEST}"
+_TRIES = f"task_instance JOIN {_ITS_ATTEMPTS}"
 _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
@@ -4917,10 +4918,9 @@ def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[st
 
 # DAGs with their metadata; runs, newest first, and what names them.
 _select_dags = functools.partial(_select, "dag", "", "ORDER BY dag_id")
-_select_runs = functools.partial(_select, "dag_run", "", "ORDER BY id DESC")
-_select_run_ids = functools.partial(
-    _select, "dag_run", "dag_id run_id start_date", "ORDER BY id DESC"
-)
+_NEWEST_FIRST = "ORDER BY id DESC"
+_select_runs = functools.partial(_select, "dag_run", "", _NEWEST_FIRST)
+_select_run_ids = functools.partial(_select, "dag_run", "dag_id run_id start_date", _NEWEST_FIRST)
 
 
 def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
@@ -4962,9 +4962,7 @@ _BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # a resume
 _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
-_select_attempts = functools.partial(
-    _select, f"task_instance JOIN {_ITS_ATTEMPTS}", _INSTANCE_COLUMNS, _IN_ORDER
-)
+_select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
 # The stored output, in the order in which attempts began: of one try number, and `after` an id.
 _select_log = functools.partial(
     _select,
