@@ -4329,9 +4329,8 @@ def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[s
 
 def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None:
     """Copy all of it, as the connection's snapshot has it, into a new file."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target)  # of a try that was overtaken by a writer
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    target.unlink(missing_ok=True)  # of a try that was overtaken by a writer
+    target.touch(0o600, exist_ok=False)
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
         copy.execute("PRAGMA journal_mode=OFF")  # a journal would stay beside a copy that fails
