@@ -2358,6 +2358,7 @@ _current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag",
 # (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
+_WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
 _kept_dags: list[Dag] = []  # those that a loaded file need not keep: see _importing_in_child
 
 
@@ -2728,9 +2729,6 @@ def _file_of(names: Mapping[str, Any]) -> str | None:
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: in a worker `__main__` has another."""
     return "__main__" if name == "__mp_main__" else name
-
-
-_WORKER_MARK = "liteflow-worker-"
 
 
 def _importing_in_child() -> bool:
@@ -4419,9 +4417,6 @@ def _file_identity(path: str) -> tuple[int, int, int] | None:
     return None
 
 
-_own_identity = _file_identity(__file__)
-
-
 # --- Store: a run's writes ------------------------------------------------------------------------
 
 _DIED = "its scheduler died"
@@ -5274,6 +5269,7 @@ _REASON_LIMIT = 300  # characters of what an exception says, in its reason
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
+_own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
 
