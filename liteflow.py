@@ -2224,9 +2224,11 @@ class _GroupFunction(_Decorated[P, R]):
             result = self.function(*args, **kwargs)
         if expand is not None:
             constants = [x for x in expand.sources.values() if isinstance(x, list)]
+            # All of them come to each task.
+            held = [leaf for leaf in _leaves(constants) if isinstance(leaf, _Mappable)]
             for member in group.children:
                 member._map_over(expand)
-                member._wait_for_results(constants)  # all of them come to each task
+                member._wait_for_results(held)
             for member in group._starts():  # the others wait for these
                 member._wait_for_results(expand.sources)
         return group if result is None else result
