@@ -2268,8 +2268,9 @@ class _TaskDecorator:
         if function is None:
             return functools.partial(self, **settings)
         settings = {"dag": self._dag, **settings}
-        made = _TaskFunction(function, _task_parameters(function), settings)
-        return _copy_with(made, _maker=self._maker)
+        made: Any = _TaskFunction(function, _task_parameters(function), settings)
+        made._maker = self._maker
+        return made
 
     python: _TaskDecorator = _decorator_of(PythonOperator)
     branch: _TaskDecorator = _decorator_of(BranchPythonOperator)
@@ -5794,7 +5795,8 @@ def _name_of(execution: _Execution) -> dict[str, str]:
 
     def made() -> str:  # as in Airflow, it knows the arguments of a function by their names
         arguments = getattr(execution.context["task"], "op_kwargs", {})
-        return str(_rendered(execution.task.map_index_template, {**arguments, **execution.context}))
+        template = execution.task.map_index_template
+        return str(_rendered(template, {**arguments, **execution.context}))
 
     try:
         return {"name": _storable(_shown(_as_running(execution, made), _PREVIEW, str))}
