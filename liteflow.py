@@ -10345,9 +10345,15 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti._db_path = run._path
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
-    ti.max_tries, ti._attempt = row.max_tries, row.task_attempt_state
-    ti.interrupted = row.task_attempt_state == "interrupted" and (attempt or not row.cleared)
-    if attempt or not (ti.state is None or ti.interrupted):  # else it is to run again
+    ti.max_tries, was = row.max_tries, row.task_attempt_state
+    if not attempt:
+        # What was decided anew since its latest attempt was cleared, or stands in a later stretch.
+        open_again = ti.state in (None, _S.UPSTREAM_FAILED, _S.SKIPPED) and was != "skipped"
+        is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
+        was = None if row.cleared or (open_again and is_past) else was
+    ti._attempt = was
+    ti.interrupted = was == "interrupted" or (was == "failed" and ti.state is None)
+    if attempt or ((ti.state or ti.interrupted) and was not in (None, "interrupted")):
         ti.pid, ti.error = row.pid, row.error
         ti.start_date = _moment(row.start_date)
         ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # of a poke before
@@ -10805,8 +10811,9 @@ def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[T
     instances = run._instances(attempts, **which)
     for ti in instances if died else ():
         if ti.state is not None and ti.state not in _ENDED:
-            ti.state, ti.interrupted, ti.end_date = None, True, None
-            ti.start_date = ti.start_date if attempts else None
+            if ti.state is not _S.UP_FOR_RETRY:  # whose attempt has ended
+                ti.start_date, ti.end_date = ti.start_date if attempts else None, None
+            ti.state, ti.interrupted = None, True
     return instances
 
 
@@ -11223,12 +11230,11 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
     """What failed beside what is told, what was cut off in or between attempts, and callbacks."""
     known = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
-    cut = [_with_element(ti) for ti in instances if ti._word == "interrupted"]
-    began = _moment(run._row.resumed_date) or run.start_date
+    cut = []
     for ti in instances:
-        missed_retry = ti.state is _S.SKIPPED and ti._attempt == "failed"
-        if missed_retry and began and ti.end_date and ti.end_date >= began:  # since the last resume
-            cut.append(f"{_with_element(ti)} ({_last_line(ti.error)})")
+        if ti._word == "interrupted" or (ti.state is _S.SKIPPED and ti._attempt == "failed"):
+            why = f" ({_last_line(ti.error)})" if ti.error else ""
+            cut.append(f"{_with_element(ti)}{why}")
     lines = [f"failed, too: {_few(rest)}"] if rest else []
     lines += [f"cut off: {_few(cut)}"] if cut else []
     return lines + _failed_callbacks(run)

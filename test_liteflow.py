@@ -12203,6 +12203,18 @@ class Made:
 class AgainTest(FlowCase):
     """What a resume keeps, and what it runs again."""
 
+    def test_what_does_not_run_again_shows_nothing_of_an_earlier_stretch(self):
+        with DAG("anew") as dag:
+            self.step("a")() >> self.step("b")()
+        self.bad = {"b"}
+        self.go(dag)
+        self.bad = {"a"}
+        self.last.clear("a")
+        self.resume(dag)
+        ti = self.last.get_task_instance("b")
+        self.assertEqual((ti.state, ti.try_number), ("upstream_failed", 1))
+        self.assertEqual((ti.error, ti.start_date, ti.end_date, ti.pid), (None,) * 4)
+
     def test_who_is_told_of_a_resume_may_wait_for_a_thread_that_looks(self):
         with DAG("d") as made:
             self.step("a")() >> self.step("b")()
@@ -19672,6 +19684,46 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertIn(
             "\ncut off: fetch[1] 'b' (ended by dagrun_timeout), flaky (OSError: flaky net)\n", text
         )
+
+    def test_what_waited_for_its_next_try_is_cut_off_and_what_is_to_come_is_not(self):
+        self.script(
+            """
+            import os, time
+            from liteflow import DAG, task
+            with DAG("cut") as dag:
+                @task(retries=1, retry_delay=60, priority_weight=9)
+                def flaky():
+                    if not os.path.exists("mended"): raise OSError("flaky net")
+                    hold("again")
+                @task
+                def slow(): hold("going")
+                @task
+                def after(): pass
+                def hold(name):
+                    open(name, "w").close()
+                    time.sleep(60)
+                flaky(); slow() >> after()
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        one = ("my_flow.py", "--quiet", "--max-workers", "1")
+        first = self.start(*one)
+        self.assertTrue(wait_until((self.folder / "going").exists))
+        first.send_signal(signal.SIGTERM)
+        told = "cut off: flaky (OSError: flaky net), slow\n"
+        self.assertIn(told, first.communicate(timeout=LIMIT)[1])
+        shown = self.cli("show", "cut").stdout
+        self.assertIn(told, shown)
+        self.assertRegex(shown, r"flaky +interrupted +1 .* OSError: flaky net\n")
+        (self.folder / "mended").touch()
+        second = self.start(*one, "--resume")
+        self.assertTrue(wait_until((self.folder / "again").exists))
+        shown = self.cli("show", "cut").stdout
+        self.assertNotRegex(shown, "interrupted|cut off|flaky net")
+        second.kill()  # as long as nobody has closed it, it is told likewise
+        second.communicate(timeout=LIMIT)
+        self.assertIn("cut off: flaky\n", self.cli("show", "cut").stdout)
 
     def test_it_goes_on_as_it_was_started(self):
         """With its pools, as a module of a package, by its own interpreter, wherever one looks."""
