@@ -10917,7 +10917,8 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)  # milliseconds, as `dateFormat x` says; so is `length`
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
-        text = f"{line.label} {_spaced(line.state)}".removesuffix(" success").strip() or " "
+        said = "" if line.style == "success" else _spaced(line.state)
+        text = f"{line.label} {said}".strip() or " "
         # The first letter is a code, so that no name is a word of Mermaid's, as `section` is.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         bars.append((start, end, f"{name} :{_STYLES[line.style].tag}"))

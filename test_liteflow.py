@@ -17908,6 +17908,14 @@ class CommandLineTest(ScriptCase):
         more = liteflow._MOST_SHOWN + 3 - liteflow._FEW_TOLD
         self.assertIn(f"; and {more} more", runs)
 
+    def test_few_instances_are_told_as_many_are(self):
+        with DAG("flow") as d:
+            task(task_id="each")(lambda x: int(x)).expand(x=["1", "no", "2"])
+            task(task_id="fine")(one_argument).expand(x=[*range(5)])
+        d.test(db_path=self.db)
+        gantt = self.assert_exit(0, "visualize", "--gantt", "flow", "--db", self.db).stdout
+        self.assertRegex(gantt, r"\n    #\d+;ine x 5 :done, ")
+
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
         for run_id in ("first", "second"):
             self.ran(run_id=run_id)
