@@ -12376,8 +12376,8 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     elif run._row.values_deleted:
         print("\nits values were deleted (prune --values)")
     _show_errors(run, instances)
-    if instances and instances[0].state is _S.FAILED:
-        again = _script_command(run, {"--task": instances[0]._label})
+    if failed := next((ti for ti in instances if ti.state is _S.FAILED), None):
+        again = _script_command(run, {"--task": failed._label})
         ways = {"alone, for a debugger": again, **_way_on(run, instances)}
         print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
 

@@ -17915,6 +17915,8 @@ class CommandLineTest(ScriptCase):
         d.test(db_path=self.db)
         gantt = self.assert_exit(0, "visualize", "--gantt", "flow", "--db", self.db).stdout
         self.assertRegex(gantt, r"\n    #\d+;ine x 5 :done, ")
+        shown = self.assert_exit(0, "show", "flow", "each", "--db", self.db).stdout
+        self.assertRegex(shown, r"\nalone, for a debugger: .* --task 'each\[1\]' .*\nto go on once")
 
     def test_delete_takes_whole_names_and_forgets_a_dag_that_is_confirmed(self):
         for run_id in ("first", "second"):
