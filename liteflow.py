@@ -5211,24 +5211,33 @@ def _canonical(value: Any) -> bytes:
         return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
     if isinstance(value, XComArg):
         return f"result {value.operator.task_id} {value.key}".encode()
-    if isinstance(value, os.PathLike):
+    if isinstance(value, pathlib.PurePath):
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
-        return f"enum {kind.__qualname__}.{value.name}".encode()
+        return f"enum {_lasting_name(kind)}.{value.name}".encode()
     if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
-        return kind.__qualname__.encode() + _canonical({n: getattr(value, n) for n in names})
+        return _lasting_name(kind).encode() + _canonical({n: getattr(value, n) for n in names})
     data = io.BytesIO()
     _CanonicalPickler(data, 2).dump(value)
     return data.getvalue()
 
 
+def _lasting_name(value: Any) -> str:
+    """The name of a class or function, with its module's last name: the script's own, too."""
+    module = value.__module__ or ""
+    if _module_name(module) == "__main__":  # so that it is the same where the script is imported
+        file = _file_of(vars(sys.modules["__main__"])) or ""
+        module = os.path.splitext(os.path.basename(file))[0]
+    return f"{module.rpartition('.')[2]}.{value.__qualname__}"
+
+
 class _CanonicalPickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> str | bytes | None:
         """What to write in place of a set, whose own order differs from process to process, and of
-        a class or function, whose module is `__main__` where it is the script, or may move."""
+        a class or function."""
         if isinstance(value, (type, types.FunctionType)):
-            return value.__qualname__
+            return _lasting_name(value)
         return _canonical(value) if type(value) in (set, frozenset) else None
 
 

@@ -12777,9 +12777,26 @@ class AgainTest(FlowCase):
     def test_elements_of_the_script_s_own_class_are_known_where_it_was_imported(self):
         self.bad = {"z"}
         self.go(self.loading([Boxed("a"), Boxed("b")]))
-        main = mock.patch.object(sys.modules["__main__"], "Boxed", Boxed, create=True)
+        main = {"Boxed": Boxed, "__file__": __file__}
+        main = mock.patch.multiple(sys.modules["__main__"], create=True, **main)
         with main, mock.patch.object(Boxed, "__module__", "__main__"):  # the script has started
             self.assertEqual(self.resume(self.loading([Boxed("b"), Boxed("a")])), ["z"])
+
+    def test_elements_that_differ_in_their_module_or_beside_their_path_are_told_apart(self):
+        class Upload(Boxed):
+            def __fspath__(self):
+                return "a.csv"
+
+        names = "users", "orders", "items"
+        functions = [types.FunctionType((lambda: 0).__code__, {"__name__": name}) for name in names]
+        for all_of in ([Upload("a"), Upload("b"), Upload("c")], functions):
+            with self.subTest(all_of=all_of):
+                keys = []
+                for over in (all_of, all_of[1:]):
+                    d = self.loading(over)
+                    mapping = d.get_task("load")._mapping
+                    keys.append(liteflow._element_keys(mapping, liteflow._Known({})))
+                self.assertEqual(keys[0][1:], keys[1])
 
     def test_elements_that_change_places_or_stand_twice_keep_their_success(self):
         self.bad = {"z"}
