@@ -5189,11 +5189,13 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
 
     seen: collections.Counter[str] = collections.Counter()
     keys = []
+    names = len(mapping.sources) > 1  # one alone may be renamed
     for i in range(mapping.count(known)):
-        parts = [
-            constant(name, where[0]) if kind == "constant" else repr((kind, *where)).encode()
+        parts = sorted(
+            f"{name} ".encode() * names
+            + (constant(name, where[0]) if kind == "constant" else repr((kind, *where)).encode())
             for name, (kind, *where) in mapping.elements(i, known)
-        ]
+        )
         key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
         keys.append(f"{key}.{seen[key]}" if seen[key] else key)
         seen[key] += 1

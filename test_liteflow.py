@@ -12798,6 +12798,24 @@ class AgainTest(FlowCase):
                     keys.append(liteflow._element_keys(mapping, liteflow._Known({})))
                 self.assertEqual(keys[0][1:], keys[1])
 
+    def test_an_element_of_several_arguments_is_known_by_their_names(self):
+        def flow(**over):
+            with DAG("d") as d:
+
+                @task
+                def copy_to(src, dst):
+                    self.ran.append(f"{src}-{dst}")
+
+                copy_to.expand(**over)
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.go(flow(src=["a", "b"], dst=["b", "c"]))
+        swapped = flow(dst=["a", "b"], src=["b", "c"])
+        self.assertEqual(self.resume(swapped), ["b-a", "c-a", "c-b", "z"])
+        self.assertEqual(self.resume(flow(src=["b", "c"], dst=["a", "b"])), ["z"])
+
     def test_elements_that_change_places_or_stand_twice_keep_their_success(self):
         self.bad = {"z"}
         self.go(self.loading(["a", "b", "a"]))
