@@ -3872,7 +3872,7 @@ class _Resumption:
             del found[-1]
         elif -1 in rows and (mapping is None or not rows[-1].try_number):
             found[-1] = rows.pop(-1)  # else it was not mapped when it ran under this index
-        if mapping is not None and keys is None:
+        if mapping is not None and mapping.source_ids and not keys:
             self.unexpanded.add(task.task_id)
         self._indexes[task.task_id] = list(found)
         self._remove(rows, found)

@@ -12727,6 +12727,21 @@ class AgainTest(FlowCase):
             self.step("z")()
         return d
 
+    def test_what_a_setup_gives_may_have_been_empty_meanwhile(self):
+        def flow(*given):
+            with DAG("d") as d:
+                s = self.step("s", result=[*given], kind="setup")()
+                w = self.step("w", result=lambda x: x).expand(x=s)
+                w >> self.step("t", kind="teardown")().as_teardown(setups=s)
+            return d
+
+        self.bad = {("w", "b")}
+        self.go(flow("a", "b"))
+        self.bad = set()
+        self.resume(flow())  # taken along, it gives nothing: w[1] fails
+        self.assertEqual(self.resume(flow("c", "d", "e")), ["s", "t", "w:c", "w:d", "w:e"])
+        self.assertEqual(self.last.xcom_pull("w"), ["c", "d", "e"])
+
     def test_a_list_that_became_shorter_keeps_what_it_still_has(self):
         self.bad = {("load", "bad"), "z"}
         self.go(self.loading(["a", "bad", "b"]))
