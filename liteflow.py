@@ -9169,6 +9169,8 @@ class _Start:
             previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
             self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
         keys, previews = self._keys[id(mapping)]
+        if index >= mapping.count(self.plan.known):  # a setup that was taken along gives fewer now
+            return keys[index], None
         constants, results = {}, []
         for name, (kind, *where) in mapping.elements(index, self.plan.known):
             if kind == "constant":

@@ -12742,6 +12742,26 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow("c", "d", "e")), ["s", "t", "w:c", "w:d", "w:e"])
         self.assertEqual(self.last.xcom_pull("w"), ["c", "d", "e"])
 
+    def test_a_new_task_of_a_group_whose_setup_gives_nothing_now(self):
+        def flow(given, *more):
+            with DAG("d") as d:
+                s = self.step("s", result=given, kind="setup")()
+
+                @task_group(group_id="g", prefix_group_id=False)
+                def group(x):
+                    chain(*(self.step(name)(x) for name in ("w", *more)))
+
+                made = group.expand(x=s)
+                made >> self.step("t", kind="teardown")().as_teardown(setups=s)
+            return d
+
+        self.bad = {("w", "b")}
+        self.go(flow(["a", "b"]))
+        self.bad = set()
+        self.assertEqual(self.resume(flow([], "v")), ["s", "t"])
+        self.assertEqual(self.state_of("v[0]", "v[1]"), ["failed", "upstream_failed"])
+        self.assertEqual(self.resume(flow(["c"], "v")), ["s", "t", "v:c", "w:c"])
+
     def test_a_list_that_became_shorter_keeps_what_it_still_has(self):
         self.bad = {("load", "bad"), "z"}
         self.go(self.loading(["a", "bad", "b"]))
