@@ -5213,7 +5213,8 @@ def _canonical(value: Any) -> bytes:
         return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
     if isinstance(value, XComArg):
         return f"result {value.operator.task_id} {value.key}".encode()
-    if isinstance(value, pathlib.PurePath):
+    # One with more to it (an upload with its target, say) is not its path alone.
+    if isinstance(value, os.PathLike) and kind.__module__.partition(".")[0] == "pathlib":
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
         return f"enum {_lasting_name(kind)}.{value.name}".encode()
