@@ -4689,7 +4689,7 @@ class _Store:
                 for i in node.instances:
                     mapped = node.mapping is not None and i.map_index >= 0
                     element, preview = self.element_of(i, node.mapping) if mapped else ("", "")
-                    if i.row_id and i.state in (_S.SUCCESS, _S.SKIPPED):
+                    if i.row_id and i.try_number and i.state in (_S.SUCCESS, _S.SKIPPED):
                         preview = ""  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
                     yield (

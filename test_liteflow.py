@@ -7048,6 +7048,23 @@ class OperatorsTest(Case):
             run = liteflow._Run(d, db_path=self.db, resume=resume, in_process=True).execute()
             self.assertEqual(run.get_task_instance("f", 0).element, "file a")
 
+    def test_one_that_is_skipped_as_its_group_expands_is_named_as_the_others(self):
+        with DAG("d") as d:
+
+            @task_group
+            def each(x):
+                task(one_argument)(x)
+
+            @task
+            def skips():
+                raise AirflowSkipException
+
+            skips() >> each.expand(x=task(task_id="give")(lambda: ["a", "b"])())
+        each = d.test(db_path=self.db).get_task_instances()[-2:]
+        self.assertEqual(
+            [(x.state, x.element) for x in each], [("skipped", x) for x in ("'a'", "'b'")]
+        )
+
     def test_without_jinja_an_instance_is_named_by_what_it_is_mapped_over(self):
         with DAG("d") as d:
             task(map_index_template="{{ ti }}")(one_argument).expand(x=["a"])
