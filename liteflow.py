@@ -5067,7 +5067,10 @@ def _is_script(module: str) -> bool:
     path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     if module in sys.modules or os.path.basename(path) != f"{module.rpartition('.')[2]}.py":
         return False
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # its package is not here
+        return False
     return bool(spec and spec.origin and os.path.realpath(spec.origin) == os.path.realpath(path))
 
 

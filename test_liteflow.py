@@ -4020,6 +4020,11 @@ class ValuesTest(Case):
                 sys.modules["shapes"] = there
                 with self.assertRaisesRegex(kind, why):
                     liteflow._load(stored)
+            # A script of the same name, run beside the package that it was imported from.
+            stored = b"\x80\x05\x8c\x0bgone.shapes\x8c\x03Dot\x93."
+            main = mock.patch.object(sys.modules["__main__"], "__file__", "shapes.py")
+            with main, self.assertRaisesRegex(ImportError, r"the value needs gone\.shapes\.Dot"):
+                liteflow._load(stored)
 
     def test_values_of_who_imported_the_script_are_its_own_where_it_is_resumed(self):
         self.script(
