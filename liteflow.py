@@ -5230,12 +5230,22 @@ def _canonical(value: Any) -> bytes:
 
 
 def _lasting_name(value: Any) -> str:
-    """The name of a class or function, with its module's last name: the script's own, too."""
+    """The name of a class or function, with its module's: the script's as who imports it has it."""
     module = value.__module__ or ""
-    if _module_name(module) == "__main__":  # so that it is the same where the script is imported
-        file = _file_of(vars(sys.modules["__main__"])) or ""
-        module = os.path.splitext(os.path.basename(file))[0]
-    return f"{module.rpartition('.')[2]}.{value.__qualname__}"
+    if _module_name(module) == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)  # of `python -m`
+        module = spec.name if spec else _name_in_package(_file_of(vars(main)) or "")
+    return f"{module}.{value.__qualname__}"
+
+
+@functools.cache
+def _name_in_package(path: str) -> str:
+    """The module's name of a script's file: with the packages that it lies in."""
+    file = pathlib.Path(path)
+    in_package = itertools.takewhile(lambda x: (x / "__init__.py").is_file(), file.parents)
+    names = [file.stem, *(folder.name for folder in in_package)]
+    return ".".join(reversed(names))
 
 
 class _CanonicalPickler(pickle.Pickler):

@@ -12834,17 +12834,26 @@ class AgainTest(FlowCase):
     def test_elements_of_the_script_s_own_class_are_known_where_it_was_imported(self):
         self.bad = {"z"}
         self.go(self.loading([Boxed("a"), Boxed("b")]))
-        main = {"Boxed": Boxed, "__file__": __file__}
+        main = {"Boxed": Boxed, "__file__": __file__, "__spec__": None}
         main = mock.patch.multiple(sys.modules["__main__"], create=True, **main)
         with main, mock.patch.object(Boxed, "__module__", "__main__"):  # the script has started
             self.assertEqual(self.resume(self.loading([Boxed("b"), Boxed("a")])), ["z"])
+
+    def test_the_script_goes_by_the_name_that_its_package_gives_it(self):
+        (self.folder / "pkg").mkdir()
+        (self.folder / "pkg/__init__.py").touch()
+        self.script("import liteflow\nclass C: pass\nprint(liteflow._lasting_name(C))")
+        os.rename(self.folder / "my_flow.py", self.folder / "pkg/flow.py")
+        copy_liteflow(self.folder / "pkg")
+        for way in ("pkg/flow.py",), ("-m", "pkg.flow"), ("-c", "import pkg.flow"):
+            self.assertEqual(self.python(*way).stdout, "pkg.flow.C\n")
 
     def test_elements_that_differ_in_their_module_or_beside_their_path_are_told_apart(self):
         class Upload(Boxed):
             def __fspath__(self):
                 return "a.csv"
 
-        names = "users", "orders", "items"
+        names = "users.load", "orders.load", "items.load"
         functions = [types.FunctionType((lambda: 0).__code__, {"__name__": name}) for name in names]
         for all_of in ([Upload("a"), Upload("b"), Upload("c")], functions):
             with self.subTest(all_of=all_of):
