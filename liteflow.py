@@ -5826,7 +5826,7 @@ def _name_of(execution: _Execution) -> dict[str, str]:
     try:
         return {"name": _storable(_shown(_as_running(execution, made), _PREVIEW, str))}
     except Exception as error:  # a template is the user's code
-        if not isinstance(error, ImportError):
+        if not (isinstance(error, ImportError) and error.name == "jinja2"):
             _note(f"map_index_template failed: {_brief(error)}")
         return {}
 

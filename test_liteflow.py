@@ -7039,6 +7039,23 @@ class OperatorsTest(Case):
         self.assertEqual(found, ["0", "1"])
         self.assertIn("map_index_template failed: ZeroDivisionError: ", err.getvalue())
 
+    def test_a_name_of_a_value_whose_module_has_gone_is_told(self):
+        self.with_jinja()
+        module = types.ModuleType("shapes")
+        exec("class Dot: pass", vars(module))
+        with DAG("d") as d:
+
+            @task(map_index_template="{{ ti.xcom_pull(key='dot') }}")
+            def f(x, ti):
+                ti.xcom_push("dot", module.Dot())
+                del sys.modules["shapes"]
+
+            f.expand(x=[0])
+        there = mock.patch.dict(sys.modules, shapes=module)
+        with there, contextlib.redirect_stderr(err := io.StringIO()):
+            d.test(db_path=self.db).raise_if_failed()
+        self.assertIn("map_index_template failed: ImportError: the value needs", err.getvalue())
+
     def test_one_that_skipped_itself_keeps_its_name_in_a_resume(self):
         self.with_jinja()
         with DAG("d") as d:
