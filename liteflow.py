@@ -8142,9 +8142,10 @@ class _SlotRunner(_Runner):
 
     def room(self, jobs: int) -> int:
         working = [slot for slot in self._slots if slot.state == "serving" and slot.spoilt is None]
-        idle = 0 if self._deaf else sum([slot.is_idle for slot in working])
-        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         waiting = len(self._out) + len(self._unsent)
+        # With no job left before them, as all were withdrawn, they would say nothing ever again.
+        idle = 0 if self._deaf and waiting else sum([slot.is_idle for slot in working])
+        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1

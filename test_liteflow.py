@@ -8138,14 +8138,20 @@ class QueueTest(QueueCase):
         job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
         runner.start(mock.Mock(), job)
         runner._look_for_stalled(runner._heard + 1)
-        runner._unsent.clear()
+        runner._lend = bool  # its pool has no more
         self.assertEqual(runner.room(1), 0)  # until it is known who is well
+        runner._unsent.clear()
         other.is_idle, other.receive = False, lambda: [("left", [])]
         runner._hear(other)
         self.assertEqual(runner.room(1), 1)
         runner._out[9] = mock.Mock(), job  # in the hand of a worker that is stopped
         runner._look_for_stalled(runner._heard + 1)
         late.is_idle = other.is_idle = True
+        self.assertEqual(runner.room(1), 1)
+        runner.start(mock.Mock(), job)
+        runner._out.pop(9)
+        runner._look_for_stalled(runner._heard + 1)
+        runner.withdraw()  # as the run is stopped: a teardown is still to run
         self.assertEqual(runner.room(1), 1)
         runner._slots = []
 
