@@ -6896,6 +6896,7 @@ class _ForkedServer:
     def __init__(self, fallback: str | None) -> None:
         self.fallback = fallback  # the start method of workers once the server is gone
         self.born = _monotonic()
+        self._dags = weakref.WeakSet(_built.values())  # one that another replaced is not found
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
@@ -6923,7 +6924,8 @@ class _ForkedServer:
         """Whether its workers can find the runner's tasks: the DAG had them when it was forked, or
         other tasks had the same functions, which can then be found by name."""
         called = [getattr(task, "python_callable", None) for task in runner.dag.tasks]
-        known = runner.dag._born <= self.born or all(id(x) in self._functions for x in called)
+        known = runner.dag in self._dags and runner.dag._born <= self.born
+        known = known or all(id(x) in self._functions for x in called)
         return known and not self.is_gone and self.born >= runner.since
 
     def ask(self, *ended: int, file: int | None = None) -> Any:

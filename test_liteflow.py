@@ -5187,6 +5187,26 @@ class FindingTest(Case):
         done = self.python("my_flow.py")
         self.assertIn("was edited: this worker has another version", done.stdout, done.stderr)
 
+    def test_a_dag_of_before_a_reload_is_not_taken_for_the_one_that_came_after(self):
+        source = "from liteflow import DAG, task\nwith DAG('d') as dag:\n    task(task_id='f')(lambda: {})()\n"
+        self.script(
+            f"""
+            import importlib
+            from pathlib import Path
+            import loaded
+            if __name__ == "__main__":
+                old = loaded.dag
+                Path("loaded.py").write_text({source.format("'new'")!r})
+                importlib.reload(loaded)
+                print(old.run().log("f"))
+                print(loaded.dag.run().xcom_pull("f"))
+            """
+        )
+        (self.folder / "loaded.py").write_text(source.format(1))
+        done = self.python("-B", "my_flow.py")
+        self.assertIn("was edited: this worker has another version", done.stdout, done.stderr)
+        self.assertTrue(done.stdout.endswith("\nnew\n"), done.stderr)
+
     def test_code_that_is_of_no_file_takes_functions_of_modules(self):
         (self.folder / "notes.txt").touch()
         self.script(
