@@ -10378,7 +10378,9 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
         # What was decided anew since its latest attempt was cleared, or stands in a later stretch.
-        open_again = ti.state in (None, _S.UPSTREAM_FAILED, _S.SKIPPED) and was != "skipped"
+        open_again = ti.state in (None, _S.UPSTREAM_FAILED) or (
+            ti.state is _S.SKIPPED and was != "skipped"
+        )
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
         was = None if row.cleared or (open_again and is_past) else was
     ti._attempt = was

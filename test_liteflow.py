@@ -12269,16 +12269,21 @@ class AgainTest(FlowCase):
     """What a resume keeps, and what it runs again."""
 
     def test_what_does_not_run_again_shows_nothing_of_an_earlier_stretch(self):
+        @task
+        def skips():
+            raise AirflowSkipException
+
         with DAG("anew") as dag:
-            self.step("a")() >> self.step("b")()
+            self.step("a")() >> [self.step("b")(), skips()]
         self.bad = {"b"}
         self.go(dag)
         self.bad = {"a"}
         self.last.clear("a")
         self.resume(dag)
-        ti = self.last.get_task_instance("b")
-        self.assertEqual((ti.state, ti.try_number), ("upstream_failed", 1))
-        self.assertEqual((ti.error, ti.start_date, ti.end_date, ti.pid), (None,) * 4)
+        for ti in map(self.last.get_task_instance, ("b", "skips")):
+            with self.subTest(ti.task_id):
+                self.assertEqual((ti.state, ti.try_number), ("upstream_failed", 1))
+                self.assertEqual((ti.error, ti.start_date, ti.end_date, ti.pid), (None,) * 4)
 
     def test_who_is_told_of_a_resume_may_wait_for_a_thread_that_looks(self):
         with DAG("d") as made:
