@@ -8941,7 +8941,7 @@ class _Start:
             if os.getpid() == pid:
                 self._caught.append(number)
                 self.runner.wake()
-                told_in = (_say.__code__, _print.__code__)
+                told_in = (_write.__code__, _print.__code__)  # their callers suppress it
                 if len(self._caught) > 1 and getattr(frame, "f_code", None) in told_in:
                     self.report.mute()
                     raise BlockingIOError  # it waits for somebody to read what it tells
@@ -11097,8 +11097,12 @@ def _tail(text: str, count: int = 10) -> list[str]:
 def _say(line: str, end: str = "\n") -> None:
     """Write a line to standard error, if it can still be written to: nothing depends on it."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
-        sys.stderr.write(f"{line}{end}")
-        sys.stderr.flush()
+        _write(f"{line}{end}", sys.stderr)
+
+
+def _write(text: str, stream: Any) -> None:
+    stream.write(text)
+    stream.flush()
 
 
 def _print(text: str) -> None:
@@ -11741,7 +11745,7 @@ class _Report:
 
     def mute(self) -> None:
         """Tell nothing more but to the logger: nobody reads it."""
-        self._say, self._logs, self.redraws = str, None, False
+        self._say, self._logs, self.redraws, self._drawn = str, None, False, 0
 
     def tell(self, line: str, state: str | None = None) -> None:
         line = _clean(line)

@@ -14109,6 +14109,31 @@ class StopTest(Case):
         process.communicate(timeout=LIMIT)
         self.assertEqual(process.returncode, 130)
 
+    def test_a_second_signal_mutes_a_report_wherever_it_comes(self):
+        with DAG("d") as d:
+            task(one_argument)(1)
+        report, told = liteflow._Report(True), 0
+        run = liteflow._Run(d, db_path=self.db, progress=report)
+        self.addCleanup(run.runner.close)
+        self.enterContext(contextlib.redirect_stderr(written := io.StringIO()))
+        before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        with contextlib.ExitStack() as put_back:
+            run._note_signals(put_back)
+            signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGTERM))
+            signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+            while told < 100:  # nothing that it raises gets out
+                report._say, report.redraws, report._drawn = liteflow._say, True, 1
+                report.tell("a line")
+                told += not report.redraws
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            report._drawn = 1
+            report.mute()
+            written.truncate(written.seek(0))
+            report.tell("a line")
+        self.assertEqual(written.getvalue(), "")
+
     def test_a_second_signal_ends_at_once(self):
         (self.folder / "slow").touch()
         process = self.begin()
