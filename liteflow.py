@@ -2744,11 +2744,15 @@ def _importing_in_child() -> bool:
 
 
 @overload
-def dag(function: Callable[P, Any], /) -> Callable[P, Dag]: ...
+def dag(function: Callable[P, Any], /) -> Callable[P, Dag]:
+    """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG."""
+
+
 @overload
-def dag(
-    dag_id: str = ..., /, **settings: Any
-) -> Callable[[Callable[P, Any]], Callable[P, Dag]]: ...
+def dag(dag_id: str = ..., /, **settings: Any) -> Callable[[Callable[P, Any]], Callable[P, Dag]]:
+    """`@dag(...)`: the same with an id other than the function's name, or settings of a DAG."""
+
+
 def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
     """`@dag`: make a DAG of the function's tasks; calling the function returns the DAG.
 
