@@ -8434,8 +8434,8 @@ class _SlotRunner(_Runner):
             self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or slot.exitcode == _UNGUARDED:
             told = ", standard error tells why" if slot.exitcode == 1 else ""  # multiprocessing's
-            why = f"or imported the script: {_end_of(slot.exitcode)}{told}"
-            self._fail_start(slot, f"a worker ended as it started, {why}")
+            why = f"{_end_of(slot.exitcode)}{told}"
+            self._fail_start(slot, f"a worker ended as it started, or imported the script: {why}")
         if self._out:  # it may have taken one without a word, or its words have been garbled
             self._send_again(self._recall())
             self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
@@ -8494,7 +8494,7 @@ class _SlotRunner(_Runner):
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
             more = _of_replaced()  # which a worker's end may tell already
-            raise (_Killed if killed else UnreachableTask)(f"{why.removesuffix(more)}{more}")
+            raise (_Killed if killed else UnreachableTask)(why if more in why else f"{why}{more}")
 
     # Output, and its own end.
 
@@ -8945,8 +8945,8 @@ class _Start:
             if os.getpid() == pid:
                 self._caught.append(number)
                 self.runner.wake()
-                told_in = (_write.__code__, _print.__code__)  # their callers suppress it
-                if len(self._caught) > 1 and getattr(frame, "f_code", None) in told_in:
+                # All that a run tells goes through `_print`, whose callers suppress it.
+                if len(self._caught) > 1 and getattr(frame, "f_code", None) is _print.__code__:
                     self.report.mute()
                     raise BlockingIOError  # it waits for somebody to read what it tells
             else:
@@ -11100,17 +11100,13 @@ def _tail(text: str, count: int = 10) -> list[str]:
 
 def _say(line: str, end: str = "\n") -> None:
     """Write a line to standard error, if it can still be written to: nothing depends on it."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # None, where it was closed
-        _write(f"{line}{end}", sys.stderr)
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if sys.stderr is not None:  # as where it was closed
+            _print(f"{line}{end}", sys.stderr)
 
 
-def _write(text: str, stream: Any) -> None:
-    stream.write(text)
-    stream.flush()
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
+def _print(text: str, stream: Any = None) -> None:
+    print(text, end="", file=stream, flush=True)
 
 
 def _typed(*words: str) -> str:

@@ -7875,7 +7875,7 @@ class QueueTest(QueueCase):
         self.check_stop_in_hand(signal.SIGCONT)
 
     def test_a_death_that_is_heard_of_while_another_is_settled_is_in_doubt_itself(self):
-        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         names = "served spoilt state attempt exitcode deadline is_idle"
         values = (True, None, "serving", None, -9, None, True)
@@ -8071,7 +8071,7 @@ class QueueTest(QueueCase):
         self.assertLess(abs(datetime.datetime.fromisoformat(seen) - began).total_seconds(), 0.7)
 
     def test_what_is_idle_goes_to_a_run_in_line_as_soon_as_all_jobs_are_taken(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         heard = []
         with mock.patch.object(
@@ -8082,7 +8082,7 @@ class QueueTest(QueueCase):
         self.assertEqual(len(heard), 1)
 
     def test_a_run_that_could_spare_more_than_others_wait_for_sleeps_meanwhile(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         runner._pool._slot_line[mock.Mock()] = None
         runner._poll = mock.Mock(poll=mock.Mock(return_value=[]))
@@ -8092,7 +8092,7 @@ class QueueTest(QueueCase):
         self.assertGreater(slept, 0.0)
 
     def test_only_who_is_to_end_at_once_is_killed_without_a_grace(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         for now, killed in ((False, []), (True, [mock.call(signal.SIGKILL)])):
             slot = mock.Mock(attempt=(attempt := mock.Mock()), state="serving")
@@ -8102,7 +8102,7 @@ class QueueTest(QueueCase):
             self.assertEqual(slot.signal_group.call_args_list, killed)
 
     def test_a_second_look_at_the_runs_waits_for_workers_that_still_import(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         slot = mock.Mock(state="asked")
         runner._slots, runner._found = [slot], ([], set())
@@ -8113,7 +8113,7 @@ class QueueTest(QueueCase):
         runner._slots = []
 
     def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         states = "asked", "held", "calling", "joined", "serving"
         runner._slots = [mock.Mock(state=state, spoilt=None, is_idle=False) for state in states]
@@ -8125,7 +8125,7 @@ class QueueTest(QueueCase):
 
     def test_who_stands_in_line_wakes_those_that_can_spare_and_who_leaves_it_the_next(self):
         made = WorkerPool(1)
-        runners = [liteflow._SlotRunner(made, False, DAG("d"), False) for _ in range(3)]
+        runners = [liteflow._SlotRunner(made, False, DAG("d"), 0.0) for _ in range(3)]
         for each in runners:
             self.addCleanup(each.close)
             self.enterContext(mock.patch.object(each, "wake"))
@@ -8139,7 +8139,7 @@ class QueueTest(QueueCase):
 
     @LINUX
     def test_a_job_that_an_idle_worker_leaves_in_the_queue_is_sent_again(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         runner._slots = [mock.Mock(is_idle=True, shared=bytearray(2))]
         job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
@@ -8150,7 +8150,7 @@ class QueueTest(QueueCase):
 
     @LINUX
     def test_a_worker_that_was_late_gets_jobs_again_once_any_other_has_spoken(self):
-        runner = liteflow._SlotRunner(WorkerPool(2), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(2), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         common = {"state": "serving", "spoilt": None, "gone": False}
         late, other = (mock.Mock(**common, is_idle=True, shared=bytearray(2)) for _ in "ab")
@@ -8177,7 +8177,7 @@ class QueueTest(QueueCase):
 
     def test_a_run_with_jobs_to_do_spares_what_is_more_than_its_share(self):
         pool = WorkerPool(6)
-        runner, other = (liteflow._SlotRunner(pool, False, DAG("d"), False) for _ in "ab")
+        runner, other = (liteflow._SlotRunner(pool, False, DAG("d"), 0.0) for _ in "ab")
         self.addCleanup(runner.close)
         self.addCleanup(other.close)
         busy = mock.Mock(spoilt=None, state="serving", is_idle=False)
@@ -8192,7 +8192,7 @@ class QueueTest(QueueCase):
             self.assertEqual(runner.spare(), [idle])
 
     def test_a_run_with_nothing_to_start_spares_all_that_is_idle(self):
-        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         idle = mock.Mock(spoilt=None, state="serving", is_idle=True)
         runner._found, runner._slots, pool = ([], set()), [idle] * 3, runner._pool
@@ -8203,7 +8203,7 @@ class QueueTest(QueueCase):
         runner._slots = []
 
     def test_a_worker_that_is_about_to_take_a_job_twice_is_not_stuck_in_between(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         never = float("inf")
         slot = mock.Mock(shared=bytearray(2), state="serving", deadline=never, stuck=never)
@@ -8226,7 +8226,7 @@ class QueueTest(QueueCase):
         runner._slots = []
 
     def test_a_job_that_was_taken_behind_one_that_ended_in_time_is_not_ended_in_its_place(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         next_one = mock.Mock(pokes=0)
         job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, 10.0)
@@ -8245,7 +8245,7 @@ class QueueTest(QueueCase):
 
     def test_the_last_words_of_a_worker_that_is_replaced_are_heard(self):
         # It did not know that it was to be: it ran one job more, and took another.
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         attempts = {number: mock.Mock(pokes=0) for number in (1, 2)}
         for number, attempt in attempts.items():
@@ -8425,7 +8425,7 @@ class OneAtATimeTest(QueueCase):
             self.assert_nothing_left()
 
     def test_a_job_goes_to_a_worker_that_is_idle(self):
-        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), False)
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
         busy, idle = [mock.Mock(is_idle=i, shared=bytearray(2)) for i in (False, True)]
         runner._slots = [busy, idle]
@@ -17062,7 +17062,7 @@ class ForkedServerTest(ScriptCase):
             serves = liteflow._ForkedServer.serves
             liteflow._ForkedServer.serves = lambda *of: asked(*of)
             with WorkerPool(4) as pool:
-                runner = liteflow._SlotRunner(pool, False, dag, False)
+                runner = liteflow._SlotRunner(pool, False, dag, 0.0)
                 for slot in [pool._lend(runner, runner._context) for _ in range(4)]:
                     pool._give_back(slot, runner)
                 runner.close()
@@ -17221,7 +17221,7 @@ class ForkedServerTest(ScriptCase):
         text = self.main(
             """
             pool = WorkerPool(2)
-            runner = liteflow._SlotRunner(pool, False, dag, False)
+            runner = liteflow._SlotRunner(pool, False, dag, 0.0)
             for slot in [pool._lend(runner, runner._context) for _ in range(2)]:
                 pool._give_back(slot, runner)
             runner.close()
