@@ -45,11 +45,11 @@ on with a run that failed or was cleared, or whose process died.
 
 States of a task instance (None: not decided yet), and what may follow:
 
-    None -> queued | skipped | upstream_failed | removed
+    None -> queued | skipped | upstream_failed | removed | failed (lost too often)
     queued -> running | what it was before (withdrawn: no worker had begun it)
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
-    up_for_retry, up_for_reschedule -> queued | failed | skipped | None (interrupted)
-    any ended state -> None (cleared, or decided anew by a resume)
+    up_for_retry, up_for_reschedule -> queued | skipped | None (interrupted)
+    any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, building, plan, store, values, worker,
@@ -393,15 +393,14 @@ _CALLBACK_OF: dict[TaskInstanceState | None, str] = {
     _S.SKIPPED: "on_skipped_callback",
 }
 
-# What may follow a state inside a run; `None` is "no state".
-_AFTER_A_WAIT = {_S.QUEUED, _S.FAILED, _S.SKIPPED, None}
+# What may follow a state while the run is under way; `None` is "no state".
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
     None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
     _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
-    _S.UP_FOR_RESCHEDULE: _AFTER_A_WAIT,
-    _S.UP_FOR_RETRY: _AFTER_A_WAIT,
-    **{state: {None} for state in _ENDED},
+    _S.UP_FOR_RETRY: {_S.QUEUED, _S.SKIPPED},
+    _S.UP_FOR_RESCHEDULE: {_S.QUEUED, _S.SKIPPED},
+    **{state: set() for state in _ENDED},
 }
 
 
