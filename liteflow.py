@@ -3491,7 +3491,7 @@ class _Plan:
         heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
-        """When time alone changes something next: a wait for a retry ends."""
+        """When time alone changes something next: a wait, for a retry say, ends."""
         return self._delayed[0][0] if self._delayed else None
 
     # What happens.
@@ -7281,8 +7281,8 @@ class _SlotLog:
 
 
 class _Slot:
-    """One worker process, lent to one run at a time. It has an executor of its own, for a single
-    call that lasts as long as it lives, unless a forked server has forked it.
+    """One worker process, lent to one run at a time. It serves in the initializer of an executor of
+    its own, unless a forked server has forked it.
 
     Its `state` is `free` in the pool, `asked` until its worker has started and joined a run,
     `joined` until that run is recorded, `serving` while it takes jobs, `held` after a job until
@@ -7957,8 +7957,8 @@ _left_behind: list[Any] = []  # in a forked process: what must not be closed the
 
 
 def _close_pools() -> None:
-    """At the interpreter's end: wait for the runs in threads that are no daemons (not for these
-    threads: an executor's end later), then shut all pools down."""
+    """At the interpreter's end: wait for runs in threads that are no daemons (for the runs alone:
+    an executor's threads end later), then shut all pools down."""
     # A signal ends the wait, not the rest: a worker that outlived this would have to be waited for.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
     with signalled:  # one for all: each thread may have a pool of its own
@@ -8749,7 +8749,7 @@ class _InProcessRunner(_ExecutorRunner):
         return job is not None or execution is not None
 
 
-# --- Run: owners and signals ----------------------------------------------------------------------
+# --- Run: owners ----------------------------------------------------------------------------------
 
 _owner_files: dict[str, int] = {}  # the locked files of this process's runs, by their owners
 
