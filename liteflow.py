@@ -5302,6 +5302,8 @@ _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is impor
 _own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
+# Of tasks to find: the id, the function's name, whether that is enough to find it.
+_References = Sequence[tuple[str, str, bool]]
 
 
 class _WorkerRun:
@@ -5371,9 +5373,8 @@ class _WorkerRun:
         # A DAG that the import built another way may mean another function by this task id.
         return None if task is None or _full_name(_function_of(task)) != function else task
 
-    def find_all(self, references: Sequence[tuple[str, str, bool]]) -> tuple[Any, ...]:
-        """Ids of the tasks that can't be found here, and of those only by their function's name.
-        A reference: a task's id, its function's name, and whether that name alone would do."""
+    def find_all(self, references: _References) -> tuple[Any, ...]:
+        """Ids of the tasks that can't be found here, and of those only by their function's name."""
         unbuilt = [each for each in references if self._built(*each[:2]) is None]
         named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
@@ -6545,7 +6546,7 @@ class _Worker:
         with open(self.control.take_file(), "r+b") as file:
             self.shared = mmap.mmap(file.fileno(), 2)
 
-    def _on_join(self, info: dict[str, Any], references: Sequence[Any]) -> None:
+    def _on_join(self, info: dict[str, Any], references: _References) -> None:
         """Serve a run: import its DAG, and find its tasks."""
         self.run = _WorkerRun(info)
         # After run()'s own entries, what the pool's initializer may have added.
@@ -7120,8 +7121,6 @@ _SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the exec
 _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 
-# Of tasks to find: the id, the function's name, whether that is enough to find it.
-_References = list[tuple[str, str, bool]]
 _Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
 _Check = Callable[[], None]
 
