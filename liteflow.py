@@ -4156,7 +4156,7 @@ class _Batch:
         self.named: list[tuple[str, int]] = []  # what map_index_template made, and of which row
         self.logs: list[tuple[_Attempt, int, str]] = []  # number and text of a part
         # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
-        self.calls: list[_Callback] = []
+        self.callbacks: list[_Callback] = []
         self.jobs: list[_Attempt] = []
         self.is_large = False
 
@@ -6582,7 +6582,7 @@ class _Worker:
             # Of several sleepers a job wakes one.
             self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
 
-    def _on_call(self, job: Any = None, name: Any = None, why: Any = None, of: Any = None) -> None:
+    def _on_call(self, job: Any, name: Any, reason: Any = None, facts: Any = None) -> None:
         """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
         those of another `job`, or the DAG's. See `_call_due`."""
         last, self.last = self.last, None
@@ -6593,7 +6593,7 @@ class _Worker:
                 os.ftruncate(self.log_file, 0)
         if job is not None:
             self.run.restore()
-        _call_due(self.run, last, job, name, why, of)
+        _call_due(self.run, last, job, name, reason, facts)
         self._flush()
         self.terminated = False
         self._own_output(math.inf)
@@ -8370,18 +8370,18 @@ class _SlotRunner(_Runner):
             can_take = slot.is_idle and not slot.shared[_TAKING]
             if (job is None and holds_it) or (job is not None and can_take):
                 slot.attempt = due.attempt
-                self._let_call(slot, job, due.name, due.reason, due.of)
+                self._let_call(slot, job, due.name, due.reason, due.facts)
                 return True
         return False
 
-    def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *of: Any) -> None:
+    def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *why: Any) -> None:
         slot.state, slot.callbacks = "calling", None
         if name is not None and slot.attempt is not None:
             is_of_dag = name.startswith("dag_")
             whose = "the DAG" if is_of_dag else f"task {slot.attempt.instance.task_id!r}"
             slot.callbacks = f"{name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
-        slot.send("call", job, name, *of)
+        slot.send("call", job, name, *why)
 
     def calling(self) -> list[_Attempt]:
         return [s.attempt for s in self._slots if s.attempt and s.state in ("held", "calling")]
@@ -8581,8 +8581,8 @@ class _ExecutorRunner(_Runner):
         # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        # Callbacks: whose they are, and when to wait no longer once no attempt is left.
-        self._calls: dict[Future[bytes], tuple[_Attempt, float]] = {}
+        # Whose they are, and when to wait for them no longer once no attempt is left.
+        self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         # Workers keep what they know of a run under its token.
@@ -8641,26 +8641,26 @@ class _ExecutorRunner(_Runner):
         if job is None:
             return False
         try:
-            asked = self._submit(None, "call", job, due.name, due.reason, due.of)
-            self._calls[asked] = due.attempt, _monotonic() + _CALLBACK_LIMIT
+            asked = self._submit(None, "call", job, due.name, due.reason, due.facts)
+            self._callbacks[asked] = due.attempt, _monotonic() + _CALLBACK_LIMIT
         except Exception as error:  # whatever the engine raises: no callback, then
             self.notes[f"the executor took no callback: {_brief(error)}"] = None
         return True
 
     def calling(self) -> list[_Attempt]:
-        for future, (attempt, limit) in list(self._calls.items()):
+        for future, (attempt, limit) in list(self._callbacks.items()):
             if future.done():
-                del self._calls[future]
+                del self._callbacks[future]
                 _, why = _answer_of(future)
                 if why is not None:
                     self.notes[f"the executor lost a callback: {why}"] = None
             elif self._futures:  # it may stand behind them, and then has not begun
-                self._calls[future] = attempt, _monotonic() + _CALLBACK_LIMIT
+                self._callbacks[future] = attempt, _monotonic() + _CALLBACK_LIMIT
             elif limit < _monotonic():  # it can't be ended, only waited for no longer
                 future.cancel()
-                del self._calls[future]
+                del self._callbacks[future]
                 self.notes[f"a callback did not end within {_CALLBACK_LIMIT:g} s"] = None
-        return [attempt for attempt, _ in self._calls.values()]
+        return [attempt for attempt, _ in self._callbacks.values()]
 
     def wake(self) -> None:
         self._events.put((None, None))
@@ -8744,7 +8744,7 @@ class _InProcessRunner(_ExecutorRunner):
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
-        _call_due(self._run, execution, job, due.name, due.reason, due.of)
+        _call_due(self._run, execution, job, due.name, due.reason, due.facts)
         return job is not None or execution is not None
 
 
@@ -9605,7 +9605,7 @@ class _Run(_Start):
         while self._callbacks:
             due = self._callbacks[0]
             last = due.attempt
-            due.of = due.of or {"last": [last.state, last.started, last.ended]}
+            due.facts = due.facts or {"last": [last.state, last.started, last.ended]}
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
                 self.runner.wanted = True
                 return
@@ -9634,8 +9634,8 @@ class _Run(_Start):
         for a place among its task's instances in other runs; 0 if it need not."""
         task = instance.node.task
         if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
-            called = [call.attempt for call in (*self._batch.calls, *self._callbacks)]
-            if any(each.instance is instance for each in called + self.runner.calling()):
+            due = [each.attempt for each in (*self._batch.callbacks, *self._callbacks)]
+            if any(each.instance is instance for each in due + self.runner.calling()):
                 return 0.02
         return _GLANCE if self._is_crowded(instance, 1) else 0.0
 
@@ -9694,9 +9694,9 @@ class _Run(_Start):
         _until_unlocked(self.path, record, self._hear_while_locked)
         self._batch = _Batch()
         self.report.committed(batch.logs)
-        for call in batch.calls:  # to the worker that holds the attempt; if it is gone, to any
-            if not self.runner.call_back(call) and call.name is not None:
-                self._callbacks.append(call)
+        for due in batch.callbacks:  # to the worker that holds the attempt; if it is gone, to any
+            if not self.runner.call_back(due) and due.name is not None:
+                self._callbacks.append(due)
         for attempt in batch.jobs:
             self.runner.start(attempt, self._job(attempt))
         if batch.is_large:
@@ -9810,7 +9810,7 @@ class _Run(_Start):
             names = (*due, _CALLBACK_OF.get(instance.state, ""))
             wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
             why = _last_line(attempt.error) or None
-            self._batch.calls.append(_Callback(attempt, "+".join(wanted) or None, why))
+            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted) or None, why))
         error = attempt.error if instance.state else outcome.error
         self.report.changed(instance, error, outcome.took)
 
@@ -9934,11 +9934,11 @@ class _Run(_Start):
         how = {"last": [last.state, last.started, last.ended]}
         for row, name, reason, more in [*due, (ended, _CALLBACK_OF[state], why, how)]:
             if getattr(self.dag, name) is not None:
-                of = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict), **more}
+                facts = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict), **more}
                 # Where no failures can be looked up; of a success none is the reason.
                 if self.runner.remote and name == "on_failure_callback":
-                    of["reason"] = DagRun(row, self.path)._failures(2)[2] or None
-                self._callbacks.append(_Callback(last, f"dag_{name}", reason, of))
+                    facts["reason"] = DagRun(row, self.path)._failures(2)[2] or None
+                self._callbacks.append(_Callback(last, f"dag_{name}", reason, facts))
         signals = len(self._caught)
         try:
             self._choose(0)
@@ -9960,7 +9960,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    of: Mapping[str, Any] | None = None  # the run whose they are, or how the attempt ended
+    facts: Mapping[str, Any] | None = None  # how the attempt ended, or the run whose they are
 
 
 # --- Run: runs in line ----------------------------------------------------------------------------

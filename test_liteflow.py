@@ -20607,7 +20607,7 @@ class Promise1Test(KilledAtCommitsCase):
             ("renewed", [instance.row_id]),
             ("named", [("name", instance.row_id)]),
             ("logs", [(attempt, 0, "late")]),
-            ("calls", [liteflow._Callback(attempt, None, None)]),
+            ("callbacks", [liteflow._Callback(attempt, None, None)]),
             ("jobs", [attempt]),
             ("is_large", True),
         )
