@@ -2353,7 +2353,7 @@ def _schedule(what: str, value: Any) -> Any:
     return value
 
 
-_current_dag: contextvars.ContextVar[Dag | None] = contextvars.ContextVar("dag", default=None)
+_current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none. Each import, known by its spec
 # (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
@@ -5356,7 +5356,7 @@ class _WorkerRun:
         made of them and the function of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
             return self._tasks[task_id]
-        task: Any = self._built(task_id, function)
+        task: Any = self._in_dag(task_id, function)
         if task is None:
             named = self._resolve(function)
             if named is None or settings is None:
@@ -5368,14 +5368,14 @@ class _WorkerRun:
             vars(self.dag).update(of_dag)
         return self._tasks.setdefault(task_id, task)
 
-    def _built(self, task_id: str, function: str) -> BaseOperator | None:
+    def _in_dag(self, task_id: str, function: str) -> BaseOperator | None:
         task: BaseOperator | None = self.dag.task_dict.get(task_id)
         # A DAG that the import built another way may mean another function by this task id.
         return None if task is None or _full_name(_function_of(task)) != function else task
 
     def find_all(self, references: _References) -> tuple[Any, ...]:
         """Ids of the tasks that can't be found here, and of those only by their function's name."""
-        unbuilt = [each for each in references if self._built(*each[:2]) is None]
+        unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
         named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
@@ -8045,7 +8045,7 @@ class _SlotRunner(_Runner):
                 self._lend()
             check()
             self.wait(0.5)
-        return _named(info, *self._found)
+        return _refuse_missing(info, *self._found)
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
@@ -8222,7 +8222,7 @@ class _SlotRunner(_Runner):
             self._hand_over(_monotonic())
         self._flush()
         until = _monotonic() + timeout
-        while not (self._events or self._look(until) or self.wanted or self._unsent or waiting):
+        while not (self._events or self._listen(until) or self.wanted or self._unsent or waiting):
             pass  # what a worker took changes nothing for a run that has no more to start
         now = _monotonic()
         for slot in list(self._slots):
@@ -8232,7 +8232,7 @@ class _SlotRunner(_Runner):
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
         if self._suspects:
-            self._settle()
+            self._settle_suspects()
         if self._out:
             self._look_for_stalled(now)
         else:
@@ -8248,7 +8248,7 @@ class _SlotRunner(_Runner):
             del self._begun[attempt]
         return [*[(attempt, None) for attempt in begun], *ended]
 
-    def _look(self, until: float) -> bool:
+    def _listen(self, until: float) -> bool:
         """Sleep until a worker says something, or something is due; hear what they say. Returns
         whether it was more than that one took a job."""
         now = _monotonic()
@@ -8439,7 +8439,7 @@ class _SlotRunner(_Runner):
             self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
             self._unclear = list(self._slots)
 
-    def _settle(self) -> None:
+    def _settle_suspects(self) -> None:
         """Once each living worker has told what it took, the rest of the suspects is lost: sent
         again, unless three workers have died of it (its arguments may find no room in any)."""
         self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
@@ -8549,8 +8549,8 @@ def _of_replaced() -> str:
     return "" if is_same else f": {__file__} was replaced: restart the program"
 
 
-def _named(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """Raises UnreachableTask if tasks are missing; else those that are found by name alone."""
+def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
+    """Those that are found by name alone. Raises UnreachableTask if tasks are missing."""
     if not missing:
         return named
     few = _few(map(repr, missing), 5)
@@ -8598,7 +8598,7 @@ class _ExecutorRunner(_Runner):
                 f"task {missing[0]!r} can't be found by the executor's workers, where `__main__` "
                 "is another program: import the DAG from a module that they have"
             )
-        return _named(info, missing, named)
+        return _refuse_missing(info, missing, named)
 
     def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
         future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))
@@ -11174,8 +11174,8 @@ class _Failure:
             is_mixed = len({_last_line(each.error) for each in alike}) > 1
             said = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
             self.follows.append(f"{said}: {_few(map(_with_element, others))}")
-        if left_out := _left_out(ti.task_id, seen):
-            self.follows.append(f"not run for it: {_few(left_out)}")
+        if blocked := _blocked_by(ti.task_id, seen):
+            self.follows.append(f"not run for it: {_few(blocked)}")
         self.more = _command(f"{_own_command()} show", [run._name, ti._label], {"--db": run._path})
 
 
@@ -11223,7 +11223,7 @@ def _with_element(ti: TaskInstance) -> str:
     return f"{ti._label} {_element_text(ti)}".rstrip()
 
 
-def _left_out(task_id: str, instances: list[TaskInstance]) -> list[str]:
+def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
     """What did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     below = collections.defaultdict[str, set[str]](set)

@@ -7902,10 +7902,10 @@ class QueueTest(QueueCase):
             mock.patch.object(runner, "_let_go", lambda slot: runner._slots.remove(slot)),
         ):
             runner._lose(dead)
-            runner._settle()
+            runner._settle_suspects()
             self.assertEqual(list(runner._unsent), [], "what one has in its hand was sent again")
             takes.shared[0] = 0
-            runner._settle()
+            runner._settle_suspects()
         self.assertEqual([job.task_id for _, job in runner._unsent], ["1", "2", "3"])
         runner._slots.clear()
 
@@ -8075,7 +8075,7 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         heard = []
         with mock.patch.object(
-            runner, "_look", lambda until: heard.append(until) or len(heard) > 1
+            runner, "_listen", lambda until: heard.append(until) or len(heard) > 1
         ):
             runner._pool._slot_line[mock.Mock()] = None
             runner.wait(20)
@@ -8087,7 +8087,7 @@ class QueueTest(QueueCase):
         runner._pool._slot_line[mock.Mock()] = None
         runner._poll = mock.Mock(poll=mock.Mock(return_value=[]))
         with mock.patch.object(runner, "spare", lambda: [mock.Mock(lent=0.0)]):
-            runner._look(liteflow._monotonic() + LIMIT)
+            runner._listen(liteflow._monotonic() + LIMIT)
         [[slept]] = [call.args for call in runner._poll.poll.call_args_list]
         self.assertGreater(slept, 0.0)
 
@@ -19759,7 +19759,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         for above, ti in itertools.pairwise(chain):
             ti.state, ti.upstream_task_ids = TaskInstanceState.UPSTREAM_FAILED, {above.task_id}
         began = time.process_time()
-        self.assertEqual(len(liteflow._left_out("t0", chain)), 9_999)
+        self.assertEqual(len(liteflow._blocked_by("t0", chain)), 9_999)
         self.assertLess(time.process_time() - began, 1)
 
     def test_all_that_failed_is_named_and_only_what_did_not_run(self):
