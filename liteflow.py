@@ -3357,6 +3357,19 @@ def _shelter(setup: _Node, node: _Node) -> None:
         node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
 
 
+def _with_below(
+    first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
+) -> dict[T, None]:
+    """The first ones and all that comes after them, near and far; by default they are nodes."""
+    found: dict[T, None] = {}
+    following = list(first)
+    while following:
+        if (one := following.pop()) not in found:
+            found[one] = None
+            following += below(one)
+    return found
+
+
 # --- Plan: the machine ----------------------------------------------------------------------------
 
 
@@ -3764,19 +3777,6 @@ class _Plan:
         return DagRunState.FAILED if failed else DagRunState.SUCCESS
 
 
-def _with_below(
-    first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
-) -> dict[T, None]:
-    """The first ones and all that comes after them, near and far; by default they are nodes."""
-    found: dict[T, None] = {}
-    following = list(first)
-    while following:
-        if (one := following.pop()) not in found:
-            found[one] = None
-            following += below(one)
-    return found
-
-
 def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) -> float:
     """Seconds from the end of a failed attempt to the next (Airflow's formula)."""
     task = instance.node.task
@@ -4142,6 +4142,15 @@ class _Attempt:
         self.try_number = instance.try_number
 
 
+class _Callback(_Record):
+    """Callbacks that are due once what they follow is recorded."""
+
+    attempt: _Attempt
+    name: str | None  # None: there are none, and the worker that holds the attempt may let it go
+    reason: str | None
+    facts: Mapping[str, Any] | None = None  # how the attempt ended, or the run whose they are
+
+
 class _Batch:
     """What one turn of a run has to record, in one transaction, and what follows its commit."""
 
@@ -4388,6 +4397,11 @@ def _askable(value: Any) -> Any:
     if isinstance(value, str):
         return _storable(value)
     return min(value, 2**62) if isinstance(value, int) else value
+
+
+def _storable(text: object) -> str:
+    """Text that SQLite takes, surrogates escaped: a file's name may hold some."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
@@ -5266,11 +5280,6 @@ def _of_job(name: str, *arguments: Any) -> Any:
     found = getattr(execution, name)(*arguments)
     execution.results.append(found)
     return found
-
-
-def _storable(text: object) -> str:
-    """Text that SQLite takes, surrogates escaped: a file's name may hold some."""
-    return str(text).encode(errors="backslashreplace").decode()
 
 
 def _preview(value: Any) -> str:
@@ -9954,15 +9963,6 @@ class _Run(_Start):
             self.runner.notes[f"a callback of the DAG: {_brief(error)}"] = None
 
 
-class _Callback(_Record):
-    """Callbacks that are due once what they follow is recorded."""
-
-    attempt: _Attempt
-    name: str | None  # None: there are none, and the worker that holds the attempt may let it go
-    reason: str | None
-    facts: Mapping[str, Any] | None = None  # how the attempt ended, or the run whose they are
-
-
 # --- Run: runs in line ----------------------------------------------------------------------------
 
 _LATER: Any = object()  # in place of a pool: no worker is to be lent yet
@@ -11053,6 +11053,33 @@ def _width(text: str) -> int:
     return sum(1 + (east_asian_width(c) in "WF") for c in taking if not "\u1160" <= c <= "\u11ff")
 
 
+def _may_redraw(stream: Any) -> bool:
+    """Whether the stream is a terminal on which lines can be drawn again."""
+    with contextlib.suppress(AttributeError, ValueError):  # None, or closed
+        return bool(stream.isatty()) and os.environ.get("TERM", "dumb") != "dumb"
+    return False
+
+
+def _may_color(stream: Any) -> bool:
+    """Whether colours are wanted there; NO_COLOR counts more than FORCE_COLOR, as in CPython."""
+    wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
+    return bool(wanted) and not os.environ.get("NO_COLOR")
+
+
+def _paint(text: str, state: str | None, color: bool) -> str:
+    code = _STYLES[state].terminal if color and state in _STYLES else ""
+    return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
+
+
+def _fit(text: str, width: int) -> str:
+    """A line cut to a width in columns; its codes for colours take none, and stay."""
+    found = ""
+    for part in re.findall("\x1b.*?m|.", text):
+        width -= 0 if part[0] == "\x1b" else _width(part)
+        found += part if width >= 0 or part[0] == "\x1b" else ""
+    return found
+
+
 def _seconds_text(seconds: float | None) -> str:
     """A duration that a person can read: 40 ms, 0.3 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None:
@@ -11643,33 +11670,6 @@ def _notebook(*parts: _Html) -> str:
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
 _NO_TASKS = "there are no tasks: a @task function makes one when it is called in `with DAG(...)`"
-
-
-def _may_redraw(stream: Any) -> bool:
-    """Whether the stream is a terminal on which lines can be drawn again."""
-    with contextlib.suppress(AttributeError, ValueError):  # None, or closed
-        return bool(stream.isatty()) and os.environ.get("TERM", "dumb") != "dumb"
-    return False
-
-
-def _may_color(stream: Any) -> bool:
-    """Whether colours are wanted there; NO_COLOR counts more than FORCE_COLOR, as in CPython."""
-    wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
-    return bool(wanted) and not os.environ.get("NO_COLOR")
-
-
-def _paint(text: str, state: str | None, color: bool) -> str:
-    code = _STYLES[state].terminal if color and state in _STYLES else ""
-    return f"\x1b[{code}m{text}\x1b[0m" if code and text else text
-
-
-def _fit(text: str, width: int) -> str:
-    """A line cut to a width in columns; its codes for colours take none, and stay."""
-    found = ""
-    for part in re.findall("\x1b.*?m|.", text):
-        width -= 0 if part[0] == "\x1b" else _width(part)
-        found += part if width >= 0 or part[0] == "\x1b" else ""
-    return found
 
 
 # A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
