@@ -319,7 +319,7 @@ class DagRunAlreadyExists(AirflowException, ValueError):
 class DagRunFailed(AirflowException):
     """What `DagRun.raise_if_failed` raises: `run` is the run; the text names tasks and reasons."""
 
-    def __init__(self, text: str, run: Any = None) -> None:
+    def __init__(self, text: str, run: Any = None) -> None:  # None: while it is unpickled
         super().__init__(text)
         self.run: DagRun = run
 
@@ -8298,7 +8298,7 @@ class _SlotRunner(_Runner):
                 return True
         if slot.gone:
             slot.has_ended(timeout=1.0)  # that it closed its end is no death yet
-        if slot.gone or (slot.spoilt and slot.attempt is None):
+        if slot.gone or (slot.spoilt and slot.attempt is None):  # not "": that leaves by itself
             self._lose(slot)
             return True
         return is_more
@@ -8315,7 +8315,7 @@ class _SlotRunner(_Runner):
         self._let_work(slot)
 
     def _on_left(self, slot: _Slot) -> None:
-        if slot.spoilt == "":
+        if slot.spoilt == "":  # else it left another run, with which it was given back at once
             self._let_go(slot, free=True)
 
     def _on_called(self, slot: _Slot, spoilt: str | None, log_end: int) -> None:
@@ -9416,7 +9416,7 @@ class _Run(_Start):
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
-                raise _Taken
+                raise _Taken  # it was to be recovered, which another process has done
             dag_id, run_id = self.dag.dag_id, self.run_id
             self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: nothing to resume")
             return _read_run(self.path, dag_id, run_id)
