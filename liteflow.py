@@ -11662,6 +11662,32 @@ def _file_page(path: str) -> str:
     return _html_page(path, _html("h1", path), _html_table(heads, rows), *sections)
 
 
+def _markdown_of(run: DagRun, direction: str | None) -> str:
+    """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
+    instances = _seen_instances(run)
+    when, took = _local_time(run.start_date), _seconds_text(run.duration)
+    said = [f"Run {run.run_id}", when, took, run.reason or ""]
+    parts = [
+        f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
+        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(_counts_of(instances))}.\n",
+        _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
+    ]
+    if any(ti.start_date for ti in instances):
+        parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
+    rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
+    parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
+    failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
+    for ti in failed[:_MOST_SHOWN]:
+        parts.append(f"## {_markdown(ti._label)}\n")
+        if ti.error:
+            parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
+        if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
+            parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
+    if len(failed) > _MOST_SHOWN:
+        parts.append(f"... and {len(failed) - _MOST_SHOWN} more that failed.\n")
+    return "\n".join(parts)
+
+
 def _notebook(*parts: _Html) -> str:
     return _html("div", _Html(f"<style>{_CSS}</style>"), *parts, class_="liteflow")
 
@@ -12222,32 +12248,6 @@ def _cmd_page(options: argparse.Namespace) -> None:
     else:
         text = _run_page(_chosen_run(options.db, options.run))
     _write_output(text, options)
-
-
-def _markdown_of(run: DagRun, direction: str | None) -> str:
-    """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
-    instances = _seen_instances(run)
-    when, took = _local_time(run.start_date), _seconds_text(run.duration)
-    said = [f"Run {run.run_id}", when, took, run.reason or ""]
-    parts = [
-        f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
-        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(_counts_of(instances))}.\n",
-        _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
-    ]
-    if any(ti.start_date for ti in instances):
-        parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
-    rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
-    parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
-    failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
-    for ti in failed[:_MOST_SHOWN]:
-        parts.append(f"## {_markdown(ti._label)}\n")
-        if ti.error:
-            parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
-        if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
-            parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
-    if len(failed) > _MOST_SHOWN:
-        parts.append(f"... and {len(failed) - _MOST_SHOWN} more that failed.\n")
-    return "\n".join(parts)
 
 
 def _cmd_list(options: argparse.Namespace) -> int:
