@@ -3138,8 +3138,7 @@ class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
     __slots__ = """counts downstream expanded feeds gates group guarded holds instances limit
-        mapping mates needs open order running setups sheltered sources task upstream
-        weight""".split()
+        mapping mates needs open order sent setups sheltered sources task upstream weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
@@ -3166,7 +3165,7 @@ class _Node:
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
-        self.running = 0  # sent, and not ended
+        self.sent = 0  # to a worker, and not ended
         self.limit = sys.maxsize  # a task that is not mapped needs none
         if self.mapping is not None:
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
@@ -3398,7 +3397,7 @@ class _Plan:
         self.changed: list[_Instance] = []
         self.expanded: list[_Node] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
-        self.running = 0  # sent, and not ended
+        self.sent = 0  # to a worker, and not ended
         self.unfinished = 0  # instances that have not ended
         self.timed_out = self.gave_up = self._stopped = False
         self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run still runs
@@ -3464,10 +3463,10 @@ class _Plan:
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
         queued = (
-            len(queue) if node is None else min(len(queue), node.limit - node.running)
+            len(queue) if node is None else min(len(queue), node.limit - node.sent)
             for (_, node), queue in self._queues.items()
         )
-        return min(sum(queued), self.dag.max_active_tasks - self.running)
+        return min(sum(queued), self.dag.max_active_tasks - self.sent)
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
@@ -3486,7 +3485,7 @@ class _Plan:
                 instance, (pool, node) = queues[key][0][-1], key
                 if instance.state in _ENDED:  # a branch may have skipped it meanwhile
                     break
-                if pool in full or (node is not None and node.running >= node.limit):
+                if pool in full or (node is not None and node.sent >= node.limit):
                     continue
                 if self._free[pool] >= instance.node.task.pool_slots:
                     break
@@ -3520,8 +3519,8 @@ class _Plan:
     def _occupy(self, instance: _Instance, places: int) -> None:
         """It takes a place, or gives it back (-1): in the run, among its task's, in its pool."""
         node = instance.node
-        self.running += places
-        node.running += places
+        self.sent += places
+        node.sent += places
         self._free[node.task.pool] -= places * node.task.pool_slots
 
     def finish(
@@ -3615,9 +3614,9 @@ class _Plan:
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
         if self._stopped:  # once all else has ended, teardowns run, inner ones first
-            sent = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
+            of_these = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
             left = {i.node for i in self._winding}
-            for instance in self._winding if self.running <= sent else ():
+            for instance in self._winding if self.sent <= of_these else ():
                 if not instance.ready and left.isdisjoint(instance.node.upstream):
                     instance.ready = True
                     self.enqueue(instance)
@@ -3762,7 +3761,7 @@ class _Plan:
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""
-        return not self.running and not self._winding
+        return not self.sent and not self._winding
 
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
@@ -9655,7 +9654,7 @@ class _Run(_Start):
             return False
         others = self._store.look(_count_elsewhere, self._store.run_row, task.dag_id, task.task_id)
         alive = sum(count for owner, count in others if _owner_lives(self.path, owner))
-        return bool(alive + instance.node.running + more > limit)
+        return bool(alive + instance.node.sent + more > limit)
 
     def _leave_places(self) -> None:
         """Under the write lock: take back jobs whose places other runs have taken meanwhile."""

@@ -2384,9 +2384,9 @@ class PlanTest(Case):
             tries = sent.try_number
             self.assertEqual(sent.state, "queued")
             plan.withdraw(sent)
-            self.assertEqual((sent.state, sent.try_number, plan.running), (before, tries - 1, 0))
+            self.assertEqual((sent.state, sent.try_number, plan.sent), (before, tries - 1, 0))
             self.assertEqual(self.all_sent(plan), {"a": sent})
-            self.assertEqual((sent.try_number, plan.running), (tries, 1))
+            self.assertEqual((sent.try_number, plan.sent), (tries, 1))
             if before is None:
                 sent.move(TaskInstanceState.RUNNING)
                 plan.finish(sent, "failed", 0)
@@ -2584,7 +2584,7 @@ class PlanTest(Case):
         plan.start(instance)
         plan.interrupt(instance)
         self.assertIsNone(instance.state)
-        self.assertEqual(plan.running, 0)
+        self.assertEqual(plan.sent, 0)
 
     def test_large_graphs_in_seconds(self):
         with DAG("deep", max_active_tasks=10**6) as deep:
