@@ -9483,13 +9483,13 @@ class _Run(_Start):
         }
         if task._upstream:  # it may pull what it does not take
             _refuse_without_values(row)
-        ran = any(
-            x.state in (_S.SUCCESS, _S.FAILED) for (t, _), x in recorded.items() if t == task_id
-        )
-        for up in _taken_by(task):
-            states = {found.state for key, found in recorded.items() if key[0] == up}
-            if states.isdisjoint(_ENDED if ran else (_S.SUCCESS, _S.SKIPPED)):
-                said = ", ".join(sorted(state or "not run" for state in states)) or "not there"
+        states = collections.defaultdict[str, set[str | None]](set)
+        for key, past in recorded.items():
+            states[key[0]].add(past.state)
+        ran = not states[task_id].isdisjoint((_S.SUCCESS, _S.FAILED))
+        for up in _taken_by(task):  # what has run found them so
+            if states[up].isdisjoint(_ENDED if ran else (_S.SUCCESS, _S.SKIPPED)):
+                said = ", ".join(sorted(state or "not run" for state in states[up])) or "not there"
                 what = f"task {up!r}, whose result {task_id!r} takes,"
                 raise _UsageError(f"{what} is {said} in run {row.run_id!r}")
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
@@ -10594,7 +10594,7 @@ class DagRun:
         Raises RunNotFound, AlreadyRunning."""
         self.refresh()  # first: a connection that writes would make a file where there is none
         self._write(lambda store: store.change(self._row.id, self._refuse_live, store.delete_run))
-        self._write(lambda store: store.give_back())
+        self._write(_Store.give_back)
 
     def raise_if_failed(self) -> DagRun:
         """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
@@ -11007,7 +11007,7 @@ def _clean(text: object) -> str:
     return text.translate(escapes) if odd else text  # which walks the whole text
 
 
-def _fenced(text: str, kind: str = "") -> str:
+def _fenced(text: str, kind: str) -> str:
     """A Markdown code block around any text."""
     ticks = max([2, *(len(run) for run in re.findall("`+", text))]) + 1
     return f"{'`' * ticks}{kind}\n{text.rstrip()}\n{'`' * ticks}\n"

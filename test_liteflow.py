@@ -16848,7 +16848,7 @@ class ShowingTest(Case):
 
     def test_any_text_stays_inside_its_place_on_a_page(self):
         hostile = "``` <b> | *x* [a](b) #1; \n# head ~~~ \\ @you _it_ ````` \x1b[2J"
-        fenced = liteflow._fenced(liteflow._clean(hostile)).splitlines()
+        fenced = liteflow._fenced(liteflow._clean(hostile), "").splitlines()
         self.assertEqual((fenced[0], fenced[-1]), ("`" * 6, "`" * 6))
         self.assertRegex(liteflow._markdown(hostile), r"^([\w\s.,:()=+/'-]|&#\d+;)+$")
         self.assertNotIn("_", liteflow._markdown(hostile))
