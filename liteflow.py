@@ -2360,7 +2360,7 @@ _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
-_kept_dags: list[Dag] = []  # those that a loaded file need not keep: see _importing_in_child
+_kept_dags: list[Dag] = []  # those that a loaded file may let go of: see _importing_in_child
 
 
 class Dag:
@@ -7788,7 +7788,7 @@ class WorkerPool:
         if runs is not None:
             runs.close(cancel_futures or stop, stop)
         if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
-            self._closed = self._closed or runs is None  # it lets none begin that is just made
+            self._closed = self._closed or runs is None  # or a line just being made takes runs
             threading.Thread(target=self.shutdown).start()
             return
         if runs is not None:
@@ -8593,7 +8593,7 @@ class _ExecutorRunner(_Runner):
         self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # Workers keep what they know of a run under its token.
+        # Workers keep what they know of a run under its token; `log_db` is for `log_url` alone.
         here = {"db_path": None, "log_db": info["db_path"], "token": os.urandom(8)}
         self._info = marshal.dumps({**info, **here})
         asked = self._submit(None, "find", tasks)
@@ -9965,7 +9965,7 @@ class _Run(_Start):
 # --- Run: runs in line ----------------------------------------------------------------------------
 
 _LATER: Any = object()  # in place of a pool: no worker is to be lent yet
-_TRIED_AGAIN = 1.0  # seconds after which a run is tried again that other processes rule out
+_TRIED_AGAIN = 1.0  # seconds until a run is tried again: others rule it out, or killed its worker
 _FILES_OPEN = 8  # that a line keeps open for what is submitted next, besides those of its runs
 
 
