@@ -7607,15 +7607,14 @@ _main = sys.modules.get("__main__")
 _main_file = getattr(_main, "__file__", None)
 
 
-def _main_module() -> Any:
+def _main_module() -> types.ModuleType:
     """`__main__`, with the file that its workers import: Python forgets that once a script has
     ended, though its threads and submitted runs go on."""
-    main = sys.modules.get("__main__")
+    main = sys.modules["__main__"]
     # Not so if a prompt has followed the script, or a notebook ran one.
-    if main is not None and main is _main and _main_file and not sys.flags.inspect:
+    if main is _main and _main_file and not sys.flags.inspect:
         vars(main).setdefault("__file__", _main_file)
-    if main is not None:
-        vars(main).setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
+    vars(main).setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
     return main
 
 
