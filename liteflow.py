@@ -3831,11 +3831,11 @@ class _Resumption:
     ) -> None:
         """`running`: which of the `left_out` and `alone` are known to run after all."""
         self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
-        self.again: set[tuple[str, int]] = set()
+        self.again: set[tuple[str, int]] = set()  # what runs again, or is decided anew
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag, self._keys, self._running = dag, keys, running
-        self.left_out: set[tuple[str, int]] = set()
+        self.left_out: set[tuple[str, int]] = set()  # of that, what did not run because of others
         self.along: set[tuple[str, int]] = set()  # setups and teardowns that are only taken along
         self.alone: set[tuple[str, int]] = set()  # cleared so, and no more: they pull nothing
         self._changed: set[str] = set()  # tasks of which an instance runs again
@@ -3914,8 +3914,7 @@ class _Resumption:
             self._changed.add(task.task_id)
             left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
-                # It did not run because of others: decided anew, it may well end so again.
-                self.left_out.add(key)
+                self.left_out.add(key)  # decided anew, it may well end so again
             elif pulled or row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
             else:
