@@ -10105,12 +10105,12 @@ class _RunLine:
             left = [each.run_id for each in runs[::-1] if _is_left(each._row, path)]
         return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
-    def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Run:
+    def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Start:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
         _of_type(Dag)("dag", dag)
         if self._closed or self._pool._closed:
             raise RuntimeError("the WorkerPool is shut down")
-        return _Run(dag, executor=_LATER, **options)
+        return _Start(dag, executor=_LATER, **options)
 
     def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
