@@ -869,12 +869,12 @@ class _OperatorType(type):
             cls.template_fields = (body["template_fields"],)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         known = cls._known_settings = dict[str, _Setting](collections.ChainMap(*inherited))
-        for name, value in body.items():
+        for key, value in body.items():
             if isinstance(value, _Setting):
-                known[name] = value
-                setattr(cls, name, value.default)
-            elif name in known and not hasattr(value, "__get__"):  # no method or property
-                setattr(cls, name, known[name].check(f"class {cls.__name__}: {name}", value))
+                known[key] = value
+                setattr(cls, key, value.default)
+            elif key in known and not hasattr(value, "__get__"):  # no method or property
+                setattr(cls, key, known[key].check(f"class {name}: {key}", value))
 
     # For help() and notebooks. `__call__` has no return type, so that checkers read `__init__`.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
@@ -7323,7 +7323,7 @@ class _Slot:
         """Start the worker; by other means where its server was stopped or can't be reached (its
         socket went with its folder, its address was too long, it is that of a parent)."""
         try:
-            return self._start_by(context, pool)
+            return self._start_by(pool, context)
         except (OSError, EOFError):
             forked = isinstance(context, _ForkedServer)
             by_server = context.is_gone if forked else context.get_start_method() == "forkserver"
@@ -7332,7 +7332,7 @@ class _Slot:
         # Over another pair: a worker may have that one, though its server did not say so.
         self._start(pool, _start_context(context.fallback if forked else "spawn"))
 
-    def _start_by(self, context: Any, pool: WorkerPool) -> None:
+    def _start_by(self, pool: WorkerPool, context: Any) -> None:
         forked = isinstance(context, _ForkedServer)
         ours, theirs = _socket_pair()
         self.wire = _Wire(ours)
