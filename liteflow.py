@@ -10234,8 +10234,6 @@ class _RunLine:
 
 # --- Reading back ---------------------------------------------------------------------------------
 
-_SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
-
 
 class XCom(_NamedTuple):
     """A stored value of a task instance (`map_index` -1: not mapped)."""
@@ -10675,43 +10673,6 @@ def _load_dag(dag_id: str, path: str) -> Dag:
     return made
 
 
-def _local_time(moment: _datetime.datetime | None) -> str:
-    """A local time with its day; empty for None."""
-    if moment is None:
-        return ""
-    with contextlib.suppress(OverflowError, ValueError):  # in a file that was tampered with
-        moment = moment.astimezone()
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
-
-
-def _chosen_run(path: str, name: str | None) -> DagRun:
-    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
-    of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
-    several do."""
-    exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
-    exact = [run for run in exact if run._name == name] or exact  # a run id may look like that, too
-    if len(exact) == 1:
-        return exact[0]
-    known, name = _read(path, _select_run_ids), name or ""
-    fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
-    for row in () if exact else known:
-        part = name.removeprefix(f"{row.dag_id}/")
-        # There may be many runs: a time is worked out only for what can be a part of one.
-        when = "" if part.strip("0123456789-: ") else _local_time(_moment(row.start_date))
-        if part and part in f"{row.run_id} {when}":
-            fits[row.dag_id, row.run_id] = part
-    for found, part in fits.items() if len(fits) == 1 else ():
-        if len(part) >= _SHORTEST_PART:
-            return _read_run(path, *found)
-    if fits:
-        runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
-        how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
-        raise RunNotFound(f"{name!r} fits {runs} in {path}: {_few(map('/'.join, fits), 5)}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if known or name else "run"
-    near = _near(name, {row.dag_id for row in known}) if known or name else ""
-    raise RunNotFound(f"there is no {what} in {path}{near}")
-
-
 # --- Showing: the one view of a run ---------------------------------------------------------------
 
 
@@ -11089,6 +11050,15 @@ def _seconds_text(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _local_time(moment: _datetime.datetime | None) -> str:
+    """A local time with its day; empty for None."""
+    if moment is None:
+        return ""
+    with contextlib.suppress(OverflowError, ValueError):  # in a file that was tampered with
+        moment = moment.astimezone()
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def _when(moment: _datetime.datetime | None) -> str:
@@ -12146,6 +12116,7 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 # --- Command line: looking ------------------------------------------------------------------------
 
 _POLL = 0.5  # seconds between two looks at a live run
+_SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
     duration error upstream_task_ids"""
@@ -12167,6 +12138,34 @@ def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
 def _run_document(run: DagRun) -> dict[str, Any]:
     names = "dag_id run_id state owner_alive reason logical_date start_date end_date duration conf"
     return _document(run, names, state=_run_state(run))
+
+
+def _chosen_run(path: str, name: str | None) -> DagRun:
+    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
+    of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
+    several do."""
+    exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
+    exact = [run for run in exact if run._name == name] or exact  # a run id may look like that, too
+    if len(exact) == 1:
+        return exact[0]
+    known, name = _read(path, _select_run_ids), name or ""
+    fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
+    for row in () if exact else known:
+        part = name.removeprefix(f"{row.dag_id}/")
+        # There may be many runs: a time is worked out only for what can be a part of one.
+        when = "" if part.strip("0123456789-: ") else _local_time(_moment(row.start_date))
+        if part and part in f"{row.run_id} {when}":
+            fits[row.dag_id, row.run_id] = part
+    for found, part in fits.items() if len(fits) == 1 else ():
+        if len(part) >= _SHORTEST_PART:
+            return _read_run(path, *found)
+    if fits:
+        runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
+        how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
+        raise RunNotFound(f"{name!r} fits {runs} in {path}: {_few(map('/'.join, fits), 5)}; {how}")
+    what = f"DAG with a run, and no run, {name!r}" if known or name else "run"
+    near = _near(name, {row.dag_id for row in known}) if known or name else ""
+    raise RunNotFound(f"there is no {what} in {path}{near}")
 
 
 def _cmd_visualize(options: argparse.Namespace) -> None:
