@@ -2430,8 +2430,7 @@ class Dag:
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_name != "<module>":
             frame = frame.f_back  # type: ignore[assignment]
-        names = frame.f_globals if frame is not None else {}
-        self._line = frame.f_lineno if frame is not None else 0
+        names, self._line = (frame.f_globals, frame.f_lineno) if frame is not None else ({}, 0)
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
@@ -7716,7 +7715,7 @@ class WorkerPool:
         _optional(None, _function).check("initializer", initializer)
         self._initializer = (initializer, tuple(_of_type(list, tuple)("initargs", initargs)))
         self._asked = mp_context
-        if mp_context is not None:
+        if mp_context is not None:  # a wrong one is refused now, and a fork server begins to start
             _start_context(mp_context)
         self._closed = False
         self._empty()
