@@ -7643,8 +7643,8 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
 def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
     Raises ValueError for an unknown start method, TypeError for anything else."""
-    if hasattr(asked, "Process"):
-        return asked
+    if hasattr(asked, "get_context") and not isinstance(asked, type):
+        return asked.get_context()  # itself, or of the module multiprocessing that of its default
     known = multiprocessing.get_all_start_methods()
     if asked is None:
         asked = "forkserver" if "forkserver" in known else "spawn"

@@ -10883,6 +10883,8 @@ class RunnersTest(Case):
             ({"max_workers": True}, TypeError, "max_workers"),
             ({"mp_context": "thread"}, ValueError, "mp_context"),
             ({"mp_context": ""}, ValueError, "mp_context"),
+            ({"mp_context": type(multiprocessing.get_context("spawn"))}, TypeError, "mp_context"),
+            ({"mp_context": multiprocessing.context}, TypeError, "mp_context"),
             ({"executor": 3}, TypeError, "executor"),
             ({"executor": pool(), "max_workers": 2}, ValueError, "not both"),
             ({"conf": [1]}, TypeError, "conf"),
@@ -10903,6 +10905,8 @@ class RunnersTest(Case):
         with mock.patch.object(context, "Process", wraps=context.Process) as made:
             run = module.dag.run(db_path=self.db, mp_context=context, max_workers=1)
         self.assertEqual((run.state, made.call_count), ("success", 1))
+        run = module.dag.run(db_path=self.db, mp_context=multiprocessing, max_workers=1)
+        self.assertEqual(run.state, "success")
 
     def test_how_a_worker_ended(self):
         for code, words in (
