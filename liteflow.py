@@ -11914,17 +11914,20 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
-    prog = os.path.basename(sys.argv[0]) or "workflow"
-    text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
-    parser = _parser(prog, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
+    name = os.path.basename(sys.argv[0]) or "workflow"
+    if name.endswith(".py"):  # which no shell finds by that
+        name = f"python3 {_typed(sys.argv[0])}"
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = [os.path.abspath(sys.argv[0])] if os.path.exists(sys.argv[0]) else []
     if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
         words = ["-m", spec.name.removesuffix(".__main__")]
+        name = f"python3 {_typed(*words)}"
     own = len(sys.argv) - len(argv or ())
     if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
         words += sys.argv[1:own]
     command = f"{_python()} {_typed(*words)}" if words else ""
+    text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
+    parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 
@@ -12601,12 +12604,12 @@ recorded inputs; nothing is recorded, and breakpoint() works
 --graph  print the DAG as Mermaid; run nothing"""
 
 _RUN_EXAMPLES = """
-$                              run it
-$ --conf '{"limit": 3}'        with parameters
-$ --resume                     go on with a run that failed or was cut off
-$ --from load                  run `load` again, and what hangs on it
-$ --task load                  run `load` alone, here, recording nothing
-$ --graph                      draw it, without running"""
+$                        run it
+$ --conf '{"limit": 3}'  with parameters
+$ --resume               go on with a run that failed or was cut off
+$ --from load            run `load` again, and what hangs on it
+$ --task load            run `load` alone, here, recording nothing
+$ --graph                draw it, without running"""
 
 # The commands, a block each: its name and what it does, then its arguments and examples.
 _COMMANDS = f"""\

@@ -18331,6 +18331,11 @@ class CommandLineTest(ScriptCase):
         self.assertIn("examples:", self.assert_exit(0, "script_here", "--help").stdout)
         self.assertIn("examples:", self.python("liteflow.py", "--help").stdout)
 
+    def test_the_examples_of_a_script_can_be_typed(self):
+        for words in ("my_flow.py",), (str(self.folder / "my_flow.py"),), ("-m", "my_flow"):
+            told = self.python(*words, "--help").stdout
+            self.assertIn(f"\n  {shlex.join(['python3', *words])} --graph  ", told)
+
     def test_help_tells_any_description(self):
         self.script(
             r"""
