@@ -247,7 +247,7 @@ class XComForMappingNotPushed(AirflowException, TypeError):
 
 
 class UnmappableXComTypePushed(AirflowException, TypeError):
-    """A task that others expand over returned something that is no list, tuple or dict."""
+    """A task that others expand over returned text, or what is neither a sequence nor a dict."""
 
 
 class UnmappableXComLengthPushed(AirflowException, ValueError):
@@ -263,7 +263,7 @@ class AirflowDagCycleException(AirflowException):
 
 
 class DuplicateTaskIdFound(AirflowException):
-    """The DAG already has a task of this id."""
+    """The DAG already has a task or group of this id."""
 
 
 class TaskNotFound(AirflowException):
@@ -754,7 +754,8 @@ class TaskGroup(_Dependency):
 
     Groups nest. `group >> x` sets the group's last tasks before x, `x >> group` x before its
     first ones. `prefix_group_id=False` leaves the ids alone; `default_args` are those of the
-    group's tasks. Raises RuntimeError outside a DAG, DuplicateTaskIdFound for a taken id.
+    group's tasks. Raises RuntimeError outside a DAG, DuplicateTaskIdFound for a taken id,
+    TypeError or ValueError for a wrong argument.
     """
 
     def __init__(
@@ -1000,7 +1001,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     here. `dag` is the current DAG unless given.
 
     Raises TypeError for an unknown or wrong argument, ValueError for an impossible value,
-    DuplicateTaskIdFound if the DAG has a task of this id.
+    DuplicateTaskIdFound if the DAG has a task or group of this id, FailFastDagInvalidTriggerRule.
     """
 
     task_id: str = ""  # until `__init__`: a subclass may set other settings before it calls that
@@ -2059,8 +2060,8 @@ class _Partial(Generic[R]):
         instance of the task, or of each task of the group; the last argument varies fastest.
         Returns what a call does: of `@task` the `XComArg` of all results.
 
-        Each is a list, tuple, dict (its items) or a result. Raises ValueError for anything else,
-        TypeError for an unknown argument, or one that `partial` has fixed.
+        Each is a list, tuple, range, dict (its items) or a result. Raises ValueError for anything
+        else, TypeError for an unknown argument, or one that `partial` has fixed.
         """
         self._check(mapped, "expand")
         if twice := self._fixed.keys() & mapped.keys():
@@ -2069,7 +2070,8 @@ class _Partial(Generic[R]):
         return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
 
     def expand_kwargs(self, dicts: Any) -> R:
-        """Map over a list of dicts of arguments, or a result that is one; else like `expand`."""
+        """Map over a list of dicts of arguments, or a result that is one, and else like `expand`.
+        Raises TypeError for anything else."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             keys = each if isinstance(each, Mapping) else ()
             self._check([x if isinstance(x, str) else str(x) for x in keys], "expand_kwargs")
@@ -2372,7 +2374,7 @@ class Dag:
     `start_date`, `catchup` and the like are kept and change nothing: liteflow schedules nothing.
     `db_path` is the database of its runs. `DAG` and `Dag` are one class.
 
-    Raises TypeError for an unknown argument, ValueError for a wrong id.
+    Raises TypeError for an unknown or wrong argument, ValueError for a wrong id or value.
     """
 
     description: str | None = _optional(None, _of_type(str))
@@ -2590,7 +2592,8 @@ class Dag:
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
         ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, DagRunAlreadyExists,
-        TypeError, ValueError; AirflowException if `stop` is set already.
+        TypeError, ValueError; AirflowException if `stop` is set already, RuntimeError if the
+        `executor` is shut down.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
         """
         options = dict(locals())  # all arguments, by their names
@@ -10308,7 +10311,8 @@ class TaskInstance:
 
         `task_ids`: None for the task itself, a str for one value, a list for a list of values in
         that order; of a mapped task all values, or those of `map_indexes` (an int or several).
-        What is absent is None; with `map_indexes`, the `default`. Raises ValueError for other runs.
+        What is absent is None; with `map_indexes`, the `default`. Raises ValueError for other runs,
+        RuntimeError outside a task.
         """
         elsewhere = dag_id not in (None, self.dag_id) or run_id not in (None, self.run_id)
         if include_prior_dates or elsewhere:
@@ -10394,7 +10398,8 @@ class DagRun:
     """One run of a DAG, as it stood in the database when it was read; `refresh` reads it again.
 
     `state` is a DagRunState; `reason` says why it failed where no task is to blame. Times are
-    timezone-aware UTC datetimes; `conf` is the dict the run was started with.
+    timezone-aware UTC datetimes; `conf` is the dict the run was started with. What reads the file
+    raises RunNotFound once the run was deleted, and DatabaseError.
     """
 
     run_type = "manual"
@@ -10444,7 +10449,7 @@ class DagRun:
         return not self.owner_alive and self.state is DagRunState.RUNNING
 
     def refresh(self) -> DagRun:
-        """Read the run again, in place. Raises RunNotFound if it was deleted."""
+        """Read the run again, in place."""
         vars(self).update(vars(_read_run(self._path, self.dag_id, self.run_id)))
         return self
 
@@ -10487,11 +10492,11 @@ class DagRun:
         return found
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """A stored value; of a mapped task, without an index, the list of its values in order.
+        """A stored value; of a mapped task, without an index, the list of those that its instances
+        stored, by their indexes.
 
         None if the task returned None, or has not succeeded. It unpickles the value: use it on
-        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values,
-        RunNotFound if the run was deleted.
+        files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values.
         """
         which = {"task_id": _of_type(str)("task_id", task_id), "key": _of_type(str)("key", key)}
         indexed = _of_type(int, least=-1)("map_index", map_index) >= 0
