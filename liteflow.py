@@ -6012,6 +6012,7 @@ def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     if len(key) > _TEXT_LIMIT:
         raise TypeError(f"the XCom key {_shown(key)} has {len(key):,} characters: is it the value?")
+    value = list(value) if isinstance(value, _Results) else value  # as it will be read
     data = _pickled(value, said)
     if len(data) > _VALUE_LIMIT:
         much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"

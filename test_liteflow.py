@@ -5596,6 +5596,14 @@ class MappingTest(Case):
         self.assertEqual(run.xcom_pull("last"), ["0", "1", "2"])
         self.assertEqual(run.xcom_pull("same"), [True, False, True, False])
 
+    def test_what_a_reduce_took_is_stored_as_a_list(self):
+        with DAG("d") as d:
+            each = task(task_id="each")(one_argument).expand(x=[1, 2])
+            task(task_id="all")(one_argument)(each)
+        d.test(db_path=self.db)
+        [*_, stored] = self.query("SELECT type, preview FROM xcom ORDER BY rowid")
+        self.assertEqual(stored, ("list", "[1, 2]"))
+
     def test_a_source_that_gives_nothing_to_map_over_says_why(self):
         run = self.run_flow(
             """
