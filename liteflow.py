@@ -4381,7 +4381,8 @@ def _read(
         wal, identity = before = state()
         _check_place(path)  # opening a pipe would wait for its other end
         if identity is None:
-            raise DatabaseError(f"there is no database {path}: --db or $LITEFLOW_DB names another")
+            names = "--db, db_path or $LITEFLOW_DB names another"
+            raise DatabaseError(f"there is no database {path}: {names}")
         try:
             found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))
             if wal or state() == before:

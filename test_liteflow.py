@@ -13180,7 +13180,7 @@ class AgainTest(FlowCase):
         self.assertEqual(self.last.refresh().state, "success")
         self.db.unlink()
         for act in (self.last.delete, lambda: self.last.clear("f")):
-            self.assertRaisesRegex(DatabaseError, "there is no database", act)
+            self.assertRaisesRegex(DatabaseError, "there is no database.*db_path", act)
         self.assertFalse(self.db.exists())
 
     def test_what_was_cleared_since_prune_looked_is_not_pruned(self):
