@@ -40,8 +40,9 @@ How a run works, and who may do what:
 
         _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
 
-A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed. A resume goes
-on with a run that failed or was cleared, or whose process died.
+A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed; or queued ->
+failed (cancelled, or what a worker can't find). A resume goes on with a run that failed or was
+cleared, or whose process died.
 
 States of a task instance (None: not decided yet), and what may follow:
 
