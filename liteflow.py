@@ -10401,8 +10401,8 @@ class DagRun:
     """One run of a DAG, as it stood in the database when it was read; `refresh` reads it again.
 
     `state` is a DagRunState; `reason` says why it failed where no task is to blame. Times are
-    timezone-aware UTC datetimes; `conf` is the dict the run was started with. What reads the file
-    raises RunNotFound once the run was deleted, and DatabaseError.
+    timezone-aware UTC datetimes; `conf` is the dict the run was started with. What reads the run,
+    its tasks, values or logs raises RunNotFound once it was deleted, and DatabaseError.
     """
 
     run_type = "manual"
@@ -10600,7 +10600,8 @@ class DagRun:
         self._write(_Store.give_back)
 
     def raise_if_failed(self) -> DagRun:
-        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons."""
+        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons (of a
+        run that was deleted, its own reason alone)."""
         died = self._owner_died
         if died or self.state is DagRunState.FAILED:
             why = self._failures(_MOST_TOLD)[2] or (_DIED if died else "no reason is recorded")
