@@ -10600,8 +10600,8 @@ class DagRun:
         self._write(_Store.give_back)
 
     def raise_if_failed(self) -> DagRun:
-        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons (of a
-        run that was deleted, its own reason alone)."""
+        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons
+        (of a run that was deleted its own reason alone)."""
         died = self._owner_died
         if died or self.state is DagRunState.FAILED:
             why = self._failures(_MOST_TOLD)[2] or (_DIED if died else "no reason is recorded")
