@@ -482,17 +482,22 @@ class _Record:
 _SECOND = _datetime.timedelta(seconds=1)
 
 # Keys of Airflow's context that are None in ours.
-_NOT_HERE = """conn map_index_template partition_date partition_key prev_data_interval_end_success
-    prev_data_interval_start_success prev_end_date_success prev_start_date_success task_state_store
+_NOT_HERE = """conn map_index_template partition_date partition_key task_state_store
     templates_dict""".split()
+# Keys that tell of the run before, by what they name of it.
+_OF_BEFORE = {
+    f"prev_{name}_success": name
+    for name in ("data_interval_end", "data_interval_start", "end_date", "start_date")
+}
 # Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
 # filled from the context.
 _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
+    _OF_BEFORE,
     """dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
     logical_date macros outlet_events outlets params run_id task task_instance
     task_instance_key_str task_reschedule_count ti triggering_asset_events ts ts_nodash
     ts_nodash_with_tz var
-    asset_state_store exception expanded_ti_count reason test_mode try_number""".split()
+    asset_state_store exception expanded_ti_count reason test_mode try_number""".split(),
 )
 
 
@@ -4897,6 +4902,7 @@ _ASKED_OF = {
     "live_of": "state = 'running' AND +dag_id = ?",
     "since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
     "before": "coalesce(start_date, end_date, '9999') < ?",
+    "of_earlier": "logical_date < ?",
     # Those with at least so many newer ones of their DAG.
     "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
     "DESC) AS place FROM dag_run) WHERE place > ?)",
@@ -5351,6 +5357,17 @@ class _WorkerRun:
             return None
         return f"{path} was edited: this worker has another version than the program that runs it"
 
+    def before(self) -> DagRun | None:
+        """The DAG's newest run that succeeded, of those of earlier dates; None if there is none, or
+        no database to look into. It is looked for once."""
+        path, when = self.info["db_path"], self.info["logical_date"]
+        if "before" not in self.info:
+            which = {"dag_id": self.info["dag_id"], "state": "success", "of_earlier": when}
+            with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
+                row = _read(path, _find_run, **which) if path and when else None
+                self.info["before"] = row and DagRun(row, path)
+        return self.info.get("before")
+
     def restore(self) -> None:
         """Give the process the environment and working directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
@@ -5670,12 +5687,13 @@ class _Execution:
         if self._context is not None:
             return self._context
         info, task = self.run.info, self.task
-        run, ti = _dag_run_of(info), _running_instance(self)
+        run, ti, before = _dag_run_of(info), _running_instance(self), self.run.before()
         own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
         when = run.logical_date
         day = info["run_id"] if when is None else _FILTERS["ds_nodash"](when)
         context: Context = {
             **dict.fromkeys(_NOT_HERE),
+            **{key: getattr(before, name, None) for key, name in _OF_BEFORE.items()},
             **{name: {} for name in ("inlet_events", "outlet_events", "triggering_asset_events")},
             **{name: [] for name in ("inlets", "outlets")},
             "dag": task.dag,

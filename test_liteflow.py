@@ -4690,6 +4690,40 @@ class WorkerTest(Case):
 
 
 class ContextTest(Case):
+    def test_it_tells_of_the_newest_run_before_that_succeeded(self):
+        self.script(
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            from datetime import UTC, datetime
+            from liteflow import DAG, task
+            with DAG("other") as other:
+                @task
+                def one(): ...
+                one()
+            with DAG("two", params={"fail": False}) as dag:
+                @task
+                def see(params, prev_start_date_success=None, **context):
+                    assert not params["fail"]
+                    ends = context["prev_end_date_success"]
+                    dates = [context[f"prev_data_interval_{x}_success"] for x in ("start", "end")]
+                    return prev_start_date_success, ends, *dates
+                see()
+            def ran(day, how=dag.run, **more):
+                return how(db_path="a.db", logical_date=datetime(2026, 1, day, tzinfo=UTC), **more)
+            if __name__ == "__main__":
+                first, failed = ran(3), ran(4, conf={"fail": True})
+                ran(4, other.run)
+                found = [ran(5), ran(6, dag.test), ran(3)]
+                with ThreadPoolExecutor(1) as pool:  # whose workers have no database
+                    found.append(ran(7, executor=pool))
+                before = [run.xcom_pull("see") for run in (first, *found)]
+                print(before[1] == (first.start_date, first.end_date, *[first.logical_date] * 2))
+                print(failed.state.value, *[x[2] and x[2].day for x in before])
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertEqual(done.stdout, "True\nfailed None 3 5 None None\n", done.stderr)
+
     def test_everything_local_is_there(self):
         run = self.run_flow(
             """
