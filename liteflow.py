@@ -2416,6 +2416,10 @@ class Dag:
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
+        start = settings.get("start_date") or self.default_args.get("start_date")
+        self.start_date = start
+        # As in Airflow: `start_date` itself is kept in UTC.
+        self.timezone: _datetime.tzinfo = getattr(start, "tzinfo", None) or _datetime.UTC
         self.dag_display_name = self.dag_display_name or dag_id
         defaults = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
         self.params = {**self.params, **defaults}

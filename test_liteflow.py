@@ -780,6 +780,14 @@ class BuildingTest(Case):
                 task(**owner)(sample)(1)
         self.assertEqual((d.owner, DAG("empty").owner), ("Al, Bo", ""))
 
+    def test_a_dag_has_the_start_of_its_default_args_and_its_time_zone(self):
+        seoul = datetime.timezone(datetime.timedelta(hours=9))
+        start = datetime.datetime(2026, 1, 1, tzinfo=seoul)
+        for d in (DAG("d", start_date=start), DAG("d", default_args={"start_date": start})):
+            self.assertEqual((d.start_date, d.timezone), (start, seoul))
+        for start in (None, datetime.datetime(2026, 1, 1)):
+            self.assertIs(DAG("d", start_date=start).timezone, datetime.UTC)
+
     def test_what_comes_after_a_group_waits_for_its_last_work_or_for_what_came_before(self):
         groups = {  # as Airflow's edges were
             "": "x",
