@@ -2000,7 +2000,8 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
-        return _jinja(context["dag"]).from_string(value).render(context)
+        known = {**context, "conn": _Connections(False)}
+        return _jinja(context["dag"]).from_string(value).render(known)
     if isinstance(value, dict):
         return {key: _rendered(item, context, as_they_are) for key, item in value.items()}
     if isinstance(value, _CONTAINERS):
@@ -5781,6 +5782,14 @@ class _Variables(_Record):
         if key.startswith("__"):  # what copies or shows a context looks for such
             raise AttributeError(key)
         return self.get(key)
+
+
+class _Connections(_Variables):
+    """`conn` in a template, where any is refused by name."""
+
+    def get(self, key: str, default: Any = ...) -> Any:
+        remedy = "read what it would hold from the environment, say as var.value.NAME"
+        raise AirflowException(f"there is no connection {key!r}: liteflow has none; {remedy}")
 
 
 class _Macros:

@@ -7086,6 +7086,14 @@ class OperatorsTest(Case):
         self.assertEqual(values[0], ["[1, 2, 1, 2]", "1", "True", *same, "10"])
         self.assertEqual(values[1], [[1, 2, 1, 2], 1, True, *same, 10])
 
+    def test_a_connection_in_a_template_is_refused_by_name(self):
+        self.with_jinja()
+        with DAG("d") as d:
+            for i, text in enumerate(("{{ conn.db.login }}", "{{ conn.get('db').login }}")):
+                liteflow.BashOperator(task_id=f"t{i}", bash_command=text)
+        for ti in d.test(db_path=self.db).get_task_instances():
+            self.assertIn("AirflowException: there is no connection 'db': liteflow has", ti.error)
+
     def test_macros_know_the_users_dateutil(self):
         package = self.folder / "dateutil"
         package.mkdir()
