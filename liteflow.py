@@ -5176,8 +5176,8 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     for result in results:
         if result.operator.task_id not in task._upstream:
             what = f"task {task.task_id!r}: the result of {result.operator.task_id!r}"
-            why = "where it is not found: only lists, tuples, sets and dicts are searched"
-            raise UnreachableTask(f"{what} is inside an object, {why}")
+            why = "only lists, tuples, sets and dicts are searched, as the task is made"
+            raise UnreachableTask(f"{what} is inside an object, or was put in later: {why}")
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 

@@ -750,6 +750,14 @@ class BuildingTest(Case):
         self.assertEqual(d.get_task("end").upstream_task_ids, {"a", "b", "c"})
         self.assertEqual(d.get_task("a").downstream_task_ids, {"end"})
 
+    def test_a_result_that_is_put_into_an_argument_later_is_refused(self):
+        files = []
+        with DAG("d") as d:
+            task(task_id="delete")(one_argument)(files)
+            files.append(task(task_id="make")(lambda: "a")())
+        words = ["'delete': the result of 'make' is inside an object, or was put in later: only"]
+        self.assert_raises(liteflow.UnreachableTask, words, d.test, db_path=self.db)
+
     def test_a_placeholder_is_no_value(self):
         with self.build():
             result = task(sample)(1)
