@@ -10372,6 +10372,25 @@ class TaskInstance:
         is_bare = is_one and len(values) == 1 and not isinstance(map_indexes, Sequence)
         return values[0] if is_bare else values
 
+    def get_task_states(
+        self,
+        dag_id: str,
+        map_index: int | None = None,
+        task_ids: Sequence[str] | None = None,
+        *,
+        run_ids: Sequence[str],
+    ) -> dict[str, dict[str, TaskInstanceState | None]]:
+        """The states of this run's tasks, from inside a running one: by run id, and by task id, to
+        which a mapped one's index is joined (`load_3`). Raises ValueError for other runs."""
+        if dag_id != self.dag_id or [*run_ids] != [self.run_id]:
+            raise ValueError("get_task_states() here tells of this run only: run_ids=[ti.run_id]")
+        states = {
+            ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}": ti.state
+            for ti in self._execution().context["dag_run"].get_task_instances()
+            if map_index in (None, ti.map_index) and (not task_ids or ti.task_id in task_ids)
+        }
+        return {self.run_id: states}
+
     def _execution(self) -> _Execution:
         """The attempt that it is of. Raises RuntimeError for one that was read, also in a task."""
         if self.task is None:

@@ -4740,6 +4740,28 @@ class ContextTest(Case):
         done = self.python("my_flow.py")
         self.assertEqual(done.stdout, "True\nfailed None 3 5 None None\n", done.stderr)
 
+    def test_a_task_sees_the_states_of_others(self):
+        def see(ti):
+            def look(*which, dag_id="d", run_ids=(ti.run_id,)):
+                return ti.get_task_states(dag_id, *which, run_ids=run_ids)
+
+            for other in ({"dag_id": "e"}, {"run_ids": ["r"]}, {"run_ids": [ti.run_id, "r"]}):
+                with self.assertRaisesRegex(ValueError, "of this run only"):
+                    look(**other)
+            found = [look(), look(1), look(None, ["see", "bad"])]
+            return [states[ti.run_id] for states in found if len(states) == 1]
+
+        def bad():
+            raise ValueError
+
+        with DAG("d") as d:
+            before = [task(task_id="m")(one_argument).expand(x=[1, 2]), task(bad)()]
+            before >> task(trigger_rule="all_done")(see)()
+        whole, of_index, named = d.test(db_path=self.db).xcom_pull("see")
+        mapped = {"m_0": "success", "m_1": "success"}
+        self.assertEqual(whole, {**mapped, "bad": "failed", "see": whole["see"]})
+        self.assertEqual((of_index, [*named]), ({"m_1": "success"}, ["bad", "see"]))
+
     def test_everything_local_is_there(self):
         run = self.run_flow(
             """
