@@ -1405,14 +1405,14 @@ class _FunctionOperator(BaseOperator):
         for name in self.template_fields:
             if callable(getattr(self, name)):
                 raise TypeError(f"task {self.task_id!r}: {name} can't be a function in @task.bash")
-        given = (args, kwargs, [getattr(self, name) for name in self.template_fields])
+        given = [args, kwargs, [getattr(self, name) for name in self.template_fields]]
+        if expand is not None:
+            self._map_over(expand)
+            given.append(expand.sources)
         if any(given):
             self._wait_for_results(given)
             if (text := next(filter(_is_template, _texts_in(given)), None)) is not None:
                 self._unrendered = text  # Airflow renders it
-        if expand is not None:
-            self._map_over(expand)
-            self._wait_for_results(expand.sources)
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._call()[1] if self.template_fields else None

@@ -7308,8 +7308,11 @@ class OperatorsTest(Case):
             with warnings.catch_warnings(action="error"):  # which --quiet could not silence
                 task(sample)("{{ ds }}")
                 task.bash(task_id="b", env={"A": "{{ ds }}"})(lambda: "x")()
+                task(task_id="m")(one_argument).expand(x=["a", "{{ ds }}"])
+                task(task_id="w")(one_argument).expand_kwargs([{"x": "{{ ds }}"}])
         passed = [text for text in liteflow._slips_in(d) if "'{{ ds }}' is passed as it is" in text]
-        self.assertEqual([text.split(":")[0] for text in passed], ["task 'sample'", "task 'b'"])
+        names = [f"task '{name}'" for name in ("sample", "b", "m", "w")]
+        self.assertEqual([text.split(":")[0] for text in passed], names)
 
 
 class AheadTest(Case):
