@@ -7845,9 +7845,9 @@ class WorkerPool:
             for slot in idle:
                 slot.bury(grace=2.0)
             self._end_server()
-            self._close_file()  # no run takes it any more
+            self._close_store()  # no run takes it any more
 
-    def _take_file(self, path: str) -> _Store | None:
+    def _take_store(self, path: str) -> _Store | None:
         """The store that an earlier run left open, if it is still that of the file at this path."""
         with self._lock:
             if self._closed or self._kept_store is None or self._kept_store.path != path:
@@ -7860,7 +7860,7 @@ class WorkerPool:
         store.close()
         return None
 
-    def _has_file(self, path: str) -> bool:
+    def _has_store(self, path: str) -> bool:
         """Whether an earlier run left it open, which has checked it."""
         with self._lock, contextlib.suppress(DatabaseError):
             if self._kept_store is not None and self._kept_store.path == path:
@@ -7868,7 +7868,7 @@ class WorkerPool:
                 return True
         return False
 
-    def _leave_file(self, store: _Store) -> None:
+    def _leave_store(self, store: _Store) -> None:
         """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
         its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
         known, self._latest_path = self._latest_path, store.path
@@ -7882,7 +7882,7 @@ class WorkerPool:
         if to_close is not None:
             to_close.close(is_last=not is_open)
 
-    def _close_file(self) -> None:
+    def _close_store(self) -> None:
         kept, self._kept_store = self._kept_store, None
         if kept is not None:
             kept.close()
@@ -7907,7 +7907,7 @@ class WorkerPool:
                 self._weed(runner, None)
                 self._end_server()
                 if not self._count:
-                    self._close_file()  # or nothing may be forked
+                    self._close_store()  # or nothing may be forked
                     if _may_fork():
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
@@ -9034,7 +9034,7 @@ class _Start:
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         pool = self.asked.executor
-        if not (isinstance(pool, WorkerPool) and pool._has_file(self.path)):
+        if not (isinstance(pool, WorkerPool) and pool._has_store(self.path)):
             _check_before_run(self.path)
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
@@ -9491,7 +9491,7 @@ class _Run(_Start):
     def _opened(self) -> Iterator[_Store]:
         """The database, which a pool keeps open from one run to the next."""
         pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
-        kept = None if pool is None else pool._take_file(self.path)
+        kept = None if pool is None else pool._take_store(self.path)
         self._store = store = kept or _Store(self.path, self._check)
         try:
             store.element_of = self._element_of
@@ -9500,7 +9500,7 @@ class _Run(_Start):
             store.close()
             raise
         store.element_of = None
-        store.close() if pool is None else pool._leave_file(store)
+        store.close() if pool is None else pool._leave_store(store)
 
     def prepare_again(self, name: str) -> _Execution:
         """A task of the recorded run, ready to run here with the inputs that it had; of a mapped

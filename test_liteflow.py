@@ -186,7 +186,7 @@ class Case(unittest.TestCase):
     def assert_nothing_left(self) -> None:
         """No -wal, no -shm, no folder of a run beside the database."""
         if _pool is not None:
-            _pool._close_file()
+            _pool._close_store()
         left = [p.name for p in self.folder.iterdir() if p.name.startswith(f"{self.db.name}-")]
         self.assertEqual(left, [])
 
@@ -15528,7 +15528,7 @@ class SubmitTest(FlowCase):
         for _ in range(2):
             self.flows.dag.run(db_path=self.db, executor=mine)
         close = mine._kept_store.close
-        mine._kept_store.close = lambda: (taken.append(mine._take_file(str(self.db))), close())
+        mine._kept_store.close = lambda: (taken.append(mine._take_store(str(self.db))), close())
         mine.shutdown()
         self.assertEqual(taken, [None])
 
@@ -16968,7 +16968,7 @@ class ScriptCase(Case):
     def ran(self, **options):
         """A run of the script's DAG by this process, for those who look at what is recorded."""
         run = self.load().dag.run(db_path=self.db, executor=pool(), **options)
-        pool()._close_file()  # as the end of a process does
+        pool()._close_store()  # as the end of a process does
         return run
 
     def script_here(self, *argv, name="my_flow.py"):
