@@ -222,6 +222,7 @@ if hasattr(time, "clock_gettime"):  # not on Windows; on macOS the first does no
 Context = dict[str, Any]
 """The context of a running task: a plain dict with Airflow's keys (`ti`, `dag_run`, `ds`, ...)."""
 _Condition = Callable[[Context], Any]
+_InstanceKey = tuple[str, int]  # a task instance's task_id, and its map_index: -1 if not mapped
 
 
 # --- Errors and states ---------------------------------------------------------------------------
@@ -1491,7 +1492,7 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
 class _Known:
     """What is known of stored results without opening them."""
 
-    def __init__(self, lengths: Mapping[tuple[str, int], int | None]) -> None:
+    def __init__(self, lengths: Mapping[_InstanceKey, int | None]) -> None:
         self._lists: dict[str, range] = {}
         self._mapped = collections.defaultdict[str, list[int]](list)
         for (task_id, index), length in lengths.items():
@@ -3399,8 +3400,8 @@ class _Plan:
         self,
         dag: Dag,
         logical_date: _datetime.datetime | None = None,
-        recorded: Mapping[tuple[str, int], _Past] | None = None,
-        lengths: Mapping[tuple[str, int], int | None] | None = None,
+        recorded: Mapping[_InstanceKey, _Past] | None = None,
+        lengths: Mapping[_InstanceKey, int | None] | None = None,
         pools: Mapping[str, int] | None = None,
         order: Sequence[BaseOperator] | None = None,
     ) -> None:
@@ -3840,17 +3841,17 @@ class _Resumption:
         order: Sequence[BaseOperator],
         rows: Iterable[_Past],
         keys: Callable[[_ExpandInput], list[str]],
-        running: Collection[tuple[str, int]] = (),
+        running: Collection[_InstanceKey] = (),
     ) -> None:
         """`running`: which of the `left_out` and `alone` are known to run after all."""
-        self.instances: dict[tuple[str, int], _Past] = {}  # of today's code; new ones have no id
-        self.again: set[tuple[str, int]] = set()  # what runs again, or is decided anew
+        self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
+        self.again: set[_InstanceKey] = set()  # what runs again, or is decided anew
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag, self._keys, self._running = dag, keys, running
-        self.left_out: set[tuple[str, int]] = set()  # of that, what did not run because of others
-        self.along: set[tuple[str, int]] = set()  # setups and teardowns that are only taken along
-        self.alone: set[tuple[str, int]] = set()  # cleared so, and no more: they pull nothing
+        self.left_out: set[_InstanceKey] = set()  # of that, what did not run because of others
+        self.along: set[_InstanceKey] = set()  # setups and teardowns that are only taken along
+        self.alone: set[_InstanceKey] = set()  # cleared so, and no more: they pull nothing
         self._changed: set[str] = set()  # tasks of which an instance runs again
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
         # What hangs on these runs again: on one instance, on any of a task's (index None).
@@ -3974,16 +3975,16 @@ class _Resumption:
                     self.along |= {key} - self.again
                     self.again.add(key)
 
-    def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> list[tuple[str, int]]:
+    def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> list[_InstanceKey]:
         """The instances of tasks that belong to a setup's instance."""
-        found = list[tuple[str, int]]()
+        found = list[_InstanceKey]()
         for node in nodes:
             task_id = node.task.task_id
             own = setup.is_in_step_with(node) and (task_id, index) in self.instances
             found += [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
         return found
 
-    def recorded(self) -> dict[tuple[str, int], _Past]:
+    def recorded(self) -> dict[_InstanceKey, _Past]:
         """What the plan has to know, of every instance."""
         found = {}
         for key, row in self.instances.items():
@@ -5019,7 +5020,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     return found
 
 
-def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[tuple[str, int], int | None]:
+def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[_InstanceKey, int | None]:
     """The length of every result that is stored, by task and index."""
     rows = _select(_XCOMS, f"length {_INSTANCE_KEY}", "", db, run_row, key="return_value")
     return {(x.task_id, x.map_index): x.length for x in rows}
@@ -9193,7 +9194,7 @@ class _Start:
         _refuse_index(self.run_id, self._again, known)
         lengths = self._store.look(_select_lengths, run_row)
         keys = functools.partial(_element_keys, known=_Known(lengths))
-        running: set[tuple[str, int]] = set()
+        running: set[_InstanceKey] = set()
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
             again = found.again - found.along
@@ -9345,7 +9346,7 @@ def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
     return task_id, index
 
 
-def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[tuple[str, int]]) -> None:
+def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[_InstanceKey]) -> None:
     """Raises TaskNotFound for an index that the run has not (None: all of the task)."""
     for task_id, index in names:
         if index is not None and (task_id, index) not in known:
@@ -9356,7 +9357,7 @@ def _news_of(found: _Resumption) -> list[str]:
     """What is kept, new and gone, by instance where it is not the whole task."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
 
-    def by_task(keys: Iterable[tuple[str, int]]) -> list[str]:
+    def by_task(keys: Iterable[_InstanceKey]) -> list[str]:
         counted = collections.Counter(task_id for task_id, _ in keys)
         return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
 
