@@ -10686,7 +10686,7 @@ class DagRun:
         head = _html("h1", self.dag_id, " ", _run_chip(self))
         try:
             instances = _seen_instances(self)
-            facts, graph = _facts(self, instances, _FEW_TOLD), _svg_graph(_run_boxes(instances))
+            facts, graph = _run_facts(self, instances, _FEW_TOLD), _svg_graph(_run_boxes(instances))
         except AirflowException as error:  # the file is gone, say
             return _notebook(head, _html("p", str(error)))
         return _notebook(head, *facts, graph, _task_table(instances))
@@ -11563,7 +11563,7 @@ def _run_page(run: DagRun) -> str:
     return _html_page(
         f"{run._name}: {_run_state(run)}",
         _html("h1", run.dag_id, " ", _run_chip(run)),
-        *_facts(run, instances, _MOST_SHOWN),
+        *_run_facts(run, instances, _MOST_SHOWN),
         _html("h2", "Graph"),
         _svg_graph(_run_boxes(instances)),
         _html("h2", "Timeline"),
@@ -11581,7 +11581,7 @@ def _run_chip(run: DagRun) -> _Html:
     return _chip(_run_style(run), _run_state(run))
 
 
-def _facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
+def _run_facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
     """The head of what is said of a run: what it was, and what failed, `most` of it told."""
     facts = {
         "run": run.run_id,
@@ -11651,7 +11651,7 @@ def _dag_page(dag: Dag) -> str:
         for members in _by_task(instances):
             cells[members[0].task_id][n] = _grid_cell(_line_of(members))
         head = _html("h2", _local_time(run.start_date), " ", _run_chip(run), id=f"run{n}")
-        sections.append([head, *_facts(run, instances, _FEW_TOLD)])
+        sections.append([head, *_run_facts(run, instances, _FEW_TOLD)])
     most = _PAGE_CELLS // max(len(runs), 1)
     rows = [_html("tr", _html("td", name), *row) for name, row in [*cells.items()][:most]]
     return _html_page(
