@@ -269,7 +269,7 @@ class DuplicateTaskIdFound(AirflowException):
 
 
 class TaskNotFound(AirflowException):
-    """The DAG has no task of this id."""
+    """The DAG, or the run, has no task of this id, or the task no such instance."""
 
 
 class NodeNotFound(TaskNotFound, KeyError):
@@ -279,7 +279,7 @@ class NodeNotFound(TaskNotFound, KeyError):
 
 
 class XComNotFound(AirflowException):
-    """A task takes `x["key"]`, and the upstream (without multiple_outputs) stored no such key."""
+    """An upstream without multiple_outputs, or the run that is read, stored nothing by that key."""
 
 
 class ParamValidationError(AirflowException, ValueError):
