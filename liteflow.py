@@ -425,7 +425,7 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
     return moment.astimezone(_datetime.UTC)
 
 
-def _plain(text: str | None, kind: type[T]) -> T:
+def _parsed(text: str | None, kind: type[T]) -> T:
     """What a stored JSON text says; an empty value of the kind if it is no JSON of that kind."""
     found = None
     with contextlib.suppress(ValueError, RecursionError):
@@ -2845,10 +2845,10 @@ class Variable:
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
-        parsed = _is_bool("deserialize_json", deserialize_json)
+        _is_bool("deserialize_json", deserialize_json)
         if name in os.environ:
             try:
-                return json.loads(os.environ[name]) if parsed else os.environ[name]
+                return json.loads(os.environ[name]) if deserialize_json else os.environ[name]
             except ValueError as error:
                 raise ValueError(f"Variable {key!r}: {name} is no JSON: {error}") from None
         if default is ...:
@@ -3442,7 +3442,7 @@ class _Plan:
         for instance in kept:
             self._ended(instance)
         for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
-            self.skip(instance, self.left_out(instance, _plain(instance.flow, dict), strict=False))
+            self.skip(instance, self.left_out(instance, _parsed(instance.flow, dict), strict=False))
         self._dirty.clear()
         for node in self.nodes:
             if node.open:
@@ -3916,7 +3916,7 @@ class _Resumption:
             # What succeeded or skipped itself stays (what was cleared has no state), but for a
             # branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
-            chosen = (_plain(row.flow, dict).get("chosen") or ()) if row.flow else ()
+            chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
             by_itself = not kept or any(name not in self._dag for name in chosen)
             pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
             if not by_itself and not pulled:
@@ -3959,7 +3959,7 @@ class _Resumption:
             torn_by = [  # but not by those of other elements
                 row
                 for row in gone
-                if setup_id in _plain(row.above, list)
+                if setup_id in _parsed(row.above, list)
                 and (row.map_index < 0 or row.task_id not in in_step)
             ]
             for index in self._indexes[setup_id]:
@@ -9022,7 +9022,7 @@ class _Start:
             if self._again:
                 _refuse_without_values(row)
             self.recorded, self.run_id = row, row.run_id
-            self.logical_date, self.conf = _moment(row.logical_date), _plain(row.conf, dict)
+            self.logical_date, self.conf = _moment(row.logical_date), _parsed(row.conf, dict)
         else:
             now = _utcnow() + self._aside
             self.run_id = run_id or f"manual__{now.isoformat(timespec='microseconds')}"
@@ -9977,7 +9977,7 @@ class _Run(_Start):
         how = {"last": [last.state, last.started, last.ended]}
         for row, name, reason, more in [*due, (ended, _CALLBACK_OF[state], why, how)]:
             if getattr(self.dag, name) is not None:
-                facts = {**vars(row), "run_row": row.id, "conf": _plain(row.conf, dict), **more}
+                facts = {**vars(row), "run_row": row.id, "conf": _parsed(row.conf, dict), **more}
                 # Where no failures can be looked up; of a success none is the reason.
                 if self.runner.remote and name == "on_failure_callback":
                     facts["reason"] = DagRun(row, self.path)._failures(2)[2] or None
@@ -10443,7 +10443,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
         ti.pid, ti.error = row.pid, row.error
         ti.start_date = _moment(row.start_date)
         ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # of a poke before
-    ti.upstream_task_ids = {str(name) for name in _plain(row.upstream_task_ids, list)}
+    ti.upstream_task_ids = {str(name) for name in _parsed(row.upstream_task_ids, list)}
     ti.task_group_id, ti.role, ti.element = row.task_group_id, row.role, row.element_preview
     return ti
 
@@ -10470,7 +10470,7 @@ class DagRun:
         self.logical_date = _moment(row.logical_date)
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
-        self.conf: dict[str, Any] = _plain(row.conf, dict)
+        self.conf: dict[str, Any] = _parsed(row.conf, dict)
         # A run starts at once; as it is started by hand, it covers no interval.
         self.run_after = self.start_date
         self.data_interval_start = self.data_interval_end = self.logical_date
@@ -10727,7 +10727,7 @@ def _load_dag(dag_id: str, path: str) -> Dag:
         known = [row.dag_id for row in _read(path, _select_dags)]
         raise DagNotFound(f"there is no DAG {dag_id!r} in {path}{_near(str(dag_id), known)}")
     same = {name: getattr(found, name) for name in ("description", "doc_md", "schedule")}
-    made = _RecordedDag(dag_id, db_path=path, tags=[*map(str, _plain(found.tags, list))], **same)
+    made = _RecordedDag(dag_id, db_path=path, tags=[*map(str, _parsed(found.tags, list))], **same)
     made.fileloc = found.fileloc
     return made
 
@@ -12312,10 +12312,10 @@ def _cmd_list(options: argparse.Namespace) -> int:
     if options.max_age is not None and not options.check:
         raise _UsageError("--max-age is for --check")
     dags, rows = [], []
-    for found in _read(options.db, _select_histories, options.dag):
-        newest = found.pop("newest")
+    for each in _read(options.db, _select_histories, options.dag):
+        newest = each.pop("newest")
         run = newest and DagRun(newest, options.db)
-        dag = {**found, "tags": _plain(found["tags"], list), "last_run": run and _run_document(run)}
+        dag = {**each, "tags": _parsed(each["tags"], list), "last_run": run and _run_document(run)}
         if options.check:
             dag["trouble"] = _trouble_of(options.db, dag, options.max_age)
             if dag["trouble"] is None:
