@@ -8465,6 +8465,8 @@ class _SlotRunner(_Runner):
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
+        # Jobs wait, and it was about to take none: nor may the one in its place, and so for ever.
+        took_none = self._out and slot.spoilt is None and not slot.shared[_TAKING]
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
@@ -8473,7 +8475,7 @@ class _SlotRunner(_Runner):
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
             self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
-        elif never_served or slot.exitcode == _UNGUARDED:
+        elif never_served or took_none or slot.exitcode == _UNGUARDED:
             told = ", standard error tells why" if slot.exitcode == 1 else ""  # multiprocessing's
             why = f"{_end_of(slot.exitcode)}{told}"
             self._fail_start(slot, f"a worker ended as it started, or imported the script: {why}")

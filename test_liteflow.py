@@ -8395,6 +8395,17 @@ class QueueTest(QueueCase):
         why = "three workers died as they took it: killed by SIGKILL"
         self.assertEqual(fatal.error.splitlines()[-1], why)
 
+    def test_workers_that_die_before_they_take_a_job_are_not_replaced_for_ever(self):
+        dag = self.module("with DAG('d') as dag:\n    task(print)('x')\n").dag
+
+        def work(worker, *fields):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        why = "a worker ended as it started.*killed by SIGKILL"
+        patch = mock.patch.object(liteflow._Worker, "_on_work", work)
+        with patch, self.assertRaisesRegex(UnreachableTask, why):
+            dag.run(db_path=self.db, mp_context="fork")
+
     def test_workers_that_die_as_they_take_a_sensor_now_and_then_do_not_add_up(self):
         dag = self.module(
             """
