@@ -4254,7 +4254,9 @@ def _explain(error: BaseException, path: str) -> NoReturn:
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite reports a full disk after some writes only, and a full quota never.
     hint = ""
-    if primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname:
+    if primary == sqlite3.SQLITE_IOERR and re.search("LOCK|SHMMAP", error.sqlite_errorname):
+        hint = " (is it on a network's file system? SQLite needs a local one)"
+    elif primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname:
         hint = " (is the disk full?)"
     elif primary == sqlite3.SQLITE_CANTOPEN and os.access(os.path.dirname(path), os.W_OK):
         hint = " (are too many files open, or is the disk full?)"

@@ -15857,6 +15857,12 @@ class ShortOfMemoryTest(FlowCase):
 class HarmedFileTest(FlowCase):
     """Files that were damaged, or made to harm."""
 
+    def test_a_file_system_without_locks_is_not_taken_for_a_full_disk(self):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode, error.sqlite_errorname = 3850, "SQLITE_IOERR_LOCK"
+        with self.assertRaisesRegex(DatabaseError, "SQLite needs a local one"):
+            liteflow._explain(error, str(self.db))
+
     def test_a_damaged_file_gives_no_backup(self):
         with DAG("d") as d:
             task(task_id="f")(one_argument).expand(x=[str(n) * 2000 for n in range(50)])
