@@ -877,7 +877,9 @@ class _OperatorType(type):
             cls.template_fields = (body["template_fields"],)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         known = cls._known_settings = dict[str, _Setting](collections.ChainMap(*inherited))
-        for key, value in body.items():
+        plain = [vars(base) for base in cls.__mro__ if not isinstance(base, _OperatorType)]
+        mixed_in = {key: getattr(cls, key) for key in known.keys() & set().union(*plain)}
+        for key, value in (mixed_in | body).items():
             if isinstance(value, _Setting):
                 known[key] = value
                 setattr(cls, key, value.default)
@@ -2913,6 +2915,7 @@ class _Params(dict[str, Any]):
     # By `__getitem__` and `__setitem__`, as dict's are not.
     get: Any = Mapping.get
     setdefault: Any = collections.abc.MutableMapping.setdefault
+    pop: Any = collections.abc.MutableMapping.pop
 
 
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
@@ -4127,7 +4130,7 @@ def _upserting(table: str, known: int) -> str:
 
 
 # Columns that older files of version 2 lack, as (table, column, declaration): a new one is declared
-# here as well as above, with a default, and is added when a run opens such a file.
+# here as well as above, with a default or nullable, and is added when a run opens such a file.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
 _Row = types.SimpleNamespace  # a row by the names of its columns

@@ -1053,7 +1053,7 @@ class BuildingTest(Case):
         self.assertEqual((params["n"].default, assigned.params["new"]), (1, "n"))
         assigned.params["new"], assigned.params["n"] = Param("m", enum=["m"]), Param("x")
         self.assert_raises(ParamValidationError, "'new'", assigned.params.update, new="n")
-        self.assertEqual(assigned.params["n"], "x")
+        self.assertEqual((assigned.params["n"], assigned.params.pop("n")), ("x", "x"))
 
     def test_a_param_is_read_by_its_name_as_its_default(self):
         with DAG(
@@ -6244,6 +6244,20 @@ class MappingTest(Case):
             Own.partial(task_id="own", python_callable=sample).expand(op_args=[[1]])
             made = Own(task_id="one", python_callable=sample, op_args=[1])
         self.assertEqual((d.test(db_path=self.db).state, made.owner), ("success", "me"))
+
+    def test_a_setting_of_a_class_that_is_mixed_in_is_one_of_the_operators(self):
+        class Patient:
+            retry_delay, owner = 5, property(lambda self: "me")
+
+        class Calls(Patient, liteflow.EmptyOperator):
+            retries = 2
+
+        with DAG("d"):
+            calls = Calls(task_id="c")
+        self.assertEqual(calls.retry_delay, datetime.timedelta(seconds=5))
+        self.assertEqual((calls.retries, calls.owner), (2, "me"))
+        with self.assertRaisesRegex(TypeError, "class Wrong: pool must be str, found 3"):
+            type(Calls)("Wrong", (type("Mixed", (), {"pool": 3}), Calls), {})
 
     def test_an_argument_goes_before_the_setting_of_an_operators_class(self):
         class Own(liteflow.EmptyOperator):
