@@ -5936,7 +5936,7 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             is_dag, text = isinstance(owner, Dag), _traceback(error)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
-            _note(f"{said}\n{text}")
+            _note("\n    | ".join([said, *text.split("\n")]))
         _end_if_child(execution, None)
 
 
@@ -11218,7 +11218,8 @@ def _own_command() -> str:
 _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _MOST_TOLD = 10  # failures that are told one by one
 _FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
-_CALLBACK_FAILED = r"liteflow: (on_\w+_callback of .* failed: .*)"  # as of `_call_back`
+# As of `_call_back`. It can match in one way alone: a line may say this thousands of times.
+_CALLBACK_FAILED = r"liteflow: (on_\w+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
 
 
 class _Failure:
@@ -11273,11 +11274,8 @@ def _facts_of(error: str) -> list[str]:
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
     """What a task printed itself, not its callbacks that failed."""
-    # Those of its begin stand before it, with tracebacks, each of which ends with the reason.
-    trace = r"\n(?:Traceback .*\n(?: .*\n)+)?.*"
-    begin = rf"{_CALLBACK_FAILED}(?:{trace}\n\n(?:During|The above) .*\n)*{trace}\n?"
-    text = re.sub(begin.replace("on_", "on_(?=execute)"), "", run.log(ti.task_id, ti.map_index))
-    return re.split(_CALLBACK_FAILED, text, maxsplit=1)[0]
+    log = run.log(ti.task_id, ti.map_index)
+    return re.sub(rf"{_CALLBACK_FAILED}(?:\n    \| .*)*\n?", "", log)
 
 
 def _with_element(ti: TaskInstance) -> str:

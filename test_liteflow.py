@@ -19602,6 +19602,51 @@ class FailureTest(ScriptCase):
         self.assertRegex(report, "in bad: .*\n    . row\n    more: ")
         self.assertRegex(report, "\non_failure_callback of .*\non_execute_callback of ")
 
+    def test_whatever_a_callback_raises_is_none_of_the_task_s_output(self):
+        """A group has its members, each with a traceback; a message and notes have lines."""
+        run = self.run_flow(
+            """
+            from liteflow import DAG, task
+            def group(context): raise ExceptionGroup("two", [ValueError("one"), KeyError("two")])
+            def lines(context):
+                error = RuntimeError("no mail\\n\\nThe above\\nTraceback of a child:\\n  x")
+                error.add_note("noted")
+                raise error
+            with DAG("flow") as dag:
+                @task(on_execute_callback=[group, lines], on_failure_callback=[group, lines])
+                def bad():
+                    print("first\\nlast")
+                    raise ValueError
+                bad()
+            """
+        )
+        [ti] = run.get_task_instances()
+        self.assertEqual(liteflow._own_output(run, ti), "first\nlast\n")
+        self.assertIn("\n    |   | ExceptionGroup: two (2 sub-exceptions)\n", run.log("bad"))
+        report = "\n".join(liteflow._report_of(run, [ti]))
+        self.assertRegex(report, "in bad: .*\n    . first\n    . last\n    more: ")
+
+    def test_a_line_that_looks_like_many_callbacks_that_failed_is_read_at_once(self):
+        """Each further one took many times as long: a hundredth of these did not end."""
+        run = self.run_flow(
+            """
+            from liteflow import DAG, task
+            with DAG("flow") as dag:
+                @task
+                def bad():
+                    for said in ("of task 'x' failed: ", "of x failed: ", "of "):
+                        print(f"liteflow: on_execute_callback {said}" * 50_000)
+                    print("last")
+                    raise ValueError
+                bad()
+            """
+        )
+        [ti] = run.get_task_instances()
+        start = time.monotonic()
+        self.assertTrue(liteflow._own_output(run, ti).endswith("last\n"))
+        self.assertEqual(len(liteflow._failed_callbacks(run)), 1)
+        self.assertLess(time.monotonic() - start, 10)
+
     def test_callbacks_that_failed_in_many_ways_are_told_in_part(self):
         script = self.folder / "my_flow.py"
         tell = ", ".join(f"lambda context: {{}}[{i}]" for i in range(5))
