@@ -6114,11 +6114,14 @@ def _traceback(error: BaseException) -> str:
     elif not re.fullmatch(re.escape(reason) + _SUGGESTED, last):  # more lines, notes, a group
         text += f"{reason}\n"
     # A class of the script is shown as Python shows it: by its name alone.
-    text = _storable(text.rstrip("\n")).replace("__mp_main__.", "")
-    if len(text) > _ERROR_LIMIT:
-        half = _ERROR_LIMIT // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters cut ...]\n{text[-half:]}"
-    return text
+    return _halves(_storable(text.rstrip("\n")).replace("__mp_main__.", ""), _ERROR_LIMIT)
+
+
+def _halves(text: str, limit: int) -> str:
+    """A text that is cut in its middle if it is too long: what it says stands at its end."""
+    half = limit // 2
+    cut = f"\n[... {len(text) - 2 * half:,} characters cut ...]\n"
+    return text if len(text) <= limit else f"{text[:half]}{cut}{text[-half:]}"
 
 
 def _last_line(error: str | None) -> str:
@@ -11153,7 +11156,9 @@ def _printed(text: str) -> str:
 
 def _tail(text: str, count: int = 10) -> list[str]:
     """The last lines of a task's output, made safe for a terminal, none of them endless."""
-    lines = _printed(text[-100 * _LINE_SHOWN :]).rstrip("\n").splitlines()[-count:]
+    end = text[-100 * _LINE_SHOWN :]
+    whole = end.partition("\n")[2] if len(end) < len(text) else end
+    lines = _printed(whole or end).rstrip("\n").splitlines()[-count:]
     return [x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]" for x in lines]
 
 
@@ -11612,7 +11617,7 @@ def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> 
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti)]
         told += _output_of(run, failure.ti)[1:]  # without its name, which stands above
-        trace = _shown(_said_once(failure.ti.error or ""), 4000, str)
+        trace = _halves(_said_once(failure.ti.error or ""), 4000)
         told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
         told += [_folded_away("their output", *others)] if others else []
@@ -12487,10 +12492,10 @@ def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else failed[:3]:
         if text := run.log(ti.task_id, ti.map_index):
-            count = text.rstrip("\n").count("\n") + 1
-            more = f", the last 10 of {count} lines" if count > 10 else ""
+            count, tail = text.rstrip("\n").count("\n") + 1, _tail(text)
+            more = f", the last {len(tail)} of {count} lines" if count > len(tail) else ""
             print(f"\nlog of {_clean(ti._label)}{more}:")
-            print("\n".join(f"    | {line}" for line in _tail(text)))
+            print("\n".join(f"    | {line}" for line in tail))
 
 
 def _cmd_logs(options: argparse.Namespace) -> int:

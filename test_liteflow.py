@@ -18255,6 +18255,10 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "show", "daily", words=words)
         log = self.assert_exit(0, "show", "one", "f").stdout.partition("\nlog of f")[2]
         self.assertRegex(log, r"(?s)\A, the last 10 of 12 lines:\n    \| 2\n.* 11\n\Z")
+        text = "\n".join(f"{n}{'x' * 5000}" for n in range(12))
+        self.run_flow(f"with DAG('one') as dag: task(task_id='f')(print)({text!r})\n")
+        log = self.assert_exit(0, "show", "one", "f").stdout.partition("\nlog of f")[2]
+        self.assertRegex(log, r"\A, the last 5 of 12 lines:\n    \| 7x")
         self.assert_exit(0, "delete", "two/daily")
         self.assert_exit(0, "page", "--output", "all.html")
         self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
@@ -20259,6 +20263,21 @@ class PageTest(ScriptCase):
         run._path = os.fspath(self.folder / "gone.db")
         self.check(run._repr_html_())
         self.assertIn("there is no database", run._repr_html_())
+
+    def test_a_page_cuts_a_traceback_in_its_middle(self):
+        self.run_flow(
+            """
+            with DAG("d") as dag:
+                @task
+                def f():
+                    try: raise ValueError("x" * 9000)
+                    except ValueError: raise RuntimeError("it is this")
+                f()
+            """
+        )
+        trace = self.cli_here("page", "d").stdout.partition("<summary>traceback</summary>")[2]
+        words = r"(?s)<pre>Traceback .* characters cut .* in f\n.*RuntimeError: it is this</pre>"
+        self.assertRegex(trace, words)
 
     def test_pages_draw_all_that_ran(self):
         self.ran(run_id="r")
