@@ -4590,10 +4590,9 @@ class _Store:
         finally:  # a Ctrl-C, after a prune say, ends the wait
             with _in_sqlite:
                 self._connection.close()
-        with _in_sqlite, contextlib.suppress(sqlite3.Error, DatabaseError):
+        with _in_sqlite, contextlib.suppress(sqlite3.Error):
             for _ in range(3 if is_last else 0):  # of two that close at once, none was the last
-                if _file_identity(f"{self.path}-wal") is not None:
-                    self.check_in_place()
+                if _file_identity(f"{self.path}-wal") is not None and self.is_in_place():
                     with contextlib.closing(_connected(self.path, "mode=rw", 0.0)) as again:
                         again.execute("PRAGMA user_version").fetchone()
 
@@ -4784,12 +4783,11 @@ class _Store:
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
-    def check_in_place(self) -> None:
-        """Raises DatabaseError if the file was deleted or replaced: what is written is lost."""
+    def is_in_place(self) -> bool:
+        """Whether the file was neither deleted nor replaced: or what is written is lost."""
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(self.path), self._place):
-                return
-        raise DatabaseError(f"{self.path} was deleted or replaced during the run")
+            return os.path.samestat(os.stat(self.path), self._place)
+        return False
 
     # What people do to runs.
 
@@ -7857,40 +7855,31 @@ class WorkerPool:
             self._end_server()
             self._close_store()  # no run takes it any more
 
-    def _take_store(self, path: str) -> _Store | None:
-        """The store that an earlier run left open, if it is still that of the file at this path."""
+    def _store_of(self, path: str, take: bool = False) -> _Store | None:
+        """The store that an earlier run left open, if it is still that of the file at this path;
+        if it is to `take` it, nobody else gets it from now on."""
         with self._lock:
-            if self._closed or self._kept_store is None or self._kept_store.path != path:
+            store = self._kept_store
+            if self._closed or store is None or store.path != path:
                 return None
-            store, self._kept_store = self._kept_store, None
-        with contextlib.suppress(DatabaseError):
-            store.check_in_place()
-            return store
-        self._latest_path = None  # what has its place is another one
+            if store.is_in_place():
+                self._kept_store = None if take else store
+                return store
+            self._kept_store = self._latest_path = None  # what has its place is another one
         store.close()
         return None
-
-    def _has_store(self, path: str) -> bool:
-        """Whether an earlier run left it open, which has checked it."""
-        with self._lock, contextlib.suppress(DatabaseError):
-            if self._kept_store is not None and self._kept_store.path == path:
-                self._kept_store.check_in_place()
-                return True
-        return False
 
     def _leave_store(self, store: _Store) -> None:
         """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
         its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
         known, self._latest_path = self._latest_path, store.path
         to_close: _Store | None = store
-        is_open = False
         if known == store.path and store.sync():
             with self._lock:
-                is_open = self._kept_store is not None and self._kept_store.path == store.path
-                if not (is_open or self._closed):
+                if not self._closed:
                     to_close, self._kept_store = self._kept_store, store
-        if to_close is not None:
-            to_close.close(is_last=not is_open)
+        if to_close is not None:  # of runs side by side, all but one are not the last
+            to_close.close(is_last=to_close is store or to_close.path != store.path)
 
     def _close_store(self) -> None:
         kept, self._kept_store = self._kept_store, None
@@ -9046,7 +9035,7 @@ class _Start:
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         pool = self.asked.executor
-        if not (isinstance(pool, WorkerPool) and pool._has_store(self.path)):
+        if not (isinstance(pool, WorkerPool) and pool._store_of(self.path)):  # checked by then
             _check_before_run(self.path)
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
@@ -9503,7 +9492,7 @@ class _Run(_Start):
     def _opened(self) -> Iterator[_Store]:
         """The database, which a pool keeps open from one run to the next."""
         pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
-        kept = None if pool is None else pool._take_store(self.path)
+        kept = None if pool is None else pool._store_of(self.path, take=True)
         self._store = store = kept or _Store(self.path, self._check)
         try:
             store.element_of = self._element_of
@@ -9944,7 +9933,8 @@ class _Run(_Start):
         row = self._store.look(_find_run, id=self._store.run_row)
         if row is not None and row.stop_requested is not None:
             self._stop("stopped on request")
-        self._store.check_in_place()
+        if not self._store.is_in_place():
+            raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
     def _stop(self, reason: str, now: bool = False) -> None:
         """Start nothing more but teardowns, and end what runs; `now`: nothing more, and kill it."""
@@ -10170,9 +10160,7 @@ class _RunLine:
                 raise RuntimeError("the WorkerPool is shut down")
             if entry is not None:
                 self._entries.add(entry)
-            try:
-                self._files[path][0].check_in_place()
-            except (KeyError, DatabaseError):
+            if path not in self._files or not self._files[path][0].is_in_place():
                 self._close_some(path)
                 with contextlib.ExitStack() as made:
                     store = made.enter_context(contextlib.closing(_Store(path)))
