@@ -10187,7 +10187,7 @@ class _RunLine:
                     waiting.insert(0 if first else len(waiting), entry)
                     self._call_thread()
         except RuntimeError:
-            entry.cancel()
+            entry.cancel(close=entry.owner is not None)  # what was to be recovered stays
             raise
         if not enters:  # the pool was shut down meanwhile: it stays for `recover`
             entry.cancel(close=False)

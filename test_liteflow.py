@@ -14936,6 +14936,21 @@ class SubmitTest(FlowCase):
             self.assertEqual(future.result(LIMIT).state, "success")
         self.assert_nothing_left()
 
+    def test_a_run_that_no_thread_can_recover_stays_for_another_recover(self):
+        mine = WorkerPool(1, max_runs=1)
+        futures = self.hold(mine, *"ab")
+        mine.shutdown(wait=False, cancel_futures=True)
+        self.go_on()
+        mine.shutdown()
+        none_left = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+        with WorkerPool(1) as mine:
+            refused = self.assertRaisesRegex(RuntimeError, "new thread")
+            with mock.patch.object(threading.Thread, "start", none_left), refused:
+                mine.recover(self.flows.held, db_path=self.db)
+            self.assertEqual(self.state(futures[1]), ("queued", "submitted"))
+            [found] = mine.recover(self.flows.held, db_path=self.db)
+            self.assertEqual(found.result(LIMIT).state, "success")
+
     def test_a_file_that_takes_no_run_costs_no_descriptor(self):
         full = mock.patch.object(os, "mkdir", side_effect=OSError(28, "No space"))
         other = self.folder / "other"
