@@ -4476,6 +4476,7 @@ class _Store:
         self.element_of: Any = None  # set by a run: digest and preview of an instance's element
         self.run_row = 0
         self.owner = ""
+        self.is_new = False  # made here: what it is made of may be in the WAL alone
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
@@ -4505,6 +4506,7 @@ class _Store:
             ours = _check_ours(self._connection, self.path)
         with self.transaction(""):
             if not ours:
+                self.is_new = True
                 self._wait_for_disk(False)  # a power cut could harm nothing that is in it
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -7874,7 +7876,7 @@ class WorkerPool:
         its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
         known, self._latest_path = self._latest_path, store.path
         to_close: _Store | None = store
-        if known == store.path and store.sync():
+        if known == store.path and not store.is_new and store.sync():
             with self._lock:
                 if not self._closed:
                     to_close, self._kept_store = self._kept_store, store
