@@ -12356,9 +12356,10 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     runs = _read_runs(options.db, options.dag, since=options.since, **asked)
     states = ("failed", "running (owner dead)") if state == "failed" else (state,)
     runs = [run for run in runs if state is None or _run_state(run) in states]
-    ids = ""  # of all runs, a line each: at a terminal some names are shorter
+    ids = collections.Counter[str]()  # six digits in all runs' ids: at a terminal a name for some
     if _may_redraw(sys.stdout):
-        ids = "\n".join(x.run_id for x in _read(options.db, _select_run_ids, dag_id=options.dag))
+        for row in _read(options.db, _select_run_ids, dag_id=options.dag):
+            ids.update(re.findall(r"(?=(\d{6}))", row.run_id))
     for run in runs[:most]:
         wanted = options.json or run.state is not DagRunState.SUCCESS
         failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
@@ -12374,10 +12375,10 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         _say(f"these are the {most} newest: --limit N shows more")
 
 
-def _short_name(run: DagRun, ids: str) -> str:
+def _short_name(run: DagRun, ids: Mapping[str, int]) -> str:
     """A run's name; of a made one the microseconds, if one of the `ids` alone has them."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
-    return f"{run.dag_id}/{made[1]}" if made and ids.count(made[1]) == 1 else run._name
+    return f"{run.dag_id}/{made[1]}" if made and ids.get(made[1]) == 1 else run._name
 
 
 def _cmd_show(options: argparse.Namespace) -> int:

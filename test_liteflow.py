@@ -19426,6 +19426,23 @@ class SeeingTest(ScriptCase):
         done = self.cli("show", f"{local:%Y-%m-%d %H:%M}", env=tokyo)
         self.assertIn("night/mine", done.stdout, done.stderr)
 
+    def test_short_ids_of_many_runs_cost_what_one_look_at_each_costs(self):
+        self.ran()
+        ids = [f"manual__2026-01-01T00:00:00.{n:06d}+00:00" for n in [7, *range(12_000)]]
+        ids[0] = ids[0].replace("01-01", "01-02")  # 000007 is not unique
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.executemany(
+                "INSERT INTO dag_run (dag_id, run_id, state, conf) "
+                "VALUES ('night', ?, 'success', '{}')",
+                [[x] for x in ids],
+            )
+        began = time.process_time()
+        with mock.patch.object(liteflow, "_may_redraw", lambda stream: stream is sys.stdout):
+            done = self.cli_here("runs", "--limit", "30000", "--db", self.db)
+        self.assertLess(time.process_time() - began, 4)  # 7 s and more, before
+        self.assertIn("night/011999  ", done.stdout)
+        self.assertEqual(done.stdout.count(".000007+00:00"), 2)
+
     def test_options_that_would_be_ignored_are_refused(self):
         self.ran()
         for words in (
