@@ -4994,12 +4994,13 @@ _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
-# The stored output, in the order in which attempts began: of one try number, and `after` an id.
-_select_log = functools.partial(
-    _select,
-    f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)",
-    f"id try_number part text {_INSTANCE_KEY}",
-    "ORDER BY start_date, task_instance.id, task_log.try_number, part",
+# The stored output, in the order in which attempts began: of one try number, and `after` an id. Its
+# parts come without their texts, which may take gigabytes: see `_select_texts`.
+_LOGS = f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
+_AS_BEGUN = "ORDER BY start_date, task_instance.id, task_log.try_number, part"
+_select_log = functools.partial(_select, _LOGS, "text task_instance.map_index", _AS_BEGUN)
+_select_parts = functools.partial(
+    _select, _LOGS, f"id task_instance_id try_number part {_INSTANCE_KEY}", _AS_BEGUN
 )
 # The output of callbacks that failed: see _call_back.
 _CALLED_BACK = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
@@ -5010,6 +5011,14 @@ _select_callback_errors = functools.partial(
 _select_xcoms = functools.partial(
     _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", f"{_BY_TASK}, key"
 )
+
+
+def _select_texts(db: sqlite3.Connection, run_row: int, parts: Iterable[_Row]) -> list[str]:
+    """The texts of some parts of logs. Not by their ids: the ends of long logs are written anew."""
+    key = "task_instance_id try_number part"
+    query = f"SELECT CAST(text AS TEXT) FROM task_log WHERE {' = ? AND '.join(key.split())} = ?"
+    values = map(operator.attrgetter(*key.split()), parts)
+    return ["".join(text for [text] in db.execute(query, each)) for each in values]
 
 
 def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
@@ -12180,6 +12189,7 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 
 _POLL = 0.5  # seconds between two looks at a live run
 _SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
+_PARTS_READ = 100  # of logs at a time, half a megabyte each at most
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
     duration error upstream_task_ids"""
@@ -12505,13 +12515,15 @@ def _cmd_logs(options: argparse.Namespace) -> int:
         # In this order: what is printed before the end is there when the log is read after it.
         is_live = follow and run.refresh().owner_alive
         since = {"after_live" if is_live else "after": after}
-        parts = run._look(_select_log, try_number=number, **since, **which)
+        parts = run._look(_select_parts, try_number=number, **since, **which)
         if len({(x.task_id, x.map_index, x.try_number) for x in parts}) > 1 and not follow:
             lines.head = "--- {}\n"
-        for part in parts:
-            after = max(after, part.id)
-            label = _label_of(part.task_id, part.map_index)
-            lines.add(f"{label}, try {part.try_number}" if lines.head else label, part.text)
+        for n in range(0, len(parts), _PARTS_READ):
+            some = parts[n : n + _PARTS_READ]
+            for part, text in zip(some, run._look(_select_texts, parts=some), strict=True):
+                after = max(after, part.id)
+                label = _label_of(part.task_id, part.map_index)
+                lines.add(f"{label}, try {part.try_number}" if lines.head else label, text)
         time.sleep(_POLL if is_live else 0)
     lines.end()
     return int(follow and run.state is not DagRunState.SUCCESS)

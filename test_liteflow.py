@@ -9719,7 +9719,7 @@ class OutputTest(QueueCase):
             """
         )
         alive = mock.PropertyMock(side_effect=[True, True, False])
-        whole, seen = liteflow._select_log, []
+        whole, seen = liteflow._select_parts, []
 
         def look(*of, **which):
             found = whole(*of, **which)
@@ -9728,7 +9728,7 @@ class OutputTest(QueueCase):
 
         with (
             mock.patch.object(liteflow.DagRun, "owner_alive", alive),
-            mock.patch.object(liteflow, "_select_log", look),
+            mock.patch.object(liteflow, "_select_parts", look),
             mock.patch.object(liteflow, "_POLL", 0),
         ):
             done = self.cli_here("logs", "long", "--follow", "--db", self.db)
@@ -19425,6 +19425,32 @@ class SeeingTest(ScriptCase):
         local = at.astimezone(datetime.timezone(datetime.timedelta(hours=9)))
         done = self.cli("show", f"{local:%Y-%m-%d %H:%M}", env=tokyo)
         self.assertIn("night/mine", done.stdout, done.stderr)
+
+    def test_logs_of_a_run_are_read_in_pieces(self):
+        self.ran()
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            [[row]] = db.execute("SELECT min(id) FROM task_instance")
+            text = 5_000 * f"{'.' * 99}\n"
+            db.executemany(
+                "INSERT INTO task_log (task_instance_id, try_number, part, text) "
+                "VALUES (?, 1, ?, ?)",
+                [(row, part, f"{part}\n{text}") for part in range(100, 160)],
+            )
+        size, parts = 0, []
+
+        def printed(text, stream=None):
+            nonlocal size
+            size += len(text)
+            parts.extend(re.findall(r"^1\d\d$", text, re.M))
+
+        self.enterContext(mock.patch.object(liteflow, "_print", printed))
+        self.enterContext(mock.patch.object(liteflow, "_PARTS_READ", 4))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.cli_here("logs", "night", "--db", self.db)
+        self.assertGreater(size, 30_000_000)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 15_000_000)  # 31 MB before
+        self.assertEqual(parts, [str(part) for part in range(100, 160)])
 
     def test_short_ids_of_many_runs_cost_what_one_look_at_each_costs(self):
         self.ran()
