@@ -8885,7 +8885,7 @@ class SandboxTest(QueueCase):
             mock.patch.object(os, "scandir", hide(os.scandir)),
         ):
             run = dag.run(db_path=self.db, max_workers=1)
-            for pid in run.log("parent").split():
+            for pid in run.log("parent").splitlines()[0].split():
                 self.assertTrue(wait_until(lambda pid=pid: not alive(int(pid))), pid)
 
     def test_no_file_that_tells_of_a_process(self):
@@ -21628,7 +21628,7 @@ class Promise5Test(Case):
             """
         )
         self.assertEqual(self.states(run), {"parent": "failed"})
-        first, last = run.log("parent").splitlines()
+        first, last, *_ = run.log("parent").splitlines()
         self.assertEqual(last, "finally")
         for pid in map(int, first.split()):
             self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
