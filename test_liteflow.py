@@ -19608,7 +19608,7 @@ class FailureTest(ScriptCase):
                 mock.patch("shutil.which", lambda name, found=found: found and str(found)),
                 mock.patch.object(liteflow, "_may_redraw", lambda stream, yes=terminal: yes),
             ):
-                self.assertEqual(liteflow._python(), said)
+                self.assertEqual(liteflow._python(), shlex.quote(said))
         with mock.patch.object(sys, "executable", None):  # inside of another program
             self.assertEqual(liteflow._python(), "python3")
 
@@ -20178,10 +20178,11 @@ timeout after 1 s"""  # of a command whose output was waited for
             "if __name__ == '__main__':\n    dag.cli(sys.argv[3:])\n"
         )
         done = self.python("my_flow.py", "etl", "a b", "--db", "x.db")
-        self.assertIn("/my_flow.py etl 'a b' --resume --run-id ", done.stderr)
+        script = shlex.quote(str(self.folder / "my_flow.py"))
+        self.assertIn(f"{script} etl 'a b' --resume --run-id ", done.stderr)
         text = "import sys, my_flow; my_flow.dag.cli(sys.argv[2:])"  # it has no file of its own
         done = self.python("-c", text, "etl", "--db", "x.db")
-        self.assertIn("/my_flow.py d --resume --run-id ", done.stderr)
+        self.assertIn(f"{script} d --resume --run-id ", done.stderr)
 
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
