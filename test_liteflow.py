@@ -7,6 +7,7 @@ the README, whose docstring is the README's line; then the examples and the READ
 
 import ast
 import asyncio
+import atexit
 import base64
 import collections
 import concurrent.futures
@@ -109,7 +110,13 @@ def pool() -> WorkerPool:
 @functools.cache
 def setUpModule() -> None:
     # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process would compile it anew.
-    py_compile.compile(str(HERE / "liteflow.py"))
+    try:
+        py_compile.compile(str(HERE / "liteflow.py"))
+    except OSError:  # a checkout that can't be written
+        folder, here = tempfile.mkdtemp(prefix="liteflow-test-"), os.getpid()
+        atexit.register(lambda: here == os.getpid() and shutil.rmtree(folder))
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = folder
+        py_compile.compile(str(HERE / "liteflow.py"))
 
 
 def copy_liteflow(folder: Path) -> None:
@@ -117,7 +124,7 @@ def copy_liteflow(folder: Path) -> None:
     if not (folder / "liteflow.py").exists():
         shutil.copy2(HERE / "liteflow.py", folder)
         compiled = Path(importlib.util.cache_from_source(str(folder / "liteflow.py")))
-        compiled.parent.mkdir(exist_ok=True)
+        compiled.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(importlib.util.cache_from_source(str(HERE / "liteflow.py")), compiled)
 
 
