@@ -8397,7 +8397,9 @@ class QueueTest(QueueCase):
             """
             import multiprocessing
             def take(worker, number, eager, task_id, *job):
-                if task_id == "fatal": os.kill(os.getpid(), signal.SIGKILL)
+                if task_id == "fatal":
+                    Path(os.environ["CASE_DIR"], f"died{os.getpid()}").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
                 return begin(worker, number, eager, task_id, *job)
             if multiprocessing.parent_process():
                 begin, liteflow._Worker._begin = liteflow._Worker._begin, take
@@ -8414,6 +8416,7 @@ class QueueTest(QueueCase):
         self.assertEqual((well.state, fatal.state, fatal.task_id), ("success", "failed", "fatal"))
         why = "three workers died as they took it: killed by SIGKILL"
         self.assertEqual(fatal.error.splitlines()[-1], why)
+        self.assertEqual(len([*self.folder.glob("died*")]), 3)
 
     def test_workers_that_die_before_they_take_a_job_are_not_replaced_for_ever(self):
         dag = self.module("with DAG('d') as dag:\n    task(print)('x')\n").dag
