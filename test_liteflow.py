@@ -10906,10 +10906,10 @@ class ForkServerFaultsTest(Case):
                 time.sleep(0.01)
 
         with DAG("faults") as dag:
-            @task
+            @task(execution_timeout=30)
             def goes_on(x):
                 Path(f"goes_on{x}").touch()
-                wait_for("hurt")
+                wait_for("hurt", "again")  # so that it needs a new worker
                 return x
             @task(retries=1)
             def dies(ti):
@@ -10917,6 +10917,7 @@ class ForkServerFaultsTest(Case):
                     Path("dies").touch()
                     wait_for("hurt")
                     os.kill(os.getpid(), signal.SIGKILL)
+                Path("again").touch()
             goes_on(1)
             dies()
 
