@@ -13027,6 +13027,8 @@ class AgainTest(FlowCase):
         copy_liteflow(self.folder / "pkg")
         for way in ("pkg/flow.py",), ("-m", "pkg.flow"), ("-c", "import pkg.flow"):
             self.assertEqual(self.python(*way).stdout, "pkg.flow.C\n")
+        os.unlink(self.folder / "pkg/__init__.py")
+        self.assertEqual(self.python("-m", "pkg.flow").stdout, "pkg.flow.C\n")
 
     def test_elements_that_differ_in_their_module_or_beside_their_path_are_told_apart(self):
         class Upload(Boxed):
