@@ -12144,7 +12144,12 @@ class RunTest(Case):
         before = signal.signal(signal.SIGTERM, mine)
         self.addCleanup(signal.signal, signal.SIGTERM, before)
         handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-        self.run_flow("with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n")
+        during = []
+        self.run_flow(
+            "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n",
+            progress=lambda line: during.append(signal.getsignal(signal.SIGTERM)),
+        )
+        self.assertEqual({*during}, {mine})
         self.assertEqual(
             [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)], handlers
         )
