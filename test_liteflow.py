@@ -180,7 +180,7 @@ class Case(unittest.TestCase):
     """A test with a folder of its own, which leaves nothing behind."""
 
     def setUp(self) -> None:
-        limit = LIMIT * (30 if SOAK else 1)
+        limit = LIMIT * (30 if SOAK else 3)  # a single wait that takes LIMIT fails before
         faulthandler.dump_traceback_later(limit, file=sys.__stderr__, exit=True)  # under -b, too
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         self.folder = Path(tempfile.mkdtemp(prefix="liteflow-test-")).resolve()  # macOS: a link
