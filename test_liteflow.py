@@ -22864,10 +22864,10 @@ class Pulled(unittest.TestSuite):
 
     def __init__(self, cases, queue):
         super().__init__(cases)
-        self.queue = queue
+        self.queue, self.goes_on = queue, lambda: True
 
     def __iter__(self):
-        while number := os.read(self.queue, 1):
+        while self.goes_on() and (number := os.read(self.queue, 1)):
             yield self._tests[number[0]]
 
 
@@ -22884,9 +22884,10 @@ class InTwo(unittest.TestSuite):
         queue, end = os.pipe()
         os.write(end, bytes(range(len(cases))))
         os.close(end)
-        half = Pulled(cases, queue)
+        half, here = Pulled(cases, queue), os.getpid()
         with tempfile.TemporaryFile() as told:
             if not (pid := os.fork()):
+                half.goes_on = lambda: os.getppid() == here  # it was not killed
                 try:
                     half.run(result)
                     found = {
