@@ -109,6 +109,11 @@ def pool() -> WorkerPool:
 
 @functools.cache
 def setUpModule() -> None:
+    # Under nohup, say, they are ignored: what is started here is not to inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            heard = signal.default_int_handler if number == signal.SIGINT else lambda *_: None
+            signal.signal(number, heard)
     # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process would compile it anew.
     try:
         py_compile.compile(str(HERE / "liteflow.py"))
