@@ -9110,6 +9110,8 @@ class KeptFileTest(QueueCase):
         self.assertEqual(self.query("PRAGMA integrity_check"), [("ok",)])
 
     def test_runs_side_by_side_leave_one_open(self):
+        with WorkerPool(1) as pool:
+            self.go(pool)  # after which multiprocessing keeps descriptors of its own
         before = len(list(PoolTest.descriptors()))
         with WorkerPool(1) as pool:
             futures = [pool.submit(self.dag, db_path=self.db) for _ in range(8)]
