@@ -10828,7 +10828,7 @@ def _shortened(text: str, most: int) -> str:
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
-    seen = 4 * max(most, 0)  # characters, some of which may take no column: it may have millions
+    seen = 4 * most  # characters, some of which may take no column: it may have millions
     return f"{_fit(text[:seen], most - 3 - half)}...{_fit(text[::-1][:seen], half)[::-1]}"
 
 
