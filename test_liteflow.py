@@ -12535,19 +12535,20 @@ class AgainTest(FlowCase):
         self.assertTrue(seen)
 
     def test_a_teardown_of_all_elements_that_becomes_one_of_each_has_torn_down_all(self):
-        def flow(of_each):
+        def flow(of_each, gone=False):
             with DAG("d") as d:
 
                 @task_group(prefix_group_id=False)
                 def each(x):
                     self.step("mount", kind="setup")(x) >> self.step("work")(x)
-                    if of_each:
+                    if of_each and not gone:
                         self.step("umount", kind="teardown")(x)
 
                 each.expand(x=["a"])
                 if not of_each:
                     self.step("umount", kind="teardown")()
-                d["work"] >> d["umount"].as_teardown(setups=d["mount"])
+                if not gone:
+                    d["work"] >> d["umount"].as_teardown(setups=d["mount"])
             return d
 
         self.bad = {"work"}
@@ -12555,6 +12556,11 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.resume(flow(True))
         self.assertEqual(self.ran, ["mount:a", "work:a", "umount:a"])
+        self.bad = {"work"}
+        self.go(flow(True), run_id="2")
+        self.bad = set()
+        self.resume(flow(True, gone=True), run_id="2")
+        self.assertEqual(self.ran, ["mount:a", "work:a"])
 
     def test_what_runs_below_one_that_was_cleared_alone_is_work_like_any(self):
         def flow():
@@ -14095,6 +14101,7 @@ class SeenStateTest(Case):
         [attempt] = found["attempts"]
         self.assertIsNotNone(attempt["start_date"])
         self.assertEqual((attempt["end_date"], attempt["duration"]), (None, None))  # who knows
+        self.assertIsNone(found["task_instances"][0]["start_date"])  # as once the run is closed
         line = next(line for line in drawn.splitlines() if "long" in line)
         self.assertIn("interrupted", line)
         self.assertIn("interrupted", text)
@@ -17001,6 +17008,8 @@ class ShowingTest(Case):
         self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
         self.assertRegex(lines[2], r"^  日本_49日.*  49 s$")
         self.assertIn("and 43 more", lines[-1])
+        whole = liteflow._status_lines(({"success": 2}, [], 75), *size, False)[0]
+        self.assertIn(f"[{'=' * 40}] 2/2 tasks", whole)
         few = liteflow._status_lines((now[0], running[:8], 75), *size, False)
         self.assertRegex(few[-1], "日本_0.* <1 ms$")  # no more
         long = [(f"{'group.' * 20}load", 3723)]
