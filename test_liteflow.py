@@ -17008,8 +17008,9 @@ class ShowingTest(Case):
         self.assertEqual(lines[1], "5 success, 2 failed, 50 running, 45 to come")
         self.assertRegex(lines[2], r"^  日本_49日.*  49 s$")
         self.assertIn("and 43 more", lines[-1])
-        whole = liteflow._status_lines(({"success": 2}, [], 75), *size, False)[0]
-        self.assertIn(f"[{'=' * 40}] 2/2 tasks", whole)
+        for n in (2, 0):
+            whole = liteflow._status_lines(({"success": n}, [], 75), *size, False)[0]
+            self.assertIn(f"[{'=' * 40}] {n}/{n} tasks", whole)
         few = liteflow._status_lines((now[0], running[:8], 75), *size, False)
         self.assertRegex(few[-1], "日本_0.* <1 ms$")  # no more
         long = [(f"{'group.' * 20}load", 3723)]
