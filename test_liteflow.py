@@ -5634,6 +5634,12 @@ class VendoredTest(Case):
         shown = subprocess.run(["sh", "-c", *more], cwd="/", capture_output=True, text=True)
         self.assertIn("ValueError: 20", shown.stdout, shown.stderr)
 
+    def test_an_installed_module_is_told_by_its_name(self):
+        (there := self.folder / "site-packages").mkdir()
+        (there := there / "liteflow.py").touch()
+        with mock.patch.object(liteflow, "__file__", str(there)):
+            self.assertRegex(liteflow._own_command(), "^[^= ]+ -m liteflow$")
+
     def test_two_copies_do_not_disturb_each_other(self):
         self.package("one")
         self.package("two")
@@ -21074,9 +21080,11 @@ class Promise2Test(Case):
                 progress=lines.append,
             )
             self.assertTrue(wait_until(lambda: any("waiting" in line for line in lines)))
+            time.sleep(2 * liteflow._GLANCE)
             (self.folder / "go").touch()
             self.assertEqual(first.result().state, "success")
             self.assertEqual(second.result().state, "success")
+            self.assertEqual(sum("waiting" in line for line in lines), 1)
 
     def left_run(self, owner):
         """A run as an owner leaves it that has a task running."""
