@@ -12173,8 +12173,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     if options.dag is not None and options.dag not in found:
         raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
     if options.dag is None and len(found) > 1:
-        known = _few(sorted(found), 20)
-        raise _UsageError(f"{path} defines {len(found)} DAGs ({known}): name one")
+        raise _UsageError(f"{path} defines {len(found)} DAGs ({_few(found, 20)}): name one")
     # In a package this module goes by its full name, by which the file may import it, too.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
     chosen, which = found[options.dag or next(iter(found))], filter(None, [options.dag])
