@@ -15810,12 +15810,13 @@ class SubmitTest(FlowCase):
         self.assert_nothing_left()
 
     def test_a_callback_that_exits_leaves_no_run_behind(self):
-        with WorkerPool(1, max_runs=1) as pool:
+        with self.assertLogs("liteflow", "ERROR") as told, WorkerPool(1, max_runs=1) as pool:
             [first] = self.hold(pool, "a")
             second = pool.submit(self.flows.dag, db_path=self.db)
             first.add_done_callback(lambda ended: sys.exit(1))
             self.go_on()
             self.assertEqual(second.result(LIMIT).state, "success")
+        self.assertIn("SystemExit: 1", told.output[0])
 
     def test_a_cancelled_run_whose_callback_shuts_the_pool_down_is_closed(self):
         pool = WorkerPool(1, max_runs=1)
