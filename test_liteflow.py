@@ -16731,7 +16731,8 @@ class ShowingTest(Case):
         report = liteflow._Report(str)
         report.began(Dag("d"), "r", self.db, plan)
         report.changed(one)
-        self.assertEqual([label for label, _ in report._snapshot()[1]], ["a"])
+        counts, [(label, _)], _ = report._snapshot()
+        self.assertEqual((counts, label), ({"running": 1}, "a"))
         one.state = None  # another run has taken its place in a pool
         self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
 
