@@ -18265,6 +18265,7 @@ class CommandLineTest(ScriptCase):
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertNotIn("The end of its log", page)  # they printed nothing
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
+        self.assertNotIn(";ach#91;", page)  # no bar of its own
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
         more = liteflow._MOST_SHOWN + 3 - liteflow._FEW_TOLD
         self.assertIn(f"; and {more} more", runs)
