@@ -2963,7 +2963,7 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
 # Each raises ValueError, or gives something false, for a text that does not fit. The slices demand
 # the signs that JSON Schema demands and `fromisoformat` does not (20260101).
 _FORMATS: dict[str, Callable[[str], Any]] = {
-    "date": lambda text: text[4:5] == text[7:8] == "-" and _datetime.date.fromisoformat(text),
+    "date": lambda text: text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
     "time": lambda text: text[2:3] == ":" and _datetime.time.fromisoformat(text),
     "duration": lambda text: re.fullmatch(  # ISO 8601

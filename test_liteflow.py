@@ -1901,9 +1901,13 @@ class ParamTest(Case):
             ({"pattern": "^a"}, "ab", "ba"),
             ({"format": "date"}, "2024-02-29", "2023-02-29"),
             ({"format": "date"}, "2024-02-29", "20240229"),
+            ({"format": "date"}, "2024-02-29", "2024-W09-4"),
             ({"format": "date-time"}, "2024-01-01T00:00:00+00:00", "yesterday"),
+            ({"format": "date-time"}, "2024-01-01T00:00:00+00:00", "20240101T000000"),
             ({"format": "time"}, "12:30:00", "noon"),
+            ({"format": "time"}, "12:30:00", "123000"),
             ({"format": "duration"}, "P1DT2H", "P"),
+            ({"format": "duration"}, "P2WT0.5S", "P2WT"),
             ({"format": "idn-email"}, "me@example.org", "me"),
             ({"items": {"type": "integer"}}, [1, 2], [1, "2"]),
             ({"minItems": 1}, [1], []),
@@ -18797,7 +18801,7 @@ class SeeingTest(ScriptCase):
         shown = self.on_terminal("-m", "liteflow", "show", "d", columns=60, NO_COLOR="1")
         line = shown.splitlines()[2]
         self.assertRegex(line, r"^表+\.\.\.表+ +success  1 ")
-        self.assertLessEqual(liteflow._width(line), 60)
+        self.assertIn(liteflow._width(line), range(50, 61))
 
     @unittest.skipIf(sys.platform == "win32", "no pseudo-terminals")
     def test_following_a_resumed_run_counts_no_pause(self):
