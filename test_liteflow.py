@@ -1933,6 +1933,7 @@ class ParamTest(Case):
             {"uniqueItems": True},
             {"format": "uri"},
             {"type": "float"},
+            {"type": {"array": 1}},
             {"items": {"uniqueItems": True}},
             {"properties": {"a": {"uniqueItems": True}}},
         ):
