@@ -16741,6 +16741,17 @@ class ShowingTest(Case):
         one.state = None  # another run has taken its place in a pool
         self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
 
+    def test_the_end_of_a_long_log_is_told_once_as_it_last_was(self):
+        report, one = liteflow._Report(str, logs=True), mock.Mock(label="a", try_number=1)
+        part = types.SimpleNamespace(instance=one), liteflow._TAIL_PART
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            report.committed([(*part, "1\n")])
+            report.committed([(*part, "2\n")])
+            one.state = TaskInstanceState.SUCCESS
+            report.changed(one)
+            report.committed([])
+        self.assertEqual(out.getvalue(), "a | 2\n")
+
     def test_the_status_takes_a_tenth_of_the_time_and_is_drawn_ten_times_a_second_at_most(self):
         report, now, drawn = liteflow._Report(True), [0.0], []
         report.redraws = True
