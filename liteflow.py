@@ -11494,9 +11494,9 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     links = {(kinds[up], kinds[box.task_id]) for box in boxes for up in box.upstream if up in kinds}
     folded = []
     for kind, count in collections.Counter(kinds.values()).items():
-        above = sorted(a for a, b in links if b == kind and a[0] < b[0])
+        above = dict.fromkeys(str(a) for a, b in links if b == kind and a[0] < b[0])
         lines = [f"{count} tasks", *filter(None, [_spaced(kind[1])])]
-        folded.append(_Box(str(kind), lines, kind[1], dict.fromkeys(map(str, above)), ""))
+        folded.append(_Box(str(kind), lines, kind[1], above, ""))
     return folded
 
 
