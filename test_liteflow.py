@@ -11077,6 +11077,7 @@ class RunnersTest(Case):
                     mp_context="spawn",
                 )
             self.assertEqual(str(caught.exception).count("was replaced: restart"), 1)
+            self.assertIs(type(caught.exception), UnreachableTask)  # it was not killed
 
     def test_a_timeout_ends_a_task_that_ignores_it(self):
         self.enterContext(mock.patch.object(liteflow, "_GRACE", 0.4))
