@@ -1885,6 +1885,7 @@ class ParamTest(Case):
             ({"type": "null"}, None, 0),
             ({"type": ["null", "string"]}, None, 1),
             ({"type": "array"}, [1], {}),
+            ({"type": "array"}, (1,), "1"),
             ({"type": "object"}, {}, []),
             ({"enum": [1, "a"]}, "a", "b"),
             ({"enum": [1]}, 1, True),
@@ -1898,7 +1899,7 @@ class ParamTest(Case):
             ({"multipleOf": 2}, 10**17, 10**17 + 1),
             ({"minLength": 2}, "ab", "a"),
             ({"maxLength": 2}, "ab", "abc"),
-            ({"pattern": "^a"}, "ab", "ba"),
+            ({"pattern": "b$"}, "ab", "ba"),
             ({"format": "date"}, "2024-02-29", "2023-02-29"),
             ({"format": "date"}, "2024-02-29", "20240229"),
             ({"format": "date"}, "2024-02-29", "2024-W09-4"),
@@ -6684,15 +6685,18 @@ class OperatorsTest(Case):
         self.assertEqual(run.log("third"), "poke\n" * 3)
         self.assertEqual(run.get_task_instance("never").try_number, 1)
 
-    def test_the_waits_of_a_sensor_double_up_to_its_timeout(self):
+    def test_the_waits_of_a_sensor_double_up_to_its_timeout_and_its_longest_wait(self):
         waits = []
-        with DAG("backs_off") as d:
-            kind = task.sensor(task_id="s", exponential_backoff=True, poke_interval=1, timeout=100)
-            kind(lambda: len(waits) == 1100)()  # 2.0 ** 1100 would overflow
-        with mock.patch.object(time, "sleep", waits.append):
-            run = d.test(db_path=self.db)
-        self.assertEqual(self.states(run), {"s": "success"})
-        self.assertEqual(waits[:8], [1, 2, 4, 8, 16, 32, 64, 100])
+        how = {"exponential_backoff": True, "poke_interval": 1, "timeout": 100}
+        for longest in (None, 90):
+            waits.clear()
+            with DAG("backs_off") as d:
+                kind = task.sensor(task_id="s", max_wait=longest, **how)
+                kind(lambda: len(waits) == 1100)()  # 2.0 ** 1100 would overflow
+            with mock.patch.object(time, "sleep", waits.append):
+                run = d.test(db_path=self.db)
+            self.assertEqual(self.states(run), {"s": "success"})
+            self.assertEqual(waits[:8], [1, 2, 4, 8, 16, 32, 64, longest or 100])
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
