@@ -1935,6 +1935,8 @@ class ParamTest(Case):
             {"format": "uri"},
             {"type": "float"},
             {"type": {"array": 1}},
+            {"items": "integer"},
+            {"pattern": "["},
             {"items": {"uniqueItems": True}},
             {"properties": {"a": {"uniqueItems": True}}},
         ):
