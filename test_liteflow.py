@@ -5,6 +5,7 @@ the README, whose docstring is the README's line; then the examples and the READ
 `LITEFLOW_SOAK=1 python3 -m unittest` runs the slow soaks as well. Only the standard library.
 """
 
+import argparse
 import ast
 import asyncio
 import atexit
@@ -18388,11 +18389,27 @@ class CommandLineTest(ScriptCase):
         )
         self.assert_exit(2, "script", "--graph", words=["liteflow: error: task 'w' stands"])
 
+    def test_what_is_no_value_of_its_kind_is_refused(self):
+        for kind, good, bad in (
+            ("AGE", "1.5h", "20260101"),
+            ("FILE.html", "a\nb", "flow.py"),
+            ("FILE.html", "a.html", "liteflow.db"),
+            ("JSON", ' {"a": 1}', "[1]"),
+            ("KEY=VALUE", "a=b=c", "=a"),
+            ("N", "9" * 18, "9" * 19),
+            ("NAME=N", "a\nb=2", f"a={'9' * 19}"),
+            ("PICTURE", "a.md", "a.txt"),
+        ):
+            with self.subTest(kind=kind, bad=bad):
+                liteflow._argument_value(kind, good)
+                with self.assertRaisesRegex(argparse.ArgumentTypeError, "^must be "):
+                    liteflow._argument_value(kind, bad)
+        self.assertEqual(liteflow._argument_value("KEY=VALUE", "a=b=c"), ("a", "b=c"))
+
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
         self.assert_exit(2, "script_here", "-p", "n", words=["KEY=VALUE"])
-        for kind, text in ("NAME=N", "a\nb=2"), ("FILE.html", "a\nb.html"), ("TASK", "a\nb"):
-            liteflow._argument_value(kind, text)  # a line's end is a character like any
+        liteflow._argument_value("TASK", "a\nb")  # a line's end is a character like any
         with DAG("typed", params={"v": "1.9", "n": 1, "s": Param("a", type="string")}) as typed:
             either = Param(1, type=["string", "integer"])
             task(task_id="t", params={"w": "x", "u": either})(quiet)()
