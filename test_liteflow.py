@@ -18395,6 +18395,7 @@ class CommandLineTest(ScriptCase):
             ("FILE.html", "a\nb", "flow.py"),
             ("FILE.html", "a.html", "liteflow.db"),
             ("JSON", ' {"a": 1}', "[1]"),
+            ("JSON", "{}", '{"a": ' + "[" * 100_000),
             ("KEY=VALUE", "a=b=c", "=a"),
             ("N", "9" * 18, "9" * 19),
             ("NAME=N", "a\nb=2", f"a={'9' * 19}"),
@@ -18405,6 +18406,11 @@ class CommandLineTest(ScriptCase):
                 with self.assertRaisesRegex(argparse.ArgumentTypeError, "^must be "):
                     liteflow._argument_value(kind, bad)
         self.assertEqual(liteflow._argument_value("KEY=VALUE", "a=b=c"), ("a", "b=c"))
+        for text, seconds in ("90s", 90), ("9m", 540), ("2h", 7200), ("2d", 172800), ("1w", 604800):
+            since = liteflow._moment(liteflow._argument_value("AGE", text))
+            self.assertAlmostEqual(liteflow._span(since, liteflow._utcnow()), seconds, delta=10)
+        since = liteflow._argument_value("AGE", "2026-01-02T00:00+02:00")
+        self.assertIn("2026-01-01T22:00:00", since)
 
     def test_options_as_people_type_them(self):
         self.assert_exit(0, "script", "-q", "-p", "n=2", "--run-id", "two", out="")
@@ -18437,6 +18443,8 @@ class CommandLineTest(ScriptCase):
             self.assertIn("two", self.command(*argv).stdout)
         conf = Dag("flow").get_run("two", self.db).conf
         self.assertEqual(conf, {"n": 2})
+        self.assert_exit(0, "show", "two", "-f")
+        self.assert_exit(2, "show", "two", "--fol")
         told = self.assert_exit(0, "show", "two").stdout
         self.assertIn('conf: {"n": 2}\n', told)
         self.assertNotIn("logical date", told)
