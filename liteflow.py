@@ -12794,7 +12794,7 @@ $ copy.db                   also while a run writes
 def _long_ago(count: str, unit: str, date: str | None) -> str:
     """The moment that was so long ago, or at which a date, or a time of it, began here."""
     if date:
-        return _iso(_datetime.datetime.fromisoformat(date).astimezone(_datetime.UTC))
+        return _iso(_datetime.datetime.fromisoformat(date).astimezone())
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
     return _iso(_utcnow() - _datetime.timedelta(**{units[unit]: float(count)}))
 
