@@ -2152,6 +2152,22 @@ class PlanTest(Case):
                         self.assertEqual(liteflow._by_rule(rule, *both, 1), early)
                         self.assertEqual(liteflow._by_rule(rule, *both, 0), early)
 
+    def test_in_a_pool_nothing_overtakes_what_finds_no_room(self):
+        with DAG("d") as d:
+            for name, slots, weight in ("first", 1, 9), ("big", 2, 5), ("last", 1, 1):
+                task(task_id=name, pool="p", pool_slots=slots, priority_weight=weight)(sample)(1)
+            small = task(task_id="small", pool="p", max_active_tis_per_dagrun=2)(sample)
+            small.expand(x=[1, 2])  # what has a limit stands in a queue of its own
+            task(task_id="other")(sample)(1)
+        plan, taken = liteflow._Plan(d, pools={"p": 2}), []
+        plan.settle()
+        while (instance := plan.take()) is not None:
+            taken.append(instance)
+            plan.start(instance)
+        self.assertEqual([i.label for i in taken], ["first", "other"])
+        plan.finish(taken[0], "success", 0.0)
+        self.assertEqual(plan.take().label, "big")
+
     def test_retries_wait_their_delay_and_end(self):
         with DAG("d") as d:
             liteflow.BaseOperator(task_id="a", retries=2, retry_delay=5)
