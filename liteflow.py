@@ -7356,7 +7356,7 @@ class _Slot:
         self.log: Any = None  # a _SlotLog, once it serves
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
-        self.served = False  # it has joined some run
+        self.served = self.has_taken = False  # it has joined some run; it has taken some job
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
@@ -8370,7 +8370,7 @@ class _SlotRunner(_Runner):
         attempt, job = self._out.pop(number)
         if not _pulls():
             slot.shared[_TAKING] = 0
-        slot.attempt, attempt.pid, attempt.losses = attempt, slot.pid, 0
+        slot.attempt, slot.has_taken, attempt.pid, attempt.losses = attempt, True, slot.pid, 0
         self._failed_starts = 0
         now = _monotonic()
         if attempt.pokes:
@@ -8474,8 +8474,9 @@ class _SlotRunner(_Runner):
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
-        # Jobs wait, and it was about to take none: nor may the one in its place, and so for ever.
-        took_none = self._out and slot.spoilt is None and not slot.shared[_TAKING]
+        # Jobs wait, and it never took any: nor may the one in its place, and so for ever.
+        unhurt = slot.spoilt is None and not slot.shared[_TAKING]
+        took_none = self._out and unhurt and not slot.has_taken
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)

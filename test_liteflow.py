@@ -8470,6 +8470,47 @@ class QueueTest(QueueCase):
         with patch, self.assertRaisesRegex(UnreachableTask, why):
             dag.run(db_path=self.db, mp_context="fork")
 
+    def test_workers_that_have_worked_may_all_be_killed_before_they_take_the_next_job(self):
+        dag = self.module(
+            """
+            HERE = Path(os.environ["CASE_DIR"])
+            while (HERE / "hurt").exists() and not (HERE / "killed").exists(): time.sleep(0.01)
+            with DAG("d") as dag:
+                @task
+                def each(x):
+                    (HERE / f"old{os.getpid()}").touch()
+                    while len([*HERE.glob("old*")]) < 3: time.sleep(0.01)
+                @task
+                def last(before): ...
+                last(each.expand(x=[1, 2, 3]))
+            """
+        ).dag
+        ended, lost, lose = [], threading.Semaphore(0), liteflow._SlotRunner._lose
+
+        def note(runner, slot):
+            lose(runner, slot)
+            lost.release()
+
+        def kill(pids):
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                lost.acquire(timeout=LIMIT)
+            (self.folder / "killed").touch()  # now a new one may start
+
+        def hear(line):
+            ended.append(line) if "each[" in line and "success" in line else None
+            if len(ended) == 3:  # before `last` is sent
+                ended.clear()
+                (self.folder / "hurt").touch()
+                pids = [int(path.name[3:]) for path in self.folder.glob("old*")]
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                threading.Thread(target=kill, args=(pids,)).start()
+
+        with mock.patch.object(liteflow._SlotRunner, "_lose", note):
+            run = dag.run(db_path=self.db, max_workers=3, mp_context="forkserver", progress=hear)
+        self.assertEqual((run.state, (self.folder / "killed").exists()), ("success", True))
+
     def test_workers_that_die_as_they_take_a_sensor_now_and_then_do_not_add_up(self):
         dag = self.module(
             """
