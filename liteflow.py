@@ -11156,9 +11156,10 @@ def _printed(text: str) -> str:
 
 def _tail(text: str, count: int = 10) -> list[str]:
     """The last lines of a task's output, made safe for a terminal, none of them endless."""
+    text = text.rstrip("\r\n")
     end = text[-100 * _LINE_SHOWN :]
     whole = end.partition("\n")[2] if len(end) < len(text) else end
-    lines = _printed(whole or end).rstrip("\n").splitlines()[-count:]
+    lines = _printed(whole or end).splitlines()[-count:]
     return [x if len(x) <= _LINE_SHOWN else f"{x[:_LINE_SHOWN]} [...]" for x in lines]
 
 
@@ -12492,8 +12493,9 @@ def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
     for ti in [ti for ti in failed if first[_last_line(ti.error)] is ti][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else failed[:3]:
-        if text := run.log(ti.task_id, ti.map_index):
-            count, tail = text.rstrip("\n").count("\n") + 1, _tail(text)
+        text = run.log(ti.task_id, ti.map_index)
+        if tail := _tail(text):
+            count = text.rstrip("\r\n").count("\n") + 1
             more = f", the last {len(tail)} of {count} lines" if count > len(tail) else ""
             print(f"\nlog of {_clean(ti._label)}{more}:")
             print("\n".join(f"    | {line}" for line in tail))

@@ -18404,6 +18404,10 @@ class CommandLineTest(ScriptCase):
         self.run_flow(f"with DAG('one') as dag: task(task_id='f')(print)({text!r})\n")
         log = self.assert_exit(0, "show", "one", "f").stdout.partition("\nlog of f")[2]
         self.assertRegex(log, r"\A, the last 5 of 12 lines:\n    \| 7x")
+        for text, log in ("x" * 60_000 + "\n\r", f":\n    | {'x' * 300} [...]\n"), ("\n", ""):
+            self.run_flow(f"with DAG('one') as dag: task(task_id='f')(print)({text!r})\n")
+            shown = self.assert_exit(0, "show", "one", "f").stdout
+            self.assertEqual(shown.partition("\nlog of f")[2], log)
         self.assert_exit(0, "delete", "two/daily")
         self.assert_exit(0, "page", "--output", "all.html")
         self.assertIn("two", (self.folder / "all.html").read_text())  # without a run
