@@ -11987,7 +11987,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     name = os.path.basename(sys.argv[0]) or "workflow"
-    if name.endswith(".py"):  # which no shell finds by that
+    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds it by that
         name = f"python3 {_typed(sys.argv[0])}"
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     words = [os.path.abspath(sys.argv[0])] if os.path.exists(sys.argv[0]) else []
@@ -11997,6 +11997,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     own = len(sys.argv) - len(argv or ())
     if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
         words += sys.argv[1:own]
+        name = " ".join([name, *map(_quoted, sys.argv[1:own])])
     command = f"{_python()} {_typed(*words)}" if words else ""
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")

@@ -18638,7 +18638,13 @@ class CommandLineTest(ScriptCase):
         self.assertIn("examples:", self.python("liteflow.py", "--help").stdout)
 
     def test_the_examples_of_a_script_can_be_typed(self):
-        for words in ("my_flow.py",), (str(self.folder / "my_flow.py"),), ("-m", "my_flow"):
+        (self.folder / "app").mkdir()
+        text = "from my_flow import dag; dag.cli(sys.argv[1 + (sys.argv[1] == 'a b') :])"
+        for name in "sub.py", "app/__main__.py":
+            (self.folder / name).write_text(f"import sys\nsys.path.insert(0, '.')\n{text}\n")
+        there = shlex.quote(str(self.folder))
+        ways = "my_flow.py", f"{there}/my_flow.py", "-m my_flow", "sub.py 'a b'", "app"
+        for words in map(shlex.split, ways):
             told = self.python(*words, "--help").stdout
             self.assertIn(f"\n  {shlex.join(['python3', *words])} --graph  ", told)
 
