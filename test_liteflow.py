@@ -5665,7 +5665,7 @@ class VendoredTest(Case):
         (there := self.folder / "site-packages").mkdir()
         (there := there / "liteflow.py").touch()
         with mock.patch.object(liteflow, "__file__", str(there)):
-            self.assertRegex(liteflow._own_command(), "^[^= ]+ -m liteflow$")
+            self.assertEqual(liteflow._own_command(), f"{liteflow._python()} -m liteflow")
 
     def test_two_copies_do_not_disturb_each_other(self):
         self.package("one")
