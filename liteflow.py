@@ -10586,8 +10586,8 @@ class DagRun:
         return self._values()
 
     def _values(self, **which: Any) -> list[XCom]:
-        script = _load_dag(self.dag_id, self._path).fileloc
         rows = self._look(_select_values, most=_ROW_LIMIT, **which)
+        script = _load_dag(self.dag_id, self._path).fileloc
         return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:

@@ -16623,8 +16623,10 @@ class ReadingTest(Case):
         self.assertEqual(self.values(second), {("f", "return_value"): "b"})
         self.db.unlink()
         run("c")  # in a file of the same name
-        for look in (first.get_task_instances, functools.partial(first.log, "f")):
+        for look in (first.get_task_instances, first.xcoms):
             self.assertRaises(liteflow.RunNotFound, look)
+        for look in (first.log, first.xcom_pull):
+            self.assertRaises(liteflow.RunNotFound, look, "f")
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE dag_run SET id = ?", (first._row.id,))  # as in earlier files
             db.execute("UPDATE task_instance SET dag_run_id = ?", (first._row.id,))
