@@ -3154,8 +3154,9 @@ _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
-    __slots__ = """counts downstream expanded feeds gates group guarded holds instances limit
-        mapping mates needs open order sent setups sheltered sources task upstream weight""".split()
+    __slots__ = """closers counts downstream expanded feeds gates group guarded holds instances
+        limit mapping mates needs open order sent setups sheltered sources task upstream
+        weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task = task
@@ -3166,7 +3167,10 @@ class _Node:
         # Most nodes have none of these: an empty tuple is shared by all.
         self.setups: Any = ()  # a teardown's own; of work, those further up around it
         self.sheltered: Any = [] if task.is_setup else ()  # what is in a setup's scope
-        self.gates: Any = ()  # branches and short circuits that may leave it out
+        # Branches and short circuits that may leave it out; of a teardown, all further up in its
+        # scopes, too: a failure may have decided what stands between, while they still run.
+        self.gates: Any = ()
+        self.closers: Any = ()  # the teardowns of which it is such a one
         self.guarded: Any = ()  # those that this one may leave out
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
@@ -3207,7 +3211,8 @@ class _Node:
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
         # What a branch or short circuit leaves out is skipped, whatever failed beside it.
-        if decision is _S.UPSTREAM_FAILED and self.is_gated(instance):
+        waits = decision is _S.UPSTREAM_FAILED or (decision is not None and self.task.is_teardown)
+        if waits and self.is_gated(instance):
             return None
         return decision
 
@@ -3226,8 +3231,9 @@ class _Node:
         return self.task.is_teardown and self.ends(instance, self.needs, self.setups)[0] > 0
 
     def is_gated(self, instance: _Instance) -> bool:
-        """Whether a branch or short circuit that has not ended may still leave it out."""
-        return any(x.state not in _ENDED for gate in self.gates for x in instance.beside(gate))
+        """Whether one of its gates has not ended: a branch may still leave it out, say."""
+        gates = (gate for gate in reversed(self.gates) if gate.open)
+        return any(x.state not in _ENDED for gate in gates for x in instance.beside(gate))
 
 
 def _by_rule(
@@ -3344,22 +3350,33 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     setups = [node for node in order if node.task.is_setup]
     if not setups:
         return
-    # Mark each teardown with its setups. The scope of a setup without a teardown has no end.
-    bit, endless = {setup: 1 << i for i, setup in enumerate(setups)}, 0
-    marks: collections.Counter[_Node] = collections.Counter()
+    # A bit stands for a setup and a teardown of it. A scope without a teardown has no end.
+    scopes = list[tuple[_Node, _Node | None]]()
+    begun, ended, endless = collections.Counter[_Node](), collections.Counter[_Node](), 0
     for setup in setups:
         teardowns = [below for below in setup.downstream if below.task.is_teardown]
-        if not teardowns:
-            endless |= bit[setup]
         for teardown in teardowns:
             _shelter(setup, teardown)
-            marks[teardown] |= bit[setup]
-    ended_below = dict(_reach(order[::-1], "downstream", [marks[node] for node in order[::-1]]))
-    for node, above in _reach(order, "upstream", [bit.get(node, 0) for node in order]):
-        inside = 0 if node.task.is_teardown else above & (endless | ended_below[node])
+            ended[teardown] |= 1 << len(scopes)
+            begun[setup] |= 1 << len(scopes)
+            scopes.append((setup, teardown))
+        if not teardowns:
+            endless |= 1 << len(scopes)
+            begun[setup] |= 1 << len(scopes)
+            scopes.append((setup, None))
+    ended_below = dict(_reach(order[::-1], "downstream", [ended[node] for node in order[::-1]]))
+    for node, above in _reach(order, "upstream", [begun[node] for node in order]):
+        inside = above & (endless | ended_below[node])
         while inside:
-            _shelter(setups[(inside & -inside).bit_length() - 1], node)  # of the lowest bit
+            setup, end = scopes[(inside & -inside).bit_length() - 1]  # of the lowest bit
             inside &= inside - 1  # which this clears
+            if not node.task.is_teardown and setup.sheltered[-1:] != [node]:
+                _shelter(setup, node)
+            if end is None or end in node.downstream or node in end.gates[-1:]:
+                continue
+            node.closers, end.gates = node.closers or [], end.gates or []
+            node.closers.append(end)
+            end.gates.append(node)
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
@@ -3601,7 +3618,7 @@ class _Plan:
         node = instance.node
         self.unfinished -= 1
         node.open -= 1
-        for other in (*node.feeds, *node.guarded):
+        for other in (*node.feeds, *node.guarded, *node.closers):
             if not node.open or other.is_in_step_with(node):
                 self._touch(other, instance)
         for below in node.downstream:
@@ -3634,7 +3651,8 @@ class _Plan:
             of_these = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
             left = {i.node for i in self._winding}
             for instance in self._winding if self.sent <= of_these else ():
-                if not instance.ready and left.isdisjoint(instance.node.upstream):
+                above = (*instance.node.upstream, *instance.node.gates)
+                if not instance.ready and left.isdisjoint(above):
                     instance.ready = True
                     self.enqueue(instance)
             return

@@ -2489,12 +2489,33 @@ class PlanTest(Case):
         states = {"up": "success", "a": None, "b": None, "down": "success"}
         self.assertEqual(self.states_of(plan), states)
 
+    def test_a_teardown_waits_for_all_work_in_its_scope_whatever_is_decided_before_it(self):
+        with DAG("d") as d:
+            up, bad, slow, join = (
+                liteflow.BaseOperator(task_id=i) for i in ("up", "bad", "s", "j")
+            )
+            (
+                up
+                >> [bad, slow]
+                >> join
+                >> liteflow.BaseOperator(task_id="down").as_teardown(setups=up)
+            )
+        plan = liteflow._Plan(d)
+        plan.finish(self.all_sent(plan)["up"], "success", 0)
+        sent = self.all_sent(plan)
+        plan.finish(sent["bad"], "failed", 0)
+        self.assertEqual(self.all_sent(plan), {})
+        self.assertEqual(self.states_of(plan)["j"], "upstream_failed")
+        plan.finish(sent["s"], "success", 0)
+        self.assertEqual([*self.all_sent(plan)], ["down"])
+
     def test_a_stop_runs_inner_teardowns_first_and_tries_them_again(self):
         with DAG("d") as d:
-            outer, inner, work = (liteflow.BaseOperator(task_id=i) for i in ("out", "in", "work"))
+            ids = ("out", "in", "work", "after")
+            outer, inner, work, after = (liteflow.BaseOperator(task_id=i) for i in ids)
             drop = liteflow.BaseOperator(task_id="drop", retries=1).as_teardown(setups=inner)
             end = liteflow.BaseOperator(task_id="end").as_teardown(setups=outer)
-            chain(outer, inner, work, drop, end)
+            chain(outer, inner, work, drop, after, end)
         plan = liteflow._Plan(d)
         for setup in ("out", "in"):
             plan.finish(self.all_sent(plan)[setup], "success", 0)
@@ -2728,7 +2749,9 @@ class WholeOracle(Oracle):
 
     def by_upstreams(self, t, i):
         if t.is_teardown and t.upstream_task_ids:
-            if None in [state for u in t.upstream_list for state in self.ends(t, i, u)]:
+            around = {u for u in t.upstream_list if u.is_setup}
+            inside = {u for u in self.above(t) if self.above(u) & around}
+            if None in [x for u in {*t.upstream_list} | inside for x in self.ends(t, i, u)]:
                 return "wait"
             own = [state for u in t.upstream_list if u.is_setup for state in self.ends(t, i, u)]
             if not own or "success" in own:
