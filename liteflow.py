@@ -4976,6 +4976,12 @@ def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
     return next(iter(_select_runs(db, limit=1, **asked)), None)
 
 
+def _find_latest(db: sqlite3.Connection, **asked: Any) -> _Row | None:
+    """The run of the latest logical date: dates may be run in any order."""
+    by_date = "ORDER BY logical_date DESC, id DESC"
+    return next(iter(_select("dag_run", "", by_date, db, limit=1, **asked)), None)
+
+
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
     """How long a run took (one that has not ended: until `now`), without the pauses before it was
     resumed."""
@@ -5397,13 +5403,13 @@ class _WorkerRun:
         return f"{path} was edited: this worker has another version than the program that runs it"
 
     def before(self) -> DagRun | None:
-        """The DAG's newest run that succeeded, of those of earlier dates; None if there is none, or
-        no database to look into. It is looked for once."""
+        """The DAG's run of the latest earlier date that succeeded; None if there is none, or no
+        database to look into. It is looked for once."""
         path, when = self.info["db_path"], self.info["logical_date"]
         if "before" not in self.info:
             which = {"dag_id": self.info["dag_id"], "state": "success", "of_earlier": when}
             with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
-                row = _read(path, _find_run, **which) if path and when else None
+                row = _read(path, _find_latest, **which) if path and when else None
                 self.info["before"] = row and DagRun(row, path)
         return self.info.get("before")
 

@@ -4790,7 +4790,7 @@ class ContextTest(Case):
             if __name__ == "__main__":
                 first, failed = ran(3), ran(4, conf={"fail": True})
                 ran(4, other.run)
-                found = [ran(5), ran(6, dag.test), ran(3)]
+                found = [ran(5), ran(6, dag.test), ran(3), ran(7)]  # of no later date than 6
                 with ThreadPoolExecutor(1) as pool:  # whose workers have no database
                     found.append(ran(7, executor=pool))
                 before = [run.xcom_pull("see") for run in (first, *found)]
@@ -4799,7 +4799,7 @@ class ContextTest(Case):
             """
         )
         done = self.python("my_flow.py")
-        self.assertEqual(done.stdout, "True\nfailed None 3 5 None None\n", done.stderr)
+        self.assertEqual(done.stdout, "True\nfailed None 3 5 None 6 None\n", done.stderr)
 
     def test_a_task_sees_the_states_of_others(self):
         def see(ti):
