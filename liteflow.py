@@ -10202,6 +10202,8 @@ class _RunLine:
                     store = made.enter_context(contextlib.closing(_Store(path)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
                     self._files[path] = store, made.pop_all()
+                if store.is_new:  # its first run brings it to the disk
+                    self._pool._latest_path = None
             store, _ = self._files[path]
             _until_unlocked(path, lambda: act(store))
             return store.owner

@@ -9250,10 +9250,13 @@ class KeptFileTest(QueueCase):
         def fsync(number):
             synced.append(os.readlink(f"/proc/self/fd/{number}"))
 
+        def submit(pool):
+            pool.submit(self.dag, db_path=self.db).result(LIMIT)
+
         with mock.patch.object(os, "fsync", fsync), WorkerPool(1) as pool:
-            for _ in range(2):
-                self.db.unlink(missing_ok=True)  # the second time, the file is another one
-                self.go(pool)
+            for go in (self.go, self.go, submit):
+                self.db.unlink(missing_ok=True)  # from the second time on, it is another file
+                go(pool)
                 file = sqlite3.connect(f"file:{self.db}?immutable=1", uri=True)
                 with contextlib.closing(file) as alone:
                     rows = alone.execute("SELECT state FROM dag_run").fetchall()
