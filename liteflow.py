@@ -9080,8 +9080,9 @@ class _Start:
         roots = sum(not task._upstream for task in dag.task_dict.values())
         tasks = _references_to(dag)
         by_name = self.runner.begin(info, tasks, min(roots, dag.max_active_tasks), self._check)
-        called = {n: getattr(dag, n) for n in ("on_success_callback", "on_failure_callback")}
-        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", called) if by_name else b""
+        names = "on_success_callback on_failure_callback start_date timezone".split()
+        own = {name: getattr(dag, name) for name in names}
+        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own) if by_name else b""
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, function, _ in tasks:
             named = task_id in by_name

@@ -5083,6 +5083,7 @@ class FindingTest(Case):
     def test_what_is_found_by_name_alone_keeps_what_it_was_given(self):
         self.script(
             """
+            from datetime import datetime, timedelta, timezone
             from liteflow import DAG, UnreachableTask, WorkerPool, task
             def never(context): return False
             def negative(x): return -x
@@ -5095,12 +5096,16 @@ class FindingTest(Case):
             def each(x): return x
             @task.bash
             def says(word): return f"echo $A {word}"
+            @task
+            def when(dag): return str(dag.start_date.astimezone(dag.timezone))
             def here(): return "here"
             def there(): return "there"
             with DAG("either") as either:  # a worker builds it with another function
                 task(task_id="t")(here if __name__ == "__main__" else there)()
             if __name__ == "__main__":
-                with DAG("named") as dag:
+                start = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=9)))
+                with DAG("named", start_date=start) as dag:
+                    when()
                     left_out()
                     each.expand(x=numbers().map(negative))
                     says.override(env={"A": each("it")})("works")
@@ -5109,7 +5114,7 @@ class FindingTest(Case):
                 with WorkerPool(1, "spawn") as pool:
                     run = dag.run(db_path="flow.db", executor=pool)
                     print(run.get_task_instance("left_out").state, run.xcom_pull("each"))
-                    print(run.xcom_pull("says"))
+                    print(run.xcom_pull("says"), run.xcom_pull("when"))
                     print(either.run(db_path="flow.db", executor=pool).xcom_pull("t"))
                     try: refused.run(db_path="flow.db", executor=pool)
                     except UnreachableTask as error: print(error)
@@ -5117,7 +5122,8 @@ class FindingTest(Case):
         )
         done = self.python("my_flow.py")
         *found, refused = done.stdout.splitlines()
-        self.assertEqual((found, done.stderr), (["skipped [-1, -2]", "it works", "here"], ""))
+        told = ["skipped [-1, -2]", "it works 2026-01-01 00:00:00+09:00", "here"]
+        self.assertEqual((found, done.stderr), (told, ""))
         self.assertRegex(refused, "'each': one of its settings can't be sent .*: build the DAG")
 
     def test_a_dag_that_no_module_builds(self):
