@@ -2915,7 +2915,11 @@ class _Params(dict[str, Any]):
     # By `__getitem__` and `__setitem__`, as dict's are not.
     get: Any = Mapping.get
     setdefault: Any = collections.abc.MutableMapping.setdefault
-    pop: Any = collections.abc.MutableMapping.pop
+
+    def pop(self, name: str, default: Any = ...) -> Any:  # MutableMapping's is for its subclasses
+        value = self[name] if default is ... else self.get(name, default)
+        super().pop(name, None)
+        return value
 
 
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT

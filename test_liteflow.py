@@ -1067,6 +1067,8 @@ class BuildingTest(Case):
         assigned.params["new"], assigned.params["n"] = Param("m", enum=["m"]), Param("x")
         self.assert_raises(ParamValidationError, "'new'", assigned.params.update, new="n")
         self.assertEqual((assigned.params["n"], assigned.params.pop("n")), ("x", "x"))
+        self.assertEqual((assigned.params.pop("n", 7), "n" in assigned.params), (7, False))
+        self.assert_raises(KeyError, "n", assigned.params.pop, "n")
 
     def test_a_param_is_read_by_its_name_as_its_default(self):
         with DAG(
