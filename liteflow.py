@@ -5510,6 +5510,7 @@ def _is_inherited(module: str, path: str | None, line: int) -> bool:
 def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script runs only where that is the main one: the last statement above it
     that begins at the margin is like `if __name__ == "__main__":`."""
+    path = path if os.path.isfile(path) else os.devnull  # a pipe was read, and may block
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         # A form feed ends no line for Python, and one before a line is no margin.
         for text in reversed(file.read().replace("\f", "").split("\n")[:line]):
@@ -7115,7 +7116,7 @@ def _is_guarded() -> bool:
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             path = frame.f_code.co_filename
-            safe = is_package or not os.path.exists(path) or _is_below_guard(path, frame.f_lineno)
+            safe = is_package or not os.path.isfile(path) or _is_below_guard(path, frame.f_lineno)
             if frame.f_globals is not vars(main) or not safe:
                 return False
         frame = frame.f_back
@@ -9366,7 +9367,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
     main = _main_module()
     file = _file_of(vars(main)) or ""
-    is_file = getattr(main, "__spec__", None) or os.access(file, os.F_OK)
+    is_file = getattr(main, "__spec__", None) or os.path.isfile(file)
     interactive = not is_file and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG

@@ -5284,6 +5284,34 @@ class FindingTest(Case):
         )
         self.assertEqual(done.stdout, "42\n", done.stderr)
 
+    @unittest.skipUnless(os.path.exists("/dev/stdin"), "no /dev/stdin")
+    def test_a_script_that_is_read_from_a_pipe_by_its_path(self):
+        self.script("")
+        source = (
+            "import sys, threading\n"
+            "from liteflow import DAG, task\n"
+            "with DAG('piped') as dag:\n"
+            "    @task\n"
+            "    def f(): return 42\n"
+            "    f()\n"
+            "if __name__ == '__main__':\n"
+            "    if sys.argv[1:]:\n"
+            "        threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+            "    print(dag.run().xcom_pull('f'))\n"
+        )
+        for more in [], ["with a thread"]:
+            done = subprocess.run(
+                [sys.executable, "/dev/stdin", *more],
+                input=source,
+                text=True,
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(self.folder)},
+                capture_output=True,
+                timeout=LIMIT,
+                check=False,
+            )
+            self.assertEqual((done.stdout, done.stderr), ("42\n", ""))
+
     def test_a_module_that_was_loaded_by_its_path_alone(self):
         self.script(
             """
