@@ -2743,6 +2743,22 @@ def _file_of(names: Mapping[str, Any]) -> str | None:
     return None if is_prompt else path or None
 
 
+_main = sys.modules.get("__main__")
+_main_file = getattr(_main, "__file__", None)
+
+
+def _script() -> tuple[str, str]:
+    """How others come by `__main__`: its file, and the name that `python -m` found it by; "" for
+    what it has not. The module itself is to tell both, as multiprocessing asks that."""
+    main = vars(sys.modules["__main__"])
+    # Python forgets the file once a script has ended, though its threads and submitted runs go on.
+    # Not so if a prompt has followed the script, or a notebook ran one.
+    if sys.modules["__main__"] is _main and _main_file and not sys.flags.inspect:
+        main.setdefault("__file__", _main_file)
+    spec = main.setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
+    return _file_of(main) or "", spec.name if spec else ""
+
+
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: in a worker `__main__` has another."""
     return "__main__" if name == "__mp_main__" else name
@@ -5138,8 +5154,8 @@ def _load(data: bytes, script: str | None = None) -> Any:
 
 def _is_script(module: str) -> bool:
     """Whether the running script is a module that others import: its classes are here already."""
-    path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
-    if module in sys.modules or os.path.basename(path) != f"{module.rpartition('.')[2]}.py":
+    path = "" if module in sys.modules else _script()[0]
+    if not path or os.path.basename(path) != f"{module.rpartition('.')[2]}.py":
         return False
     try:
         spec = importlib.util.find_spec(module)
@@ -5307,9 +5323,8 @@ def _lasting_name(value: Any) -> str:
     """The name of a class or function, with its module's: the script's as who imports it has it."""
     module = value.__module__ or ""
     if _module_name(module) == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)  # of `python -m`
-        module = spec.name if spec else _name_in_package(_file_of(vars(main)) or "")
+        path, name = _script()
+        module = name or _name_in_package(path)
     return f"{module}.{value.__qualname__}"
 
 
@@ -7102,16 +7117,10 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 
 
-def _is_of_package(main: Any) -> bool:
-    """Whether it is the `__main__.py` of a package, a folder or a zip, which no worker imports."""
-    spec = getattr(main, "__spec__", None)
-    return spec is not None and spec.name.endswith("__main__")
-
-
 def _is_guarded() -> bool:
     """Whether importing the script and its modules, as a worker does, would not lead here."""
     main = sys.modules["__main__"]
-    is_package = _is_of_package(main)
+    is_package = _script()[1].endswith("__main__")  # or a folder, or a zip: no worker imports it
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
@@ -7454,7 +7463,7 @@ class _Slot:
         self.born = self.born if method == "fork" else 0.0  # else it has only what it imports
         if method == "forkserver" and not _fork_server_answers():
             raise OSError("the fork server does not answer")
-        _main_module()
+        _script()
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
@@ -7684,21 +7693,6 @@ def _let_go_of_slots() -> None:
             pool._server.let_go()
         _left_behind.append((pool._runs, pool._kept_store))
         pool._empty()
-
-
-_main = sys.modules.get("__main__")
-_main_file = getattr(_main, "__file__", None)
-
-
-def _main_module() -> types.ModuleType:
-    """`__main__`, with the file that its workers import: Python forgets that once a script has
-    ended, though its threads and submitted runs go on."""
-    main = sys.modules["__main__"]
-    # Not so if a prompt has followed the script, or a notebook ran one.
-    if main is _main and _main_file and not sys.flags.inspect:
-        vars(main).setdefault("__file__", _main_file)
-    vars(main).setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
-    return main
 
 
 _starting = threading.RLock()  # for what a worker's start changes in the process for a moment
@@ -9365,16 +9359,14 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
-    main = _main_module()
-    file = _file_of(vars(main)) or ""
-    is_file = getattr(main, "__spec__", None) or os.path.isfile(file)
-    interactive = not is_file and (dag._module == "__main__" or bool(file))
+    file, name = _script()
+    interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
     interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
     # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
-    if not interactive and _is_of_package(main) and any(own):
-        since = dag._born  # nor is that imported by anybody, but it stays as it is
+    if not interactive and name.endswith("__main__") and any(own):
+        since = dag._born  # a package's is imported by nobody either, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return _SlotRunner(pool, executor is None, dag, since)
 
@@ -12021,10 +12013,10 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     name = os.path.basename(sys.argv[0]) or "workflow"
     if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds it by that
         name = f"python3 {_typed(sys.argv[0])}"
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    file, module = _script()
     words = [os.path.abspath(sys.argv[0])] if os.path.exists(sys.argv[0]) else []
-    if spec is not None and spec.origin == sys.argv[0]:  # not so for a folder, a zip, a profiler
-        words = ["-m", spec.name.removesuffix(".__main__")]
+    if module and file == sys.argv[0]:  # not so for a folder, a zip, a profiler
+        words = ["-m", module.removesuffix(".__main__")]
         name = f"python3 {_typed(*words)}"
     own = len(sys.argv) - len(argv or ())
     if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
