@@ -12166,7 +12166,8 @@ class RunTest(Case):
                 pass  # or names what was made before
             inner = liteflow.EmptyOperator(task_id="inner").as_setup()
             with liteflow.EmptyOperator(task_id="outer").as_setup(), inner:
-                liteflow.EmptyOperator(task_id="w")
+                work = liteflow.EmptyOperator(task_id="w")
+            work >> liteflow.EmptyOperator(task_id="end").as_teardown()
         with self.assertLogs("liteflow", "INFO") as told:
             d.test(db_path=self.db)
         notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
@@ -12176,9 +12177,13 @@ class RunTest(Case):
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
         left = "task 'own': 'left' is a result, and not in template_fields: it stays a placeholder"
         empty = "no task is made in `with` 's': its scope is empty"
-        self.assertEqual(notes[:4], [partial, partial, left, empty])
-        self.assertEqual(len(notes), 6)
-        for note, words in zip(notes[4:], near, strict=True):
+        loose = (
+            "teardown 'end' is of no setup, so none runs again with it; as_teardown(setups=...) "
+        )
+        loose = [f"{loose}makes it that of {setup!r}" for setup in ("inner", "outer")]
+        self.assertEqual(notes[:6], [partial, partial, left, empty, *loose])
+        self.assertEqual(len(notes), 8)
+        for note, words in zip(notes[6:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
 
     def test_a_function_that_is_never_called_is_told(self):
