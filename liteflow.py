@@ -9366,7 +9366,8 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
     file, name = _script()
     interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
-    interactive |= dag._module == "__main__" and not dag._is_of_main  # __main__ is a profiler's
+    # __main__ is a profiler's, say, or that of the module `code`, whose prompt has another name.
+    interactive |= dag._module in ("__main__", "__console__") and not dag._is_of_main
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
     # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)

@@ -5273,16 +5273,17 @@ class FindingTest(Case):
             process = self.start("-W", "error", "-c", text)
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((out, process.returncode), ("42\n", 0), err)
-        done = subprocess.run(
-            [sys.executable, "-"],
-            input=source,
-            text=True,
-            cwd=self.folder,
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-        )
-        self.assertEqual(done.stdout, "42\n", done.stderr)
+        for argv, text in ((["-"], source), (["-m", "code"], source)):
+            done = subprocess.run(
+                [sys.executable, *argv],
+                input=text,
+                text=True,
+                cwd=self.folder,
+                capture_output=True,
+                timeout=LIMIT,
+                check=False,
+            )
+            self.assertEqual(done.stdout.replace(">>> ", "").splitlines()[-1], "42", done.stderr)
 
     @unittest.skipUnless(os.path.exists("/dev/stdin"), "no /dev/stdin")
     def test_a_script_that_is_read_from_a_pipe_by_its_path(self):
