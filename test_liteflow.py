@@ -18355,6 +18355,14 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "run", "two.py", words=["2 DAGs", "one, two"])
         self.assert_exit(0, "run", "two.py", "two", "--quiet")
         self.assert_exit(2, "run", "two.py", "three", words=["'three'"])
+        # A DAG of a package, whose own file can't be loaded alone.
+        (package := self.folder / "package").mkdir()
+        (package / "names.py").write_text("NAME = 'inside'\n")
+        source = "from liteflow import *\nfrom .names import NAME\nwith DAG(NAME) as flow:\n"
+        (package / "flow.py").write_text(f"{source}    task(task_id='a')(sorted)([1])\n")
+        (self.folder / "outside.py").write_text("from package.flow import flow\n")
+        self.assert_exit(0, "run", "outside.py", "--quiet")
+        self.assert_exit(0, "run", "outside.py", "inside", "--resume")
         # As Airflow's examples end: nothing holds what the call gives.
         self.script(
             """
