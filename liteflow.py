@@ -9492,7 +9492,8 @@ class _Run(_Start):
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
                 raise _Taken  # it was to be recovered, which another process has done
             dag_id, run_id = self.dag.dag_id, self.run_id
-            self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: nothing to resume")
+            how = "nothing to resume (--from TASK, or clear, runs a task of it again)"
+            self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: {how}")
             return _read_run(self.path, dag_id, run_id)
         self._find_tasks()
         with self._opened() as store, _owned_folder(self.path) as (store.owner, folder):

@@ -12413,7 +12413,7 @@ class ResumeTest(Case):
         lines = []
         run = self.run_flow(self.SECOND, resume=True, progress=lines.append)
         self.assertEqual((run.state, (self.folder / "a").read_text()), ("success", "x"))
-        self.assertIn("nothing to resume", lines[-1])
+        self.assertIn("nothing to resume (--from TASK, or clear,", lines[-1])
 
     def test_what_cannot_be_resumed(self):
         self.run_flow(self.FIRST)
