@@ -5147,14 +5147,20 @@ _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle 
 _dump = functools.partial(pickle.dumps, protocol=5)
 
 
-def _load(data: bytes, script: str | None = None) -> Any:
-    """The value of a pickle; classes of the script come from whatever `__main__` is here. Raises
-    an AttributeError, or ImportError, that names what is not here."""
+def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
+    """The value of a pickle (`whose`: of this task); classes of the script come from whatever
+    `__main__` is here. Raises an AttributeError, or ImportError, that names what is not here."""
     if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
     unpickler.script = script
-    return unpickler.load()
+    try:
+        return unpickler.load()
+    except Exception as error:  # unpickling runs the value's own code, of which no frame may tell
+        if whose:
+            remedy = f"mend its class, or make it again (--from {whose})"
+            error.add_note(f"raised as a value of task {whose!r} was unpickled: {remedy}")
+        raise
 
 
 def _is_script(module: str) -> bool:
@@ -5651,8 +5657,8 @@ class _Execution:
     def element(self, plan: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, from the plain data that `_element` gives."""
         match plan:
-            case "constant" | "value", data:
-                return self.loaded(data)
+            case "constant" | "value", data, *whose:
+                return self.loaded(data, *whose)
             case "tuple", parts:
                 return tuple(map(self.element, parts))
             case "gone", n:
@@ -5662,14 +5668,14 @@ class _Execution:
                 return mapping.functions[n](self.element(inner))
             case "xcom", task_id, i:
                 [(_, data)] = self.xcoms(task_id, "return_value", i)
-                return self.loaded(data)
+                return self.loaded(data, task_id)
         _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
         if self.run.info["db_path"] is not None:  # else it was looked for before the job left
             data = self._look(_select_item, task_id, item=i)
             if data is not None:
-                return self.loaded(data)
+                return self.loaded(data, task_id)
         # When it was stored, no task expanded over it: only the whole is there.
-        whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1])
+        whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1], task_id)
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
@@ -5698,8 +5704,8 @@ class _Execution:
             raise AirflowException(f"param {name!r} has no value: give it a default, or by conf")
         return _plain_copy(params[name]) if name in params else default[0]
 
-    def loaded(self, data: bytes) -> Any:
-        return _load(data, self.run.info["fileloc"])
+    def loaded(self, data: bytes, whose: str = "") -> Any:
+        return _load(data, self.run.info["fileloc"], whose)
 
     def value(self, task_id: str, key: str, absent_is_none: bool) -> Any:
         """The value of an upstream's XCom, the same object each time within one attempt."""
@@ -5715,13 +5721,14 @@ class _Execution:
             map_index, data = found[0]
             if data is None:  # too large to travel with the job
                 [(_, data)] = self.xcoms(task_id, key, map_index)
-            self._values[task_id, key] = self.loaded(data)
+            self._values[task_id, key] = self.loaded(data, task_id)
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        found = _Results([data for _, data in self.xcoms(task_id, key)], self.run.info["fileloc"])
+        came = [data for _, data in self.xcoms(task_id, key)]
+        found = _Results(came, self.run.info["fileloc"], task_id)
         if plain:
             return list(found) if len(found) > 1 else next(iter(found), None)
         return found
@@ -5794,17 +5801,18 @@ class _Results(_Record, Sequence[Any]):
 
     _data: Sequence[bytes]
     _script: str | None
+    _task_id: str
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
-            return [_load(data, self._script) for data in self._data[i]]
-        return _load(self._data[i], self._script)
+            return [*_Results(self._data[i], self._script, self._task_id)]
+        return _load(self._data[i], self._script, self._task_id)
 
     def __iter__(self) -> Iterator[Any]:
-        return (_load(data, self._script) for data in self._data)
+        return (_load(data, self._script, self._task_id) for data in self._data)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (list, tuple, _Results)):
@@ -9845,7 +9853,7 @@ class _Run(_Start):
                 which = {"task_id": task_id, "key": "return_value", "map_index": i}
                 found = self._store.look(_select_values, row, most, **which)
                 data = next((value for *_, value in found), None)
-        return element if data is None else ("value", data)
+        return element if data is None else ("value", data, element[1])
 
     def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, Any]:
         """The values that travel with a job: those its arguments take; to where there is no
@@ -10405,7 +10413,7 @@ class TaskInstance:
         values: list[Any] = []
         for task_id in _of_type(str, list, tuple, set)("task_ids", wanted):
             found = execution.xcoms(_of_type(str)("task_ids", task_id), key, index)
-            by_index = {i: execution.loaded(data) for i, data in found}
+            by_index = {i: execution.loaded(data, task_id) for i, data in found}
             if map_indexes is ...:
                 values += by_index.values() or [None]
             elif isinstance(map_indexes, Sequence):
@@ -10619,7 +10627,7 @@ class DagRun:
     def _values(self, **which: Any) -> list[XCom]:
         rows = self._look(_select_values, most=_ROW_LIMIT, **which)
         script = _load_dag(self.dag_id, self._path).fileloc
-        return [XCom(t, i, key, _load(data or b"", script)) for t, i, key, data in rows]
+        return [XCom(t, i, key, _load(data or b"", script, t)) for t, i, key, data in rows]
 
     def log(self, task_id: str, map_index: int = -1, try_number: int | None = None) -> str:
         """What a task printed in its latest attempt, or in attempt `try_number`; of a mapped task

@@ -4003,6 +4003,35 @@ class ValuesTest(Case):
             with self.subTest(task_id):
                 self.assertIn(words, reasons[task_id][0])
 
+    def test_a_value_that_does_not_come_back_tells_whose_it_is(self):
+        run = self.run_flow(
+            """
+            class Refused(Exception):
+                def __init__(self, url, code): super().__init__(f"{url}: {code}")
+            with DAG("refused") as dag:
+                @task
+                def give(n): return Refused("here", 404)
+                @task
+                def several(): return [Refused("here", 404)]
+                @task
+                def take(x): list(x)
+                @task
+                def pull(ti): ti.xcom_pull("give")
+                take(give(1))
+                take.override(task_id="each").expand(x=several())
+                take.override(task_id="all")(give.override(task_id="many").expand(n=[1]))
+                dag.task_dict["give"] >> pull()
+            """
+        )
+        whose = {"take": "give", "each": "several", "all": "many", "pull": "give"}
+        failed = run.get_task_instances("failed")
+        self.assertEqual({ti.task_id for ti in failed}, set(whose))
+        for ti in failed:
+            self.assertIn(f"a value of task {whose[ti.task_id]!r} was unpickled: mend", ti.error)
+        with self.assertRaises(TypeError) as caught:
+            run.xcom_pull("give")
+        self.assertIn("(--from give)", *caught.exception.__notes__)
+
     def test_what_an_earlier_try_pushed_goes_with_it(self):
         for delay in (0, 0.1):
             run = self.run_flow(
