@@ -6067,12 +6067,12 @@ def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
     if execution.task._flow == "short_circuit":
         note["go_on"] = bool(result)
     elif execution.task._flow == "branch":
-        chosen = [result] if isinstance(result, str) else result
-        listed = isinstance(chosen, (list, tuple, set)) and all(isinstance(x, str) for x in chosen)
-        if chosen is not None and not listed:
+        several = isinstance(result, Iterable) and not isinstance(result, str)
+        chosen = [*result] if several else [result]
+        if result is not None and not all(isinstance(x, str) for x in chosen):
             must = "a branch must return a task id, a list of them, or None"
             raise AirflowException(f"{must}, found {_shown(result)}")
-        note["chosen"] = None if chosen is None else [str.__str__(x) for x in chosen]
+        note["chosen"] = None if result is None else [str.__str__(x) for x in chosen]
     if execution.job.feeds:
         note["items"] = _items_of(execution, result)
     if result is None or not execution.task.do_xcom_push:

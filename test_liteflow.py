@@ -6478,6 +6478,29 @@ class FlowTest(Case):
         self.assertEqual(run.state, "success")
         self.assertEqual(self.states(run)["right"], "skipped")
 
+    def test_a_branch_chooses_by_whatever_holds_task_ids(self):
+        run = self.run_flow(
+            """
+            with DAG("iterables") as dag:
+                @task
+                def name(i): return f"left{i}"
+                @task.branch
+                def by_results(names): return names
+                @task.branch
+                def by_keys(): return {"left1": 0.9, "left2": 0.8}
+                @task.branch
+                def by_set(): return frozenset(["left1", "left2"])
+                ways = [task(lambda: 1, task_id=name)() for name in ("left1", "left2", "right")]
+                for choice in (by_results(name.expand(i=[1, 2])), by_keys(), by_set()):
+                    choice >> ways
+            """
+        )
+        found = self.states(run)
+        self.assertEqual(run.state, "success")
+        self.assertEqual(
+            [found[x] for x in ("left1", "left2", "right")], ["success"] * 2 + ["skipped"]
+        )
+
     def test_branches_by_group_list_and_none(self):
         run = self.run_flow(
             """
