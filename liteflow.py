@@ -5321,7 +5321,7 @@ def _canonical(value: Any) -> bytes:
     if isinstance(value, os.PathLike) and kind.__module__.partition(".")[0] == "pathlib":
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
-        return f"enum {_lasting_name(kind)}.{value.name}".encode()
+        return f"enum {_lasting_name(kind)}.{value.name or value.value}".encode()  # some flags
     if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
         return _lasting_name(kind).encode() + _canonical({n: getattr(value, n) for n in names})

@@ -13246,14 +13246,15 @@ class AgainTest(FlowCase):
         os.unlink(self.folder / "pkg/__init__.py")
         self.assertEqual(self.python("-m", "pkg.flow").stdout, "pkg.flow.C\n")
 
-    def test_elements_that_differ_in_their_module_or_beside_their_path_are_told_apart(self):
+    def test_elements_that_differ_in_their_module_or_beside_path_or_name_are_told_apart(self):
         class Upload(Boxed):
             def __fspath__(self):
                 return "a.csv"
 
         names = "users.load", "orders.load", "items.load"
         functions = [types.FunctionType((lambda: 0).__code__, {"__name__": name}) for name in names]
-        for all_of in ([Upload("a"), Upload("b"), Upload("c")], functions):
+        bits = [enum.IntFlag("Bits", "LOW")(n) for n in (4, 8, 16)]  # they have no name
+        for all_of in ([Upload("a"), Upload("b"), Upload("c")], functions, bits):
             with self.subTest(all_of=all_of):
                 keys = []
                 for over in (all_of, all_of[1:]):
