@@ -1213,15 +1213,22 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
-        if self._in_partial is not None:  # it has no fields yet
-            return (), _with_placeholders(self._in_partial)
-        return (), _with_placeholders({n: getattr(self, n, None) for n in self.template_fields})
+        return (), _with_placeholders(self._fixed())
+
+    def _fixed(self) -> dict[str, Any]:
+        """The arguments that all instances and tries have: of a mapped one, which has no fields
+        yet, what `partial` was given."""
+        if self._in_partial is not None:
+            return self._in_partial
+        return {name: getattr(self, name, None) for name in self.template_fields}
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         """In the worker process: the operator that does the work, its fields filled in, and the
         call that does it. The operator is a copy: what `execute` sets on it is for this attempt's
         hooks, callbacks and `map_index_template` alone."""
         is_mapped = self._in_partial is not None
+        fixed = {n: x for n, x in self._fixed().items() if n not in kwargs}
+        kwargs = {n: _anew(x) for n, x in fixed.items() if type(x) in _CONTAINERS} | kwargs
         made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
         execution.context["task"] = execution.context["ti"].task = made
         context, data = execution.context, {id(x) for x in execution.results}
@@ -1267,6 +1274,14 @@ def _copy_with(original: T, /, **values: Any) -> T:
     for name, value in values.items():
         object.__setattr__(made, name, value)
     return made
+
+
+def _anew(value: Any) -> Any:
+    """Its lists, tuples, sets and dicts anew, what they hold as it is: an attempt that changes them
+    changes none of another's."""
+    with contextlib.suppress(Exception):  # to copy a subclass of these runs the user's code
+        return copy.deepcopy(value, {id(leaf): leaf for leaf in _leaves(value)})
+    return value
 
 
 def _signature(function: Any) -> inspect.Signature:

@@ -6739,6 +6739,25 @@ class OperatorsTest(Case):
         self.assertEqual(self.states(run), states)
         self.assertIn("bash needs a command, found 5", run.get_task_instance("number").error)
 
+    def test_what_an_attempt_does_to_an_operators_constants_no_other_one_sees(self):
+        def fill(x, seen, lock, cells):
+            self.assertIs(seen[0], lock)  # what is in lists stays the same
+            cells["a"].append(x)
+            self.assertIs(cells["a"], cells["b"])
+            if self.tries.append(x) or self.tries.count(x) < 2:
+                raise ValueError("again")
+            return cells["a"]
+
+        self.tries, lock, cell = [], threading.Lock(), []
+        fixed = {"seen": [lock], "lock": lock, "cells": {"a": cell, "b": cell}}
+        with DAG("d") as d:
+            known = {"python_callable": fill, "retries": 1}
+            liteflow.PythonOperator(task_id="one", op_args=[0], op_kwargs=fixed, **known)
+            several = liteflow.PythonOperator.partial(task_id="all", op_kwargs=fixed, **known)
+            several.expand(op_args=[[1], [2]])
+        run = d.test(db_path=self.db)
+        self.assertEqual((run.xcom_pull("one"), run.xcom_pull("all")), ([0], [[1], [2]]))
+
     def test_the_last_line_of_a_command_may_be_long_and_come_in_pieces(self):
         half = "x" * 10_000_000
         outputs = {
