@@ -6112,7 +6112,8 @@ def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
     elif not _is_mappable(result):
         kind, found = UnmappableXComTypePushed, f"returned no list, tuple or dict: {_shown(result)}"
     elif len(result) > _MAP_LIMIT:
-        found = f"returned {len(result)} elements: at most {_MAP_LIMIT} are allowed"
+        most = f"at most {_MAP_LIMIT} are allowed, each of which may be a list of many"
+        found = f"returned {len(result)} elements: {most}"
         kind = UnmappableXComLengthPushed
     else:
         elements = result.items() if isinstance(result, dict) else result
