@@ -9048,7 +9048,9 @@ class _Start:
 
         def note(number: int, frame: object) -> None:
             if os.getpid() == pid:
-                self._caught.append(number)
+                # As a terminal is closed, its shell and the kernel both send SIGHUP.
+                if not self._caught or signal.Signals(number).name != "SIGHUP":
+                    self._caught.append(number)
                 self.runner.wake()
                 # All that a run tells goes through `_print`, whose callers suppress it.
                 if len(self._caught) > 1 and getattr(frame, "f_code", None) is _print.__code__:

@@ -14393,13 +14393,16 @@ class StopTest(Case):
         return process
 
     def test_a_signal_runs_the_teardowns_of_setups_that_succeeded(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             with self.subTest(number=number):
                 for path in self.folder.glob("[!l_m]*"):
                     if path.is_file():
                         path.unlink()
                 process = self.begin()
                 process.send_signal(number)
+                if number is signal.SIGHUP:  # as by a terminal's shell, and then by the kernel
+                    time.sleep(0.02)
+                    process.send_signal(number)
                 process.communicate(timeout=LIMIT)
                 self.assertEqual(process.returncode, 128 + number)
                 self.check(f"stopped by {number.name}")
