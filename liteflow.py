@@ -12678,8 +12678,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         return _say(f"would delete {what}")
     size = os.path.getsize(options.db)
-    if runs:
-        _prune(options.db, runs, options.values)
+    _prune(options.db, runs, options.values)  # one that was cut off may have left space, too
     saved = max(0, size - os.path.getsize(options.db))
     _tell(options, f"deleted {what}: {saved:,} bytes given back")
 

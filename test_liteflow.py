@@ -19274,8 +19274,14 @@ class SeeingTest(ScriptCase):
             self.assertEqual(self.cli(*words, "--quiet").stderr, "")  # from cron
         self.assertEqual([run.run_id for run in Dag("fat").runs(self.db)], ["r4", "r3", "r2"])
         self.assertLess(self.db.stat().st_size, 0.7 * size)
+        with contextlib.closing(sqlite3.connect(self.db)) as cut_off:  # a prune, in its middle
+            cut_off.executescript(
+                "PRAGMA foreign_keys = ON; DELETE FROM dag_run WHERE run_id = 'r2'"
+            )
+        size = self.db.stat().st_size
         self.seen("prune", "--older-than", "1d")
-        self.assertEqual(len(Dag("fat").runs(self.db)), 3)
+        self.assertLess(self.db.stat().st_size, size - 2_000_000)
+        self.assertEqual(len(Dag("fat").runs(self.db)), 2)
         self.seen("prune", "--values")
         self.assertLess(self.db.stat().st_size, 300_000)
         [run, *_] = Dag("fat").runs(self.db)
