@@ -9035,8 +9035,9 @@ class _Start:
         self._caught: list[int] = []  # signals that came
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
-        # By a mapping's id(): its elements' digests, and previews of the results among them.
-        self._keys: dict[int, tuple[list[str], dict[str, dict[int, str]]]] = {}
+        # By a mapping's id(): its elements' digests, previews of the results among them, and what
+        # gives those of constants.
+        self._keys: dict[int, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
         self._batch = _Batch()
 
@@ -9296,14 +9297,17 @@ class _Start:
             look, row = self._store.look, self._store.run_row
             ids = {source.task.task_id for source in instance.node.sources}
             previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
-            self._keys[id(mapping)] = _element_keys(mapping, self.plan.known), previews
-        keys, previews = self._keys[id(mapping)]
+            # Each stands in many combinations, and a table's repr takes milliseconds.
+            of_constant = functools.lru_cache(1000)(lambda n, i: _preview(mapping.sources[n][i]))
+            keys = _element_keys(mapping, self.plan.known)
+            self._keys[id(mapping)] = keys, previews, of_constant
+        keys, previews, of_constant = self._keys[id(mapping)]
         if index >= mapping.count(self.plan.known):  # a setup that was taken along gives fewer now
             return keys[index], None
         constants, results = {}, []
         for name, (kind, *where) in mapping.elements(index, self.plan.known):
             if kind == "constant":
-                constants[name] = _preview(mapping.sources[name][where[0]])
+                constants[name] = of_constant(name, where[0])
             elif kind in ("item", "xcom"):
                 results.append(previews[where[0]].get(where[1], ""))
         shown = [f"{n}={text}" if len(constants) > 1 else text for n, text in constants.items()]

@@ -5801,6 +5801,14 @@ class MappingTest(Case):
         self.assertEqual(run.xcom_pull("last"), ["0", "1", "2"])
         self.assertEqual(run.xcom_pull("same"), [True, False, True, False])
 
+    def test_a_constant_is_shown_once_for_all_its_combinations(self):
+        with DAG("d") as d:
+            task(task_id="each")(lambda x, y: None).expand(x=["a", "b"], y=range(20))
+        with mock.patch.object(liteflow, "_preview", wraps=liteflow._preview) as shown:
+            run = d.test(db_path=self.db)
+        self.assertEqual(run.get_task_instance("each", 39).element, "x='b', y=19")
+        self.assertEqual(shown.call_count, 2 + 20)  # a table's repr takes milliseconds
+
     def test_what_a_reduce_took_is_stored_as_a_list(self):
         with DAG("d") as d:
             each = task(task_id="each")(one_argument).expand(x=[1, 2])
