@@ -1228,7 +1228,11 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         hooks, callbacks and `map_index_template` alone."""
         is_mapped = self._in_partial is not None
         fixed = {n: x for n, x in self._fixed().items() if n not in kwargs}
-        kwargs = {n: _anew(x) for n, x in fixed.items() if type(x) in _CONTAINERS} | kwargs
+        if not is_mapped:  # what a property makes may have no setter
+            own = type(self)
+            fixed = {n: x for n, x in fixed.items() if type(getattr(own, n, 0)) is not property}
+        known: dict[int, Any] = {}
+        kwargs = {n: _anew(x, known) for n, x in fixed.items() if type(x) in _CONTAINERS} | kwargs
         made = self._make_instance(kwargs, execution) if is_mapped else _copy_with(self, **kwargs)
         execution.context["task"] = execution.context["ti"].task = made
         context, data = execution.context, {id(x) for x in execution.results}
@@ -1276,12 +1280,19 @@ def _copy_with(original: T, /, **values: Any) -> T:
     return made
 
 
-def _anew(value: Any) -> Any:
-    """Its lists, tuples, sets and dicts anew, what they hold as it is: an attempt that changes them
-    changes none of another's."""
-    with contextlib.suppress(Exception):  # to copy a subclass of these runs the user's code
-        return copy.deepcopy(value, {id(leaf): leaf for leaf in _leaves(value)})
-    return value
+def _anew(value: Any, known: dict[int, Any]) -> Any:
+    """Its lists, tuples, sets and dicts anew, those of other classes and all else that they hold as
+    it is: an attempt that changes them changes none of another's. What is one object stays one
+    (`known`: those made so far)."""
+    if (kind := type(value)) not in _CONTAINERS:
+        return value
+    if id(value) not in known:
+        if kind is dict:
+            made: Any = {key: _anew(item, known) for key, item in value.items()}
+        else:
+            made = kind([_anew(item, known) for item in value])
+        known[id(value)] = made
+    return known[id(value)]
 
 
 def _signature(function: Any) -> inspect.Signature:

@@ -6767,6 +6767,35 @@ class OperatorsTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual((run.xcom_pull("one"), run.xcom_pull("all")), ([0], [[1], [2]]))
 
+    def test_fields_by_properties_shared_lists_and_own_kinds_of_them_stay_what_they_are(self):
+        class Rows(list):
+            source = None
+
+        rows, shared = Rows([1]), []
+        rows.source = types.SimpleNamespace()  # whatever it is, it is no argument to be copied
+
+        class Command(liteflow.BaseOperator):
+            template_fields = ("argv", "first", "second", "seen")
+            seen: typing.ClassVar = []
+
+            def __init__(self, first, second, **settings):
+                super().__init__(**settings)
+                self.first, self.second = first, second
+
+            @property
+            def argv(self):
+                return ["tool", len(self.first)]
+
+            def execute(self, context):
+                self.seen.append(1)
+                return [self.argv, self.first[0] is rows, self.first[1] is self.second]
+
+        with DAG("d") as d:
+            Command(task_id="one", first=[rows, shared], second=shared)
+        run = d.test(db_path=self.db)
+        self.assertEqual(run.xcom_pull("one"), [["tool", 2], True, True])
+        self.assertEqual(Command.seen, [])
+
     def test_the_last_line_of_a_command_may_be_long_and_come_in_pieces(self):
         half = "x" * 10_000_000
         outputs = {
