@@ -2755,11 +2755,12 @@ def _slips_in(dag: Dag) -> Iterator[str]:
             yield f"{passed}: no Jinja is rendered in arguments of @task"
         if vars(task).get("_made_inside") == [] and task._takes_more:
             yield f"no task is made in `with` {task.task_id!r}: its scope is empty"
-        if task.is_setup and not any(below.is_teardown for below in task.downstream_list):
-            for end in _with_below(task.downstream_list, lambda below: below.downstream_list):
-                if end.is_teardown and not any(up.is_setup for up in end.upstream_list):
-                    what = f"teardown {end.task_id!r} is of no setup, so none runs again with it"
-                    yield f"{what}; as_teardown(setups=...) makes it that of {task.task_id!r}"
+        loose = task.is_teardown and not any(up.is_setup for up in task.upstream_list)
+        above = _with_below(task.upstream_list, lambda up: up.upstream_list) if loose else ()
+        for setup in [x for x in above if x.is_setup]:
+            if not any(below.is_teardown for below in setup.downstream_list):
+                what = f"teardown {task.task_id!r} is of no setup, so none runs again with it"
+                yield f"{what}; as_teardown(setups=...) makes it that of {setup.task_id!r}"
     given = {*dag.default_args}.union(*(g.default_args for g in dag.task_group_dict.values()))
     kinds = {type(task) for task in dag.tasks} if given else ()
     known = {name for kind in kinds for name in (*_keywords_of(kind), *kind._known_settings)}
