@@ -12242,7 +12242,8 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
     found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
     # Else what it has imported: a file of Airflow's has that, too.
-    found = found or {x.dag_id: x for x in vars(main_module).values() if isinstance(x, Dag)}
+    imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]
+    found = found or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
     if not found:
         how = "build it at its top level (a `@dag` is to be called), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):

@@ -18476,6 +18476,9 @@ class CommandLineTest(ScriptCase):
         (self.folder / "outside.py").write_text("from package.flow import flow\n")
         self.assert_exit(0, "run", "outside.py", "--quiet")
         self.assert_exit(0, "run", "outside.py", "inside", "--resume")
+        source = "from liteflow import DAG\nhistory = DAG.load('inside')\n"
+        (self.folder / "look.py").write_text(source)
+        self.assert_exit(2, "run", "look.py", words=["no DAG"])
         # As Airflow's examples end: nothing holds what the call gives.
         self.script(
             """
