@@ -3679,8 +3679,9 @@ class _Plan:
         for below in node.sheltered:
             if node in below.setups:
                 self._count_end(below, below.needs, instance)
-            if self._stopped:  # and the setup has just succeeded
-                self._wind(below)
+        # A setup may just have succeeded, or what a teardown is mapped over.
+        for below in (*node.sheltered, *node.feeds) if self._stopped else ():
+            self._wind(below)
 
     def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
         node, place = instance.node, _END_AT[instance.state]

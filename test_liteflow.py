@@ -2589,6 +2589,18 @@ class PlanTest(Case):
                 plan.interrupt(work)
                 self.assertEqual([*self.all_sent(plan)], [f"down[{i}]" for i in range(length)])
 
+    def test_a_stop_gives_a_teardown_its_instances_once_what_it_is_mapped_over_has_succeeded(self):
+        with DAG("d") as d:
+            up, work = liteflow.setup(task_id="up")(quiet)(), task(task_id="work")(quiet)()
+            up >> work
+            teardown(task_id="down")(one_argument).expand(x=work).as_teardown(setups=up)
+        plan = liteflow._Plan(d)
+        plan.finish(self.all_sent(plan)["up"], "success", 0)
+        work = self.all_sent(plan)["work"]
+        plan.stop()
+        plan.finish(work, "success", 0, {"stored": True, "length": 2})  # as it was to be ended
+        self.assertEqual([*self.all_sent(plan)], ["down[0]", "down[1]"])
+
     def test_a_stop_gives_no_instances_to_what_will_not_run(self):
         with DAG("d") as d:
             work = task(task_id="work")(quiet)()
