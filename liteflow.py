@@ -3386,7 +3386,7 @@ def _weigh(order: Sequence[_Node]) -> None:
 
 def _find_setups_and_gates(order: Sequence[_Node]) -> None:
     """Give each node the setups in whose scope it stands (a teardown: those right above it), and
-    the branches and short circuits that may leave it out."""
+    its gates: the branches and short circuits that may leave it out, say."""
     for node in order:
         if (flow := node.task._flow) is None:
             continue
