@@ -4040,8 +4040,9 @@ class _Resumption:
                 key = setup_id, index
                 if {key, *self._beside(setup, index, work)} & self.again <= self.left_out:
                     continue
-                ends = self._beside(setup, index, teardowns)
-                self.again.update(ends)
+                ends = {*self._beside(setup, index, teardowns)}
+                self.along |= ends - self.again
+                self.again |= ends
                 torn = [*torn_by, *(self.instances[end] for end in ends)]
                 # One whose start nobody could record may have begun; "~" sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")

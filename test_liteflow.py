@@ -13019,6 +13019,17 @@ class AgainTest(FlowCase):
         self.resume(d)
         self.assertEqual([name for name in self.ran if "work" in name], ["work:B", "work:C"])
 
+    def test_what_is_mapped_over_a_teardown_that_is_taken_along_stays(self):
+        with DAG("d") as d:
+            s, w = self.step("s", kind="setup")(), self.step("w")()
+            one, other = self.step("one", ["a"], kind="teardown")(), self.step("other")()
+            s >> w >> other.as_teardown(setups=s)
+            self.step("each").expand(x=one.as_teardown(setups=s))
+        self.bad = {"w"}
+        self.go(d)
+        self.bad = set()
+        self.assertEqual(self.resume(d), ["one", "other", "s", "w"])
+
     def test_a_setup_that_gives_fewer_gives_nobody_the_combination_of_another(self):
         def flow(given):
             with DAG("d") as d:
