@@ -1911,12 +1911,13 @@ class BaseSensorOperator(BaseOperator):
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
-            if _monotonic() - execution.clock + execution.job.waited > timeout:
+            elapsed = _monotonic() - execution.clock + execution.job.waited
+            if elapsed > timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
                 raise kind(f"the sensor waited for more than {timeout:g} s")
             wait = self.poke_interval.total_seconds()
             if self.exponential_backoff:
-                wait = min(wait * 2.0 ** min(number, 60), timeout)  # 60: no power overflows
+                wait = min(wait * 2.0 ** min(number, 60), timeout - elapsed)  # 60: no overflow
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":

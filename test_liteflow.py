@@ -6898,7 +6898,19 @@ class OperatorsTest(Case):
             with mock.patch.object(time, "sleep", waits.append):
                 run = d.test(db_path=self.db)
             self.assertEqual(self.states(run), {"s": "success"})
-            self.assertEqual(waits[:8], [1, 2, 4, 8, 16, 32, 64, longest or 100])
+            found = [round(wait) for wait in waits[:8]]
+            self.assertEqual(found, [1, 2, 4, 8, 16, 32, 64, longest or 100])
+
+    def test_the_last_wait_of_a_sensor_ends_at_its_timeout(self):
+        with DAG("backs_off") as d:
+            task.sensor(exponential_backoff=True, poke_interval=1, timeout=100)(quiet)()
+        waits, clock = [], liteflow._monotonic
+        with (
+            mock.patch.object(time, "sleep", waits.append),
+            mock.patch.object(liteflow, "_monotonic", lambda: clock() + sum(waits)),
+        ):
+            self.assertEqual(d.test(db_path=self.db).state, "failed")
+        self.assertEqual([round(wait) for wait in waits], [1, 2, 4, 8, 16, 32, 37])
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
