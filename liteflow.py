@@ -11276,9 +11276,13 @@ def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> st
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
 
 
+_FROZEN = hasattr(sys, "frozen")  # as PyInstaller's: its own interpreter, which runs no other file
+
+
 def _python() -> str:
     """The interpreter as one types it: `python3` if that is this one at a terminal, else a path."""
-    own, found = sys.executable or "", shutil.which("python3") or ""  # None inside of a program
+    own = "" if _FROZEN else sys.executable or ""  # None inside of a program
+    found = shutil.which("python3") or ""
     # Environments may link to one interpreter, and a folder may hold several: both must be equal.
     same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
     return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
@@ -11291,7 +11295,7 @@ def _own_command() -> str:
     if os.path.exists(here) and not installed:
         return f"{_python()} {_typed(here)}"
     above = os.path.abspath(f"{here}/..{'/..' * __name__.count('.')}")
-    path = "" if installed else f"PYTHONPATH={_typed(above)} "  # a zip
+    path = "" if installed or _FROZEN else f"PYTHONPATH={_typed(above)} "  # a zip
     return f"{path}{_python()} -m {__name__}"
 
 
@@ -12066,7 +12070,8 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds it by that
         name = f"python3 {_typed(sys.argv[0])}"
     file, module = _script()
-    words = [os.path.abspath(sys.argv[0])] if os.path.exists(sys.argv[0]) else []
+    start = sys.executable if _FROZEN else sys.argv[0]
+    words = [os.path.abspath(start)] if os.path.exists(start) else []
     if module and file == sys.argv[0]:  # not so for a folder, a zip, a profiler
         words = ["-m", module.removesuffix(".__main__")]
         name = f"python3 {_typed(*words)}"
@@ -12074,7 +12079,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
         words += sys.argv[1:own]
         name = " ".join([name, *map(_quoted, sys.argv[1:own])])
-    command = f"{_python()} {_typed(*words)}" if words else ""
+    command = _typed(*words) if _FROZEN or not words else f"{_python()} {_typed(*words)}"
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
     options = parser.parse_args(argv)

@@ -20589,6 +20589,20 @@ timeout after 1 s"""  # of a command whose output was waited for
         done = self.python("-c", text, "etl", "--db", "x.db")
         self.assertIn(f"{script} d --resume --run-id ", done.stderr)
 
+    @LINUX  # elsewhere its workers are started by it, and it is none
+    def test_a_frozen_program_goes_on_by_its_own_name(self):
+        """As PyInstaller's: it is an interpreter of nothing else."""
+        app = self.folder / "app"
+        frozen = (
+            f"#!{sys.executable}\nimport sys\nsys.frozen, sys.executable = True, {str(app)!r}\n"
+        )
+        app.write_text(frozen + (self.folder / "my_flow.py").read_text())
+        app.chmod(0o755)
+        *_, more, go_on = self.pasted(f": {app} -q --db {self.db}").stderr.splitlines()
+        self.assertIn(f"more: python3 {self.folder}/liteflow.py show ", more)
+        self.assertIn(f"cd / && {app} --resume ", go_on)
+        self.assertIn("load[1]  running  try 3", self.pasted(go_on).stderr)
+
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
         app.mkdir()
