@@ -8002,12 +8002,16 @@ class WorkerPool:
                 self._count -= 1
                 slot.bury()
 
+    def _check_open(self, runner: _SlotRunner) -> None:
+        if self._closed:  # nobody but `_close_pools` shuts down a run's own
+            what = "program ended" if runner._own_pool else "WorkerPool was shut down"
+            raise RuntimeError(f"the {what} during the run")
+
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
         """A slot for the runner, or None: then the runner stands in line, and those that can spare
         a slot have been woken."""
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the WorkerPool is shut down")
+            self._check_open(runner)
             self._weed(runner, context)
             has_room = self._idle or self._count < self._most
             is_next = next(iter(self._slot_line), runner) is runner
@@ -8356,8 +8360,7 @@ class _SlotRunner(_Runner):
             self._look_for_stalled(now)
         else:
             self._stuck.clear()  # what they are about to take is another job from here
-        if self._pool._closed:
-            raise RuntimeError("the WorkerPool was shut down during the run")
+        self._pool._check_open(self)
         self._flush()
         ended, self._events = self._events, []
         for attempt, _ in ended:

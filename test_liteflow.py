@@ -15805,7 +15805,7 @@ class SubmitTest(FlowCase):
             """
         )
         done = self.python("my_flow.py", timeout=30)
-        self.assertEqual(done.stdout, "the WorkerPool was shut down during the run\n" * 3)
+        self.assertEqual(done.stdout, "the program ended during the run\n" * 3)
         runs = Dag("d").runs(self.folder / "liteflow.db")
         self.assertEqual([run.state for run in runs], ["failed"] * 3)
 
@@ -15965,7 +15965,7 @@ class SubmitTest(FlowCase):
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(LIMIT)
-        self.assertEqual(raised, ["RuntimeError('the WorkerPool is shut down')"])
+        self.assertEqual(raised, ["RuntimeError('the WorkerPool was shut down during the run')"])
         other.join(LIMIT)
         self.assert_nothing_left()
 
