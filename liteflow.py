@@ -11293,8 +11293,10 @@ def _python() -> str:
 
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
-    here = os.path.abspath(__file__)
-    installed = {"site-packages", "dist-packages"} & {*here.split(os.sep)}
+    import site
+
+    here, folders = os.path.abspath(__file__), [*site.getsitepackages(), site.getusersitepackages()]
+    installed = any(here.startswith(f"{folder}{os.sep}") for folder in folders)
     if os.path.exists(here) and not installed:
         return f"{_python()} {_typed(here)}"
     above = os.path.abspath(f"{here}/..{'/..' * __name__.count('.')}")

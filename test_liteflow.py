@@ -5766,7 +5766,10 @@ class VendoredTest(Case):
         (there := self.folder / "site-packages").mkdir()
         (there := there / "liteflow.py").touch()
         with mock.patch.object(liteflow, "__file__", str(there)):
-            self.assertEqual(liteflow._own_command(), f"{liteflow._python()} -m liteflow")
+            with mock.patch("site.getsitepackages", lambda: [str(there.parent)]):
+                self.assertEqual(liteflow._own_command(), f"{liteflow._python()} -m liteflow")
+            # Of shiv, or of another Python: only what adds that folder finds it by its name.
+            self.assertEqual(liteflow._own_command(), f"{liteflow._python()} {there}")
 
     def test_two_copies_do_not_disturb_each_other(self):
         self.package("one")
