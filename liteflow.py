@@ -6084,8 +6084,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
         for became, callback in _CALLBACK_OF.items():
             if callback == each:
                 ti.state, ti.end_date = became, ti.end_date or _utcnow()
-        if last.exception is not None and each != "on_skipped_callback":
-            context["exception"] = last.exception
+        context["exception"] = None if each == "on_skipped_callback" else last.exception
         last.variables.run(_call_back, last, owner, each.removeprefix("dag_"))
     last.forget_failure()
 

@@ -10208,7 +10208,7 @@ class CallbacksTest(Case):
     SOURCE = """
         def note(kind):
             def callback(context):
-                ti, error = context["ti"], context.get("exception")
+                ti, error = context["ti"], None if kind == "execute" else context["exception"]
                 with open(os.environ["CASE_DIR"] + "/notes", "a") as f:
                     f.write(f"{ti.task_id} {kind} {ti.try_number} {type(error).__name__} {str(error)[:20]}" + chr(10))
             return callback
