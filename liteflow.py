@@ -9289,9 +9289,10 @@ class _Start:
                 if key not in again and (row.task_id, row.map_index) in lengths
             }
             recorded = found.recorded()
-            # First as if those that pull nothing had succeeded again: what runs then?
+            # First as if those that pull nothing had succeeded again: what runs then? What a branch
+            # among them chose says nothing of what it will choose.
             settled = found.along | (found.alone & running)
-            along = {key: found.instances[key]._replace(state=_S.SUCCESS) for key in settled}
+            along = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in settled}
             self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.

@@ -13045,6 +13045,20 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(d), ["one", "other", "s", "w"])
 
+    def test_what_a_branch_that_was_cleared_alone_may_now_choose_takes_its_setup_along(self):
+        with DAG("d") as d:
+            s, branch = (
+                self.step("s", kind="setup")(),
+                self.step("b", lambda *_: self.chosen, kind="branch")(),
+            )
+            s >> self.step("w")() >> self.step("end", kind="teardown")().as_teardown(setups=s)
+            branch >> [d.get_task("w"), self.step("other")()]
+        self.chosen = "other"
+        self.assertEqual(self.go(d), ["b", "end", "other", "s"])
+        self.chosen = "w"
+        self.last.clear(["b"], downstream=False)
+        self.assertEqual(self.resume(d), ["b", "end", "s", "w"])
+
     def test_a_setup_that_gives_fewer_gives_nobody_the_combination_of_another(self):
         def flow(given):
             with DAG("d") as d:
