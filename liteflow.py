@@ -3804,11 +3804,11 @@ class _Plan:
         return [node for node in guarded if node not in keep]
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
-        """Skip what a branch did not choose, whatever its rule; within a mapped group, of the
-        branch's own index."""
+        """Skip what a branch did not choose, whatever its rule, unless it runs or has ended; within
+        a mapped group, of the branch's own index."""
         for node in nodes:
             for each in instance.beside(node):
-                if each.state is None:
+                if each.state in (None, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
                     self._decide(each, _S.SKIPPED)
 
     # The end of the run.
@@ -9707,7 +9707,8 @@ class _Run(_Start):
         plan.expanded.clear()
 
     def _given_up(self) -> str:
-        return "ended by dagrun_timeout" if self.plan.timed_out else "ended by fail_fast"
+        why = "fail_fast" if self.plan.gave_up else "a branch or short circuit"
+        return f"ended by {'dagrun_timeout' if self.plan.timed_out else why}"
 
     def _end_doomed(self) -> None:
         """End what the plan has given up; what no worker has taken does not start at all."""

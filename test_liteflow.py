@@ -6929,6 +6929,29 @@ class OperatorsTest(Case):
         )
         self.assertEqual(run.state, "success")
 
+    def test_a_short_circuit_skips_what_waits_for_its_next_poke_or_try(self):
+        run = self.run_flow(
+            """
+            def begun(name): (Path(os.environ["CASE_DIR"]) / name).touch()
+            with DAG("waits") as dag:
+                early = {"trigger_rule": "one_success"}
+                @task.sensor(poke_interval=60, mode="reschedule", **early)
+                def pokes(): begun("pokes")
+                @task(retries=1, retry_delay=60, **early)
+                def tries(): begun("tries"); raise ValueError
+                @task.short_circuit
+                def gate():
+                    while len(os.listdir(os.environ["CASE_DIR"])) < 2: time.sleep(0.05)
+                    time.sleep(0.5)
+                a = EmptyOperator(task_id="a")
+                cross_downstream([a, gate()], [pokes(), tries()])
+            """,
+            max_workers=2,
+        )
+        states = {"a": "success", "gate": "success", "pokes": "skipped", "tries": "skipped"}
+        self.assertEqual(self.states(run), states)
+        self.assertEqual(run.get_task_instance("pokes").error, "ended by a branch or short circuit")
+
     def test_a_sensor_that_pokes_again_has_not_ended(self):
         run = self.run_flow(
             """
