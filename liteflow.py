@@ -3263,9 +3263,10 @@ class _Node:
             waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
-        # What a branch or short circuit leaves out is skipped, whatever failed beside it.
-        waits = decision is _S.UPSTREAM_FAILED or (decision is not None and self.task.is_teardown)
-        if waits and self.is_gated(instance):
+        # What a branch or short circuit leaves out is skipped, whatever failed beside it; and a
+        # teardown waits for all work in its scope.
+        heeds = decision is _S.UPSTREAM_FAILED or (decision is not None and self.task.is_teardown)
+        if heeds and self.is_gated(instance):
             return None
         return decision
 
