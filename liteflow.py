@@ -124,7 +124,7 @@ if not TYPE_CHECKING:
 
     for _name in """argparse asyncio base64 concurrent.futures copy ctypes difflib fcntl glob
         graphlib hashlib html importlib.util inspect logging mmap multiprocessing pathlib queue
-        resource shlex shutil signal socket sqlite3 tempfile traceback typing zlib""".split():
+        resource shlex shutil signal site socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
     # Stand-ins for what is typing's, which is long to import: annotations are text here.
@@ -175,6 +175,7 @@ else:
     import shlex
     import shutil
     import signal
+    import site
     import socket
     import sqlite3
     import tempfile
@@ -9708,8 +9709,9 @@ class _Run(_Start):
         plan.expanded.clear()
 
     def _given_up(self) -> str:
-        why = "fail_fast" if self.plan.gave_up else "a branch or short circuit"
-        return f"ended by {'dagrun_timeout' if self.plan.timed_out else why}"
+        if self.plan.timed_out:
+            return "ended by dagrun_timeout"
+        return f"ended by {'fail_fast' if self.plan.gave_up else 'a branch or short circuit'}"
 
     def _end_doomed(self) -> None:
         """End what the plan has given up; what no worker has taken does not start at all."""
@@ -11295,8 +11297,6 @@ def _python() -> str:
 
 def _own_command() -> str:
     """How this module is started as a command, from any folder."""
-    import site
-
     here, folders = os.path.abspath(__file__), [*site.getsitepackages(), site.getusersitepackages()]
     installed = any(here.startswith(f"{folder}{os.sep}") for folder in folders)
     if os.path.exists(here) and not installed:
