@@ -6292,6 +6292,8 @@ _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks it
 _RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # conda's and uv's Pythons don't name it
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
+_CROWDED = 0.1  # seconds for which nobody lingers after that has cost too much
+_crowded_until = 0.0  # by monotonic()
 
 
 @functools.cache
@@ -6444,10 +6446,15 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
 
 def _linger(look: Callable[[], T]) -> T:
     """What `look` finds, asked again and again for a moment, while others may have the CPU. For
-    who sleeps instead, waking takes some 20 µs on either side: more than a quick job."""
-    until = _monotonic() + _LINGER
+    who sleeps instead, waking takes some 20 µs on either side: more than a quick job. But a busy
+    machine may give others the CPU for milliseconds, whenever it is yielded (Linux 6.18)."""
+    global _crowded_until
+    now = _monotonic()
+    until = now + _LINGER if now >= _crowded_until else now
     while not (found := look()) and _monotonic() < until:
         os.sched_yield()
+    if _monotonic() > until + _LINGER:
+        _crowded_until = until + _CROWDED
     return found
 
 

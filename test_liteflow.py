@@ -4174,6 +4174,22 @@ class ValuesTest(Case):
 
 
 class WorkerTest(Case):
+    @unittest.skipUnless(hasattr(os, "sched_yield"), "nobody lingers here")
+    def test_on_a_busy_machine_nobody_lingers(self):
+        yields = []
+
+        def yield_long():
+            yields.append(time.sleep(3 * liteflow._LINGER))
+
+        with (
+            mock.patch.object(liteflow, "_crowded_until", 0.0),
+            mock.patch.object(liteflow, "_CROWDED", 3600.0),
+            mock.patch.object(os, "sched_yield", yield_long),
+        ):
+            for _ in range(5):
+                self.assertFalse(liteflow._linger(lambda: None))
+        self.assertLessEqual(len(yields), 1)
+
     def test_a_task_cannot_disturb_the_next_one(self):
         run = self.run_flow(
             """
