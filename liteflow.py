@@ -547,6 +547,11 @@ def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
     return found
 
 
+def _seconds(what: str, value: Any) -> float:
+    """A timedelta or seconds, as seconds: so Airflow keeps what a sensor's own class reads."""
+    return _duration(what, value).total_seconds()
+
+
 def _backoff(what: str, value: Any) -> float:
     """Airflow's retry_exponential_backoff: a multiplier; True is 2, False is off."""
     return 2.0 if value is True else float(_of_type(int, float, bool, least=0)(what, value))
@@ -1880,8 +1885,8 @@ class BaseSensorOperator(BaseOperator):
     (poke again) or `never_fail` (skip).
     """
 
-    poke_interval = _setting(60 * _SECOND, _duration)
-    timeout = _setting(_datetime.timedelta(days=7), _duration)
+    poke_interval: float = _setting(60.0, _seconds)
+    timeout: float = _optional(7 * 86400.0, _seconds)
     mode: str = _setting("poke", _one_of(["poke", "reschedule"]))
     max_wait = _optional(None, _duration)
     soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _is_bool)
@@ -1896,7 +1901,6 @@ class BaseSensorOperator(BaseOperator):
 
     def _follow(self: Any, call: Callable[[], Any], execution: Any) -> Any:
         """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
-        timeout = self.timeout.total_seconds()
         for number in itertools.count(execution.job.pokes):
             try:
                 found = call()
@@ -1904,21 +1908,21 @@ class BaseSensorOperator(BaseOperator):
                 raise
             except Exception as error:  # a user's poke may raise anything
                 final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
-                if self.never_fail or (final and self.soft_fail):
-                    raise AirflowSkipException(f"the poke raised {_brief(error)}") from error
                 if final or not self.silent_fail:
+                    if self.never_fail or (final and self.soft_fail):
+                        raise AirflowSkipException(f"the poke raised {_brief(error)}") from error
                     raise
                 self.log.exception("the poke failed")
                 found = False
             if found:
                 return found.xcom_value if isinstance(found, PokeReturnValue) else None
             elapsed = _monotonic() - execution.clock + execution.job.waited
-            if elapsed > timeout:
+            if elapsed > self.timeout:
                 kind = AirflowSkipException if self.soft_fail else AirflowSensorTimeout
-                raise kind(f"the sensor waited for more than {timeout:g} s")
-            wait = self.poke_interval.total_seconds()
+                raise kind(f"the sensor waited for more than {self.timeout:g} s")
+            wait = self.poke_interval
             if self.exponential_backoff:
-                wait = min(wait * 2.0 ** min(number, 60), timeout - elapsed)  # 60: no overflow
+                wait = min(wait * 2.0 ** min(number, 60), self.timeout - elapsed)  # 60: no overflow
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":

@@ -457,11 +457,12 @@ class BuildingTest(Case):
         late.retry_delay = None
         self.assertEqual(late.retry_delay, datetime.timedelta(0))
         self.assert_raises(TypeError, "task 'sample': retries", setattr, late, "retries", "3")
-        for name in ("timeout", "poke_interval"):
-            self.assert_raises(TypeError, f"'wait': {name}", setattr, sensor, name, None)
-            with self.build():
-                made = {name: None, "task_id": "wait", "python_callable": sample}
-                self.assert_raises(TypeError, name, liteflow.PythonSensor, **made)
+        sensor.timeout = None
+        self.assertEqual(sensor.timeout, 7 * 86400)
+        self.assert_raises(TypeError, "'wait': poke_", setattr, sensor, "poke_interval", None)
+        with self.build():
+            made = {"poke_interval": None, "task_id": "wait", "python_callable": sample}
+            self.assert_raises(TypeError, "poke_interval", liteflow.PythonSensor, **made)
 
     def test_a_task_joins_the_dag_that_it_is_given_later(self):
         late, d = liteflow.EmptyOperator(task_id="late"), DAG("d")
@@ -6868,7 +6869,7 @@ class OperatorsTest(Case):
                 def never(): return False
                 @task.sensor(poke_interval=9, exponential_backoff=True, timeout=0.05, soft_fail=True, execution_timeout=8)
                 def softly(): return False
-                @task.sensor(poke_interval=0.01, silent_fail=True)
+                @task.sensor(poke_interval=0.01, silent_fail=True, never_fail=True)
                 def silent():
                     if count("silent") < 3: raise ValueError("not yet")
                     return True
@@ -6882,7 +6883,11 @@ class OperatorsTest(Case):
                 def slower(): return count("slower") >= 5
                 third(); never(); softly(); silent(); nice(); loud(); not_today(); slower()
                 class Mine(BaseSensorOperator):
-                    def poke(self, context): self.n = getattr(self, "n", 0) + 1; return self.n >= 3
+                    timeout = 60
+                    def poke(self, context):
+                        self.n = getattr(self, "n", 0) + 1
+                        left = self.timeout - self.poke_interval  # in seconds, as Airflow has them
+                        return self.n >= 3 and PokeReturnValue(True, left)
                 Mine(task_id="mine", poke_interval=0.01)
                 PythonSensor(task_id="python", python_callable=lambda ti: True)
             """
@@ -6902,7 +6907,7 @@ class OperatorsTest(Case):
                 "python": "success",
             },
         )
-        self.assertEqual(run.xcom_pull("third"), 1)
+        self.assertEqual((run.xcom_pull("third"), run.xcom_pull("mine")), (1, 59.99))
         self.assertEqual(run.log("third"), "poke\n" * 3)
         self.assertEqual(run.get_task_instance("never").try_number, 1)
 
