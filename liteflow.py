@@ -10626,12 +10626,16 @@ class DagRun:
         _of_type(int, least=-1)("map_index", map_index)
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
-    def _instances_of(self, task_id: str) -> list[TaskInstance]:
-        """Those of a task; none if the run has none at all yet. Raises TaskNotFound."""
+    def _instances_of(self, task_id: str, map_index: int = -1) -> list[TaskInstance]:
+        """Those of a task; none if the run has none at all yet. Raises TaskNotFound, also for an
+        index that is not among those that the task was expanded to."""
         found = self._instances(task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._instances()}):
             what = f"run {self.run_id!r} has no task {task_id!r}"
             raise TaskNotFound(f"{what}{_near(task_id, known)}")
+        if found and min(found[0].map_index, map_index) >= 0:
+            indexes = [(task_id, ti.map_index) for ti in found]
+            _refuse_index(self.run_id, [(task_id, map_index)], indexes)
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
@@ -10664,7 +10668,7 @@ class DagRun:
             bare = indexed or values[0].map_index < 0
             return values[0].value if bare else [row.value for row in values]
         found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
-        found = found or self._instances_of(task_id)
+        found = found or self._instances_of(task_id, map_index)
         now = _read_run(self._path, self.dag_id, self.run_id)._row  # perhaps pruned since
         if now.values_deleted is not None:  # a None would be taken for the value
             raise XComNotFound(f"the values of run {self.run_id!r} were deleted (prune --values)")
@@ -10688,7 +10692,7 @@ class DagRun:
         """What a task printed in its latest attempt, or in attempt `try_number`; of a mapped task
         what all instances printed, unless `map_index` names one. Raises TaskNotFound."""
         if (found := self.get_task_instance(task_id, map_index)) is None:
-            self._instances_of(task_id)  # raises if there is no such task
+            self._instances_of(task_id, map_index)  # raises if there is no such task
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
         which = {"task_id": task_id, "map_index": index, "try_number": try_number}
