@@ -10492,7 +10492,8 @@ class TaskInstance:
             raise ValueError("get_task_states() here tells of this run only: run_ids=[ti.run_id]")
         states = {
             ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}": ti.state
-            for ti in self._execution().context["dag_run"].get_task_instances()
+            # Last its own, which may not be recorded as running yet.
+            for ti in [*self._execution().context["dag_run"].get_task_instances(), self]
             if map_index in (None, ti.map_index) and (not task_ids or ti.task_id in task_ids)
         }
         return {self.run_id: states}

@@ -4882,7 +4882,7 @@ class ContextTest(Case):
             before >> task(trigger_rule="all_done")(see)()
         whole, of_index, named = d.test(db_path=self.db).xcom_pull("see")
         mapped = {"m_0": "success", "m_1": "success"}
-        self.assertEqual(whole, {**mapped, "bad": "failed", "see": whole["see"]})
+        self.assertEqual(whole, {**mapped, "bad": "failed", "see": "running"})
         self.assertEqual((of_index, [*named]), ({"m_1": "success"}, ["bad", "see"]))
 
     def test_everything_local_is_there(self):
