@@ -1906,8 +1906,9 @@ class BaseSensorOperator(BaseOperator):
                 found = call()
             except AirflowSkipException:
                 raise
-            except Exception as error:  # a user's poke may raise anything
-                final = isinstance(error, (AirflowFailException, AirflowSensorTimeout))
+            except (Exception, AirflowTaskTimeout) as error:  # a user's poke may raise anything
+                kinds = (AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout)
+                final = isinstance(error, kinds)
                 if final or not self.silent_fail:
                     if self.never_fail or (final and self.soft_fail):
                         raise AirflowSkipException(f"the poke raised {_brief(error)}") from error
@@ -8472,9 +8473,9 @@ class _SlotRunner(_Runner):
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
             # Told to end, it may catch that and return: it has failed all the same. Only what
-            # had ended before it was told counts.
+            # had ended before it was told counts, and a skip: of a timeout in a sensor's poke, say.
             slot.spoilt = slot.reason
-            if outcome.terminated or outcome.status != "success":
+            if outcome.status != "skipped" and (outcome.terminated or outcome.status != "success"):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(

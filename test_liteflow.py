@@ -7149,7 +7149,7 @@ class OperatorsTest(Case):
         self.assertEqual(set(self.states(run).values()), {"success"})
 
     def test_a_sensors_own_failures(self):
-        run = self.run_flow(
+        made = self.module(
             """
             with DAG("sensor_failures") as dag:
                 @task.sensor
@@ -7163,18 +7163,29 @@ class OperatorsTest(Case):
                 @task.sensor(soft_fail=True)
                 def broken(): raise ValueError
                 broken()
+                @task.sensor(execution_timeout=0.1, on_skipped_callback=lambda context: print("told"))
+                def hangs(): time.sleep(60)
+                hangs.override(task_id="soft_late", soft_fail=True)()
+                hangs.override(task_id="never_late", never_fail=True)()
+                hangs.override(task_id="silent_late", silent_fail=True)()
             """
-        )
-        self.assertEqual(
-            self.states(run),
-            {
-                "soft": "skipped",
-                "never": "skipped",
-                "hard": "failed",
-                "late": "failed",
-                "broken": "failed",
-            },
-        )
+        ).dag
+        run = made.run(db_path=self.db, executor=pool())
+        ends = {
+            "soft": "skipped",
+            "never": "skipped",
+            "hard": "failed",
+            "late": "failed",
+            "broken": "failed",
+            "soft_late": "skipped",
+            "never_late": "skipped",
+            "silent_late": "failed",
+        }
+        self.assertEqual(self.states(run), ends)
+        self.assertIn("told", run.log("soft_late"))
+        self.assertIn("timeout after 0.1 s", run.get_task_instance("soft_late").error)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(self.states(made.test(db_path=self.db)), ends)
 
     def test_callbacks_see_what_became_of_the_task(self):
         run = self.run_flow(
