@@ -14550,7 +14550,9 @@ class StopTest(Case):
                     time.sleep(0.02)
                     process.send_signal(number)
                 process.communicate(timeout=LIMIT)
-                self.assertEqual(process.returncode, 128 + number)
+                # The second SIGHUP may find a process that has recorded all, and is about to exit.
+                ends = (128 + number, -number) if number is signal.SIGHUP else (128 + number,)
+                self.assertIn(process.returncode, ends)
                 self.check(f"stopped by {number.name}")
 
     def test_the_stop_command_runs_them_too(self):
