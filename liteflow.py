@@ -1501,20 +1501,24 @@ def _takes_context(function: Callable[..., Any]) -> bool:
     return bool(_task_parameters(function).fitting(dict.fromkeys(_CONTEXT_KEYS)))
 
 
+def _return_annotation(function: Any) -> Any:
+    if _is_plain(function):
+        with contextlib.suppress(Exception):  # see `_signature`, for which inspect is imported
+            return function.__annotations__.get("return")
+    return _signature(function).return_annotation
+
+
 @_once_each
 def _returns_dict(function: Callable[..., Any]) -> bool:
     """Whether the return annotation is a dict, a Mapping or a TypedDict (Airflow's rule)."""
-    if _is_plain(function) and sys.version_info < (3, 14):  # see `_signature`
-        annotation = function.__annotations__.get("return")
-    else:
-        annotation = _signature(function).return_annotation
-    if isinstance(annotation, str):
-        # Of the return annotation alone: another may name what only a type checker imports.
-        only = type("only", (), {"__annotations__": {"return": annotation}})
-        try:
+    try:
+        annotation = _return_annotation(function)
+        if isinstance(annotation, str):
+            # Of the return annotation alone: another may name what only a type checker imports.
+            only = type("only", (), {"__annotations__": {"return": annotation}})
             annotation = typing.get_type_hints(only, function.__globals__).get("return")
-        except Exception:  # evaluating a user's annotation may raise anything; then it says nothing
-            return False
+    except Exception:  # evaluating a user's annotations may raise anything; then they say nothing
+        return False
     for _ in range(2):  # Annotated[dict[str, int], ...] is of dict[str, int], which is of dict
         annotation = getattr(annotation, "__origin__", annotation)
     return isinstance(annotation, type) and issubclass(annotation, Mapping)

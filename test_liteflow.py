@@ -963,8 +963,12 @@ class BuildingTest(Case):
                 @task
                 def f(x: DataFrame) -> dict[str, DataFrame]: return {"x": x}
                 f(1)
+                @task
+                def quoted(x: "DataFrame" | None = None) -> dict: "A TypeError says nothing."
+                quoted()
         """)
         self.assertTrue(module.dag.task_dict["f"].multiple_outputs)
+        self.assertFalse(module.dag.task_dict["quoted"].multiple_outputs)
         self.assertEqual(module.dag.test(db_path=self.db).xcom_pull("f", "x"), 1)
 
     def test_multiple_outputs_are_inferred_from_a_dict_annotation(self):
