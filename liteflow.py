@@ -7239,6 +7239,8 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
+        # Process's asks for the default start method, which Python 3.14 finds by a temporary file.
+        process._after_fork = multiprocessing.process.BaseProcess._after_fork  # type: ignore
         # Opened anew: whom the kernel is to kill is noted in the open file, which forks share.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
         os.close(alive)

@@ -17473,6 +17473,7 @@ class ForkedServerTest(ScriptCase):
                     "alive": parent.is_alive(), "name": multiprocessing.current_process().name,
                     "files": files, "usr1": str(handler), "stdin": sys.stdin.read(),
                     "session": os.getsid(0) == os.getpid(), "state": heavy.STATE,
+                    "temp": getattr(sys.modules.get("tempfile"), "tempdir", None),
                 }
             see()
 
@@ -17669,6 +17670,7 @@ class ForkedServerTest(ScriptCase):
             assert seen["name"].startswith("liteflow-worker-"), seen
             assert seen["usr1"] == str(signal.SIG_DFL) and seen["stdin"] == "", seen
             assert seen["state"] == ["as imported", "changed"], seen
+            assert seen["temp"] is None, seen  # nobody has asked where a temporary file may be
             left = [name for name in seen["files"] if "flow.db" in name and "log-" not in name]
             assert not left, left
             print(threading.enumerate(), multiprocessing.active_children())
