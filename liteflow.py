@@ -1121,15 +1121,17 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting is checked when it is assigned later, too; a result in a template field makes
-        an edge; `task.dag = dag` adds the task. Raises ValueError if it is in another DAG."""
-        if name == "dag" and value is not self.dag and "_downstream" in self.__dict__:
+        an edge; `task.dag = dag` adds the task. Raises ValueError if it is in a DAG, by its id."""
+        is_made = "_downstream" in self.__dict__
+        if is_made and name in ("dag", "task_id") and value != getattr(self, name):
             if self.dag is not None:
                 raise ValueError(f"task {self.task_id!r} is in DAG {self.dag.dag_id!r} already")
-            _of_type(Dag)("dag", value)._add(self)
+            if name == "dag":
+                _of_type(Dag)("dag", value)._add(self)
         if name in self._known_settings:
             value = self._known_settings[name].check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
-        if name in self.template_fields and "_downstream" in self.__dict__:
+        if is_made and name in self.template_fields:
             self._take({name: value})
 
     def _take(self, fields: Mapping[Any, Any]) -> None:

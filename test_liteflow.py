@@ -470,9 +470,10 @@ class BuildingTest(Case):
         late.dag = d
         late >> liteflow.EmptyOperator(task_id="b", dag=d)
         self.assertEqual(([t.task_id for t in d.validate()]), ["late", "b"])
-        self.assert_raises(
-            ValueError, "'late' is in DAG 'd' already", setattr, late, "dag", DAG("e")
-        )
+        late.task_id = "late"
+        for name, value in (("dag", DAG("e")), ("task_id", "later")):
+            said = "'late' is in DAG 'd' already"
+            self.assert_raises(ValueError, said, setattr, late, name, value)
         twin = liteflow.EmptyOperator(task_id="late")
         self.assert_raises(liteflow.DuplicateTaskIdFound, "taken", setattr, twin, "dag", d)
         self.assert_raises(TypeError, "dag must be Dag", setattr, twin, "dag", "d")
