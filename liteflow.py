@@ -2083,6 +2083,7 @@ class _Partial(Generic[R]):
     _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
     _make: Callable[..., R]  # from an _ExpandInput (or None) and the fixed arguments
     _mark: object  # what it and its copies by `override` are known by
+    _mapped_wins = False  # whether expand() may give what partial() has fixed: Airflow's @task
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
@@ -2101,6 +2102,7 @@ class _Partial(Generic[R]):
         self._check(fixed, "partial")
         made: _Partial[R]
         made = _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
+        made._mapped_wins = self._mapped_wins
         self._note_use(_current_dag.get(), made)
         return made
 
@@ -2110,13 +2112,16 @@ class _Partial(Generic[R]):
         Returns what a call does: of `@task` the `XComArg` of all results.
 
         Each is a list, tuple, range, dict (its items) or a result. Raises ValueError for anything
-        else, TypeError for an unknown argument, or one that `partial` has fixed.
+        else, TypeError for an unknown argument, or one that `partial` has fixed (of `@task` the
+        mapped one counts).
         """
         self._check(mapped, "expand")
-        if twice := self._fixed.keys() & mapped.keys():
+        twice = self._fixed.keys() & mapped.keys()
+        if twice and not self._mapped_wins:
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() and in expand()")
         self._note_use(_current_dag.get())
-        return self._make(_ExpandInput(self._what(), mapped), self._fixed.copy())
+        fixed = {name: x for name, x in self._fixed.items() if name not in twice}
+        return self._make(_ExpandInput(self._what(), mapped), fixed)
 
     def expand_kwargs(self, dicts: Any) -> R:
         """Map over a list of dicts of arguments, or a result that is one, and else like `expand`.
@@ -2176,6 +2181,7 @@ class _TaskFunction(_Decorated[P, R]):
     """A function decorated with `@task`: calling it adds a task to the current DAG."""
 
     _makes = "task"
+    _mapped_wins = True
     _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
     _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
@@ -2211,9 +2217,9 @@ class _TaskFunction(_Decorated[P, R]):
         parameters = self._parameters
         unfilled = defaults.keys() - {*mapped, *parameters.by_position(args)} if defaults else ()
         kwargs = {n: defaults[n] for n in parameters.names if n in unfilled} | kwargs
-        if None not in mapped:  # else expand_kwargs() gives arguments that are not known yet
+        if expand is None:  # else each instance finds what it lacks, as in Airflow
             try:
-                parameters.bind(args, {**kwargs, **mapped})
+                parameters.bind(args, kwargs)
             except TypeError as error:
                 what = f"{self._what()}: {self.function.__name__}() {error}"
                 taken = _CONTEXT_KEYS.intersection(parameters.by_position(args))

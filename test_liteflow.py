@@ -1467,7 +1467,11 @@ class RefusalsTest(Case):
             self.refused(TypeError, "a param, with a name of its own", liteflow.dag, many)
 
     def test_an_argument_is_fixed_or_mapped_over(self):
-        self.refused(TypeError, "in partial() and in expand()", self.f.partial(x=1).expand, x=[2])
+        with self.dag:
+            group = task_group(group_id="g")(lambda x: None)
+            bash = liteflow.BashOperator.partial(task_id="b", bash_command="true")
+            for fixed, name in ((group.partial(x=1), "x"), (bash, "bash_command")):
+                self.refused(TypeError, "in partial() and in expand()", fixed.expand, **{name: [2]})
 
     def test_a_result_is_neither_true_nor_false(self):
         said = "use @task.branch, or ask whether it `is None`"
@@ -1766,7 +1770,7 @@ class RefusalsTest(Case):
         run = d.test(db_path=self.db)
         self.assertEqual([ti.max_tries for ti in run.get_task_instances()], [2**31 - 1] * 2)
 
-    def test_what_an_expansion_lacks_or_has_too_much_is_refused_before_it_runs(self):
+    def test_what_an_expansion_has_too_much_is_refused_before_it_runs(self):
         def two(x, y):
             pass
 
@@ -1778,14 +1782,13 @@ class RefusalsTest(Case):
 
         with self.dag:
             for act, said in (
-                (lambda: task(two).expand(x=[1]), "two() missing a required argument: 'y'"),
                 (lambda: task(two)(1, 2, 3), "two() got too many positional arguments"),
                 (lambda: task(two)(1, x=2), "two() got multiple values for argument 'x'"),
                 (lambda: task(many).expand(x=[1]), "got an unknown argument 'x'; there is none"),
                 (lambda: task(two).expand_kwargs([{"x": 1, 2: 3}]), "got an unknown argument '2'"),
             ):
                 self.refused(TypeError, said, act)
-            task(two).partial(y=1).expand(x=[1])
+            task(two).expand(x=[1])  # what it lacks is found by each instance, as in Airflow
             task(two).expand_kwargs([{"x": 1, "y": 2}, dict.fromkeys(Name, 3)])
 
     def test_what_would_have_to_be_awaited_is_refused(self):
@@ -5927,6 +5930,8 @@ class MappingTest(Case):
                 show.override(task_id="short").expand(x=n.zip(pairs.override(task_id="two")()))
                 show.override(task_id="joined").expand(x=n.concat(numbers.override(task_id="more")()))
                 add.override(task_id="kwargs").partial(y=5).expand_kwargs([{"x": 1}, {"x": 2, "y": 3}, {}])
+                add.override(task_id="over").partial(x=9).partial(y=8).expand(x=[1], y=[2, 3])
+                add.override(task_id="lacking").expand(y=[1])
                 show.override(task_id="chained").expand(x=product)
                 show.override(task_id="with_results").expand(x=[n, 7])
             """
@@ -5944,6 +5949,8 @@ class MappingTest(Case):
         self.assertEqual(value("short"), [(1, ("a", 1)), (2, ("b", 2))])
         self.assertEqual(value("joined"), [1, 2, 3, 1, 2, 3])
         self.assertEqual(value("kwargs"), [6])
+        self.assertEqual(value("over"), [3, 4])  # of a function what is mapped wins
+        self.assertIn("'x'", run.get_task_instance("lacking", 0).error)
         self.assertEqual(value("chained"), [11, 12, 13, 21, 22, 23])
         self.assertEqual(value("with_results"), [[1, 2, 3], 7])
         states = self.states(run)
