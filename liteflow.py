@@ -5493,13 +5493,14 @@ class _WorkerRun:
         return self.info.get("before")
 
     def restore(self) -> None:
-        """Give the process the environment and working directory that run() was called in."""
+        """Give the process the environment, time zone and directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
         now, before = vars(os.environ)["_data"], self.info["environ"]
         if now != before:  # what is the same is left: it may have a name that can't be set
             for name in now.keys() - before:
                 del os.environb[name]
             os.environb.update(before.items() - now.items())
+            time.tzset()  # what has set another TZ may have done so
         with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
 

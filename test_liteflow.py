@@ -4208,13 +4208,14 @@ class WorkerTest(Case):
             def state():
                 return [os.getcwd(), os.environ.get("LEAK"), os.umask(0o022), sys.getrecursionlimit(),
                         signal.getsignal(signal.SIGINT) == signal.SIG_IGN, sys.stdout.fileno(),
-                        os.path.exists(os.environ["CASE_DIR"])]
+                        os.path.exists(os.environ["CASE_DIR"]), time.localtime(0).tm_hour]
             with DAG("tidy", max_active_tasks=1) as dag:
                 @task
                 def before(): return state()
                 @task
                 def spoil():
                     os.chdir("/"); os.environ["LEAK"] = "1"; del os.environ["CASE_DIR"]
+                    os.environ["TZ"] = "XXX-9"; time.tzset()
                     os.umask(0o777); sys.setrecursionlimit(5000)
                     signal.signal(signal.SIGINT, signal.SIG_DFL); signal.signal(signal.SIGTERM, signal.SIG_IGN)
                     sys.stdout = open(os.devnull, "w"); sys.stderr = None
