@@ -4401,7 +4401,12 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
     # A virtual table has no page, a generated column is hidden: to read one may never end.
     hidden = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
     plain = f"type = 'table' AND rootpage AND NOT {hidden}"
-    is_plain = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
+    try:
+        is_plain = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
+    except UnicodeDecodeError:  # of SQLite's message, which quotes the damaged name
+        damaged = sqlite3.DatabaseError("malformed database schema")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged from None
     if application != _APPLICATION_ID:
         if application or version or is_plain:
             raise DatabaseError(f"{path} is another application's SQLite file: choose another path")

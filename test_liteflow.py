@@ -16325,6 +16325,17 @@ class HarmedFileTest(FlowCase):
         shown = self.cli_here("show", "d", "f", "--db", self.db)
         self.assertRegex(shown.stderr, "malformed .put a backup in its place, or .*no -wal")
 
+    def test_a_damaged_schema_whose_name_is_no_text_is_told_of(self):
+        DAG("d").run(db_path=self.db)
+        data = self.db.read_bytes().replace(b"tablexcomxcom", b"tablexc\x9dmxc\x9dm")
+        self.db.write_bytes(data.replace(b"CREATE TABLE xcom", b"CREATE xABLE xcom"))
+        said = r"malformed database schema \(put a backup in its place"
+        with self.assertRaisesRegex(DatabaseError, said):
+            DAG("d").run(db_path=self.db)
+        done = self.cli_here("runs", "--db", self.db)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertRegex(done.stderr, said)
+
     def test_times_at_the_edge_and_names_of_several_lines(self):
         DAG("d").run(db_path=self.db, run_id="r")
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
