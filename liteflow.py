@@ -199,7 +199,8 @@ else:
 
 __all__ = [
     "DAG", "AirflowDagCycleException", "AirflowException", "AirflowFailException",
-    "AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTerminated", "AirflowTaskTimeout",
+    "AirflowRescheduleException", "AirflowSensorTimeout", "AirflowSkipException",
+    "AirflowTaskTerminated", "AirflowTaskTimeout",
     "AlreadyRunning", "BaseBranchOperator", "BaseOperator", "BaseSensorOperator", "BashOperator",
     "BranchPythonOperator", "Context", "Dag", "DagNotFound", "DagRun", "DagRunAlreadyExists",
     "DagRunFailed", "DagRunState", "DatabaseError", "DuplicateTaskIdFound", "EdgeModifier",
@@ -239,6 +240,14 @@ class AirflowSkipException(AirflowException):
 
 class AirflowFailException(AirflowException):
     """Raised in a task: the task fails at once, without its remaining retries."""
+
+
+class AirflowRescheduleException(AirflowException):
+    """Raised in a task: it gives its worker back until this time, and then this try goes on."""
+
+    def __init__(self, reschedule_date: _datetime.datetime) -> None:
+        super().__init__(reschedule_date)
+        self.reschedule_date = _aware(reschedule_date)
 
 
 class AirflowSensorTimeout(AirflowException):
@@ -336,7 +345,7 @@ class _Killed(UnreachableTask):
 
 
 class _Reschedule(BaseException):
-    """A sensor in mode `reschedule` gives its worker back; the argument: for how many seconds."""
+    """A task, a sensor mostly, gives its worker back; the argument: for how many seconds."""
 
 
 class _UsageError(AirflowException, ValueError):
@@ -6032,7 +6041,10 @@ def _run_hooked(execution: _Execution) -> Any:
     _call_hook(execution, task.pre_execute)
     if not execution.job.pokes:
         _call_back(execution, task, "on_execute_callback")
-    result = work()
+    try:
+        result = work()
+    except AirflowRescheduleException as later:
+        raise _Reschedule((later.reschedule_date - _utcnow()).total_seconds()) from None
     _call_hook(execution, task.post_execute, result)
     return result
 

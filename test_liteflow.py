@@ -6951,6 +6951,30 @@ class OperatorsTest(Case):
             self.assertEqual(d.test(db_path=self.db).state, "failed")
         self.assertEqual([round(wait) for wait in waits], [1, 2, 4, 8, 16, 32, 37])
 
+    def test_any_task_may_ask_to_be_rescheduled(self):
+        run = self.run_flow(
+            """
+            import datetime
+            from liteflow import AirflowRescheduleException
+            with DAG("later") as dag:
+                @task
+                def wait_for_file(name, when):
+                    print("looked")
+                    file = Path(os.environ["CASE_DIR"]) / name
+                    if not file.exists():
+                        file.touch()
+                        raise AirflowRescheduleException(when)
+                    return name
+                now = datetime.datetime.now(datetime.UTC)
+                wait_for_file("a", now + datetime.timedelta(seconds=0.05))
+                wait_for_file("b", datetime.datetime(2000, 1, 1))
+                wait_for_file("c", "today")
+            """
+        )
+        found = [(ti.state, ti.try_number) for ti in run.get_task_instances()]
+        self.assertEqual(found, [("success", 1), ("success", 1), ("failed", 1)])
+        self.assertEqual(run.log("wait_for_file"), "looked\n" * 2)
+
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
             """
