@@ -5060,14 +5060,10 @@ _select_runs = functools.partial(_select, "dag_run", "", _NEWEST_FIRST)
 _select_run_ids = functools.partial(_select, "dag_run", "dag_id run_id start_date", _NEWEST_FIRST)
 
 
-def _find_run(db: sqlite3.Connection, **asked: Any) -> _Row | None:
-    return next(iter(_select_runs(db, limit=1, **asked)), None)
-
-
-def _find_latest(db: sqlite3.Connection, **asked: Any) -> _Row | None:
-    """The run of the latest logical date: dates may be run in any order."""
-    by_date = "ORDER BY logical_date DESC, id DESC"
-    return next(iter(_select("dag_run", "", by_date, db, limit=1, **asked)), None)
+def _find_run(db: sqlite3.Connection, by: str = "id", **asked: Any) -> _Row | None:
+    """The last run by a column: the newest, or, as dates may be run in any order, by the date."""
+    order = f"ORDER BY {by} DESC, id DESC"
+    return next(iter(_select("dag_run", "", order, db, limit=1, **asked)), None)
 
 
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
@@ -5502,7 +5498,7 @@ class _WorkerRun:
         if "before" not in self.info:
             which = {"dag_id": self.info["dag_id"], "state": "success", "of_earlier": when}
             with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
-                row = _read(path, _find_latest, **which) if path and when else None
+                row = _read(path, _find_run, "logical_date", **which) if path and when else None
                 self.info["before"] = row and DagRun(row, path)
         return self.info.get("before")
 
