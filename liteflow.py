@@ -3066,11 +3066,6 @@ def _is_number(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be a number")
 
 
-def _is_multiple(value: Any, rule: Any) -> bool:
-    # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
-    return value % rule == 0 or (isinstance(rule, float) and value / rule % 1 == 0)
-
-
 _is_size = _of_type(int, least=0)
 # JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
 # rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
@@ -3082,7 +3077,8 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "maximum": ("number", operator.le, _is_number),
     "exclusiveMinimum": ("number", operator.gt, _is_number),
     "exclusiveMaximum": ("number", operator.lt, _is_number),
-    "multipleOf": ("number", _is_multiple),
+    # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
+    "multipleOf": ("number", lambda x, n: x % n == 0 or isinstance(n, float) and x / n % 1 == 0),
     "minLength": ("string", lambda value, rule: len(value) >= rule, _is_size),
     "maxLength": ("string", lambda value, rule: len(value) <= rule, _is_size),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
