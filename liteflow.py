@@ -3078,7 +3078,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "exclusiveMinimum": ("number", operator.gt, _is_number),
     "exclusiveMaximum": ("number", operator.lt, _is_number),
     # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
-    "multipleOf": ("number", lambda x, n: x % n == 0 or isinstance(n, float) and x / n % 1 == 0),
+    "multipleOf": ("number", lambda x, n: x % n == 0 or (isinstance(n, float) and x / n % 1 == 0)),
     "minLength": ("string", lambda value, rule: len(value) >= rule, _is_size),
     "maxLength": ("string", lambda value, rule: len(value) <= rule, _is_size),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
@@ -12330,11 +12330,9 @@ _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_
 _ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid error"
 
 
-def _print_json(document: object) -> None:
-    def plain(value: Any) -> Any:
-        return _iso(value) if isinstance(value, _datetime.datetime) else sorted(value)
-
-    print(json.dumps(document, indent=2, default=plain))
+def _print_json(what: object) -> None:
+    text = json.dumps(what, indent=2, default=lambda x: sorted(x) if type(x) is set else _iso(x))
+    print(text)
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
