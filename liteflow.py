@@ -5443,6 +5443,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _INLINE = 16 * 1024  # bytes of a value, or of output, that travel in a message; more goes apart
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _REASON_LIMIT = 300  # characters of what an exception says, in its reason
+_SUGGESTED = r"(\. .*)?"  # what Python (3.12) adds to the reason, where it has an idea
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
 
@@ -5606,6 +5607,8 @@ def _is_below_guard(path: str, line: int) -> bool:
 
 # Of a task that is found by its function's name alone: its own, and its DAG's, as pickles.
 _Settings = tuple[bytes, bytes] | None
+_running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
+_here: list[_Execution] = []  # what runs in the main thread, the innermost last
 
 
 class _Job(_NamedTuple):
@@ -5880,10 +5883,6 @@ class _Results(_Record, Sequence[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
-
-
-_running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
-_here: list[_Execution] = []  # what runs in the main thread, the innermost last
 
 
 def _running_execution() -> _Execution:
@@ -6206,9 +6205,6 @@ def _brief(error: BaseException) -> str:
     return ": ".join(filter(None, (type(error).__name__, text)))
 
 
-_SUGGESTED = r"(\. .*)?"  # what Python (3.12) adds to the reason, where it has an idea
-
-
 def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
     _cut_chain(error)
@@ -6498,6 +6494,7 @@ _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between t
 _UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
+_NO_TERMINAL = "a worker process, which has no terminal: debug it in one process, by dag.test()"
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
@@ -6933,9 +6930,6 @@ def _remove_shared() -> None:
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
             with contextlib.suppress(Exception):
                 each()
-
-
-_NO_TERMINAL = "a worker process, which has no terminal: debug it in one process, by dag.test()"
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
