@@ -7298,6 +7298,8 @@ _FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 
 _Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
 _Check = Callable[[], None]
+_live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
+_starting = threading.RLock()  # for what a worker's start changes in the process for a moment
 
 
 class _Runner:
@@ -7716,9 +7718,6 @@ def _forget(process: Any) -> None:
     getattr(sys.modules.get("multiprocessing.process"), "_children", set()).discard(process)
 
 
-_live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
-
-
 def _fill_standard_descriptors() -> None:
     """Open 0, 1 and 2 where they are closed, as a daemon's may be: or a worker's pair gets them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -7768,9 +7767,6 @@ def _let_go_of_slots() -> None:
             pool._server.let_go()
         _left_behind.append((pool._runs, pool._kept_store))
         pool._empty()
-
-
-_starting = threading.RLock()  # for what a worker's start changes in the process for a moment
 
 
 @contextlib.contextmanager
@@ -7838,6 +7834,8 @@ def _cpus() -> int:
 # --- Runners: the pool ----------------------------------------------------------------------------
 
 _TURN = 0.05  # seconds that a run may keep a slot while others have fewer than it
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_left_behind: list[Any] = []  # in a forked process: what must not be closed there
 
 
 class WorkerPool:
@@ -8103,10 +8101,6 @@ class WorkerPool:
             slot.bury(grace=2.0)
         if self._closed:
             self._end_server()
-
-
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-_left_behind: list[Any] = []  # in a forked process: what must not be closed there
 
 
 def _close_pools() -> None:
