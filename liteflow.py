@@ -491,6 +491,7 @@ class _Record:
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
 _SECOND = _datetime.timedelta(seconds=1)
+_CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names them
 
 # Keys of Airflow's context that are None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key task_state_store
@@ -608,9 +609,6 @@ def _function(what: str, value: Any) -> Any:
             message += f": {value.function.__name__}.function is one"
         raise TypeError(message)
     return value
-
-
-_CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names them
 
 
 def _is_plain(function: Any) -> bool:
@@ -1391,6 +1389,7 @@ def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 
 
 def _leaves(value: Any, keys: bool = True) -> list[Any]:
@@ -1429,9 +1428,6 @@ def _texts_in(value: Any) -> Iterator[str]:
 def _is_template(text: str) -> bool:
     """Whether Jinja would change it."""
     return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
-
-
-_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 
 
 class _FunctionOperator(BaseOperator):
@@ -2427,6 +2423,8 @@ _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakVal
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
 _kept_dags: list[Dag] = []  # those that a loaded file may let go of: see _importing_in_child
+_main = sys.modules.get("__main__")  # as this module was imported
+_main_file = getattr(_main, "__file__", None)
 
 
 class Dag:
@@ -2801,10 +2799,6 @@ def _file_of(names: Mapping[str, Any]) -> str | None:
     path = str(names.get("__file__") or "")  # a debugger's may be of a subclass of str
     is_prompt = os.path.basename(os.path.dirname(path)) == "_pyrepl"  # since Python 3.13
     return None if is_prompt else path or None
-
-
-_main = sys.modules.get("__main__")
-_main_file = getattr(_main, "__file__", None)
 
 
 def _script() -> tuple[str, str]:
