@@ -3169,6 +3169,7 @@ _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
+_what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 
 
 class _Instance:
@@ -3216,9 +3217,6 @@ def _json_ids(task_ids: Collection[str]) -> str:
 
 def _label_of(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id}[{map_index}]"
-
-
-_what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 
 
 class _Node:
@@ -5194,6 +5192,8 @@ _VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row has to fit, to
 _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle itself raises
 
 _dump = functools.partial(pickle.dumps, protocol=5)
+_OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
+_NO_SETTINGS = _dump((None, {}))
 
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
@@ -5314,10 +5314,6 @@ def _dump_settings(task: BaseOperator) -> bytes:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     kind = getattr(task, "_kind", None)
     return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
-
-
-_OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
-_NO_SETTINGS = _dump((None, {}))
 
 
 def _dump_for_worker(what: str, settings: Any) -> bytes:
@@ -11128,6 +11124,7 @@ def _live_url(diagram: str) -> str:
 # --- Showing: text --------------------------------------------------------------------------------
 
 _LINE_SHOWN = 300  # characters of each line, where only the last lines of an output are shown
+_FROZEN = hasattr(sys, "frozen")  # as PyInstaller's: its own interpreter, which runs no other file
 # Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
@@ -11304,9 +11301,6 @@ def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> st
     dashed = any(name[:1] == "-" for name in names)
     words = [*words, "--", *names] if dashed else [*names, *words]
     return _clean(f"{start} {_typed(*words)}").replace("\n", "\\n")
-
-
-_FROZEN = hasattr(sys, "frozen")  # as PyInstaller's: its own interpreter, which runs no other file
 
 
 def _python() -> str:
