@@ -491,6 +491,9 @@ class _Record:
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
 
 _SECOND = _datetime.timedelta(seconds=1)
+_TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 _CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names them
 
 # Keys of Airflow's context that are None in ours.
@@ -1386,10 +1389,6 @@ def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
     """Raises ValueError for a setting: the scheduler needs these before there are instances."""
     for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
         raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
-
-
-_CONTAINERS = (dict, list, tuple, set, frozenset)
-_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
 
 
 def _leaves(value: Any, keys: bool = True) -> list[Any]:
@@ -2990,9 +2989,6 @@ class _Params(dict[str, Any]):
         value = self[name] if default is ... else self.get(name, default)
         super().pop(name, None)
         return value
-
-
-_TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
 
 
 def _json_text(what: str, value: Any, error_class: type[Exception]) -> str:
