@@ -4218,6 +4218,8 @@ def _upserting(table: str, known: int) -> str:
 # here as well as above, with a default or nullable, and is added when a run opens such a file.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
+_UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?,
+    lost = ?, flow = nullif(?, '') WHERE id = ?"""  # see _changes_of
 _Row = types.SimpleNamespace  # a row by the names of its columns
 # A value on its way to the database: its key, type, preview and length, and itself as a pickle.
 _XComRow = tuple[str, str, str, int | None, bytes]
@@ -4277,12 +4279,8 @@ def _state_of(instance: _Instance) -> str:
     return instance.state._value_ if instance.state else ""  # `value` takes ten times as long
 
 
-_UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?,
-    lost = ?, flow = nullif(?, '') WHERE id = ?"""
-
-
 def _changes_of(i: _Instance) -> tuple[Any, ...]:
-    """What a turn may change of an instance's row, in that statement's order."""
+    """What a turn may change of an instance's row, in the order of _UPDATE_INSTANCE."""
     return _state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id
 
 
