@@ -801,13 +801,9 @@ class TaskGroup(_Dependency):
         dag, parent, _ = _surroundings({"dag": dag, "task_group": parent_group})
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
-        self.dag = dag
-        self.prefix_group_id = prefix_group_id
-        self.parent_group = parent
-        self.tooltip = tooltip
-        self.doc_md = doc_md
+        self.dag, self.parent_group, self.prefix_group_id = dag, parent, prefix_group_id
+        self.label, self.tooltip, self.doc_md = group_id, tooltip, doc_md
         self.default_args = _string_keyed(f"group {group_id!r}: default_args", default_args)
-        self.label = group_id
         self.group_id = parent.child_id(group_id) if parent is not None else group_id
         if add_suffix_on_collision:
             self.group_id = dag._free_id(self.group_id, dag)
@@ -2317,8 +2313,7 @@ class _TaskDecorator:
     """
 
     def __init__(self, dag: Dag | None = None, maker: Any = _FunctionOperator) -> None:
-        self._dag = dag
-        self._maker = maker
+        self._dag, self._maker = dag, maker
 
     @overload
     def __call__(self, function: Callable[P, R], /) -> _TaskFunction[P, R]: ...
@@ -3491,8 +3486,7 @@ class _Plan:
         order: Sequence[BaseOperator] | None = None,
     ) -> None:
         """`order`: the tasks, each after those it waits for, where that is known."""
-        self.dag = dag
-        self.logical_date = logical_date
+        self.dag, self.logical_date = dag, logical_date
         self.changed: list[_Instance] = []
         self.expanded: list[_Node] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
@@ -4240,8 +4234,7 @@ class _Attempt:
     losses = 0  # workers in a row that died before they could tell that they took it
 
     def __init__(self, instance: _Instance) -> None:
-        self.instance = instance
-        self.try_number = instance.try_number
+        self.instance, self.try_number = instance, instance.try_number
 
 
 class _Callback(_Record):
@@ -5442,10 +5435,9 @@ class _WorkerRun:
     """A run as a worker knows it: where its DAG is found, and what every task's context has."""
 
     def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
-        self.info = info
+        self.info, self.dag = info, dag
         self._tasks: dict[str, BaseOperator] = {}
         self._resolve = functools.cache(_resolve)  # many tasks may be of one function
-        self.dag = dag
 
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
@@ -5649,8 +5641,7 @@ class _Execution:
     is_over = False  # its outcome is told, and only callbacks are left
 
     def __init__(self, run: _WorkerRun, job: _Job) -> None:
-        self.run = run
-        self.job = job
+        self.run, self.job = run, job
         self.task_id, self.map_index = job.task_id, job.map_index
         self.task = run.find(job.task_id, job.function, job.settings)
         self.pid = os.getpid()
@@ -8123,9 +8114,7 @@ class _SlotRunner(_Runner):
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, since: float) -> None:
         super().__init__()
         self.thread = threading.current_thread()
-        self._pool = pool
-        self._own_pool = own_pool
-        self.dag = dag
+        self.dag, self._pool, self._own_pool = dag, pool, own_pool
         self.since = since  # workers that are older don't know the DAG
         if not own_pool:  # one that lives on may need an executor when it is too late to register
             _set_up_slots(by_executor=True)
@@ -10562,8 +10551,7 @@ class DagRun:
     run_type = "manual"
 
     def __init__(self, row: _Row, path: str) -> None:
-        self._path = path
-        self._row = row
+        self._path, self._row = path, row
         self.dag_id: str = row.dag_id
         self.run_id: str = row.run_id
         # For people: one line, whatever ids a harmful file holds.
