@@ -4037,12 +4037,9 @@ class _Resumption:
             work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
             setup_id = setup.task.task_id
             in_step = {node.task.task_id for node in teardowns if setup.is_in_step_with(node)}
-            torn_by = [  # but not by those of other elements
-                row
-                for row in gone
-                if setup_id in _parsed(row.above, list)
-                and (row.map_index < 0 or row.task_id not in in_step)
-            ]
+            torn_by = [row for row in gone if setup_id in _parsed(row.above, list)]
+            # But not by those of other elements.
+            torn_by = [row for row in torn_by if row.map_index < 0 or row.task_id not in in_step]
             for index in self._indexes[setup_id]:
                 key = setup_id, index
                 if {key, *self._beside(setup, index, work)} & self.again <= self.left_out:
