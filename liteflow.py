@@ -9279,11 +9279,9 @@ class _Start:
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
             again = found.again - found.along
-            kept = {  # what is mapped over one that is taken along stays, too
-                key: lengths[row.task_id, row.map_index]
-                for key, row in found.instances.items()
-                if key not in again and (row.task_id, row.map_index) in lengths
-            }
+            # What is mapped over one that is taken along stays, too.
+            at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
+            kept = {key: lengths[old] for key, old in at.items() if old in lengths}
             recorded = found.recorded()
             # First as if those that pull nothing had succeeded again: what runs then? What a branch
             # among them chose says nothing of what it will choose.
@@ -9448,11 +9446,8 @@ def _news_of(found: _Resumption) -> list[str]:
     removed = [row for row, _ in found.removed if row.state != "removed"]
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
-    gone = [
-        _label_of(row.task_id, row.map_index)
-        for row in removed
-        if row.task_id not in anew and (row.try_number or row.task_id not in totals)
-    ]
+    left = [row for row in removed if row.try_number or row.task_id not in totals]
+    gone = [_label_of(row.task_id, row.map_index) for row in left if row.task_id not in anew]
     stay = [(k, row.state) for k, row in found.instances.items() if k not in found.again]
     told = {
         "kept, as they succeeded": by_task(k for k, state in stay if state != "skipped"),
