@@ -11876,7 +11876,6 @@ class _Report:
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
         self._drawn, self._next = 0, 0.0
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
-        self._began = _monotonic()
         self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written

@@ -17134,8 +17134,9 @@ class ShowingTest(Case):
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\na line\n")
 
     def test_the_status_counts_no_wait_before_the_run(self):
-        report, plan = liteflow._Report(str), types.SimpleNamespace(nodes=[1], instances=list)
-        report._began -= 3600
+        plan, earlier = types.SimpleNamespace(nodes=[1], instances=list), time.monotonic() - 3600
+        with mock.patch.object(liteflow, "_monotonic", return_value=earlier):
+            report = liteflow._Report(str)
         report.began(Dag("d"), "r", self.db, plan)
         self.assertLess(report._snapshot()[2], 60)
 
