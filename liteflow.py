@@ -2466,8 +2466,7 @@ class Dag:
         _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
-        start = settings.get("start_date") or self.default_args.get("start_date")
-        self.start_date = start
+        self.start_date = start = settings.get("start_date") or self.default_args.get("start_date")
         # As in Airflow: `start_date` itself is kept in UTC.
         self.timezone: _datetime.tzinfo = getattr(start, "tzinfo", None) or _datetime.UTC
         self.dag_display_name = self.dag_display_name or dag_id
@@ -2856,8 +2855,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         except TypeError as error:
             raise TypeError(f"@dag {function.__name__}() {error}") from None
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
-        for name in parameters.names:
-            made.params[name] = bound[name]
+        made.params.update({name: bound[name] for name in parameters.names})
         given = {name: _Argument("param", name, bound[name]) for name in parameters.names}
         by_position = [given.pop(name) for name in parameters.names[: parameters.places]]
         with made:
