@@ -7614,7 +7614,14 @@ class _Slot:
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
-        self.exitcode = self._exit_code()
+        server, until = self.server, _monotonic() + 0.5
+        # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
+        with contextlib.suppress(OSError, EOFError):
+            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
+                if _monotonic() > until:
+                    break
+                time.sleep(0.001)
+            self.exitcode = code
         _forget(self.process)
         mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
         getattr(mapping, "close", bool)()  # at once, also where references are not counted
@@ -7623,17 +7630,6 @@ class _Slot:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
         self._executor = self._executor_thread = None  # with their pipes
-
-    def _exit_code(self) -> int | None:
-        """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
-        server, code = self.server, None
-        until = _monotonic() + 0.5
-        with contextlib.suppress(OSError, EOFError):
-            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
-                if _monotonic() > until:
-                    break
-                time.sleep(0.001)
-        return code
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `bury` waits for its end."""
