@@ -10237,7 +10237,11 @@ class _RunLine:
             if entry is not None:
                 self._entries.add(entry)
             if path not in self._files or not self._files[path][0].is_in_place():
-                self._close_some(path)
+                # Close one in whose place is another, and those beyond some that have no runs.
+                used = {path, *(entry.path for entry in self._entries if not entry.future.done())}
+                spare = [each for each in self._files if each not in used][: 1 - _FILES_OPEN]
+                for each in {path, *spare} & self._files.keys():
+                    self._files.pop(each)[1].close()
                 with contextlib.ExitStack() as made:
                     store = made.enter_context(contextlib.closing(_Store(path)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
@@ -10247,13 +10251,6 @@ class _RunLine:
             store, _ = self._files[path]
             _until_unlocked(path, lambda: act(store))
             return store.owner
-
-    def _close_some(self, replaced: str) -> None:
-        """Close a file in whose place is another one, and those beyond some that have no runs."""
-        used = {entry.path for entry in self._entries if not entry.future.done()}
-        spare = [path for path in self._files if path not in {replaced, *used}]
-        for path in {replaced, *spare[: 1 - _FILES_OPEN]} & self._files.keys():
-            self._files.pop(path)[1].close()
 
     def enter(self, entry: _InLine, first: bool = False) -> _RunFuture:
         """Put a run in line, at the end or `first`. Returns its future."""
