@@ -4949,6 +4949,7 @@ _TRIES = f"task_instance JOIN {_ITS_ATTEMPTS}"
 _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
+_TASK_LOGS = f"task_log {_OF_INSTANCE}"
 _INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
@@ -5074,21 +5075,18 @@ _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _I
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
 # The stored output, in the order in which attempts began: of one try number, and `after` an id. Its
 # parts come without their texts, which may take gigabytes: see `_select_texts`.
-_LOGS = f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
+_LOGS = f"{_TASK_LOGS} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
 _AS_BEGUN = "ORDER BY start_date, task_instance.id, task_log.try_number, part"
 _select_log = functools.partial(_select, _LOGS, "text task_instance.map_index", _AS_BEGUN)
-_select_parts = functools.partial(
-    _select, _LOGS, f"id task_instance_id try_number part {_INSTANCE_KEY}", _AS_BEGUN
-)
+_PART_COLUMNS = f"id task_instance_id try_number part {_INSTANCE_KEY}"
+_select_parts = functools.partial(_select, _LOGS, _PART_COLUMNS, _AS_BEGUN)
 # The output of callbacks that failed: see _call_back.
-_CALLED_BACK = "AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'"
-_select_callback_errors = functools.partial(
-    _select, f"task_log {_OF_INSTANCE}", "text", f"{_CALLED_BACK} ORDER BY task_log.id DESC"
-)
+_CALLED_BACK = """AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'
+    ORDER BY task_log.id DESC"""
+_select_callback_errors = functools.partial(_select, _TASK_LOGS, "text", _CALLED_BACK)
 # A run's XComs without their values, in order.
-_select_xcoms = functools.partial(
-    _select, _XCOMS, f"key type preview {_INSTANCE_KEY}", f"{_BY_TASK}, key"
-)
+_XCOM_COLUMNS = f"key type preview {_INSTANCE_KEY}"
+_select_xcoms = functools.partial(_select, _XCOMS, _XCOM_COLUMNS, f"{_BY_TASK}, key")
 
 
 def _select_texts(db: sqlite3.Connection, run_row: int, parts: Iterable[_Row]) -> list[str]:
