@@ -3166,6 +3166,7 @@ class _Instance:
 
     __slots__ = """alone before flow lost map_index max_tries node ready row_id state task_id
         try_number""".split()
+    label = property(lambda self: _label_of(self.task_id, self.map_index))  # for people
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
         self.node = node
@@ -3180,11 +3181,6 @@ class _Instance:
         self.row_id = recorded.row_id
         self.ready = False  # its rule has let it run
         self.before: TaskInstanceState | None = None  # its state when it was sent
-
-    @property
-    def label(self) -> str:
-        """`task_id`, or `task_id[3]` for a mapped instance."""
-        return _label_of(self.task_id, self.map_index)
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
         """A task's instances that concern this one: in its mapped group its index's, else all."""
@@ -10471,14 +10467,9 @@ class TaskInstance:
             raise RuntimeError(f"{self!r} is a record, of no running task: see DagRun.xcom_pull()")
         return _running_execution()
 
-    @property
-    def _label(self) -> str:
-        return _label_of(self.task_id, self.map_index)
-
-    @property
-    def _word(self) -> str:
-        """The state for people: what was cut off has none, but it did start."""
-        return self.state or ("interrupted" if self.interrupted else "")
+    _label = property(lambda self: _label_of(self.task_id, self.map_index))
+    # The state for people: what was cut off has none, but it did start.
+    _word = property(lambda self: self.state or ("interrupted" if self.interrupted else ""))
 
     def __repr__(self) -> str:
         return f"<TaskInstance: {self.dag_id}.{self._label} {self.run_id} [{self.state}]>"
@@ -10823,9 +10814,7 @@ class _Line(_Record):
     error: str = ""
     element: str = ""  # what a mapped one is mapped over
 
-    @property
-    def seconds(self) -> float | None:
-        return _span(self.start, self.end)
+    seconds = property(lambda self: _span(self.start, self.end))
 
     def cells(self) -> tuple[object, ...]:
         """Its row in a table below `_HEADS`."""
