@@ -2857,9 +2857,8 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         made.params.update({name: bound[name] for name in parameters.names})
         given = {name: _Argument("param", name, bound[name]) for name in parameters.names}
-        by_position = [given.pop(name) for name in parameters.names[: parameters.places]]
         with made:
-            function(*by_position, **given)
+            function(*[given.pop(n) for n in parameters.names[: parameters.places]], **given)
         return made
 
     return build
@@ -5365,8 +5364,7 @@ def _name_in_package(path: str) -> str:
     """The module's name of a script's file: with the packages that it lies in."""
     file = pathlib.Path(path)
     in_package = itertools.takewhile(lambda x: (x / "__init__.py").is_file(), file.parents)
-    names = [file.stem, *(folder.name for folder in in_package)]
-    return ".".join(reversed(names))
+    return ".".join(reversed([file.stem, *(folder.name for folder in in_package)]))
 
 
 class _CanonicalPickler(pickle.Pickler):
@@ -5887,8 +5885,7 @@ class _Connections(_Variables):
 class _Macros:
     """`macros` in a context: Airflow's helpers for dates, and modules (two if installed)."""
 
-    datetime = _datetime.datetime
-    timedelta = _datetime.timedelta
+    datetime, timedelta = _datetime.datetime, _datetime.timedelta
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("dateutil", "json", "random", "time", "uuid", "yaml"):
@@ -5957,9 +5954,8 @@ def _name_of(execution: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
 
     def made() -> str:  # as in Airflow, it knows the arguments of a function by their names
-        arguments = getattr(execution.context["task"], "op_kwargs", {})
-        template = execution.task.map_index_template
-        return str(_rendered(template, {**arguments, **execution.context}))
+        known = {**getattr(execution.context["task"], "op_kwargs", {}), **execution.context}
+        return str(_rendered(execution.task.map_index_template, known))
 
     try:
         return {"name": _storable(_shown(_as_running(execution, made), _PREVIEW, str))}
@@ -7985,8 +7981,7 @@ class WorkerPool:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
         server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
-            stale = slot.server not in (None, context) or slot.born < runner.since
-            if stale or slot.has_ended():
+            if slot.server not in (None, context) or slot.born < runner.since or slot.has_ended():
                 self._idle.remove(slot)
                 self._count -= 1
                 slot.bury()
@@ -8482,9 +8477,8 @@ class _SlotRunner(_Runner):
     def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *why: Any) -> None:
         slot.state, slot.callbacks = "calling", None
         if name is not None and slot.attempt is not None:
-            is_of_dag = name.startswith("dag_")
-            whose = "the DAG" if is_of_dag else f"task {slot.attempt.instance.task_id!r}"
-            slot.callbacks = f"{name.removeprefix('dag_')} of {whose}"
+            task, kind = f"task {slot.attempt.instance.task_id!r}", name.removeprefix("dag_")
+            slot.callbacks = f"{kind} of {task if kind == name else 'the DAG'}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *why)
 
@@ -11336,8 +11330,7 @@ def _facts_of(error: str) -> list[str]:
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
     """What a task printed itself, not its callbacks that failed."""
-    log = run.log(ti.task_id, ti.map_index)
-    return re.sub(rf"{_CALLBACK_FAILED}(?:\n    \| .*)*\n?", "", log)
+    return re.sub(rf"{_CALLBACK_FAILED}(?:\n    \| .*)*\n?", "", run.log(ti.task_id, ti.map_index))
 
 
 def _with_element(ti: TaskInstance) -> str:
