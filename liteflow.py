@@ -4704,10 +4704,14 @@ class _Store:
         query = f"UPDATE dag_run SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?"
         self._connection.execute(query, (*values.values(), run_row))
 
+    def _owned(self) -> dict[str, str]:
+        """What the row of a run of this process says of it: to others, and for people."""
+        process = f"pid {os.getpid()} on {socket.gethostname()}"
+        return {"owner": self.owner, "owner_process": process}
+
     def queue_run(self, run_row: int) -> None:
         """Record that the run stands in line in this process, which is its owner by now."""
-        whose = {"owner": self.owner, "owner_process": _who()}
-        self._set_run(run_row, state="queued", reason=_SUBMITTED, **whose)
+        self._set_run(run_row, state="queued", reason=_SUBMITTED, **self._owned())
 
     def cancel_run(self, dag_id: str, run_id: str, reason: str, check: Callable[..., bool]) -> None:
         """Close a run that has not begun, if `check` finds under the lock that it is so."""
@@ -4720,10 +4724,9 @@ class _Store:
         """Make this the run's owner: it begins, or goes on."""
         [row] = _select_runs(self._connection, id=self.run_row)
         began = {"start_date" if row.start_date is None else "resumed_date": _now()}
-        whose = {"owner": self.owner, "owner_process": _who()}
         past = dict.fromkeys(("reason", "end_date", "stop_requested"))
         command = command and _storable(command)
-        self._set_run(row.id, state="running", command=command, **began, **whose, **past)
+        self._set_run(row.id, state="running", command=command, **began, **self._owned(), **past)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
         """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
@@ -8853,11 +8856,6 @@ class _InProcessRunner(_ExecutorRunner):
 # --- Run: owners ----------------------------------------------------------------------------------
 
 _owner_files: dict[str, int] = {}  # the locked files of this process's runs, by their owners
-
-
-def _who() -> str:
-    """This process, for people."""
-    return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager
