@@ -1366,9 +1366,8 @@ class _Parameters:
                     raise TypeError(f"got multiple values for argument {name!r}")
             elif not self.others:
                 raise TypeError(f"got an unexpected keyword argument {name!r}")
-        for name in self.names:
-            if name not in bound:
-                raise TypeError(f"missing a required argument: {name!r}")
+        if missing := [name for name in self.names if name not in bound]:
+            raise TypeError(f"missing a required argument: {missing[0]!r}")
         return bound
 
 
@@ -5142,9 +5141,7 @@ def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) ->
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
 
 
-def _count_elsewhere(
-    db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str
-) -> list[tuple[str | None, int]]:
+def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id: str) -> list[Any]:
     """How many instances of a task run now in other runs of its DAG: (owner, number) pairs."""
     return db.execute(
         "SELECT CAST(owner AS TEXT), count(*) FROM task_instance JOIN dag_run ON dag_run.id = "
@@ -11764,8 +11761,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
     failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
     for ti in failed[:_MOST_SHOWN]:
         parts.append(f"## {_markdown(ti._label)}\n")
-        if ti.error:
-            parts.append(_fenced(_clean(_said_once(ti.error)), "text"))
+        parts += [_fenced(_clean(_said_once(ti.error)), "text")] if ti.error else []
         if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
     if len(failed) > _MOST_SHOWN:
