@@ -504,8 +504,7 @@ _OF_BEFORE = {
     f"prev_{name}_success": name
     for name in ("data_interval_end", "data_interval_start", "end_date", "start_date")
 }
-# Airflow's context keys, and the names it reserves besides. A parameter of one of these names is
-# filled from the context.
+# Airflow's context keys, and names it reserves besides: a parameter so named is filled from it.
 _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
     _OF_BEFORE,
     """dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
@@ -517,8 +516,7 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *more: str) -> None:
-    """Raises TypeError, which names it, if an argument is not among the known ones. (`more`: others
-    that may have been meant.)"""
+    """Raises TypeError for an argument that is not known; `more`: others that may be meant."""
     if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, [*more, *known])}")
@@ -2946,8 +2944,7 @@ class Param:
 
 
 class _Params(dict[str, Any]):
-    """Params by name: JSON values or Param objects. As in Airflow, looking one up gives the default
-    of a Param, not the object."""
+    """JSON values or Param objects, by name. As in Airflow, a look-up gives a Param's default."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
@@ -3748,8 +3745,7 @@ class _Plan:
                 self._decide(each, decision)
 
     def _count(self, node: _Node) -> int | None:
-        """How many instances a mapped task will have; None for an old result that is no list, in a
-        resume of mended code."""
+        """How many instances a mapped task will have; None if a result of older code is no list."""
         assert node.mapping is not None
         with contextlib.suppress(LookupError):
             return node.mapping.count(self.known)
@@ -4580,8 +4576,7 @@ class _Store:
                 self._wait_for_disk(False)  # a power cut could harm nothing that is in it
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
-            # The switch to WAL ignores SQLite's busy timeout, so it is asked for only when due,
-            # and tried again by the caller.
+            # The switch to WAL ignores the busy timeout: only when due, and the caller retries.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 execute("PRAGMA journal_mode=WAL").fetchone()  # to its end: else it stays open
             self._wait_for_disk()
@@ -5035,8 +5030,7 @@ def _find_run(db: sqlite3.Connection, by: str = "id", **asked: Any) -> _Row | No
 
 
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
-    """How long a run took (one that has not ended: until `now`), without the pauses before it was
-    resumed."""
+    """How long a run took (until `now`, if it has not ended), without pauses before a resume."""
     latest = _span(_moment(row.resumed_date or row.start_date), _moment(row.end_date) or now)
     earlier = row.seconds if row.seconds and math.isfinite(row.seconds) else 0.0
     return None if latest is None else earlier + latest
@@ -5369,8 +5363,7 @@ def _name_in_package(path: str) -> str:
 
 class _CanonicalPickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> str | bytes | None:
-        """What to write in place of a set, whose own order differs from process to process, and of
-        a class or function."""
+        """What to write for a set, whose order differs by process, and for a class or function."""
         if isinstance(value, (type, types.FunctionType)):
             return _lasting_name(value)
         return _canonical(value) if type(value) in (set, frozenset) else None
@@ -5755,8 +5748,7 @@ class _Execution:
         return found
 
     def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
-        """(map_index, pickle) of a task's XComs of one key, its own pushes included: of an index,
-        or all."""
+        """(map_index, pickle) of a task's XComs of one key, own pushes too: of an index, or all."""
         own = self.pushed.get(key) if task_id == self.task_id else None
         if own is not None:
             return [(self.map_index, own[-1])]
@@ -7992,8 +7984,7 @@ class WorkerPool:
             raise RuntimeError(f"the {what} during the run")
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot for the runner, or None: then the runner stands in line, and those that can spare
-        a slot have been woken."""
+        """A slot, or None: then the runner stands in line, and who can spare one has been woken."""
         with self._lock:
             self._check_open(runner)
             self._weed(runner, context)
@@ -9025,8 +9016,7 @@ class _Start:
         self._caught: list[int] = []  # signals that came
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
-        # By a mapping's id(): its elements' digests, previews of the results among them, and what
-        # gives those of constants.
+        # By a mapping's id(): its elements' digests, results' previews, what gives constants'.
         self._keys: dict[int, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
         self._batch = _Batch()
@@ -9196,8 +9186,7 @@ class _Start:
             which = f"DAG {dag_id!r} has a run {self.run_id!r}"
             raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
-            # It was deleted, or another began in the same microsecond: many may, by a clock that
-            # stands still (a test's, say).
+            # Deleted; or another began in the same microsecond, as by a (test's) clock at rest.
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row is None or known is None:  # then both are
