@@ -1293,17 +1293,13 @@ def _copy_with(original: T, /, **values: Any) -> T:
 
 
 def _anew(value: Any, known: dict[int, Any]) -> Any:
-    """Its lists, tuples, sets and dicts anew, those of other classes and all else that they hold as
-    it is: an attempt that changes them changes none of another's. What is one object stays one
-    (`known`: those made so far)."""
+    """Its lists, tuples, sets and dicts anew, all else that they hold as it is: an attempt changes
+    none of another's. What is one object stays one (`known`: those made so far)."""
     if (kind := type(value)) not in _CONTAINERS:
         return value
     if id(value) not in known:
-        if kind is dict:
-            made: Any = {key: _anew(item, known) for key, item in value.items()}
-        else:
-            made = kind([_anew(item, known) for item in value])
-        known[id(value)] = made
+        made = [_anew(item, known) for item in (value.values() if kind is dict else value)]
+        known[id(value)] = dict(zip(value, made, strict=True)) if kind is dict else kind(made)
     return known[id(value)]
 
 
