@@ -3347,8 +3347,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
     """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
 
-    Each hands its set on, and lets go of it, and marks are made one by one: those of 50,000 in a
-    chain take 156 MB.
+    Each hands its set on and lets go of it, marks are made one by one: 50,000 would take 156 MB.
     """
     sets: dict[_Node, int] = {}
     other_side = "downstream" if side == "upstream" else "upstream"
@@ -3457,8 +3456,7 @@ class _Plan:
     `take` gives the instances that may start, one by one; `start` says that one was sent to a
     worker, `finish` how its attempt ended. `settle`, after the events of a turn, draws the
     conclusions; `changed` collects the instances whose state a rule decided, `expanded` the tasks
-    that got their instances, for the run to record. Times are seconds of whatever clock the caller
-    passes in.
+    that got their instances, for the run to record. Times are seconds of the caller's clock.
     """
 
     def __init__(
@@ -5240,8 +5238,7 @@ def _dump_call(task: BaseOperator) -> _Call:
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
-    """Pickle arguments, and note what they take. Raises UnreachableTask that names the one of
-    `named` that can't be pickled."""
+    """Pickle arguments, and note what they take. Raises UnreachableTask for one that can't be."""
     results: list[XComArg[Any]] = []
     token = _pickling.set((task, results))
     try:
@@ -6147,8 +6144,7 @@ def _pickled(value: Any, said: str) -> bytes:
 
 
 def _brief(error: BaseException) -> str:
-    """The type and message of an error, without a traceback; in one line, as tables show the last
-    line of what failed a task alone."""
+    """The type and message of an error, in one line: of a failure, tables show the last alone."""
     text = re.sub(r"\n+", " ", _shown(error, sys.maxsize, _storable))
     return ": ".join(filter(None, (type(error).__name__, text)))
 
@@ -12245,9 +12241,8 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _chosen_run(path: str, name: str | None) -> DagRun:
-    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or
-    of the local time when it began; None: the newest of all. Raises RunNotFound if none fits, or
-    several do."""
+    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or of
+    the local time when it began; None: the newest of all. Raises RunNotFound unless one fits."""
     exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
     exact = [run for run in exact if run._name == name] or exact  # a run id may look like that, too
     if len(exact) == 1:
