@@ -10929,7 +10929,8 @@ class _Box(_Record):  # a node of a diagram
     lines: list[str]  # its text
     style: str  # of its state
     upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
-    prefix: str  # of the ids in its group, which their frame shows instead
+    group: str | None = None  # whose id is the prefix of its members', and stands on their frame
+    prefix = property(lambda self: f"{self.group}." if self.group else "")
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
@@ -10976,11 +10977,8 @@ def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
 
 
 def _dag_boxes(dag: Dag) -> list[_Box]:
-    boxes = []
-    for task_id, task in dag.task_dict.items():
-        prefix = f"{task.task_group.group_id}." if task.task_group else ""
-        boxes.append(_Box(task_id, [task_id], "", task._upstream, prefix))
-    return boxes
+    tasks = [(x.task_id, x._upstream, getattr(x.task_group, "group_id", None)) for x in dag.tasks]
+    return [_Box(task_id, [task_id], "", above, group_id) for task_id, above, group_id in tasks]
 
 
 def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
@@ -10990,10 +10988,9 @@ def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
         said = [_spaced(line.state) or "no state"]
         if len(members) == 1:
             said += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
-        prefix = f"{first.task_group_id}." if first.task_group_id else ""
         lines = [line.label, " - ".join(filter(None, said))]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
-        boxes.append(_Box(first.task_id, lines, line.style, upstream, prefix))
+        boxes.append(_Box(first.task_id, lines, line.style, upstream, first.task_group_id))
     return boxes
 
 
@@ -11523,7 +11520,7 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     for kind, count in collections.Counter(kinds.values()).items():
         above = dict.fromkeys(str(a) for a, b in links if b == kind and a[0] < b[0])
         lines = [f"{count} tasks", *filter(None, [_spaced(kind[1])])]
-        folded.append(_Box(str(kind), lines, kind[1], above, ""))
+        folded.append(_Box(str(kind), lines, kind[1], above))
     return folded
 
 
