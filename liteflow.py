@@ -10466,9 +10466,8 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
         # What was decided anew since its latest attempt was cleared, or stands in a later stretch.
-        open_again = ti.state in (None, _S.UPSTREAM_FAILED) or (
-            ti.state is _S.SKIPPED and was != "skipped"
-        )
+        skipped = ti.state is _S.SKIPPED and was != "skipped"
+        open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
         was = None if row.cleared or (open_again and is_past) else was
     ti._attempt = was
@@ -12905,8 +12904,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = "\n".join(f"{name:<11}{block.splitlines()[0]}" for name, block in blocks.items())
     group = parser.add_argument_group("commands, each with its own --help", listed)
     how: Any = {"metavar": "COMMAND", "help": "one of these, and its own arguments"}
-    word = group.add_argument("command", nargs=argparse.PARSER, choices=blocks, **how)
-    word.required = False
+    group.add_argument("command", nargs=argparse.PARSER, choices=blocks, **how).required = False
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
