@@ -7619,11 +7619,7 @@ class _Watched(_Record):
     pid: int
     sentinel: int
     exitcode = None
-
-    def join(self) -> None:
-        """Nothing."""
-
-    kill = terminate = join
+    join = kill = terminate = bool  # a call without effect
 
     def is_alive(self) -> bool:
         """Whether it has to be told that there is no more to do."""
