@@ -500,10 +500,8 @@ _CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names th
 _NOT_HERE = """conn map_index_template partition_date partition_key task_state_store
     templates_dict""".split()
 # Keys that tell of the run before, by what they name of it.
-_OF_BEFORE = {
-    f"prev_{name}_success": name
-    for name in ("data_interval_end", "data_interval_start", "end_date", "start_date")
-}
+_DATES_BEFORE = "data_interval_end data_interval_start end_date start_date".split()
+_OF_BEFORE = {f"prev_{name}_success": name for name in _DATES_BEFORE}
 # Airflow's context keys, and names it reserves besides: a parameter so named is filled from it.
 _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
     _OF_BEFORE,
@@ -4681,11 +4679,9 @@ class _Store:
         known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
         texts = [None if x is None else _shown(x, _TEXT_LIMIT, _storable) for x in known]
         self._connection.execute(_upserting("dag", 1), texts)
-        made = self._connection.execute(
-            "INSERT INTO dag_run (dag_id, run_id, state, logical_date, conf) "
-            "VALUES (?, ?, 'queued', ?, ?)",
-            (dag.dag_id, run_id, logical_date and _iso(logical_date), json.dumps(conf)),
-        )
+        when, columns = logical_date and _iso(logical_date), "dag_id, run_id, logical_date, conf"
+        query = f"INSERT INTO dag_run ({columns}, state) VALUES (?, ?, ?, ?, 'queued')"
+        made = self._connection.execute(query, (dag.dag_id, run_id, when, json.dumps(conf)))
         self.run_row = made.lastrowid or 0
 
     def _set_run(self, run_row: int, /, **values: Any) -> None:
