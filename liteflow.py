@@ -6918,10 +6918,8 @@ def _signal_strays(worker: int, log: int, number: int) -> None:
 
 def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
     """The process's limits and rights, and what its ended children used: each one adds to that."""
-    limits: list[Any] = [*map(resource.getrlimit, limited)]
-    limits += os.getpriority(os.PRIO_PROCESS, 0), os.geteuid()
-    if hasattr(os, "sched_getaffinity"):
-        limits.append(os.sched_getaffinity(0))
+    limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
+    limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
