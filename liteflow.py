@@ -2091,11 +2091,10 @@ class _Partial(Generic[R]):
         if twice := self._fixed.keys() & fixed.keys():
             raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
-        made: _Partial[R]
-        made = _Partial(self._what(), self._check, self._make, {**self._fixed, **fixed})
-        made._mapped_wins = self._mapped_wins
-        self._note_use(_current_dag.get(), made)
-        return made
+        more: _Partial[R] = _Partial(self._what(), self._check, self._make, self._fixed | fixed)
+        more._mapped_wins = self._mapped_wins
+        self._note_use(_current_dag.get(), more)
+        return more
 
     def expand(self, **mapped: Any) -> R:
         """Map over the elements of the arguments: each element, or each combination, gets an
@@ -12116,9 +12115,8 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
 def _shows_here(handler: Any) -> bool:
     """Whether a logging handler writes where the command line does. One without a stream does, as
     Rich's, or one that hands on to Loguru; but none of `logging.handlers` (syslog, a queue)."""
-    if "logging.handlers" in [kind.__module__ for kind in type(handler).__mro__]:
-        return False
-    return getattr(handler, "stream", sys.stderr) in (sys.stderr, sys.stdout)
+    far = "logging.handlers" in [kind.__module__ for kind in type(handler).__mro__]
+    return not far and getattr(handler, "stream", sys.stderr) in (sys.stderr, sys.stdout)
 
 
 def _given(dag: Dag, name: str, text: str) -> Any:
