@@ -3075,10 +3075,9 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             for check in checks:
                 check(keyword, rule)
             fits(_TYPES[kind or "number"][0](), rule)  # a sample: 0, "", [] or {}
-            if keyword == "items":
-                _check_schema(rule)
-            for inner in rule.values() if keyword == "properties" else ():
-                _check_schema(inner)
+            parts = [rule] if keyword == "items" else ()
+            for part in rule.values() if keyword == "properties" else parts:
+                _check_schema(part)
         except (ArithmeticError, AttributeError, TypeError, ValueError, re.error) as error:
             raise ValueError(f"Param: {keyword} can't be {_shown(rule)}: {error}") from None
 
