@@ -11016,8 +11016,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
             lines.append(line)
     for line in lines:
         line.label += f" try {line.tries}" if line.tries > 1 else ""
-    bars = [(line, line.start.timestamp()) for line in lines if line.start]
-    return sorted(bars, key=operator.itemgetter(1))
+    return sorted([(x, x.start.timestamp()) for x in lines if x.start], key=operator.itemgetter(1))
 
 
 def _live_url(diagram: str) -> str:
