@@ -18873,6 +18873,7 @@ class CommandLineTest(ScriptCase):
         self.assertIn(day, self.assert_exit(0, "show", "flow/day").stdout)
         widths = [20, 40, 40]
         with (
+            mock.patch.object(sys, "stdout", sys.__stdout__),  # under -b, too
             mock.patch.object(liteflow, "_may_redraw", lambda stream: True),
             mock.patch.object(
                 os, "get_terminal_size", lambda descriptor: os.terminal_size((widths.pop(), 24))
