@@ -8085,7 +8085,8 @@ class _SlotRunner(_Runner):
         self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
         self._heard = 0.0  # when a worker last said something
         self._deaf = False  # those that look idle left a job lying, and nobody spoke since
-        self._stuck: dict[_Slot, float] = {}  # since when a worker has been about to take one
+        self._looked = self._watch = 0.0  # when it last looked for those, and a clock that ...
+        self._stuck: dict[_Slot, float] = {}  # ... tells since when one has been about to take one
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
@@ -8539,6 +8540,9 @@ class _SlotRunner(_Runner):
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]  # seconds; whoever is well has told by then
+        # In the time for which it was stopped itself they may have been stopped, too.
+        self._watch += min(now - self._looked, _GLANCE)
+        self._looked = now
         idle = any(slot.is_idle for slot in self._slots)
         if _pulls() and idle and now > self._heard + _STALL and not self._suspects:
             lying = self._recall()
@@ -8547,7 +8551,7 @@ class _SlotRunner(_Runner):
         for slot in self._slots if limits else ():
             if not (slot.shared[_TAKING] or (self._deaf and slot.is_idle)):
                 self._stuck.pop(slot, None)
-            elif now > self._stuck.setdefault(slot, now) + max(limits):
+            elif self._watch > self._stuck.setdefault(slot, self._watch) + max(limits):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:

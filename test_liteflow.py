@@ -8662,9 +8662,12 @@ class QueueTest(QueueCase):
         slot.signal_group.assert_not_called()
         runner._out[1] = (mock.Mock(), job)
         slot.shared[liteflow._TAKING] = 1
-        for now in (300.0, 311.0):
+        for now in (300.0, 311.0, 400.0):  # all were stopped in between, and go on
             runner._look_for_stalled(now)
-        slot.signal_group.assert_called_once_with(signal.SIGKILL)
+        slot.signal_group.assert_not_called()
+        for tenths in range(4000, 4110):
+            runner._look_for_stalled(tenths / 10)
+        slot.signal_group.assert_called_with(signal.SIGKILL)
         runner._slots = []
 
     def test_a_job_that_was_taken_behind_one_that_ended_in_time_is_not_ended_in_its_place(self):
