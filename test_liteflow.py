@@ -10630,7 +10630,7 @@ class CallbacksTest(Case):
             self.assertIn(f"{name!r}, whose result 'last' takes, is {said} in run", done.stderr)
         for command, name, said in (
             ("page", "run.html", "no state</span>"),
-            ("visualize", "run.md", "ms, KeyboardInterrupt:"),
+            ("visualize", "run.md", "s, KeyboardInterrupt:"),
         ):
             self.cli_here(command, run.run_id, "--db", self.db, "--output", name)
             self.assertIn(said, (self.folder / name).read_text())
