@@ -6031,13 +6031,13 @@ class MappingTest(Case):
             joined = functools.reduce(liteflow.XComArg.concat, [give() for _ in range(1500)])
             task(task_id="f")(lambda x: x).expand(x=joined)
         lengths = {(t, -1): 2 for t in d.task_ids}
-        started = time.monotonic()
+        started = time.process_time()
         mapping, known = d.get_task("f")._mapping, liteflow._Known(lengths)
         self.assertEqual(mapping.count(known), 3000)
         for i in range(0, 3000, 100):
             [(_, (_, task_id, j))] = mapping.elements(i, known)
             self.assertEqual((task_id, j), (d.task_ids[i // 2], 0))
-        self.assertLess(time.monotonic() - started, 5)
+        self.assertLess(time.process_time() - started, 5)
 
     def test_what_cannot_be_expanded_over(self):
         run = self.run_flow(
@@ -17116,10 +17116,10 @@ class ShowingTest(Case):
         failed = [liteflow.TaskInstance("d", "r", "f", i) for i in range(30_000)]
         for i, ti in enumerate(failed):
             ti.error = f"ValueError: {i // 2}"
-        began = time.monotonic()
+        began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()) as said:
             liteflow._show_errors(mock.Mock(log=lambda *which: ""), failed)
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertLess(time.process_time() - began, 3)
         self.assertEqual(re.findall(r"^f\[(\d+)\]:", said.getvalue(), re.M)[:3], ["0", "2", "4"])
 
     def test_the_status_goes_before_a_line_is_written_where_it_was(self):
@@ -20242,10 +20242,10 @@ class FailureTest(ScriptCase):
             """
         )
         [ti] = run.get_task_instances()
-        start = time.monotonic()
+        start = time.process_time()
         self.assertTrue(liteflow._own_output(run, ti).endswith("last\n"))
         self.assertEqual(len(liteflow._failed_callbacks(run)), 1)
-        self.assertLess(time.monotonic() - start, 10)
+        self.assertLess(time.process_time() - start, 10)
 
     def test_callbacks_that_failed_in_many_ways_are_told_in_part(self):
         script = self.folder / "my_flow.py"
