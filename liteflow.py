@@ -6414,8 +6414,8 @@ def _linger(look: Callable[[], T]) -> T:
     until = now + _LINGER if now >= _crowded_until else now
     while not (found := look()) and _monotonic() < until:
         os.sched_yield()
-    if _monotonic() > until + _LINGER:
-        _crowded_until = until + _CROWDED
+    if (now := _monotonic()) > until + _LINGER:
+        _crowded_until = now + _CROWDED
     return found
 
 

@@ -4187,19 +4187,24 @@ class ValuesTest(Case):
 class WorkerTest(Case):
     @unittest.skipUnless(hasattr(os, "sched_yield"), "nobody lingers here")
     def test_on_a_busy_machine_nobody_lingers(self):
-        yields = []
+        for cost in (3 * liteflow._LINGER, 3 * liteflow._CROWDED):  # of a yield, in seconds
+            now = [1.0]
 
-        def yield_long():
-            yields.append(time.sleep(3 * liteflow._LINGER))
+            def yield_long(now=now, cost=cost):
+                now.append(now[-1] + cost)
 
-        with (
-            mock.patch.object(liteflow, "_crowded_until", 0.0),
-            mock.patch.object(liteflow, "_CROWDED", 3600.0),
-            mock.patch.object(os, "sched_yield", yield_long),
-        ):
-            for _ in range(5):
+            with (
+                self.subTest(cost),
+                mock.patch.object(liteflow, "_crowded_until", 0.0),
+                mock.patch.object(liteflow, "_monotonic", lambda now=now: now[-1]),
+                mock.patch.object(os, "sched_yield", yield_long),
+            ):
+                for _ in range(5):
+                    self.assertFalse(liteflow._linger(lambda: None))
+                self.assertEqual(len(now), 2)
+                now.append(now[-1] + 2 * liteflow._CROWDED)
                 self.assertFalse(liteflow._linger(lambda: None))
-        self.assertLessEqual(len(yields), 1)
+                self.assertEqual(len(now), 4)
 
     def test_a_task_cannot_disturb_the_next_one(self):
         run = self.run_flow(
