@@ -9752,9 +9752,9 @@ class PoolTest(QueueCase):
             through = min(len(order) - order[::-1].index(name) for name in set(order))
             done = collections.Counter(order[:through])
             self.assertEqual(len(done), 3, done)
-            self.assertGreater(min(done.values()), 2, done)
+            self.assertGreater(min(done.values()), 9, done)
 
-        made = self.naps(*[f"make('r{w}{i}', *[0.005] * 18)" for w in (1, 2) for i in range(3)])
+        made = self.naps(*[f"make('r{w}{i}', *[0.005] * 60)" for w in (1, 2) for i in range(3)])
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             list(threads.map(check, (1, 2)))
 
