@@ -5968,14 +5968,14 @@ def _run_hooked(execution: _Execution) -> Any:
             raise AirflowSkipException(message or "skipped by its condition")
     args, kwargs = execution.arguments()
     task, work = execution.task._ready(args, kwargs, execution)
-    _call_hook(execution, task.pre_execute)
-    if not execution.job.pokes:
-        _call_back(execution, task, "on_execute_callback")
     try:
+        _call_hook(execution, task.pre_execute)
+        if not execution.job.pokes:
+            _call_back(execution, task, "on_execute_callback")
         result = work()
+        _call_hook(execution, task.post_execute, result)
     except AirflowRescheduleException as later:
         raise _Reschedule((later.reschedule_date - _utcnow()).total_seconds()) from None
-    _call_hook(execution, task.post_execute, result)
     return result
 
 

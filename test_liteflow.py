@@ -6960,7 +6960,16 @@ class OperatorsTest(Case):
         run = self.run_flow(
             """
             import datetime
-            from liteflow import AirflowRescheduleException
+            from liteflow import AirflowRescheduleException, BaseOperator
+            def wait_once(name):
+                file = Path(os.environ["CASE_DIR"]) / name
+                if not file.exists():
+                    file.touch()
+                    raise AirflowRescheduleException(datetime.datetime.now(datetime.UTC))
+            class Hooked(BaseOperator):
+                def pre_execute(self, context): wait_once("before")
+                def execute(self, context): return "done"
+                def post_execute(self, context, result): wait_once("after")
             with DAG("later") as dag:
                 @task
                 def wait_for_file(name, when):
@@ -6974,10 +6983,12 @@ class OperatorsTest(Case):
                 wait_for_file("a", now + datetime.timedelta(seconds=0.05))
                 wait_for_file("b", datetime.datetime(2000, 1, 1))
                 wait_for_file("c", "today")
+                Hooked(task_id="hooked")
             """
         )
         found = [(ti.state, ti.try_number) for ti in run.get_task_instances()]
-        self.assertEqual(found, [("success", 1), ("success", 1), ("failed", 1)])
+        self.assertEqual(found, [("success", 1), ("success", 1), ("failed", 1), ("success", 1)])
+        self.assertEqual(run.xcom_pull("hooked"), "done")
         self.assertEqual(run.log("wait_for_file"), "looked\n" * 2)
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
