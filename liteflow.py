@@ -3581,7 +3581,7 @@ class _Plan:
     # What happens.
 
     def start(self, instance: _Instance) -> None:
-        """The instance's next attempt is sent to a worker, or a sensor's goes on."""
+        """The instance's next attempt is sent to a worker, or one that waited goes on."""
         instance.before = instance.state
         if instance.state is not _S.UP_FOR_RESCHEDULE:
             instance.try_number += 1
@@ -3599,10 +3599,10 @@ class _Plan:
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}
     ) -> None:
         """The instance's attempt ended; `note`: whether it stored a result, of which length, or how
-        long a sensor waits.
+        long it waits.
 
         Its status: success; skipped; failed, which is retried while tries are left; fatal, which
-        is not; reschedule, if a sensor gives its worker back for a while.
+        is not; reschedule, if it gives its worker back for a while.
         """
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
@@ -12043,7 +12043,7 @@ def _debug(execution: _Execution) -> int:
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}".removesuffix(": "))
     except _Reschedule as later:
-        print(f"{label} waits: it would poke again after {_seconds_text(*later.args)}")
+        print(f"{label} waits: it would go on after {_seconds_text(*later.args)}")
     return 0
 
 

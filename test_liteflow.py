@@ -19912,7 +19912,7 @@ class SeeingTest(ScriptCase):
         )
         self.ran()
         done = self.script_here("--task", "there")
-        told = "there waits: it would poke again after 0.2 s\n"
+        told = "there waits: it would go on after 0.2 s\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
     def test_the_tries_of_a_task_are_told_apart(self):
