@@ -8409,10 +8409,11 @@ class _SlotRunner(_Runner):
         assert attempt is not None  # it said that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
-            # Told to end, it may catch that and return: it has failed all the same. Only what
-            # had ended before it was told counts, and a skip: of a timeout in a sensor's poke, say.
+            # Told to end, it may catch that and return: it has failed all the same. Only what had
+            # ended before it was told counts, and what a sensor, say, makes of its own timeout.
             slot.spoilt = slot.reason
-            if outcome.status != "skipped" and (outcome.terminated or outcome.status != "success"):
+            skips = outcome.status == "skipped" and slot.reason.startswith("timeout")
+            if not skips and (outcome.terminated or outcome.status != "success"):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(

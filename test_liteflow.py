@@ -22247,8 +22247,21 @@ class Promise5Test(Case):
                     try: time.sleep(60)
                     except BaseException: child.wait(); return 1
                 catches_it()
+            with DAG("skips", fail_fast=True) as skips:
+                @task
+                def skips_then():
+                    try: Path(os.environ["CASE_DIR"], "sleeps").touch(); time.sleep(60)
+                    except BaseException: raise AirflowSkipException
+                @task
+                def bad():
+                    while not Path(os.environ["CASE_DIR"], "sleeps").exists(): time.sleep(0.01)
+                    raise ValueError
+                skips_then(); bad()
             """
         )
+        run = module.skips.run(db_path=self.db, executor=pool())
+        self.assertIn("ended by fail_fast", run.get_task_instance("skips_then").error)
+        self.assertEqual(self.states(run), {"skips_then": "failed", "bad": "failed"})
         with mock.patch.object(liteflow, "_GRACE", 0.3):
             run = module.ignores.run(db_path=self.db, executor=pool())
         self.assertEqual(self.states(run), {"ignores_it": "failed"})
