@@ -4628,7 +4628,7 @@ class _Store:
         better closed: its WAL is large, or not there."""
         # SQLite has no lock on this file that closing it would drop.
         with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
-            os.fsync(wal.fileno())
+            getattr(os, "fdatasync", os.fsync)(wal.fileno())  # as SQLite does, where there is that
             return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
         return False
 

@@ -9539,7 +9539,7 @@ class KeptFileTest(QueueCase):
         def submit(pool):
             pool.submit(self.dag, db_path=self.db).result(LIMIT)
 
-        with mock.patch.object(os, "fsync", fsync), WorkerPool(1) as pool:
+        with mock.patch.object(os, "fdatasync", fsync, create=True), WorkerPool(1) as pool:
             for go in (self.go, self.go, submit):
                 self.db.unlink(missing_ok=True)  # from the second time on, it is another file
                 go(pool)
