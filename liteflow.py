@@ -3392,21 +3392,18 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
         return
     # A bit stands for a setup and a teardown of it. A scope without a teardown has no end.
     scopes = list[tuple[_Node, _Node | None]]()
-    begun, ended, endless = collections.Counter[_Node](), collections.Counter[_Node](), 0
+    begun, ended = collections.Counter[_Node](), collections.Counter[_Node | None]()
     for setup in setups:
-        teardowns = [below for below in setup.downstream if below.task.is_teardown]
-        for teardown in teardowns:
-            _shelter(setup, teardown)
-            ended[teardown] |= 1 << len(scopes)
+        ends: list[_Node | None] = [node for node in setup.downstream if node.task.is_teardown]
+        for end in ends or [None]:
             begun[setup] |= 1 << len(scopes)
-            scopes.append((setup, teardown))
-        if not teardowns:
-            endless |= 1 << len(scopes)
-            begun[setup] |= 1 << len(scopes)
-            scopes.append((setup, None))
+            ended[end] |= 1 << len(scopes)
+            scopes.append((setup, end))
+            if end is not None:
+                _shelter(setup, end)
     ended_below = dict(_reach(order[::-1], "downstream", [ended[node] for node in order[::-1]]))
     for node, above in _reach(order, "upstream", [begun[node] for node in order]):
-        inside = above & (endless | ended_below[node])
+        inside = above & (ended[None] | ended_below[node])
         while inside:
             setup, end = scopes[(inside & -inside).bit_length() - 1]  # of the lowest bit
             inside &= inside - 1  # which this clears
