@@ -2637,7 +2637,8 @@ class Dag:
         method `mp_context`; or `executor` is a `WorkerPool` or any `concurrent.futures.Executor`.
         `pools` gives the sizes of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
         another run of the DAG rules this one out. `progress=True` prints what happens to standard
-        error, a callable gets each line. Setting the event `stop` ends the run as failed.
+        error, a callable gets each line, until it raises. Setting the event `stop` ends the run as
+        failed.
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
         ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, DagRunAlreadyExists,
@@ -9501,7 +9502,7 @@ class _Run(_Start):
                 self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
                 end = functools.partial(store.end_run, state, self.reason)
                 row = _until_unlocked(self.path, end, self._check_patience)
-            except BaseException as error:  # a full disk, a bug, a progress= that raises
+            except BaseException as error:  # a full disk, or a bug
                 self.reason = _brief(error)
                 with contextlib.suppress(Exception):  # it is this one that is to be told
                     row = store.end_run(DagRunState.FAILED, self.reason)
@@ -11822,7 +11823,11 @@ class _Report:
         self.clear()
         self.output()
         _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
-        self._say(_paint(line, state, self._color))
+        try:
+            self._say(_paint(line, state, self._color))
+        except Exception as error:  # whatever the program's function raises: a run outlives that
+            self.mute()
+            _log().warning("%sprogress= hears no more: it raised %s", self._whose, _brief(error))
 
     def output(self, label: str = "", text: str = "") -> None:
         """Show what a task printed; without arguments, end the line that it left open."""

@@ -10446,15 +10446,15 @@ class CallbacksTest(Case):
         def run(progress):
             try:
                 module.dag.run(db_path=self.db, max_workers=1, progress=progress)
-            except LookupError as error:
+            except SystemExit as error:
                 raised.append(str(error))
 
         def first(line):
-            raise LookupError("first")
+            raise SystemExit("first")
 
         def later(line):
             if "success" in line:
-                raise LookupError("later")
+                raise SystemExit("later")
 
         raised = []
         for progress in first, later:
@@ -10463,7 +10463,7 @@ class CallbacksTest(Case):
             thread.join(LIMIT)
         self.assertEqual(raised, ["first", "later"])
         told = (self.folder / "notes").read_text()
-        self.assertEqual(told, "LookupError: first\nLookupError: later\n")
+        self.assertEqual(told, "SystemExit: first\nSystemExit: later\n")
         self.assert_nothing_left()
 
     def test_a_callback_of_the_dag_knows_when_the_run_ended(self):
@@ -12474,6 +12474,19 @@ class RunTest(Case):
         self.assertIn("'r'", str(caught.exception))
         DAG("other").run(db_path=self.db, run_id="r")
 
+    def test_a_run_outlives_a_progress_function_that_raises(self):
+        lines = []
+
+        def hang_up(line):
+            lines.append(line)
+            raise ConnectionError("gone")
+
+        flow = "with DAG('said') as dag:\n    task(task_id='a')(sorted)([1])\n"
+        with self.assertLogs("liteflow", "WARNING") as logged:
+            run = self.run_flow(flow, progress=hang_up)
+        self.assertEqual((run.state, len(lines), len(logged.output)), ("success", 1, 1))
+        self.assertIn("progress= hears no more: it raised ConnectionError: gone", logged.output[0])
+
     def test_progress_goes_where_it_is_asked_to(self):
         lines = []
         self.run_flow(
@@ -12848,12 +12861,12 @@ class AgainTest(FlowCase):
         self.go(made)
 
         def tell(line):
-            raise OSError("nobody listens")
+            raise SystemExit("nobody listens")
 
-        with self.assertRaisesRegex(OSError, "nobody listens"):
+        with self.assertRaisesRegex(SystemExit, "nobody listens"):
             self.resume(made, progress=tell)
         again = made.get_run(self.last.run_id, self.db)
-        self.assertEqual((again.state, again.reason), ("failed", "OSError: nobody listens"))
+        self.assertEqual((again.state, again.reason), ("failed", "SystemExit: nobody listens"))
 
     def test_what_fails_as_the_run_is_stopped_is_not_tried_again_before_a_resume(self):
         stop = threading.Event()
@@ -22381,7 +22394,7 @@ class Promise6Test(Case):
 
 class Promise7Test(Case):
     """A wrong graph, an unknown task, a function or argument that cannot reach a worker is refused
-    before anything runs, and nothing is written."""
+    before anything runs, and nothing is written (of a submitted run, its refusal)."""
 
     def test_each_is_refused_and_no_file_is_made(self):
         for source, kind, words in (
