@@ -2848,8 +2848,9 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
         made = Dag(**{"dag_id": function.__name__, "doc_md": function.__doc__, **settings})
         made.params.update({name: bound[name] for name in parameters.names})
         given = {name: _Argument("param", name, bound[name]) for name in parameters.names}
+        by_position = [given.pop(name) for name in parameters.names[: parameters.places]]
         with made:
-            function(*[given.pop(n) for n in parameters.names[: parameters.places]], **given)
+            function(*by_position, **given)
         return made
 
     return build
@@ -3076,9 +3077,10 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             for check in checks:
                 check(keyword, rule)
             fits(_TYPES[kind or "number"][0](), rule)  # a sample: 0, "", [] or {}
-            parts = [rule] if keyword == "items" else ()
-            for part in rule.values() if keyword == "properties" else parts:
-                _check_schema(part)
+            if keyword == "items":
+                _check_schema(rule)
+            for inner in rule.values() if keyword == "properties" else ():
+                _check_schema(inner)
         except (ArithmeticError, AttributeError, TypeError, ValueError, re.error) as error:
             raise ValueError(f"Param: {keyword} can't be {_shown(rule)}: {error}") from None
 
@@ -7578,14 +7580,7 @@ class _Slot:
         self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
-        server, until = self.server, _monotonic() + 0.5
-        # A server tells it at once, unless it is gone, was stopped, or hears of no child's end.
-        with contextlib.suppress(OSError, EOFError):
-            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
-                if _monotonic() > until:
-                    break
-                time.sleep(0.001)
-            self.exitcode = code
+        self.exitcode = self._exit_code()
         _forget(self.process)
         mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
         getattr(mapping, "close", bool)()  # at once, also where references are not counted
@@ -7594,6 +7589,17 @@ class _Slot:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
         self._executor = self._executor_thread = None  # with their pipes
+
+    def _exit_code(self) -> int | None:
+        """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
+        server, code = self.server, None
+        until = _monotonic() + 0.5
+        with contextlib.suppress(OSError, EOFError):
+            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
+                if _monotonic() > until:
+                    break
+                time.sleep(0.001)
+        return code
 
     def dismiss(self) -> None:
         """Tell an idle worker that there is no more to do; `bury` waits for its end."""
@@ -8448,8 +8454,9 @@ class _SlotRunner(_Runner):
     def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *why: Any) -> None:
         slot.state, slot.callbacks = "calling", None
         if name is not None and slot.attempt is not None:
-            task, kind = f"task {slot.attempt.instance.task_id!r}", name.removeprefix("dag_")
-            slot.callbacks = f"{kind} of {task if kind == name else 'the DAG'}"
+            is_of_dag = name.startswith("dag_")
+            whose = "the DAG" if is_of_dag else f"task {slot.attempt.instance.task_id!r}"
+            slot.callbacks = f"{name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
         slot.send("call", job, name, *why)
 
@@ -9169,7 +9176,8 @@ class _Start:
             which = f"DAG {dag_id!r} has a run {self.run_id!r}"
             raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
-            # Deleted; or another began in the same microsecond, as by a (test's) clock at rest.
+            # It was deleted, or another began in the same microsecond: many may, by a clock that
+            # stands still (a test's, say).
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row is None or known is None:  # then both are
@@ -10192,11 +10200,7 @@ class _RunLine:
             if entry is not None:
                 self._entries.add(entry)
             if path not in self._files or not self._files[path][0].is_in_place():
-                # Close one in whose place is another, and those beyond some that have no runs.
-                used = {path, *(entry.path for entry in self._entries if not entry.future.done())}
-                spare = [each for each in self._files if each not in used][: 1 - _FILES_OPEN]
-                for each in {path, *spare} & self._files.keys():
-                    self._files.pop(each)[1].close()
+                self._close_some(path)
                 with contextlib.ExitStack() as made:
                     store = made.enter_context(contextlib.closing(_Store(path)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
@@ -10206,6 +10210,13 @@ class _RunLine:
             store, _ = self._files[path]
             _until_unlocked(path, lambda: act(store))
             return store.owner
+
+    def _close_some(self, replaced: str) -> None:
+        """Close a file in whose place is another one, and those beyond some that have no runs."""
+        used = {entry.path for entry in self._entries if not entry.future.done()}
+        spare = [path for path in self._files if path not in {replaced, *used}]
+        for path in {replaced, *spare[: 1 - _FILES_OPEN]} & self._files.keys():
+            self._files.pop(path)[1].close()
 
     def enter(self, entry: _InLine, first: bool = False) -> _RunFuture:
         """Put a run in line, at the end or `first`. Returns its future."""
