@@ -9244,7 +9244,9 @@ class _Start:
             # among them chose says nothing of what it will choose.
             settled = found.along | (found.alone & running)
             along = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in settled}
-            self._plan_on({**recorded, **along}, kept)
+            # What had no elements may have some then.
+            some = {k: kept[k] or 1 for k in settled if k in kept}
+            self._plan_on({**recorded, **along}, {**kept, **some})
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}

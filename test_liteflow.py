@@ -13372,6 +13372,20 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow(False)), ["last", "late", "s", "t", "v", "w:e", "z"])
 
+    def test_elements_that_a_setup_gives_as_it_is_taken_along_pull_what_hangs_on_them(self):
+        def flow(given):
+            with DAG("d") as d:
+                s, t = self.step("s", given, kind="setup")(), self.step("t", kind="teardown")()
+                s >> self.step("z")() >> t.as_teardown(setups=s)
+                each = self.step("each").expand(x=s)
+                each >> self.step("last", trigger_rule="all_done")()
+            return d
+
+        self.bad = {"z"}
+        self.assertEqual(self.go(flow([])), ["last", "s", "t", "z"])
+        self.bad = set()
+        self.assertEqual(self.resume(flow(["a"])), ["each:a", "last", "s", "t", "z"])
+
     # Lists.
 
     def loading(self, elements):
