@@ -59,6 +59,7 @@ runners, run, reading back, showing, command line.
 
 from __future__ import annotations
 
+import _thread
 import bisect
 import codecs
 import collections
@@ -7867,19 +7868,25 @@ class WorkerPool:
         """
         runs = self._runs
         if runs is not None:
-            runs.close(cancel_futures or stop, stop)
-        if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
+            _undisturbed(lambda: runs.close(cancel_futures or stop, stop))
+        is_within = runs is not None and threading.current_thread() in runs.threads
+        if self._lock._is_owned() or is_within or (runs is not None and not wait):
             self._closed = self._closed or runs is None  # or a line just being made takes runs
-            threading.Thread(target=self.shutdown).start()
+            _undisturbed(threading.Thread(target=self.shutdown).start)
             return
-        if runs is not None:
-            try:
-                runs.drain()
-            except (KeyboardInterrupt, SystemExit):
-                # Whoever can't wait wants no more runs to begin; the second time, no end in order.
+        try:
+            _undisturbed(self._end)
+        except (KeyboardInterrupt, SystemExit):
+            # Whoever can't wait wants no more runs to begin; the second time, no end in order.
+            if runs is not None:
                 runs.forced = runs.stopping
-                runs.close(True, True)
-                raise
+                _undisturbed(lambda: runs.close(True, True))
+            raise
+
+    def _end(self) -> None:
+        """Wait for the runs to end, then end the workers."""
+        if self._runs is not None:
+            self._runs.drain()
         with self._ending:  # a second shutdown waits for the thread of a first one
             with self._lock:
                 self._closed = True
@@ -8031,6 +8038,34 @@ class WorkerPool:
             slot.bury(grace=2.0)
         if self._closed:
             self._end_server()
+
+
+def _undisturbed(act: Callable[[], T]) -> T:
+    """What `act` returns, and no signal's handler can cut it in two: those are called in the main
+    thread, where they may raise between any two steps. There another thread does it, and whoever
+    ends the wait lets it come to its end."""
+    if threading.get_ident() != threading.main_thread().ident:
+        return act()
+    is_done = threading.Lock()
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(act())
+        except BaseException as error:  # whatever it is: for the one that waits
+            failed.append(error)
+        is_done.release()
+
+    is_done.acquire()
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # the system, or the interpreter's end, allows no more
+        return act()
+    is_done.acquire()
+    if failed:
+        raise failed.pop()
+    return found[0]
 
 
 def _close_pools() -> None:
@@ -10085,7 +10120,7 @@ class _InLine:
     def end(self, reason: str) -> None:
         """Close the run, which has not begun, as failed."""
         of = (self.dag.dag_id, self.future.run_id, reason, self._is_ours)
-        self.line.write(self.path, lambda store: store.cancel_run(*of))
+        _undisturbed(lambda: self.line.write(self.path, lambda store: store.cancel_run(*of)))
 
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
@@ -10153,7 +10188,7 @@ class _RunLine:
     def __init__(self, pool: WorkerPool) -> None:
         _set_up_slots(by_executor=True)
         self._pool = pool
-        self._changed: Any = threading.Condition(threading.RLock())
+        self._changed = threading.Condition()
         # Of each DAG and file, in order of arrival; and how many of them run here.
         self._waiting: dict[tuple[str, str], collections.deque[_InLine]] = {}
         self._active: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -10161,7 +10196,7 @@ class _RunLine:
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
-        self._writing: Any = threading.RLock()  # as it knows whose it is
+        self._writing = threading.Lock()
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
@@ -10170,9 +10205,13 @@ class _RunLine:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
         entry = _InLine(self, run, run.run_id, "")
-        entry.owner = self.write(run.path, run.enqueue, entry)
-        entry.future.run_id = run.run_id  # by now: another run may have had the first one's
-        return self.enter(entry)
+
+        def record() -> _RunFuture:
+            entry.owner = self.write(run.path, run.enqueue, entry)
+            entry.future.run_id = run.run_id  # by now: another run may have had the first one's
+            return self.enter(entry)
+
+        return _undisturbed(record)
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         run = self._checked("recover()", dag, options)
@@ -10182,7 +10221,8 @@ class _RunLine:
         with contextlib.suppress(_Empty):
             runs = _read_runs(path, dag.dag_id, not_yet="success") if os.path.exists(path) else []
             left = [each.run_id for each in runs[::-1] if _is_left(each._row, path)]
-        return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
+        entries = [_InLine(self, run, run_id, None) for run_id in left]
+        return _undisturbed(lambda: [self.enter(entry) for entry in entries])
 
     def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Start:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
@@ -10194,8 +10234,6 @@ class _RunLine:
     def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
         the disk). Returns the owner of the runs that wait here, as `entry` will."""
-        if self._writing._is_owned():  # a transaction is open, perhaps
-            raise RuntimeError("a signal handler has cut into a submit() or cancel(): use a thread")
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")
@@ -10293,11 +10331,6 @@ class _RunLine:
             left = [entry for waiting in self._waiting.values() for entry in waiting]
         for entry in left if give_up else ():
             entry.cancel(close=False)
-
-    def is_within(self) -> bool:
-        """Whether this thread runs, or, as a signal comes, writes or puts a run in line here."""
-        is_held = self._writing._is_owned() or self._changed._is_owned()
-        return is_held or threading.current_thread() in self.threads
 
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""

@@ -15782,6 +15782,69 @@ class SubmitTest(FlowCase):
         wanted = {("failed", "its pool was shut down"): 1, ("queued", "submitted"): 19}
         self.assertEqual(states, wanted)
 
+    INTERRUPTED = """
+        import dis, random, sys, time
+        from liteflow import *
+
+        class Interrupt:  # a trace that raises at the at-th step after which a handler may
+            AFTER = "CALL CALL_KW CALL_FUNCTION_EX JUMP_BACKWARD RESUME".split()
+            FILES = ("threading.py", "_base.py", "contextlib.py", "liteflow.py")
+            def __init__(self, at):
+                self.at, self.steps, self.last = at, 0, {}
+            def __call__(self, frame, event, arg):
+                if frame.f_code.co_filename.endswith(self.FILES):
+                    frame.f_trace_opcodes, frame.f_trace_lines = True, False
+                    self.last[id(frame)] = "RESUME"
+                    return self.step
+            def step(self, frame, event, arg):
+                if event == "opcode":
+                    self.steps += self.last[id(frame)] in self.AFTER
+                    self.last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+                    if self.steps == self.at:
+                        self.at = -1
+                        sys.settrace(None)
+                        raise KeyboardInterrupt
+                return self.step
+
+        with DAG("d") as dag:
+            @task
+            def f(): time.sleep(0.01)
+            f()
+
+        def attempt(at, act):
+            trace = Interrupt(at)
+            try:
+                with WorkerPool(1, max_runs=1) as pool:
+                    for _ in range(3): pool.submit(dag)
+                    sys.settrace(trace)
+                    act(pool)
+                    sys.settrace(None)
+            except KeyboardInterrupt:
+                pass
+            assert not pool._runs.threads and pool._closed
+            return trace.steps
+
+        if __name__ == "__main__":
+            chosen = random.Random(int(sys.argv[1]))
+            acts = [lambda pool: pool.submit(dag), lambda pool: pool.shutdown(cancel_futures=True)]
+            for act in acts:
+                steps = range(1, attempt(0, act) + 1)
+                for at in chosen.sample(steps, min(int(sys.argv[2]), len(steps))):
+                    print("at", at, "of", len(steps), flush=True)
+                    attempt(at, act)
+        """
+
+    def test_an_interrupt_at_any_moment_of_a_submit_or_shutdown_leaves_the_pool_whole(self):
+        path = self.script(self.INTERRUPTED)
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        points, timeout = ("1000", 9 * LIMIT) if SOAK else ("50", LIMIT)
+        done = self.python(path, str(seed), points, timeout=timeout)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), f"seed {seed}: {done.stdout}")
+        self.db = self.folder / "liteflow.db"
+        states = {*self.query("SELECT state, reason FROM dag_run")}
+        cut_off = {("failed", "its pool was shut down"), ("queued", "submitted")}
+        self.assertLessEqual(states, {("success", None), *cut_off})
+
     def test_recover_revives_nothing_that_somebody_ended(self):
         with WorkerPool(1, max_runs=1) as mine:
             futures = self.hold(mine, *"abc", stop=mock.Mock(is_set=lambda: len(self.began()) == 1))
@@ -16059,35 +16122,36 @@ class SubmitTest(FlowCase):
         mine.shutdown()
         self.assertEqual(taken, [None])
 
+    def handler(self, act):
+        """Lets a signal's handler do it, which is called in the main thread."""
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        signal.signal(signal.SIGUSR1, lambda *_: act())
+        return functools.partial(os.kill, os.getpid(), signal.SIGUSR1)
+
     def test_a_signal_handler_may_shut_the_pool_down_within_a_submit(self):
         mine, queue_run = WorkerPool(1), liteflow._Store.queue_run
+        send = self.handler(lambda: mine.shutdown(cancel_futures=True))
 
         def signalled(store, row):
-            mine.shutdown(cancel_futures=True)  # by a handler, in this thread
+            send()
+            wait_until(lambda: mine._runs._closed)
             queue_run(store, row)
 
-        def submit():
-            futures.append(mine.submit(self.flows.dag, db_path=self.db))
-
-        futures = []
-        thread = threading.Thread(target=submit, daemon=True)
         with mock.patch.object(liteflow._Store, "queue_run", signalled):
-            thread.start()
-            thread.join(LIMIT)
-        self.assertFalse(thread.is_alive())
-        [future] = futures
-        wait_until(lambda: mine._closed and future.cancelled())
+            future = mine.submit(self.flows.dag, db_path=self.db)
+        self.assertTrue(mine._closed and future.cancelled())
         self.assertEqual(self.state(future), ("queued", "submitted"))
         self.assert_nothing_left()
 
     def test_a_signal_handler_may_shut_the_pool_down_as_a_run_is_put_in_line(self):
         """Before there is a thread to wait for: the run would begin in a pool that is gone."""
         mine, call_thread = WorkerPool(1), liteflow._RunLine._call_thread
-        signalled = lambda line: mine.shutdown() or call_thread(line)  # noqa: E731 - in this thread
+        send = self.handler(mine.shutdown)
+        signalled = lambda line: send() or call_thread(line)  # noqa: E731
         with mock.patch.object(liteflow._RunLine, "_call_thread", signalled):
             future = mine.submit(self.flows.dag, db_path=self.db)
         self.assertEqual(future.result(LIMIT).state, "success")
-        wait_until(lambda: mine._closed)
+        self.assertTrue(mine._closed)
         self.assert_nothing_left()
 
     def test_a_signal_handler_may_shut_the_pool_down_within_its_first_submit(self):
@@ -16128,33 +16192,27 @@ class SubmitTest(FlowCase):
         other.join(LIMIT)
         self.assert_nothing_left()
 
-    def test_a_signal_handler_that_submits_or_cancels_leaves_a_submit_whole(self):
-        """It comes between two statements of one transaction."""
+    def test_a_signal_handler_may_submit_and_cancel_in_the_midst_of_a_submit(self):
         set_run = liteflow._Store._set_run
 
-        def signalled(store, *arguments, **named):
-            if len(refused) < 2:
-                for act in (
-                    functools.partial(mine.submit, self.flows.dag, db_path=self.db),
-                    first.cancel,
-                ):
-                    try:
-                        act()
-                    except Exception as error:
-                        refused.append(repr(error))
+        def act():
+            done.append(mine.submit(self.flows.dag, db_path=self.db))
+            done.append(first.cancel())
+
+        def signalled(store, *arguments, **named):  # between two statements of one transaction
+            if not came.is_set():
+                came.set()
+                send()
             return set_run(store, *arguments, **named)
 
-        refused = []
+        came, done, send = threading.Event(), [], self.handler(act)
         with WorkerPool(1, max_runs=1) as mine:
             [_, first] = self.hold(mine, *"ab")
             with mock.patch.object(liteflow._Store, "_set_run", signalled):
                 second = mine.submit(self.flows.dag, db_path=self.db)
-            self.assertTrue(first.cancelled() and first.cancel())
             self.go_on()
-            self.assertEqual(second.result(LIMIT).state, "success")
-        why = "a signal handler has cut into a submit() or cancel(): use a thread"
-        self.assertEqual(refused, [f"RuntimeError({why!r})"] * 2)
-        self.assertEqual(self.state(first), ("failed", "cancelled"))
+            self.assertEqual([x.result(LIMIT).state for x in (second, done[0])], ["success"] * 2)
+        self.assertEqual((done[1], self.state(first)), (True, ("failed", "cancelled")))
 
     def test_a_cancel_that_could_not_be_recorded_is_when_the_runs_turn_comes(self):
         """Or another `recover` would begin what its future calls cancelled."""
