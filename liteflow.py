@@ -3914,6 +3914,7 @@ class _Resumption:
         self.alone: set[_InstanceKey] = set()  # cleared so, and no more: they pull nothing
         self._changed: set[str] = set()  # tasks of which an instance runs again
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
+        self._empty: set[str] = set()  # tasks that are mapped over nothing, as before
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
@@ -3948,6 +3949,8 @@ class _Resumption:
             del found[-1]
         elif -1 in rows and (mapping is None or not rows[-1].try_number):
             found[-1] = rows.pop(-1)  # else it was not mapped when it ran under this index
+        if keys == []:
+            self._empty.add(task.task_id)
         if mapping is not None and mapping.source_ids and not keys:
             self.unexpanded.add(task.task_id)
         self._indexes[task.task_id] = list(found)
@@ -3962,9 +3965,11 @@ class _Resumption:
         sources = mapping.source_ids.keys()
         again = sources & self._changed or sources & self._moved
         had = any(i >= 0 and row.state != "removed" for i, row in rows.items())
-        if not again and (not sources or had):
+        if not again:
             with contextlib.suppress(LookupError):  # an old result that is no list
-                return self._keys(mapping)
+                keys = self._keys(mapping)
+                if had or not sources or not keys:
+                    return keys
         return None
 
     def _decide(self, task: BaseOperator) -> None:
@@ -3973,9 +3978,10 @@ class _Resumption:
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            # What succeeded or skipped itself stays (what was cleared has no state), but for a
-            # branch that chose what the code does not have any more.
+            # What succeeded or skipped itself stays (what was cleared has no state), as does what
+            # has no elements, but for a branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
+            kept = kept or (row.state == "skipped" and task.task_id in self._empty)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
             by_itself = not kept or any(name not in self._dag for name in chosen)
             pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
@@ -9279,9 +9285,7 @@ class _Start:
             # among them chose says nothing of what it will choose.
             settled = found.along | (found.alone & running)
             along = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in settled}
-            # What had no elements may have some then.
-            some = {k: kept[k] or 1 for k in settled if k in kept}
-            self._plan_on({**recorded, **along}, {**kept, **some})
+            self._plan_on({**recorded, **along}, kept)
             ready = [i for i in self.plan.instances() if i.ready]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
