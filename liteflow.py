@@ -59,7 +59,6 @@ runners, run, reading back, showing, command line.
 
 from __future__ import annotations
 
-import _thread
 import bisect
 import codecs
 import collections
@@ -2646,6 +2645,7 @@ class Dag:
         TypeError, ValueError; AirflowException if `stop` is set already, RuntimeError if the
         `executor` is shut down.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
+        The program's own signal handlers are called between two turns; what they raise ends it.
         """
         options = dict(locals())  # all arguments, by their names
         return _Run(options.pop("self"), **options).execute()
@@ -7026,7 +7026,7 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock: Any = threading.RLock()  # as it knows whose it is: see `ask`
+        self._lock = threading.Lock()
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
@@ -7058,8 +7058,6 @@ class _ForkedServer:
         """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
         exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
         ended (its id is no other process's until it is told). Raises OSError, EOFError."""
-        if self._lock._is_owned():  # a signal handler has cut in, and ends the pool
-            raise OSError("the forked server is being asked already")
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -7791,6 +7789,8 @@ class WorkerPool:
     Raises TypeError or ValueError for a wrong argument.
     """
 
+    _runs: _RunLine | None = None  # once it is needed
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -7813,7 +7813,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock: Any = threading.RLock()  # as it knows whose it is: see `shutdown`
+        self._lock = threading.RLock()
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start
@@ -7821,7 +7821,7 @@ class WorkerPool:
         self._most = self.max_workers  # as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()  # of all runs that use it
         self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
-        self._runs: _RunLine | None = None  # once it is needed
+        vars(self).pop("_runs", None)
         self._latest_path: str | None = None  # of the latest run's file ...
         self._kept_store: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
@@ -7851,9 +7851,9 @@ class WorkerPool:
         return self._run_line().recover(dag, options)
 
     def _run_line(self) -> _RunLine:
-        with self._lock:
-            self._runs = self._runs or _RunLine(self)
-            return self._runs
+        # Not under the lock: a signal's handler may cut in, and shut the pool down.
+        line: _RunLine = self._runs or vars(self).setdefault("_runs", _RunLine(self))
+        return line
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -7869,15 +7869,12 @@ class WorkerPool:
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
         left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), or in a signal handler that has cut into what
-        this thread does with the pool: these can't wait for their own end.
+        thread (that of its future's callbacks), which can't wait for its own end.
         """
         runs = self._runs
         if runs is not None:
             _undisturbed(lambda: runs.close(cancel_futures or stop, stop))
-        is_within = runs is not None and threading.current_thread() in runs.threads
-        if self._lock._is_owned() or is_within or (runs is not None and not wait):
-            self._closed = self._closed or runs is None  # or a line just being made takes runs
+        if runs is not None and (not wait or threading.current_thread() in runs.threads):
             _undisturbed(threading.Thread(target=self.shutdown).start)
             return
         try:
@@ -8050,7 +8047,7 @@ def _undisturbed(act: Callable[[], T]) -> T:
     """What `act` returns, and no signal's handler can cut it in two: those are called in the main
     thread, where they may raise between any two steps. There another thread does it, and whoever
     ends the wait lets it come to its end."""
-    if threading.get_ident() != threading.main_thread().ident:
+    if threading.current_thread() is not threading.main_thread():
         return act()
     is_done = threading.Lock()
     found: list[T] = []
@@ -8065,7 +8062,7 @@ def _undisturbed(act: Callable[[], T]) -> T:
 
     is_done.acquire()
     try:
-        _thread.start_new_thread(work, ())
+        threading.Thread(target=work, daemon=True).start()
     except RuntimeError:  # the system, or the interpreter's end, allows no more
         return act()
     is_done.acquire()
@@ -9040,11 +9037,12 @@ class _Start:
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
-        self.runner: _Runner = _Runner() if asked.executor is _LATER else _make_runner(dag, asked)
+        self.runner = _Runner()
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._caught: list[int] = []  # signals that came
+        self._caught: list[int] = []  # signals that came, and end it ...
+        self._due: list[Callable[[], Any]] = []  # ... and others, for the program's own handlers
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
         # By a mapping's id(): its elements' digests, results' previews, what gives constants'.
@@ -9053,37 +9051,53 @@ class _Start:
         self._batch = _Batch()
 
     def _note_signals(self, put_back: contextlib.ExitStack) -> None:
-        """Note SIGINT, SIGTERM and SIGHUP until the handlers are put back: only in the main thread,
-        only where the handler is still the default."""
+        """Note signals until their handlers are put back, in the main thread: there Python calls
+        them between any two steps, and one that raises would cost a pool its workers. SIGINT,
+        SIGTERM and SIGHUP end the run, where their handlers are still the default; the program's
+        own handlers are called between two turns."""
         before: dict[int, Any] = {}
         pid = os.getpid()
 
-        def note(number: int, frame: object) -> None:
-            if os.getpid() == pid:
-                # As a terminal is closed, its shell and the kernel both send SIGHUP.
-                if not self._caught or signal.Signals(number).name != "SIGHUP":
-                    self._caught.append(number)
-                self.runner.wake()
-                # All that a run tells goes through `_print`, whose callers suppress it.
-                if len(self._caught) > 1 and getattr(frame, "f_code", None) is _print.__code__:
-                    self.report.mute()
-                    raise BlockingIOError  # it waits for somebody to read what it tells
-            else:
+        def note(number: int, frame: Any) -> None:
+            if os.getpid() != pid:
                 # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which
                 # is to end) inherits the handler, not the meaning.
                 signal.signal(number, before[number])
                 os.kill(os.getpid(), number)
+                return
+            if not (number in ends and before[number] in defaults):
+                self._due.append(functools.partial(before[number], number, frame))
+            # As a terminal is closed, its shell and the kernel both send SIGHUP.
+            elif not self._caught or signal.Signals(number).name != "SIGHUP":
+                self._caught.append(number)
+            self.runner.wake()
+            # All that a run tells goes through `_print`, whose callers suppress it.
+            if getattr(frame, "f_code", None) is _print.__code__:
+                self._call_handlers()
+                if len(self._caught) > 1:
+                    self.report.mute()
+                    raise BlockingIOError  # it waits for somebody to read what it tells
 
-        noted = not self.asked.in_process and threading.current_thread() is threading.main_thread()
-        for name in ("SIGINT", "SIGTERM", "SIGHUP") if noted else ():
-            number = getattr(signal, name, signal.SIGTERM)  # Windows has not all
-            if _signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+        put_back.callback(self._call_handlers)
+        if self.asked.in_process or threading.current_thread() is not threading.main_thread():
+            return
+        defaults = (signal.SIG_DFL, signal.default_int_handler)
+        ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        for number in _signal.valid_signals():
+            handler = _signal.getsignal(number)
+            if callable(handler) or (number in ends and handler in defaults):
                 with contextlib.suppress(ValueError):  # the main thread is a subinterpreter's
                     before[number] = _signal.signal(number, note)
-                    put_back.callback(_signal.signal, number, before[number])
+                    put_back.callback(_signal.signal, number, handler)
+
+    def _call_handlers(self) -> None:
+        """Call the program's own handlers of signals that came. What they raise ends the run."""
+        while self._due:
+            self._due.pop(0)()
 
     def _check(self) -> None:
         """Raises AirflowException if the run was told to stop before it has begun."""
+        self._call_handlers()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
         if self.asked.in_line is not None:
@@ -9391,16 +9405,17 @@ def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
     return sizes
 
 
-def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
+def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]:
+    """What makes the run's runner. Raises TypeError or ValueError for a wrong argument."""
     executor = asked.executor
     if asked.in_process:
-        return _InProcessRunner(dag)
+        return lambda: _InProcessRunner(dag)
     if executor is not None and (asked.max_workers is not None or asked.mp_context is not None):
         raise ValueError("run() takes executor= or max_workers= and mp_context=, not both")
     if executor is not None and not isinstance(executor, WorkerPool):
         if not _has_method(executor, "submit"):
             raise TypeError(f"executor must be a WorkerPool or Executor, found {_shown(executor)}")
-        return _ExecutorRunner(executor)
+        return lambda: _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
     # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
@@ -9414,7 +9429,7 @@ def _make_runner(dag: Dag, asked: types.SimpleNamespace) -> _Runner:
     if not interactive and name.endswith("__main__") and any(own):
         since = dag._born  # a package's is imported by nobody either, but it stays as it is
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
-    return _SlotRunner(pool, executor is None, dag, since)
+    return lambda: _SlotRunner(pool, executor is None, dag, since)
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
@@ -9486,6 +9501,7 @@ class _Run(_Start):
 
     def __init__(self, dag: Dag, **options: Any) -> None:
         super().__init__(dag, **options)
+        self._make_runner = _runner_for(dag, self.asked)
         self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
         self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
@@ -9501,8 +9517,10 @@ class _Run(_Start):
         trouble: BaseException | None = None
         try:
             # Signals are noted to its very end: half of a runner's end, a pool would miss a worker.
-            with contextlib.ExitStack() as put_back, contextlib.closing(self.runner):
+            with contextlib.ExitStack() as put_back:
                 self._note_signals(put_back)
+                self.runner = self._make_runner()
+                put_back.callback(self.runner.close)
                 while True:
                     with contextlib.suppress(_LookAgain):
                         found = self._execute_once()
@@ -9631,6 +9649,7 @@ class _Run(_Start):
             if not self._forced:
                 self._choose(self.plan.ready_count(_monotonic()))
             self._record()
+            self._call_handlers()
             if self._callbacks and not self._forced:  # what they follow is recorded now
                 self._choose(0)
             if self._is_over():
@@ -9666,6 +9685,7 @@ class _Run(_Start):
 
     def _check_patience(self) -> None:
         """Raises DatabaseError after a second signal: nobody waits any longer for the lock."""
+        self._call_handlers()
         if len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
@@ -10068,6 +10088,7 @@ class _Run(_Start):
             self._choose(0)
             while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:
                 self.runner.wait(0.5)
+                self._call_handlers()
                 self._choose(0)
             self._batch.logs += self.runner.output()
             if self._batch:
@@ -10080,7 +10101,6 @@ class _Run(_Start):
 
 # --- Run: runs in line ----------------------------------------------------------------------------
 
-_LATER: Any = object()  # in place of a pool: no worker is to be lent yet
 _TRIED_AGAIN = 1.0  # seconds until a run is tried again: others rule it out, or killed its worker
 _FILES_OPEN = 8  # that a line keeps open for what is submitted next, besides those of its runs
 
@@ -10233,7 +10253,7 @@ class _RunLine:
         _of_type(Dag)("dag", dag)
         if self._closed or self._pool._closed:
             raise RuntimeError("the WorkerPool is shut down")
-        return _Start(dag, executor=_LATER, **options)
+        return _Start(dag, **options)
 
     def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
