@@ -7067,7 +7067,7 @@ class _ForkedServer:
                     if not _is_readable(self._requests.fileno(), timeout=5.0):
                         raise OSError("the forked server says nothing")
                 return message[0][0]
-            except BaseException:  # a Ctrl-C, too: a late answer would be taken for the next one
+            except BaseException:  # whatever it is: a late answer would be that to the next one
                 self.is_gone = True
                 raise
 
@@ -10359,7 +10359,6 @@ class _RunLine:
     def drain(self) -> None:
         """Wait for the runs to end, and let go of the owners' locks."""
         with self._changed:
-            # Not by join(): up to 3.12, a thread counts as ended once a signal cut that off.
             while self.threads:
                 self._changed.wait()
             self._drained = True
