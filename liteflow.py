@@ -10532,7 +10532,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
         was = None if row.cleared or (open_again and is_past) else was
     ti._attempt = was
     ti.interrupted = was == "interrupted" or (was == "failed" and ti.state is None)
-    if attempt or ((ti.state or ti.interrupted) and was not in (None, "interrupted")):
+    if attempt or ((ti.state or ti.interrupted) and was is not None):
         ti.pid, ti.error = row.pid, row.error
         ti.start_date = _moment(row.start_date)
         ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # of a poke before
@@ -10956,8 +10956,6 @@ def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[T
     instances = run._instances(attempts, **which)
     for ti in instances if died else ():
         if ti.state is not None and ti.state not in _ENDED:
-            if ti.state is not _S.UP_FOR_RETRY:  # whose attempt has ended
-                ti.start_date, ti.end_date = ti.start_date if attempts else None, None
             ti.state, ti.interrupted = None, True
     return instances
 
@@ -11413,7 +11411,7 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
     cut = []
     for ti in instances:
         if ti._word == "interrupted" or (ti.state is _S.SKIPPED and ti._attempt == "failed"):
-            why = f" ({_last_line(ti.error)})" if ti.error else ""
+            why = f" ({_last_line(ti.error)})" if ti._attempt == "failed" else ""
             cut.append(f"{_with_element(ti)}{why}")
     lines = [f"failed, too: {_few(rest)}"] if rest else []
     lines += [f"cut off: {_few(cut)}"] if cut else []

@@ -14550,7 +14550,8 @@ class SeenStateTest(Case):
         [attempt] = found["attempts"]
         self.assertIsNotNone(attempt["start_date"])
         self.assertEqual((attempt["end_date"], attempt["duration"]), (None, None))  # who knows
-        self.assertIsNone(found["task_instances"][0]["start_date"])  # as once the run is closed
+        [shown] = found["task_instances"]  # as it was begun, though it has no state again
+        self.assertEqual((shown["state"], shown["start_date"]), (None, attempt["start_date"]))
         line = next(line for line in drawn.splitlines() if "long" in line)
         self.assertIn("interrupted", line)
         self.assertIn("interrupted", text)
@@ -20776,6 +20777,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         shown = self.cli("show", "cut").stdout
         self.assertIn(told, shown)
         self.assertRegex(shown, r"flaky +interrupted +1 .* OSError: flaky net\n")
+        self.assertRegex(shown, r"slow +interrupted +1 +[\d:]+ .*s +interrupted: stopped by SIGT")
         (self.folder / "mended").touch()
         second = self.start(*one, "--resume")
         self.assertTrue(wait_until((self.folder / "again").exists))
