@@ -3130,6 +3130,7 @@ class _Past(_NamedTuple):
     lost: int = 0  # attempts in a row that went down with their scheduler
     cleared: int = 0  # by somebody: _CLEARED, with what hangs on it, or _CLEARED_ALONE
     element: str | None = None  # what it was mapped over, as a digest
+    preview: str | None = None  # the same, for people
     takes: str | None = None  # the tasks whose results it took, as JSON
     flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
     role: str | None = None
@@ -5085,8 +5086,8 @@ def _select_texts(db: sqlite3.Connection, run_row: int, parts: Iterable[_Row]) -
 
 def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     """A run's task instances as a resume sees them."""
-    columns = """id task_id map_index state try_number max_tries lost cleared element takes flow
-        role upstream_task_ids
+    columns = """id task_id map_index state try_number max_tries lost cleared
+        element element_preview takes flow role upstream_task_ids
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
     in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
@@ -9456,11 +9457,12 @@ def _news_of(found: _Resumption) -> list[str]:
         counted = collections.Counter(task_id for task_id, _ in keys)
         return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
 
-    removed = [row for row, _ in found.removed if row.state != "removed"]
+    removed = [row._replace(map_index=i) for row, i in found.removed if row.state != "removed"]
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
     left = [row for row in removed if row.try_number or row.task_id not in totals]
-    gone = [_label_of(row.task_id, row.map_index) for row in left if row.task_id not in anew]
+    left = [row for row in left if row.task_id not in anew]
+    gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]
     stay = [(k, row.state) for k, row in found.instances.items() if k not in found.again]
     told = {
         "kept, as they succeeded": by_task(k for k, state in stay if state != "skipped"),
@@ -10896,13 +10898,13 @@ def _line_of(members: list[TaskInstance]) -> _Line:
     span = min(starts, default=None), max(ends, default=None)
     if len(members) > 1:
         return _Line(f"{first.task_id} x {len(latest)}", _counts_text(words), style, tries, *span)
-    error, element = _last_line(first.error), _element_text(first, 40)
+    error, element = _last_line(first.error), _element_text(first.element, 40)
     return _Line(first._label, first._word, style, tries, *span, error, element)
 
 
-def _element_text(ti: TaskInstance, most: int = 80) -> str:
+def _element_text(element: str | None, most: int = 80) -> str:
     """What an instance is mapped over; in brackets unless quoted, as 3 would read as a count."""
-    lines = (ti.element or "").split("\n")
+    lines = (element or "").split("\n")
     text = _shortened(_clean(" ".join(filter(None, map(str.strip, lines)))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
@@ -11363,7 +11365,7 @@ def _own_output(run: DagRun, ti: TaskInstance) -> str:
 
 
 def _with_element(ti: TaskInstance) -> str:
-    return f"{ti._label} {_element_text(ti)}".rstrip()
+    return f"{ti._label} {_element_text(ti.element)}".rstrip()
 
 
 def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:

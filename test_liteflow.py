@@ -13552,10 +13552,14 @@ class AgainTest(FlowCase):
 
         self.bad = {"z"}
         self.go(flow(["a", "b"]))
+        told = []
         for elements in (["b"], ["b", "c"], ["c", "b"]):
-            ran = self.resume(flow(elements))
+            ran = self.resume(flow(elements), progress=told.append)
             self.assertIn("total", ran)
             self.assertEqual(self.last.xcom_pull("total"), "".join(elements))
+        # By its name of today, under which it is shown: `load[0]` is b's now.
+        [gone] = [line for line in told if line.startswith("gone")]
+        self.assertEqual(gone, "gone from the code, now removed: load[1] 'a'")
         self.assertNotIn("order", ran)
         self.assertEqual(self.resume(flow(["c", "b"])), ["z"])
 
@@ -15086,7 +15090,7 @@ class PlanGrowthTest(Case):
             keys = liteflow._element_keys(flow(1).tasks[0]._mapping, None)
             return [
                 liteflow._Past(
-                    i * 20 + k, f"m{i}", k, "success", 1, 0, 0, 0, keys[k], None, None,
+                    i * 20 + k, f"m{i}", k, "success", 1, 0, 0, 0, keys[k], "x", None, None,
                     "success", "2024", "2024", False,
                 )
                 for i in range(n)
