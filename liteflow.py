@@ -11220,7 +11220,7 @@ def _when(moment: _datetime.datetime | None) -> str:
 def _ago(moment: _datetime.datetime | None) -> str:
     """How long ago: 40 s, 5 min, 3 h, 2 d."""
     if (seconds := _span(moment, _utcnow())) is None:
-        return "never"
+        return "none"  # in the file: there may have been some, which `prune` deleted
     units = ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h"), (math.inf, 86400, "d"))
     unit, name = next((unit, name) for limit, unit, name in units if seconds < limit)
     return f"{int(seconds // unit)} {name} ago"

@@ -19599,6 +19599,7 @@ class SeeingTest(ScriptCase):
         self.assertEqual((run.xcoms(), run.log("f")), ([], "x" * 3000 + "\n"))
         self.seen("prune", "fat", "--keep", "0")
         self.assertEqual(Dag("fat").runs(self.db), [])
+        self.assertRegex(self.seen("list"), r"fat +0 +none\n")  # not that it never succeeded
         self.seen("list", "--check")  # there is nothing left to be in trouble
         self.assertIn(f"there is no run in {self.db}", self.cli("show").stderr)
         self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
