@@ -2589,7 +2589,7 @@ class Dag:
         """
         order = self.topological_sort()
         for setup, below in [(s, t) for s in order if s.is_setup for t in s.downstream_list]:
-            if below.trigger_rule not in ("all_success", "all_done_setup_success"):
+            if below.trigger_rule != "all_success" and not below.is_teardown:
                 what = f"task {below.task_id!r} stands right below the setup {setup.task_id!r}"
                 must = f"its trigger_rule must be 'all_success', found '{below.trigger_rule}'"
                 raise _UsageError(f"{what}: {must}")

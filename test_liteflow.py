@@ -6720,12 +6720,13 @@ class FlowTest(Case):
             },
         )
         self.assertEqual(run.state, "failed")
-        with DAG("d") as d:
+        with DAG("d"), self.assertRaises(ValueError):
+            teardown(trigger_rule="all_done")(sample)(1)
+        for rule in ("all_done", "all_done_setup_success"):  # that of teardowns: of them alone
+            with DAG("d") as d:
+                liteflow.setup(sample)(1) >> task(task_id="x", trigger_rule=rule)(sample)(1)
             with self.assertRaises(ValueError):
-                teardown(trigger_rule="all_done")(sample)(1)
-            liteflow.setup(sample)(1) >> task(task_id="x", trigger_rule="all_done")(sample)(1)
-        with self.assertRaises(ValueError):
-            d.validate()
+                d.validate()
 
     def test_teardowns_and_setups_of_a_mapped_group_go_by_index(self):
         run = self.run_flow(
