@@ -247,6 +247,7 @@ class AirflowRescheduleException(AirflowException):
 
     def __init__(self, reschedule_date: _datetime.datetime) -> None:
         super().__init__(reschedule_date)
+        _of_type(_datetime.datetime)("reschedule_date", reschedule_date)
         self.reschedule_date = _aware(reschedule_date)
 
 

@@ -6991,6 +6991,8 @@ class OperatorsTest(Case):
         self.assertEqual(found, [("success", 1), ("success", 1), ("failed", 1), ("success", 1)])
         self.assertEqual(run.xcom_pull("hooked"), "done")
         self.assertEqual(run.log("wait_for_file"), "looked\n" * 2)
+        error = run.get_task_instance("wait_for_file__2").error
+        self.assertIn("reschedule_date must be datetime, found 'today'", error)
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
