@@ -2097,7 +2097,7 @@ class _Partial(Generic[R]):
         self._note_use(_current_dag.get(), more)
         return more
 
-    def expand(self, **mapped: Any) -> R:
+    def expand(self, *unnamed: NoReturn, **mapped: Any) -> R:
         """Map over the elements of the arguments: each element, or each combination, gets an
         instance of the task, or of each task of the group; the last argument varies fastest.
         Returns what a call does: of `@task` the `XComArg` of all results.
@@ -2106,6 +2106,8 @@ class _Partial(Generic[R]):
         else, TypeError for an unknown argument, or one that `partial` has fixed (of `@task` the
         mapped one counts).
         """
+        if unnamed:
+            raise TypeError(f"{self._what()}: name what expand() maps over, as in expand(x=[...])")
         self._check(mapped, "expand")
         twice = self._fixed.keys() & mapped.keys()
         if twice and not self._mapped_wins:
@@ -2188,7 +2190,7 @@ class _TaskFunction(_Decorated[P, R]):
         def __call__(self, *args: Any, **kwargs: Any) -> XComArg[R]: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
         def partial(self, **fixed: Any) -> _Partial[XComArg[Any]]: ...
-        def expand(self, **mapped: Any) -> XComArg[Any]: ...
+        def expand(self, *unnamed: NoReturn, **mapped: Any) -> XComArg[Any]: ...
         def expand_kwargs(self, dicts: Any) -> XComArg[Any]: ...
 
     def _uncalled(self, other: object) -> None:
@@ -2454,7 +2456,7 @@ class Dag:
         of_tasks = BaseOperator._known_settings.keys() - _DAG_SETTINGS.keys()
         for name in sorted(of_tasks & settings.keys()):
             raise TypeError(f"DAG {dag_id!r}: {name!r} is a setting of tasks: use default_args")
-        _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS)
+        _refuse_unknown(f"DAG {dag_id!r}", settings, _DAG_SETTINGS, *of_tasks)
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
         self.start_date = start = settings.get("start_date") or self.default_args.get("start_date")

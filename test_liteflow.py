@@ -1535,6 +1535,9 @@ class RefusalsTest(Case):
         self.refused(TypeError, "unknown argument 'y'", self.f.expand_kwargs, [{"y": 2}])
         with DAG("d"):
             self.refused(TypeError, "did you mean 'task_id'?", self.f.override(taskid="t"), 1)
+        self.refused(TypeError, "did you mean 'retries'?", DAG, "d", retires=3)
+        named = "'b': name what expand() maps over, as in expand(x=[...])"
+        self.refused(TypeError, named, bash.expand, ["true"])
 
     def test_an_argument_that_is_given_twice_fails_its_instance(self):
         with DAG("twice") as d:
