@@ -1543,7 +1543,8 @@ class RefusalsTest(Case):
         with DAG("twice") as d:
             fixed = liteflow.BashOperator.partial(task_id="b", bash_command="echo 1")
             fixed.expand_kwargs([{"bash_command": "echo 2"}, {"cwd": "/"}])
-        run = d.test(db_path=self.db)
+        with contextlib.redirect_stdout(io.StringIO()):  # ours may be closed
+            run = d.test(db_path=self.db)
         self.assertEqual(self.states(run), {"b[0]": "failed", "b[1]": "success"})
         self.assertIn("'bash_command' is also in partial()", run.get_task_instance("b", 0).error)
 
@@ -7323,7 +7324,8 @@ class OperatorsTest(Case):
         with DAG("d") as d:
             commands = task(task_id="a")(lambda: ["echo '{{ ds }}'", "echo a.sql"])()
             Own.partial(task_id="b").expand(bash_command=commands)
-        run = d.test(db_path=self.db).raise_if_failed()
+        with contextlib.redirect_stdout(io.StringIO()):  # ours may be closed
+            run = d.test(db_path=self.db).raise_if_failed()
         self.assertEqual(run.xcom_pull("b"), ["{{ ds }}", "a.sql"])
 
     def test_a_callable_gets_of_op_kwargs_what_it_takes(self):
@@ -10551,7 +10553,8 @@ class CallbacksTest(Case):
             (False, "the executor lost a callback: ZeroDivisionError: division by zero"),
         ):
             lines = []
-            with Broken(1) as executor:
+            # Its threads print to our own output, which may be closed.
+            with contextlib.redirect_stdout(io.StringIO()), Broken(1) as executor:
                 executor.is_broken = is_broken
                 run = module.dag.run(db_path=self.db, executor=executor, progress=lines.append)
             self.assertEqual(run.state, "success")
@@ -20931,7 +20934,8 @@ class PageTest(ScriptCase):
                     path=[f"/srv/warehouse/incoming/2026/november/{i}.csv" for i in range(6)]
                 )
             task(task_id="step_with_a_name_that_is_long_1")(quiet)()
-        with contextlib.redirect_stderr(io.StringIO()):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             run = d.test(db_path=self.db, run_conf={"to": "Zürich"})
         seen = liteflow._seen_instances(run)
         attempts = liteflow._seen_instances(run, attempts=True)
