@@ -3995,11 +3995,12 @@ class _Resumption:
             if task.is_teardown and not by_itself:  # only taken along: it pulls nothing else
                 self.along.add(key)
                 continue
-            self._changed.add(task.task_id)
             left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
                 self.left_out.add(key)  # decided anew, it may well end so again
-            elif pulled or row.cleared != _CLEARED_ALONE:
+                continue
+            self._changed.add(task.task_id)
+            if pulled or row.cleared != _CLEARED_ALONE:
                 self._pulling |= {key, (task.task_id, None)}
             else:
                 self.alone.add(key)

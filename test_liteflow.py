@@ -13396,6 +13396,29 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow(["a"])), ["s", "t", "z"])
         self.assertEqual(self.state_of("each", "last"), ["skipped", "success"])
 
+    def test_what_is_mapped_beside_an_element_that_is_left_out_again_stays(self):
+        def given(x):
+            if x == "a":
+                raise AirflowSkipException
+            return x
+
+        def flow(rule="all_success"):
+            with DAG("d") as d:
+
+                @task_group
+                def group(x):
+                    return self.step("two", str, trigger_rule=rule)(self.step("one", given)(x))
+
+                over = group.expand(x=["a", "b"])
+                self.step("each", trigger_rule="none_failed").expand(x=over)
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.assertEqual(self.go(flow()), ["each:b", "one:a", "one:b", "two:b", "z"])
+        self.assertEqual(self.resume(flow()), ["z"])
+        self.assertEqual(self.resume(flow("all_done")), ["each:None", "each:b", "two:None", "z"])
+
     # Lists.
 
     def loading(self, elements):
