@@ -7031,7 +7031,7 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()  # as it knows whose it is: see `ask`
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
@@ -7063,6 +7063,8 @@ class _ForkedServer:
         """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
         exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
         ended (its id is no other process's until it is told). Raises OSError, EOFError."""
+        if self._lock._is_owned():  # a destructor has cut in, and ends the pool
+            raise OSError("the forked server is being asked already")
         with self._lock:
             try:
                 if self.is_gone or not _answers(self.pid):
@@ -7794,8 +7796,6 @@ class WorkerPool:
     Raises TypeError or ValueError for a wrong argument.
     """
 
-    _runs: _RunLine | None = None  # once it is needed
-
     def __init__(
         self,
         max_workers: int | None = None,
@@ -7818,7 +7818,7 @@ class WorkerPool:
 
     def _empty(self) -> None:
         """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()  # as it knows whose it is: see `shutdown`
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start
@@ -7826,7 +7826,7 @@ class WorkerPool:
         self._most = self.max_workers  # as far as the limit of open files allows
         self._runners: set[_SlotRunner] = set()  # of all runs that use it
         self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
-        vars(self).pop("_runs", None)
+        self._runs: _RunLine | None = None  # once it is needed
         self._latest_path: str | None = None  # of the latest run's file ...
         self._kept_store: _Store | None = None  # ... and itself, open for the next one
         _pools.add(self)  # whole: another thread may fork
@@ -7843,7 +7843,8 @@ class WorkerPool:
         Raises what `Dag.run` raises for a wrong graph, argument or conf; RuntimeError once the pool
         is shut down. What a worker can't find then closes the run as failed.
         """
-        return self._run_line().submit(dag, options)
+        with _Held() as held:
+            return self._run_line().submit(dag, options, held.call_due)
 
     def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
         """Put in line the DAG's runs that lost their process, and return their futures: runs that
@@ -7853,12 +7854,13 @@ class WorkerPool:
 
         `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`. Raises as `submit`.
         """
-        return self._run_line().recover(dag, options)
+        with _Held():
+            return self._run_line().recover(dag, options)
 
     def _run_line(self) -> _RunLine:
-        # Not under the lock: a signal's handler may cut in, and shut the pool down.
-        line: _RunLine = self._runs or vars(self).setdefault("_runs", _RunLine(self))
-        return line
+        with self._lock:
+            self._runs = self._runs or _RunLine(self)
+            return self._runs
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -7874,27 +7876,22 @@ class WorkerPool:
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
         left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), which can't wait for its own end.
+        thread (that of its future's callbacks), or in a destructor that has cut into what this
+        thread does with the pool: these can't wait for their own end.
         """
-        runs = self._runs
-        if runs is not None:
-            _undisturbed(lambda: runs.close(cancel_futures or stop, stop))
-        if runs is not None and (not wait or threading.current_thread() in runs.threads):
-            _undisturbed(threading.Thread(target=self.shutdown).start)
-            return
-        try:
-            _undisturbed(self._end)
-        except (KeyboardInterrupt, SystemExit):
-            # Whoever can't wait wants no more runs to begin; the second time, no end in order.
+        with _Held() as held:
+            runs = self._runs
             if runs is not None:
-                runs.forced = runs.stopping
-                _undisturbed(lambda: runs.close(True, True))
-            raise
+                runs.close(cancel_futures or stop, stop)
+            if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
+                self._closed = self._closed or runs is None  # or a line just being made takes runs
+                threading.Thread(target=self.shutdown).start()
+                return
+            if runs is not None:
+                runs.drain(held.call_due)
+            self._end_slots()
 
-    def _end(self) -> None:
-        """Wait for the runs to end, then end the workers."""
-        if self._runs is not None:
-            self._runs.drain()
+    def _end_slots(self) -> None:
         with self._ending:  # a second shutdown waits for the thread of a first one
             with self._lock:
                 self._closed = True
@@ -8048,32 +8045,65 @@ class WorkerPool:
             self._end_server()
 
 
-def _undisturbed(act: Callable[[], T]) -> T:
-    """What `act` returns, and no signal's handler can cut it in two: those are called in the main
-    thread, where they may raise between any two steps. There another thread does it, and whoever
-    ends the wait lets it come to its end."""
-    if threading.current_thread() is not threading.main_thread():
-        return act()
-    is_done = threading.Lock()
-    found: list[T] = []
-    failed: list[BaseException] = []
+class _Held(contextlib.ExitStack):
+    """Holds signals' handlers back while something must be whole: Python calls them in the main
+    thread, between any two steps, and what they raise would leave a lock held, a transaction open,
+    a worker that nobody has. `call_due` calls them at a moment at which all is whole, as the end
+    does.
 
-    def work() -> None:
-        try:
-            found.append(act())
-        except BaseException as error:  # whatever it is: for the one that waits
-            failed.append(error)
-        is_done.release()
+    `heard` is told of each signal that comes, by its number if it is a SIGINT, SIGTERM or SIGHUP
+    whose handler is the default: these are its own to see to.
+    """
 
-    is_done.acquire()
-    try:
-        threading.Thread(target=work, daemon=True).start()
-    except RuntimeError:  # the system, or the interpreter's end, allows no more
-        return act()
-    is_done.acquire()
-    if failed:
-        raise failed.pop()
-    return found[0]
+    _holds = False
+
+    def __init__(self, heard: Callable[[int | None, Any], None] | None = None) -> None:
+        super().__init__()
+        self._due: list[Callable[[], Any]] = []
+        self._heard, self._pid = heard, os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.callback(self.call_due)
+            for number in _signal.valid_signals():
+                handler = _signal.getsignal(number)
+                if callable(handler) or (self._heard and _ends(number, handler)):
+                    with contextlib.suppress(ValueError):  # it is a subinterpreter's
+                        self._before[number] = handler
+                        _signal.signal(number, self._note)
+                        self.callback(_signal.signal, number, handler)
+            self.callback(self._let_go)
+            self._holds = True
+        return self
+
+    def _let_go(self) -> None:
+        self._holds, self._heard = False, None
+
+    def _note(self, number: int, frame: Any) -> None:
+        handler = self._before[number]
+        if os.getpid() != self._pid or not self._holds:
+            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
+            # end) inherits the handler, not the meaning.
+            signal.signal(number, handler)
+            os.kill(os.getpid(), number)
+            return
+        ends = self._heard is not None and _ends(number, handler)
+        if not ends:
+            self._due.append(functools.partial(handler, number, frame))
+        if self._heard is not None:
+            self._heard(number if ends else None, frame)
+
+    def call_due(self) -> None:
+        """Call the handlers of the signals that came."""
+        while self._due:
+            self._due.pop(0)()
+
+
+def _ends(number: int, handler: Any) -> bool:
+    """Whether the signal, by its default handler, ends the program."""
+    ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    return number in ends and handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _close_pools() -> None:
@@ -9046,8 +9076,8 @@ class _Start:
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._caught: list[int] = []  # signals that came, and end it ...
-        self._due: list[Callable[[], Any]] = []  # ... and others, for the program's own handlers
+        self._held = _Held()
+        self._caught: list[int] = []  # signals that came, and are to end it
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
         # By a mapping's id(): its elements' digests, results' previews, what gives constants'.
@@ -9055,54 +9085,22 @@ class _Start:
         self._store: Any = None
         self._batch = _Batch()
 
-    def _note_signals(self, put_back: contextlib.ExitStack) -> None:
-        """Note signals until their handlers are put back, in the main thread: there Python calls
-        them between any two steps, and one that raises would cost a pool its workers. SIGINT,
-        SIGTERM and SIGHUP end the run, where their handlers are still the default; the program's
-        own handlers are called between two turns."""
-        before: dict[int, Any] = {}
-        pid = os.getpid()
-
-        def note(number: int, frame: Any) -> None:
-            if os.getpid() != pid:
-                # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which
-                # is to end) inherits the handler, not the meaning.
-                signal.signal(number, before[number])
-                os.kill(os.getpid(), number)
-                return
-            if not (number in ends and before[number] in defaults):
-                self._due.append(functools.partial(before[number], number, frame))
-            # As a terminal is closed, its shell and the kernel both send SIGHUP.
-            elif not self._caught or signal.Signals(number).name != "SIGHUP":
-                self._caught.append(number)
-            self.runner.wake()
-            # All that a run tells goes through `_print`, whose callers suppress it.
-            if getattr(frame, "f_code", None) is _print.__code__:
-                self._call_handlers()
-                if len(self._caught) > 1:
-                    self.report.mute()
-                    raise BlockingIOError  # it waits for somebody to read what it tells
-
-        put_back.callback(self._call_handlers)
-        if self.asked.in_process or threading.current_thread() is not threading.main_thread():
-            return
-        defaults = (signal.SIG_DFL, signal.default_int_handler)
-        ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        for number in _signal.valid_signals():
-            handler = _signal.getsignal(number)
-            if callable(handler) or (number in ends and handler in defaults):
-                with contextlib.suppress(ValueError):  # the main thread is a subinterpreter's
-                    before[number] = _signal.signal(number, note)
-                    put_back.callback(_signal.signal, number, handler)
-
-    def _call_handlers(self) -> None:
-        """Call the program's own handlers of signals that came. What they raise ends the run."""
-        while self._due:
-            self._due.pop(0)()
+    def _hear_signal(self, number: int | None, frame: Any) -> None:
+        """One came, in the main thread; with its `number` if it is to end the run."""
+        # As a terminal is closed, its shell and the kernel both send SIGHUP.
+        if number and not (self._caught and signal.Signals(number).name == "SIGHUP"):
+            self._caught.append(number)
+        self.runner.wake()
+        # All that a run tells goes through `_print`, whose callers suppress it.
+        if getattr(frame, "f_code", None) is _print.__code__:
+            self._held.call_due()
+            if len(self._caught) > 1:
+                self.report.mute()
+                raise BlockingIOError  # it waits for somebody to read what it tells
 
     def _check(self) -> None:
         """Raises AirflowException if the run was told to stop before it has begun."""
-        self._call_handlers()
+        self._held.call_due()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
         if self.asked.in_line is not None:
@@ -9523,10 +9521,12 @@ class _Run(_Start):
         trouble: BaseException | None = None
         try:
             # Signals are noted to its very end: half of a runner's end, a pool would miss a worker.
-            with contextlib.ExitStack() as put_back:
-                self._note_signals(put_back)
+            stack = contextlib.ExitStack()
+            if not self.asked.in_process:
+                stack = self._held = _Held(self._hear_signal)
+            with stack:
                 self.runner = self._make_runner()
-                put_back.callback(self.runner.close)
+                stack.callback(self.runner.close)
                 while True:
                     with contextlib.suppress(_LookAgain):
                         found = self._execute_once()
@@ -9655,7 +9655,7 @@ class _Run(_Start):
             if not self._forced:
                 self._choose(self.plan.ready_count(_monotonic()))
             self._record()
-            self._call_handlers()
+            self._held.call_due()
             if self._callbacks and not self._forced:  # what they follow is recorded now
                 self._choose(0)
             if self._is_over():
@@ -9691,7 +9691,7 @@ class _Run(_Start):
 
     def _check_patience(self) -> None:
         """Raises DatabaseError after a second signal: nobody waits any longer for the lock."""
-        self._call_handlers()
+        self._held.call_due()
         if len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
@@ -10094,7 +10094,7 @@ class _Run(_Start):
             self._choose(0)
             while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:
                 self.runner.wait(0.5)
-                self._call_handlers()
+                self._held.call_due()
                 self._choose(0)
             self._batch.logs += self.runner.output()
             if self._batch:
@@ -10135,22 +10135,23 @@ class _InLine:
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        with contextlib.ExitStack() as to_do:
+        with _Held() as held:
             if self._fate.acquire(blocking=False):
                 # What stays for `recover` does so where asyncio, told of it, cancels it again.
                 self._is_cancelled, self._to_close = True, close
                 # Also if a callback calls sys.exit(): or wait() would not return.
-                to_do.callback(self.future.set_running_or_notify_cancel)
-                to_do.callback(self._give_up)
+                held.callback(self.future.set_running_or_notify_cancel)
+                held.callback(self._give_up)
             if close and self._to_close:
-                self.end("cancelled")  # now: who is told of it may shut the pool down
+                # Now: who is told of it may shut the pool down.
+                self.end("cancelled", held.call_due)
                 self._to_close = False
         return self._is_cancelled
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, check: Callable[[], Any] = bool) -> None:
         """Close the run, which has not begun, as failed."""
         of = (self.dag.dag_id, self.future.run_id, reason, self._is_ours)
-        _undisturbed(lambda: self.line.write(self.path, lambda store: store.cancel_run(*of)))
+        self.line.write(self.path, lambda store: store.cancel_run(*of), check)
 
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
@@ -10218,7 +10219,7 @@ class _RunLine:
     def __init__(self, pool: WorkerPool) -> None:
         _set_up_slots(by_executor=True)
         self._pool = pool
-        self._changed = threading.Condition()
+        self._changed: Any = threading.Condition(threading.RLock())
         # Of each DAG and file, in order of arrival; and how many of them run here.
         self._waiting: dict[tuple[str, str], collections.deque[_InLine]] = {}
         self._active: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -10226,22 +10227,18 @@ class _RunLine:
         self._sleeps = False
         self._closed = self._drained = False  # it takes no more runs; all have ended
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
-        self._writing = threading.Lock()
+        self._writing: Any = threading.RLock()  # as it knows whose it is
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
-    def submit(self, dag: Dag, options: dict[str, Any]) -> _RunFuture:
+    def submit(self, dag: Dag, options: dict[str, Any], check: _Check) -> _RunFuture:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
         entry = _InLine(self, run, run.run_id, "")
-
-        def record() -> _RunFuture:
-            entry.owner = self.write(run.path, run.enqueue, entry)
-            entry.future.run_id = run.run_id  # by now: another run may have had the first one's
-            return self.enter(entry)
-
-        return _undisturbed(record)
+        entry.owner = self.write(run.path, run.enqueue, check, entry)
+        entry.future.run_id = run.run_id  # by now: another run may have had the first one's
+        return self.enter(entry)
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         run = self._checked("recover()", dag, options)
@@ -10251,8 +10248,7 @@ class _RunLine:
         with contextlib.suppress(_Empty):
             runs = _read_runs(path, dag.dag_id, not_yet="success") if os.path.exists(path) else []
             left = [each.run_id for each in runs[::-1] if _is_left(each._row, path)]
-        entries = [_InLine(self, run, run_id, None) for run_id in left]
-        return _undisturbed(lambda: [self.enter(entry) for entry in entries])
+        return [self.enter(_InLine(self, run, run_id, None)) for run_id in left]
 
     def _checked(self, of: str, dag: Dag, options: Mapping[str, Any], more: str = "") -> _Start:
         _refuse_unknown(of, options, f"db_path pools progress stop {more}".split())
@@ -10261,9 +10257,17 @@ class _RunLine:
             raise RuntimeError("the WorkerPool is shut down")
         return _Start(dag, **options)
 
-    def write(self, path: str, act: Callable[[_Store], None], entry: _InLine | None = None) -> str:
+    def write(
+        self,
+        path: str,
+        act: Callable[[_Store], None],
+        check: _Check,
+        entry: _InLine | None = None,
+    ) -> str:
         """Let `act` write to the file, over a connection that stays open (closing one waits for
         the disk). Returns the owner of the runs that wait here, as `entry` will."""
+        if self._writing._is_owned():  # a transaction is open, perhaps
+            raise RuntimeError("a destructor has cut into a submit() or cancel(): use a thread")
         with self._writing:
             if self._drained:
                 raise RuntimeError("the WorkerPool is shut down")
@@ -10278,7 +10282,7 @@ class _RunLine:
                 if store.is_new:  # its first run brings it to the disk
                     self._pool._latest_path = None
             store, _ = self._files[path]
-            _until_unlocked(path, lambda: act(store))
+            _until_unlocked(path, lambda: act(store), check)
             return store.owner
 
     def _close_some(self, replaced: str) -> None:
@@ -10362,12 +10366,24 @@ class _RunLine:
         for entry in left if give_up else ():
             entry.cancel(close=False)
 
-    def drain(self) -> None:
-        """Wait for the runs to end, and let go of the owners' locks."""
-        with self._changed:
-            while self.threads:
-                self._changed.wait()
-            self._drained = True
+    def is_within(self) -> bool:
+        """Whether this thread runs, or, as a destructor cuts in, writes or puts a run in line."""
+        is_held = self._writing._is_owned() or self._changed._is_owned()
+        return is_held or threading.current_thread() in self.threads
+
+    def drain(self, check: Callable[[], Any] = bool) -> None:
+        """Wait for the runs to end, and let go of the owners' locks; `check` may end the wait."""
+        try:
+            with self._changed:
+                while self.threads:
+                    self._changed.wait(_GLANCE)
+                    check()
+                self._drained = True
+        except (KeyboardInterrupt, SystemExit):
+            # Whoever can't wait wants no more runs to begin; the second time, no end in order.
+            self.forced = self.stopping
+            self.close(True, True)
+            raise
         with self._writing, contextlib.ExitStack() as files:
             while self._files:
                 files.push(self._files.popitem()[1][1])

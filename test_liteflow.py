@@ -14762,8 +14762,7 @@ class StopTest(Case):
         before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
         self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
-        with contextlib.ExitStack() as put_back:
-            run._note_signals(put_back)
+        with liteflow._Held(run._hear_signal) as run._held:
             note = signal.getsignal(signal.SIGTERM)
             signal.signal(signal.SIGALRM, lambda _, frame: note(signal.SIGTERM, frame))
             signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
@@ -16034,9 +16033,9 @@ class SubmitTest(FlowCase):
                 begin() >> work() >> end().as_teardown(setups=dag.task_dict["begin"])
             if __name__ == "__main__":
                 os.environ["SCHEDULER"], drain = str(os.getpid()), liteflow._RunLine.drain
-                def told(line):
+                def told(line, check):
                     Path(f"drain {1 + Path('drain 1').exists()}").touch()
-                    drain(line)
+                    drain(line, check)
                 liteflow._RunLine.drain = told
                 pool = WorkerPool(1)
                 pool.submit(dag)
@@ -16177,28 +16176,26 @@ class SubmitTest(FlowCase):
         return functools.partial(os.kill, os.getpid(), signal.SIGUSR1)
 
     def test_a_signal_handler_may_shut_the_pool_down_within_a_submit(self):
-        mine, queue_run = WorkerPool(1), liteflow._Store.queue_run
-        send = self.handler(lambda: mine.shutdown(cancel_futures=True))
-
-        def signalled(store, row):
-            send()
-            wait_until(lambda: mine._runs._closed)
-            queue_run(store, row)
-
+        mine, queue_run = WorkerPool(1, max_runs=1), liteflow._Store.queue_run
+        send = self.handler(lambda: mine.shutdown(wait=False, cancel_futures=True))
+        signalled = lambda store, row: send() or queue_run(store, row)  # noqa: E731
+        self.hold(mine, "a")
         with mock.patch.object(liteflow._Store, "queue_run", signalled):
             future = mine.submit(self.flows.dag, db_path=self.db)
-        self.assertTrue(mine._closed and future.cancelled())
+        self.assertTrue(future.cancelled())
         self.assertEqual(self.state(future), ("queued", "submitted"))
+        self.go_on()
+        wait_until(lambda: mine._closed)
+        mine.shutdown()
         self.assert_nothing_left()
 
     def test_a_signal_handler_may_shut_the_pool_down_as_a_run_is_put_in_line(self):
-        """Before there is a thread to wait for: the run would begin in a pool that is gone."""
         mine, call_thread = WorkerPool(1), liteflow._RunLine._call_thread
         send = self.handler(mine.shutdown)
         signalled = lambda line: send() or call_thread(line)  # noqa: E731
         with mock.patch.object(liteflow._RunLine, "_call_thread", signalled):
             future = mine.submit(self.flows.dag, db_path=self.db)
-        self.assertEqual(future.result(LIMIT).state, "success")
+        self.assertEqual(future.result(0).state, "success")
         self.assertTrue(mine._closed)
         self.assert_nothing_left()
 
@@ -16251,6 +16248,93 @@ class SubmitTest(FlowCase):
             self.assertEqual([x.result(LIMIT).state for x in (second, done[0])], ["success"] * 2)
         self.assertEqual((done[1], self.state(first)), (True, ("failed", "cancelled")))
 
+    def test_a_signal_handler_may_do_all_of_that_as_sqlite_is_read(self):
+        """The run's threads wait for what this thread holds until the handler returns."""
+        check_ours, done = liteflow._check_ours, []
+
+        def act():
+            done.append(mine.submit(self.flows.dag, db_path=self.db))
+            done.append(first.cancel())
+            mine.shutdown()
+
+        def signalled(*arguments):
+            if not came.is_set():
+                came.set()
+                send()
+            return check_ours(*arguments)
+
+        came, send, mine = threading.Event(), self.handler(act), WorkerPool(1, max_runs=1)
+        [_, first] = self.hold(mine, *"ab")
+        with mock.patch.object(liteflow, "_check_ours", signalled):
+            self.flows.dag.runs(self.db)
+        self.go_on()
+        self.assertEqual((done[0].result(LIMIT).state, done[1]), ("success", True))
+        mine.shutdown()
+        self.assert_nothing_left()
+
+    def test_a_destructor_that_cuts_into_a_submit_leaves_it_whole(self):
+        """It comes between two statements of one transaction, in the thread that writes."""
+        queue_run, refused, mine = liteflow._Store.queue_run, [], WorkerPool(1, max_runs=1)
+
+        def collected(store, row):
+            for act in (lambda: mine.submit(self.flows.dag, db_path=self.db), first.cancel):
+                with self.assertRaisesRegex(RuntimeError, "a destructor has cut into") as caught:
+                    act()
+                refused.append(caught)
+            mine.shutdown()
+            queue_run(store, row)
+
+        [_, first] = self.hold(mine, *"ab")
+        with mock.patch.object(liteflow._Store, "queue_run", collected):
+            second = mine.submit(self.flows.dag, db_path=self.db)
+        self.assertTrue(first.cancelled() and first.cancel())
+        self.go_on()
+        self.assertEqual((second.result(LIMIT).state, len(refused)), ("success", 2))
+        mine.shutdown()
+        self.assertEqual(self.state(first), ("failed", "cancelled"))
+        self.assert_nothing_left()
+
+    def test_a_second_ctrl_c_ends_a_submit_that_waits_for_a_locked_file(self):
+        """The first one ends the wait for it, and shuts the pool down; that waits for it, too."""
+        mine, told = WorkerPool(1), []
+        first = mine.submit(self.flows.dag, db_path=self.db)
+        self.assertEqual(first.result(LIMIT).state, "success")
+
+        def submit():
+            with self.assertRaisesRegex(RuntimeError, "the WorkerPool is shut down") as caught:
+                mine.submit(self.flows.dag, db_path=self.db)
+            told.append(caught.exception)
+
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            thread = threading.Thread(target=submit, daemon=True)
+            thread.start()
+            self.assertTrue(wait_until(lambda: len(mine._runs._entries) == 2))
+            with mock.patch.object(mine._runs, "drain", side_effect=KeyboardInterrupt):
+                self.assertRaises(KeyboardInterrupt, mine.shutdown, stop=True)
+            thread.join(LIMIT)
+            self.assertEqual(len(told), 1)
+        mine.shutdown()
+        self.assert_nothing_left()
+
+    def test_a_pool_may_be_shut_down_as_the_interpreter_tears_its_modules_down(self):
+        """There no thread gets on any more but the main one."""
+        self.script(
+            """
+            from liteflow import *
+            with DAG("d") as dag:
+                task(print)("ran")
+            def within():
+                with WorkerPool(1) as pool:
+                    yield pool.submit(dag)
+            if __name__ == "__main__":
+                kept = within()
+                next(kept).result()
+            """
+        )
+        done = self.python("my_flow.py", timeout=LIMIT)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_a_cancel_that_could_not_be_recorded_is_when_the_runs_turn_comes(self):
         """Or another `recover` would begin what its future calls cancelled."""
         with WorkerPool(1, max_runs=1) as mine:
@@ -16293,13 +16377,13 @@ class SubmitTest(FlowCase):
     def test_a_run_that_is_being_cancelled_is_cancelled_for_others_too(self):
         end, answers = liteflow._InLine.end, []
 
-        def meanwhile(entry, reason):
+        def meanwhile(entry, *asked):
             if not answers:
                 answers.append(None)
                 other = threading.Thread(target=lambda: answers.append(entry.future.cancel()))
                 other.start()
                 other.join(LIMIT)
-            end(entry, reason)
+            end(entry, *asked)
 
         with WorkerPool(1, max_runs=1) as pool:
             self.hold(pool, "a")
