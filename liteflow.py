@@ -4493,7 +4493,8 @@ def _storable(text: object) -> str:
 
 def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     mode = f"mode=ro{'' if wal else '&immutable=1'}"
-    with _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
+    # A signal's handler may wait for a thread that waits for SQLite's lock.
+    with _Held(), _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
         db.text_factory = lambda data: data.decode(errors="replace")
@@ -10268,21 +10269,26 @@ class _RunLine:
         the disk). Returns the owner of the runs that wait here, as `entry` will."""
         if self._writing._is_owned():  # a transaction is open, perhaps
             raise RuntimeError("a destructor has cut into a submit() or cancel(): use a thread")
-        with self._writing:
-            if self._drained:
+
+        def refuse_late() -> None:
+            check()
+            if self._drained:  # nothing would begin it
                 raise RuntimeError("the WorkerPool is shut down")
+
+        with self._writing:
+            refuse_late()
             if entry is not None:
                 self._entries.add(entry)
             if path not in self._files or not self._files[path][0].is_in_place():
                 self._close_some(path)
                 with contextlib.ExitStack() as made:
-                    store = made.enter_context(contextlib.closing(_Store(path)))
+                    store = made.enter_context(contextlib.closing(_Store(path, refuse_late)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
                     self._files[path] = store, made.pop_all()
                 if store.is_new:  # its first run brings it to the disk
                     self._pool._latest_path = None
             store, _ = self._files[path]
-            _until_unlocked(path, lambda: act(store), check)
+            _until_unlocked(path, lambda: act(store), refuse_late)
             return store.owner
 
     def _close_some(self, replaced: str) -> None:
