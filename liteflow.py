@@ -309,6 +309,10 @@ class AirflowTaskTerminated(BaseException):
     """Raised inside a task whose process is told to end (SIGTERM)."""
 
 
+# They come from outside, at any moment: what was under way then did not raise them.
+_ENDS = KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated
+
+
 class DatabaseError(AirflowException):
     """The database file can't be used: missing, not liteflow's, newer, locked, full, read-only."""
 
@@ -460,6 +464,8 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
     """A value's repr for people, bounded, whatever its class does."""
     try:
         text = show(value)
+    except _ENDS:
+        raise
     except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
@@ -6005,8 +6011,8 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             continue
         try:
             _as_running(execution, _called, callback, (execution.context,), {}, {})
-        except (KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated):
-            raise  # it is not the callback alone that is to end
+        except _ENDS:
+            raise
         except BaseException as error:  # a user's callback may raise anything
             _end_if_child(execution, error)
             is_dag, text = isinstance(owner, Dag), _traceback(error)
@@ -6140,7 +6146,7 @@ def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
 def _pickled(value: Any, said: str) -> bytes:
     try:
         return _dump(value)
-    except KeyboardInterrupt:
+    except _ENDS:
         raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""

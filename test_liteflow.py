@@ -22486,6 +22486,29 @@ class Promise5Test(Case):
         self.assertIn("child-term", caught.log("catches_it"))
         self.assertFalse(alive(int(run.log("ignores_it"))))
 
+    def test_it_is_not_swallowed_where_a_value_is_being_stored(self):
+        dag = self.module(
+            """
+            class Slow:
+                def __init__(self, shown, pickled): self.shown, self.pickled = shown, pickled
+                def __repr__(self): return time.sleep(self.shown) or "Slow"
+                def __reduce__(self): return time.sleep(self.pickled) or Slow, (0, 0)
+            with DAG("slow") as dag:
+                @task(execution_timeout=0.2)
+                def stores(how, ti):
+                    try: ti.xcom_push("k", Slow(*how))
+                    except Exception as error: print(error)
+                    time.sleep(60)
+                stores.expand(how=[(60, 0), (0, 60)])
+            """
+        ).dag
+        with contextlib.redirect_stderr(io.StringIO()):
+            here = dag.test(db_path=self.db)
+        for run in (here, dag.run(db_path=self.db, executor=pool())):
+            for ti in run.get_task_instances():
+                self.assertIn("AirflowTaskTimeout: timeout after 0.2 s", ti.error)
+                self.assertEqual(run.log("stores", map_index=ti.map_index), "")
+
     def test_time_counts_from_when_a_worker_took_the_job_and_can_not_be_missed(self):
         run = self.run_flow(
             """
