@@ -5922,8 +5922,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     note: dict[str, Any] = {}
     error: str | None = None
     try:
-        with guard:
-            result = execution.variables.run(_as_running, execution, _run_hooked, execution)
+        result = execution.variables.run(_as_running, execution, _run_guarded, execution, guard)
         note = _store_result(execution, result)
         status = "success"
     except AirflowSkipException as skip:
@@ -5974,6 +5973,11 @@ def _as_running(execution: _Execution, function: Callable[..., T], *arguments: A
         if in_main:
             _here.pop()
         _running.reset(token)
+
+
+def _run_guarded(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> Any:
+    with guard:
+        return _run_hooked(execution)
 
 
 def _run_hooked(execution: _Execution) -> Any:
@@ -8840,6 +8844,54 @@ def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
         return None, _brief(lost)
 
 
+class _Alarm:
+    """Around a task's own code: raises AirflowTaskTimeout in it after `timeout` seconds.
+
+    Not by an alarm: there is one in a process, which may be the program's (a test's own limit,
+    say). What it needs is made before that code and ended after it: there nothing may be cut in
+    two, such as the taking of a lock that the timer's thread waits for.
+    """
+
+    _timer: threading.Timer | None = None
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout, self.in_task, self.is_due = timeout, False, False
+        if timeout is not None and hasattr(signal, "pthread_kill"):
+            with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
+                self._before = signal.getsignal(signal.SIGVTALRM)
+                signal.signal(signal.SIGVTALRM, self._on_time)
+                seconds = min(timeout, threading.TIMEOUT_MAX)
+                self._timer = threading.Timer(seconds, self._ring, [threading.get_ident()])
+                self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self.in_task = True
+        if self._timer is not None:
+            self._timer.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.in_task = False
+
+    def _ring(self, thread: int) -> None:
+        self.is_due = True
+        signal.pthread_kill(thread, signal.SIGVTALRM)
+
+    def _on_time(self, signum: int, frame: Any) -> None:
+        if self.is_due:
+            self.is_due = False
+            if self.in_task:
+                raise AirflowTaskTimeout(f"timeout after {self.timeout:g} s")
+        elif callable(self._before):  # a profiler's tick, or the limit of a task around this one
+            self._before(signum, frame)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            if self._timer.is_alive():
+                self._timer.join()  # before the handler goes: it would kill us
+            signal.signal(signal.SIGVTALRM, self._before)
+
+
 class _InProcessRunner(_ExecutorRunner):
     """Runs each job in this process, as soon as it is started: for `dag.test()` and a debugger."""
 
@@ -8863,7 +8915,8 @@ class _InProcessRunner(_ExecutorRunner):
     def start(self, attempt: _Attempt, job: _Job) -> None:
         attempt.pid = os.getpid()
         execution = _Execution(self._run, job)
-        outcome = _run_job(execution, self._guard(job.timeout))
+        with contextlib.closing(_Alarm(job.timeout)) as alarm:
+            outcome = _run_job(execution, alarm)
         if outcome.error is not None:
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
@@ -8872,38 +8925,6 @@ class _InProcessRunner(_ExecutorRunner):
             execution.forget_failure()
         self._events.put((attempt, None))
         self._events.put((attempt, outcome._replace(terminated=self.interrupted)))
-
-    @contextlib.contextmanager
-    def _guard(self, timeout: float | None) -> Iterator[None]:
-        """Let AirflowTaskTimeout be raised in the task after `timeout` seconds. Not by an alarm:
-        there is one in a process, which may be the program's (a test's own limit, say)."""
-
-        due: list[bool] = []
-
-        def ring(thread: int) -> None:
-            due.append(True)
-            signal.pthread_kill(thread, signal.SIGVTALRM)
-
-        def on_time(signum: int, frame: Any) -> None:
-            if due:
-                due.clear()
-                raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
-            if callable(before):  # a profiler's tick, or the limit of a task around this one
-                before(signum, frame)
-
-        with contextlib.ExitStack() as stack:
-            if timeout is not None and hasattr(signal, "pthread_kill"):
-                with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
-                    before = signal.getsignal(signal.SIGVTALRM)
-                    signal.signal(signal.SIGVTALRM, on_time)
-                    stack.callback(signal.signal, signal.SIGVTALRM, before)
-                    seconds = min(timeout, threading.TIMEOUT_MAX)
-                    timer = threading.Timer(seconds, ring, [threading.get_ident()])
-                    timer.daemon = True
-                    timer.start()
-                    stack.callback(timer.join)  # before the handler goes: it would kill us
-                    stack.callback(timer.cancel)
-            yield
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)

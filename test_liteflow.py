@@ -12368,6 +12368,31 @@ class RunnersTest(Case):
         self.assertIn("timeout after 1 s", outer.test(db_path=self.db).xcom_pull("g"))
         self.assertEqual(ticks, ["tick", "tick"])
 
+    @unittest.skipUnless(hasattr(signal, "pthread_kill"), "there are no timeouts")
+    def test_a_timeout_that_comes_as_a_task_has_ended_cuts_nothing_in_two_in_dag_test(self):
+        def ring():
+            [timer] = [x for x in threading.enumerate() if isinstance(x, threading.Timer)]
+            timer.function(*timer.args)
+
+        class Here(list):
+            def pop(self):
+                ring()
+                return super().pop()
+
+        def cancel_late(timer):
+            ring()
+            cancel(timer)
+
+        cancel = threading.Timer.cancel
+        with DAG("d") as d:
+            task(task_id="f", execution_timeout=LIMIT)(lambda: "done")()
+        with (
+            mock.patch.object(liteflow, "_here", Here()),
+            mock.patch.object(threading.Timer, "cancel", cancel_late),
+        ):
+            self.assertEqual(d.test(db_path=self.db).xcom_pull("f"), "done")
+            self.assertRaises(RuntimeError, liteflow.get_current_context)
+
 
 # --- Run ------------------------------------------------------------------------------------------
 
