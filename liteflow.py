@@ -6761,7 +6761,6 @@ class _Worker:
         """Around a task's own code: SIGTERM raises in it; at once if it came on the way here."""
         self.in_task = True
         if self.terminated:
-            self.in_task = False
             self._raise_end()
 
     def __exit__(self, *exc: object) -> None:
@@ -6785,6 +6784,7 @@ class _Worker:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
+        self.in_task = False  # a second TERM (systemd's, say) must not cut off what this lets run
         timeout = None if self.last is None else self.last.job.timeout
         if timeout is not None and _monotonic() >= self.since + timeout:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")

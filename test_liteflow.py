@@ -22427,7 +22427,9 @@ class Promise5Test(Case):
                     if fork == 0: time.sleep(60); os._exit(0)
                     print(os.getpid(), fork, *(c.pid for c in children), flush=True)
                     try: time.sleep(60)
-                    finally: print("finally")
+                    finally:
+                        os.kill(os.getpid(), signal.SIGTERM)  # as systemd, say, tells it, too
+                        print("finally")
                 parent()
             """
         )
