@@ -6492,7 +6492,7 @@ class _Worker:
         self.idle = False  # waiting for whatever comes
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
-        self.leaving = self.in_task = self.terminated = False
+        self.leaving = self.in_task = self.terminated = self.forking = False
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -6768,6 +6768,7 @@ class _Worker:
 
     def _before_fork(self) -> None:
         # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
+        self.forking = True
         self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def _after_fork(self) -> None:
@@ -6775,12 +6776,17 @@ class _Worker:
         if os.getpid() != self.pid and _signal.getsignal(signal.SIGTERM) == self._on_term:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._unforked)
+        self.forking = False
 
     def _on_term(self, signum: int, frame: object) -> None:
         if self.idle:
             os._exit(128 + signal.SIGTERM)  # no later task is to be ended by this
         self.terminated = True
-        if self.in_task:
+        if self.in_task and self.forking:  # what is raised in a fork's hook is lost: in a moment
+            again = threading.Timer(0.01, os.kill, (self.pid, signum))
+            again.daemon = True
+            again.start()
+        elif self.in_task:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:

@@ -11289,6 +11289,27 @@ class ForkTest(StartMethodsContract, Case):
             here.join()
         self.assertEqual(run.xcom_pull("f"), "f")
 
+    def test_a_task_that_is_told_to_end_in_the_moment_of_a_fork_hears_it(self):
+        run = self.run_flow(
+            """
+            tell = []
+            os.register_at_fork(before=lambda: tell and os.kill(tell.pop(), signal.SIGTERM))
+            with DAG("forks") as dag:
+                @task
+                def forks():
+                    tell.append(os.getpid())
+                    try:
+                        if (child := os.fork()) == 0: os._exit(0)
+                        os.waitpid(child, 0)
+                        time.sleep(5)
+                    finally: print("finally")
+                forks()
+            """,
+            mp_context=self.method,
+        )
+        self.assertIn("told to end (SIGTERM)", run.get_task_instance("forks").error)
+        self.assertEqual(run.log("forks"), "finally\n")
+
 
 class ForkserverTest(StartMethodsContract, Case):
     method = "forkserver"
