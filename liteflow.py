@@ -6635,6 +6635,7 @@ class _Worker:
             _note(self.run.edited)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
+        self._restore_signals()
         if not job.holds:
             self.last.forget_failure()
         self._flush()
@@ -6737,6 +6738,7 @@ class _Worker:
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, reason, facts)
+        self._restore_signals()
         self._flush()
         self.terminated = False
         self._own_output(math.inf)
@@ -6816,18 +6818,21 @@ class _Worker:
                 # Mended in place, since handlers of `logging` have this very object.
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
+    def _restore_signals(self) -> None:
+        """Undo what a task set of that, at once: what it raises is to hit nothing but its job."""
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)  # before the handler goes: it would kill us
+        for number, handler in self._handlers.items():
+            if _signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+                self._children = None
+
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
-        for number, handler in self._handlers.items():
-            if _signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-                self._children = None
-        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-            signal.setitimer(timer, 0)
         _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers

@@ -4237,6 +4237,27 @@ class WorkerTest(Case):
         self.assertEqual(run.xcom_pull("after"), run.xcom_pull("before"))
         self.assertEqual(run.log("after"), "heard\n")
 
+    def test_a_signal_handler_that_a_task_leaves_cuts_into_nothing_of_its_workers(self):
+        run = self.run_flow(
+            """
+            def ring(*_): raise TimeoutError("the work took too long")
+            with DAG("alarms") as dag:
+                @task
+                def leaves():
+                    signal.signal(signal.SIGCHLD, ring)  # which by itself ends no process
+                    def send(*message):
+                        type(wire).send(wire, *message)
+                        signal.raise_signal(signal.SIGCHLD)
+                    wire = liteflow._worker.control
+                    wire.send = send
+                @task
+                def after(): return os.getpid()
+                leaves() >> after()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(self.states(run), {"leaves": "success", "after": "success"})
+
     def test_what_the_module_sets_in_its_process_is_there_for_each_task(self):
         self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
         self.addCleanup(os.umask, os.umask(0o022))
