@@ -1486,14 +1486,27 @@ def _awaited(result: Any) -> Any:
     if not hasattr(type(result), "__await__"):  # its type: some objects have any attribute
         return result
 
+    running: list[tuple[Any, Any]] = []
+
     async def awaited() -> Any:
-        return await result
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        try:
+            return await result
+        finally:
+            running.clear()
 
     if asyncio._get_running_loop() is None:
         return asyncio.run(awaited())
     # dag.test() in a notebook: a thread that runs a loop can't run another one.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()
+        future = thread.submit(contextvars.copy_context().run, asyncio.run, awaited())
+        try:
+            return future.result()
+        except BaseException:  # a timeout, or a Ctrl-C: it is to end what is waited for, too
+            for loop, work in running:
+                with contextlib.suppress(RuntimeError):  # it has ended by itself
+                    loop.call_soon_threadsafe(work.cancel)
+            raise
 
 
 @_once_each

@@ -4762,13 +4762,27 @@ class WorkerTest(Case):
             await asyncio.sleep(0)
             return ti.task_id, liteflow.get_current_context()["ti"].task_id
 
+        async def late():
+            try:
+                await asyncio.sleep(5)
+            finally:
+                ended.append(sys.exc_info()[0])
+                await asyncio.sleep(0.1)
+                ended.append("tidied up")
+
+        ended = []
         with DAG("notebook") as d:
             task(task_id="a")(who)()
+            task(task_id="b", execution_timeout=0.2)(late)()
 
         async def cell():
             return d.test(db_path=self.db)
 
-        self.assertEqual(asyncio.run(cell()).xcom_pull("a"), ("a", "a"))
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = asyncio.run(cell())
+        self.assertEqual(run.xcom_pull("a"), ("a", "a"))
+        self.assertIn("timeout after 0.2 s", run.get_task_instance("b").error)
+        self.assertEqual(ended, [asyncio.CancelledError, "tidied up"])
 
     def test_the_environment_is_that_of_run(self):
         os.environ["FLOW_SETTING"] = "now"
