@@ -8101,19 +8101,29 @@ class _Held(contextlib.ExitStack):
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self.callback(self.call_due)
-            for number in _signal.valid_signals():
-                handler = _signal.getsignal(number)
-                if callable(handler) or (self._heard and _ends(number, handler)):
-                    with contextlib.suppress(ValueError):  # it is a subinterpreter's
-                        self._before[number] = handler
-                        _signal.signal(number, self._note)
-                        self.callback(_signal.signal, number, handler)
-            self.callback(self._let_go)
+            self.callback(self._put_back)
             self._holds = True
+            try:
+                for number in _signal.valid_signals():
+                    handler = _signal.getsignal(number)
+                    if callable(handler) or (self._heard and _ends(number, handler)):
+                        self._before[number] = handler
+                        with contextlib.suppress(ValueError):  # it is a subinterpreter's
+                            _signal.signal(number, self._note)
+            except BaseException:  # what a handler raises that is not held back yet
+                self.close()
+                raise
         return self
 
-    def _let_go(self) -> None:
-        self._holds, self._heard = False, None
+    def _put_back(self) -> None:
+        try:
+            self._holds, self._heard = False, None
+            for number, handler in self._before.items():
+                if _signal.getsignal(number) == self._note:  # the program may have set another one
+                    _signal.signal(number, handler)
+        except BaseException:  # what a handler raises that is back already
+            self._put_back()
+            raise
 
     def _note(self, number: int, frame: Any) -> None:
         handler = self._before[number]

@@ -12646,18 +12646,39 @@ class RunTest(Case):
         def mine(*_):
             came.append(traceback.extract_stack()[-2].name)
 
+        def tell(line):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(signal.SIGUSR1, set)
+
         came = []
-        before = signal.signal(signal.SIGTERM, mine)
-        self.addCleanup(signal.signal, signal.SIGTERM, before)
-        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-        self.run_flow(
-            "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n",
-            progress=lambda line: os.kill(os.getpid(), signal.SIGTERM),
-        )
-        self.assertEqual({*came}, {"_call_handlers"})  # between two turns
-        self.assertEqual(
-            [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)], handlers
-        )
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self.addCleanup(signal.signal, number, signal.signal(number, mine))
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+        *handlers, _ = map(signal.getsignal, numbers)
+        self.run_flow("with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n", progress=tell)
+        self.assertEqual({*came}, {"call_due"})  # between two turns
+        self.assertEqual([*map(signal.getsignal, numbers)], [*handlers, set])
+
+    def test_a_handler_that_raises_as_others_are_held_back_or_put_back_leaves_none_behind(self):
+        def mine(*_):
+            raise TimeoutError("now")
+
+        def sending(number, handler):
+            found = put(number, handler)
+            if number == signal.SIGUSR1 and (handler is mine) is (sent == number):
+                signal.raise_signal(sent)
+            return found
+
+        put = liteflow._signal.signal
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            self.addCleanup(signal.signal, number, signal.signal(number, mine))
+        handlers = [*map(signal.getsignal, signal.valid_signals())]
+        source = "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n"
+        for sent in (signal.SIGUSR2, signal.SIGUSR1):  # one that is not held yet, or is back
+            sends = mock.patch.object(liteflow._signal, "signal", sending)
+            with self.subTest(sent=sent), sends:
+                self.assertRaisesRegex(TimeoutError, "now", self.run_flow, source)
+                self.assertEqual([*map(signal.getsignal, signal.valid_signals())], handlers)
 
     def test_many_runs_leave_nothing_in_the_process(self):
         source = "with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n"
