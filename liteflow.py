@@ -4718,10 +4718,10 @@ class _Store:
         query = f"UPDATE dag_run SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?"
         self._connection.execute(query, (*values.values(), run_row))
 
-    def _owned(self) -> dict[str, str]:
+    def _owned(self) -> dict[str, str | None]:
         """What the row of a run of this process says of it: to others, and for people."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
-        return {"owner": self.owner, "owner_process": process}
+        return {"owner": self.owner, "owner_process": process, "stop_requested": None}
 
     def queue_run(self, run_row: int) -> None:
         """Record that the run stands in line in this process, which is its owner by now."""
@@ -4738,7 +4738,7 @@ class _Store:
         """Make this the run's owner: it begins, or goes on."""
         [row] = _select_runs(self._connection, id=self.run_row)
         began = {"start_date" if row.start_date is None else "resumed_date": _now()}
-        past = dict.fromkeys(("reason", "end_date", "stop_requested"))
+        past = dict.fromkeys(("reason", "end_date"))
         command = command and _storable(command)
         self._set_run(row.id, state="running", command=command, **began, **self._owned(), **past)
 
@@ -10265,10 +10265,11 @@ class _InLine:
 
 
 def _is_left(row: _Row, path: str) -> bool:
-    """Whether the run lost its process, and is nobody's: what `recover` goes on with."""
+    """Whether the run lost its process, and is nobody's: what `recover` goes on with. Who was asked
+    to stop it may have died within its teardowns."""
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
     cut_off = row.state == "running" or row.reason in why.get(row.state, ())
-    return cut_off and not _owner_lives(path, row.owner)
+    return cut_off and row.stop_requested is None and not _owner_lives(path, row.owner)
 
 
 class _RunLine:

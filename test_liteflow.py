@@ -16010,6 +16010,29 @@ class SubmitTest(FlowCase):
             (self.folder / "empty.db").touch()
             self.assertEqual(mine.recover(self.flows.dag, db_path=self.folder / "empty.db"), [])
 
+    def test_recover_revives_nothing_whose_process_died_as_it_was_stopped(self):
+        """But who resumes it means it, and what is submitted so is recovered if that process dies."""
+        run, options = self.flows.dag.run(db_path=self.db, executor=pool()), {"db_path": self.db}
+        values = "state = 'running', reason = NULL, owner = 'f000000000000000'"
+        for state in (values, "state = 'failed', reason = 'its scheduler died'"):
+            for asked, found in (("'2026-11-30'", []), ("NULL", [run.run_id])):
+                with contextlib.closing(sqlite3.connect(self.db)) as file, file:
+                    file.execute(f"UPDATE dag_run SET {state}, stop_requested = {asked}")
+                with WorkerPool(1) as mine:
+                    left = mine.recover(self.flows.dag, **options)
+                    self.assertEqual([each.run_id for each in left], found)
+        with contextlib.closing(sqlite3.connect(self.db)) as file, file:
+            file.execute(f"UPDATE dag_run SET {values}, stop_requested = '2026-11-30'")
+        mine = WorkerPool(1, max_runs=1)
+        self.hold(mine, "a")
+        mine.submit(self.flows.dag, run_id=run.run_id, resume=True, **options)
+        mine.shutdown(wait=False, cancel_futures=True)
+        self.go_on()
+        mine.shutdown()
+        with WorkerPool(1) as mine:
+            [left] = mine.recover(self.flows.dag, **options)
+            self.assertEqual(left.result(LIMIT).state, "success")
+
     def test_recover_revives_nothing_that_was_cancelled_when_it_was_recovered(self):
         mine = WorkerPool(1, max_runs=1)
         self.hold(mine, *"abc")
