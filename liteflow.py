@@ -8144,6 +8144,18 @@ class _Held(contextlib.ExitStack):
         while self._due:
             self._due.pop(0)()
 
+    def try_due(self) -> bool:
+        """The same, but what one of them raises comes only with the next call. Whether it does."""
+        try:
+            self.call_due()
+        except BaseException as error:  # whatever it is
+
+            def again(raised: BaseException = error) -> NoReturn:
+                raise raised
+
+            self._due.insert(0, again)
+        return bool(self._due)
+
 
 def _ends(number: int, handler: Any) -> bool:
     """Whether the signal, by its default handler, ends the program."""
@@ -9153,12 +9165,11 @@ class _Start:
         if number and not (self._caught and signal.Signals(number).name == "SIGHUP"):
             self._caught.append(number)
         self.runner.wake()
-        # All that a run tells goes through `_print`, whose callers suppress it.
-        if getattr(frame, "f_code", None) is _print.__code__:
-            self._held.call_due()
-            if len(self._caught) > 1:
-                self.report.mute()
-                raise BlockingIOError  # it waits for somebody to read what it tells
+        # All that a run tells goes through `_print`, whose callers suppress what is raised.
+        is_telling = getattr(frame, "f_code", None) is _print.__code__
+        if is_telling and (self._held.try_due() or len(self._caught) > 1):
+            self.report.mute()
+            raise BlockingIOError  # it waits for somebody to read what it tells
 
     def _check(self) -> None:
         """Raises AirflowException if the run was told to stop before it has begun."""

@@ -14879,6 +14879,20 @@ class StopTest(Case):
             report.tell("a line")
         self.assertEqual(written.getvalue(), "")
 
+    def test_what_a_handler_raises_while_a_report_is_written_ends_the_run(self):
+        def late(*_):
+            raise TimeoutError("too late")
+
+        def written(*_):
+            signal.raise_signal(signal.SIGALRM)
+
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, late))
+        dag = self.module("with DAG('d') as dag:\n    task(task_id='a')(sorted)([1])\n").dag
+        tells = mock.patch.object(liteflow, "_print", written)
+        with tells, self.assertRaisesRegex(TimeoutError, "too late"):
+            dag.run(db_path=self.db, progress=True)
+        self.assertEqual(dag.runs(self.db)[0].reason, "TimeoutError: too late")
+
     def test_a_second_signal_ends_at_once(self):
         (self.folder / "slow").touch()
         process = self.begin()
