@@ -7911,8 +7911,8 @@ class WorkerPool:
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
         left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), or in a destructor that has cut into what this
-        thread does with the pool: these can't wait for their own end.
+        thread (that of its future's callbacks), in a signal handler during a run that uses the
+        pool, or in a destructor that has cut into it: these can't wait for their own end.
         """
         with _Held() as held:
             runs = self._runs
@@ -10446,9 +10446,11 @@ class _RunLine:
             entry.cancel(close=False)
 
     def is_within(self) -> bool:
-        """Whether this thread runs, or, as a destructor cuts in, writes or puts a run in line."""
+        """Whether this thread runs one of the pool's runs (a handler may be called between two of
+        its turns), or, as a destructor cuts in, writes or puts a run in line."""
         is_held = self._writing._is_owned() or self._changed._is_owned()
-        return is_held or threading.current_thread() in self.threads
+        running = [*self.threads, *(runner.thread for runner in list(self._pool._runners))]
+        return is_held or threading.current_thread() in running
 
     def drain(self, check: Callable[[], Any] = bool) -> None:
         """Wait for the runs to end, and let go of the owners' locks; `check` may end the wait."""

@@ -16365,6 +16365,24 @@ class SubmitTest(FlowCase):
         other.join(LIMIT)
         self.assert_nothing_left()
 
+    def test_a_signal_handler_may_shut_down_the_pool_whose_only_worker_its_run_has(self):
+        mine, futures = WorkerPool(1), []
+        send = self.handler(lambda: (mine.shutdown(), self.go_on()))
+
+        def later():
+            wait_until(self.began)
+            futures.append(mine.submit(self.flows.dag, db_path=self.db))
+            send()
+
+        thread = threading.Thread(target=later, daemon=True)
+        thread.start()
+        self.assertEqual(self.flows.held.run(db_path=self.db, executor=mine).state, "success")
+        thread.join(LIMIT)
+        self.assertEqual(futures[0].result(LIMIT).state, "success")
+        wait_until(lambda: mine._closed)
+        mine.shutdown()
+        self.assert_nothing_left()
+
     def test_a_signal_handler_may_submit_and_cancel_in_the_midst_of_a_submit(self):
         set_run = liteflow._Store._set_run
 
