@@ -10224,7 +10224,7 @@ class _InLine:
     def end(self, reason: str, check: Callable[[], Any] = bool) -> None:
         """Close the run, which has not begun, as failed."""
         of = (self.dag.dag_id, self.future.run_id, reason, self._is_ours)
-        self.line.write(self.path, lambda store: store.cancel_run(*of), check)
+        self.line.write(self, lambda store: store.cancel_run(*of), check)
 
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
@@ -10310,7 +10310,7 @@ class _RunLine:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
         entry = _InLine(self, run, run.run_id, "")
-        entry.owner = self.write(run.path, run.enqueue, check, entry)
+        entry.owner = self.write(entry, run.enqueue, check)
         entry.future.run_id = run.run_id  # by now: another run may have had the first one's
         return self.enter(entry)
 
@@ -10331,15 +10331,9 @@ class _RunLine:
             raise RuntimeError("the WorkerPool is shut down")
         return _Start(dag, **options)
 
-    def write(
-        self,
-        path: str,
-        act: Callable[[_Store], None],
-        check: _Check,
-        entry: _InLine | None = None,
-    ) -> str:
-        """Let `act` write to the file, over a connection that stays open (closing one waits for
-        the disk). Returns the owner of the runs that wait here, as `entry` will."""
+    def write(self, entry: _InLine, act: Callable[[_Store], None], check: _Check) -> str:
+        """Let `act` write to the entry's file, over a connection that stays open (closing one waits
+        for the disk). Returns the owner of the runs that wait here."""
         if self._writing._is_owned():  # a transaction is open, perhaps
             raise RuntimeError("a destructor has cut into a submit() or cancel(): use a thread")
 
@@ -10350,9 +10344,8 @@ class _RunLine:
 
         with self._writing:
             refuse_late()
-            if entry is not None:
-                self._entries.add(entry)
-            if path not in self._files or not self._files[path][0].is_in_place():
+            self._entries.add(entry)
+            if (path := entry.path) not in self._files or not self._files[path][0].is_in_place():
                 self._close_some(path)
                 with contextlib.ExitStack() as made:
                     store = made.enter_context(contextlib.closing(_Store(path, refuse_late)))
