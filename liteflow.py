@@ -6648,7 +6648,6 @@ class _Worker:
             _note(self.run.edited)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
-        self._restore_signals()
         if not job.holds:
             self.last.forget_failure()
         self._flush()
@@ -6780,6 +6779,7 @@ class _Worker:
 
     def __exit__(self, *exc: object) -> None:
         self.in_task = False
+        self._restore_signals()
 
     def _before_fork(self) -> None:
         # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
@@ -6833,12 +6833,16 @@ class _Worker:
 
     def _restore_signals(self) -> None:
         """Undo what a task set of that, at once: what it raises is to hit nothing but its job."""
-        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-            signal.setitimer(timer, 0)  # before the handler goes: it would kill us
-        for number, handler in self._handlers.items():
-            if _signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-                self._children = None
+        try:
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)  # before the handler goes: it would kill us
+            for number, handler in self._handlers.items():
+                if _signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+                    self._children = None
+        except BaseException:  # what is raised by what is there still
+            self._restore_signals()
+            raise
 
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""

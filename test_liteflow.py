@@ -4251,12 +4251,23 @@ class WorkerTest(Case):
                     wire = liteflow._worker.control
                     wire.send = send
                 @task
+                def fails():
+                    signal.signal(signal.SIGCHLD, ring)
+                    told = liteflow._traceback
+                    def tell(error):
+                        signal.raise_signal(signal.SIGCHLD)
+                        return told(error)
+                    liteflow._traceback = tell
+                    raise ValueError("its own")
+                @task(trigger_rule="all_done")
                 def after(): return os.getpid()
-                leaves() >> after()
+                leaves() >> fails() >> after()
             """,
             max_workers=1,
         )
-        self.assertEqual(self.states(run), {"leaves": "success", "after": "success"})
+        found = {"leaves": "success", "fails": "failed", "after": "success"}
+        self.assertEqual(self.states(run), found)
+        self.assertIn("ValueError: its own", run.get_task_instance("fails").error)
 
     def test_what_the_module_sets_in_its_process_is_there_for_each_task(self):
         self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
