@@ -1487,9 +1487,12 @@ def _awaited(result: Any) -> Any:
         return result
 
     running: list[tuple[Any, Any]] = []
+    ends: list[bool] = []
 
     async def awaited() -> Any:
         running.append((asyncio.get_running_loop(), asyncio.current_task()))
+        if ends:  # before it began
+            running[0][1].cancel()
         try:
             return await result
         finally:
@@ -1499,10 +1502,11 @@ def _awaited(result: Any) -> Any:
         return asyncio.run(awaited())
     # dag.test() in a notebook: a thread that runs a loop can't run another one.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        future = thread.submit(contextvars.copy_context().run, asyncio.run, awaited())
         try:
-            return future.result()
+            within = contextvars.copy_context()
+            return thread.submit(within.run, asyncio.run, awaited()).result()
         except BaseException:  # a timeout, or a Ctrl-C: it is to end what is waited for, too
+            ends.append(True)
             for loop, work in running:
                 with contextlib.suppress(RuntimeError):  # it has ended by itself
                     loop.call_soon_threadsafe(work.cancel)

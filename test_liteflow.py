@@ -4795,6 +4795,19 @@ class WorkerTest(Case):
         self.assertIn("timeout after 0.2 s", run.get_task_instance("b").error)
         self.assertEqual(ended, [asyncio.CancelledError, "tidied up"])
 
+        asleep = threading.Event()
+
+        def slow(work, run=asyncio.run):
+            if threading.current_thread() is not threading.main_thread():
+                asleep.wait(0.5)  # over the timeout: nothing has begun by then
+            return run(work)
+
+        ended.clear()
+        with contextlib.redirect_stderr(io.StringIO()), unittest.mock.patch("asyncio.run", slow):
+            run = asyncio.run(cell())
+        self.assertIn("timeout after 0.2 s", run.get_task_instance("b").error)
+        self.assertEqual(ended, [asyncio.CancelledError, "tidied up"])
+
     def test_the_environment_is_that_of_run(self):
         os.environ["FLOW_SETTING"] = "now"
         self.addCleanup(os.environ.pop, "FLOW_SETTING", None)
