@@ -53,8 +53,8 @@ States of a task instance (None: not decided yet), and what may follow:
     any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
-apart from one-line calls downwards: errors and states, building, plan, store, values, worker,
-runners, run, reading back, showing, command line.
+apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
+worker, runners, run, reading back, showing, command line.
 """
 
 from __future__ import annotations
@@ -493,6 +493,95 @@ class _Record:
 
     def __init__(self, *values: Any, **named: Any) -> None:
         vars(self).update(zip(type(self).__annotations__, values, strict=False), **named)
+
+
+# --- Signals --------------------------------------------------------------------------------------
+
+# What `signal` adds to its C module, enums in what is told, takes longer than the rest.
+_signal: Any = sys.modules.get("_signal", signal)
+
+
+class _Held(contextlib.ExitStack):
+    """Holds signals' handlers back while something must be whole: Python calls them in the main
+    thread, between any two steps, and what they raise would leave a lock held, a transaction open,
+    a worker that nobody has. `call_due` calls them at a moment at which all is whole, as the end
+    does.
+
+    `heard` is told of each signal that comes, by its number if it is a SIGINT, SIGTERM or SIGHUP
+    whose handler is the default: these are its own to see to.
+    """
+
+    _holds = False
+
+    def __init__(self, heard: Callable[[int | None, Any], None] | None = None) -> None:
+        super().__init__()
+        self._due: list[Callable[[], Any]] = []
+        self._heard, self._pid = heard, os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self.callback(self.call_due)
+            self.callback(self._put_back)
+            self._holds = True
+            try:
+                for number in _signal.valid_signals():
+                    handler = _signal.getsignal(number)
+                    if callable(handler) or (self._heard and _ends(number, handler)):
+                        self._before[number] = handler
+                        with contextlib.suppress(ValueError):  # it is a subinterpreter's
+                            _signal.signal(number, self._note)
+            except BaseException:  # what a handler raises that is not held back yet
+                self.close()
+                raise
+        return self
+
+    def _put_back(self) -> None:
+        try:
+            self._holds, self._heard = False, None
+            for number, handler in self._before.items():
+                if _signal.getsignal(number) == self._note:  # the program may have set another one
+                    _signal.signal(number, handler)
+        except BaseException:  # what a handler raises that is back already
+            self._put_back()
+            raise
+
+    def _note(self, number: int, frame: Any) -> None:
+        handler = self._before[number]
+        if os.getpid() != self._pid or not self._holds:
+            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
+            # end) inherits the handler, not the meaning.
+            signal.signal(number, handler)
+            os.kill(os.getpid(), number)
+            return
+        ends = self._heard is not None and _ends(number, handler)
+        if not ends:
+            self._due.append(functools.partial(handler, number, frame))
+        if self._heard is not None:
+            self._heard(number if ends else None, frame)
+
+    def call_due(self) -> None:
+        """Call the handlers of the signals that came."""
+        while self._due:
+            self._due.pop(0)()
+
+    def try_due(self) -> bool:
+        """The same, but what one of them raises comes only with the next call. Whether it does."""
+        try:
+            self.call_due()
+        except BaseException as error:  # whatever it is
+
+            def again(raised: BaseException = error) -> NoReturn:
+                raise raised
+
+            self._due.insert(0, again)
+        return bool(self._due)
+
+
+def _ends(number: int, handler: Any) -> bool:
+    """Whether the signal, by its default handler, ends the program."""
+    ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    return number in ends and handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 # --- Building: settings and their checks (no I/O) -------------------------------------------------
@@ -6476,8 +6565,6 @@ _NO_TERMINAL = "a worker process, which has no terminal: debug it in one process
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
-# What `signal` adds to its C module, enums in what is told, takes longer than the rest.
-_signal: Any = sys.modules.get("_signal", signal)
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
@@ -8090,89 +8177,6 @@ class WorkerPool:
             slot.bury(grace=2.0)
         if self._closed:
             self._end_server()
-
-
-class _Held(contextlib.ExitStack):
-    """Holds signals' handlers back while something must be whole: Python calls them in the main
-    thread, between any two steps, and what they raise would leave a lock held, a transaction open,
-    a worker that nobody has. `call_due` calls them at a moment at which all is whole, as the end
-    does.
-
-    `heard` is told of each signal that comes, by its number if it is a SIGINT, SIGTERM or SIGHUP
-    whose handler is the default: these are its own to see to.
-    """
-
-    _holds = False
-
-    def __init__(self, heard: Callable[[int | None, Any], None] | None = None) -> None:
-        super().__init__()
-        self._due: list[Callable[[], Any]] = []
-        self._heard, self._pid = heard, os.getpid()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self.callback(self.call_due)
-            self.callback(self._put_back)
-            self._holds = True
-            try:
-                for number in _signal.valid_signals():
-                    handler = _signal.getsignal(number)
-                    if callable(handler) or (self._heard and _ends(number, handler)):
-                        self._before[number] = handler
-                        with contextlib.suppress(ValueError):  # it is a subinterpreter's
-                            _signal.signal(number, self._note)
-            except BaseException:  # what a handler raises that is not held back yet
-                self.close()
-                raise
-        return self
-
-    def _put_back(self) -> None:
-        try:
-            self._holds, self._heard = False, None
-            for number, handler in self._before.items():
-                if _signal.getsignal(number) == self._note:  # the program may have set another one
-                    _signal.signal(number, handler)
-        except BaseException:  # what a handler raises that is back already
-            self._put_back()
-            raise
-
-    def _note(self, number: int, frame: Any) -> None:
-        handler = self._before[number]
-        if os.getpid() != self._pid or not self._holds:
-            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
-            # end) inherits the handler, not the meaning.
-            signal.signal(number, handler)
-            os.kill(os.getpid(), number)
-            return
-        ends = self._heard is not None and _ends(number, handler)
-        if not ends:
-            self._due.append(functools.partial(handler, number, frame))
-        if self._heard is not None:
-            self._heard(number if ends else None, frame)
-
-    def call_due(self) -> None:
-        """Call the handlers of the signals that came."""
-        while self._due:
-            self._due.pop(0)()
-
-    def try_due(self) -> bool:
-        """The same, but what one of them raises comes only with the next call. Whether it does."""
-        try:
-            self.call_due()
-        except BaseException as error:  # whatever it is
-
-            def again(raised: BaseException = error) -> NoReturn:
-                raise raised
-
-            self._due.insert(0, again)
-        return bool(self._due)
-
-
-def _ends(number: int, handler: Any) -> bool:
-    """Whether the signal, by its default handler, ends the program."""
-    ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    return number in ends and handler in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _close_pools() -> None:
