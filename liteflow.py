@@ -9609,9 +9609,9 @@ class _Run(_Start):
         """Run it to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
-            # Signals are noted to its very end: half of a runner's end, a pool would miss a worker.
+            # To its very end: by half of a runner's end, a pool would miss a worker.
             stack = contextlib.ExitStack()
-            if not self.asked.in_process:
+            if not self.asked.in_process:  # where they are to cut off the task itself
                 stack = self._held = _Held(self._hear_signal)
             with stack:
                 self.runner = self._make_runner()
@@ -9664,7 +9664,7 @@ class _Run(_Start):
                 self.reason = self.reason or ("dagrun_timeout" if self.plan.timed_out else None)
                 end = functools.partial(store.end_run, state, self.reason)
                 row = _until_unlocked(self.path, end, self._check_patience)
-            except BaseException as error:  # a full disk, or a bug
+            except BaseException as error:  # a full disk, a bug, or what a signal's handler raises
                 self.reason = _brief(error)
                 with contextlib.suppress(Exception):  # it is this one that is to be told
                     row = store.end_run(DagRunState.FAILED, self.reason)
