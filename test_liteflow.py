@@ -23665,6 +23665,7 @@ class ShapeTest(unittest.TestCase):
         names = [self.section_of(n) for n, _ in self.heads]
         order = [
             "Errors and states",
+            "Signals",
             "Building",
             "Plan",
             "Store",
