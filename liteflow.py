@@ -7554,6 +7554,7 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = self.has_taken = False  # it has joined some run; it has taken some job
+        self.joining = 0  # runs that it was asked to join, and has not told of
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
@@ -8036,7 +8037,7 @@ class WorkerPool:
             for slot in idle:  # their workers end side by side
                 slot.dismiss()
             for slot in idle:
-                slot.bury(grace=2.0)
+                slot.bury(grace=2.0 if slot.served else 0.0)
             self._end_server()
             self._close_store()  # no run takes it any more
 
@@ -8168,8 +8169,8 @@ class WorkerPool:
             keep = slot.state == "free" and not self._closed
             if runner in self._slot_line:  # whoever gives one back goes to the end of the line
                 self._slot_line[runner] = self._slot_line.pop(runner)
-            if keep:
-                self._idle.append(slot)
+            if keep:  # what starts yet is lent last
+                self._idle.insert(0 if slot.joining else len(self._idle), slot)
             else:
                 self._count -= 1
             self._wake_next()
@@ -8272,7 +8273,9 @@ class _SlotRunner(_Runner):
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
-        slot.state, slot.deadline = "asked", _monotonic() + _START_LIMIT
+        if not slot.joining:  # else its time runs since an earlier run, which did not wait for it
+            slot.deadline = _monotonic() + _START_LIMIT
+        slot.state, slot.joining = "asked", slot.joining + 1
         slot.wire.folder = None  # it was that of an earlier run
         slot.send("join", self._info, self._tasks if self._found is None else ())
 
@@ -8344,7 +8347,8 @@ class _SlotRunner(_Runner):
             if self._watched.pop(descriptor, None) is not None:
                 self._poll.unregister(descriptor)
         if free:
-            slot.state, slot.spoilt, slot.deadline = "free", None, math.inf
+            slot.state, slot.spoilt = "free", None
+            slot.deadline = slot.deadline if slot.joining else math.inf
         else:
             slot.bury()
         if slot.log is not None:  # its output is another run's from here, or nobody's
@@ -8519,6 +8523,9 @@ class _SlotRunner(_Runner):
     # What workers say.
 
     def _on_joined(self, slot: _Slot, error: str | None, edited: str | None, found: Any) -> None:
+        slot.joining = max(0, slot.joining - 1)
+        if slot.joining:  # that was an earlier run, which ended before its worker had started
+            return
         if error is not None:
             return self._fail_start(slot, error)
         if edited is not None:
@@ -8746,7 +8753,9 @@ class _SlotRunner(_Runner):
 
     def close(self) -> None:
         for slot in list(self._slots):
+            # One that starts yet goes on with that: runs shorter than a start would never get it.
             free = slot.state == "joined" or (slot.is_idle and not self._out)
+            free |= slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
             if free and not self._own_pool:  # its own pool's end is theirs
                 slot.send("leave")
             self._let_go(slot, free)

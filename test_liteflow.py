@@ -9774,6 +9774,58 @@ class PoolTest(QueueCase):
                 pool, (a, bool_true), (slow, self.has("a-began")), (c, self.has("importing"))
             )
 
+    LATE = """
+    import multiprocessing
+    F = os.environ["CASE_DIR"]
+    if multiprocessing.parent_process() is not None:
+        try: open(F + "/first", "x").close()
+        except FileExistsError:
+            Path(F, "part").write_text(str(os.getpid()))
+            os.rename(F + "/part", F + "/second")
+            while not os.path.exists(F + "/go"): time.sleep(0.002)
+            if os.path.exists(F + "/fail"): os.remove(F + "/fail"); raise RuntimeError("once")
+    dags = []
+    for name in ("short", "both"):
+        with DAG(name) as dag:
+            @task
+            def each(i, dag_run):
+                Path(F, f"{dag_run.dag_id}-{i}").touch()
+                wanted = "second" if dag_run.dag_id == "short" else f"both-{1 - i}"
+                while not os.path.exists(f"{F}/{wanted}"): time.sleep(0.002)
+                return os.getpid()
+            each.expand(i=[0, 1])
+        dags.append(dag)
+    """
+
+    def late(self, pool):
+        """Run a DAG whose end comes before its second worker has started; that one's process id."""
+        self.short, self.both = self.module(self.LATE).dags
+        self.assertEqual(self.short.run(db_path=self.db, executor=pool).state, "success")
+        return self.pid_in("second")
+
+    def test_a_worker_that_starts_yet_as_its_run_ends_is_the_next_runs(self):
+        with WorkerPool(2) as pool:
+            pid = self.late(pool)
+            self.short.run(db_path=self.db, executor=pool)  # which does not wait for it, either
+            (self.folder / "go").touch()
+            run = self.both.run(db_path=self.db, executor=pool)
+            self.assertEqual((run.state, pool._count), ("success", 2))
+            self.assertIn(pid, run.xcom_pull("each"))
+
+    def test_a_worker_that_could_not_join_a_run_that_is_over_joins_the_next(self):
+        with WorkerPool(2) as pool:
+            pid = self.late(pool)
+            for name in ("fail", "go"):
+                (self.folder / name).touch()
+            run = self.both.run(db_path=self.db, executor=pool)
+            self.assertEqual((run.state, (self.folder / "fail").exists()), ("success", False))
+            self.assertIn(pid, run.xcom_pull("each"))
+
+    def test_a_pools_end_does_not_wait_for_a_worker_that_starts_yet(self):
+        with WorkerPool(2) as pool:
+            pid = self.late(pool)
+        self.assertFalse(alive(pid))
+
     def test_a_busy_worker_is_asked_to_leave_once(self):
         a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.05)", "make('c', 0.05)")
         sent, send = collections.Counter(), liteflow._Slot.send
