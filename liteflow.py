@@ -4772,11 +4772,14 @@ class _Store:
         finally:  # a Ctrl-C, after a prune say, ends the wait
             with _in_sqlite:
                 self._connection.close()
-        with _in_sqlite, contextlib.suppress(sqlite3.Error):
-            for _ in range(3 if is_last else 0):  # of two that close at once, none was the last
-                if _file_identity(f"{self.path}-wal") is not None and self.is_in_place():
-                    with contextlib.closing(_connected(self.path, "mode=rw", 0.0)) as again:
-                        again.execute("PRAGMA user_version").fetchone()
+        # Of two that close at once, none was the last; and a reader that is can't copy.
+        for pause in (0.0, 0.0, 0.002, 0.004) if is_last else ():
+            time.sleep(pause)
+            with _in_sqlite, contextlib.suppress(sqlite3.Error):
+                if _file_identity(f"{self.path}-wal") is None or not self.is_in_place():
+                    break
+                with contextlib.closing(_connected(self.path, "mode=rw", 0.0)) as again:
+                    again.execute("PRAGMA user_version").fetchone()
 
     def checkpoint(self) -> None:
         """Copy what the WAL holds into the file now, rather than within some later commit."""

@@ -23372,6 +23372,15 @@ class Promise12Test(Case):
         store.close()
         self.assert_nothing_left()
 
+    def test_a_reader_that_outlasts_the_last_writer_by_a_moment_leaves_one_file(self):
+        store = liteflow._Store(str(self.db))
+        reader = sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)
+        self.addCleanup(reader.close)
+        reader.execute("SELECT 1 FROM dag").fetchall()
+        with mock.patch.object(time, "sleep", lambda pause: pause and reader.close()):
+            store.close()
+        self.assert_nothing_left()
+
     def test_a_ctrl_c_as_the_file_is_closed_leaves_one_file(self):
         store = liteflow._Store(str(self.db))
         with (
