@@ -9821,6 +9821,25 @@ class PoolTest(QueueCase):
             self.assertEqual((run.state, (self.folder / "fail").exists()), ("success", False))
             self.assertIn(pid, run.xcom_pull("each"))
 
+    def test_one_that_does_not_start_in_time_is_replaced_by_a_later_run(self):
+        with WorkerPool(2) as pool:
+            pid = self.late(pool)
+            [slot] = [slot for slot in pool._idle if slot.pid == pid]
+            slot.deadline = time.monotonic()  # as after two minutes
+            (self.folder / "second").unlink()
+            self.assertEqual(self.short.run(db_path=self.db, executor=pool).state, "success")
+            self.assertFalse(alive(pid))
+
+    def test_one_that_has_started_while_no_run_looked_is_not_late(self):
+        with WorkerPool(2) as pool:
+            pid = self.late(pool)
+            [slot] = [slot for slot in pool._idle if slot.pid == pid]
+            (self.folder / "go").touch()
+            self.assertTrue(liteflow._is_readable(slot.wire.fileno(), LIMIT))
+            slot.deadline = time.monotonic()
+            run = self.both.run(db_path=self.db, executor=pool)
+            self.assertIn(pid, run.xcom_pull("each"))
+
     def test_a_pools_end_does_not_wait_for_a_worker_that_starts_yet(self):
         with WorkerPool(2) as pool:
             pid = self.late(pool)
