@@ -4774,7 +4774,8 @@ class _Store:
                 self._connection.close()
         # Of two that close at once, none was the last; and a reader that is can't copy.
         for pause in (0.0, 0.0, 0.002, 0.004) if is_last else ():
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
             with _in_sqlite, contextlib.suppress(sqlite3.Error):
                 if _file_identity(f"{self.path}-wal") is None or not self.is_in_place():
                     break
