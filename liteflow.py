@@ -12051,25 +12051,20 @@ class _Report:
         width, rows = columns or 80, rows or 24  # 0: the terminal does not tell
         self.output()
         lines = _status_lines((snapshot or self._snapshot)(), width, rows, self._color)
-        self._put([_fit(line, width - 1) for line in lines])
+        self.clear([_fit(line, width - 1) for line in lines])
         now = _monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
 
-    def clear(self) -> None:
-        """Take the status away, so that lines can be written where it was."""
-        if self._drawn:
-            self._put()
-            self._next = 0.0
-
-    def _put(self, lines: Sequence[str] = ()) -> None:
-        """Draw these lines in place of those that were drawn before."""
+    def clear(self, lines: Sequence[str] = ()) -> None:
+        """Take the status away, so that others write where it was; or draw these lines there."""
         text = "".join(f"{line}\n" for line in lines)
         if self._drawn:
             # Line by line: some terminals keep what is cleared as a whole, and would fill with it.
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
-        self._drawn = len(lines)
-        _say(text, end="")
+        self._drawn, self._next = len(lines), 0.0
+        if text:
+            _say(text, end="")
 
     def began(self, dag: Dag, run_id: str, path: str, plan: _Plan) -> None:
         self._plan, self._began = plan, _monotonic()  # it may have waited in line before
