@@ -12481,12 +12481,6 @@ def _tell_if_large(diagram: str) -> None:
         _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
 
 
-def _tell(options: argparse.Namespace, line: str) -> None:
-    """Say what has been done, but not with --quiet: cron would mail it."""
-    if not options.quiet:
-        _say(line)
-
-
 def _write_output(text: str, options: argparse.Namespace) -> None:
     """Write a text to the file that --output names, else to standard output."""
     output = options.output
@@ -12496,7 +12490,8 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
         raise _UsageError(f"{output} is the database: name another file")
     with _writing(pathlib.Path(output)) as coming:
         coming.write_text(text, encoding="utf-8")
-    return _tell(options, f"wrote {output}")
+    if not options.quiet:  # cron would mail it
+        _say(f"wrote {output}")
 
 
 @contextlib.contextmanager
@@ -12832,7 +12827,8 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     size = os.path.getsize(options.db)
     _prune(options.db, runs, options.values)  # one that was cut off may have left space, too
     saved = max(0, size - os.path.getsize(options.db))
-    _tell(options, f"deleted {what}: {saved:,} bytes given back")
+    if not options.quiet:
+        _say(f"deleted {what}: {saved:,} bytes given back")
 
 
 def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
@@ -12853,7 +12849,8 @@ def _cmd_backup(options: argparse.Namespace) -> None:
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
     with _writing(target) as coming:
         _read(options.db, _copy_database, coming)
-    _tell(options, f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
+    if not options.quiet:
+        _say(f"copied {options.db} to {target}: {target.stat().st_size:,} bytes")
 
 
 # --- Command line: its words ----------------------------------------------------------------------
