@@ -12868,7 +12868,7 @@ _EXAMPLES = """
 
 RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id or local time."""
 
-# Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `--flag`,
+# Arguments, one a line, with their help behind two spaces: `FILE`, `[DAG]`, `TASK...`, `-f,--flag`,
 # `--option VALUE`, `--option VALUE...` for one that may be repeated, `--option one|two`; and behind
 # `$` examples of what follows the command's name.
 _RUN_OPTIONS = """
@@ -12876,12 +12876,12 @@ _RUN_OPTIONS = """
 --logical-date ISO  the date that the run is for
 --resume  go on with the newest run, or --run-id
 --conf JSON  a JSON object for the run
---param KEY=VALUE...  one key of it; the value as JSON, or as text where that is wanted
+-p,--param KEY=VALUE...  one key of it; the value as JSON, or as text where that is wanted
 --max-workers N  processes (default: CPUs)
 --pool NAME=N...  the size of a pool
 --from TASK...  run TASK of the newest run, or of --run-id, again, and what hangs on it
 --wait  wait while another run rules it out
---quiet  say nothing unless the run fails
+-q,--quiet  say nothing unless the run fails
 --logs  show what the tasks print, prefixed
 --task TASK  run TASK (or TASK[INDEX]) of the newest run, or of --run-id, here and now, with its \
 recorded inputs; nothing is recorded, and breakpoint() works
@@ -12912,7 +12912,7 @@ RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
 --gantt  when each attempt ran, instead
 --direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
 --output PICTURE  write a file: .mmd, or .md for a page
---quiet  say nothing unless it fails
+-q,--quiet  say nothing unless it fails
 --url  print a mermaid.live link instead
 $ etl > run.mmd             the newest run of `etl`, as a flowchart
 $ etl --gantt               when each attempt ran
@@ -12922,7 +12922,7 @@ $ etl --url                 a link that holds the diagram
 page: one HTML file, to be opened in a browser or put beside a web server
 [RUN]  a DAG's id (its runs as a grid), DAG/RUN, or a part of a run's id; else all DAGs
 --output FILE.html  write it there
---quiet  say nothing unless it fails
+-q,--quiet  say nothing unless it fails
 $ --output all.html         all DAGs with their last runs
 $ etl --output etl.html     the grid of a DAG's runs
 $ etl/run7 --output run.html   one run: failures, graph, timeline, tasks, values
@@ -12940,7 +12940,7 @@ runs: the runs, newest first
 [DAG]
 --since AGE  those that ran in the last 24h, 7d, ..., or since a date, whenever they began
 --state queued|running|success|failed  only those
---limit N  at most N (default: 50)
+-n,--limit N  at most N (default: 50)
 --json  print one JSON document
 $ etl                       the runs of a DAG
 $ --since 24h --state failed   what failed since yesterday, and why
@@ -12949,7 +12949,7 @@ show: the tasks of a run, or one task's attempts and values
 [RUN]  the newest one unless given
 [TASK]
 --state {"|".join(sorted(_TASK_STATES))}|interrupted|none  only those
---follow  until a live run ends
+-f,--follow  until a live run ends
 --json  print one JSON document
 $ etl                       the tasks of the newest run of `etl`
 $ etl load                  a task's attempts, values, error, end of its log
@@ -12960,7 +12960,7 @@ logs: what a run's tasks printed
 [RUN]  the newest one unless given
 [TASK]
 --try N  only attempt N
---follow  also what comes, until the run ends
+-f,--follow  also what comes, until the run ends
 --raw  leave escape sequences as they are
 $ etl                       all that the newest run printed
 $ etl 'load[3]' --try 1     one attempt
@@ -12982,7 +12982,7 @@ prune: delete old runs, and give the space back
 --older-than AGE  only those that began before: 30d, 12w, a date
 --values  only the values of successful runs; keep the rest
 --dry-run  say what would go
---quiet  say nothing unless it fails
+-q,--quiet  say nothing unless it fails
 $ --older-than 30d --dry-run   what would go
 $ etl --keep 10             all but the ten newest runs of `etl`
 $ --values                  keep history and logs, drop values of successes
@@ -12997,7 +12997,7 @@ $ old_etl --all             a DAG that there is no more
 
 backup: copy the database, also while a run writes
 FILE  the new file
---quiet  say nothing unless it fails
+-q,--quiet  say nothing unless it fails
 $ copy.db                   also while a run writes
 """
 
@@ -13022,7 +13022,6 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "NAME=N": (r"(.+)=(\d{1,18})", lambda name, size: (name, int(size)), "NAME=N"),
     "KEY=VALUE": (r"([^=]+)=(.*)", lambda name, text: (name, text), "KEY=VALUE"),
 }
-_SHORT_OPTIONS = {"--follow": "-f", "--quiet": "-q", "--limit": "-n", "--param": "-p"}
 
 
 def _argument_value(kind: str, text: str) -> Any:
@@ -13041,7 +13040,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
     words, _, text = line.partition("  ")
     name, _, value = words.partition(" ")
     settings: dict[str, Any] = {"help": text}
-    if not name.startswith("--"):
+    if not name.startswith("-"):
         settings["nargs"] = "?" if name[0] == "[" else "+" if name[-1] == "." else None
         name, value = name.strip("[].").lower(), name
     elif not value:
@@ -13053,7 +13052,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
     elif value:
         metavar = value.strip("[].")
         settings |= {"metavar": metavar, "type": functools.partial(_argument_value, metavar)}
-    parser.add_argument(*filter(None, [_SHORT_OPTIONS.get(name), name]), **settings)
+    parser.add_argument(*name.split(","), **settings)
 
 
 def _parser(name: str, text: str, block: str, more: str = "") -> argparse.ArgumentParser:
