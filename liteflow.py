@@ -12505,10 +12505,9 @@ def _writing(target: pathlib.Path) -> Iterator[pathlib.Path]:
             yield target
         else:
             with contextlib.suppress(FileNotFoundError):  # never more open than what it replaces
-                os.close(os.open(coming, os.O_CREAT | os.O_EXCL, os.stat(target).st_mode & 0o777))
+                coming.touch(os.stat(target).st_mode & 0o777, exist_ok=False)
+                shutil.copymode(target, coming)
             yield coming
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copymode(real, coming)
             coming.replace(real)
     except OSError as error:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
