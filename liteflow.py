@@ -11597,9 +11597,8 @@ body.liteflow { margin: 0 auto; padding: 1rem; max-width: 1200px; }
   margin: .8rem 0; }
 .liteflow > details > summary { font-size: 1.15rem; font-weight: bold; margin: 1.6rem 0 .5rem; }
 .liteflow svg { display: block; font: 12px system-ui, sans-serif; }
-.liteflow svg text { fill: var(--ink); }
+.liteflow svg text { fill: var(--text, var(--ink)); }
 .liteflow svg .box { fill: var(--fill); stroke: var(--soft); }
-.liteflow svg .box ~ text { fill: var(--text); }
 .liteflow svg path { fill: none; stroke: var(--soft); }
 .liteflow .grid td, .liteflow .grid th { padding: 0; min-width: 1.1rem; border: 1px solid
   var(--paper); text-align: center; vertical-align: bottom; font-size: 11px; }
