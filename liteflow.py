@@ -11563,9 +11563,8 @@ def _failed_callbacks(run: DagRun) -> list[str]:
 
 def _script_command(run: DagRun, options: Mapping[str, str]) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
-    file, names = _load_dag(run.dag_id, run._path).fileloc or "", list[str]()
-    start = run._row.command
-    if not start and os.path.isfile(file):
+    start, names = run._row.command, list[str]()
+    if not start and os.path.isfile(file := _load_dag(run.dag_id, run._path).fileloc or ""):
         start, names = f"{_own_command()} run", [file, run.dag_id]
     asked = {**options, "--run-id": run.run_id, "--db": run._path}
     return _command(start, names, asked) if start else ""
