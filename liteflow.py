@@ -12569,8 +12569,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     is_unsure = state in ("failed", "running")
     asked = {"maybe": state} if is_unsure else {"state": state, "limit": most + 1}
     runs = _read_runs(options.db, options.dag, since=options.since, **asked)
-    states = ("failed", "running (owner dead)") if state == "failed" else (state,)
-    runs = [run for run in runs if state is None or _run_state(run) in states]
+    runs = [x for x in runs if state in (None, "failed" if x._owner_died else x.state)]
     ids = collections.Counter[str]()  # six digits in all runs' ids: at a terminal a name for some
     if _may_redraw(sys.stdout):
         for row in _read(options.db, _select_run_ids, dag_id=options.dag):
