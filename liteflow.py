@@ -11278,10 +11278,9 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = []
     for row in cells:
         pairs = zip(row, widths, strict=True)
-        padded = [_paint(c + " " * (w - _width(c)), c, color) for c, w in pairs]
-        line = "  ".join(padded).rstrip()
-        lines.append(line if fits else _fit(line, columns))
-    return "\n".join(lines)
+        padded = (_paint(c + " " * (w - _width(c)), c, color) for c, w in pairs)
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines if fits else [_fit(line, columns) for line in lines])
 
 
 def _width(text: str) -> int:
