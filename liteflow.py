@@ -12410,8 +12410,7 @@ _ATTEMPT_NAMES = "map_index try_number state start_date end_date duration pid er
 
 
 def _print_json(what: object) -> None:
-    text = json.dumps(what, indent=2, default=lambda x: sorted(x) if type(x) is set else _iso(x))
-    print(text)
+    print(json.dumps(what, indent=2, default=lambda x: sorted(x) if type(x) is set else _iso(x)))
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
