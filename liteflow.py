@@ -13074,7 +13074,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line, `python3 -m liteflow` (see `--help`), with the process's arguments unless
     `argv` is given. Returns the exit code; wrong usage raises SystemExit with code 2."""
     _fill_standard_descriptors()
-    argv = sys.argv[1:] if argv is None else argv
     # An installation has a command of its own; a copied file has none.
     name = "liteflow" if os.path.basename(sys.argv[0]) == "liteflow" else f"python3 -m {__name__}"
     parser = _parser(name, "run DAGs of tasks, and see what ran", "", f"{_EXAMPLES}\n{_EXIT_CODES}")
