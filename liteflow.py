@@ -10981,11 +10981,11 @@ class _Line(_Record):
 
     seconds = property(lambda self: _span(self.start, self.end))
 
-    def cells(self) -> tuple[object, ...]:
-        """Its row in a table below `_HEADS`."""
+    def cells(self, state: object = "") -> tuple[object, ...]:
+        """Its row in a table below `_HEADS`, perhaps with something in place of the state."""
         took = _seconds_text(self.seconds)
         name = f"{self.label} {self.element}".rstrip()
-        return name, self.state, self.tries or "", _when(self.start), took, self.error
+        return name, state or self.state, self.tries or "", _when(self.start), took, self.error
 
 
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
@@ -11850,10 +11850,7 @@ def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
     # Of very many, those that went well are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
-    rows = []
-    for line in [line for line in lines if id(line) in kept]:
-        label, _, *others = line.cells()
-        rows.append([label, _chip(line.style, _spaced(line.state) or "no state"), *others])
+    rows = [x.cells(_chip(x.style, _spaced(x.state) or "no state")) for x in lines if id(x) in kept]
     table, more = _html_table(_HEADS, rows), _and_more(len(lines) - len(rows))
     return _folded_away("Tasks", table, *more, is_open=len(rows) <= 100)
 
