@@ -7774,11 +7774,7 @@ class _Watched(_Record):
     pid: int
     sentinel: int
     exitcode = None
-    join = kill = terminate = bool  # a call without effect
-
-    def is_alive(self) -> bool:
-        """Whether it has to be told that there is no more to do."""
-        return not _is_readable(self.sentinel, 0)
+    is_alive = join = kill = terminate = bool  # a call without effect: it hears nothing from there
 
 
 def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
