@@ -9881,11 +9881,8 @@ class _Run(_Start):
                 self.runner.wanted = True
                 return self.plan.enqueue(instance)
             else:
-                room -= 1
                 self._start(instance)
-                if instance.alone:
-                    self.runner.wanted = True
-                    return
+                room = 0 if instance.alone else room - 1
 
     def _delay_of(self, instance: _Instance) -> float:
         """Seconds until it may be tried again, as it has to wait for its `on_retry_callback`, or
