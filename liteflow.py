@@ -8264,11 +8264,8 @@ class _SlotRunner(_Runner):
     # Its beginning.
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        while any(slot.state == "asked" for slot in self._slots):  # for an earlier run id
-            check()
-            self.wait(0.5)
         self._info, self._tasks = info, tasks
-        for slot in self._slots:
+        for slot in self._slots:  # of an earlier run id
             self._join(slot)
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():

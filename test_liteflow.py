@@ -8626,15 +8626,16 @@ class QueueTest(QueueCase):
             slot.ask_to_end.assert_called_once_with("why")
             self.assertEqual(slot.signal_group.call_args_list, killed)
 
-    def test_a_second_look_at_the_runs_waits_for_workers_that_still_import(self):
+    def test_a_second_look_at_the_runs_asks_workers_that_still_import_once_more(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
-        slot = mock.Mock(state="asked")
+        slot = mock.Mock(state="asked", joining=1)
         runner._slots, runner._found = [slot], ([], set())
-        check = mock.Mock(side_effect=[None, AssertionError("it does not wait")])
-        with mock.patch.object(runner, "wait", lambda _: setattr(slot, "state", "joined")):
-            runner.begin({}, [], 1, check)
-        self.assertEqual(slot.state, "asked")  # anew
+        runner.begin({}, [], 1, mock.Mock(side_effect=AssertionError("it waits")))
+        slot.send.assert_called_once_with("join", {}, ())
+        for state in ("asked", "joined"):  # what it says of the first one does not count
+            runner._on_joined(slot, None, None, None)
+            self.assertEqual(slot.state, state)
         runner._slots = []
 
     def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
