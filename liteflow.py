@@ -8823,7 +8823,6 @@ class _ExecutorRunner(_Runner):
     def __init__(self, executor: Any) -> None:
         super().__init__()
         self._executor: concurrent.futures.Executor = executor
-        self._info = b""
         # Attempts that began (None) or ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
