@@ -9307,6 +9307,7 @@ class _Start:
                 store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             else:
                 self._take_over(row)
+            self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
             store.write_instances(self.plan.nodes)
             store.claim_run(self.asked.command)
             if self.asked.in_line is not None:
@@ -9669,8 +9670,6 @@ class _Run(_Start):
                 # Not under the file's lock: whoever is told may wait for a thread that reads runs.
                 for line in self._news:
                     self.report.tell(line)
-                for row in self._dead:
-                    self.report.tell(f"run {row.run_id}: {_DIED}; recorded as failed")
                 self.report.began(self.dag, self.run_id, self.path, self.plan)
                 for slip in _slips_in(self.dag):
                     self.report.tell(f"note: {slip}")
