@@ -8355,7 +8355,6 @@ class _SlotRunner(_Runner):
                 self._poll.unregister(descriptor)
         if free:
             slot.state, slot.spoilt = "free", None
-            slot.deadline = slot.deadline if slot.joining else math.inf
         else:
             slot.bury()
         if slot.log is not None:  # its output is another run's from here, or nobody's
