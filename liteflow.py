@@ -8592,7 +8592,7 @@ class _SlotRunner(_Runner):
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
             if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._let_call(slot)
+                self._let_call(slot, _Callback(attempt, None, None))
         if taken:  # it took its next job at once
             self._on_took(slot, taken)
 
@@ -8606,19 +8606,18 @@ class _SlotRunner(_Runner):
             holds_it = slot.state == "held" and slot.attempt is due.attempt
             can_take = slot.is_idle and not slot.shared[_TAKING]
             if (job is None and holds_it) or (job is not None and can_take):
-                slot.attempt = due.attempt
-                self._let_call(slot, job, due.name, due.reason, due.facts)
+                self._let_call(slot, due, job)
                 return True
         return False
 
-    def _let_call(self, slot: _Slot, job: Any = None, name: str | None = None, *why: Any) -> None:
-        slot.state, slot.callbacks = "calling", None
-        if name is not None and slot.attempt is not None:
-            is_of_dag = name.startswith("dag_")
-            whose = "the DAG" if is_of_dag else f"task {slot.attempt.instance.task_id!r}"
-            slot.callbacks = f"{name.removeprefix('dag_')} of {whose}"
+    def _let_call(self, slot: _Slot, due: _Callback, job: Any = None) -> None:
+        slot.state, slot.attempt, slot.callbacks = "calling", due.attempt, None
+        if due.name is not None:
+            is_of_dag = due.name.startswith("dag_")
+            whose = "the DAG" if is_of_dag else f"task {due.attempt.instance.task_id!r}"
+            slot.callbacks = f"{due.name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
-        slot.send("call", job, name, *why)
+        slot.send("call", job, due.name, due.reason, due.facts)
 
     def calling(self) -> list[_Attempt]:
         return [s.attempt for s in self._slots if s.attempt and s.state in ("held", "calling")]
