@@ -5681,6 +5681,9 @@ def _is_below_guard(path: str, line: int) -> bool:
 _Settings = tuple[bytes, bytes] | None
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
+# The instruction that suspends a generator, up to Python 3.12; to import `opcode`, a task may have
+# left no file descriptor, or no user who may read it.
+_YIELD_VALUE = 86 if sys.version_info < (3, 12) else 150
 
 
 class _Job(_NamedTuple):
@@ -5722,15 +5725,6 @@ class _Outcome(_NamedTuple):
     unasked: bool = False  # it was told to end, but not by its runner
 
 
-@functools.cache
-def _yield_value() -> Any:
-    """The instruction that suspends a generator; to import `opcode`, a task may have left no file
-    descriptor, or no user who may read it."""
-    suspended: Any = (x for x in "x")
-    next(suspended)
-    return suspended.gi_frame.f_code.co_code[suspended.gi_frame.f_lasti]
-
-
 class _Execution:
     """The attempt that runs here now."""
 
@@ -5760,7 +5754,7 @@ class _Execution:
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
             # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it
             # may serve others (it passes on what it has caught): such a frame stands at a yield.
-            if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _yield_value():
+            if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
                 with contextlib.suppress(RuntimeError):  # it runs, or is suspended
                     frame.clear()
         self.exception = self._context = None
