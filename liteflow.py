@@ -5794,10 +5794,9 @@ class _Execution:
                 [(_, data)] = self.xcoms(task_id, "return_value", i)
                 return self.loaded(data, task_id)
         _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
-        if self.run.info["db_path"] is not None:  # else it was looked for before the job left
-            data = self._look(_select_item, task_id, item=i)
-            if data is not None:
-                return self.loaded(data, task_id)
+        here = self.run.info["db_path"] is not None  # else it was looked for before the job left
+        if here and (data := self._look(_select_item, task_id, item=i)) is not None:
+            return self.loaded(data, task_id)
         # When it was stored, no task expanded over it: only the whole is there.
         whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1], task_id)
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
@@ -5859,9 +5858,8 @@ class _Execution:
 
     def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of a task's XComs of one key, own pushes too: of an index, or all."""
-        own = self.pushed.get(key) if task_id == self.task_id else None
-        if own is not None:
-            return [(self.map_index, own[-1])]
+        if task_id == self.task_id and key in self.pushed:
+            return [(self.map_index, self.pushed[key][-1])]
         if task_id == self.task_id and self.map_index < 0:
             return []
         if self.run.info["db_path"] is None and task_id in self.task._upstream:
