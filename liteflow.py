@@ -5850,8 +5850,8 @@ class _Execution:
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
         """The values of a mapped task's instances, without those that stored none; `plain`, of a
         mapped group's task, as Airflow has it: none, the bare one, or a list."""
-        came = [data for _, data in self.xcoms(task_id, key)]
-        found = _Results(came, self.run.info["fileloc"], task_id)
+        load = functools.partial(_load, script=self.run.info["fileloc"], whose=task_id)
+        found = _Results([data for _, data in self.xcoms(task_id, key)], load)
         if plain:
             return list(found) if len(found) > 1 else next(iter(found), None)
         return found
@@ -5921,19 +5921,18 @@ class _Results(_Record, Sequence[Any]):
     """
 
     _data: Sequence[bytes]
-    _script: str | None
-    _task_id: str
+    _load: Callable[[bytes], Any]
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):
-            return [*_Results(self._data[i], self._script, self._task_id)]
-        return _load(self._data[i], self._script, self._task_id)
+            return [self._load(data) for data in self._data[i]]
+        return self._load(self._data[i])
 
     def __iter__(self) -> Iterator[Any]:
-        return (_load(data, self._script, self._task_id) for data in self._data)
+        return (self._load(data) for data in self._data)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (list, tuple, _Results)):
