@@ -6815,14 +6815,13 @@ class _Worker:
             with contextlib.suppress(FileNotFoundError):  # the run is over, and its logs gone
                 self._renew_output()
             if queue:
-                file, self._epoll = self.control.take_file(), select.epoll()
+                self._epoll = select.epoll()
+                self._epoll.register(self.control, select.EPOLLIN)
+                self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
+                # Of several sleepers a job wakes one.
+                self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
         except OSError as error:  # its module has taken all descriptors that it may have
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
-        if queue:
-            self.jobs = _Wire(socket.socket(fileno=file))
-            self._epoll.register(self.control.fileno(), select.EPOLLIN)
-            # Of several sleepers a job wakes one.
-            self._epoll.register(self.jobs.fileno(), select.EPOLLIN | _EXCLUSIVE)
 
     def _on_call(self, job: Any, name: Any, reason: Any = None, facts: Any = None) -> None:
         """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
