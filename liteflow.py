@@ -5390,11 +5390,9 @@ def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task that it finds by its function's name alone. It has no id
     in it: tasks that differ in nothing else share it."""
     known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
+    known -= {*task._call()[1].get(_LATE, ())}  # they hold results, and come with its arguments
+    known -= {name for name in _OFTEN_EMPTY if not getattr(task, name)}
     own = {name: value for name, value in vars(task).items() if name in known}
-    late = task._call()[1].get(_LATE, ())  # they hold results, and come with its arguments
-    for name in (*_OFTEN_EMPTY, *late):
-        if name in late or not own[name]:
-            del own[name]
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     kind = getattr(task, "_kind", None)
