@@ -6216,8 +6216,7 @@ def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
         kind, found = UnmappableXComTypePushed, f"returned no list, tuple or dict: {_shown(result)}"
     elif len(result) > _MAP_LIMIT:
         most = f"at most {_MAP_LIMIT} are allowed, each of which may be a list of many"
-        found = f"returned {len(result)} elements: {most}"
-        kind = UnmappableXComLengthPushed
+        kind, found = UnmappableXComLengthPushed, f"returned {len(result)} elements: {most}"
     else:
         elements = result.items() if isinstance(result, dict) else result
         return [(_preview(x), _pickled(x, "returned, in a list, a")) for x in elements]
