@@ -7265,14 +7265,13 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
 
 def _is_guarded() -> bool:
     """Whether importing the script and its modules, as a worker does, would not lead here."""
-    main = sys.modules["__main__"]
     is_package = _script()[1].endswith("__main__")  # or a folder, or a zip: no worker imports it
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
             path = frame.f_code.co_filename
             safe = is_package or not os.path.isfile(path) or _is_below_guard(path, frame.f_lineno)
-            if frame.f_globals is not vars(main) or not safe:
+            if frame.f_globals is not vars(sys.modules["__main__"]) or not safe:
                 return False
         frame = frame.f_back
     return True
