@@ -4954,10 +4954,8 @@ class _Store:
             if batch.named:
                 many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
             if batch.withdrawn:
-                many(
-                    "DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ?",
-                    [(a.instance.row_id, a.try_number) for a in batch.withdrawn],
-                )
+                keys = [(a.instance.row_id, a.try_number) for a in batch.withdrawn]
+                many("DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ?", keys)
             many(_UPDATE_INSTANCE, map(_changes_of, batch.instances))
             many(_inserting("task_attempt"), map(_attempt_row, batch.attempts))
             if batch.logs:
