@@ -4525,13 +4525,12 @@ def _check_writable(path: str) -> None:
         raise DatabaseError(f"{folder} can't be written: SQLite needs to, beside the database")
 
 
-def _missing_columns(db: sqlite3.Connection, sql: str = _SCHEMA) -> dict[tuple[str, str], str]:
-    """Declarations by (table, column) of what this file lacks, in tables that `sql` names."""
+def _missing_columns(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Declarations by (table, column) of what this file lacks."""
     return {
         (table, column): declaration
         for table, column, declaration in _ADDED_COLUMNS
-        if table in sql
-        and column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
     }
 
 
@@ -5074,7 +5073,7 @@ def _select(
     try:
         found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     except sqlite3.OperationalError:  # it lacks one, or the same is raised once more
-        _, terms = _terms(source, columns, tuple(_missing_columns(db, source)))
+        _, terms = _terms(source, columns, tuple(_missing_columns(db)))
         found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     return [_Row(**dict(zip(names, row, strict=True))) for row in found]
 
