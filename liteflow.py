@@ -6060,14 +6060,12 @@ def _name_of(execution: _Execution) -> dict[str, str]:
 
 def _as_running(execution: _Execution, function: Callable[..., T], *arguments: Any) -> T:
     token = _running.set(execution)
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main:
-        _here.append(execution)
+    here = _here if threading.current_thread() is threading.main_thread() else []
+    here.append(execution)
     try:
         return function(*arguments)
     finally:
-        if in_main:
-            _here.pop()
+        here.pop()
         _running.reset(token)
 
 
