@@ -5343,8 +5343,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     args, kwargs = task._call()
     call = _NO_CALL
     if args or kwargs:
-        named: dict[Any, Any] = {**dict(enumerate(args, 1)), **kwargs}
-        call = _dump_taking(task, (args, kwargs), named)
+        call = _dump_taking(task, (args, kwargs), {**dict(enumerate(args, 1)), **kwargs})
     if task._mapping is None:
         return call
     constants = []
