@@ -2244,7 +2244,7 @@ class _Partial(Generic[R]):
             dag._unused |= {each._mark: each for each in made}
 
 
-class _Decorated(_Partial[Any], Generic[P, R]):
+class _Decorated(_Partial[T], Generic[P, R, T]):
     """A decorated function: each call makes a task, or a group of tasks."""
 
     _makes = ""  # "task" or "group"
@@ -2282,7 +2282,7 @@ class _Decorated(_Partial[Any], Generic[P, R]):
         return f"<@{self._makes.replace('group', 'task_group')} {self.function.__qualname__}>"
 
 
-class _TaskFunction(_Decorated[P, R]):
+class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
     """A function decorated with `@task`: calling it adds a task to the current DAG."""
 
     _makes = "task"
@@ -2301,9 +2301,6 @@ class _TaskFunction(_Decorated[P, R]):
         @overload
         def __call__(self, *args: Any, **kwargs: Any) -> XComArg[R]: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-        def partial(self, **fixed: Any) -> _Partial[XComArg[Any]]: ...
-        def expand(self, *unnamed: NoReturn, **mapped: Any) -> XComArg[Any]: ...
-        def expand_kwargs(self, dicts: Any) -> XComArg[Any]: ...
 
     def _uncalled(self, other: object) -> None:
         _operands(self)  # raises: it has to be called first
@@ -2368,7 +2365,7 @@ def _task_parameters(function: Callable[..., Any]) -> _Parameters:
     return found
 
 
-class _GroupFunction(_Decorated[P, R]):
+class _GroupFunction(_Decorated[P, R, Any]):
     """A function decorated with `@task_group`: calling it makes a group of its tasks."""
 
     _makes = "group"
@@ -2467,14 +2464,14 @@ def _conditional(*condition: Any) -> Callable[[T], T]:
 task = _TaskDecorator()
 
 
-def setup(function: Any = None, **settings: Any) -> _Decorated[..., Any]:
+def setup(function: Any = None, **settings: Any) -> _Decorated[..., Any, Any]:
     """`@setup`: a task that must succeed for what comes after it; see `BaseOperator.as_setup`."""
     return _with_role(BaseOperator.as_setup, function, settings)
 
 
 def teardown(
     function: Any = None, *, on_failure_fail_dagrun: bool = False, **settings: Any
-) -> _Decorated[..., Any]:
+) -> _Decorated[..., Any, Any]:
     """`@teardown`: a task that cleans up after its setups, whatever the work between did.
 
     Its failure does not fail the run unless `on_failure_fail_dagrun`.
@@ -2483,7 +2480,7 @@ def teardown(
     return _with_role(role, function, settings)
 
 
-def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> _Decorated[..., Any]:
+def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> _Decorated[..., Any, Any]:
     if function is None:
         return functools.partial(_with_role, role, settings=settings)  # type: ignore
     made = function if isinstance(function, _TaskFunction) else task(function)
@@ -2492,7 +2489,7 @@ def _with_role(role: Any, function: Any, settings: dict[str, Any]) -> _Decorated
     return _copy_with(made.override(**settings), _role=role)
 
 
-def task_group(function: Any = None, /, **settings: Any) -> _Decorated[..., Any]:
+def task_group(function: Any = None, /, **settings: Any) -> _Decorated[..., Any, Any]:
     """`@task_group`, bare or with `group_id` and the settings of `TaskGroup`.
 
     Calling the decorated function makes a group of the tasks made inside it; a second call gets
