@@ -4027,7 +4027,6 @@ class _Resumption:
         self.alone: set[_InstanceKey] = set()  # cleared so, and no more: they pull nothing
         self._changed: set[str] = set()  # tasks of which an instance runs again
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
-        self._empty: set[str] = set()  # tasks that are mapped over nothing, as before
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
@@ -4037,8 +4036,8 @@ class _Resumption:
         for task_id in [name for name in past if name not in dag.task_dict]:
             self._remove(past[task_id])
         for task in order:  # upstream first: each task looks at what was decided above it
-            self._match(task, past.get(task.task_id, {}))
-            self._decide(task)
+            is_empty = self._match(task, past.get(task.task_id, {}))
+            self._decide(task, is_empty)
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
 
@@ -4050,8 +4049,8 @@ class _Resumption:
             if row.state != "removed":
                 self._moved.add(row.task_id)
 
-    def _match(self, task: BaseOperator, rows: dict[int, _Past]) -> None:
-        """Give the task's instances of today the rows that are theirs."""
+    def _match(self, task: BaseOperator, rows: dict[int, _Past]) -> bool:
+        """Give the task's instances of today their rows. Whether it is mapped over nothing."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
         found = {-1: _NEVER_RUN._replace(task_id=task.task_id)}
@@ -4062,8 +4061,6 @@ class _Resumption:
             del found[-1]
         elif -1 in rows and (mapping is None or not rows[-1].try_number):
             found[-1] = rows.pop(-1)  # else it was not mapped when it ran under this index
-        if keys == []:
-            self._empty.add(task.task_id)
         if mapping is not None and mapping.source_ids and not keys:
             self.unexpanded.add(task.task_id)
         self._indexes[task.task_id] = list(found)
@@ -4072,6 +4069,7 @@ class _Resumption:
             self.instances[task.task_id, index] = row
             if row.map_index != index:  # a new one runs, and counts for that
                 self._moved.add(task.task_id)
+        return keys == []
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """What the instances are mapped over; None if that is not known before others have run."""
@@ -4085,7 +4083,7 @@ class _Resumption:
                     return keys
         return None
 
-    def _decide(self, task: BaseOperator) -> None:
+    def _decide(self, task: BaseOperator, is_empty: bool) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
         takes, takes_text = _taken_by(task), _takes(task)
         for index in self._indexes[task.task_id]:
@@ -4094,7 +4092,7 @@ class _Resumption:
             # What succeeded or skipped itself stays (what was cleared has no state), as does what
             # has no elements, but for a branch that chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
-            kept = kept or (row.state == "skipped" and task.task_id in self._empty)
+            kept = kept or (row.state == "skipped" and is_empty)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
             by_itself = not kept or any(name not in self._dag for name in chosen)
             pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
