@@ -4074,9 +4074,8 @@ class _Resumption:
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """What the instances are mapped over; None if that is not known before others have run."""
         sources = mapping.source_ids.keys()
-        again = sources & self._changed or sources & self._moved
         had = any(i >= 0 and row.state != "removed" for i, row in rows.items())
-        if not again:
+        if not (sources & self._changed or sources & self._moved):
             with contextlib.suppress(LookupError):  # an old result that is no list
                 keys = self._keys(mapping)
                 if had or not sources or not keys:
