@@ -4150,14 +4150,12 @@ class _Resumption:
                     self.along |= {key} - self.again
                     self.again.add(key)
 
-    def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> list[_InstanceKey]:
+    def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> Iterator[_InstanceKey]:
         """The instances of tasks that belong to a setup's instance."""
-        found = list[_InstanceKey]()
         for node in nodes:
             task_id = node.task.task_id
             own = setup.is_in_step_with(node) and (task_id, index) in self.instances
-            found += [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
-        return found
+            yield from [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
 
     def recorded(self) -> dict[_InstanceKey, _Past]:
         """What the plan has to know, of every instance."""
