@@ -3840,12 +3840,10 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
         for each in node.instances if node.group is None else (instance,):
-            if each.state is not None or each.ready:
-                continue
-            if decision is _S.RUNNING:
+            if each.state is None and decision is _S.RUNNING:
                 each.ready = True
                 self.enqueue(each)
-            else:
+            elif each.state is None:
                 self._decide(each, decision)
 
     def _count(self, node: _Node) -> int | None:
