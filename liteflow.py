@@ -3336,9 +3336,8 @@ class _Node:
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
         # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
         # only then, and a signal that is to end the attempt must not meet the worker's next job.
-        fails_fast = task.dag is not None and task.dag.fail_fast
         asked = _what_holds(task)
-        self.holds = fails_fast or asked.count(None) < len(asked)
+        self.holds = task._dag_or_error().fail_fast or asked.count(None) < len(asked)
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
