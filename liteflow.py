@@ -3273,9 +3273,8 @@ class _Instance:
     label = property(lambda self: _label_of(self.task_id, self.map_index))  # for people
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
-        self.node = node
+        self.node, self.map_index = node, map_index
         self.task_id = node.task.task_id
-        self.map_index = map_index
         self.state = None if recorded.state is None else TaskInstanceState(recorded.state)
         self.try_number = recorded.try_number
         self.max_tries = recorded.max_tries if recorded.row_id else node.task.retries
@@ -3316,8 +3315,7 @@ class _Node:
         weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
-        self.task = task
-        self.order = order
+        self.task, self.order = task, order
         self.weight = task.priority_weight
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
