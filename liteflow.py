@@ -1666,8 +1666,7 @@ class _Placeholder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as part of a task's arguments, it is the look-up of its value."""
-        found = _pickling.get()
-        if found is None:  # there is no other use in pickling a placeholder
+        if (found := _pickling.get()) is None:  # there is no other use in pickling a placeholder
             raise TypeError(f"{self!r} is a placeholder: it is no value to store")
         return _of_job, self._look_up(*found)
 
@@ -3501,8 +3500,7 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
                 node.guarded.append(below)
                 below.gates = below.gates or []
                 below.gates.append(node)
-    setups = [node for node in order if node.task.is_setup]
-    if not setups:
+    if not (setups := [node for node in order if node.task.is_setup]):
         return
     # A bit stands for a setup and a teardown of it. A scope without a teardown has no end.
     scopes = list[tuple[_Node, _Node | None]]()
