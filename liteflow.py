@@ -2394,12 +2394,11 @@ class _GroupFunction(_Decorated[P, R, Any]):
         """What the group's function gets for the arguments that are mapped over."""
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
-        names, defaults = self._parameters.names, self._parameters.defaults
         if star := self._parameters.rest or self._parameters.others:
             raise TypeError(f"{self._what()}: expand_kwargs() can't fill {star}: name arguments")
-        default = {name: (defaults[name],) if name in defaults else () for name in names}
-        left = [name for name in names if name not in given]
-        return {name: _Argument("group_value", name, *default[name]) for name in left}
+        default = {name: [value] for name, value in self._parameters.defaults.items()}
+        left = [name for name in self._parameters.names if name not in given]
+        return {name: _Argument("group_value", name, *default.get(name, ())) for name in left}
 
 
 def _decorator_of(kind: type[BaseOperator]) -> Any:
