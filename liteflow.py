@@ -1693,8 +1693,6 @@ class _Mappable(_Placeholder, _Dependency):
     """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results."""
 
     __slots__ = ("_by", "_how", "_sources")
-    _how: str
-    _sources: tuple[_Mappable, ...]
 
     def __init__(self, how: str, *sources: _Mappable, by: Any = None) -> None:
         """`by`: what "map" applies to each, or what "zip" fills up with (`...`: it cuts off)."""
