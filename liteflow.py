@@ -3744,12 +3744,16 @@ class _Plan:
         elif not self._stopped or instance in self._winding:
             self.enqueue(instance)
 
-    def interrupt(self, instance: _Instance) -> None:
-        """The instance's attempt was cut off through no fault of its own."""
+    def interrupt(self, instance: _Instance, again: bool = False) -> None:
+        """The instance's attempt was cut off through no fault of its own. A stopped run runs it
+        `again` at once, if it is a teardown; else that is for a resume."""
         self._occupy(instance, -1)
-        self._winding.pop(instance, None)  # it is for a resume to run it again
         instance.max_tries += 1
         instance.move(None)
+        if again and instance in self._winding:
+            self.enqueue(instance)
+        else:
+            self._winding.pop(instance, None)
 
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
         """It ends without running."""
@@ -10011,7 +10015,8 @@ class _Run(_Start):
             start, took = attempt.began, _monotonic() - attempt.first_start
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
-            self.plan.interrupt(instance)
+            # A signal may have been meant for the job that its worker had before, or for all.
+            self.plan.interrupt(instance, again=outcome.unasked and not self._forced)
             attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
         else:
             self._finish(attempt, outcome)

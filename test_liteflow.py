@@ -8123,6 +8123,30 @@ def make(beside):
 dags = {beside: make(beside) for beside in ("idle", "busy", "quick")}
 """
 
+GONE_ON = """
+F = os.environ["CASE_DIR"]
+def until(name):
+    while not os.path.exists(f"{F}/{name}"): time.sleep(0.002)
+def make(dag_id, timeout=None):
+    with DAG(dag_id) as dag:
+        @task
+        def first(): liteflow._UNSEEN = 60.0  # after a longer job its worker waits for word
+        @task
+        def second(x): ...
+        @task(priority_weight=9, execution_timeout=timeout)
+        def ends():
+            signal.signal(signal.SIGTERM, lambda *_: Path(F, "go").touch())
+            until("go")
+        @task(retries=1, retry_delay=0)
+        def next_one(ti):
+            with open(F + "/lines", "a") as file: print("next_one", ti.try_number, file=file)
+            Path(F, "began").touch(); until("over")
+        setup = first().as_setup()
+        second(setup) >> [ends(), next_one().as_teardown(setups=setup)]
+    return dag
+dags = {"withdraw": make("withdraw"), "_lose": make("_lose", timeout=0.05)}
+"""
+
 
 class QueueCase(Case):
     def setUp(self) -> None:
@@ -8398,6 +8422,47 @@ class QueueTest(QueueCase):
     @LINUX
     def test_a_job_that_is_taken_as_the_run_is_stopped_is_ended(self):
         self.check_stop_in_hand(signal.SIGCONT)
+
+    def check_gone_on(self, method: str) -> None:
+        """Let a worker go on from a job to the next, if it does, before `method` is called."""
+        dag, stop = self.module(GONE_ON).dags[method], threading.Event()
+        began, real = self.folder / "began", {}
+
+        def once_it_has_gone_on(runner, *args):
+            (self.folder / "go").touch()
+            for slot in runner._slots:
+                wait_until(lambda pid=slot.pid: began.exists() or not self.is_spinning(pid))
+            return real[method](runner, *args)
+
+        def took(runner, slot, number):
+            task_id = runner._out[number][1].task_id
+            real["_on_took"](runner, slot, number)
+            if task_id == "ends" and method == "withdraw":
+                stop.set()
+            if task_id == "next_one":
+                (self.folder / "over").touch()
+
+        receive = liteflow._Slot.receive
+        patches = [mock.patch.object(liteflow, "_QUICK", 60.0)]  # it sends the next job ahead
+        for name, act in ((method, once_it_has_gone_on), ("_on_took", took)):
+            real[name] = getattr(liteflow._SlotRunner, name)
+            patches.append(mock.patch.object(liteflow._SlotRunner, name, act))
+        heard = mock.patch.object(
+            liteflow._Slot, "receive", lambda x: itertools.islice(receive(x), 1)
+        )
+        patches.append(heard)
+        with contextlib.ExitStack() as patched:
+            list(map(patched.enter_context, patches))
+            run = dag.run(db_path=self.db, max_workers=1, stop=stop)
+        self.assertEqual(run.reason, "stopped" if stop.is_set() else None)
+        self.assertEqual(run.get_task_instance("next_one").state, "success")
+        return [*zip(self.lines(), self.attempts(method)["next_one"], strict=True)]
+
+    @LINUX
+    def test_a_teardown_that_a_stop_has_hit_in_place_of_the_job_before_it_runs_again(self):
+        (_, first), *others = self.check_gone_on("withdraw")
+        self.assertEqual(first, ("interrupted", "interrupted: stopped"))
+        self.assertEqual(others, [(["next_one", "2"], ("success", None))])
 
     def test_a_death_that_is_heard_of_while_another_is_settled_is_in_doubt_itself(self):
         runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), 0.0)
