@@ -6800,9 +6800,10 @@ class _Worker:
         except OSError as error:  # its module has taken all descriptors that it may have
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
 
-    def _on_call(self, job: Any, name: Any, reason: Any = None, facts: Any = None) -> None:
+    def _on_call(self, is_last: bool, job: Any, name: Any, reason: Any, facts: Any) -> None:
         """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
-        those of another `job`, or the DAG's. See `_call_due`."""
+        those of another `job`, or the DAG's. See `_call_due`. `is_last`: this worker is replaced
+        after that, as it was told to end; its task may have caught that with a handler."""
         last, self.last = self.last, None
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
@@ -6817,7 +6818,7 @@ class _Worker:
         self.terminated = False
         self._own_output(math.inf)
         spoilt = self._restore()
-        self.spent |= spoilt is not None
+        self.spent |= is_last or spoilt is not None
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
@@ -8583,7 +8584,7 @@ class _SlotRunner(_Runner):
             whose = "the DAG" if is_of_dag else f"task {due.attempt.instance.task_id!r}"
             slot.callbacks = f"{due.name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
-        slot.send("call", job, due.name, due.reason, due.facts)
+        slot.send("call", bool(slot.spoilt), job, due.name, due.reason, due.facts)
 
     def calling(self) -> list[_Attempt]:
         return [s.attempt for s in self._slots if s.attempt and s.state in ("held", "calling")]

@@ -8464,6 +8464,10 @@ class QueueTest(QueueCase):
         self.assertEqual(first, ("interrupted", "interrupted: stopped"))
         self.assertEqual(others, [(["next_one", "2"], ("success", None))])
 
+    @LINUX
+    def test_a_worker_that_is_replaced_since_its_task_caught_sigterm_takes_no_job_more(self):
+        self.check_gone_on("_lose")
+
     def test_a_death_that_is_heard_of_while_another_is_settled_is_in_doubt_itself(self):
         runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
