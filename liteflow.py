@@ -8843,7 +8843,9 @@ class _ExecutorRunner(_Runner):
         return events
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
-        if (future := self._futures.pop(attempt, None)) is not None:
+        future = self._futures.get(attempt)
+        if future is not None and not future.done():  # else its end is among the events
+            del self._futures[attempt]
             future.cancel()
             self._events.put((attempt, _Outcome("failed", reason, terminated=True)))
 

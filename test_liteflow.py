@@ -12212,6 +12212,32 @@ class RunnersTest(Case):
             finally:
                 module.go.set()
 
+    def test_what_an_executor_has_done_when_the_run_is_stopped_is_done(self):
+        module = self.module(
+            """
+            import threading
+            stop, go = threading.Event(), threading.Event()
+            with DAG("d") as dag:
+                @task
+                def f(): stop.set(); return go.wait(30)
+                f()
+            """
+        )
+        end = liteflow._ExecutorRunner.end
+
+        def late_end(runner, attempt, *how):
+            module.go.set()
+            concurrent.futures.wait([runner._futures[attempt]])
+            end(runner, attempt, *how)
+
+        with (
+            concurrent.futures.ThreadPoolExecutor(1) as threads,
+            mock.patch.object(liteflow._ExecutorRunner, "end", late_end),
+        ):
+            run = module.dag.run(db_path=self.db, executor=threads, stop=module.stop)
+        self.assertEqual((run.reason, self.states(run)), ("stopped", {"f": "success"}))
+        self.assertIs(run.xcom_pull("f"), True)
+
     def test_two_runs_that_begin_in_the_same_microsecond(self):
         module = self.module(
             """
