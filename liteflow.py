@@ -6628,7 +6628,7 @@ class _Worker:
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
-                self.shared[_TAKING] = 1
+                self.shared[_TAKING] = self.last is None  # who waits for word takes none
                 job = self._take()
                 if job is not None or done is not None:
                     self._tell(done, job)

@@ -8878,6 +8878,29 @@ class QueueTest(QueueCase):
         worker.terminated = False
         self.assertEqual((worker._take(), worker.number), (job, 1))
 
+    def test_a_worker_that_tells_of_the_job_that_it_holds_is_about_to_take_none(self):
+        # To hand over a large value may take longer than the timeout of a job that waits.
+        ours, theirs = map(liteflow._Wire, liteflow._socket_pair())
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        told = []
+
+        class Holds(liteflow._Worker):
+            def _heed(self):
+                if told:
+                    raise EOFError
+                return "a job"
+
+            def _run(self, job):
+                self.last = job
+                return liteflow._Outcome("success", None, held=True)
+
+            def _tell(self, done, job):
+                told.append((done.status, job, self.shared[liteflow._TAKING]))
+
+        Holds(ours).serve()
+        self.assertEqual(told, [("success", None, 0)])
+
     def test_a_job_that_kills_whoever_takes_it_is_not_sent_for_ever(self):
         # As one does whose arguments find no room: it has no attempt yet that could fail.
         dag = self.module(
