@@ -8726,10 +8726,12 @@ class _SlotRunner(_Runner):
 
     def close(self) -> None:
         for slot in list(self._slots):
+            if leaves := slot.spoilt == "":  # it was told to, and has not said that it did
+                slot.spoilt = None
             # One that starts yet goes on with that: runs shorter than a start would never get it.
             free = slot.state == "joined" or (slot.is_idle and not self._out)
             free |= slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
-            if free and not self._own_pool:  # its own pool's end is theirs
+            if free and not (leaves or self._own_pool):  # its own pool's end is theirs
                 slot.send("leave")
             self._let_go(slot, free)
         if self._own_pool:

@@ -9938,6 +9938,41 @@ class PoolTest(QueueCase):
             pid = self.late(pool)
         self.assertFalse(alive(pid))
 
+    def test_a_worker_that_was_asked_to_leave_as_its_run_ended_is_the_next_runs(self):
+        module = self.module(
+            """
+            F = os.environ["CASE_DIR"]
+            leave = liteflow._Worker._leave
+            def leave_late(worker):
+                while not os.path.exists(F + "/over"): time.sleep(0.002)
+                leave(worker)
+            liteflow._Worker._leave = leave_late
+            with DAG("a") as a:
+                @task
+                def pid():
+                    Path(F, "began").touch()
+                    while not os.path.exists(F + "/asked"): time.sleep(0.002)
+                    return os.getpid()
+                pid()
+            with DAG("b") as b:
+                pid()
+            """
+        )
+        self.addCleanup(setattr, liteflow._Worker, "_leave", module.leave)
+        send = liteflow._Slot.send
+
+        def send_and_tell(slot, *data, **options):
+            send(slot, *data, **options)
+            if data[0] == "leave":
+                (self.folder / "asked").touch()
+
+        with mock.patch.object(liteflow._Slot, "send", send_and_tell), WorkerPool(1) as pool:
+            a = pool.submit(module.a, db_path=self.db)
+            self.assertTrue(wait_until(self.has("began")))
+            b = pool.submit(module.b, db_path=self.db)
+            a.add_done_callback(lambda _: (self.folder / "over").touch())
+            self.assertEqual(a.result().xcom_pull("pid"), b.result().xcom_pull("pid"))
+
     def test_a_busy_worker_is_asked_to_leave_once(self):
         a, b, c = self.naps("make('a', 'b-began')", "make('b', 0.05)", "make('c', 0.05)")
         sent, send = collections.Counter(), liteflow._Slot.send
