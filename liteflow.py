@@ -5646,12 +5646,20 @@ def _is_below_guard(path: str, line: int) -> bool:
     """Whether a line of a script runs only where that is the main one: the last statement above it
     that begins at the margin is like `if __name__ == "__main__":`."""
     path = path if os.path.isfile(path) else os.devnull  # a pipe was read, and may block
+    found = _guarded_lines(path, _file_identity(path))
+    return found[min(line, len(found) - 1)]
+
+
+@functools.lru_cache(1)
+def _guarded_lines(path: str, identity: object) -> list[bool]:
+    """Of line 0 and all lines of a file, which are so; once for all of its functions."""
+    found = [False]
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         # A form feed ends no line for Python, and one before a line is no margin.
-        for text in reversed(file.read().replace("\f", "").split("\n")[:line]):
-            if text[:1].strip() and text[0] not in "#)]}\"'":
-                return text.startswith("if ") and "__name__" in text
-    return False
+        for text in file.read().replace("\f", "").split("\n"):
+            is_margin = text[:1].strip() and text[0] not in "#)]}\"'"
+            found.append(text.startswith("if ") and "__name__" in text if is_margin else found[-1])
+    return found
 
 
 # --- Worker: one attempt --------------------------------------------------------------------------

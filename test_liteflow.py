@@ -5591,6 +5591,11 @@ class FindingTest(Case):
         script.write_text('if __name__ == "__main__":\n# now\n    run(\n)\ndef f(): pass\n')
         below = [liteflow._is_below_guard(str(script), line) for line in range(1, 6)]
         self.assertEqual(below, [True, True, True, True, False])
+        with mock.patch("builtins.open", side_effect=AssertionError("it is read again")):
+            self.assertFalse(liteflow._is_below_guard(str(script), 5))
+        script.write_text("if __name__:\n    run()\n")  # another script in its place
+        below = [liteflow._is_below_guard(str(script), line) for line in (0, 1, 9)]
+        self.assertEqual(below, [False, True, True])
 
 
 class ElsewhereTest(Case):
