@@ -5164,6 +5164,10 @@ _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
+# Which there are: whole ones take ten times as long.
+_select_keys = functools.partial(
+    _select, "task_instance", "task_id map_index state", "ORDER BY map_index"
+)
 # The stored output, in the order in which attempts began: of one try number, and `after` an id. Its
 # parts come without their texts, which may take gigabytes: see `_select_texts`.
 _LOGS = f"{_TASK_LOGS} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
@@ -10715,11 +10719,11 @@ class DagRun:
         _of_type(int, least=-1)("map_index", map_index)
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
-    def _instances_of(self, task_id: str, map_index: int = -1) -> list[TaskInstance]:
+    def _instances_of(self, task_id: str, map_index: int = -1) -> list[_Row]:
         """Those of a task; none if the run has none at all yet. Raises TaskNotFound, also for an
         index that is not among those that the task was expanded to."""
-        found = self._instances(task_id=_of_type(str)("task_id", task_id))
-        if not found and (known := {ti.task_id for ti in self._instances()}):
+        found = self._look(_select_keys, task_id=_of_type(str)("task_id", task_id))
+        if not found and (known := {ti.task_id for ti in self._look(_select_keys)}):
             what = f"run {self.run_id!r} has no task {task_id!r}"
             raise TaskNotFound(f"{what}{_near(task_id, known)}")
         if found and min(found[0].map_index, map_index) >= 0:
@@ -10756,7 +10760,7 @@ class DagRun:
         if values:
             bare = indexed or values[0].map_index < 0
             return values[0].value if bare else [row.value for row in values]
-        found = self._instances(task_id=task_id, map_index=map_index) if indexed else []
+        found = self._look(_select_keys, task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id, map_index)
         now = _read_run(self._path, self.dag_id, self.run_id)._row  # perhaps pruned since
         if now.values_deleted is not None:  # a None would be taken for the value
@@ -10765,7 +10769,7 @@ class DagRun:
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
             missing = f"task {task_id!r} of run {self.run_id!r} stored no XCom {key!r}"
             raise XComNotFound(f"{missing}{_near(key, known)}")
-        present = [ti for ti in found if ti.state is not _S.REMOVED] or found
+        present = [ti for ti in found if ti.state != "removed"] or found
         return [] if not indexed and present and present[0].map_index >= 0 else None
 
     def xcoms(self) -> list[XCom]:
@@ -10813,8 +10817,9 @@ class DagRun:
         """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index.
         Raises TaskNotFound for what is not among `which` instances."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
-        found = self._instances(task_id=ids.pop(), **which) if len(ids) == 1 else []
-        known = {(ti.task_id, ti.map_index) for ti in found or self._instances(**which)}
+        found = self._look(_select_keys, task_id=ids.pop(), **which) if len(ids) == 1 else []
+        found = found or self._look(_select_keys, **which)
+        known = {(ti.task_id, ti.map_index) for ti in found}
         task_ids = {task_id for task_id, _ in known}
         named = [_task_named(name, task_ids) for name in names]
         _refuse_index(self.run_id, named, known)

@@ -14126,13 +14126,13 @@ class AgainTest(FlowCase):
             self.step("none").expand(x=[1, 2, 3])
             self.step("some", lambda x: x).expand(x=[1, 2, 3])
         self.go(d)
-        whole, looks = liteflow._select_instances, []
+        whole, looks = liteflow._select_keys, []
 
         def looking(db, *of, **which):
             looks.append(which)
             return whole(db, *of, **which)
 
-        with mock.patch.object(liteflow, "_select_instances", looking):
+        with mock.patch.object(liteflow, "_select_keys", looking):
             self.assertEqual([self.last.xcom_pull("some", map_index=i) for i in (0, 2)], [1, 3])
             self.assertEqual((self.last.xcom_pull("some"), looks), ([1, 2, 3], []))
             self.assertIsNone(self.last.xcom_pull("none", map_index=1))
@@ -17693,6 +17693,20 @@ class ReadingTest(Case):
                 db.execute("INSERT INTO dag (dag_id) SELECT run_id FROM dag_run")
             self.assertEqual(Dag.load("r7", self.db).dag_id, "r7")
             self.assertEqual(len(rows), 1)
+
+    def test_who_asks_for_one_instance_of_many_reads_no_others(self):
+        with DAG("d") as d:
+            task(task_id="each")(lambda value: None).expand(value=list(range(30)))
+        run = d.test(db_path=self.db)
+        read = liteflow._instance_of
+        with mock.patch.object(liteflow, "_instance_of", side_effect=read) as reads:
+            for command, said in (("show", "each[7]: 1 success"), ("logs", "")):
+                done = self.cli_here(command, "d", "each[7]", "--db", self.db)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertIn(said, done.stdout)
+            self.assertIsNone(run.xcom_pull("each", map_index=7))
+            run.clear("each[7]")
+        self.assertLess(reads.call_count, 5)
 
     def test_looking_leaves_no_trace(self):
         run = self.run_flow("with DAG('t') as dag:\n    task(task_id='a')(sorted)([3])\n")
