@@ -8811,6 +8811,7 @@ class _ExecutorRunner(_Runner):
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         # Workers keep what they know of a run under its token; `log_db` is for `log_url` alone.
         here = {"db_path": None, "log_db": info["db_path"], "token": os.urandom(8)}
+        here |= dict.fromkeys(("environ", "sys_path"))  # they have their own; it goes with each job
         self._info = marshal.dumps({**info, **here})
         asked = self._submit(None, "find", tasks)
         while not asked.done():

@@ -12150,11 +12150,12 @@ class RunnersTest(Case):
         self.assertEqual(str(run), f"<DagRun webhook {run.run_id} [failed: stopped]>")
 
     def test_a_mapped_job_of_a_foreign_executor_carries_its_own_element_alone(self):
-        sizes = []
+        sizes, infos = [], set()
 
         class Weighs(concurrent.futures.ThreadPoolExecutor):
             def submit(self, run, info, message):
                 sizes.append(len(message))
+                infos.add(info)
                 return super().submit(run, info, message)
 
         source = """
@@ -12181,8 +12182,10 @@ class RunnersTest(Case):
                 def g(x): own(same.override(task_id="one")(x))
                 g.expand(x=[1, 2])
             """
-        with Weighs(2) as executor:
+        secret = mock.patch.dict(os.environ, PASSWORD="stays here")
+        with Weighs(2) as executor, secret:
             run = self.run_flow(source, executor=executor)
+        self.assertFalse([info for info in infos if b"stays here" in info])
         self.assertEqual(run.xcom_pull("count"), [[20_000, 5]] * 9)
         self.assertEqual(run.xcom_pull("g.own"), [[1, 1], [2, 2]])
         self.assertEqual(run.xcom_pull("place"), [0, 1])
