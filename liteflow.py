@@ -3640,11 +3640,18 @@ class _Plan:
         """How many instances may start now, at most."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        queued = (
-            len(queue) if node is None else min(len(queue), node.limit - node.sent)
-            for (_, node), queue in self._queues.items()
-        )
-        return min(sum(queued), self.dag.max_active_tasks - self.sent)
+        return min(sum(self._queued().values()), self.dag.max_active_tasks - self.sent)
+
+    def job_count(self) -> int:
+        """For how many of these there is room in their pools: more workers would be of no use."""
+        return sum(min(n, self._free[pool]) for pool, n in self._queued().items())
+
+    def _queued(self) -> Mapping[str, int]:
+        """How many instances of each pool may start by the limits of their tasks."""
+        found = collections.Counter[str]()
+        for (pool, node), queue in self._queues.items():
+            found[pool] += len(queue) if node is None else min(len(queue), node.limit - node.sent)
+        return found
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
@@ -9223,9 +9230,8 @@ class _Start:
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
             return
-        roots = sum(not task._upstream for task in dag.task_dict.values())
         tasks = _references_to(dag)
-        by_name = self.runner.begin(info, tasks, min(roots, dag.max_active_tasks), self._check)
+        by_name = self.runner.begin(info, tasks, self._first_jobs(), self._check)
         names = "on_success_callback on_failure_callback start_date timezone".split()
         own = {name: getattr(dag, name) for name in names}
         of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own) if by_name else b""
@@ -9235,6 +9241,21 @@ class _Start:
             settings = (_dump_settings(dag.task_dict[task_id]), of_dag) if named else None
             call = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
+
+    def _first_jobs(self) -> int:
+        """How many jobs a new run has at first: so many workers may start side by side."""
+        tasks, jobs = self.dag.task_dict.values(), collections.Counter[str]()
+        # These take no worker, and what follows them begins at once.
+        starts = {x.task_id for x in tasks if isinstance(x, EmptyOperator) and not x._upstream}
+        for task in tasks:
+            if task.task_id not in starts and starts.issuperset(task._upstream):
+                mapping, count = task._mapping, 1
+                if mapping is not None and not mapping.source_ids:
+                    most = task.max_active_tis_per_dagrun or task.max_active_tis_per_dag
+                    count = min(mapping.count(_Known({})), most or sys.maxsize)
+                jobs[task.pool] += count
+        fit = sum(min(count, self.pools.get(pool, count)) for pool, count in jobs.items())
+        return min(fit, self.dag.max_active_tasks)
 
     def _info(self) -> dict[str, Any]:
         """What every job of the run has in common, as plain data. Raises ParamValidationError."""
@@ -9845,7 +9866,7 @@ class _Run(_Start):
                 self.runner.wanted = True
                 return
             self._callbacks.popleft()
-        room = self.runner.room(ready)
+        room = self.runner.room(min(ready, self.plan.job_count()))
         while ready > 0 and (instance := self.plan.take()) is not None:
             ready -= 1
             if isinstance(instance.node.task, EmptyOperator):

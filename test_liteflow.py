@@ -9943,6 +9943,36 @@ class PoolTest(QueueCase):
             pid = self.late(pool)
         self.assertFalse(alive(pid))
 
+    def test_as_many_workers_start_at_once_as_a_run_can_use_and_no_more(self):
+        dags = self.module(
+            """
+            with DAG("mapped") as mapped:
+                @task
+                def nop(i): pass
+                nop.expand(i=[1, 2, 3])
+            with DAG("behind") as behind:
+                EmptyOperator(task_id="start") >> [nop(i) for i in range(3)]
+            with DAG("in_pool") as in_pool:
+                for i in range(9): nop.override(pool="one")(i)
+            with DAG("limited") as limited:
+                nop.override(max_active_tis_per_dagrun=1).expand(i=[1, 2, 3])
+            """
+        )
+        asked, begin = {}, liteflow._SlotRunner.begin
+
+        def noting_begin(runner, info, tasks, jobs, check):
+            asked[runner.dag.dag_id] = jobs
+            return begin(runner, info, tasks, jobs, check)
+
+        useful = {"mapped": 3, "behind": 3, "in_pool": 1, "limited": 1}
+        with mock.patch.object(liteflow._SlotRunner, "begin", noting_begin):
+            for dag_id, most in useful.items():
+                with self.subTest(dag_id), WorkerPool(4) as pool:
+                    dag = getattr(dags, dag_id)
+                    run = dag.run(db_path=self.db, executor=pool, pools={"one": 1})
+                    self.assertEqual((run.state, pool._count), ("success", most))
+        self.assertEqual(asked, useful)
+
     def test_a_worker_that_was_asked_to_leave_as_its_run_ended_is_the_next_runs(self):
         module = self.module(
             """
