@@ -7681,6 +7681,11 @@ class _Slot:
         free = self.attempt is None and self.spoilt is None and not self.gone
         return free and self.state == "serving"
 
+    @property
+    def is_tidying(self) -> bool:
+        """Whether it has ended a job without callbacks, and can take another one in a moment."""
+        return self.state == "calling" and self.callbacks is None and self.spoilt is None
+
     def signal_group(self, number: int, session: bool = True) -> None:
         """Signal the worker and its children (it leads their group, once it has started). With
         `session`, also processes of its session that left the group (`timeout` and shells do so)
@@ -8368,7 +8373,7 @@ class _SlotRunner(_Runner):
         waiting = len(self._out) + len(self._unsent)
         # With no job left before them, as all were withdrawn, they would say nothing ever again.
         idle = 0 if self._deaf and waiting else sum([slot.is_idle for slot in working])
-        coming = sum([slot.state in ("asked", "joined") for slot in self._slots])
+        coming = sum([slot.state in ("asked", "joined") or slot.is_tidying for slot in self._slots])
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1

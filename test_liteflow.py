@@ -8752,7 +8752,7 @@ class QueueTest(QueueCase):
     def test_a_worker_that_was_late_gets_jobs_again_once_any_other_has_spoken(self):
         runner = liteflow._SlotRunner(WorkerPool(2), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
-        common = {"state": "serving", "spoilt": None, "gone": False}
+        common = {"state": "serving", "spoilt": None, "gone": False, "is_tidying": False}
         late, other = (mock.Mock(**common, is_idle=True, shared=bytearray(2)) for _ in "ab")
         runner._slots = [late, other]
         job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
@@ -9944,8 +9944,10 @@ class PoolTest(QueueCase):
         self.assertFalse(alive(pid))
 
     def test_as_many_workers_start_at_once_as_a_run_can_use_and_no_more(self):
+        self.addCleanup(setattr, liteflow, "_UNSEEN", liteflow._UNSEEN)
         dags = self.module(
             """
+            liteflow._UNSEEN = -1  # each job is followed by a word of the scheduler
             with DAG("mapped") as mapped:
                 @task
                 def nop(i): pass
@@ -9956,6 +9958,8 @@ class PoolTest(QueueCase):
                 for i in range(9): nop.override(pool="one")(i)
             with DAG("limited") as limited:
                 nop.override(max_active_tis_per_dagrun=1).expand(i=[1, 2, 3])
+            with DAG("chained") as chained:
+                chain(*(nop(i) for i in range(9)))
             """
         )
         asked, begin = {}, liteflow._SlotRunner.begin
@@ -9964,7 +9968,7 @@ class PoolTest(QueueCase):
             asked[runner.dag.dag_id] = jobs
             return begin(runner, info, tasks, jobs, check)
 
-        useful = {"mapped": 3, "behind": 3, "in_pool": 1, "limited": 1}
+        useful = {"mapped": 3, "behind": 3, "in_pool": 1, "limited": 1, "chained": 1}
         with mock.patch.object(liteflow._SlotRunner, "begin", noting_begin):
             for dag_id, most in useful.items():
                 with self.subTest(dag_id), WorkerPool(4) as pool:
