@@ -3328,8 +3328,8 @@ class _Node:
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
         self.mapping = task._mapping
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
-        # Whether its worker, after an attempt, waits until the outcome is committed: callbacks come
-        # only then, and a signal that is to end the attempt must not meet the worker's next job.
+        # Whether its worker waits for word after an attempt: callbacks come once the outcome is
+        # committed, and a signal that is to end the attempt must not meet the worker's next job.
         asked = _what_holds(task)
         self.holds = task._dag_or_error().fail_fast or asked.count(None) < len(asked)
         self.expanded = True  # it has the instances that it will have, one at least
@@ -6820,7 +6820,7 @@ class _Worker:
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
 
     def _on_call(self, is_last: bool, job: Any, name: Any, reason: Any, facts: Any) -> None:
-        """The last outcome is committed: run its callbacks, if it has any, and tidy up; or run
+        """There is word of the last outcome: run its callbacks, if any are due, and tidy up; or run
         those of another `job`, or the DAG's. See `_call_due`. `is_last`: this worker is replaced
         after that, as it was told to end; its task may have caught that with a handler."""
         last, self.last = self.last, None
@@ -7427,8 +7427,9 @@ class _Runner:
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """The outcome is committed: let the worker that still holds the attempt run the callbacks
-        that are due, if any; if its `job` is given, any idle worker. False if there is none."""
+        """Let the worker that still holds the attempt run the callbacks that are due, once its
+        outcome is committed, or go on; if its `job` is given, any idle worker. False if there is
+        none."""
         return True
 
     def calling(self) -> list[_Attempt]:
@@ -10069,7 +10070,11 @@ class _Run(_Start):
             names = (*due, _CALLBACK_OF.get(instance.state, ""))
             wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
             why = _last_line(attempt.error) or None
-            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted) or None, why))
+            callback = _Callback(attempt, "+".join(wanted) or None, why)
+            # After a success of which none is told, its worker need not wait for the commit.
+            is_due = wanted or instance.state is not _S.SUCCESS
+            if is_due or not self.runner.call_back(callback):
+                self._batch.callbacks.append(callback)
         error = attempt.error if instance.state else outcome.error
         self.report.changed(instance, error, outcome.took)
 

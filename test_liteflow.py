@@ -9960,6 +9960,8 @@ class PoolTest(QueueCase):
                 nop.override(max_active_tis_per_dagrun=1).expand(i=[1, 2, 3])
             with DAG("chained") as chained:
                 chain(*(nop(i) for i in range(9)))
+            with DAG("timed") as timed:
+                chain(*(nop.override(execution_timeout=60)(i) for i in range(9)))
             """
         )
         asked, begin = {}, liteflow._SlotRunner.begin
@@ -9968,7 +9970,8 @@ class PoolTest(QueueCase):
             asked[runner.dag.dag_id] = jobs
             return begin(runner, info, tasks, jobs, check)
 
-        useful = {"mapped": 3, "behind": 3, "in_pool": 1, "limited": 1, "chained": 1}
+        useful = dict.fromkeys(("mapped", "behind"), 3)
+        useful |= dict.fromkeys(("in_pool", "limited", "chained", "timed"), 1)
         with mock.patch.object(liteflow._SlotRunner, "begin", noting_begin):
             for dag_id, most in useful.items():
                 with self.subTest(dag_id), WorkerPool(4) as pool:
