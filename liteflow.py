@@ -3640,18 +3640,21 @@ class _Plan:
         """How many instances may start now, at most."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        return min(sum(self._queued().values()), self.dag.max_active_tasks - self.sent)
+        return min(sum([n for _, n in self._queued()]), self.dag.max_active_tasks - self.sent)
 
     def job_count(self) -> int:
         """For how many of these there is room in their pools: more workers would be of no use."""
-        return sum(min(n, self._free[pool]) for pool, n in self._queued().items())
+        found = dict[str, int]()
+        for pool, n in self._queued():
+            found[pool] = found.get(pool, 0) + n
+        return sum([min(n, self._free[pool]) for pool, n in found.items()])
 
-    def _queued(self) -> Mapping[str, int]:
-        """How many instances of each pool may start by the limits of their tasks."""
-        found = collections.Counter[str]()
-        for (pool, node), queue in self._queues.items():
-            found[pool] += len(queue) if node is None else min(len(queue), node.limit - node.sent)
-        return found
+    def _queued(self) -> list[tuple[str, int]]:
+        """The queues' pools, and how many instances of each may start by the limit of its task."""
+        return [
+            (pool, len(queue) if node is None else min(len(queue), node.limit - node.sent))
+            for (pool, node), queue in self._queues.items()
+        ]
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
