@@ -12829,13 +12829,25 @@ def _cmd_prune(options: argparse.Namespace) -> None:
 
 
 def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
-    """Delete the runs one by one, so that others are never kept waiting for long."""
+    """Delete the runs, several in a transaction: each writes the pages anew that it shares with
+    others; but not for so long that others are kept waiting."""
+    left = [*runs][::-1]
     with contextlib.closing(_Store(path)) as store:
-        act = store.drop_values if values else store.delete_run
-        for run in runs:
-            change = functools.partial(store.change, run._row.id, run._refuse_changed, act)
-            with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone by now
-                _until_unlocked(path, change)
+
+        def delete_some() -> None:
+            act: Any = store.drop_values if values else store.delete_run
+            with store.transaction():
+                until = _monotonic() + 0.02
+                while left and _monotonic() < until:
+                    run = left.pop()
+                    with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone
+                        row = store.look(_find_run, id=run._row.id)
+                        run._refuse_changed(row)
+                        act(row)
+
+        while left:
+            _until_unlocked(path, delete_some)
+            time.sleep(0.005)  # whoever waits looks now and then
         _until_unlocked(path, store.give_back)
 
 

@@ -20139,6 +20139,23 @@ class SeeingTest(ScriptCase):
         for words in (["--output", "run.html"], ["--output", "none/run.md"]):
             self.assertEqual(self.cli("visualize", "night", *words).returncode, 2)
 
+    def test_prune_deletes_several_runs_in_a_transaction(self):
+        DAG("d").run(db_path=self.db)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute(
+                "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 500) INSERT "
+                "INTO dag_run (dag_id, run_id, state, conf, seconds) "
+                "SELECT 'd', 'r' || i, 'success', '{}', 0.0 FROM n"
+            )
+        begin = liteflow._Store.transaction
+        with mock.patch.object(
+            liteflow._Store, "transaction", autospec=True, side_effect=begin
+        ) as begun:
+            done = self.cli_here("prune", "--keep", "1", "--db", self.db)
+        self.assertIn("deleted 500 runs", done.stderr)
+        self.assertEqual([run.run_id for run in Dag("d").runs(self.db)], ["r499"])
+        self.assertLess(begun.call_count, 100)
+
     def test_prune_gives_the_space_back(self):
         self.script(
             """
