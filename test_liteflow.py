@@ -2912,6 +2912,9 @@ def some(x=None, y=None):
     return x
 
 
+ENDINGS = "", "t", "t", "tu"  # of a setup's scope: the names of its teardowns
+
+
 def random_whole_dag(rng: random.Random, rules=RULES, skips_far=True) -> Dag:
     d = DAG(f"whole{next(_numbers)}", max_active_tasks=1000)
     waiting_rules = [rule for rule in rules if rule != "always"]
@@ -2940,8 +2943,12 @@ def random_whole_dag(rng: random.Random, rules=RULES, skips_far=True) -> Dag:
             w = task(task_id=f"{prefix}w")(some)()
             v = task(task_id=f"{prefix}v", trigger_rule=rule(rules))(some)()
             s >> w >> v
-            if rng.random() < 0.8:
-                v >> teardown(task_id=f"{prefix}t")(some)().as_teardown(setups=s)
+            ends = [teardown(task_id=f"{prefix}{name}")(some)() for name in rng.choice(ENDINGS)]
+            for end in ends:
+                v >> end.as_teardown(setups=s)
+            if rng.random() < 0.3:  # a scope within it
+                s >> (inner := liteflow.setup(task_id=f"{prefix}is")(some)()) >> w
+                v >> teardown(task_id=f"{prefix}it")(some)().as_teardown(setups=inner) >> ends
             return w, v
 
         def group(name):
