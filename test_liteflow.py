@@ -1237,6 +1237,8 @@ class BuildingTest(Case):
             made = task(sample)(1)
         self.assertEqual(made, liteflow.XComArg(d["sample"]))
         self.assertEqual(len({made, liteflow.XComArg(d["sample"]), made["k"]}), 2)
+        with d:
+            self.assertNotEqual(made, task(sample)(1))
         self.assertNotEqual(made, made["k"])
         self.assertNotEqual(made["j"], made["k"])
         self.assertNotEqual(made, object())
@@ -3661,6 +3663,22 @@ class FileTest(StoreCase):
         DAG("d").run(db_path=self.db)
         with no_more_descriptors(), self.assertRaisesRegex(DatabaseError, "too many files open"):
             DAG("d").runs(db_path=self.db)
+        created = self.assertRaisesRegex(DatabaseError, "can't be created: Too many open files")
+        with no_more_descriptors(), created:
+            liteflow._Store(f"{self.folder}/new.db")
+
+    @LINUX  # elsewhere more may fit
+    def test_a_file_whose_path_is_too_long_for_sqlite_can_not_be_used(self):
+        folder = self.folder.joinpath(*["x" * 200] * 3)
+        folder.mkdir(parents=True)
+        for act in (liteflow._Store, lambda path: liteflow._read(path, bool)):
+            with self.assertRaisesRegex(DatabaseError, "unable to open database file"):
+                act(f"{folder}/flow.db")
+
+    def test_a_look_at_a_file_that_never_stands_still_ends(self):
+        DAG("d").run(db_path=self.db)
+        with self.assertRaisesRegex(DatabaseError, "changes faster than it can be read"):
+            liteflow._read(str(self.db), lambda connection: os.utime(self.db))
 
     def test_a_pipe_is_no_database_and_is_not_waited_for(self):
         os.mkfifo(self.db)
@@ -5618,6 +5636,9 @@ class ElsewhereTest(Case):
     def test_a_module_that_is_not_there_is_named(self):
         with self.assertRaisesRegex(ImportError, "no module 'nowhere'.* nor /on/another/flow.py"):
             liteflow._import("nowhere", "/on/another/flow.py")
+        (text := self.folder / "flow.txt").touch()
+        with self.assertRaisesRegex(ImportError, "flow.txt can't be imported as a module"):
+            liteflow._import("nowhere", str(text))
 
     def test_a_module_that_was_imported_twice_has_its_dag_under_the_same_key(self):
         module = self.module(self.SOURCE)
@@ -5640,8 +5661,10 @@ class ElsewhereTest(Case):
         self.assertEqual(sys.modules[name].__file__, module.__file__)
         (self.folder / "beside").mkdir()  # one that is there is meant, whatever has its name
         beside = shutil.copy(module.__file__, self.folder / "beside")
-        liteflow._import(name, beside)
-        self.assertEqual(sys.modules[name].__file__, beside)
+        for in_its_way in (sys.modules[name], types.ModuleType(name)):  # the latter has no spec
+            sys.modules[name] = in_its_way
+            liteflow._import(name, beside)
+            self.assertEqual(sys.modules[name].__file__, beside)
 
     def test_a_task_that_another_worker_has_found_is_named_where_it_is_not_there(self):
         module, settings = self.module(""), (liteflow._NO_SETTINGS, liteflow._dump({}))
@@ -5936,9 +5959,13 @@ class MappingTest(Case):
         with DAG("d") as d:
             each = task(task_id="each")(one_argument).expand(x=[1, 2])
             task(task_id="all")(one_argument)(each)
-        d.test(db_path=self.db)
+        run = d.test(db_path=self.db)
         [*_, stored] = self.query("SELECT type, preview FROM xcom ORDER BY rowid")
         self.assertEqual(stored, ("list", "[1, 2]"))
+        with d:
+            task(task_id="within")(one_argument)({"all": each})
+        run = d.test(db_path=self.db)
+        self.assertIs(type(run.xcom_pull("within")["all"]), list)
 
     def test_a_source_that_gives_nothing_to_map_over_says_why(self):
         run = self.run_flow(
@@ -7073,7 +7100,7 @@ class OperatorsTest(Case):
         run = self.run_flow(
             """
             with DAG("free") as dag:
-                @task.sensor(poke_interval=0.05, mode="reschedule")
+                @task.sensor(poke_interval=0.05, mode="reschedule", on_failure_callback=print)
                 def waits(): return (Path(os.environ["CASE_DIR"]) / "go").exists()
                 @task
                 def go(): (Path(os.environ["CASE_DIR"]) / "go").touch()
@@ -8754,6 +8781,28 @@ class QueueTest(QueueCase):
         runner._look_for_stalled(runner._heard + 1)
         self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
         runner._slots = []
+
+    def test_a_job_that_finds_no_room_on_the_disk_has_failed(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        full = OSError(errno.ENOSPC, "No space left on device")  # a large one goes as a file
+        job = liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None)
+        with mock.patch.object(runner, "_send", side_effect=full):
+            runner.start(attempt := mock.Mock(), job)
+            [(lost, outcome)] = runner.wait(0)
+        self.assertEqual((lost, outcome.status), (attempt, "failed"))
+        self.assertRegex(outcome.error, "the job could not be sent: .*No space left")
+
+    def test_a_success_that_is_told_after_its_task_was_told_to_end_counts(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        for terminated, status in ((False, "success"), (True, "failed")):
+            slot = mock.Mock(reason="timeout after 1 s", **{"log.finish.return_value": []})
+            told = liteflow._Outcome("success", None, terminated=terminated)
+            runner._on_done(slot, tuple(told), 0)
+            [(_, outcome)] = runner._events
+            self.assertEqual((outcome.status, slot.spoilt), (status, "timeout after 1 s"))
+            runner._events.clear()
 
     @LINUX
     def test_a_worker_that_was_late_gets_jobs_again_once_any_other_has_spoken(self):
@@ -12809,6 +12858,9 @@ class RunTest(Case):
             with liteflow.EmptyOperator(task_id="outer").as_setup(), inner:
                 work = liteflow.EmptyOperator(task_id="w")
             work >> liteflow.EmptyOperator(task_id="end").as_teardown()
+            # One that has a teardown of its own misses none.
+            torn = liteflow.EmptyOperator(task_id="torn").as_setup()
+            torn >> [work, liteflow.EmptyOperator(task_id="down").as_teardown()]
         with self.assertLogs("liteflow", "INFO") as told:
             d.test(db_path=self.db)
         notes = [text.partition("note: ")[2] for text in told.output if "note: " in text]
