@@ -33,6 +33,7 @@ import itertools
 import json
 import logging
 import marshal
+import math
 import multiprocessing
 import os
 import py_compile
@@ -3818,6 +3819,9 @@ class FileTest(StoreCase):
             self.assertEqual([folder], made[1:])
             self.assertTrue(liteflow._owner_lives(str(self.db), owner))
         self.assertEqual({*self.folder.iterdir()}, {self.db, own})
+        gone = liteflow._owned_folder(f"{self.folder}/gone/flow.db")
+        with self.assertRaisesRegex(DatabaseError, "can't be made: No such file"), gone:
+            pass
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
     def test_a_sweep_keeps_nothing_open(self):
@@ -5409,6 +5413,25 @@ class FindingTest(Case):
             self.assertLessEqual(len((self.folder / "imported.txt").read_text()), 3)
             (self.folder / "imported.txt").unlink()
 
+    def test_a_child_of_the_program_that_imports_a_script_without_a_main_guard(self):
+        self.script(
+            """
+            import multiprocessing
+            from liteflow import DAG, task
+            with DAG("unguarded") as dag:
+                task(task_id="f")(print)()
+            if __name__ == "__main__":
+                child = multiprocessing.get_context("spawn").Process(target=print)
+                child.start()
+                child.join()
+            else:
+                dag.run()
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertRegex(done.stderr, "RuntimeError: a child imports the script: call run.. below")
+        self.assertFalse((self.folder / "liteflow.db").exists())
+
     def test_interactive_programs(self):
         source = (
             "from liteflow import DAG, task\n"
@@ -6663,6 +6686,18 @@ class FlowTest(Case):
         self.assertEqual(
             [found[x] for x in ("left1", "left2", "right")], ["success"] * 2 + ["skipped"]
         )
+
+    def test_a_branch_stores_what_it_pushes_and_not_what_it_chose(self):
+        def choose(ti):
+            ti.xcom_push("why", 1)
+            return "a"
+
+        with DAG("d") as d:
+            ways = [liteflow.EmptyOperator(task_id=name) for name in "ab"]
+            task.branch(choose)() >> ways
+        run = d.test(db_path=self.db)
+        self.assertEqual(self.states(run), {"a": "success", "b": "skipped", "choose": "success"})
+        self.assertEqual(self.values(run), {("choose", "why"): 1})
 
     def test_branches_by_group_list_and_none(self):
         run = self.run_flow(
@@ -12169,6 +12204,15 @@ class RunnersTest(Case):
             done = self.python("my_flow.py", at, timeout=30)
             self.assertIn(said, done.stdout, done.stderr)
 
+    def test_a_task_of_a_script_that_an_executors_workers_do_not_have(self):
+        found = concurrent.futures.Future()
+        found.set_result(marshal.dumps((["f"], set())))
+        runner = liteflow._ExecutorRunner(mock.Mock(submit=lambda *_: found))
+        info = {"db_path": None, "key": ("__main__", "d", 0)}
+        elsewhere = "'f' can't be found by the executor's workers, where `__main__` is another"
+        with self.assertRaisesRegex(UnreachableTask, elsewhere):
+            runner.begin(info, [], 1, bool)
+
     def test_foreign_executors(self):
         source = """
             with DAG("foreign") as dag:
@@ -13196,6 +13240,20 @@ class ResumeTest(Case):
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
             run = module.dag.run(db_path=self.db, resume=True, executor=threads)
         self.assertEqual(run.xcom_pull("f"), [[]] * 4)
+
+    def test_a_suspect_does_not_start_in_one_turn_with_others(self):
+        with DAG("d") as d:
+            for name in ("before", "suspect", "after"):
+                task(task_id=name)(quiet)()
+        run = liteflow._Run(d, db_path=self.db)
+        run.plan, run.runner = liteflow._Plan(d), mock.Mock(room=lambda jobs: jobs)
+        run.plan.settle()
+        [[suspect]] = [n.instances for n in run.plan.nodes if n.task.task_id == "suspect"]
+        suspect.alone = True
+        for started in (["before"], ["suspect"], ["after"]):
+            run._choose(run.plan.ready_count(0.0))
+            self.assertEqual([each.instance.task_id for each in run._batch.jobs], started)
+            run._batch = liteflow._Batch()
 
 
 def quiet(x=None):
@@ -15207,6 +15265,29 @@ class StopTest(Case):
         self.assertTrue(wait_until(lambda: liteflow.Dag("loud").runs(self.db)[0].state == "failed"))
         process.communicate(timeout=LIMIT)
         self.assertEqual(process.returncode, 130)
+
+    def test_what_a_glance_ends(self):
+        with DAG("d") as d:
+            task(quiet)()
+        run = liteflow._Run(d, db_path=self.db)
+        run.plan, run.runner = liteflow._Plan(d), mock.Mock(interrupted=False, output=lambda _: [])
+        run._store, run._timeout_at = mock.Mock(look=lambda *_, **__: None), math.inf
+        line = types.SimpleNamespace(stopping=False, leaving=True, forced=False)
+        run.asked.in_line = types.SimpleNamespace(line=line)
+
+        def glance():
+            run._next_glance = 0.0
+            run._look_around()
+            return run.reason, run.plan.timed_out
+
+        self.assertEqual(glance(), (None, False))  # its pool takes no more runs: this one goes on
+        run._unasked.append(None)  # but for what was told to end together with its program
+        self.assertEqual(glance(), ("its pool was shut down", False))
+        run._timeout_at = 0.0
+        self.assertEqual(glance(), ("its pool was shut down", False))  # teardowns may still run
+        run.reason = None
+        line.leaving = False
+        self.assertEqual(glance(), (None, True))
 
     def test_a_second_signal_mutes_a_report_wherever_it_comes(self):
         with DAG("d") as d:
@@ -18539,6 +18620,23 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertEqual(done, "imported\n0 None -9\n['', '']\n-9\n")
 
+    def test_a_server_that_says_nothing_is_asked_nothing_more(self):
+        done = self.main(
+            """
+            server = liteflow._ForkedServer(None)
+            def ask(what):
+                try: print(server.ask(9))
+                except OSError as error: print(what, error, server.is_gone)
+            with server._lock: ask("busy:")
+            server._requests.receive = lambda: None
+            liteflow._is_readable = lambda *_, **__: False
+            ask("silent:")
+            """
+        )
+        told = ["busy: the forked server is being asked already False"]
+        told.append("silent: the forked server says nothing True")
+        self.assertEqual(done.splitlines()[1:], told)
+
     def test_a_worker_that_its_server_forked_too_late_takes_no_part(self):
         self.main(
             """
@@ -20144,6 +20242,20 @@ class SeeingTest(ScriptCase):
         for words in (["runs", "--since", "2020-1"], ["list", "--max-age", "1h"]):
             self.assertEqual(self.cli(*words).returncode, 2)
 
+    def test_of_many_instances_that_went_well_the_first_are_shown(self):
+        self.run_flow(
+            """
+            with DAG("well") as dag:
+                @task
+                def f(i): return i
+                f.expand(i=list(range(25)))
+            """
+        )
+        shown = self.cli_here("show", "well", "f", "--db", self.db).stdout
+        self.assertIn("shown here, of these: 20; f[INDEX] shows one", shown)
+        stored = re.findall(r"^\[(\d+)\] return_value", shown, re.MULTILINE)
+        self.assertEqual(stored, [str(i) for i in range(20)])
+
     def test_mapped_instances_are_folded_but_for_what_failed(self):
         run = self.run_flow(
             """
@@ -20197,6 +20309,10 @@ class SeeingTest(ScriptCase):
         self.assertIn("| bad | failed | 2 |", page)
         for words in (["--output", "run.html"], ["--output", "none/run.md"]):
             self.assertEqual(self.cli("visualize", "night", *words).returncode, 2)
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE task_attempt SET start_date = NULL")  # as if it were queued still
+        self.seen("visualize", "night", "--output", "run.md")
+        self.assertEqual((self.folder / "run.md").read_text().count("```mermaid"), 1)
 
     def test_prune_deletes_several_runs_in_a_transaction(self):
         DAG("d").run(db_path=self.db)
@@ -20259,6 +20375,7 @@ class SeeingTest(ScriptCase):
         self.assertRegex(self.seen("list"), r"fat +0 +none\n")  # not that it never succeeded
         self.seen("list", "--check")  # there is nothing left to be in trouble
         self.assertIn(f"there is no run in {self.db}", self.cli("show").stderr)
+        self.assertIn("no run, 'fat' in ", self.cli_here("show", "fat", "--db", self.db).stderr)
         self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
         self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
         self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
@@ -20422,6 +20539,8 @@ class SeeingTest(ScriptCase):
             self.assertEqual(self.cli(*words).returncode, 2, words)
         told = self.cli("logs", "night", "bad", "--try", "9").stderr
         self.assertIn("no attempt 9 of bad in run 'first-run'", told)
+        told = self.cli_here("logs", "night", "--try", "9", "--db", self.db).stderr
+        self.assertIn("no attempt 9 of any task in run 'first-run'", told)
         self.assertIn("first-run", self.seen("show", "irst-ru"))
         self.ran(run_id="night/first-run")  # whose own name is `night/night/first-run`
         self.assertIn("night/first-run: ", self.seen("show", "night/first-run"))
@@ -20592,6 +20711,21 @@ class SeeingTest(ScriptCase):
         with mock.patch.object(liteflow, "_REPORT_ROWS", 20):
             report = liteflow._report_of(run, run._instances())
         self.assertEqual([x for x in report if "|" in x], [f"    | {i}" for i in range(9)])
+        run = self.run_flow(
+            """
+            with DAG("wide") as dag:
+                @task
+                def f():
+                    print(*[str(i) * 200 for i in range(9)], sep=chr(10))  # three rows each
+                    raise ValueError("no luck")
+                f()
+            """
+        )
+        with mock.patch.object(liteflow, "_REPORT_ROWS", 20):
+            report = liteflow._report_of(run, run._instances())
+        shown = [x for x in report if "|" in x]
+        self.assertEqual(shown[-1], f"    | {'8' * 200}")
+        self.assertLess(sum(math.ceil(len(x) / 80) for x in report[:-1]), 20)
 
     def test_errors_stand_in_the_order_of_their_instances(self):
         self.run_flow(
@@ -22889,6 +23023,7 @@ class Promise4Test(Case):
             "removed_folder": "import tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
             "wraps_stdout": "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
             "closes_stdout": "sys.stdout.close()",
+            "closes_0": "os.close(0); os.system('true')",
             "closes_1": "os.close(1)",
             "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
             "alarm": "signal.alarm(1)",
@@ -22911,14 +23046,15 @@ class Promise4Test(Case):
             "    time.sleep({'handler': 0.1, 'orphan': 0.2, 'uncounted': 0.2}.get(name, 0))\n"
             "    print('heard'); logging.info('logged')\n"
             "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),\n"
-            "            [signal.getsignal(x) for x in (signal.SIGALRM, signal.SIGCHLD)]]\n"
+            "            [signal.getsignal(x) for x in (signal.SIGALRM, signal.SIGCHLD)],\n"
+            "            os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev]\n"
             "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
             max_workers=1,
         )
         self.assertEqual(set(self.states(run).values()), {"success"}, self.states(run))
         for name in bodies:
             with self.subTest(name):
-                found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2]
+                found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2, True]
                 self.assertEqual(run.xcom_pull(f"after_{name}"), found)
                 log = run.log(f"after_{name}")
                 self.assertIn("heard\n", log)
