@@ -2675,12 +2675,12 @@ class PlanTest(Case):
         self.assertEqual(self.states_of(plan)["down"], "success")
 
     def test_a_run_of_teardowns_alone_fails_if_the_last_one_does(self):
-        for status, state in (("fatal", "failed"), ("success", "success")):
+        for fails, state in (("last", "failed"), ("first", "success")):
             with DAG("d") as d:
                 first, last = (liteflow.BaseOperator(task_id=i) for i in ("first", "last"))
                 first.as_teardown() >> last.as_teardown()
             plan = liteflow._Plan(d)
-            self.assertEqual(self.drive(plan, {"last": status}), ["first", "last"])
+            self.assertEqual(self.drive(plan, {fails: "fatal"}), ["first", "last"])
             self.assertEqual(plan.run_state(), state)
 
     def test_an_interrupted_instance_has_no_state_again(self):
@@ -13433,6 +13433,21 @@ class AgainTest(FlowCase):
             self.assertEqual(self.resume(self.scope(end)), ["mount", *filter(None, [end]), "work"])
             self.assertEqual(self.ran[:2], ["mount", "work"])
 
+    def test_a_teardown_that_is_gone_from_the_code_has_torn_down_no_other_setup(self):
+        def flow(gone):
+            with DAG("d") as d:
+                self.step("first", kind="setup")() >> self.step("work")()
+                mount, other = self.step("mount", kind="setup")(), self.step("other")()
+                mount >> other
+                if not gone:
+                    other >> self.step("umount", kind="teardown")().as_teardown(setups=mount)
+            return d
+
+        self.bad = {"work"}
+        self.go(flow(gone=False))
+        self.bad = set()
+        self.assertEqual(self.resume(flow(gone=True)), ["work"])
+
     def test_a_setup_that_was_cleared_alone_is_torn_down_again(self):
         self.go(self.scope())
         self.last.clear("mount", downstream=False)
@@ -14250,6 +14265,18 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow(), again=["part[1]"]), ["mail", "part:10", "report"])
         self.assertEqual(self.last.xcom_pull("report"), 30)
+
+    def test_what_was_removed_before_moves_nothing_again(self):
+        def flow(elements):
+            with DAG("d") as d:
+                self.step("total")(self.step("load", lambda x: x).expand(x=elements))
+                self.step("bad")()
+            return d
+
+        self.bad = {"bad"}
+        self.go(flow([1, 2, 3]))
+        self.assertEqual(self.resume(flow([1, 2])), ["bad", "total"])
+        self.assertEqual(self.resume(flow([1, 2])), ["bad"])
 
     def test_what_was_removed_is_not_cleared_nor_read(self):
         def flow(elements):
@@ -18148,6 +18175,7 @@ class ShowingTest(Case):
         bar = f"{'group.' * 20}load try 2 failed"
         self.assertRegex(liteflow._mermaid_text(bar), r"^group\..{1,60}\.load try 2 failed$")
         self.assertEqual(liteflow._mermaid_text("\x1b[m" + "a" * 9), "#92;x1b#91;maaaaaaaaa")
+        self.assertEqual(liteflow._mermaid_text(""), "#32;")  # none would be an error
         with mock.patch.object(liteflow, "_width", wraps=liteflow._width) as width:
             liteflow._mermaid_text(1_000_000 * "日")  # as of a harmful file: not each by itself
         self.assertLess(width.call_count, 1_000)
@@ -19421,6 +19449,8 @@ class CommandLineTest(ScriptCase):
         done = self.python("my_flow.py", "--quiet")
         self.assertEqual((done.returncode, done.stdout), (0, ""))
         self.assertIn("DAG 'never_called': there are no tasks", done.stderr)
+        done = self.python("my_flow.py")
+        self.assertEqual(done.stderr.count("there are no tasks"), 1, done.stderr)
 
     def test_what_a_file_leaves_is_finalized_as_in_any_program(self):
         self.script(
@@ -20778,6 +20808,27 @@ class SeeingTest(ScriptCase):
         self.script(source.replace('"old"', '"new"'))
         done = self.script_here("--task", "other")
         self.assertEqual((done.stdout, done.returncode), ("other returned 7\n", 0), done.stderr)
+
+    def test_one_task_again_is_none_that_was_removed(self):
+        source = """
+            from liteflow import DAG, task
+            with DAG("flow") as dag:
+                @task
+                def numbers(): return [1, 2, 3]
+                @task
+                def double(n): return 2 * n
+                double.expand(n=numbers())
+            if __name__ == "__main__":
+                dag.cli()
+        """
+        self.script(source)
+        run = self.ran()
+        self.script(source.replace("[1, 2, 3]", "[1]"))
+        run.clear("numbers")
+        self.assertEqual(self.ran(resume=True).xcom_pull("double"), [2])
+        done = self.script_here("--task", "double[2]")
+        self.assertEqual(done.returncode, 2, done.stdout)
+        self.assertIn("has no index 2", done.stderr)
 
     def test_a_sensor_that_gives_its_worker_back_is_poked_once(self):
         self.script(
