@@ -3676,6 +3676,14 @@ class FileTest(StoreCase):
             with self.assertRaisesRegex(DatabaseError, "unable to open database file"):
                 act(f"{folder}/flow.db")
 
+    def test_a_disk_that_can_not_be_read_is_not_taken_for_a_full_one(self):
+        for name, said in (("WRITE", "disk full"), ("READ", "I/O error$")):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            error.sqlite_errorname = f"SQLITE_IOERR_{name}"
+            with self.assertRaisesRegex(DatabaseError, said):
+                liteflow._explain(error, str(self.db))
+
     def test_a_look_at_a_file_that_never_stands_still_ends(self):
         DAG("d").run(db_path=self.db)
         with self.assertRaisesRegex(DatabaseError, "changes faster than it can be read"):
@@ -4530,6 +4538,19 @@ class WorkerTest(Case):
             """
         )
         self.assertEqual([run.log(t) for t in ("second", "third")], ["oops\n", "c\n"])
+
+    def test_what_comes_after_a_cut_of_what_was_read_is_not_read_with_what_was(self):
+        log, attempt = liteflow._SlotLog(f"{self.folder}/log"), mock.Mock(log_parts=0)
+        self.addCleanup(log.close)
+        os.write(log.file, b"of another\n")
+        log.begin(log.size())
+        told = []
+        for cut, text in ((None, b"one\ntwo\n"), (15, b""), (None, b"three\n")):
+            if cut is not None:
+                os.ftruncate(log.file, cut)
+            os.write(log.file, text)
+            told += [part[-1] for part in log.take(attempt, log.size())]
+        self.assertEqual(told, ["one\ntwo\n", "three\n"])
 
     def test_a_long_log_keeps_head_and_tail(self):
         run = self.run_flow(
@@ -5655,6 +5676,10 @@ class ElsewhereTest(Case):
             def numbers(): return [1]
             numbers()
         """
+
+    def test_what_is_no_function_any_more_is_not_found(self):
+        self.assertIs(liteflow._resolve("json:dumps"), json.dumps)
+        self.assertIsNone(liteflow._resolve("json:__doc__"))
 
     def test_a_module_that_is_not_there_is_named(self):
         with self.assertRaisesRegex(ImportError, "no module 'nowhere'.* nor /on/another/flow.py"):
@@ -9327,6 +9352,15 @@ class SandboxTest(QueueCase):
         with self.assertRaises(OSError):
             ours.send(large)
         self.assertEqual(os.listdir(self.folder), [])
+
+    @LINUX
+    def test_there_is_no_descriptor_of_a_process_that_is_gone(self):
+        child = subprocess.Popen(["true"])
+        child.wait()
+        for has in (hasattr, lambda *_: False):  # the latter: in a Python for any glibc
+            named = mock.patch.object(liteflow, "hasattr", has, create=True)
+            with named, self.assertRaises(OSError):
+                liteflow._pidfd_of(child.pid)
 
     @LINUX
     def test_a_python_that_is_built_for_any_glibc(self):
@@ -18229,6 +18263,8 @@ class ShowingTest(Case):
         self.assertEqual(text, "A         B\n日 本     x\n\\x1b[31m  y z")
         self.assertEqual(liteflow._width("e\u0301"), 1)
         self.assertEqual(liteflow._width("\u1112\u1161\u11ab"), 2)  # the parts of a syllable
+        # What is cut of a coloured line is not the end of its colour.
+        self.assertEqual(liteflow._fit("\x1b[31mabcd\x1b[0m ef", 3), "\x1b[31mabc\x1b[0m")
 
     def test_random_runs_are_drawn_so_that_mermaid_takes_them(self):
         seed = random.randrange(2**32)
@@ -19435,6 +19471,16 @@ class CommandLineTest(ScriptCase):
         with mock.patch.object(sys, "stdin", None):
             self.assert_exit(2, "delete", "flow", "--all", words=["--yes"])
 
+    def test_a_command_is_told_by_the_name_that_it_was_called_by(self):
+        for argv, main, name in (
+            ("/usr/bin/liteflow", liteflow.main, "liteflow"),
+            ("liteflow.py", liteflow.main, "python3 -m liteflow"),
+            ("", DAG("d").cli, "workflow"),  # as at a prompt
+        ):
+            with mock.patch.object(sys, "argv", [argv]):
+                said = self.cli_here("--help", main=main).stdout
+            self.assertEqual(said.split(" [")[0], f"usage: {name}")
+
     def test_quiet_says_that_there_are_no_tasks(self):
         self.script(
             """
@@ -19833,6 +19879,10 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(run.state, "success")
         self.assert_exit(0, "visualize", "many", words=["780 edges"])
         self.assert_exit(0, "visualize", "many", "--output", "many.md", words=["780 edges"])
+        most = mock.patch.object(liteflow, "_MAX_TEXT", 9)
+        with most, contextlib.redirect_stderr(io.StringIO()) as said:
+            liteflow._tell_if_large("x" * 10)
+        self.assertIn("0 edges and 10 characters; Mermaid's renderers refuse", said.getvalue())
         with DAG("drawn") as d:
             make = liteflow.EmptyOperator
             cross_downstream(*([make(task_id=f"{x}{n}") for n in range(23)] for x in "ab"))
@@ -22045,6 +22095,18 @@ class PageTest(ScriptCase):
         self.assertIn("xxx...</p>", page)
         self.assertLess(len(page), 100_000)
         self.assertEqual(page.count("<td>return_value"), 500)
+
+    def test_a_table_of_too_many_tasks_leaves_out_what_went_well(self):
+        with DAG("d") as d:
+            for name in ("fine", "bad", "well"):
+                task(task_id=name)(lambda name: 1 / (name != "bad"))(name)
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = d.test(db_path=self.db)
+        with mock.patch.object(liteflow, "_PAGE_ROWS", 1):
+            table = liteflow._task_table(run._instances())
+        shown = [name for name in ("fine", "bad", "well") if f"<td>{name}" in table]
+        self.assertEqual(shown, ["bad"], table)
+        self.assertIn("and 2 more", table)
 
     def test_a_wait_for_a_retry_is_no_success(self):
         began, bad = liteflow._utcnow(), []
