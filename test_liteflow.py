@@ -5745,6 +5745,23 @@ class SurroundingsTest(Case):
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((process.returncode, out, err), (0, "42\n", ""))
 
+    def test_a_working_directory_that_a_task_removes_fails_no_other(self):
+        module = self.module(
+            """
+            with DAG("gone") as dag:
+                @task
+                def first(): os.rmdir(os.getcwd())
+                @task
+                def second(x): pass
+                second(first())
+            """
+        )
+        self.addCleanup(os.chdir, os.getcwd())
+        (gone := self.folder / "gone").mkdir()
+        os.chdir(gone)
+        run = module.dag.run(db_path=self.db, max_workers=1)
+        self.assertEqual((run.state, gone.exists()), ("success", False))
+
     def test_switches_of_the_interpreter(self):
         self.script(self.FLOW)
         self.assert_ends_with_42(
@@ -7155,6 +7172,24 @@ class OperatorsTest(Case):
         self.assertEqual(run.log("wait_for_file"), "looked\n" * 2)
         error = run.get_task_instance("wait_for_file__2").error
         self.assertIn("reschedule_date must be datetime, found 'today'", error)
+
+    def test_what_a_rescheduled_sensor_pushes_stays_for_its_next_poke_in_a_later_try_too(self):
+        how = {"mode": "reschedule", "poke_interval": 0.001, "retries": 1, "retry_delay": 0}
+        with DAG("d") as d:
+
+            @task.sensor(**how)
+            def s(ti, task_reschedule_count):
+                if ti.try_number == 1:
+                    ti.xcom_push("first", 1)
+                    raise ValueError
+                if not task_reschedule_count:
+                    ti.xcom_push("second", 2)
+                return task_reschedule_count
+
+            s()
+        with contextlib.redirect_stderr(io.StringIO()):
+            run = d.test(db_path=self.db)
+        self.assertEqual(self.values(run), {("s", "second"): 2})
 
     def test_a_rescheduled_sensor_frees_its_worker(self):
         run = self.run_flow(
@@ -8841,6 +8876,13 @@ class QueueTest(QueueCase):
         runner._look_for_stalled(runner._heard + 1)
         self.assertEqual((runner._out, [*runner._unsent]), ({}, [(attempt, job)]))
         runner._slots = []
+
+    def test_a_runner_may_be_woken_more_often_than_it_can_hear(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        for _ in range(10_000):
+            runner.wake()
+        self.assertEqual(runner.wait(LIMIT), [])
 
     def test_a_job_that_finds_no_room_on_the_disk_has_failed(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
@@ -10999,6 +11041,22 @@ class CallbacksTest(Case):
         self.assertIn("called back", run.log("loud"))
         self.assertEqual(run.log("print"), "next\n")
 
+    def test_callbacks_are_called_though_their_task_has_closed_its_workers_log(self):
+        run = self.run_flow(
+            """
+            def told(context): Path(os.environ["CASE_DIR"], "told").touch()
+            def is_log(n):
+                try: return os.path.samestat(os.fstat(n), os.fstat(1))
+                except OSError: return False
+            with DAG("unlogged") as dag:
+                @task(on_success_callback=told)
+                def f():
+                    for n in filter(is_log, range(3, 64)): os.close(n)
+                f()
+            """
+        )
+        self.assertEqual((run.state, (self.folder / "told").exists()), ("success", True))
+
     def test_callbacks_are_heard_whatever_their_task_did_to_its_streams(self):
         run = self.run_flow(
             """
@@ -12246,6 +12304,16 @@ class RunnersTest(Case):
         elsewhere = "'f' can't be found by the executor's workers, where `__main__` is another"
         with self.assertRaisesRegex(UnreachableTask, elsewhere):
             runner.begin(info, [], 1, bool)
+
+    def test_what_an_executor_says_of_a_job_that_was_ended_is_too_late(self):
+        late, attempt = concurrent.futures.Future(), mock.Mock()
+        late.set_running_or_notify_cancel()
+        runner = liteflow._ExecutorRunner(mock.Mock(submit=lambda *_: late))
+        runner.start(attempt, liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None))
+        runner.end(attempt, "stopped")
+        late.set_result(marshal.dumps((tuple(liteflow._Outcome("success", None)), None)))
+        ends = [outcome.status for _, outcome in runner.wait(0) if outcome is not None]
+        self.assertEqual(ends, ["failed"])
 
     def test_foreign_executors(self):
         source = """
