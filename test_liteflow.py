@@ -1542,6 +1542,12 @@ class RefusalsTest(Case):
         named = "'b': name what expand() maps over, as in expand(x=[...])"
         self.refused(TypeError, named, bash.expand, ["true"])
 
+    def test_a_template_field_of_a_wrong_type_is_named_by_the_types_that_it_may_have(self):
+        bash, what = liteflow.BashOperator, "task 'b': {} must be {}, found 1"
+        for name, kinds in (("bash_command", "str"), ("cwd", "str or PathLike"), ("env", "dict")):
+            given = {"bash_command": "true", name: 1}
+            self.refused(TypeError, what.format(name, kinds), bash, task_id="b", **given)
+
     def test_an_argument_that_is_given_twice_fails_its_instance(self):
         with DAG("twice") as d:
             fixed = liteflow.BashOperator.partial(task_id="b", bash_command="echo 1")
@@ -2649,6 +2655,15 @@ class PlanTest(Case):
         self.assertEqual(plan.doomed, [up])
         plan.interrupt(up)
         self.assertEqual((self.all_sent(plan), plan.is_wound_down()), ({}, True))
+
+    def test_what_had_not_begun_when_fail_fast_gave_up_is_skipped(self):
+        with DAG("d", fail_fast=True) as d:
+            for name in "ab":
+                liteflow.BaseOperator(task_id=name)
+        sent = self.all_sent(plan := liteflow._Plan(d))
+        plan.finish(sent["a"], "fatal", 0)
+        plan.withdraw(sent["b"])
+        self.assertEqual(self.states_of(plan), {"a": "failed", "b": "skipped"})
 
     def test_fail_fast_leaves_teardowns_alone(self):
         plan, sent = self.scoped(fail_fast=True)
