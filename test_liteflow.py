@@ -3265,6 +3265,12 @@ class StoreCase(Case):
 
 
 class StoreTest(StoreCase):
+    def test_a_store_whose_wal_is_gone_is_not_kept_open(self):
+        store, _ = self.started_attempt()
+        self.assertTrue(store.sync())
+        os.unlink(f"{self.db}-wal")
+        self.assertFalse(store.sync())
+
     def test_a_new_file_is_private_and_set_up_as_designed(self):
         self.small()
         self.assertEqual(self.db.stat().st_mode & 0o777, 0o600)
@@ -14382,6 +14388,20 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow(), again=["part[1]"]), ["mail", "part:10", "report"])
         self.assertEqual(self.last.xcom_pull("report"), 30)
+
+    def test_a_task_that_is_mapped_by_now_gives_a_list_of_nothing(self):
+        def flow(is_mapped):
+            with DAG("d") as d:
+                load = self.step("load")
+                load.expand(x=[1]) if is_mapped else load(1)
+                self.step("bad")()
+            return d
+
+        self.bad = {"bad"}
+        self.go(flow(is_mapped=False))
+        self.assertIsNone(self.last.xcom_pull("load"))
+        self.resume(flow(is_mapped=True))
+        self.assertEqual(self.last.xcom_pull("load"), [])
 
     def test_what_was_removed_before_moves_nothing_again(self):
         def flow(elements):
