@@ -14389,6 +14389,19 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow(), again=["part[1]"]), ["mail", "part:10", "report"])
         self.assertEqual(self.last.xcom_pull("report"), 30)
 
+    def test_what_never_ran_is_not_told_to_be_gone_while_its_task_is_there(self):
+        def flow(over):
+            with DAG("d") as d:
+                listed = self.step("list")()
+                self.step("load").expand(x=over or listed)
+            return d
+
+        self.bad, told = {"list"}, []
+        self.go(flow(None))
+        self.resume(flow([1, 2]), progress=told.append)
+        self.assertEqual(self.state_of("load[0]", "load[1]"), ["success", "success"])
+        self.assertEqual([line for line in told if "gone from the code" in line], [], told)
+
     def test_a_task_that_is_mapped_by_now_gives_a_list_of_nothing(self):
         def flow(is_mapped):
             with DAG("d") as d:
