@@ -1233,6 +1233,18 @@ class BuildingTest(Case):
         self.assertEqual(d["early"].upstream_task_ids, {"sample", "sample__1"})
         self.assertEqual(d["bash"].upstream_task_ids, {"sample"})
 
+    def test_a_functions_docstring_documents_its_task_unless_something_else_does(self):
+        def f():
+            "Of the function."
+
+        with self.build():
+            for given, found in (
+                ({}, "Of the function."),
+                ({"doc_md": "own"}, "own"),
+                ({"doc": "own"}, None),
+            ):
+                self.assertEqual(task(**given)(f)().operator.doc_md, found)
+
     def test_placeholders_of_the_same_result_are_equal(self):
         with self.build() as d:
             made = task(sample)(1)
@@ -11061,6 +11073,14 @@ class CallbacksTest(Case):
         )
         self.assertIn("called back", run.log("loud"))
         self.assertEqual(run.log("print"), "next\n")
+
+    def test_an_empty_operator_may_have_no_callback_but_that_of_its_start(self):
+        called = []
+        with DAG("d") as d:
+            start = lambda context: called.append(context["ti"].task_id)  # noqa: E731
+            liteflow.EmptyOperator(task_id="e", on_execute_callback=start)
+        d.test(db_path=self.db)
+        self.assertEqual(called, ["e"])
 
     def test_callbacks_are_called_though_their_task_has_closed_its_workers_log(self):
         run = self.run_flow(
