@@ -10092,6 +10092,8 @@ class _Run(_Start):
         self.plan.skip(instance, left_out)
         instance.lost, instance.alone = 0, False
         state = instance.state
+        if outcome.status == "reschedule" and state is not _S.UP_FOR_RESCHEDULE:
+            outcome = outcome._replace(error=self._given_up())
         # What was ended with its run, or will be tried again, did not skip itself.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else _state_of(instance), outcome.error

@@ -12558,6 +12558,31 @@ class RunnersTest(Case):
             finally:
                 module.go.set()
 
+    def test_a_poke_that_is_heard_of_with_the_failure_that_ends_the_run_has_a_reason(self):
+        dag = self.module(
+            """
+            with DAG("d", fail_fast=True) as dag:
+                @task
+                def bad(): raise ValueError
+                @task.sensor(mode="reschedule")
+                def waits(): return False
+                bad(); waits()
+            """
+        ).dag
+        wait, heard = liteflow._SlotRunner.wait, []
+
+        def both_at_once(runner, timeout):
+            heard.extend(wait(runner, timeout))
+            if sum(outcome is not None for _, outcome in heard) < 2:
+                return []
+            told = sorted(heard, key=lambda event: event[0].instance.task_id)
+            heard.clear()
+            return told
+
+        with mock.patch.object(liteflow._SlotRunner, "wait", both_at_once):
+            run = dag.run(db_path=self.db, executor=pool())
+        self.assertEqual(run.get_task_instance("waits").error, "ended by fail_fast")
+
     def test_what_an_executor_has_done_when_the_run_is_stopped_is_done(self):
         module = self.module(
             """
