@@ -7548,7 +7548,7 @@ class _Slot:
         self.deadline = math.inf
         self.timeout = math.inf  # seconds, of its job
         self.served = self.has_taken = False  # it has joined some run; it has taken some job
-        self.joining = 0  # runs that it was asked to join, and has not told of
+        self.joining: Any = None  # the info of a run that it is to join, and has not told of
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
@@ -8175,7 +8175,7 @@ class WorkerPool:
             if runner in self._slot_line:  # whoever gives one back goes to the end of the line
                 self._slot_line[runner] = self._slot_line.pop(runner)
             if keep:  # what starts yet is lent last
-                self._idle.insert(0 if slot.joining else len(self._idle), slot)
+                self._idle.insert(len(self._idle) if slot.joining is None else 0, slot)
             else:
                 self._count -= 1
             self._wake_next()
@@ -8275,9 +8275,10 @@ class _SlotRunner(_Runner):
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
-        if not slot.joining:  # else its time runs since an earlier run, which did not wait for it
-            slot.deadline = _monotonic() + _START_LIMIT
-        slot.state, slot.joining = "asked", slot.joining + 1
+        slot.state = "asked"
+        if slot.joining is not None:
+            return  # an earlier run did not wait for it: it is asked once it has told of that
+        slot.deadline, slot.joining = _monotonic() + _START_LIMIT, self._info
         slot.wire.folder = None  # it was that of an earlier run
         slot.send("join", self._info, self._tasks if self._found is None else ())
 
@@ -8524,10 +8525,9 @@ class _SlotRunner(_Runner):
     # What workers say.
 
     def _on_joined(self, slot: _Slot, error: str | None, edited: str | None, found: Any) -> None:
-        slot.joining = max(0, slot.joining - 1)
-        if slot.joining:  # that was an earlier run, which ended before its worker had started
-            slot.deadline = _monotonic() + _START_LIMIT
-            return
+        joined, slot.joining = slot.joining, None
+        if joined is not None and joined is not self._info:
+            return self._join(slot)  # that was an earlier run
         if error is not None:
             return self._fail_start(slot, error)
         if edited is not None:
@@ -8757,11 +8757,11 @@ class _SlotRunner(_Runner):
             if leaves := slot.spoilt == "":  # it was told to, and has not said that it did
                 slot.spoilt = None
             # One that starts yet goes on with that: runs shorter than a start would never get it.
+            starts = slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
             free = slot.state == "joined" or (slot.is_idle and not self._out)
-            free |= slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
             if free and not (leaves or self._own_pool):  # its own pool's end is theirs
                 slot.send("leave")
-            self._let_go(slot, free)
+            self._let_go(slot, free or starts)
         if self._own_pool:
             self._pool.shutdown()
         self._pool._leave_slot_line(self)

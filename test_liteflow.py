@@ -8865,13 +8865,13 @@ class QueueTest(QueueCase):
     def test_a_second_look_at_the_runs_asks_workers_that_still_import_once_more(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
-        slot = mock.Mock(state="asked", joining=1)
+        slot = mock.Mock(state="asked", joining={})
         runner._slots, runner._found = [slot], ([], set())
         runner.begin({}, [], 1, mock.Mock(side_effect=AssertionError("it waits")))
-        slot.send.assert_called_once_with("join", {}, ())
         for state in ("asked", "joined"):  # what it says of the first one does not count
             runner._on_joined(slot, None, None, None)
             self.assertEqual(slot.state, state)
+            slot.send.assert_called_once_with("join", {}, ())
         runner._slots = []
 
     def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
@@ -10102,9 +10102,18 @@ class PoolTest(QueueCase):
         return self.pid_in("second")
 
     def test_a_worker_that_starts_yet_as_its_run_ends_is_the_next_runs(self):
+        told, say = [], liteflow._Slot.send
+
+        def send(slot, *data, file=None) -> None:
+            told.append(slot.pid)
+            say(slot, *data, file=file)
+
         with WorkerPool(2) as pool:
             pid = self.late(pool)
-            self.short.run(db_path=self.db, executor=pool)  # which does not wait for it, either
+            with mock.patch.object(liteflow._Slot, "send", send):
+                self.short.run(db_path=self.db, executor=pool)  # which does not wait for it, either
+            # Of hundreds of such runs it would find no room for what each says, and be killed.
+            self.assertNotIn(pid, told)
             (self.folder / "go").touch()
             run = self.both.run(db_path=self.db, executor=pool)
             self.assertEqual((run.state, pool._count), ("success", 2))
