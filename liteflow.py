@@ -3578,7 +3578,8 @@ class _Plan:
         self.sent = 0  # to a worker, and not ended
         self.unfinished = 0  # instances that have not ended
         self.timed_out = self.gave_up = self._stopped = False
-        self._winding: dict[_Instance, None] = {}  # teardowns that a stopped run still runs
+        # Teardowns that a stopped run still runs; whether once more, should they be cut off.
+        self._winding: dict[_Instance, bool] = {}
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task with a limit.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
@@ -3756,11 +3757,12 @@ class _Plan:
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
         """The instance's attempt was cut off through no fault of its own. A stopped run runs it
-        `again` at once, if it is a teardown; else that is for a resume."""
+        `again` at once, if it is a teardown, but once; else that is for a resume."""
         self._occupy(instance, -1)
         instance.max_tries += 1
         instance.move(None)
-        if again and instance in self._winding:
+        if again and self._winding.get(instance):
+            self._winding[instance] = False  # it may do that itself, each time
             self.enqueue(instance)
         else:
             self._winding.pop(instance, None)
@@ -3948,7 +3950,7 @@ class _Plan:
             new = instance.state not in _ENDED and instance not in self._winding
             if new and node.cleans(instance):
                 instance.ready = instance.state in (_S.QUEUED, _S.RUNNING)
-                self._winding[instance] = None
+                self._winding[instance] = True
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""

@@ -2589,13 +2589,14 @@ class PlanTest(Case):
         plan.finish(down, "success", 0)
         self.assertTrue(plan.is_wound_down())
 
-    def test_a_stop_does_not_wait_for_a_teardown_that_was_told_to_end_itself(self):
+    def test_a_stop_does_not_wait_for_a_teardown_that_was_told_to_end_itself_twice(self):
         plan, sent = self.scoped()
         for each in sent.values():
             plan.finish(each, "success", 0)
         down = self.all_sent(plan)["down"]
         plan.stop()
-        plan.interrupt(down)
+        plan.interrupt(down, again=True)  # as it seems, in place of the job before it
+        plan.interrupt(self.all_sent(plan)["down"], again=True)  # each time: it does so itself
         self.assertEqual((self.all_sent(plan), plan.is_wound_down()), ({}, True))
         self.assertIsNone(self.states_of(plan)["down"])
 
