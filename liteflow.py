@@ -7729,11 +7729,12 @@ class _Slot:
         return _is_readable(self.sentinel, timeout)
 
     def bury(self, grace: float = 0.0) -> None:
-        """Kill what is left of the group, and free all that the slot holds; an idle worker has
-        `grace` seconds to end in order."""
+        """Kill what is left of the group, and free all that the slot holds; an idle worker, unless
+        it starts yet, has `grace` seconds to end in order."""
         self.dismiss()
         # What ends in order was looked at after its last task, which has left nothing behind.
-        self.signal_group(signal.SIGKILL, session=not (grace and self.has_ended(grace)))
+        in_order = grace and self.served and self.has_ended(grace)
+        self.signal_group(signal.SIGKILL, session=not in_order)
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
         self.exitcode = self._exit_code()
@@ -8042,7 +8043,7 @@ class WorkerPool:
             for slot in idle:  # their workers end side by side
                 slot.dismiss()
             for slot in idle:
-                slot.bury(grace=2.0 if slot.served else 0.0)
+                slot.bury(grace=2.0)
             self._end_server()
             self._close_store()  # no run takes it any more
 

@@ -10149,9 +10149,24 @@ class PoolTest(QueueCase):
             self.assertIn(pid, run.xcom_pull("each"))
 
     def test_a_pools_end_does_not_wait_for_a_worker_that_starts_yet(self):
-        with WorkerPool(2) as pool:
-            pid = self.late(pool)
-        self.assertFalse(alive(pid))
+        waits, ended = [], liteflow._Slot.has_ended
+
+        def has_ended(slot, timeout=0) -> bool:
+            waits.extend([slot.pid] if timeout else [])
+            return ended(slot, timeout)
+
+        for lent in (False, True):
+            (self.folder / "first").unlink(missing_ok=True)
+            (self.folder / "second").unlink(missing_ok=True)
+            with WorkerPool(2) as pool, mock.patch.object(liteflow._Slot, "has_ended", has_ended):
+                pid = self.late(pool)
+                [slot] = [slot for slot in pool._idle if slot.pid == pid]
+                if lent:  # to a run that hears of the pool's end, and gives it back
+                    pool._idle.remove(slot)
+                    pool.shutdown()
+                    pool._give_back(slot, mock.Mock())
+            self.assertFalse(alive(pid))
+            self.assertNotIn(pid, waits)
 
     def test_as_many_workers_start_at_once_as_a_run_can_use_and_no_more(self):
         self.addCleanup(setattr, liteflow, "_UNSEEN", liteflow._UNSEEN)
