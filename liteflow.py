@@ -8640,12 +8640,13 @@ class _SlotRunner(_Runner):
         if slot.callbacks is not None:
             took = f"{slot.callbacks} took more than {_CALLBACK_LIMIT:g} s and was ended"
             slot.callbacks, self.notes[took] = None, None
-        elif not slot.served:  # a warm one that does not stir is replaced
+        elif not slot.served and slot.joining is self._info:  # else it is replaced, as in `_lose`
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on."""
-        never_served = not slot.served and slot.spoilt is None
+        # A warm one is replaced, as is one that was to start for an earlier run.
+        never_served = not slot.served and slot.joining is self._info and slot.spoilt is None
         # Nothing more is written to its log. What left its group is looked for once, at the end.
         slot.signal_group(signal.SIGKILL, session=False)
         if slot.has_ended(timeout=1.0):

@@ -10138,6 +10138,23 @@ class PoolTest(QueueCase):
             self.assertEqual(self.short.run(db_path=self.db, executor=pool).state, "success")
             self.assertFalse(alive(pid))
 
+    def test_one_that_dies_or_does_not_start_in_time_while_a_later_run_has_it_is_replaced(self):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for name in ("first", "second", "go"):
+                (self.folder / name).unlink(missing_ok=True)
+            with WorkerPool(2) as pool, mock.patch.object(pool, "_weed"):
+                pid = self.late(pool)
+                [slot], [warm] = (
+                    [x for x in pool._idle if (x.pid == pid) is y] for y in (True, False)
+                )
+                pool._idle.remove(warm)  # another run has it
+                os.kill(pid, number)
+                slot.deadline = time.monotonic()
+                (self.folder / "go").touch()
+                run = self.short.run(db_path=self.db, executor=pool)
+                pool._idle.append(warm)
+            self.assertEqual(run.state, "success")
+
     def test_one_that_has_started_while_no_run_looked_is_not_late(self):
         with WorkerPool(2) as pool:
             pid = self.late(pool)
