@@ -8233,6 +8233,7 @@ class _SlotRunner(_Runner):
         # The tasks missing, and those found by name; slots go to no other run until it is known.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
+        self._has_enough = False  # it starts no more workers, as long as it has one
         self._events: list[tuple[_Attempt, _Outcome]] = []
         self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: _Output = []
@@ -8317,7 +8318,7 @@ class _SlotRunner(_Runner):
         return able[: max(0, surplus)] if self._found is not None else []
 
     def _lend(self) -> bool:
-        if len(self._slots) >= self._pool.max_workers:
+        if len(self._slots) >= self._pool.max_workers or (self._has_enough and self._slots):
             return False
         try:
             slot = self._pool._lend(self, self._context)
@@ -8719,19 +8720,25 @@ class _SlotRunner(_Runner):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
-        """A worker could not start. Three in a row end the run, or one before it is recorded."""
+        """A worker could not start. Three in a row end the run, or one before it is recorded; where
+        it has others that did, it goes on with those."""
         if slot.exitcode == _UNGUARDED:
             raise UnreachableTask(
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # 255 stands for the exit code where its fork server ended before it could tell that.
-        killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode == 255)
+        # 255 stands for the exit code where its fork server ended before it could tell that, and 1
+        # may be that of a Ctrl-C as it imported the script.
+        killed = slot.exitcode is not None and (slot.exitcode < 0 or slot.exitcode in (1, 255))
         if slot in self._slots:
             slot.spoilt = why
             self._lose(slot)
         self._failed_starts += 1
         if self._ours.folder is None or self._failed_starts >= 3:
+            if any(each.state != "asked" for each in self._slots):
+                self._has_enough = True
+                self.notes[f"the run went on with fewer workers: {_last_line(why)}"] = None
+                return
             more = _of_replaced()  # which a worker's end may tell already
             raise (_Killed if killed else UnreachableTask)(why if more in why else f"{why}{more}")
 

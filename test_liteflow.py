@@ -10185,6 +10185,61 @@ class PoolTest(QueueCase):
             self.assertFalse(alive(pid))
             self.assertNotIn(pid, waits)
 
+    def test_a_run_goes_on_with_the_worker_that_it_has_where_no_other_can_start(self):
+        dag = self.module(
+            """
+            import multiprocessing
+            F = os.environ["CASE_DIR"]
+            if multiprocessing.parent_process() is not None:
+                try: open(F + "/first", "x").close()
+                except FileExistsError:
+                    while not os.path.exists(F + "/began"): time.sleep(0.002)
+                    raise RuntimeError("a bad deploy")
+            with DAG("deployed") as dag:
+                @task
+                def each(i):
+                    Path(F, "began").touch()
+                    while not os.path.exists(F + "/third"): time.sleep(0.002)
+                each.expand(i=[0, 1])
+            """
+        ).dag
+        told, fails, fail_start = [], [], liteflow._SlotRunner._fail_start
+
+        def failing_start(runner, slot, why):
+            try:
+                fails.append(fail_start(runner, slot, why))
+            finally:
+                if runner._failed_starts > 2:
+                    (self.folder / "third").touch()
+
+        with (
+            mock.patch.object(liteflow._SlotRunner, "_fail_start", failing_start),
+            WorkerPool(2) as pool,
+        ):
+            run = dag.run(db_path=self.db, executor=pool, progress=told.append)
+        self.assertEqual(run.state, "success")
+        fewer = "the run went on with fewer workers: RuntimeError: a bad deploy"
+        self.assertEqual([line for line in map(str, told) if "fewer" in line], [fewer])
+
+    def test_what_ends_a_worker_as_it_imports_the_script_a_ctrl_c_say_ends_no_run_in_line(self):
+        path = self.script(
+            """
+            import os
+            from liteflow import DAG, WorkerPool, task
+            if __name__ != "__main__" and not os.path.exists("hit"):
+                open("hit", "x").close()
+                os._exit(1)
+            with DAG("d", db_path="flow.db") as dag:
+                @task
+                def f(): pass
+                f()
+            if __name__ == "__main__":
+                with WorkerPool(1, mp_context="spawn") as pool:
+                    print(pool.submit(dag).result().state)
+            """
+        )
+        self.assertEqual(self.python(path).stdout, "success\n")
+
     def test_as_many_workers_start_at_once_as_a_run_can_use_and_no_more(self):
         self.addCleanup(setattr, liteflow, "_UNSEEN", liteflow._UNSEEN)
         dags = self.module(
