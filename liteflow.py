@@ -7099,7 +7099,7 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
     except BaseException as error:  # anything: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
             if _worker.log_file < 0:  # where else would it be seen?
-                _worker.control.send(("joined", f"{doing}:\n{_traceback(error)}", None, None))
+                _worker.control.send(("failed", f"{doing}:\n{_traceback(error)}"))
             else:
                 os.write(2, f"liteflow: {_traceback(error)}\n".encode())
         os._exit(_BROKEN)
@@ -8741,6 +8741,8 @@ class _SlotRunner(_Runner):
                 return
             more = _of_replaced()  # which a worker's end may tell already
             raise (_Killed if killed else UnreachableTask)(why if more in why else f"{why}{more}")
+
+    _on_failed = _fail_start  # before it could join any run, whichever had asked
 
     # Output, and its own end.
 

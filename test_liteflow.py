@@ -10155,6 +10155,15 @@ class PoolTest(QueueCase):
                 pool._idle.append(warm)
             self.assertEqual(run.state, "success")
 
+    def test_why_an_initializer_has_failed_is_told_where_an_earlier_run_had_asked(self):
+        dag = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n").dag
+        made = WorkerPool(1, initializer=divmod, initargs=(1, 0))
+        with made as pool, mock.patch.object(pool, "_weed"):
+            slot = liteflow._Slot(pool, liteflow._start_context(None))
+            slot.joining, pool._idle, pool._count = {}, [slot], 1
+            with self.assertRaisesRegex(UnreachableTask, "(?s)initializer failed.*ZeroDivision"):
+                dag.run(db_path=self.db, executor=pool)
+
     def test_one_that_has_started_while_no_run_looked_is_not_late(self):
         with WorkerPool(2) as pool:
             pid = self.late(pool)
