@@ -2872,8 +2872,15 @@ class WholeOracle(Oracle):
 
     def one(self, t, i):
         what = self.ungated(t, i)
-        # What a gate leaves out is skipped, whatever failed beside it.
-        return "wait" if what == "upstream_failed" and self.is_gated(t, i) else what
+        # What a gate leaves out is skipped, whatever failed beside it; a teardown comes last.
+        waits = what == "upstream_failed" and (self.is_gated(t, i) or self.is_before_end(t, i))
+        return "wait" if waits else what
+
+    def is_before_end(self, t, i):
+        """Whether a teardown's scope has work that has not ended."""
+        around = {u for u in t.upstream_list if u.is_setup and t.is_teardown}
+        inside = {u for u in self.above(t) if self.above(u) & around} - {*t.upstream_list}
+        return None in [state for u in inside for state in self.ends(t, i, u)]
 
     def ungated(self, t, i):
         if t._mapping is None or i >= 0:
