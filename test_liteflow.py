@@ -16603,13 +16603,16 @@ class SubmitTest(FlowCase):
 
         def buried(slot, *grace, **named):
             bury(slot, *grace, **named)
-            slot.exitcode = 255  # where the fork server was told to end, too, and can't tell
+            slot.exitcode = code
 
         unknown = mock.patch.object(liteflow._Slot, "bury", buried)
-        with WorkerPool(1, mp_context="forkserver") as mine, unknown:
-            left.append(term)
-            future = mine.submit(self.flows.dag, db_path=self.db)
-            self.assertEqual(future.result(LIMIT).state, "success")
+        # Where the fork server was told to end, too, and can't tell; and of a worker that was just
+        # able to end itself.
+        for code in (255, 128 + signal.SIGTERM):
+            with WorkerPool(1, mp_context="forkserver") as mine, unknown:
+                left.append(term)
+                future = mine.submit(self.flows.dag, db_path=self.db)
+                self.assertEqual(future.result(LIMIT).state, "success", code)
         for stop in (False, True):
             with self.subTest(stop=stop), WorkerPool(1) as mine:
                 left.append(term)
