@@ -8727,10 +8727,9 @@ class _SlotRunner(_Runner):
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # 255 stands for the exit code where its fork server ended before it could tell that, 1 may
-        # be that of a Ctrl-C as it imported the script, and with 143 it heeded a SIGTERM itself.
-        told = slot.exitcode in (1, 128 + signal.SIGTERM, 255)
-        killed = slot.exitcode is not None and (slot.exitcode < 0 or told)
+        # Unless it could not go on: a signal may have been meant for all, and how it ended does not
+        # tell (1 by a Ctrl-C as it imported the script, 255 where its fork server was gone before).
+        killed = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
             self._lose(slot)
