@@ -4191,6 +4191,8 @@ _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; in a longer one a run stil
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
+_CACHE = 64 * 1024 * 1024  # bytes of a transaction that are kept in memory until its commit
+_LARGE = 1_000_000  # bytes of a value, above which it is written and read page by page
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
 _LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads; a character has 4
 
@@ -4313,7 +4315,8 @@ _UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number
     lost = ?, flow = nullif(?, '') WHERE id = ?"""  # see _changes_of
 _Row = types.SimpleNamespace  # a row by the names of its columns
 # A value on its way to the database: its key, type, preview and length, and itself as a pickle.
-_XComRow = tuple[str, str, str, int | None, bytes]
+_XComRow = tuple[str, str, str, int | None, "bytes | _Pieces"]
+_ItemRow = tuple[str, "bytes | _Pieces"]  # of one of its elements: preview and pickle
 
 
 class _Attempt:
@@ -4696,6 +4699,9 @@ class _Store:
             execute("PRAGMA trusted_schema=OFF")
             execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
             execute("PRAGMA secure_delete=FAST")  # else (Debian) what is deleted goes to the WAL
+            # A page that leaves the cache before its commit, and changes again, costs a second look
+            # at all that was written to the WAL after it.
+            execute(f"PRAGMA cache_spill={-_CACHE // 1024}")
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):
@@ -4938,7 +4944,7 @@ class _Store:
             check()
             for table, rows in (("xcom", batch.xcoms), ("xcom_item", batch.items)):
                 if rows:
-                    many(_inserting(table), rows)
+                    self._write_values(table, rows)
             # After the inserts: the values of a try that failed in this turn are to go as well, and
             # what is expanded takes its elements' previews from them.
             if batch.renewed:
@@ -4958,6 +4964,17 @@ class _Store:
             if batch.logs:
                 rows = [(None, a.instance.row_id, a.try_number, *part) for a, *part in batch.logs]
                 many(_inserting("task_log"), rows)
+
+    def _write_values(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write rows whose last column is a value. A large one goes from where it lies to SQLite's
+        pages: as a parameter it would be copied twice before."""
+        small = [row for row in rows if len(row[-1]) <= _LARGE]
+        self._connection.executemany(_inserting(table), small)
+        for *row, value in [row for row in rows if len(row[-1]) > _LARGE]:
+            query = f"{_inserting(table).removesuffix('?)')}zeroblob(?))"
+            made = self._connection.execute(query, (*row, len(value)))
+            with self._connection.blobopen(table, "value", made.lastrowid or 0) as blob:
+                blob.write(value)
 
     def _check_fence(self) -> None:
         """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
@@ -5108,7 +5125,6 @@ _ASKED_OF = {
     "but": "task_instance.state IS NOT ?",
     "maybe": "state IN (?, 'running')",
     "beside": "key != ?",
-    "largest": "length(value) <= ?",
     "latest": "(task_log.try_number = task_instance.try_number) = ?",
     # The ends of long logs are written anew while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
@@ -5224,15 +5240,36 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[_InstanceKey, 
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
+def _with_value(
+    source: str,
+    columns: str,
+    order: str,
+    db: sqlite3.Connection,
+    run_row: int,
+    largest: int = _ROW_LIMIT,
+    **asked: Any,
+) -> list[tuple[Any, ...]]:
+    """Rows of these columns and the value, or None for one of more than `largest` bytes. A large
+    one is read from SQLite's pages: as a column it would be put together elsewhere before."""
+    table, (_, terms) = source.split()[0], _terms(source, columns, ())
+    rest, values = _asking(source, order, dag_run_id=run_row, **asked)
+    value = f"{table}.rowid, length(value), CASE WHEN length(value) <= ? THEN value END"
+    query = f"SELECT {terms}, {value} FROM {source} {rest}"
+    found = []
+    for *row, row_id, size, data in db.execute(query, (min(largest, _LARGE), *values)).fetchall():
+        if data is None and size is not None and size <= largest:
+            with db.blobopen(table, "value", row_id, readonly=True) as blob:
+                data = blob.read()
+        found.append((*row, data))
+    return found
+
+
 def _select_values(
     db: sqlite3.Connection, run_row: int, largest: int = _ROW_LIMIT, **asked: Any
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
-    rest, values = _asking(_XCOMS, order, dag_run_id=run_row, **asked)
-    _, terms = _terms(_XCOMS, f"{_INSTANCE_KEY} key", ())
-    query = f"SELECT {terms}, CASE WHEN length(value) <= ? THEN value END FROM {_XCOMS} {rest}"
-    found = db.execute(query, (largest, *values)).fetchall()
+    found = _with_value(_XCOMS, f"{_INSTANCE_KEY} key", order, db, run_row, largest, **asked)
     # As _BY_TASK, for which SQLite would copy all the values: 1 GB each, at worst.
     first: dict[str, int] = {}
     return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
@@ -5240,8 +5277,8 @@ def _select_values(
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
     """The pickle of an element, the `item`-th, of a result, if the elements are stored apart."""
-    found = _select(_ITEMS, "value", "", db, run_row, task_id=task_id, map_index=-1, **asked)
-    return next((row.value for row in found), None)
+    found = _with_value(_ITEMS, "item", "", db, run_row, task_id=task_id, map_index=-1, **asked)
+    return next((value for _, value in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
@@ -5279,6 +5316,28 @@ _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle 
 _dump = functools.partial(pickle.dumps, protocol=5)
 _OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
 _NO_SETTINGS = _dump((None, {}))
+
+
+class _Pieces(_Record):
+    """A large value's pickle in pieces: the bytes in the value are among them, not copied."""
+
+    pieces: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+def _dump_in_pieces(value: Any) -> bytes | _Pieces:
+    """The same as `_dump`; of a large value in pieces."""
+    made: list[Any] = []
+    pickle.Pickler(types.SimpleNamespace(write=made.append), 5).dump(value)
+    if len(made) == 1:
+        return made[0]  # type: ignore[no-any-return]
+    found = _Pieces([bytes(piece) for piece in made])  # what may change is copied
+    return found if len(found) > _LARGE else bytes(found)
 
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
@@ -5717,7 +5776,7 @@ class _Outcome(_NamedTuple):
     status: str  # see _Plan.finish
     error: str | None
     xcoms: Sequence[_XComRow] = ()
-    items: Sequence[tuple[str, bytes]] = ()  # preview and value of what others expand over
+    items: Sequence[_ItemRow] = ()  # of what others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
     start: float | None = None  # by time.time()
     took: float = 0.0  # seconds
@@ -5863,7 +5922,7 @@ class _Execution:
     def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
         """(map_index, pickle) of a task's XComs of one key, own pushes too: of an index, or all."""
         if task_id == self.task_id and key in self.pushed:
-            return [(self.map_index, self.pushed[key][-1])]
+            return [(self.map_index, bytes(self.pushed[key][-1]))]
         if task_id == self.task_id and self.map_index < 0:
             return []
         if self.run.info["db_path"] is None and task_id in self.task._upstream:
@@ -6209,7 +6268,7 @@ def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
     return {**note, "stored": True, "length": length}
 
 
-def _items_of(execution: _Execution, result: Any) -> list[tuple[str, bytes]]:
+def _items_of(execution: _Execution, result: Any) -> list[_ItemRow]:
     """(preview, pickle) of the elements of a result that others expand over."""
     kind: type[AirflowException] = XComForMappingNotPushed
     if not execution.task.do_xcom_push:
@@ -6249,9 +6308,9 @@ def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
     execution.pushed[key] = key, _storable(type(value).__qualname__), _preview(value), length, data
 
 
-def _pickled(value: Any, said: str) -> bytes:
+def _pickled(value: Any, said: str) -> bytes | _Pieces:
     try:
-        return _dump(value)
+        return _dump_in_pieces(value)
     except _ENDS:
         raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
@@ -6435,7 +6494,7 @@ class _Wire:
         return self.socket.fileno()
 
     def send(
-        self, data: tuple[Any, ...], values: Sequence[bytes] = (), file: int | None = None
+        self, data: tuple[Any, ...], values: Sequence[Any] = (), file: int | None = None
     ) -> None:
         """Send a message. Raises BlockingIOError if there is no room, OSError."""
         size = sum(map(len, values))
@@ -6451,7 +6510,8 @@ class _Wire:
                 aside = open(number, "w+b")  # noqa: SIM115 - closed below
             with aside:
                 marshal.dump((data, [len(value) for value in values]), aside)
-                aside.writelines(values)
+                for value in values:
+                    aside.writelines(getattr(value, "pieces", (value,)))
                 aside.flush()
                 self._send(marshal.dumps(name), aside.fileno() if name is None else None)
         except OSError:
@@ -6542,6 +6602,10 @@ def _linger(look: Callable[[], T]) -> T:
     if (now := _monotonic()) > until + _LINGER:
         _crowded_until = now + _CROWDED
     return found
+
+
+def _values_of(outcome: _Outcome) -> list[bytes | _Pieces]:
+    return [value for *_, value in outcome.xcoms] + [value for _, value in outcome.items]
 
 
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
@@ -6679,7 +6743,7 @@ class _Worker:
         number = 0 if job is None else self.number  # 0: none
         if done is None:
             return self.control.send(("took", number))
-        values = [value for *_, value in done.xcoms] + [value for _, value in done.items]
+        values = _values_of(done)
         if sum(map(len, values)) <= _INLINE:
             values = []  # small ones stay in the outcome, large ones go behind it
         sent = _with_values(done, itertools.repeat(b"")) if values else done
@@ -7136,9 +7200,11 @@ def _run_remotely(info: bytes, message: bytes) -> bytes:
         _call_due(run, None, *fields)
         return marshal.dumps(None)
     execution = _Execution(run, _Job(*fields))
-    outcome: tuple[Any, ...] = _run_job(execution, contextlib.nullcontext())
+    outcome = _run_job(execution, contextlib.nullcontext())
     execution.forget_failure()
-    return marshal.dumps(tuple(outcome))
+    outcome = _with_values(outcome, map(bytes, _values_of(outcome)))
+    told: tuple[Any, ...] = outcome
+    return marshal.dumps(tuple(told))
 
 
 # --- Runners: a server that is forked from the scheduler ------------------------------------------
@@ -9006,6 +9072,7 @@ class _InProcessRunner(_ExecutorRunner):
         execution = _Execution(self._run, job)
         with contextlib.closing(_Alarm(job.timeout)) as alarm:
             outcome = _run_job(execution, alarm)
+        outcome = _with_values(outcome, map(bytes, _values_of(outcome)))
         if outcome.error is not None:
             print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
@@ -9613,15 +9680,14 @@ _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that
 _LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
-_LARGE = 1_000_000  # bytes of an attempt's values, above which it is seen if there is room
 
 
 def _has_room(size: int) -> bool:
-    """Whether there is memory for the copies that SQLite makes: a value that has none fails its
+    """Whether there is memory for the pages that SQLite fills: a value that has none fails its
     attempt alone, where a MemoryError within a transaction would end the run."""
     with contextlib.suppress(OSError, OverflowError):
         # Pages that nobody touches are only promised; some allocators touch what they give.
-        mmap.mmap(-1, 2 * size, access=mmap.ACCESS_COPY).close()
+        mmap.mmap(-1, 2 * min(size, _CACHE), access=mmap.ACCESS_COPY).close()
         return True
     return False
 

@@ -17428,7 +17428,8 @@ class ShortOfMemoryTest(FlowCase):
             self.go(d)
         self.assertEqual(self.state_of("big", "small"), ["failed", "success"])
         self.assertIn("no room to store 11,000", self.last.get_task_instance("big").error)
-        self.assertFalse(liteflow._has_room(1 << 60))
+        with mock.patch.object(liteflow, "_CACHE", 1 << 60):
+            self.assertFalse(liteflow._has_room(1 << 60))
 
     @unittest.skipUnless(sys.platform == "linux", "needs a limit of memory")
     def test_a_value_that_can_not_be_received_fails_its_attempt_alone(self):
@@ -17477,6 +17478,100 @@ class ShortOfMemoryTest(FlowCase):
         self.assertTrue(liteflow._has_room(500_000_000))
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most
         self.assertLess(grown, 200_000)  # KiB; on macOS bytes
+
+
+class LargeValueTest(FlowCase):
+    """Values of megabytes: copied as seldom as can be, and whole on every way."""
+
+    def test_the_bytes_in_a_large_value_are_not_copied_as_it_is_pickled(self):
+        part, changing = bytes(2_000_000), bytearray(1_500_000)
+        made = liteflow._dump_in_pieces({"part": [part], "changing": changing})
+        changing[:] = b"x" * len(changing)  # by a thread, say, before it is sent
+        self.assertTrue(any(piece is part for piece in made.pieces))
+        self.assertEqual(len(bytes(made)), len(made))
+        expected = {"part": [part], "changing": bytearray(1_500_000)}
+        self.assertEqual(liteflow._load(bytes(made)), expected)
+        for small in (
+            None,
+            5,
+            [1] * 1000,
+            bytes(900_000),
+            {"a": "é" * 300_000, "b": bytes(70_000)},
+        ):
+            data = liteflow._dump_in_pieces(small)
+            self.assertEqual((type(data), liteflow._load(data)), (bytes, small))
+
+    def test_it_is_the_same_for_whoever_takes_it(self):
+        module = self.module("""
+            KINDS = {
+                "bytes": bytes(range(256)) * 8_000,
+                "bytearray": bytearray(range(256)) * 8_000,
+                "text": "é" * 1_500_000,
+                "list": [b"a" * 1_200_000, "b" * 1_300_000, b"c", "d" * 100_000],
+                "dict": {"x": b"e" * 1_400_000, "y": {"z": b"f" * 70_000}},
+            }
+            @task
+            def make(kind, ti):
+                ti.xcom_push("own", KINDS[kind])
+                assert ti.xcom_pull(ti.task_id, key="own") == KINDS[kind]
+                return KINDS[kind]
+            @task
+            def same(kind, found, ti):
+                assert (type(found), found) == (type(KINDS[kind]), KINDS[kind])
+                assert ti.xcom_pull(f"make_{kind}", key="own") == found
+            @task
+            def element(x): return x
+            with DAG("large") as dag:
+                for kind in KINDS:
+                    made = make.override(task_id=f"make_{kind}")(kind)
+                    same.override(task_id=f"same_{kind}")(kind, made)
+                element.override(task_id="each").expand(x=make.override(task_id="make_all")("list"))
+        """)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            for how in ({}, {"executor": pool()}, {"executor": threads}, None):
+                with self.subTest(how=how):
+                    run = module.dag.test() if how is None else module.dag.run(**how)
+                    reasons = {ti.task_id: ti.error for ti in run.get_task_instances()}
+                    self.assertEqual(set(reasons.values()), {None})
+                    for kind, value in module.KINDS.items():
+                        self.assertEqual(run.xcom_pull(f"make_{kind}"), value)
+                    self.assertEqual(run.xcom_pull("each"), module.KINDS["list"])
+                    self.assertEqual(run.xcom_pull("each", map_index=1), module.KINDS["list"][1])
+
+    @unittest.skipUnless(sys.platform == "linux", "looks at /proc")
+    def test_it_is_written_once_and_held_in_memory_once(self):
+        with DAG("d") as d:
+            task(task_id="a")(lambda: None)()
+        d.test(db_path=self.db)
+        self.script(
+            """
+            import os, resource, sys, liteflow
+            def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            def io(): return [int(line.split()[1]) for line in open("/proc/self/io")][:2]
+            if sys.argv[1] == "write":
+                for size in (20_000_000, 120_000_000):
+                    store, value = liteflow._Store(os.path.abspath("flow.db")), b"x" * size
+                    before = io()
+                    with store.transaction():
+                        store._write_values("xcom", [(1, f"k{size}", "bytes", "", None, value)])
+                    print(*[(b - a) // 1_000_000 for a, b in zip(before, io())])
+                    store.close()
+            else:
+                look = liteflow._select_values
+                [(*_, value), _] = liteflow._read(os.path.abspath("flow.db"), look, 1, most=10**9)
+                assert value.count(b"x") == 120_000_000
+            print(peak())
+            """
+        )
+        done = self.python("my_flow.py", "write")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        read, written, _, _, most = map(int, done.stdout.split())
+        self.assertLess(read, 5)
+        self.assertLess(written, 25)
+        self.assertLess(most, 300)  # MiB: the value, a cache of 64, and Python; 485 before
+        done = self.python("my_flow.py", "read")
+        self.assertEqual(done.stderr, "")
+        self.assertLess(int(done.stdout), 230)  # with the smaller one
 
 
 class HarmedFileTest(FlowCase):
