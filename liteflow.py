@@ -4895,7 +4895,7 @@ class _Store:
         self._delete_values(past.row_id for past in stale)
 
     def _delete_values(self, row_ids: Iterable[int]) -> None:
-        ids = [(row_id,) for row_id in row_ids]
+        ids = [(row_id,) for row_id in row_ids if row_id]  # what is new has no row yet
         for table in ("xcom", "xcom_item"):
             self._connection.executemany(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 

@@ -16495,6 +16495,22 @@ class SubmitTest(FlowCase):
             self.assertEqual(again().result(LIMIT).run_id, "r")  # there is nothing to do
         self.assertEqual(self.began(), ["a", "a"])
 
+    def test_a_run_that_stood_in_line_deletes_no_values_as_it_begins(self):
+        said, connect = [], sqlite3.connect
+
+        def traced(*args, **kwargs):
+            connection = connect(*args, **kwargs)
+            connection.set_trace_callback(said.append)
+            return connection
+
+        with mock.patch.object(sqlite3, "connect", traced), WorkerPool(1) as mine:
+            self.assertEqual(
+                mine.submit(self.flows.dag, db_path=self.db).result(LIMIT).state, "success"
+            )
+        heads = {" ".join(statement.split()[:3]) for statement in said}
+        self.assertIn("INSERT INTO task_instance", heads)
+        self.assertEqual([head for head in heads if head.startswith("DELETE")], [])
+
     def test_shutdown_waits_for_all_runs_or_gives_up_those_that_have_not_begun(self):
         for give_up in (False, True):
             with self.subTest(give_up=give_up):
