@@ -5129,6 +5129,7 @@ _ASKED_OF = {
     # The ends of long logs are written anew while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
     "after_live": f"task_log.id > ? AND part < {_TAIL_PART}",
+    "begun_since": "coalesce(task_attempt.start_date, '9999') >= ?",
 }
 
 
@@ -5206,7 +5207,7 @@ _select_parts = functools.partial(_select, _LOGS, _PART_COLUMNS, _AS_BEGUN)
 # The output of callbacks that failed: see _call_back.
 _CALLED_BACK = """AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'
     ORDER BY task_log.id DESC"""
-_select_callback_errors = functools.partial(_select, _TASK_LOGS, "text", _CALLED_BACK)
+_select_callback_errors = functools.partial(_select, _LOGS, "text", _CALLED_BACK)
 # A run's XComs without their values, in order.
 _XCOM_COLUMNS = f"key type preview {_INSTANCE_KEY}"
 _select_xcoms = functools.partial(_select, _XCOMS, _XCOM_COLUMNS, f"{_BY_TASK}, key")
@@ -6184,6 +6185,8 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             is_dag, text = isinstance(owner, Dag), _traceback(error)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
+            if is_dag and execution.context.get("reason") == _DIED:  # it is of another run
+                said += f", called for run {execution.run.info['run_id']!r}: {_DIED}"
             _note("\n    | ".join([said, *text.split("\n")]))
         _end_if_child(execution, None)
 
@@ -11641,7 +11644,8 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    text = "\n".join(row.text for row in run._look(_select_callback_errors, limit=_MOST_TOLD))
+    which = {"begun_since": run._row.resumed_date, "limit": _MOST_TOLD}  # not before a resume
+    text = "\n".join(row.text for row in run._look(_select_callback_errors, **which))
     failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text))]  # the last first
     more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
     return failed[:_FEW_TOLD] + more

@@ -11457,6 +11457,22 @@ class CallbacksTest(Case):
         self.assertTrue(told[0].startswith("dag its scheduler died"), told)
         self.assertIn("[failed: its scheduler died]", told[0])
 
+    def test_a_callback_that_failed_for_a_dead_run_says_for_which(self):
+        module = self.module(
+            """
+            def tell(context): raise RuntimeError("no mail")
+            with DAG("flow", on_failure_callback=tell) as dag:
+                @task
+                def f(): ...
+                f()
+            """
+        )
+        module.dag.run(db_path=self.db, run_id="dead", executor=pool())
+        self.abandon()
+        run = module.dag.run(db_path=self.db, executor=pool())
+        [line] = liteflow._failed_callbacks(run)
+        self.assertRegex(line, r"no mail .*, called for run 'dead': its scheduler died$")
+
     def test_what_the_last_task_leaves_behind_keeps_no_callback_from_being_called(self):
         """Its worker ends with that, and is free as far as the scheduler knows."""
         self.run_flow(
@@ -21568,6 +21584,10 @@ class FailureTest(ScriptCase):
         self.assertIn("    | opening b c.csv\n    not run for it: total\n    more", text)
         self.assertNotIn("Traceback", text)
         self.assertIn(said, self.cli_here("page", "two").stdout.replace("&#x27;", "'"))
+        (self.folder / "b c.csv").touch()
+        done = self.python("my_flow.py", "--resume")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("mail server", done.stderr)  # it failed before the resume
 
     def test_what_a_task_printed_is_told_beside_callbacks_that_failed(self):
         """That of its begin comes before it, and that of its end may come behind an open line."""
