@@ -5193,6 +5193,14 @@ _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
+
+
+def _select_failed(db: sqlite3.Connection, run_row: int, limit: int) -> tuple[list[_Row], int]:
+    """The first failed task instances of a run, and how many there are."""
+    rows = _select_instances(db, run_row, state="failed", limit=limit)
+    return rows, len(rows) if len(rows) < limit else _select_run_counts(db, run_row)["failed"]
+
+
 # Which there are: whole ones take ten times as long.
 _select_keys = functools.partial(
     _select, "task_instance", "task_id map_index state", "ORDER BY map_index"
@@ -10981,16 +10989,13 @@ class DagRun:
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
-    def _failures(self, most: int) -> tuple[list[TaskInstance], int, str]:
+    def _failures(self, most: int, found: Any = None) -> tuple[list[TaskInstance], int, str]:
         """The first failed tasks, how many there are in all, and the reasons, the run's first: of
-        one that was deleted meanwhile that alone."""
-        failed: list[TaskInstance] = []
-        count = 0
+        one that was deleted meanwhile that alone. `found`: what a look has found of them."""
         with contextlib.suppress(RunNotFound):
-            failed = self._instances(state="failed", limit=most)
-            count = len(failed)
-            if count == most:  # by now none may be left of them: a resume may run all again
-                count = self._look(_select_run_counts).get("failed", count)
+            found = found or self._look(_select_failed, limit=most)
+        rows, count = found or ([], 0)
+        failed = [_instance_of(row, self, False) for row in rows]
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - most} more"] if count > most else []
         return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
@@ -12660,10 +12665,16 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     if _may_redraw(sys.stdout):
         for row in _read(options.db, _select_run_ids, dag_id=options.dag):
             ids.update(re.findall(r"(?=(\d{6}))", row.run_id))
-    for run in runs[:most]:
-        wanted = options.json or run.state is not DagRunState.SUCCESS
-        failed, count, why = run._failures(_FEW_TOLD) if wanted else ([], 0, "")
+    wanted = [x for x in runs[:most] if options.json or x.state is not DagRunState.SUCCESS]
+
+    def told(db: sqlite3.Connection, run: DagRun) -> tuple[list[Any], int, str]:
+        failed, count, why = run._failures(_FEW_TOLD, _select_failed(db, run._row.id, _FEW_TOLD))
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
+        return errors, count, why
+
+    found = _read(options.db, lambda db: {x: told(db, x) for x in wanted})  # by one connection
+    for run in runs[:most]:
+        errors, count, why = found.get(run, ([], 0, ""))
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         name, took = _short_name(run, ids), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))

@@ -21407,6 +21407,11 @@ class SeeingTest(ScriptCase):
         self.assertLess(time.process_time() - began, 4)  # 7 s and more, before
         self.assertIn("night/011999  ", done.stdout)
         self.assertEqual(done.stdout.count(".000007+00:00"), 2)
+        with mock.patch.object(liteflow, "_read_once", wraps=liteflow._read_once) as look:
+            done = self.cli_here("runs", "--limit", "30000", "--db", self.db, "--json")
+        self.assertLess(look.call_count, 10)  # one for each run, before
+        [*rest, first] = json.loads(done.stdout)
+        self.assertEqual((len(rest), first["errors"][0]["task_id"]), (12_001, "bad"))
 
     def test_options_that_would_be_ignored_are_refused(self):
         self.ran()
