@@ -12571,9 +12571,9 @@ def _tell_if_large(diagram: str) -> None:
 
 
 def _write_output(text: str, options: argparse.Namespace) -> None:
-    """Write a text to the file that --output names, else to standard output."""
+    """Write a text to the file that --output names, else, or if that is `-`, to standard output."""
     output = options.output
-    if output is None:
+    if output in (None, "-"):
         return _print(text)
     if os.path.realpath(output) == os.path.realpath(options.db):
         raise _UsageError(f"{output} is the database: name another file")
@@ -13119,7 +13119,8 @@ def _long_ago(count: str, unit: str, date: str | None) -> str:
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])|(\d{4}-.*)", _long_ago, "a date, or an age as 24h or 7d"),
-    "PICTURE": (r".*\.(?:mmd|md)", str, "a file that ends in .mmd (the diagram) or .md (a page)"),
+    "FILE": ("(?!-$).+", str, "the name of a file"),
+    "PICTURE": (r"-|.*\.(?:mmd|md)", str, "a file that ends in .mmd (the diagram) or .md (a page)"),
     "FILE.html": (r".+(?<!\.py)(?<!\.db)", str, "a file for a page, no .py and no .db"),
     "ISO": (".*", lambda x: _aware(_datetime.datetime.fromisoformat(x)), "an ISO date or time"),
     # At most 18 digits: SQLite's numbers have 64 bits.

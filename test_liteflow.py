@@ -22353,6 +22353,16 @@ class PageTest(ScriptCase):
             self.assertIn("can't be written", done.stderr)
         self.assertEqual(self.cli_here("page", "nothing").returncode, 2)
 
+    def test_a_dash_stands_for_standard_output_where_a_text_is_written(self):
+        self.ran()
+        for words in (["page"], ["visualize", "hostile"]):
+            done = self.cli_here(*words, "--output", "-")
+            self.assertEqual((done.stdout, done.stderr), (self.cli_here(*words).stdout, ""))
+        done = self.cli_here("backup", "-")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("must be the name of a file, found '-'", done.stderr)
+        self.assertEqual([*self.folder.glob("-*")], [])
+
     @unittest.skipIf(sys.platform == "win32", "POSIX modes and pipes")
     def test_what_is_there_keeps_its_mode_and_what_is_no_file_its_kind(self):
         self.ran()
