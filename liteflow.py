@@ -4221,7 +4221,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     conf TEXT NOT NULL,          -- JSON object
     owner TEXT,                  -- token of the run() that works on it, and of its folder
     owner_process TEXT,          -- for people: pid and host
-    command TEXT,                -- for people: how its script was started
+    command TEXT,                -- for people: how its script was started; or its options alone
     stop_requested TEXT,
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
@@ -9264,6 +9264,9 @@ class _Start:
         named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
         self.pools = _checked_pools(dag, asked)
+        used = sorted(self.pools.keys() & {task.pool for task in dag.tasks})
+        words = [word for name in used for word in ("--pool", f"{name}={self.pools[name]}")]
+        self._command = f"{asked.command or ''} {_typed(*words)}".strip()
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
@@ -9412,7 +9415,7 @@ class _Start:
                 self._take_over(row)
             self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
             store.write_instances(self.plan.nodes)
-            store.claim_run(self.asked.command)
+            store.claim_run(self._command or None)
             if self.asked.in_line is not None:
                 self.asked.in_line.begin()
 
@@ -9612,7 +9615,7 @@ def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
         size = sizes.get(task.pool, math.inf if task.pool == "default_pool" else 0)
         if task.pool_slots > size:
             what = f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}"
-            remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {task.pool}=N"
+            remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {_typed(f'{task.pool}=N')}"
             raise ValueError(f"{what}, whose size is {size or 'not given'}: {remedy}")
     return sizes
 
@@ -11658,11 +11661,13 @@ def _failed_callbacks(run: DagRun) -> list[str]:
 
 def _script_command(run: DagRun, options: Mapping[str, str]) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
-    start, names = run._row.command, list[str]()
-    if not start and os.path.isfile(file := _load_dag(run.dag_id, run._path).fileloc or ""):
-        start, names = f"{_own_command()} run", [file, run.dag_id]
-    asked = {**options, "--run-id": run.run_id, "--db": run._path}
-    return _command(start, names, asked) if start else ""
+    start, names = run._row.command or "", list[str]()
+    if start[:2] in ("", "--"):  # it was started in Python, perhaps with what these options give
+        file = _load_dag(run.dag_id, run._path).fileloc or ""
+        if not os.path.isfile(file):
+            return ""
+        start, names = f"{_own_command()} run {start}".rstrip(), [file, run.dag_id]
+    return _command(start, names, {**options, "--run-id": run.run_id, "--db": run._path})
 
 
 # --- Showing: pages -------------------------------------------------------------------------------
@@ -12360,7 +12365,6 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
     same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
-    pools = [word for name, size in options.pool for word in ("--pool", f"{name}={size}")]
     try:
         asked = _Run(
             dag,
@@ -12369,7 +12373,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
             again=again,
             pools=dict(options.pool) or None,
             progress=_Report(not options.quiet, options.logs),
-            command=command and f"{command} {_typed(*pools)}".rstrip(),
+            command=command,
             **{name: getattr(options, name) for name in same},
         )
     except (ValueError, TypeError) as error:

@@ -16511,6 +16511,24 @@ class SubmitTest(FlowCase):
             self.assertEqual(again().result(LIMIT).run_id, "r")  # there is nothing to do
         self.assertEqual(self.began(), ["a", "a"])
 
+    def test_the_command_that_goes_on_gives_the_pools_that_the_run_had(self):
+        module = self.module(
+            """
+            with DAG("sized") as dag:
+                @task(pool="a b")
+                def fails(): raise ValueError("once more")
+                fails()
+            """
+        )
+        with WorkerPool(1) as mine:
+            sizes = {"a b": 2, "another's": 1}
+            run = mine.submit(module.dag, db_path=self.db, pools=sizes).result(LIMIT)
+        command = liteflow._script_command(run, {"--resume": ""})
+        self.assertIn(" run --pool 'a b=2' ", command)
+        done = subprocess.run(["sh", "-c", command], cwd="/", capture_output=True, text=True)
+        self.assertEqual((done.returncode, run.refresh()._row.command is None), (1, False))
+        self.assertIn("fails failed, try 2 of 2: ValueError: once more", done.stderr)
+
     def test_a_run_that_stood_in_line_deletes_no_values_as_it_begins(self):
         said, connect = [], sqlite3.connect
 
