@@ -11659,12 +11659,20 @@ def _failed_callbacks(run: DagRun) -> list[str]:
     return failed[:_FEW_TOLD] + more
 
 
+def _is_of_package(file: str) -> bool:
+    """Whether a file imports by its package, which it has not where `run` loads it."""
+    with contextlib.suppress(OSError), open(file, "rb") as source:
+        text = source.read(_TEXT_LIMIT)  # a harmful database may name any file
+        return re.search(rb"^from\s+\.", text, re.MULTILINE) is not None
+    return False
+
+
 def _script_command(run: DagRun, options: Mapping[str, str]) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
     start, names = run._row.command or "", list[str]()
     if start[:2] in ("", "--"):  # it was started in Python, perhaps with what these options give
         file = _load_dag(run.dag_id, run._path).fileloc or ""
-        if not os.path.isfile(file):
+        if not os.path.isfile(file) or _is_of_package(file):
             return ""
         start, names = f"{_own_command()} run {start}".rstrip(), [file, run.dag_id]
     return _command(start, names, {**options, "--run-id": run.run_id, "--db": run._path})

@@ -20058,6 +20058,7 @@ class CommandLineTest(ScriptCase):
         with DAG("flow") as d:
             task(task_id="each")(lambda x: int(x)).expand(x=["1", "no", "2"])
             task(task_id="fine")(one_argument).expand(x=[*range(5)])
+        d.fileloc = __file__  # not that of whoever runs the tests
         d.test(db_path=self.db)
         gantt = self.assert_exit(0, "visualize", "--gantt", "flow", "--db", self.db).stdout
         self.assertRegex(gantt, r"\n    #\d+;ine x 5 :done, ")
@@ -21951,14 +21952,19 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertEqual(run.log("last"), "a\nb \r\nc  ")
 
     def test_what_no_file_defines_goes_on_in_python_and_in_no_debugger(self):
+        """Nor does one that imports by its package, which `run FILE` does not know."""
+        relative, plain = self.folder / "relative.py", self.folder / "plain.py"
+        relative.write_text("import os\nfrom .names import name\n")
+        plain.write_text("import os\nfrom names import name\n")
         with DAG("typed_in") as dag:
             liteflow.BashOperator(task_id="f", bash_command="exit 1")
-        dag.fileloc = None
-        with contextlib.redirect_stderr(io.StringIO()):
-            run_id = dag.test(db_path=self.db).run_id
-        told = self.cli_here("show", "typed_in", "f").stdout
-        self.assertIn(f"mended: dag.run(run_id={run_id!r}, resume=True), in Python\n", told)
-        self.assertNotIn("debugger", told)
+        for fileloc, is_run in ((None, False), (relative, False), (plain, True)):
+            dag.fileloc = fileloc and str(fileloc)
+            with contextlib.redirect_stderr(io.StringIO()):
+                run_id = dag.test(db_path=self.db).run_id
+            told = self.cli_here("show", "typed_in", "f").stdout
+            in_python = f"mended: dag.run(run_id={run_id!r}, resume=True), in Python\n"
+            self.assertEqual((in_python in told, "debugger" in told), (not is_run, is_run))
 
     def test_a_long_chain_below_a_failure_is_followed_at_once(self):
         chain = [liteflow.TaskInstance("chain", "r", f"t{i}") for i in range(20_000)]
