@@ -344,9 +344,7 @@ class DagRunFailed(AirflowException):
 class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process, or no worker can be started."""
 
-
-class _Killed(UnreachableTask):
-    """A worker was killed at its start: by a signal to this program, too, or for lack of memory."""
+    _killed = False  # as it started: by a signal to this program, too, or for lack of memory
 
 
 class _Reschedule(BaseException):
@@ -6333,8 +6331,12 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
 
 
 def _brief(error: BaseException) -> str:
-    """The type and message of an error, in one line: of a failure, tables show the last alone."""
-    text = re.sub(r"\n+", " ", _shown(error, sys.maxsize, _storable))
+    """The type and message of an error, in one line: of a failure, tables show the last alone. A
+    traceback of a worker that it quotes is told as elsewhere: the last line, and where."""
+    text = _shown(error, sys.maxsize, _storable)
+    what, quoted, _ = text.partition("\nTraceback (most recent call last):\n")
+    text = f"{what} {_with_place(_last_line(text), text)}" if quoted else text
+    text = re.sub(r"\n+", " ", text)
     return ": ".join(filter(None, (type(error).__name__, text)))
 
 
@@ -8747,7 +8749,7 @@ class _SlotRunner(_Runner):
         elif slot.callbacks is not None:
             self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
         elif never_served or took_none or slot.exitcode == _UNGUARDED:
-            told = ", standard error tells why" if slot.exitcode == 1 else ""  # multiprocessing's
+            told = ", the program's standard error tells why" if slot.exitcode == 1 else ""
             why = f"{_end_of(slot.exitcode)}{told}"
             self._fail_start(slot, f"a worker ended as it started, or imported the script: {why}")
         if self._out:  # it may have taken one without a word, or its words have been garbled
@@ -8817,7 +8819,9 @@ class _SlotRunner(_Runner):
                 self.notes[f"the run went on with fewer workers: {_last_line(why)}"] = None
                 return
             more = _of_replaced()  # which a worker's end may tell already
-            raise (_Killed if killed else UnreachableTask)(why if more in why else f"{why}{more}")
+            error = UnreachableTask(why if more in why else f"{why}{more}")
+            error._killed = killed
+            raise error
 
     _on_failed = _fail_start  # before it could join any run, whichever had asked
 
@@ -10396,9 +10400,10 @@ class _InLine:
             self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            self._killed += isinstance(error, _Killed)
-            retried = (AlreadyRunning, _Killed) if self._killed <= 2 else (AlreadyRunning,)
-            if isinstance(error, retried) and not begun:
+            killed = isinstance(error, UnreachableTask) and error._killed
+            self._killed += killed
+            retried = isinstance(error, AlreadyRunning) or (killed and self._killed <= 2)
+            if retried and not begun:
                 self.due = _monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return

@@ -16511,6 +16511,28 @@ class SubmitTest(FlowCase):
             self.assertEqual(again().result(LIMIT).run_id, "r")  # there is nothing to do
         self.assertEqual(self.began(), ["a", "a"])
 
+    def test_why_workers_can_t_import_the_dag_is_told_in_a_line(self):
+        module = self.module(
+            """
+            import multiprocessing
+            if multiprocessing.parent_process():
+                import nowhere
+            with DAG("elsewhere") as dag:
+                @task
+                def f(): ...
+                f()
+            """
+        )
+        with WorkerPool(1, mp_context="spawn") as mine:
+            future = mine.submit(module.dag, db_path=self.db)
+            self.assertIn("Traceback", str(future.exception(LIMIT)))
+        why = "importing the DAG in a worker failed: ModuleNotFoundError: No module named 'nowhere'"
+        state, reason = self.state(future)
+        self.assertEqual(state, "failed")
+        self.assertRegex(
+            reason, rf"^UnreachableTask: {why} \(/.*:\d+, in <module>: import nowhere\)$"
+        )
+
     def test_the_command_that_goes_on_gives_the_pools_that_the_run_had(self):
         module = self.module(
             """
@@ -16648,8 +16670,12 @@ class SubmitTest(FlowCase):
                 left += kills
                 future = mine.submit(flow, db_path=self.db)
                 error = future.exception(LIMIT)
-                self.assertEqual(type(error), liteflow._Killed if state == "failed" else type(None))
-                self.assertEqual((self.state(future)[0], left), (state, []))
+                has_failed = isinstance(error, liteflow.UnreachableTask)
+                self.assertEqual(has_failed, state == "failed", error)
+                found, reason = self.state(future)
+                self.assertEqual((found, left), (state, []))
+                if has_failed:
+                    self.assertRegex(reason, "^UnreachableTask: a worker .*: killed by SIGTERM$")
         bury = liteflow._Slot.bury
 
         def buried(slot, *grace, **named):
