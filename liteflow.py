@@ -12329,8 +12329,10 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
     """Run the DAG, or with --task return what runs one task of a recorded run in this process with
     its recorded inputs; `command` starts the same program again, from this folder."""
     if options.task is None:
+        path = os.environ.get("PYTHONPATH")  # where modules are: a crontab may set it, a shell not
+        own = f"PYTHONPATH={_typed(path)} {command}" if path else command
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
-            command = command and f"cd {_typed(os.getcwd())} && {command}"
+            command = command and f"cd {_typed(os.getcwd())} && {own}"
         return _run_by_options(dag, options, command)
     _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
     try:

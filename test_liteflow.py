@@ -20577,7 +20577,7 @@ class SeeingTest(ScriptCase):
         self.assertIn("\x1b[31m", colored.communicate(timeout=LIMIT)[1])
 
     def test_quiet_says_only_what_failed(self):
-        done = self.python("my_flow.py", "--quiet")
+        done = self.python("my_flow.py", "--quiet", env={**os.environ, "PYTHONPATH": ""})
         first, *others = done.stderr.splitlines()
         self.assertRegex(first, "^run manual__.* of DAG 'night' failed: see below$")
         self.assertEqual(others[0], "bad failed, try 2 of 2: ValueError: no luck")
@@ -21554,15 +21554,22 @@ class FailureTest(ScriptCase):
             done = subprocess.run(there, cwd=other, capture_output=True, text=True)
             self.assertIn("load[1]", self.pasted(done.stderr.splitlines()[-1]).stderr)
 
+        def of_a_source_folder():
+            (folder := self.folder / "src" / "shop").mkdir(parents=True)
+            shutil.copy(self.folder / "my_flow.py", folder / "flow.py")
+            env = {**os.environ, "PYTHONPATH": "src"}
+            done = self.python("-m", "shop.flow", "-q", "--db", "src.db", env=env)
+            self.assertIn("load[1]", self.pasted(done.stderr.splitlines()[-1]).stderr)
+
         (other := self.folder / "other").mkdir()
         profiled = ("-m", "cProfile", "-o", "profile", "my_flow.py", "-q")
         with concurrent.futures.ThreadPoolExecutor() as threads:
             dashed = ("my_flow.py", "-q", "--run-id=-token_urlsafe")
             done = threads.map(lambda words: self.python(*words), [profiled, dashed])
             [*threads.map(goes_on, [each.stderr for each in done])]
-            elsewhere = threads.submit(from_elsewhere)
+            elsewhere = [threads.submit(way) for way in (from_elsewhere, of_a_source_folder)]
             go_on = goes_on(self.cli_here("show", "two").stdout)
-        elsewhere.result()
+        [each.result() for each in elsewhere]
         (self.folder / "b c.csv").touch()  # in the run's folder, which is not that of the paste
         self.assertEqual(self.pasted(go_on).returncode, 0)
 
