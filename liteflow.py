@@ -6634,7 +6634,7 @@ _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between t
 _UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_NO_TERMINAL = "a worker process, which has no terminal: debug it in one process, by dag.test()"
+_NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 

@@ -4808,7 +4808,8 @@ class WorkerTest(Case):
 
     def test_breakpoint_says_what_to_do(self):
         flow = "def stops(): breakpoint()\nwith DAG('debug') as dag: task(stops)()"
-        self.assertIn("dag.test()", self.run_flow(flow).get_task_instance("stops").error)
+        error = self.run_flow(flow).get_task_instance("stops").error
+        self.assertIn("no terminal: run it by --task TASK, or dag.test()", error)
         with mock.patch.dict(os.environ, PYTHONBREAKPOINT="0"):
             self.assertEqual(self.run_flow(flow).state, "success")
         flow = flow.replace("breakpoint()", "__import__('pdb').set_trace(); return 1")
