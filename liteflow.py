@@ -2142,7 +2142,11 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
         return value
     if isinstance(value, str):
         known = {**context, "conn": _Connections(False)}
-        return _jinja(context["dag"]).from_string(value).render(known)
+        try:
+            return _jinja(context["dag"]).from_string(value).render(known)
+        except Exception as error:  # its own place is a line in Jinja
+            error.add_note(f"in the template {_shown(value)}")
+            raise
     if isinstance(value, dict):
         return {key: _rendered(item, context, as_they_are) for key, item in value.items()}
     if isinstance(value, _CONTAINERS):

@@ -7732,8 +7732,11 @@ class OperatorsTest(Case):
         with DAG("d") as d:
             for i, text in enumerate(("{{ conn.db.login }}", "{{ conn.get('db').login }}")):
                 liteflow.BashOperator(task_id=f"t{i}", bash_command=text)
-        for ti in d.test(db_path=self.db).get_task_instances():
+        run = d.test(db_path=self.db)
+        for ti in run.get_task_instances():
             self.assertIn("AirflowException: there is no connection 'db': liteflow has", ti.error)
+        error = run.get_task_instance("t0").error  # all of Jinja's own frames name no template
+        self.assertIn("\nin the template '{{ conn.db.login }}'\n", error)
 
     def test_macros_know_the_users_dateutil(self):
         package = self.folder / "dateutil"
