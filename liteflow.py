@@ -9093,7 +9093,7 @@ class _InProcessRunner(_ExecutorRunner):
             outcome = _run_job(execution, alarm)
         outcome = _with_values(outcome, map(bytes, _values_of(outcome)))
         if outcome.error is not None:
-            print(f"{job.task_id}: {outcome.error}", file=sys.stderr)
+            print(f"{_label_of(job.task_id, job.map_index)}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
         self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
         if not job.holds:

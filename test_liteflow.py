@@ -13032,12 +13032,19 @@ class RunnersTest(Case):
                 @task(retries=1, retry_delay=0.01)
                 def flaky(ti):
                     if ti.try_number == 1: raise ValueError
-                f(); slow(); flaky()
+                @task
+                def each(x): return 1 // x
+                f(); slow(); flaky(); each.expand(x=[1, 0])
             """
         )
-        run = module.dag.test(run_conf={"p": 2}, db_path=self.db)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            run = module.dag.test(run_conf={"p": 2}, db_path=self.db)
+        told = [line for line in said.getvalue().splitlines() if line.endswith("call last):")]
+        begin = ": Traceback (most recent call last):"
+        self.assertEqual(sorted(told), [f"{name}{begin}" for name in ("each[1]", "flaky", "slow")])
         self.assertEqual(run.xcom_pull("f"), [os.getpid(), 2])
-        self.assertEqual(self.states(run), {"f": "success", "slow": "failed", "flaky": "success"})
+        ended = {"f": "success", "slow": "failed", "flaky": "success"}
+        self.assertEqual(self.states(run), {**ended, "each[0]": "success", "each[1]": "failed"})
         self.assertTrue(run.get_task_instance("slow").error.endswith("timeout after 0.2 s"))
         with self.assertRaises(ValueError):
             module.dag.test(use_executor=True)
