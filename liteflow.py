@@ -8892,11 +8892,12 @@ def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str
     """Those that are found by name alone. Raises UnreachableTask if tasks are missing."""
     if not missing:
         return named
-    few = _few(map(repr, missing), 5)
-    module = repr(info["key"][0]) if info["key"][0] else "of its function"
+    few, (module, _, earlier) = _few(map(repr, missing), 5), info["key"]
+    module = repr(module) if module else "of its function"
+    often = f" {earlier + 1} times" if earlier else ""  # a `@dag` may be called again below a guard
     raise UnreachableTask(
         f"task{'s' if len(missing) > 1 else ''} {few} can't be found in a worker process: "
-        f"importing the module {module} does not build the DAG, and without it only a plain "
+        f"importing the module {module} does not build the DAG{often}, and without it only a plain "
         "function of a module is found. Build the DAG at the top level of its module, "
         'not below `if __name__ == "__main__":`, or define the functions there'
     )

@@ -23939,6 +23939,22 @@ class Promise7Test(Case):
         self.assertIn("'hidden'", str(caught.exception))
         self.assertFalse(self.db.exists())
 
+    def test_a_dag_that_an_import_builds_once_and_the_program_again(self):
+        self.script(
+            """
+            from liteflow import dag, task
+            @dag
+            def twice():
+                task(task_id="hidden")(lambda: 1)()
+            twice()
+            if __name__ == "__main__":
+                twice().cli()
+            """
+        )
+        done = self.python("my_flow.py", "--db", self.db)
+        self.assertIn("'__main__' does not build the DAG 2 times, ", done.stderr)
+        self.assertEqual((done.returncode, self.db.exists()), (2, False))
+
     def test_a_module_that_is_gone_or_breaks(self):
         for change, word in (("", "can't be found"), ("raise ValueError('broken')", "broken")):
             module = self.module("with DAG('m') as dag:\n    @task\n    def f(): pass\n    f()\n")
