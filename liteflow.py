@@ -12485,7 +12485,8 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     main_module = types.ModuleType("__mp_main__")
     main_module.__file__ = path
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module
-    sys.path.insert(0, os.path.dirname(path))
+    above = (x for x in pathlib.Path(path).parents if not (x / "__init__.py").is_file())
+    sys.path[:0] = dict.fromkeys([os.path.dirname(path), str(next(above, ""))])  # of its package
     sys.argv = [path]
     try:
         exec(compile(_bytes_of(path), path, "exec", dont_inherit=True), vars(main_module))

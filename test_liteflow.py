@@ -20020,6 +20020,12 @@ class CommandLineTest(ScriptCase):
         (self.folder / "outside.py").write_text("from package.flow import flow\n")
         self.assert_exit(0, "run", "outside.py", "--quiet")
         self.assert_exit(0, "run", "outside.py", "inside", "--resume")
+        (package := self.folder / "src" / "shop").mkdir(parents=True)
+        (package / "__init__.py").touch()
+        source = "from liteflow import *\nimport shop.flow\nwith DAG('of_a_package'):\n"
+        (package / "flow.py").write_text("")
+        (package / "dags.py").write_text(f"{source}    task(task_id='a')(sorted)([1])\n")
+        self.assert_exit(0, "run", "src/shop/dags.py", "--quiet")
         source = "from liteflow import DAG\nhistory = DAG.load('inside')\n"
         (self.folder / "look.py").write_text(source)
         self.assert_exit(2, "run", "look.py", words=["no DAG"])
