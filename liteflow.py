@@ -8892,13 +8892,14 @@ def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str
     """Those that are found by name alone. Raises UnreachableTask if tasks are missing."""
     if not missing:
         return named
-    few, (module, _, earlier) = _few(map(repr, missing), 5), info["key"]
+    few, (module, dag_id, earlier) = _few(map(repr, missing), 5), info["key"]
     module = repr(module) if module else "of its function"
     often = f" {earlier + 1} times" if earlier else ""  # a `@dag` may be called again below a guard
+    s, it = ("s", "them") if len(missing) > 1 else ("", "it")
     raise UnreachableTask(
-        f"task{'s' if len(missing) > 1 else ''} {few} can't be found in a worker process: "
-        f"importing the module {module} does not build the DAG{often}, and without it only a plain "
-        "function of a module is found. Build the DAG at the top level of its module, "
+        f"task{s} {few} can't be found in a worker process: importing the module {module} does not "
+        f"build DAG {dag_id!r} with {it}{often}, and without it only a plain function of a module "
+        "is found. Build the DAG at the top level of its module, alike at each import, "
         'not below `if __name__ == "__main__":`, or define the functions there'
     )
 

@@ -23958,8 +23958,26 @@ class Promise7Test(Case):
             """
         )
         done = self.python("my_flow.py", "--db", self.db)
-        self.assertIn("'__main__' does not build the DAG 2 times, ", done.stderr)
+        self.assertIn("'__main__' does not build DAG 'twice' with it 2 times, ", done.stderr)
         self.assertEqual((done.returncode, self.db.exists()), (2, False))
+
+    def test_a_dag_that_each_import_builds_in_its_own_way(self):
+        self.script(
+            """
+            import os
+            from liteflow import DAG, task
+            with DAG("varies") as dag:
+                for n in range(3):  # the last is found by its function's name
+                    @task(task_id=f"t{n}_of_{os.getpid()}")
+                    def t(): pass
+                    t()
+            if __name__ == "__main__":
+                dag.run(mp_context="spawn")
+            """
+        )
+        said = self.python("my_flow.py", env={**os.environ, "LITEFLOW_DB": str(self.db)}).stderr
+        self.assertRegex(said, "'t0_of_.*does not build DAG 'varies' with them, .* at each import,")
+        self.assertFalse(self.db.exists())
 
     def test_a_module_that_is_gone_or_breaks(self):
         for change, word in (("", "can't be found"), ("raise ValueError('broken')", "broken")):
