@@ -9276,6 +9276,7 @@ class _Start:
         self.pools = _checked_pools(dag, asked)
         used = sorted(self.pools.keys() & {task.pool for task in dag.tasks})
         words = [word for name in used for word in ("--pool", f"{name}={self.pools[name]}")]
+        words += ["--max-workers", str(asked.max_workers)] if asked.max_workers else []
         self._command = f"{asked.command or ''} {_typed(*words)}".strip()
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
@@ -12340,7 +12341,7 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
             command = command and f"cd {_typed(os.getcwd())} && {own}"
         return _run_by_options(dag, options, command)
-    _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool")
+    _refuse_beside("--task runs one task, here", options, "run_id", "task", "pool", "max_workers")
     try:
         run = _Run(dag, db_path=options.db, run_id=options.run_id, resume=True, in_process=True)
     except ValueError as error:

@@ -22173,7 +22173,8 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertIn("cut off: flaky\n", self.cli("show", "cut").stdout)
 
     def test_it_goes_on_as_it_was_started(self):
-        """With its pools, as a module of a package, by its own interpreter, wherever one looks."""
+        """With its pools and as many workers, as a module of a package, by its own interpreter,
+        wherever one looks."""
         package = self.folder / "app"
         package.mkdir()
         (package / "__init__.py").touch()
@@ -22181,11 +22182,11 @@ timeout after 1 s"""  # of a command whose output was waited for
         flow = (self.folder / "my_flow.py").read_text()
         flow = flow.replace("from pathlib", "from .names import NAME\nfrom pathlib")
         (package / "flow.py").write_text(flow.replace("@task(retries", "@task(pool='gpu', retries"))
-        done = self.python("-m", "app.flow", "-q", "--pool", "gpu=1")
+        done = self.python("-m", "app.flow", "-q", "--pool", "gpu=1", "--max-workers", "1")
         shown = self.cli_here("show", "two").stdout
         [go_on] = {text.splitlines()[-1] for text in (done.stderr, shown)}
         there, python = shlex.quote(str(self.folder)), shlex.quote(sys.executable)
-        self.assertIn(f"cd {there} && {python} -m app.flow --pool gpu=1", go_on)
+        self.assertIn(f"cd {there} && {python} -m app.flow --pool gpu=1 --max-workers 1", go_on)
         again = self.pasted(go_on)
         self.assertIn("kept, as they succeeded: load (1 of 2)", again.stderr)
         told = self.cli_here("show", "two", "load[1]").stdout.splitlines()
