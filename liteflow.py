@@ -12801,7 +12801,12 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         _, state, tries, *when, error = _line_of([ti]).cells()
         tried = f"{_label_of('', ti.map_index)} {tries}".strip()
         rows.append((tried, state, *when, ti.pid or "", error))
-    print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
+    if rows:
+        print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
+    else:
+        ups = dict.fromkeys(up for ti in instances for up in sorted(ti.upstream_task_ids))
+        told = [f"{up} ({_counts_of(_seen_instances(run, task_id=up))})" for up in ups]
+        print(_clean(f"no attempt; what it waits for: {_few(told, 10) or 'nothing'}"))
     if xcoms:
         rows = [(f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in xcoms]
         print("\n" + _table(("XCOM", "TYPE", "VALUE"), rows))

@@ -21555,6 +21555,11 @@ class FailureTest(ScriptCase):
         for line in told[1:6]:
             self.assertIn(html.escape(line.strip().removeprefix("| ")), page)
 
+    def test_a_task_that_did_not_run_is_shown_with_what_it_waited_for(self):
+        self.python("my_flow.py", "--quiet")
+        shown = self.cli_here("show", "two", "total").stdout.splitlines()
+        self.assertEqual(shown[1:], ["no attempt; what it waits for: load (1 success, 1 failed)"])
+
     def test_its_commands_can_be_pasted_anywhere(self):
 
         def goes_on(text):
