@@ -3584,7 +3584,8 @@ class _Plan:
         self._winding: dict[_Instance, bool] = {}
         self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task with a limit.
-        self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
+        self._queues: dict[tuple[str, _Node | None], list[tuple[bool, int, int, int, _Instance]]]
+        self._queues = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
         self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
@@ -3663,7 +3664,8 @@ class _Plan:
         """Let the instance start once there is room."""
         node = instance.node
         key = (node.task.pool, None if node.limit == sys.maxsize else node)
-        entry = (-node.weight, node.order, instance.map_index, instance)
+        works = not isinstance(node.task, EmptyOperator)  # what needs no worker goes first
+        entry = (works, -node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:

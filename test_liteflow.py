@@ -11608,11 +11608,13 @@ class LimitsTest(Case):
             c = liteflow.EmptyOperator(task_id="c")
             e = liteflow.EmptyOperator(task_id="e", priority_weight=5)
             f = liteflow.EmptyOperator(task_id="f", priority_weight=9, weight_rule="absolute")
+            task(task_id="g", priority_weight=10)(abs)(1)
             c >> e
         plan = liteflow._Plan(d)
-        self.assertEqual([n.weight for n in plan.nodes], [1, 2, 6, 5, 9])
+        self.assertEqual([n.weight for n in plan.nodes], [1, 2, 6, 5, 9, 10])
         plan.settle()
-        self.assertEqual([plan.take().task_id for _ in range(4)], ["f", "c", "b", "a"])
+        # What needs a worker comes last: the others would wait for one.
+        self.assertEqual([plan.take().task_id for _ in range(5)], ["f", "c", "b", "a", "g"])
         self.assertEqual((a.task_id, b.priority_weight, f.weight_rule), ("a", 2, "absolute"))
 
     def test_dagrun_timeout(self):
