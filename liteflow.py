@@ -1670,7 +1670,8 @@ class _Placeholder:
 
     def __str__(self) -> str:
         """Raises TypeError: in an f-string it would be the text of a placeholder."""
-        raise TypeError(f"{self!r} is no text, but a placeholder: pass it to a task as it is")
+        how = "pass it to a task as it is; in an operator's template, {{ ti.xcom_pull('TASK_ID') }}"
+        raise TypeError(f"{self!r} is no text, but a placeholder: {how}")
 
     def __bool__(self) -> NoReturn:
         """Raises TypeError: an `if` would take it for true."""

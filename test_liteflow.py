@@ -1452,6 +1452,7 @@ class RefusalsTest(Case):
     def test_a_result_is_no_text(self):
         for act in (lambda: f"got {self.result}", lambda: str(self.result.map(one_argument))):
             self.refused(TypeError, "is no text, but a placeholder", act)
+            self.refused(TypeError, "template, {{ ti.xcom_pull('TASK_ID') }}", act)
 
     def test_what_is_made_of_results_names_them(self):
         made = self.result.map(one_argument).zip(self.result)
