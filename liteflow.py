@@ -8418,7 +8418,8 @@ class _SlotRunner(_Runner):
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
-            if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
+            is_full = error.errno == 28 and error.filename is None  # a full /tmp tells its name
+            if sys.platform == "linux" and (is_full or not os.access("/dev/shm", os.W_OK)):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):
                 hint = ": the main program has ended: let it wait for its threads"

@@ -9706,15 +9706,17 @@ class SandboxTest(QueueCase):
     @LINUX
     def test_no_folder_for_semaphores(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
-        none = mock.Mock(side_effect=OSError(30, "Read-only file system"))
-        with (
-            mock.patch.object(concurrent.futures, "ProcessPoolExecutor", none),
-            mock.patch.object(os, "access", lambda path, mode: path != "/dev/shm"),
-            self.assertRaisesRegex(
-                UnreachableTask, "Read-only .*: multiprocessing needs a /dev/shm"
-            ),
-        ):
-            dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
+        for code, able in (errno.EROFS, False), (errno.ENOSPC, True):  # or it is full
+            none = mock.Mock(side_effect=OSError(code, os.strerror(code)))
+            with (
+                self.subTest(code),
+                mock.patch.object(concurrent.futures, "ProcessPoolExecutor", none),
+                mock.patch.object(os, "access", lambda path, _, a=able: path != "/dev/shm" or a),
+                self.assertRaisesRegex(
+                    UnreachableTask, f"{os.strerror(code)}: multiprocessing needs a /dev/shm"
+                ),
+            ):
+                dag.run(db_path=self.db, max_workers=1, mp_context="spawn")
 
     def test_no_working_directory(self):
         dag = self.module("with DAG('one') as dag:\n    task(os.getpid)()\n").dag
