@@ -24168,8 +24168,10 @@ class Promise8Test(Case):
             db.execute("PRAGMA writable_schema=ON")
             db.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'dag_run'", (sql,))
             db.execute("DROP TABLE xcom_item")
-            db.execute("CREATE VIRTUAL TABLE xcom_item USING dbstat(main)")
-        self.assertIn("no table 'xcom_item'", self.look(["runs"])[2])
+            virtual = "CREATE VIRTUAL TABLE xcom_item USING dbstat(main)"  # not every SQLite has it
+            row = ("table", "xcom_item", "xcom_item", 0, virtual)
+            db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+        self.assertRegex(self.look(["runs"])[2], "no table 'xcom_item'|no such module")
 
     def test_a_command_to_paste_is_one_line(self):
         self.run_flow(
