@@ -66,6 +66,7 @@ import contextlib
 import contextvars
 import datetime as _datetime
 import enum
+import errno
 import functools
 import gc
 import heapq
@@ -8418,7 +8419,8 @@ class _SlotRunner(_Runner):
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
-            is_full = error.errno == 28 and error.filename is None  # a full /tmp tells its name
+            # A full /tmp tells its name.
+            is_full = error.errno == errno.ENOSPC and error.filename is None
             if sys.platform == "linux" and (is_full or not os.access("/dev/shm", os.W_OK)):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):
