@@ -12333,9 +12333,21 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
         name = " ".join([name, *map(_quoted, sys.argv[1:own])])
     command = _typed(*words) if _FROZEN or not words else f"{_python()} {_typed(*words)}"
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
-    parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", f"\n\n{_EXIT_CODES}")
+    more = f"{_params_text(dag)}\n\n{_EXIT_CODES}"
+    parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", more)
     options = parser.parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
+
+
+def _params_text(dag: Dag) -> str:
+    """The DAG's params for its --help: names, defaults, descriptions."""
+    rows = []
+    for name, found in dag.params.items():
+        param = found if isinstance(found, Param) else Param(found)
+        default = "" if param.default is ... else _shown(param.default, 40, json.dumps)
+        rows.append(f"  {name}={default}  {param.description or ''}".rstrip())
+    text = _clean("\n".join(["\n\nparams, for -p:", *rows]))
+    return text.replace("%", "%%") if rows else ""  # argparse fills in what % names
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:

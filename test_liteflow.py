@@ -20403,6 +20403,20 @@ class CommandLineTest(ScriptCase):
             told = self.python(*words, "--help").stdout
             self.assertIn(f"\n  {shlex.join(['python3', *words])} --graph  ", told)
 
+    def test_help_lists_the_params_of_the_script_s_dag(self):
+        self.script(
+            """
+            from liteflow import DAG, Param
+            day = Param(description="100% of a day", type="string", format="date")
+            with DAG("d", params={"limit": 10, "day": day, "xs": Param([1, 2])}) as dag: pass
+            if __name__ == "__main__":
+                dag.cli()
+            """
+        )
+        told = self.python("my_flow.py", "--help").stdout
+        declared = "params, for -p:\n  limit=10\n  day=  100% of a day\n  xs=[1, 2]\n"
+        self.assertIn(declared, told)
+
     def test_help_tells_any_description(self):
         self.script(
             r"""
