@@ -10337,7 +10337,7 @@ class _Run(_Start):
 
 # --- Run: runs in line ----------------------------------------------------------------------------
 
-_TRIED_AGAIN = 1.0  # seconds until a run is tried again: others rule it out, or killed its worker
+_TRIED_AGAIN = 1.0  # seconds until a run that could not begin is tried again: see `_InLine.run`
 _FILES_OPEN = 8  # that a line keeps open for what is submitted next, besides those of its runs
 
 
@@ -10360,7 +10360,7 @@ class _InLine:
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._is_cancelled = False  # before its future is: first it is closed in the file
         self._to_close = False  # it was cancelled, and the file does not have that yet
-        self._killed = 0  # of its workers, as they started
+        self._failures = 0  # to begin, for what may be over in a moment
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
@@ -10403,7 +10403,7 @@ class _InLine:
 
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back: if others rule it out now, or, up
-        to twice, if a worker was killed before it could begin."""
+        to twice, if it could not begin for want of a worker (killed), descriptors or disk space."""
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
@@ -10413,10 +10413,10 @@ class _InLine:
             self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            killed = isinstance(error, UnreachableTask) and error._killed
-            self._killed += killed
-            retried = isinstance(error, AlreadyRunning) or (killed and self._killed <= 2)
-            if retried and not begun:
+            failed = isinstance(error, (DatabaseError, OSError)) or getattr(error, "_killed", False)
+            self._failures += failed
+            again = self._failures <= 2 if failed else isinstance(error, AlreadyRunning)
+            if again and not begun:
                 self.due = _monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
                 return

@@ -16495,6 +16495,7 @@ class SubmitTest(FlowCase):
             self.go_on()
 
     def test_a_run_whose_file_is_gone_as_it_would_begin_is_not_waited_for(self):
+        self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.02))
         (folder := self.folder / "gone").mkdir()
         with WorkerPool(1, max_runs=1) as mine:
             self.hold(mine, "a")
@@ -16714,6 +16715,31 @@ class SubmitTest(FlowCase):
                 mine.shutdown()
                 self.assertTrue(future.cancelled())
                 self.assertEqual(self.state(future), ("queued", "submitted"))
+
+    def test_what_is_short_for_a_moment_as_runs_would_begin_ends_none_in_line(self):
+        self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.02))
+        for name, error in (
+            ("_owned_folder", DatabaseError("the disk is full")),
+            ("_fill_standard_descriptors", OSError(24, "Too many open files")),
+        ):
+            given = getattr(liteflow, name)
+            for times, end in ((2, None), (3, error)):
+                left = [error] * times
+
+                def short(*path, left=left, given=given):
+                    if left and threading.current_thread() is not threading.main_thread():
+                        raise left.pop()
+                    return given(*path)
+
+                with (
+                    self.subTest(name, times=times),
+                    mock.patch.object(liteflow, name, short),
+                    WorkerPool(1) as mine,
+                ):
+                    future = mine.submit(self.flows.dag, db_path=self.db)
+                    self.assertIs(future.exception(LIMIT), end)
+                    self.assertEqual(self.state(future)[0], "failed" if end else "success")
+                    self.assertEqual(left, [])
 
     def test_a_run_that_does_not_fit_today_s_code_is_told_and_stays(self):
         module = self.module(
