@@ -317,6 +317,8 @@ _ENDS = KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated
 class DatabaseError(AirflowException):
     """The database file can't be used: missing, not liteflow's, newer, locked, full, read-only."""
 
+    _may_pass = True  # the disk may be full for a moment: a run in line is tried again
+
 
 class DagNotFound(AirflowException, LookupError):
     """The database has no DAG of this id."""
@@ -345,7 +347,7 @@ class DagRunFailed(AirflowException):
 class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process, or no worker can be started."""
 
-    _killed = False  # as it started: by a signal to this program, too, or for lack of memory
+    _may_pass = False  # a worker was killed at its start, say, or there was no room for one
 
 
 class _Reschedule(BaseException):
@@ -8425,7 +8427,9 @@ class _SlotRunner(_Runner):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
             if getattr(threading, "_SHUTTING_DOWN", False):
                 hint = ": the main program has ended: let it wait for its threads"
-            raise UnreachableTask(f"no worker process could be started: {error}{hint}") from None
+            none = UnreachableTask(f"no worker process could be started: {error}{hint}")
+            none._may_pass = True
+            raise none from None
         if slot is None:
             return False
         slot.lent = _monotonic()
@@ -8830,7 +8834,7 @@ class _SlotRunner(_Runner):
                 return
             more = _of_replaced()  # which a worker's end may tell already
             error = UnreachableTask(why if more in why else f"{why}{more}")
-            error._killed = killed
+            error._may_pass = killed
             raise error
 
     _on_failed = _fail_start  # before it could join any run, whichever had asked
@@ -10403,7 +10407,7 @@ class _InLine:
 
     def run(self, pool: WorkerPool) -> None:
         """Run it to its end, and tell the future; or put it back: if others rule it out now, or, up
-        to twice, if it could not begin for want of a worker (killed), descriptors or disk space."""
+        to twice, if it could not begin for want of a worker, descriptors or space on the disk."""
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
@@ -10413,7 +10417,7 @@ class _InLine:
             self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            failed = isinstance(error, (DatabaseError, OSError)) or getattr(error, "_killed", False)
+            failed = getattr(error, "_may_pass", isinstance(error, OSError))
             self._failures += failed
             again = self._failures <= 2 if failed else isinstance(error, AlreadyRunning)
             if again and not begun:
