@@ -4826,14 +4826,15 @@ class _Store:
         query = f"UPDATE dag_run SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?"
         self._connection.execute(query, (*values.values(), run_row))
 
-    def _owned(self) -> dict[str, str | None]:
+    def _owned(self, command: str) -> dict[str, str | None]:
         """What the row of a run of this process says of it: to others, and for people."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
-        return {"owner": self.owner, "owner_process": process, "stop_requested": None}
+        own = {"owner": self.owner, "owner_process": process, "stop_requested": None}
+        return {**own, "command": _storable(command) or None}
 
-    def queue_run(self, run_row: int) -> None:
+    def queue_run(self, run_row: int, command: str) -> None:
         """Record that the run stands in line in this process, which is its owner by now."""
-        self._set_run(run_row, state="queued", reason=_SUBMITTED, **self._owned())
+        self._set_run(run_row, state="queued", reason=_SUBMITTED, **self._owned(command))
 
     def cancel_run(self, dag_id: str, run_id: str, reason: str, check: Callable[..., bool]) -> None:
         """Close a run that has not begun, if `check` finds under the lock that it is so."""
@@ -4842,13 +4843,12 @@ class _Store:
             if row is not None and check(row):
                 self.close_run(row.id, "failed", reason)
 
-    def claim_run(self, command: str | None) -> None:
+    def claim_run(self, command: str) -> None:
         """Make this the run's owner: it begins, or goes on."""
         [row] = _select_runs(self._connection, id=self.run_row)
         began = {"start_date" if row.start_date is None else "resumed_date": _now()}
         past = dict.fromkeys(("reason", "end_date"))
-        command = command and _storable(command)
-        self._set_run(row.id, state="running", command=command, **began, **self._owned(), **past)
+        self._set_run(row.id, state="running", **began, **self._owned(command), **past)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
         """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
@@ -9436,7 +9436,7 @@ class _Start:
                 self._take_over(row)
             self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
             store.write_instances(self.plan.nodes)
-            store.claim_run(self._command or None)
+            store.claim_run(self._command)
             if self.asked.in_line is not None:
                 self.asked.in_line.begin()
 
@@ -9452,9 +9452,9 @@ class _Start:
                 row = self._found_again(store)
                 if row is None:
                     store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
-                    store.queue_run(store.run_row)
+                    store.queue_run(store.run_row, self._command)
                 elif row.state != "success":
-                    store.queue_run(row.id)
+                    store.queue_run(row.id, self._command)
                 return
             self.look_at_params()
 

@@ -307,7 +307,7 @@ class Case(unittest.TestCase):
         with store.transaction():
             store.create_run(d, "r", None, {})
             store.owner = "me"
-            store.claim_run(None)
+            store.claim_run("")
             store.write_instances(plan.nodes)
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
@@ -3488,7 +3488,7 @@ class StoreTest(StoreCase):
         with store.transaction():
             store.create_run(d, "r", None, {})
             store.owner = "me"
-            store.claim_run(None)
+            store.claim_run("")
             plan = liteflow._Plan(d)
             store.write_instances(plan.nodes)
         store.change(store.run_row, bool, store.request_stop)
@@ -12643,7 +12643,7 @@ class RunnersTest(Case):
         module.DB = self.db
         with contextlib.closing(liteflow._Store(str(self.db))) as store, store.transaction():
             store.create_run(module.dag, "dead", None, {})
-            store.queue_run(store.run_row)
+            store.queue_run(store.run_row, "")
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE dag_run SET state = 'running', owner = 'nobody'")
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -16562,8 +16562,12 @@ class SubmitTest(FlowCase):
         with WorkerPool(1) as mine:
             sizes = {"a b": 2, "another's": 1}
             run = mine.submit(module.dag, db_path=self.db, pools=sizes).result(LIMIT)
-        command = liteflow._script_command(run, {"--resume": ""})
-        self.assertIn(" run --pool 'a b=2' ", command)
+            with mock.patch.object(liteflow._RunLine, "_call_thread"):  # so that none begins
+                left = mine.submit(module.dag, db_path=self.db, pools=sizes)
+            mine.shutdown(cancel_futures=True)
+        for each in (module.dag.get_run(left.run_id, self.db), run):
+            command = liteflow._script_command(each, {"--resume": ""})
+            self.assertIn(" run --pool 'a b=2' ", command, each.state)
         done = subprocess.run(["sh", "-c", command], cwd="/", capture_output=True, text=True)
         self.assertEqual((done.returncode, run.refresh()._row.command is None), (1, False))
         self.assertIn("fails failed, try 2 of 2: ValueError: once more", done.stderr)
@@ -17209,7 +17213,7 @@ class SubmitTest(FlowCase):
     def test_a_signal_handler_may_shut_the_pool_down_within_a_submit(self):
         mine, queue_run = WorkerPool(1, max_runs=1), liteflow._Store.queue_run
         send = self.handler(lambda: mine.shutdown(wait=False, cancel_futures=True))
-        signalled = lambda store, row: send() or queue_run(store, row)  # noqa: E731
+        signalled = lambda *args: send() or queue_run(*args)  # noqa: E731
         self.hold(mine, "a")
         with mock.patch.object(liteflow._Store, "queue_run", signalled):
             future = mine.submit(self.flows.dag, db_path=self.db)
@@ -17324,13 +17328,13 @@ class SubmitTest(FlowCase):
         """It comes between two statements of one transaction, in the thread that writes."""
         queue_run, refused, mine = liteflow._Store.queue_run, [], WorkerPool(1, max_runs=1)
 
-        def collected(store, row):
+        def collected(*args):
             for act in (lambda: mine.submit(self.flows.dag, db_path=self.db), first.cancel):
                 with self.assertRaisesRegex(RuntimeError, "a destructor has cut into") as caught:
                     act()
                 refused.append(caught)
             mine.shutdown()
-            queue_run(store, row)
+            queue_run(*args)
 
         [_, first] = self.hold(mine, *"ab")
         with mock.patch.object(liteflow._Store, "queue_run", collected):
