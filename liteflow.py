@@ -12826,8 +12826,10 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     if rows:
         print(_table(("TRY", "STATE", "START", "DURATION", "PID", "ERROR"), rows))
     else:
-        ups = dict.fromkeys(up for ti in instances for up in sorted(ti.upstream_task_ids))
-        told = [f"{up} ({_counts_of(_seen_instances(run, task_id=up))})" for up in ups]
+        ups = sorted({up for ti in instances for up in ti.upstream_task_ids})
+        seen = {up: _seen_instances(run, task_id=up) for up in ups}
+        ups.sort(key=lambda up: {ti.state for ti in seen[up]} == {_S.SUCCESS})  # to blame: first
+        told = [f"{up} ({_counts_of(seen[up])})" for up in ups]
         print(_clean(f"no attempt; what it waits for: {_few(told, 10) or 'nothing'}"))
     if xcoms:
         rows = [(f"{_label_of('', x.map_index)} {x.key}".strip(), x.type, x.preview) for x in xcoms]

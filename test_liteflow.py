@@ -21609,6 +21609,13 @@ class FailureTest(ScriptCase):
         self.python("my_flow.py", "--quiet")
         shown = self.cli_here("show", "two", "total").stdout.splitlines()
         self.assertEqual(shown[1:], ["no attempt; what it waits for: load (1 success, 1 failed)"])
+        with DAG("wide") as dag:
+            tasks = [task(task_id=f"t{n:02}")(lambda: 1)() for n in range(20)]
+            tasks >> task(task_id="end")(lambda: 1)() << task(task_id="x")(lambda: 1 / 0)()
+        dag.test(db_path=self.folder / "liteflow.db")
+        shown = self.cli_here("show", "wide", "end").stdout.splitlines()
+        begins = "no attempt; what it waits for: x (1 failed), t00 (1 success), t01 (1 success), "
+        self.assertEqual(shown[1][: len(begins)], begins)  # what is to blame is among the few
 
     def test_its_commands_can_be_pasted_anywhere(self):
 
