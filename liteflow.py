@@ -5201,6 +5201,7 @@ _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; and with each of its attempts.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
+_select_begun = functools.partial(_select, _TRIES, "task_id", "")
 
 
 def _select_failed(db: sqlite3.Connection, run_row: int, limit: int) -> tuple[list[_Row], int]:
@@ -11674,8 +11675,11 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    which = {"begun_since": run._row.resumed_date, "limit": _MOST_TOLD}  # not before a resume
-    text = "\n".join(row.text for row in run._look(_select_callback_errors, **which))
+    since = run._row.resumed_date  # not what failed before
+    if since and not run._look(_select_begun, begun_since=since, limit=1):
+        since = None  # the resume ran nothing: its callbacks print to the log of an older attempt
+    found = run._look(_select_callback_errors, begun_since=since, limit=_MOST_TOLD)
+    text = "\n".join(row.text for row in found)
     failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text))]  # the last first
     more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
     return failed[:_FEW_TOLD] + more

@@ -21725,6 +21725,16 @@ class FailureTest(ScriptCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertNotIn("mail server", done.stderr)  # it failed before the resume
 
+    def test_a_callback_that_failed_in_a_resume_that_ran_nothing_is_told(self):
+        script = self.folder / "my_flow.py"
+        text = script.read_text().replace('DAG("two"', 'DAG("two", on_success_callback=tell')
+        script.write_text(text)
+        self.python("my_flow.py")
+        script.write_text(re.sub(r"total\((load.*), .*\]\)\)", r"\1])", text))
+        done = self.python("my_flow.py", "--resume", "--quiet")
+        said = "on_success_callback of DAG 'two' failed: RuntimeError: the mail server is away"
+        self.assertEqual((done.returncode, said in done.stderr), (0, True), done.stderr)
+
     def test_what_a_task_printed_is_told_beside_callbacks_that_failed(self):
         """That of its begin comes before it, and that of its end may come behind an open line."""
         run = self.run_flow(
