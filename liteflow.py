@@ -11686,10 +11686,12 @@ def _failed_callbacks(run: DagRun) -> list[str]:
 
 
 def _is_of_package(file: str) -> bool:
-    """Whether a file imports by its package, which it has not where `run` loads it."""
+    """Whether a file imports relatively, or this module by a package: where `run` loads it, it has
+    no package, and would get another copy of the module."""
     with contextlib.suppress(OSError), open(file, "rb") as source:
         text = source.read(_TEXT_LIMIT)  # a harmful database may name any file
-        return re.search(rb"^from\s+\.", text, re.MULTILINE) is not None
+        form = rb"^from\s+\.|^(from|import)\s+\S+\.liteflow\b"
+        return re.search(form, text, re.MULTILINE) is not None
     return False
 
 

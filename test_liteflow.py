@@ -5988,6 +5988,10 @@ class VendoredTest(Case):
             ["sh", "-c", failed[-1].partition(": ")[2]], cwd="/", capture_output=True, text=True
         )
         self.assertIn("make failed, try 2 of 2: ValueError: 20", again.stderr)
+        self.python("-c", "from yours.flow import dag; dag.run(db_path='embedded.db')")
+        shown = self.python("yours/_vendor/liteflow.py", "show", "yours", "--db", "embedded.db")
+        self.assertIn("ValueError: 20", shown.stdout, shown.stderr)
+        self.assertRegex(shown.stdout, r"mended: dag\.run\(run_id='.*', resume=True\), in Python$")
 
     def test_what_a_zip_tells_can_be_pasted(self):
         self.package("yours")
