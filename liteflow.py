@@ -9285,8 +9285,8 @@ class _Start:
         named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
         self.pools = _checked_pools(dag, asked)
-        used = sorted(self.pools.keys() & {task.pool for task in dag.tasks})
-        words = [word for name in used for word in ("--pool", f"{name}={self.pools[name]}")]
+        used = sorted(self.pools.keys() & {task.pool for task in dag.tasks})  # may be an Enum
+        words = [word for name in used for word in ("--pool", name + f"={self.pools[name]}")]
         words += ["--max-workers", str(asked.max_workers)] if asked.max_workers else []
         self._command = f"{asked.command or ''} {_typed(*words)}".strip()
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
@@ -9637,7 +9637,7 @@ def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
         size = sizes.get(task.pool, math.inf if task.pool == "default_pool" else 0)
         if task.pool_slots > size:
             what = f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}"
-            remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {_typed(f'{task.pool}=N')}"
+            remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {_typed(task.pool + '=N')}"
             raise ValueError(f"{what}, whose size is {size or 'not given'}: {remedy}")
     return sizes
 

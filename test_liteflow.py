@@ -16557,14 +16557,16 @@ class SubmitTest(FlowCase):
     def test_the_command_that_goes_on_gives_the_pools_that_the_run_had(self):
         module = self.module(
             """
+            import enum
+            class Pool(str, enum.Enum): SMALL = "a b"
             with DAG("sized") as dag:
-                @task(pool="a b")
+                @task(pool=Pool.SMALL)
                 def fails(): raise ValueError("once more")
                 fails()
             """
         )
         with WorkerPool(1) as mine:
-            sizes = {"a b": 2, "another's": 1}
+            sizes = {module.Pool.SMALL: 2, "another's": 1}
             run = mine.submit(module.dag, db_path=self.db, pools=sizes).result(LIMIT)
             with mock.patch.object(liteflow._RunLine, "_call_thread"):  # so that none begins
                 left = mine.submit(module.dag, db_path=self.db, pools=sizes)
