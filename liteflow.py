@@ -5352,11 +5352,15 @@ class _Pieces(_Record):
 
 def _dump_in_pieces(value: Any) -> bytes | _Pieces:
     """The same as `_dump`; of a large value in pieces."""
-    made: list[Any] = []
-    pickle.Pickler(types.SimpleNamespace(write=made.append), 5).dump(value)
+    made: list[bytes] = []
+
+    def write(piece: Any) -> None:  # what may change, even in this call, is copied as it lies
+        made.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
+
+    pickle.Pickler(types.SimpleNamespace(write=write), 5).dump(value)
     if len(made) == 1:
-        return made[0]  # type: ignore[no-any-return]
-    found = _Pieces([bytes(piece) for piece in made])  # what may change is copied
+        return made[0]
+    found = _Pieces(made)
     return found if len(found) > _LARGE else bytes(found)
 
 

@@ -17631,6 +17631,29 @@ class LargeValueTest(FlowCase):
             data = liteflow._dump_in_pieces(small)
             self.assertEqual((type(data), liteflow._load(data)), (bytes, small))
 
+    def test_what_changes_while_it_is_pickled_is_copied_at_once(self):
+        class Longer:
+            def __reduce__(self):
+                part.extend(b"x")
+                return bytes, (liteflow.pickle.PickleBuffer(part),)
+
+        part = bytearray(1_500_000)
+        before, after = liteflow._load(bytes(liteflow._dump_in_pieces([part, Longer()])))
+        self.assertEqual((before, after), (bytearray(1_500_000), bytes(1_500_000) + b"x"))
+
+    @unittest.skipUnless(importlib.util.find_spec("_testbuffer"), "needs CPython's own tests")
+    def test_a_buffer_is_pickled_in_the_order_in_which_it_lies(self):
+        _testbuffer = importlib.import_module("_testbuffer")
+
+        class Columns:
+            def __reduce__(self):
+                flags, items = _testbuffer.ND_FORTRAN, [n % 256 for n in range(1_500_000)]
+                array = _testbuffer.ndarray(items, shape=[3, 500_000], format="B", flags=flags)
+                return bytes, (liteflow.pickle.PickleBuffer(array),)
+
+        made = bytes(liteflow._dump_in_pieces(Columns()))
+        self.assertEqual(made, liteflow._dump(Columns()))
+
     def test_it_is_the_same_for_whoever_takes_it(self):
         module = self.module("""
             KINDS = {
