@@ -4201,7 +4201,7 @@ _BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; in a longer one a run stil
 _LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
 _WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
 _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
-_CACHE = 64 * 1024 * 1024  # bytes of a transaction that are kept in memory until its commit
+_CACHE = 64 * 1024 * 1024  # bytes of large values that are kept in memory until their commit
 _LARGE = 1_000_000  # bytes of a value, above which it is written and read page by page
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
 _LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads; a character has 4
@@ -4709,9 +4709,6 @@ class _Store:
             execute("PRAGMA trusted_schema=OFF")
             execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
             execute("PRAGMA secure_delete=FAST")  # else (Debian) what is deleted goes to the WAL
-            # A page that leaves the cache before its commit, and changes again, costs a second look
-            # at all that was written to the WAL after it.
-            execute(f"PRAGMA cache_spill={-_CACHE // 1024}")
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):
@@ -4981,6 +4978,9 @@ class _Store:
         small = [row for row in rows if len(row[-1]) <= _LARGE]
         self._connection.executemany(_inserting(table), small)
         for *row, value in [row for row in rows if len(row[-1]) > _LARGE]:
+            # A page that leaves the cache before its commit, and changes again, costs a second look
+            # at all that was written to the WAL after it.
+            self._connection.execute(f"PRAGMA cache_spill={-_CACHE // 1024}")
             query = f"{_inserting(table).removesuffix('?)')}zeroblob(?))"
             made = self._connection.execute(query, (*row, len(value)))
             with self._connection.blobopen(table, "value", made.lastrowid or 0) as blob:
