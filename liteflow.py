@@ -1179,15 +1179,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         # As in Airflow, an id gets a suffix if a task has it; if a group has it, it is refused.
         if dag is not None and isinstance(self, _FunctionOperator):
             full = dag._free_id(full, dag.task_dict)
-        full = full if full is checked_id else _checked_id("task_id", full)
-        kept: dict[str, Any] = {"task_id": full}
+        self.task_id = full if full is checked_id else _checked_id("task_id", full)
         for name, value in given.items():
-            checked = known[name].check(f"task {full!r}: {name}", value)
-            if checked is not getattr(type(self), name) or name in self.__dict__:
-                kept[name] = checked
-        self._upstream: dict[str, str | None]
-        self._downstream: dict[str, None]
-        vars(self).update(kept, _upstream={}, _downstream={})
+            kept = known[name].check(f"task {full!r}: {name}", value)
+            if kept is not getattr(type(self), name) or name in self.__dict__:
+                self.__dict__[name] = kept
+        self._upstream: dict[str, str | None] = {}
+        self._downstream: dict[str, None] = {}
         if dag is not None:
             dag._add(self)  # refuses an id that is taken, before its groups have it, too
         if group is not None:
