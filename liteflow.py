@@ -2149,7 +2149,8 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
         try:
             return _jinja(context["dag"]).from_string(value).render(known)
         except Exception as error:  # its own place is a line in Jinja
-            error.add_note(f"in the template {_shown(value)}")
+            with contextlib.suppress(Exception):  # a frozen one takes none
+                error.add_note(f"in the template {_shown(value)}")
             raise
     if isinstance(value, dict):
         return {key: _rendered(item, context, as_they_are) for key, item in value.items()}

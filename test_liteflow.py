@@ -7743,6 +7743,21 @@ class OperatorsTest(Case):
         error = run.get_task_instance("t0").error  # all of Jinja's own frames name no template
         self.assertIn("\nin the template '{{ conn.db.login }}'\n", error)
 
+    def test_a_template_s_error_that_takes_no_note_is_the_reason(self):
+        self.with_jinja()
+
+        @dataclasses.dataclass(frozen=True)
+        class Rigid(Exception):
+            code: int
+
+        def fail():
+            raise Rigid(3)
+
+        with DAG("d", user_defined_macros={"fail": fail}) as d:
+            liteflow.BashOperator(task_id="t", bash_command="{{ fail() }}")
+        error = d.test(db_path=self.db).get_task_instance("t").error
+        self.assertIn("Rigid", error.splitlines()[-1])
+
     def test_macros_know_the_users_dateutil(self):
         package = self.folder / "dateutil"
         package.mkdir()
