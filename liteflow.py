@@ -5259,7 +5259,7 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[_InstanceKey, 
     return {(x.task_id, x.map_index): x.length for x in rows}
 
 
-def _with_value(
+def _select_valued(
     source: str,
     columns: str,
     order: str,
@@ -5288,7 +5288,7 @@ def _select_values(
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
-    found = _with_value(_XCOMS, f"{_INSTANCE_KEY} key", order, db, run_row, largest, **asked)
+    found = _select_valued(_XCOMS, f"{_INSTANCE_KEY} key", order, db, run_row, largest, **asked)
     # As _BY_TASK, for which SQLite would copy all the values: 1 GB each, at worst.
     first: dict[str, int] = {}
     return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
@@ -5296,7 +5296,7 @@ def _select_values(
 
 def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
     """The pickle of an element, the `item`-th, of a result, if the elements are stored apart."""
-    found = _with_value(_ITEMS, "item", "", db, run_row, task_id=task_id, map_index=-1, **asked)
+    found = _select_valued(_ITEMS, "item", "", db, run_row, task_id=task_id, map_index=-1, **asked)
     return next((value for _, value in found), None)
 
 
