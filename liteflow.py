@@ -4983,7 +4983,8 @@ class _Store:
             query = f"{_inserting(table).removesuffix('?)')}zeroblob(?))"
             made = self._connection.execute(query, (*row, len(value)))
             with self._connection.blobopen(table, "value", made.lastrowid or 0) as blob:
-                blob.write(value)
+                for piece in _pieces_of(value):
+                    blob.write(piece)
 
     def _check_fence(self) -> None:
         """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
@@ -5347,6 +5348,10 @@ class _Pieces(_Record):
 
     def __bytes__(self) -> bytes:
         return b"".join(self.pieces)
+
+
+def _pieces_of(value: bytes | _Pieces) -> Sequence[bytes]:
+    return value.pieces if isinstance(value, _Pieces) else [value]
 
 
 def _dump_in_pieces(value: Any) -> bytes | _Pieces:
@@ -6540,7 +6545,7 @@ class _Wire:
             with aside:
                 marshal.dump((data, [len(value) for value in values]), aside)
                 for value in values:
-                    aside.writelines(getattr(value, "pieces", (value,)))
+                    aside.writelines(_pieces_of(value))
                 aside.flush()
                 self._send(marshal.dumps(name), aside.fileno() if name is None else None)
         except OSError:
@@ -7231,8 +7236,7 @@ def _run_remotely(info: bytes, message: bytes) -> bytes:
     execution = _Execution(run, _Job(*fields))
     outcome = _run_job(execution, contextlib.nullcontext())
     execution.forget_failure()
-    outcome = _with_values(outcome, map(bytes, _values_of(outcome)))
-    told: tuple[Any, ...] = outcome
+    told: tuple[Any, ...] = _with_values(outcome, map(bytes, _values_of(outcome)))
     return marshal.dumps(tuple(told))
 
 
@@ -9109,7 +9113,6 @@ class _InProcessRunner(_ExecutorRunner):
         execution = _Execution(self._run, job)
         with contextlib.closing(_Alarm(job.timeout)) as alarm:
             outcome = _run_job(execution, alarm)
-        outcome = _with_values(outcome, map(bytes, _values_of(outcome)))
         if outcome.error is not None:
             print(f"{_label_of(job.task_id, job.map_index)}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
