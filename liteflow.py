@@ -9293,10 +9293,7 @@ class _Start:
         named = _string_keyed("conf", asked.conf)
         self.conf: dict[str, Any] = json.loads(_json_text("conf", named, TypeError))
         self.pools = _checked_pools(dag, asked)
-        used = sorted(self.pools.keys() & {task.pool for task in dag.tasks})  # may be an Enum
-        words = [word for name in used for word in ("--pool", name + f"={self.pools[name]}")]
-        words += ["--max-workers", str(asked.max_workers)] if asked.max_workers else []
-        self._command = f"{asked.command or ''} {_typed(*words)}".strip()
+        self._command = _command_of(dag, asked, self.pools)
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
         asks = asked.progress
         self.report = asks if isinstance(asks, _Report) else _Report(asks)
@@ -9648,6 +9645,14 @@ def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
             remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {_typed(task.pool + '=N')}"
             raise ValueError(f"{what}, whose size is {size or 'not given'}: {remedy}")
     return sizes
+
+
+def _command_of(dag: Dag, asked: types.SimpleNamespace, pools: Mapping[str, int]) -> str:
+    """How the run's script was started, if it was, and the options by which the run goes on."""
+    used = sorted(pools.keys() & {task.pool for task in dag.tasks})  # may be an Enum's members
+    words = [word for name in used for word in ("--pool", name + f"={pools[name]}")]
+    words += ["--max-workers", str(asked.max_workers)] if asked.max_workers else []
+    return f"{asked.command or ''} {_typed(*words)}".strip()
 
 
 def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]:
