@@ -41,8 +41,8 @@ How a run works, and who may do what:
         _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
 
 A run: queued (submitted to a WorkerPool, or cleared) -> running -> success | failed; or queued ->
-failed (cancelled, or what a worker can't find). A resume goes on with a run that failed or was
-cleared, or whose process died.
+failed (cancelled, or it could not begin). A resume goes on with a run that failed or was cleared,
+or whose process died.
 
 States of a task instance (None: not decided yet), and what may follow:
 
@@ -8081,7 +8081,8 @@ class WorkerPool:
         a run that has not begun as failed, reason `cancelled`.
 
         Raises what `Dag.run` raises for a wrong graph, argument or conf; RuntimeError once the pool
-        is shut down. What a worker can't find then closes the run as failed.
+        is shut down. What then keeps the run from beginning (a task that no worker finds; a full
+        disk, if it is full for seconds) closes it as failed.
         """
         with _Held() as held:
             return self._run_line().submit(dag, options, held.call_due)
