@@ -8388,7 +8388,7 @@ class _SlotRunner(_Runner):
 
     def open_logs(self, folder: str, run_row: int) -> None:
         self._info["run_row"], self._ours.folder = run_row, folder
-        for slot in self._slots:
+        for slot in list(self._slots):
             self._let_work(slot)
 
     def _let_work(self, slot: _Slot) -> None:
@@ -8398,8 +8398,8 @@ class _SlotRunner(_Runner):
             return
         try:
             slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
-        except OSError as error:
-            raise DatabaseError(f"{folder} can't be used: {error}") from None
+        except OSError as error:  # no room, or no descriptor, for one more
+            return self._fail_start(slot, f"a worker's log can't be opened: {error}")
         queue = self._theirs.fileno() if _pulls() else None
         slot.send("work", slot.log.path, self._info["run_row"], _pulls(), file=queue)
         slot.state, slot.lent = "serving", _monotonic()

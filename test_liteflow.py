@@ -10264,6 +10264,29 @@ class PoolTest(QueueCase):
         fewer = "the run went on with fewer workers: RuntimeError: a bad deploy"
         self.assertEqual([line for line in map(str, told) if "fewer" in line], [fewer])
 
+    def test_a_run_goes_on_with_the_worker_that_it_has_where_no_other_gets_a_log(self):
+        dag = self.module("with DAG('a') as dag:\n    [task(os.getpid)() for _ in 'many']\n").dag
+        slot_log, made = liteflow._SlotLog, []
+
+        def only_one(path):
+            made.append(path)
+            if len(made) > 1:
+                raise OSError(24, "Too many open files", path)
+            return slot_log(path)
+
+        for workers in (1, 2):
+            made.clear()
+            with mock.patch.object(liteflow, "_SlotLog", only_one):
+                run = dag.run(db_path=self.db, max_workers=workers)
+            self.assertEqual(run.state, "success")
+        made[:] = [""]  # there is none at all
+        with (
+            mock.patch.object(liteflow, "_SlotLog", only_one),
+            self.assertRaisesRegex(UnreachableTask, "log can't be opened: .*Too many open files"),
+        ):
+            dag.run(db_path=self.db, max_workers=2)
+        self.assertEqual(len(made), 4)
+
     def test_what_ends_a_worker_as_it_imports_the_script_a_ctrl_c_say_ends_no_run_in_line(self):
         path = self.script(
             """
