@@ -3314,12 +3314,14 @@ class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
     __slots__ = """closers counts downstream expanded feeds gates group guarded holds instances
-        limit mapping mates needs open order sent setups sheltered sources task upstream
+        limit mapping mates needs open order pool sent setups sheltered sources task upstream
         weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task, self.order = task, order
         self.weight = task.priority_weight
+        # None: it needs no worker, so it takes no place among those that do, as in Airflow.
+        self.pool = None if isinstance(task, EmptyOperator) else task.pool
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
@@ -3345,7 +3347,7 @@ class _Node:
         self.open = 0  # instances that have not ended
         self.sent = 0  # to a worker, and not ended
         self.limit = sys.maxsize  # a task that is not mapped needs none
-        if self.mapping is not None:
+        if self.mapping is not None and self.pool is not None:
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
             self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
 
@@ -3587,10 +3589,11 @@ class _Plan:
         self.timed_out = self.gave_up = self._stopped = False
         # Teardowns that a stopped run still runs; whether once more, should they be cut off.
         self._winding: dict[_Instance, bool] = {}
-        self._free = collections.defaultdict(lambda: sys.maxsize, pools or {})
+        self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task with a limit.
-        self._queues: dict[tuple[str, _Node | None], list[tuple[bool, int, int, int, _Instance]]]
-        self._queues = {}
+        self._queues: dict[
+            tuple[str | None, _Node | None], list[tuple[bool, int, int, int, _Instance]]
+        ] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
         self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
@@ -3649,16 +3652,18 @@ class _Plan:
         """How many instances may start now, at most."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        return min(sum([n for _, n in self._queued()]), self.dag.max_active_tasks - self.sent)
+        free = len(self._queues.get((None, None), ()))  # of a place
+        queued = sum([n for _, n in self._queued()])
+        return free + min(queued - free, self.dag.max_active_tasks - self.sent)
 
     def job_count(self) -> int:
         """For how many of these there is room in their pools: more workers would be of no use."""
-        found = dict[str, int]()
+        found = dict[str | None, int]()
         for pool, n in self._queued():
             found[pool] = found.get(pool, 0) + n
         return sum([min(n, self._free[pool]) for pool, n in found.items()])
 
-    def _queued(self) -> list[tuple[str, int]]:
+    def _queued(self) -> list[tuple[str | None, int]]:
         """The queues' pools, and how many instances of each may start by the limit of its task."""
         return [
             (pool, len(queue) if node is None else min(len(queue), node.limit - node.sent))
@@ -3668,8 +3673,8 @@ class _Plan:
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
         node = instance.node
-        key = (node.task.pool, None if node.limit == sys.maxsize else node)
-        works = not isinstance(node.task, EmptyOperator)  # what needs no worker goes first
+        key = (node.pool, None if node.limit == sys.maxsize else node)
+        works = node.pool is not None  # what does not goes first
         entry = (works, -node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
@@ -3719,7 +3724,7 @@ class _Plan:
         node = instance.node
         self.sent += places
         node.sent += places
-        self._free[node.task.pool] -= places * node.task.pool_slots
+        self._free[node.pool] -= places * node.task.pool_slots
 
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}

@@ -11662,6 +11662,30 @@ class LimitsTest(Case):
         self.assertEqual([plan.take().task_id for _ in range(5)], ["f", "c", "b", "a", "g"])
         self.assertEqual((a.task_id, b.priority_weight, f.weight_rule), ("a", 2, "absolute"))
 
+    def test_what_needs_no_worker_needs_no_place_either(self):
+        class Named(liteflow.EmptyOperator):
+            def __init__(self, *, name, **settings):
+                super().__init__(**settings)
+
+        with DAG("d", max_active_tasks=1, default_args={"pool": "p"}) as d:
+            for x in "ab":
+                task(task_id=x, priority_weight=10)(abs)(1)
+            empty = liteflow.EmptyOperator(task_id="empty", pool_slots=2)
+            many = Named.partial(task_id="many", max_active_tis_per_dagrun=1)
+            empty >> many.expand(name=["x", "y"])
+        plan = liteflow._Plan(d, pools={"p": 1})
+        plan.settle()
+        self.assertEqual((plan.ready_count(0.0), plan.job_count()), (2, 2))
+        taken = []
+        for _ in range(4):  # all that may start, as each of them does
+            instance = plan.take()
+            plan.start(instance)
+            if instance.task_id != "a":
+                plan.finish(instance, "success", 0.0)
+                plan.settle()
+            taken.append((instance.task_id, plan.ready_count(0.0)))
+        self.assertEqual(taken, [("empty", 3), ("many", 2), ("many", 1), ("a", 0)])
+
     def test_dagrun_timeout(self):
         run = self.run_flow(
             """
