@@ -12816,7 +12816,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     if run.reason:
         print(_clean(run.reason))
     lines = _lines_of(instances, whole=options.state is not None)
-    print(_table(_HEADS, [line.cells() for line in lines]))
+    print(_table(_HEADS, [line.cells() for line in lines]) if lines else "no task instances")
     if options.state is None and (report := _report_of(run, instances)):
         print("", *report, sep="\n")
 

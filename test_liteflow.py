@@ -20259,6 +20259,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "show", words=["there is no run in"])
         self.assertIn("LAST SUCCESS", self.assert_exit(0, "list").stdout)
         DAG("empty").test(db_path=self.db)
+        shown = self.assert_exit(0, "show", "empty").stdout
+        self.assertEqual(shown.splitlines()[1:], ["no task instances"])  # no table without rows
         with mock.patch.object(sys, "stdin", io.StringIO("Y\n")):
             sys.stdin.isatty = lambda: True
             self.assert_exit(0, "delete", "empty", "--all", words=["with 1 run"])
