@@ -1576,31 +1576,24 @@ def _awaited(result: Any) -> Any:
     if not hasattr(type(result), "__await__"):  # its type: some objects have any attribute
         return result
 
-    running: list[tuple[Any, Any]] = []
-    ends: list[bool] = []
-
     async def awaited() -> Any:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
-        if ends:  # before it began
-            running[0][1].cancel()
-        try:
-            return await result
-        finally:
-            running.clear()
+        return await result
 
-    if asyncio._get_running_loop() is None:
+    outer = asyncio._get_running_loop()
+    if outer is None:
         return asyncio.run(awaited())
-    # dag.test() in a notebook: a thread that runs a loop can't run another one.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        try:
-            within = contextvars.copy_context()
-            return thread.submit(within.run, asyncio.run, awaited()).result()
-        except BaseException:  # a timeout, or a Ctrl-C: it is to end what is waited for, too
-            ends.append(True)
-            for loop, work in running:
-                with contextlib.suppress(RuntimeError):  # it has ended by itself
-                    loop.call_soon_threadsafe(work.cancel)
-            raise
+    # dag.test() in a notebook: as its loop stands still, another one may run in this thread.
+    work = asyncio.current_task()
+    if work is not None:  # a loop may call without one
+        asyncio._leave_task(outer, work)
+    asyncio._set_running_loop(None)
+    try:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(awaited())
+    finally:
+        asyncio._set_running_loop(outer)
+        if work is not None:
+            asyncio._enter_task(outer, work)
 
 
 @_once_each
