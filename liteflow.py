@@ -413,7 +413,7 @@ _CALLBACK_OF: dict[TaskInstanceState | None, str] = {
 
 # What may follow a state while the run is under way; `None` is "no state".
 _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
-    None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED},
+    None: {_S.QUEUED, _S.SKIPPED, _S.UPSTREAM_FAILED},
     _S.QUEUED: {_S.RUNNING, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.RUNNING: {_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE, None},
     _S.UP_FOR_RETRY: {_S.QUEUED, _S.SKIPPED},
@@ -3252,8 +3252,9 @@ class _Past(_NamedTuple):
 _CLEARED, _CLEARED_ALONE = 1, 2
 _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, whatever its task
 
-# Counts of the instances that a node waits for, by how they ended (these are the places), and, in
-# the last place, of the tasks of which some have not.
+# Counts of the instances that a node waits for, by how they ended (these are the places; of what a
+# stopped run leaves, that of upstream_failed), and, in the last place, of the tasks of which some
+# have not.
 _END_AT: dict[TaskInstanceState | None, int]
 _END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
 _PENDING = 4
@@ -3264,8 +3265,8 @@ _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 class _Instance:
     """One task instance in the plan. `try_number` counts attempts that were sent, from 1."""
 
-    __slots__ = """alone before flow lost map_index max_tries node ready row_id state task_id
-        try_number""".split()
+    __slots__ = """alone before counts_as decided flow lost map_index max_tries node row_id
+        state task_id try_number""".split()
     label = property(lambda self: _label_of(self.task_id, self.map_index))  # for people
 
     def __init__(self, node: _Node, map_index: int, recorded: _Past) -> None:
@@ -3278,7 +3279,8 @@ class _Instance:
         self.flow = recorded.flow
         self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
         self.row_id = recorded.row_id
-        self.ready = False  # its rule has let it run
+        self.decided = False  # its rule has let it run, or it has ended
+        self.counts_as = _PENDING  # or, once it has ended or is left, by how it did
         self.before: TaskInstanceState | None = None  # its state when it was sent
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
@@ -3376,17 +3378,13 @@ class _Node:
         counts = counts.copy()
         for node in nodes:
             if self.is_in_step_with(node):
-                counts[_END_AT.get(instance.beside(node)[0].state, _PENDING)] += 1
+                counts[instance.beside(node)[0].counts_as] += 1
         return counts
-
-    def cleans(self, instance: _Instance) -> bool:
-        """Whether it is a teardown, and one of its setups has succeeded."""
-        return self.task.is_teardown and self.ends(instance, self.needs, self.setups)[0] > 0
 
     def is_gated(self, instance: _Instance) -> bool:
         """Whether one of its gates has not ended: a branch may still leave it out, say."""
         gates = (gate for gate in reversed(self.gates) if gate.open)
-        return any(x.state not in _ENDED for gate in gates for x in instance.beside(gate))
+        return any(x.counts_as == _PENDING for gate in gates for x in instance.beside(gate))
 
 
 def _by_rule(
@@ -3580,8 +3578,7 @@ class _Plan:
         self.sent = 0  # to a worker, and not ended
         self.unfinished = 0  # instances that have not ended
         self.timed_out = self.gave_up = self._stopped = False
-        # Teardowns that a stopped run still runs; whether once more, should they be cut off.
-        self._winding: dict[_Instance, bool] = {}
+        self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
         self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task with a limit.
         self._queues: dict[
@@ -3630,7 +3627,7 @@ class _Plan:
         """What is undecided of the node has to be decided: one instance stands for all, but in a
         mapped group each counts, or the one that has the index of `by`."""
         for instance in node.instances if by is None else by.beside(node):
-            if instance.state is None and not instance.ready:
+            if not instance.decided:
                 self._dirty[instance] = None
                 if node.group is None:
                     return
@@ -3679,7 +3676,7 @@ class _Plan:
             full = []
             for key in sorted(queues, key=lambda k: queues[k][0]) if len(queues) > 1 else queues:
                 instance, (pool, node) = queues[key][0][-1], key
-                if instance.state in _ENDED:  # a branch may have skipped it meanwhile
+                if instance.counts_as != _PENDING:  # a branch may have skipped it meanwhile
                     break
                 if pool in full or (node is not None and node.sent >= node.limit):
                     continue
@@ -3691,7 +3688,7 @@ class _Plan:
             heapq.heappop(queues[key])
             if not queues[key]:
                 del queues[key]
-            if instance.state not in _ENDED:
+            if instance.counts_as == _PENDING:
                 return instance
 
     def delay(self, instance: _Instance, until: float) -> None:
@@ -3740,8 +3737,10 @@ class _Plan:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
-            if not self._stopped or instance in self._winding:  # else for a resume to go on
+            if self._goes_on(instance):
                 self.delay(instance, now + wait)
+            else:
+                self._ended(instance)
             return
         if status == "success" and note.get("stored"):
             self.known.note(instance.task_id, instance.map_index, note.get("length"))
@@ -3759,8 +3758,10 @@ class _Plan:
         instance.move(instance.before)
         if self.timed_out or (self.gave_up and not instance.node.task.is_teardown):
             self._decide(instance, _S.SKIPPED)
-        elif not self._stopped or instance in self._winding:
+        elif self._goes_on(instance):
             self.enqueue(instance)
+        else:
+            self._ended(instance)
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
         """The instance's attempt was cut off through no fault of its own. A stopped run runs it
@@ -3768,21 +3769,27 @@ class _Plan:
         self._occupy(instance, -1)
         instance.max_tries += 1
         instance.move(None)
-        if again and self._winding.get(instance):
-            self._winding[instance] = False  # it may do that itself, each time
+        if again and self._goes_on(instance) and instance not in self._once_more:
+            self._once_more.add(instance)  # it may do that itself, each time
             self.enqueue(instance)
         else:
-            self._winding.pop(instance, None)
+            self._ended(instance)
+
+    def _goes_on(self, instance: _Instance) -> bool:
+        """Whether the run still runs it: a stopped one teardowns alone."""
+        return not self._stopped or bool(instance.node.task.is_teardown and instance.node.setups)
 
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
         """It ends without running."""
         instance.move(state)
         self.changed.append(instance)
-        self._ended(instance)
+        if instance.counts_as == _PENDING:  # else a stopped run has left it
+            self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
         """Count it as ended, and touch the nodes for which it may decide something."""
-        node = instance.node
+        node, instance.decided = instance.node, True
+        instance.counts_as = _END_AT.get(instance.state, _END_AT[_S.UPSTREAM_FAILED])
         self.unfinished -= 1
         node.open -= 1
         for other in (*node.feeds, *node.guarded, *node.closers):
@@ -3790,16 +3797,12 @@ class _Plan:
                 self._touch(other, instance)
         for below in node.downstream:
             self._count_end(below, below.counts, instance)
-        self._winding.pop(instance, None)
         for below in node.sheltered:
             if node in below.setups:
                 self._count_end(below, below.needs, instance)
-        # A setup may just have succeeded, or what a teardown is mapped over.
-        for below in (*node.sheltered, *node.feeds) if self._stopped else ():
-            self._wind(below)
 
     def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
-        node, place = instance.node, _END_AT[instance.state]
+        node, place = instance.node, instance.counts_as
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
         counts[place] += 1
@@ -3815,15 +3818,6 @@ class _Plan:
 
         In rounds, as Airflow does it: what one round decides is seen by the next.
         """
-        if self._stopped:  # once all else has ended, teardowns run, inner ones first
-            of_these = sum(i.state in (_S.QUEUED, _S.RUNNING) for i in self._winding)
-            left = {i.node for i in self._winding}
-            for instance in self._winding if self.sent <= of_these else ():
-                above = (*instance.node.upstream, *instance.node.gates)
-                if not instance.ready and left.isdisjoint(above):
-                    instance.ready = True
-                    self.enqueue(instance)
-            return
         while self._dirty:
             this_round, self._dirty = self._dirty, {}
             for instance, decision in [(i, self._decision(i)) for i in this_round]:
@@ -3833,21 +3827,22 @@ class _Plan:
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
         """As `_Node.decide`; but what is not expanded heeds its sources, and RUNNING expands it."""
         node = instance.node
-        if instance.ready or instance.state is not None:
+        if instance.decided:
             return None
         if node.expanded:
             return node.decide(instance)
         # A source that failed or was skipped gives no elements.
-        ends = [x.instances[0].state for x in node.sources if x.instances[0].map_index < 0]
-        if _S.FAILED in ends or _S.UPSTREAM_FAILED in ends:
+        ends = [x.instances[0].counts_as for x in node.sources if x.instances[0].map_index < 0]
+        if _END_AT[_S.FAILED] in ends or _END_AT[_S.UPSTREAM_FAILED] in ends:
             return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
         is_open = any(source.open for source in node.sources)
         # A group that has elements expands as soon as it can, whatever the rules of its tasks.
-        gives = is_open or (_S.SKIPPED not in ends and self._count(node) != 0)
+        skipped = _END_AT[_S.SKIPPED] in ends
+        gives = is_open or (not skipped and self._count(node) != 0)
         decision = _S.RUNNING if node.group is not None and gives else node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
-        return None if is_open else _S.SKIPPED if _S.SKIPPED in ends else decision
+        return None if is_open else _S.SKIPPED if skipped else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
         """Apply it to the instance; outside of a mapped group, to all instances of the task."""
@@ -3855,10 +3850,14 @@ class _Plan:
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
         for each in node.instances if node.group is None else (instance,):
-            if each.state is None and decision is _S.RUNNING:
-                each.ready = True
+            if each.decided:
+                continue
+            if decision is _S.RUNNING:
+                each.decided = True
                 self.enqueue(each)
-            elif each.state is None:
+            elif self._stopped:  # a resume decides
+                self._ended(each)
+            else:
                 self._decide(each, decision)
 
     def _count(self, node: _Node) -> int | None:
@@ -3884,7 +3883,7 @@ class _Plan:
                 self._decide(each.instances[0], _S.SKIPPED)
                 continue
             [stand_in] = each.instances
-            stand_in.move(_S.REMOVED)
+            stand_in.decided = True
             self.unfinished -= 1
             self._give_instances(each, count)
             first = each.instances[0]
@@ -3943,25 +3942,19 @@ class _Plan:
         self._stopped = True
         self._queues.clear()
         self._delayed.clear()
-        for node in self.nodes:
-            self._wind(node)
-        sent = [i for i in self.instances() if i.state in (_S.QUEUED, _S.RUNNING)]
-        self.doomed += [i for i in sent if i not in self._winding]
-
-    def _wind(self, node: _Node) -> None:
-        """A stopped run still runs the task if it is a teardown, and a setup of it succeeded."""
-        can_expand = node.open and not (node.expanded or any(x.open for x in node.sources))
-        if can_expand and node.cleans(node.instances[0]):
-            self._expand(node)
-        for instance in node.instances if node.expanded else ():
-            new = instance.state not in _ENDED and instance not in self._winding
-            if new and node.cleans(instance):
-                instance.ready = instance.state in (_S.QUEUED, _S.RUNNING)
-                self._winding[instance] = True
+        for instance in [i for i in self.instances() if i.counts_as == _PENDING]:
+            is_sent = instance.state in (_S.QUEUED, _S.RUNNING)
+            if self._goes_on(instance):
+                if instance.decided and not is_sent:
+                    self.enqueue(instance)
+            elif is_sent:
+                self.doomed.append(instance)
+            else:
+                self._ended(instance)
 
     def is_wound_down(self) -> bool:
         """Whether a stopped run has nothing left to do."""
-        return not self.sent and not self._winding
+        return not (self.sent or self._dirty or self._queues or self._delayed)
 
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
@@ -9541,7 +9534,7 @@ class _Start:
             settled = found.along | (found.alone & running)
             along = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in settled}
             self._plan_on({**recorded, **along}, kept)
-            ready = [i for i in self.plan.instances() if i.ready]
+            ready = [i for i in self.plan.instances() if i.decided and i.state is None]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             starting &= (found.left_out | found.alone) - running

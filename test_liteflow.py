@@ -2572,6 +2572,47 @@ class PlanTest(Case):
         plan.finish(sent["end"], "success", 0)
         self.assertTrue(plan.is_wound_down())
 
+    def test_a_stop_runs_a_teardown_once_its_own_scope_is_over(self):
+        with DAG("d") as d:
+            task(task_id="other")(quiet)()
+
+            @task_group(group_id="g")
+            def grouped(x):
+                up, work = task(task_id="up")(some)(x), task(task_id="work")(quiet)()
+                up.as_setup() >> work >> task(task_id="down")(quiet)().as_teardown(setups=up)
+
+            grouped.expand(x=[0, 1])
+        plan = liteflow._Plan(d)
+        first = self.all_sent(plan)
+        plan.finish(first["g.up[1]"], "success", 0)
+        work = self.all_sent(plan)["g.work[1]"]
+        plan.stop()
+        self.assertEqual(plan.doomed, [first["other"], first["g.up[0]"], work])
+        plan.interrupt(first["g.up[0]"])
+        plan.interrupt(work)
+        sent = self.all_sent(plan)
+        self.assertEqual(list(sent), ["g.down[1]"])
+        plan.finish(sent["g.down[1]"], "success", 0)
+        self.assertFalse(plan.is_wound_down())
+        plan.interrupt(first["other"])
+        self.assertEqual((self.all_sent(plan), plan.is_wound_down()), ({}, True))
+        self.assertEqual({s for t, s in self.states_of(plan).items() if "[0]" in t}, {None})
+
+    def test_what_a_stopped_run_has_left_may_be_left_out_by_a_branch_that_ends_later(self):
+        with DAG("d") as d:
+            branch = task.branch(task_id="branch")(some)(0)
+            branch >> [task(task_id=i)(quiet)() for i in "ab"]
+        plan = liteflow._Plan(d)
+        branch = self.all_sent(plan)["branch"]
+        plan.stop()
+        note = {"chosen": ["a"]}
+        left_out = plan.left_out(branch, note)
+        plan.finish(branch, "success", 0, note)
+        plan.skip(branch, left_out)
+        self.assertEqual((self.all_sent(plan), plan.is_wound_down()), ({}, True))
+        self.assertEqual(self.states_of(plan), {"branch": "success", "a": None, "b": "skipped"})
+        self.assertEqual(plan.unfinished, 0)
+
     def test_a_stop_leaves_a_teardown_alone_that_has_ended(self):
         plan, sent = self.scoped()
         for name in "ab":
