@@ -3639,26 +3639,15 @@ class _Plan:
     # What may start.
 
     def ready_count(self, now: float) -> int:
-        """How many instances may start now, at most."""
+        """How many instances may start now, at most: more workers would be of no use."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        free = len(self._queues.get((None, None), ()))  # of a place
-        queued = sum([n for _, n in self._queued()])
-        return free + min(queued - free, self.dag.max_active_tasks - self.sent)
-
-    def job_count(self) -> int:
-        """For how many of these there is room in their pools: more workers would be of no use."""
-        found = dict[str | None, int]()
-        for pool, n in self._queued():
-            found[pool] = found.get(pool, 0) + n
-        return sum([min(n, self._free[pool]) for pool, n in found.items()])
-
-    def _queued(self) -> list[tuple[str | None, int]]:
-        """The queues' pools, and how many instances of each may start by the limit of its task."""
-        return [
-            (pool, len(queue) if node is None else min(len(queue), node.limit - node.sent))
-            for (pool, node), queue in self._queues.items()
-        ]
+        found = collections.Counter[str | None]()
+        for (pool, node), queue in self._queues.items():
+            found[pool] += len(queue) if node is None else min(len(queue), node.limit - node.sent)
+        placeless = found.pop(None, 0)
+        fit = sum([min(n, self._free[pool]) for pool, n in found.items()])
+        return placeless + min(fit, self.dag.max_active_tasks - self.sent)
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
@@ -9995,7 +9984,7 @@ class _Run(_Start):
                 self.runner.wanted = True
                 return
             self._callbacks.popleft()
-        room = self.runner.room(min(ready, self.plan.job_count()))
+        room = self.runner.room(ready)
         while ready > 0 and (instance := self.plan.take()) is not None:
             ready -= 1
             if isinstance(instance.node.task, EmptyOperator):

@@ -11718,7 +11718,7 @@ class LimitsTest(Case):
             empty >> many.expand(name=["x", "y"])
         plan = liteflow._Plan(d, pools={"p": 1})
         plan.settle()
-        self.assertEqual((plan.ready_count(0.0), plan.job_count()), (2, 2))
+        self.assertEqual(plan.ready_count(0.0), 2)
         taken = []
         for _ in range(4):  # all that may start, as each of them does
             instance = plan.take()
