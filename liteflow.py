@@ -3576,7 +3576,7 @@ class _Plan:
         self.expanded: list[_Node] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
         self.sent = 0  # to a worker, and not ended
-        self.unfinished = 0  # instances that have not ended
+        self.unfinished = 0  # instances that have not ended, nor are left by a stopped run
         self.timed_out = self.gave_up = self._stopped = False
         self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
         self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
@@ -3940,10 +3940,6 @@ class _Plan:
                 self.doomed.append(instance)
             else:
                 self._ended(instance)
-
-    def is_wound_down(self) -> bool:
-        """Whether a stopped run has nothing left to do."""
-        return not (self.sent or self._dirty or self._queues or self._delayed)
 
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.
@@ -9925,8 +9921,6 @@ class _Run(_Start):
             return not self._attempts
         if self._callbacks or self.runner.calling():
             return False
-        if self.reason is not None:
-            return self.plan.is_wound_down()
         goes_on = self._attempts or self.plan.next_time() or self.plan.ready_count(_monotonic())
         assert goes_on or not self.plan.unfinished, "the plan is stuck [a bug in liteflow]"
         return not self.plan.unfinished
