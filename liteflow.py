@@ -3255,8 +3255,7 @@ _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, w
 # Counts of the instances that a node waits for, by how they ended (these are the places; of what a
 # stopped run leaves, that of upstream_failed), and, in the last place, of the tasks of which some
 # have not.
-_END_AT: dict[TaskInstanceState | None, int]
-_END_AT = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.REMOVED: 2, _S.SKIPPED: 3}
+_END_AT: dict[Any, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
 _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
