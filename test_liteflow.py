@@ -3096,6 +3096,44 @@ class WholePlanTest(Case):
                 first, second = (self.ends_of(d, number, rng) for _ in range(2))
                 self.assertEqual(first, second)
 
+    def test_a_stop_at_any_moment_runs_the_teardowns_of_what_succeeded_and_no_more(self):
+        seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
+        rng = random.Random(seed)
+        for number in range(5_000 if SOAK else 300):
+            d = random_whole_dag(rng)
+            with self.subTest(seed=seed, number=number):
+                self.stop_after(liteflow._Plan(d), rng.randrange(12), rng)
+
+    def stop_after(self, plan, steps, rng):
+        """Stop the plan after so many steps, and go on to its end."""
+        running, stopped = [], False
+        for step in itertools.count():
+            if step == steps:
+                plan.stop()
+                stopped = True
+            plan.settle()
+            while plan.ready_count(0) and (instance := plan.take()) is not None:
+                self.assertTrue(instance.node.task.is_teardown or not stopped, instance.label)
+                plan.start(instance)
+                running.append(instance)
+            if not running and step >= steps:
+                break
+            instance = running.pop(rng.randrange(len(running))) if running else None
+            if instance in plan.doomed and rng.random() < 0.5:
+                rng.choice([plan.interrupt, plan.withdraw])(instance)
+            elif instance is not None:  # as it was to be ended, say
+                status, length = rng.choice(ENDS), rng.randrange(3)
+                note = self.note_of(instance.node.task, rng) if status == "success" else {}
+                left_out = plan.left_out(instance, note)
+                plan.finish(instance, status, 0.0, {"stored": True, "length": length, **note})
+                plan.skip(instance, left_out)
+        self.assertEqual(plan.unfinished, 0)
+        for node in plan.nodes:
+            for end in [x for x in node.downstream if node.task.is_setup and x.task.is_teardown]:
+                for done in [i for i in node.instances if i.state == "success"]:
+                    states = {i.state for i in done.beside(end)}
+                    self.assertLessEqual(states, liteflow._ENDED, end.task.task_id)
+
     def ends_of(self, d, number, order):
         """How all tasks end, if each instance always ends in the same way, in a random order."""
         plan, running = liteflow._Plan(d), []
@@ -3168,6 +3206,7 @@ class LimitedPlanTest(WholePlanTest):
     POOLS: typing.ClassVar = {"one": 1, "three": 3}
     test_random_graphs_of_every_kind_against_brute_force = None
     test_no_result_depends_on_which_worker_is_faster = None
+    test_a_stop_at_any_moment_runs_the_teardowns_of_what_succeeded_and_no_more = None
 
     def test_random_graphs_with_limits_against_brute_force(self):
         seed = int(os.environ.get("LITEFLOW_SEED", random.randrange(10**9)))
