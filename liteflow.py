@@ -4641,7 +4641,6 @@ class _Store:
         self.element_of: Any = None  # set by a run: digest and preview of an instance's element
         self.run_row = 0
         self.owner = ""
-        self.is_new = False  # made here: what it is made of may be in the WAL alone
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
@@ -4671,7 +4670,6 @@ class _Store:
             ours = _check_ours(self._connection, self.path)
         with self.transaction(""):
             if not ours:
-                self.is_new = True
                 self._wait_for_disk(False)  # a power cut could harm nothing that is in it
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -4734,9 +4732,11 @@ class _Store:
 
     def sync(self) -> bool:
         """Wait until a power cut can take nothing of what was committed. False if the database is
-        better closed: its WAL is large, or not there."""
+        better closed: its WAL is large, or not there, or the only place where its tables are."""
         # SQLite has no lock on this file that closing it would drop.
         with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
+            if os.stat(self.path).st_size <= _PAGE_SIZE:
+                return False
             getattr(os, "fdatasync", os.fsync)(wal.fileno())  # as SQLite does, where there is that
             return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
         return False
@@ -8042,8 +8042,7 @@ class WorkerPool:
         self._runners: set[_SlotRunner] = set()  # of all runs that use it
         self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
-        self._latest_path: str | None = None  # of the latest run's file ...
-        self._kept_store: _Store | None = None  # ... and itself, open for the next one
+        self._kept_store: _Store | None = None  # of the latest run, open for the next one
         _pools.add(self)  # whole: another thread may fork
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
@@ -8132,16 +8131,15 @@ class WorkerPool:
             if store.is_in_place():
                 self._kept_store = None if take else store
                 return store
-            self._kept_store = self._latest_path = None  # what has its place is another one
+            self._kept_store = None  # what has its place is another one
         store.close()
         return None
 
     def _leave_store(self, store: _Store) -> None:
         """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
-        its WAL. After a first run in a file, close it: that brings the file itself to the disk."""
-        known, self._latest_path = self._latest_path, store.path
+        its WAL."""
         to_close: _Store | None = store
-        if known == store.path and not store.is_new and store.sync():
+        if store.sync():
             with self._lock:
                 if not self._closed:
                     to_close, self._kept_store = self._kept_store, store
@@ -10501,8 +10499,6 @@ class _RunLine:
                     store = made.enter_context(contextlib.closing(_Store(path, refuse_late)))
                     store.owner, _ = made.enter_context(_owned_folder(path))
                     self._files[path] = store, made.pop_all()
-                if store.is_new:  # its first run brings it to the disk
-                    self._pool._latest_path = None
             store, _ = self._files[path]
             _until_unlocked(path, lambda: act(store), refuse_late)
             return store.owner
