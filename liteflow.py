@@ -7613,8 +7613,8 @@ class _Slot:
     its own, unless a forked server has forked it.
 
     Its `state` is `free` in the pool, `asked` until its worker has started and joined a run,
-    `joined` until that run is recorded, `serving` while it takes jobs, `held` after a job until
-    there is word of it, `calling` while callbacks run, and `dead` at the end.
+    `serving` while it takes jobs, once that run is recorded, `held` after a job until there is word
+    of it, `calling` while callbacks run, and `dead` at the end.
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -8367,7 +8367,7 @@ class _SlotRunner(_Runner):
     def _let_work(self, slot: _Slot) -> None:
         """Once the run is recorded, give the slot's worker its log and the queue."""
         folder = self._ours.folder
-        if slot.state != "joined" or folder is None:
+        if not slot.is_idle or slot.log is not None or folder is None:
             return
         try:
             slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
@@ -8375,7 +8375,7 @@ class _SlotRunner(_Runner):
             return self._fail_start(slot, f"a worker's log can't be opened: {error}")
         queue = self._theirs.fileno() if _pulls() else None
         slot.send("work", slot.log.path, self._info["run_row"], _pulls(), file=queue)
-        slot.state, slot.lent = "serving", _monotonic()
+        slot.lent = _monotonic()
 
     # Slots that come and go.
 
@@ -8383,7 +8383,7 @@ class _SlotRunner(_Runner):
         """Slots that it could let go: what it does not need, and what is more than a fair share.
         Other threads ask, too, under the pool's lock."""
         mine = [slot for slot in self._slots if slot.spoilt is None]
-        able = [slot for slot in mine if slot.state in ("serving", "joined")]
+        able = [slot for slot in mine if slot.state == "serving"]
         able.sort(key=lambda slot: not slot.is_idle)
         surplus = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
         if not (self._out or self._unsent or self in self._pool._slot_line):
@@ -8446,9 +8446,6 @@ class _SlotRunner(_Runner):
         wanted -= sum(slot.spoilt is not None for slot in self._slots)
         spare = [slot for slot in self.spare() if slot.lent + _TURN <= now]
         for slot in spare[: max(0, wanted)]:
-            if slot.state == "joined":
-                self._let_go(slot, free=True)
-                continue
             slot.spoilt = ""  # it leaves after its job
             slot.send("leave")
 
@@ -8459,7 +8456,7 @@ class _SlotRunner(_Runner):
         waiting = len(self._out) + len(self._unsent)
         # With no job left before them, as all were withdrawn, they would say nothing ever again.
         idle = 0 if self._deaf and waiting else sum([slot.is_idle for slot in working])
-        coming = sum([slot.state in ("asked", "joined") or slot.is_tidying for slot in self._slots])
+        coming = sum([slot.state == "asked" or slot.is_tidying for slot in self._slots])
         lacking = jobs + waiting - idle - coming
         while lacking > 0 and self._lend():
             lacking -= 1
@@ -8614,7 +8611,7 @@ class _SlotRunner(_Runner):
         if edited is not None:
             self.notes[edited] = None
         self._found = self._found or found
-        slot.served, slot.state, slot.deadline = True, "joined", math.inf
+        slot.served, slot.state, slot.deadline = True, "serving", math.inf
         self._let_work(slot)
 
     def _on_left(self, slot: _Slot) -> None:
@@ -8850,7 +8847,7 @@ class _SlotRunner(_Runner):
                 slot.spoilt = None
             # One that starts yet goes on with that: runs shorter than a start would never get it.
             starts = slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
-            free = slot.state == "joined" or (slot.is_idle and not self._out)
+            free = slot.is_idle and not self._out
             if free and not (leaves or self._own_pool):  # its own pool's end is theirs
                 slot.send("leave")
             self._let_go(slot, free or starts)

@@ -8985,7 +8985,7 @@ class QueueTest(QueueCase):
         slot = mock.Mock(state="asked", joining={})
         runner._slots, runner._found = [slot], ([], set())
         runner.begin({}, [], 1, mock.Mock(side_effect=AssertionError("it waits")))
-        for state in ("asked", "joined"):  # what it says of the first one does not count
+        for state in ("asked", "serving"):  # what it says of the first one does not count
             runner._on_joined(slot, None, None, None)
             self.assertEqual(slot.state, state)
             slot.send.assert_called_once_with("join", {}, ())
@@ -8994,12 +8994,23 @@ class QueueTest(QueueCase):
     def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
-        states = "asked", "held", "calling", "joined", "serving"
+        states = "asked", "held", "calling", "serving"
         runner._slots = [mock.Mock(state=state, spoilt=None, is_idle=False) for state in states]
         runner._found = [], set()
         runner._pool._runners.add(object())  # its fair share is less than one
-        self.assertEqual([slot.state for slot in runner.spare()], ["joined", "serving"])
+        self.assertEqual([slot.state for slot in runner.spare()], ["serving"])
         runner._pool._runners = {runner}
+        runner._slots = []
+
+    def test_only_who_is_idle_and_has_no_log_is_given_one_and_the_queue(self):
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        # The first was told to leave; the second has them, and an error came between.
+        told = (False, None), (True, "its log"), (True, None)
+        runner._slots = [mock.Mock(is_idle=idle, log=log, pid=1) for idle, log in told]
+        runner.open_logs(str(self.folder), 1)
+        self.assertEqual([slot.send.call_count for slot in runner._slots], [0, 0, 1])
+        runner._slots.pop().log.close()
         runner._slots = []
 
     def test_who_stands_in_line_wakes_those_that_can_spare_and_who_leaves_it_the_next(self):
