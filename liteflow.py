@@ -7758,8 +7758,7 @@ class _Slot:
     @property
     def is_idle(self) -> bool:
         """Whether it can take a job at once."""
-        free = self.attempt is None and self.spoilt is None and not self.gone
-        return free and self.state == "serving"
+        return self.state == "serving" and self.attempt is None and self.spoilt is None
 
     @property
     def is_tidying(self) -> bool:
@@ -8846,7 +8845,7 @@ class _SlotRunner(_Runner):
             if leaves := slot.spoilt == "":  # it was told to, and has not said that it did
                 slot.spoilt = None
             # One that starts yet goes on with that: runs shorter than a start would never get it.
-            starts = slot.state == "asked" and not (self._own_pool or slot.gone or slot.spoilt)
+            starts = slot.state == "asked" and not (self._own_pool or slot.spoilt)
             free = slot.is_idle and not self._out
             if free and not (leaves or self._own_pool):  # its own pool's end is theirs
                 slot.send("leave")
