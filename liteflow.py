@@ -7629,7 +7629,7 @@ class _Slot:
         self.reason: str | None = None  # why its job is being ended
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
-        self.born = self.lent = _monotonic()
+        self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
         self.gone = False  # its worker's end of the pair is closed
         self.server: _ForkedServer | None = None  # that forked it
         self.process: Any = None  # or else a multiprocessing.Process ...
@@ -8415,7 +8415,6 @@ class _SlotRunner(_Runner):
             raise none from None
         if slot is None:
             return False
-        slot.lent = _monotonic()
         self._slots.append(slot)
         for descriptor in (slot.wire.fileno(), slot.sentinel):
             self._watched[descriptor] = slot
