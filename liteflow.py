@@ -10442,7 +10442,7 @@ class _RunLine:
         self._active: collections.Counter[tuple[str, str]] = collections.Counter()
         self.threads: set[threading.Thread] = set()  # in which futures' callbacks are called, too
         self._sleeps = False
-        self._closed = self._drained = False  # it takes no more runs; all have ended
+        self._closed = False  # it takes no more runs
         self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing: Any = threading.RLock()  # as it knows whose it is
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
@@ -10482,7 +10482,7 @@ class _RunLine:
 
         def refuse_late() -> None:
             check()
-            if self._drained:  # nothing would begin it
+            if self._closed and not self.threads:  # nothing would begin it
                 raise RuntimeError("the WorkerPool is shut down")
 
         with self._writing:
@@ -10509,7 +10509,7 @@ class _RunLine:
         """Put a run in line, at the end or `first`. Returns its future."""
         try:
             with self._changed:
-                enters = not (self._drained or (first and self.leaving))
+                enters = not (self.leaving if first else self._closed and not self.threads)
                 if enters:
                     waiting = self._waiting.setdefault(entry.key, collections.deque())
                     waiting.insert(0 if first else len(waiting), entry)
@@ -10593,7 +10593,6 @@ class _RunLine:
                 while self.threads:
                     self._changed.wait(_GLANCE)
                     check()
-                self._drained = True
         except (KeyboardInterrupt, SystemExit):
             # Whoever can't wait wants no more runs to begin; the second time, no end in order.
             self.forced = self.stopping
