@@ -5784,7 +5784,7 @@ class _Outcome(_NamedTuple):
     spoilt: str | None = None  # why its worker must not get another job
     held: bool = False  # its worker waits for word
     log_end: int = 0  # where its output ends in its worker's log
-    output: bytes | None = None  # None: it is long, or has been shown in part; read the log
+    output: bytes | None = None  # None: it is long; read the log
     unasked: bool = False  # it was told to end, but not by its runner
 
 
@@ -6623,7 +6623,6 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
-_UNSEEN = 0.2  # seconds within which nobody has looked at a job's output yet
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
@@ -6808,7 +6807,7 @@ class _Worker:
             self.last.forget_failure()
         self._flush()
         terminated, self.terminated = self.terminated, False
-        log_end, output = self._own_output(outcome.took)
+        log_end, output = self._own_output()
         held = job.holds or output is None or log_end > _LOG_LIMIT
         # By `_replace` it would take ten times as long.
         outcome = _Outcome(
@@ -6832,16 +6831,16 @@ class _Worker:
             outcome = outcome._replace(spoilt=spoilt)
         return None if at_once else outcome
 
-    def _own_output(self, took: float) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log, and the output itself if it is short and nobody
-        can have looked at it yet: the next job may cut the file before the scheduler reads it."""
+    def _own_output(self) -> tuple[int, bytes | None]:
+        """Where the job's output ends in the log, and the output itself if it is short: the next
+        job may cut the file before the scheduler reads it."""
         output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
             if start > 0 and self._log_before(start) != self.log_before:
                 start = 0  # it did, and has printed as much since
-            if took <= _UNSEEN and end - start <= _INLINE:
+            if end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
             if end != start or start != self.log_start:  # something was printed, or cut
                 self.log_start, self.log_before = end, self._log_before(end)
@@ -6909,7 +6908,7 @@ class _Worker:
         self._restore_signals()
         self._flush()
         self.terminated = False
-        self._own_output(math.inf)
+        self._own_output()
         spoilt = self._restore()
         self.spent |= is_last or spoilt is not None
         if self.spent:
@@ -7559,8 +7558,8 @@ class _SlotLog:
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
             self.start = min(self.start, self._at)
-        if output is not None and self._at == self.start and self._head < _LOG_HEAD:
-            data = output
+        if output is not None and self._head < _LOG_HEAD:
+            data = output[self._at - self.start :]
         elif (room := min(size - self._at, _LOG_HEAD - self._head)) > 0:
             data = os.pread(self.file, room, self._at)
             if runs and room < _LOG_HEAD - self._head:

@@ -4713,6 +4713,17 @@ class WorkerTest(Case):
         found = {part: words for _, part, words in parts}
         self.assertEqual("".join(found.values()), text)
 
+    def test_of_output_that_comes_with_a_jobs_end_only_what_was_not_seen_is_taken(self):
+        path = self.folder / "log"
+        path.write_bytes(b"others\nfirst\nsec")
+        log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
+        self.addCleanup(log.close)
+        log.begin(7)
+        parts = log.take(attempt, log.size(), runs=True)
+        path.write_bytes(b"of the next job, which has cut the file")
+        parts += log.finish(attempt, 20, b"first\nsecond\n")
+        self.assertEqual([text for _, _, text in parts], ["first\n", "second\n"])
+
     def test_a_log_file_is_cut_before_it_fills_the_disk(self):
         path = self.folder / "log"
         log, attempt = liteflow._SlotLog(path), mock.Mock(log_parts=0)
@@ -8361,9 +8372,9 @@ def hurt(folder, number):
             self.done = super()._run(job)
             return self.done
 
-        def _own_output(self, took):
+        def _own_output(self):
             self.fire("after its function", self.now)
-            return super()._own_output(took)
+            return super()._own_output()
 
     liteflow._worker.__class__ = Hurt
 """
@@ -8414,7 +8425,7 @@ def until(name):
 def make(dag_id, timeout=None):
     with DAG(dag_id) as dag:
         @task
-        def first(): liteflow._UNSEEN = 60.0  # after a longer job its worker waits for word
+        def first(): ...
         @task
         def second(x): ...
         @task(priority_weight=9, execution_timeout=timeout)
@@ -10404,10 +10415,10 @@ class PoolTest(QueueCase):
         self.assertEqual(self.python(path).stdout, "success\n")
 
     def test_as_many_workers_start_at_once_as_a_run_can_use_and_no_more(self):
-        self.addCleanup(setattr, liteflow, "_UNSEEN", liteflow._UNSEEN)
+        self.addCleanup(setattr, liteflow, "_INLINE", liteflow._INLINE)
         dags = self.module(
             """
-            liteflow._UNSEEN = -1  # each job is followed by a word of the scheduler
+            liteflow._INLINE = -1  # each job is followed by a word of the scheduler
             with DAG("mapped") as mapped:
                 @task
                 def nop(i): pass
