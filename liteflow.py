@@ -6934,10 +6934,7 @@ class _Worker:
 
     def __exit__(self, *exc: object) -> None:
         self.in_task = False
-        # The outcome waits for this; `_restore`, which sees to the timers alone, comes later.
-        found = map(_signal.getsignal, self._handlers)
-        if not all(map(operator.is_, found, self._handlers.values())):
-            self._restore_signals()
+        self._restore_signals()
 
     def _before_fork(self) -> None:
         # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
@@ -7005,7 +7002,6 @@ class _Worker:
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
-        self._restore_signals()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
