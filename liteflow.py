@@ -5337,10 +5337,7 @@ def _dump_in_pieces(value: Any) -> bytes | _Pieces:
         made.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
 
     pickle.Pickler(types.SimpleNamespace(write=write), 5).dump(value)
-    if len(made) == 1:
-        return made[0]
-    found = _Pieces(made)
-    return found if len(found) > _LARGE else bytes(found)
+    return _Pieces(made) if sum(map(len, made)) > _LARGE else b"".join(made)
 
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
