@@ -7005,10 +7005,9 @@ class _Worker:
         _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
-        if root.level != level:
-            root.setLevel(level)  # loggers remember what they let through by it
-        if root.manager.disable != disabled:
-            logging.disable(disabled)
+        if (root.level, root.manager.disable) != (level, disabled):
+            root.manager.disable = disabled
+            root.setLevel(level)  # loggers remember what they let through by both
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
