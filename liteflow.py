@@ -5946,13 +5946,14 @@ class _Execution:
         info, task = self.run.info, self.task
         run, ti, before = _dag_run_of(info), _running_instance(self), self.run.before()
         own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
-        when = run.logical_date
-        day = info["run_id"] if when is None else _FILTERS["ds_nodash"](when)
-        context: Context = {
+        when = run.logical_date or _utcnow()  # it has one, unless its row was tampered with
+        self._context = {
             **dict.fromkeys(_NOT_HERE),
             **{key: getattr(before, name, None) for key, name in _OF_BEFORE.items()},
             **{name: {} for name in ("inlet_events", "outlet_events", "triggering_asset_events")},
             **{name: [] for name in ("inlets", "outlets")},
+            **{name: text(when) for name, text in _FILTERS.items()},
+            **dict.fromkeys(("data_interval_end", "data_interval_start", "logical_date"), when),
             "dag": task.dag,
             "dag_run": run,
             "macros": _Macros(),
@@ -5960,17 +5961,12 @@ class _Execution:
             "run_id": info["run_id"],
             "task": task,
             "task_instance": ti,
-            "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{day}",
+            "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{when:%Y%m%d}",
             "task_reschedule_count": self.job.pokes,
             "ti": ti,
             "var": {"value": _Variables(False), "json": _Variables(True)},
         }
-        if when is not None:
-            context |= {name: text(when) for name, text in _FILTERS.items()}
-            names = ("data_interval_end", "data_interval_start", "logical_date")
-            context |= dict.fromkeys(names, when)
-        self._context = context
-        return context
+        return self._context
 
 
 class _Results(_Record, Sequence[Any]):
