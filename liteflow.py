@@ -6327,7 +6327,6 @@ def _brief(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     """The traceback as text, without liteflow's own frames; its last line is the reason."""
-    _cut_chain(error)
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
@@ -6415,16 +6414,6 @@ def _place_of(error: str | None) -> str:
         is_foreign = bool(re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path))
         places[is_foreign] = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
     return places[False] or places[True]
-
-
-def _cut_chain(error: BaseException) -> None:
-    """Cut off what came before the last 100 exceptions: to format n of them takes n * n steps."""
-    for _ in range(100):
-        before = error.__context__ if error.__cause__ is None else error.__cause__
-        if before is None:
-            return
-        error = before
-    error.__cause__ = error.__context__ = None
 
 
 # --- Worker: messages -----------------------------------------------------------------------------
