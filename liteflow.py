@@ -6791,10 +6791,7 @@ class _Worker:
         terminated, self.terminated = self.terminated, False
         log_end, output = self._own_output()
         held = job.holds or output is None or log_end > _LOG_LIMIT
-        # By `_replace` it would take ten times as long.
-        outcome = _Outcome(
-            *outcome[:7], terminated=terminated, held=held, log_end=log_end, output=output
-        )
+        outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
         # Where no job waits, others may wait for this one: it is told before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
@@ -6999,14 +6996,12 @@ class _Worker:
         # What follows only a new process can mend.
         if threading.active_count() > self._threads:
             return "the task left a thread"
-        try:
+        with contextlib.suppress(ChildProcessError):  # as it is with most tasks
             # Zombies are reaped: the task that could have waited for them has ended.
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
             if not _child_pids() <= self._helpers:
                 return "the task left a child process"
-        except ChildProcessError:  # as it is with most tasks: suppress() takes longer
-            pass
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
