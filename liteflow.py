@@ -6337,12 +6337,11 @@ def _traceback(error: BaseException) -> str:
         except Warning:  # by -W error: Python 3.15 warns of a module without a loader (__mp_main__)
             with warnings.catch_warnings(action="ignore"):
                 text = "".join(shown())
-    except OSError:  # what reads the sources is still to be imported, and no descriptor is left
+    except BaseException as trouble:  # the exception's own code, or no file can be opened any more
         files = [(x.f_code.co_filename, n, x.f_code.co_name) for x, n in traceback.walk_tb(frames)]
         text = "Traceback (most recent call last):\n"
         text += "".join(f'  File "{file}", line {n}, in {name}\n' for file, n, name in files)
-    except BaseException as trouble:  # formatting runs the exception's own code
-        text = f"{type(error).__name__} (its traceback can't be shown: {type(trouble).__name__})\n"
+        text += f"{type(error).__name__} (it can't be shown whole: {type(trouble).__name__})\n"
     last, kind = text.rstrip("\n").rpartition("\n")[2], type(error)
     where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
     said = _shown(error, _REASON_LIMIT, lambda x: _storable(x).lstrip("\n").partition("\n")[0])
