@@ -6078,7 +6078,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     note: dict[str, Any] = {}
     error: str | None = None
     try:
-        result = execution.variables.run(_as_running, execution, _run_guarded, execution, guard)
+        result = execution.variables.run(_as_running, execution, _run_hooked, execution, guard)
         note = _store_result(execution, result)
         status = "success"
     except AirflowSkipException as skip:
@@ -6129,31 +6129,27 @@ def _as_running(execution: _Execution, function: Callable[..., T], *arguments: A
         _running.reset(token)
 
 
-def _run_guarded(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> Any:
-    with guard:
-        return _run_hooked(execution)
-
-
-def _run_hooked(execution: _Execution) -> Any:
+def _run_hooked(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> Any:
     """Do the task's work, unless `run_if` or `skip_if` forbids it, between `pre_execute` and
     `post_execute`, which an operator's class may define. Returns its result."""
-    for condition, wanted, message in execution.task._conditions:
-        found = condition(execution.context)
-        if isinstance(found, tuple):
-            found, message = found[0], found[1] or message
-        if bool(found) is not wanted:
-            raise AirflowSkipException(message or "skipped by its condition")
-    args, kwargs = execution.arguments()
-    task, work = execution.task._ready(args, kwargs, execution)
-    try:
-        _call_hook(execution, task.pre_execute)
-        if not execution.job.pokes:
-            _call_back(execution, task, "on_execute_callback")
-        result = work()
-        _call_hook(execution, task.post_execute, result)
-    except AirflowRescheduleException as later:
-        raise _Reschedule((later.reschedule_date - _utcnow()).total_seconds()) from None
-    return result
+    with guard:
+        for condition, wanted, message in execution.task._conditions:
+            found = condition(execution.context)
+            if isinstance(found, tuple):
+                found, message = found[0], found[1] or message
+            if bool(found) is not wanted:
+                raise AirflowSkipException(message or "skipped by its condition")
+        args, kwargs = execution.arguments()
+        task, work = execution.task._ready(args, kwargs, execution)
+        try:
+            _call_hook(execution, task.pre_execute)
+            if not execution.job.pokes:
+                _call_back(execution, task, "on_execute_callback")
+            result = work()
+            _call_hook(execution, task.post_execute, result)
+        except AirflowRescheduleException as later:
+            raise _Reschedule((later.reschedule_date - _utcnow()).total_seconds()) from None
+        return result
 
 
 def _call_hook(execution: _Execution, hook: Any, *result: Any) -> None:
@@ -12326,7 +12322,7 @@ def _debug(execution: _Execution) -> int:
     if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     try:
-        result = _as_running(execution, _run_hooked, execution)
+        result = _as_running(execution, _run_hooked, execution, contextlib.nullcontext())
         _store_result(execution, result)  # which may refuse it, as in a worker
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
