@@ -4638,7 +4638,6 @@ class _Store:
         """Open the database, and make it if it is missing or empty; `check` is called while it is
         locked, and may raise. Raises DatabaseError."""
         self.path = path
-        self.element_of: Any = None  # set by a run: digest and preview of an instance's element
         self.run_row = 0
         self.owner = ""
         self._connection = self._connect()
@@ -4880,9 +4879,9 @@ class _Store:
         for table in ("xcom", "xcom_item"):
             self._connection.executemany(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
-    def write_instances(self, nodes: Iterable[_Node]) -> None:
+    def write_instances(self, nodes: Iterable[_Node], element_of: Any = None) -> None:
         """Write the whole rows of these tasks' instances: new ones, which get their id here, and
-        those that a resume goes on with."""
+        those that a resume goes on with. `element_of`: a mapped one's digest and preview."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
@@ -4894,7 +4893,7 @@ class _Store:
                 of_task = _json_ids(task._upstream), _takes(task) or "", group_id, role
                 for i in node.instances:
                     mapped = node.mapping is not None and i.map_index >= 0
-                    element, preview = self.element_of(i, node.mapping) if mapped else ("", "")
+                    element, preview = element_of(i, node.mapping) if mapped else ("", "")
                     if i.row_id and i.try_number and i.state in (_S.SUCCESS, _S.SKIPPED):
                         preview = ""  # it keeps what its template made
                     i.row_id = i.row_id or next(ids)
@@ -4916,7 +4915,9 @@ class _Store:
 
     # A run's turns.
 
-    def record(self, batch: _Batch, check: Callable[[], None] = lambda: None) -> None:
+    def record(
+        self, batch: _Batch, check: Callable[[], None] = lambda: None, element_of: Any = None
+    ) -> None:
         """Write a turn's events in one transaction. `check` is called under the write lock, and may
         change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._connection.executemany
@@ -4934,7 +4935,7 @@ class _Store:
                 which = (self.run_row, node.task.task_id, node.instances[0].row_id)
                 known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
                 self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
-                self.write_instances([node])
+                self.write_instances([node], element_of)
             if batch.named:
                 many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
             if batch.withdrawn:
@@ -9372,7 +9373,7 @@ class _Start:
             else:
                 self._take_over(row)
             self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
-            store.write_instances(self.plan.nodes)
+            store.write_instances(self.plan.nodes, self._element_of)
             store.claim_run(self._command)
             if self.asked.in_line is not None:
                 self.asked.in_line.begin()
@@ -9772,12 +9773,10 @@ class _Run(_Start):
         kept = None if pool is None else pool._store_of(self.path, take=True)
         self._store = store = kept or _Store(self.path, self._check)
         try:
-            store.element_of = self._element_of
             yield store
         except BaseException:  # whatever it is: closed, and raised again
             store.close()
             raise
-        store.element_of = None
         store.close() if pool is None else pool._leave_store(store)
 
     def prepare_again(self, name: str) -> _Execution:
@@ -10009,7 +10008,7 @@ class _Run(_Start):
         batch.logs += self.runner.output()
         if not batch:
             return
-        record = functools.partial(self._store.record, batch, self._leave_places)
+        record = functools.partial(self._store.record, batch, self._leave_places, self._element_of)
         _until_unlocked(self.path, record, self._hear_while_locked)
         self._batch = _Batch()
         self.report.committed(batch.logs)
