@@ -4645,8 +4645,6 @@ class _Store:
             _until_unlocked(path, self._prepare, check)
             self._place = os.stat(path)
         except BaseException:  # whatever it is: closed, and raised again
-            with contextlib.suppress(Exception):  # it may be no database at all
-                self._wait_for_disk()
             self._connection.close()
             raise
 
@@ -4667,9 +4665,8 @@ class _Store:
         execute = self._connection.execute
         with self.transaction("BEGIN"):  # one snapshot: another process may create the tables now
             ours = _check_ours(self._connection, self.path)
-        with self.transaction(""):
+        with self.transaction("", waits=ours):  # of a new file a power cut could harm nothing
             if not ours:
-                self._wait_for_disk(False)  # a power cut could harm nothing that is in it
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
             # The switch to WAL ignores the busy timeout: only when due, and the caller retries.
@@ -4714,7 +4711,7 @@ class _Store:
                 if begin:  # an empty statement may raise the last one's error anew (Python 3.13)
                     execute(begin)
                 # Looked at within the transaction, during which nobody else can write to it.
-                wal = None if waits else _file_identity(f"{self.path}-wal")
+                wal = None if waits or not begin else _file_identity(f"{self.path}-wal")
                 if wal is not None and wal[1] > 0:
                     execute("ROLLBACK")
                     self._wait_for_disk()

@@ -11904,13 +11904,13 @@ class ClearingTest(Case):
         real = liteflow._Store.transaction
 
         @contextlib.contextmanager
-        def late(store, *begin):
+        def late(store, *begin, **how):
             if not begin:
                 with contextlib.closing(sqlite3.connect(self.db)) as db, db:
                     db.execute(
                         "UPDATE dag_run SET state = 'running', owner = 'x', owner_process = 'pid 7'"
                     )
-            with real(store, *begin):
+            with real(store, *begin, **how):
                 yield
 
         self.enterContext(mock.patch.dict(liteflow._owner_files, x=-1))
