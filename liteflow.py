@@ -4795,15 +4795,15 @@ class _Store:
         query = f"UPDATE dag_run SET {', '.join(f'{name} = ?' for name in values)} WHERE id = ?"
         self._connection.execute(query, (*values.values(), run_row))
 
-    def _owned(self, command: str) -> dict[str, str | None]:
-        """What the row of a run of this process says of it: to others, and for people."""
+    def _own_run(self, command: str, **values: Any) -> None:
+        """Make this process the run's owner: known by that to others, and to people."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
         own = {"owner": self.owner, "owner_process": process, "stop_requested": None}
-        return {**own, "command": _storable(command) or None}
+        self._set_run(self.run_row, **own, command=_storable(command) or None, **values)
 
-    def queue_run(self, run_row: int, command: str) -> None:
-        """Record that the run stands in line in this process, which is its owner by now."""
-        self._set_run(run_row, state="queued", reason=_SUBMITTED, **self._owned(command))
+    def queue_run(self, command: str) -> None:
+        """Record that the run stands in line in this process."""
+        self._own_run(command, state="queued", reason=_SUBMITTED)
 
     def cancel_run(self, dag_id: str, run_id: str, reason: str, check: Callable[..., bool]) -> None:
         """Close a run that has not begun, if `check` finds under the lock that it is so."""
@@ -4813,11 +4813,10 @@ class _Store:
                 self.close_run(row.id, "failed", reason)
 
     def claim_run(self, command: str) -> None:
-        """Make this the run's owner: it begins, or goes on."""
+        """Record that the run begins, or goes on, in this process."""
         [row] = _select_runs(self._connection, id=self.run_row)
         began = {"start_date" if row.start_date is None else "resumed_date": _now()}
-        past = dict.fromkeys(("reason", "end_date"))
-        self._set_run(row.id, state="running", **began, **self._owned(command), **past)
+        self._own_run(command, state="running", reason=None, end_date=None, **began)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
         """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
@@ -9359,15 +9358,13 @@ class _Start:
         _LookAgain if it was deleted or pruned, or has succeeded."""
         store, self._news = self._store, []
         with store.transaction(waits=False):
-            row = self._found_again(store)
-            self._make_way()
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
             for known in store.look(_select_dags, dag_id=dag_id):
                 if own and known.fileloc not in (None, own):  # another script's: another DAG?
                     self._news.append(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
-            if row is None:
-                store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
-            else:
+            row = self._found_or_made(store)
+            self._make_way()
+            if row is not None:
                 self._take_over(row)
             self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
             store.write_instances(self.plan.nodes, self._element_of)
@@ -9384,18 +9381,15 @@ class _Start:
         """Record the run, whose params were looked at, as queued."""
         while True:
             with contextlib.suppress(_LookAgain), store.transaction():
-                row = self._found_again(store)
-                if row is None:
-                    store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
-                    store.queue_run(store.run_row, self._command)
-                elif row.state != "success":
-                    store.queue_run(row.id, self._command)
+                row = self._found_or_made(store)
+                if row is None or row.state != "success":
+                    store.queue_run(self._command)
                 return
             self.look_at_params()
 
-    def _found_again(self, store: _Store) -> _Row | None:
+    def _found_or_made(self, store: _Store) -> _Row | None:
         """The recorded run, now that nobody else writes, closed if its owner died; None if it is a
-        new one. Raises _LookAgain, AlreadyRunning, DagRunAlreadyExists."""
+        new one, which is made. Raises _LookAgain, AlreadyRunning, DagRunAlreadyExists."""
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
@@ -9407,7 +9401,9 @@ class _Start:
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row is None or known is None:  # then both are
+            store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             return None
+        store.run_row = row.id
         has_succeeded = row.state == "success" and known.state != "success"
         if has_succeeded or row.values_deleted != known.values_deleted:
             raise _LookAgain
@@ -9435,7 +9431,6 @@ class _Start:
 
     def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
-        self._store.run_row = row.id
         self._store.mark(row.id, self._again, _CLEARED)
         found = self._resumption(row.id)
         self._store.resume_run(found)

@@ -12828,7 +12828,7 @@ class RunnersTest(Case):
         module.DB = self.db
         with contextlib.closing(liteflow._Store(str(self.db))) as store, store.transaction():
             store.create_run(module.dag, "dead", None, {})
-            store.queue_run(store.run_row, "")
+            store.queue_run("")
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE dag_run SET state = 'running', owner = 'nobody'")
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
