@@ -4812,24 +4812,23 @@ class _Store:
             if row is not None and check(row):
                 self.close_run(row.id, "failed", reason)
 
-    def claim_run(self, command: str) -> None:
+    def claim_run(self, command: str, has_begun: bool) -> None:
         """Record that the run begins, or goes on, in this process."""
-        [row] = _select_runs(self._connection, id=self.run_row)
-        began = {"start_date" if row.start_date is None else "resumed_date": _now()}
+        began = {"resumed_date" if has_begun else "start_date": _now()}
         self._own_run(command, state="running", reason=None, end_date=None, **began)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
         """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
         with self.transaction():
             self._check_fence()
-            self.close_run(self.run_row, state.value, reason)
-            [row] = _select_runs(self._connection, id=self.run_row)
+            row = self.close_run(self.run_row, state.value, reason)
         self.owner = ""  # as in the file: what a DAG's callbacks print is recorded after this
         return row
 
-    def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> None:
-        """Record a run's end. Instances that were sent, ran or waited for a next attempt have no
-        state again; attempts that were sent or ran are interrupted, which uses up no try.
+    def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> _Row:
+        """Record a run's end; returns its row. Instances that were sent, ran or waited for a next
+        attempt have no state again; attempts that were sent or ran are interrupted, which uses up
+        no try.
 
         If its scheduler died, the run ended when something was last recorded, and those that ran
         count as lost: one of them may be to blame."""
@@ -4853,12 +4852,13 @@ class _Store:
             "dag_run_id = :run), ''))) WHERE id = :run",
         ):
             self._connection.execute(statement, values)
+        [row] = _select_runs(self._connection, id=run_row)
+        return row
 
-    def resume_run(self, found: _Resumption) -> None:
+    def resume_run(self, row: _Row, found: _Resumption) -> None:
         """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
         many = self._connection.executemany
-        [run] = _select_runs(self._connection, id=self.run_row)
-        self._set_run(run.id, seconds=_run_seconds(run) or run.seconds)
+        self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
         untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
         many("DELETE FROM task_instance WHERE id = ?", untried)
         moves: list[Any] = [(index, "removed", past.row_id) for past, index in found.removed]
@@ -9368,7 +9368,7 @@ class _Start:
                 self._take_over(row)
             self._news += [f"run {x.run_id}: {_DIED}; recorded as failed" for x in self._dead]
             store.write_instances(self.plan.nodes, self._element_of)
-            store.claim_run(self._command)
+            store.claim_run(self._command, row is not None and row.start_date is not None)
             if self.asked.in_line is not None:
                 self.asked.in_line.begin()
 
@@ -9411,19 +9411,13 @@ class _Start:
             self.asked.in_line.check(row)
         elif _owner_lives(self.path, row.owner):  # also in line: its future would be cancelled
             raise _refusal(row)
-        if row.state == "running":
-            store.close_run(row.id)
-        return row
+        return store.close_run(row.id) if row.state == "running" else row
 
     def _make_way(self) -> None:
         """Close the DAG's other runs whose owner died. Raises AlreadyRunning if too many live."""
-        alive, self._dead = [], []
-        for row in self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]:
-            if _owner_lives(self.path, row.owner):
-                alive.append(row)
-            else:
-                self._store.close_run(row.id)
-                self._dead += self._store.look(_select_runs, id=row.id)  # with its reason and end
+        rows = self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]
+        alive = [row for row in rows if _owner_lives(self.path, row.owner)]
+        self._dead = [self._store.close_run(row.id) for row in rows if row not in alive]
         most = self.dag.max_active_runs
         if most is not None and len(alive) >= most:
             how = "" if self.asked.wait else ": wait=True, or --wait, waits"
@@ -9433,7 +9427,7 @@ class _Start:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         self._store.mark(row.id, self._again, _CLEARED)
         found = self._resumption(row.id)
-        self._store.resume_run(found)
+        self._store.resume_run(row, found)
         for instance in self.plan.instances():
             if instance.state is _S.FAILED:
                 # It has been lost with its scheduler so often that it may be what kills it.

@@ -307,7 +307,7 @@ class Case(unittest.TestCase):
         with store.transaction():
             store.create_run(d, "r", None, {})
             store.owner = "me"
-            store.claim_run("")
+            store.claim_run("", has_begun=False)
             store.write_instances(plan.nodes)
         plan.start(instance)
         instance.move(TaskInstanceState.RUNNING)
@@ -3570,7 +3570,7 @@ class StoreTest(StoreCase):
         with store.transaction():
             store.create_run(d, "r", None, {})
             store.owner = "me"
-            store.claim_run("")
+            store.claim_run("", has_begun=False)
             plan = liteflow._Plan(d)
             store.write_instances(plan.nodes)
         store.change(store.run_row, bool, store.request_stop)
