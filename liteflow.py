@@ -9728,7 +9728,7 @@ class _Run(_Start):
                 # Not under the file's lock: whoever is told may wait for a thread that reads runs.
                 for line in self._news:
                     self.report.tell(line)
-                self.report.began(self.dag, self.run_id, self.path, self.plan)
+                self.report.began(self.dag, self.run_id, self.path, self.plan, self._attempts)
                 for slip in _slips_in(self.dag):
                     self.report.tell(f"note: {slip}")
                 self.runner.open_logs(folder, store.run_row)
@@ -10121,7 +10121,7 @@ class _Run(_Start):
             if is_due or not self.runner.call_back(callback):
                 self._batch.callbacks.append(callback)
         error = attempt.error if instance.state else outcome.error
-        self.report.changed(instance, error, outcome.took)
+        self.report.changed(instance, error, outcome.took or took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
@@ -12066,7 +12066,6 @@ class _Report:
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
         self._drawn, self._next = 0, 0.0
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
-        self._started: dict[_Instance, float] = {}
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
         self._whose = ""  # names the run, as a service's log tells of many at once
@@ -12121,8 +12120,9 @@ class _Report:
         if text:
             _say(text, end="")
 
-    def began(self, dag: Dag, run_id: str, path: str, plan: _Plan) -> None:
+    def began(self, dag: Dag, run_id: str, path: str, plan: _Plan, sent: Any) -> None:
         self._plan, self._began = plan, _monotonic()  # it may have waited in line before
+        self._sent: Mapping[_Instance, _Attempt] = sent
         tasks = f"{len(plan.nodes)} task{'s' * (len(plan.nodes) != 1)}"
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {tasks}, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
@@ -12130,18 +12130,15 @@ class _Report:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
-        """An instance's state changed, which `committed` tells; `took`: seconds, 0 if not known."""
+        """An instance's state changed, which `committed` tells; `took`: seconds, if it ran."""
         if not self._listens:
             return
         state = instance.state
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
         said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
-        if state is _S.RUNNING:
-            self._started[instance] = _monotonic()
-        elif (started := self._started.pop(instance, None)) is not None:
-            seconds = took or _monotonic() - started
-            self._slowest = sorted([*self._slowest, (seconds, instance.label)])[-3:]
-            said.append(_seconds_text(seconds))
+        if took:
+            self._slowest = sorted([*self._slowest, (took, instance.label)])[-3:]
+            said.append(_seconds_text(took))
         if state is not _S.SUCCESS and error:
             said.append(f"({_last_line(error)})")
         self._changes.append((instance, state, "  ".join(said)))
@@ -12165,7 +12162,8 @@ class _Report:
     def _snapshot(self) -> _Snapshot:
         now = _monotonic()
         counts = collections.Counter(i.state or "none" for i in self._plan.instances())
-        running = [(i.label, now - at) for i, at in self._started.items() if i.state is _S.RUNNING]
+        begun = [x for x in self._sent.values() if x.instance.state is _S.RUNNING]
+        running = [(x.instance.label, now - x.first_start) for x in begun]
         return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:

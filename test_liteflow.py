@@ -18734,17 +18734,19 @@ class ShowingTest(Case):
         plan, earlier = types.SimpleNamespace(nodes=[1], instances=list), time.monotonic() - 3600
         with mock.patch.object(liteflow, "_monotonic", return_value=earlier):
             report = liteflow._Report(str)
-        report.began(Dag("d"), "r", self.db, plan)
+        report.began(Dag("d"), "r", self.db, plan, {})
         self.assertLess(report._snapshot()[2], 60)
 
     def test_what_did_not_start_after_all_is_not_drawn_as_running(self):
         one = mock.Mock(state=TaskInstanceState.RUNNING, label="a", try_number=1)
         plan = types.SimpleNamespace(nodes=[1], instances=lambda: [one])
         report = liteflow._Report(str)
-        report.began(Dag("d"), "r", self.db, plan)
+        attempt = types.SimpleNamespace(instance=one, first_start=liteflow._monotonic() - 5)
+        report.began(Dag("d"), "r", self.db, plan, {one: attempt})
         report.changed(one)
-        counts, [(label, _)], _ = report._snapshot()
+        counts, [(label, seconds)], _ = report._snapshot()
         self.assertEqual((counts, label), ({"running": 1}, "a"))
+        self.assertGreaterEqual(seconds, 5)
         one.state = None  # another run has taken its place in a pool
         self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
 
