@@ -9201,9 +9201,9 @@ class _LookAgain(Exception):
 
 # What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
 # `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
-# as which it waits for its turn; `command`: how its script was started.
+# as which it waits for its turn; `command`: how its script was started; `logs`: show output, too.
 _ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again in_line command""".split()
+    progress stop in_process again in_line command logs""".split()
 
 
 class _Start:
@@ -9223,8 +9223,7 @@ class _Start:
         self.pools = _checked_pools(dag, asked)
         self._command = _command_of(dag, asked, self.pools)
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
-        asks = asked.progress
-        self.report = asks if isinstance(asks, _Report) else _Report(asks)
+        self.report = _Report(asked.progress, asked.logs)
         self.runner = _Runner()
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
@@ -9541,7 +9540,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
         _optional(False, _is_bool).check(name, getattr(asked, name))
     if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
-    if not isinstance(progress, (bool, _Report)):
+    if not isinstance(progress, bool):
         _optional(None, _function).check("progress, where it is no bool,", progress)
     fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
     if not (fits or run_id is None):
@@ -12336,15 +12335,15 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         _log().propagate = False
     if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
-    same, again = "run_id logical_date conf max_workers wait".split(), getattr(options, "from")
+    same = "run_id logical_date conf max_workers wait logs".split()
     try:
         asked = _Run(
             dag,
             db_path=options.db,
-            resume=options.resume or bool(again),
-            again=again,
+            resume=options.resume or bool(getattr(options, "from")),
+            again=getattr(options, "from"),
             pools=dict(options.pool) or None,
-            progress=_Report(not options.quiet, options.logs),
+            progress=not options.quiet,
             command=command,
             **{name: getattr(options, name) for name in same},
         )

@@ -15845,8 +15845,8 @@ class StopTest(Case):
     def test_a_second_signal_mutes_a_report_wherever_it_comes(self):
         with DAG("d") as d:
             task(one_argument)(1)
-        report, told = liteflow._Report(True), 0
-        run = liteflow._Run(d, db_path=self.db, progress=report)
+        run, told = liteflow._Run(d, db_path=self.db, progress=True), 0
+        report = run.report
         self.enterContext(contextlib.redirect_stderr(written := io.StringIO()))
         before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
