@@ -7585,7 +7585,8 @@ class _Slot:
         self.served = self.has_taken = False  # it has joined some run; it has taken some job
         self.joining: Any = None  # the info of a run that it is to join, and has not told of
         self.callbacks: str | None = None  # those that run, for people
-        self.reason: str | None = None  # why its job is being ended
+        self.reason: str | None = None  # why its job is being ended ...
+        self.told = math.inf  # ... and when it was told so, by time.time()
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
@@ -7746,6 +7747,7 @@ class _Slot:
             self.reason = reason
             self.deadline = _monotonic() + _GRACE
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
+            self.told = time.time()
             self.signal_group(signal.SIGTERM)
 
     def is_late(self) -> bool:
@@ -8607,7 +8609,8 @@ class _SlotRunner(_Runner):
             # ended before it was told counts, and what a sensor, say, makes of its own timeout.
             slot.spoilt = slot.reason
             skips = outcome.status == "skipped" and slot.reason.startswith("timeout")
-            if not skips and (outcome.terminated or outcome.status != "success"):
+            had_ended = (outcome.start or 0.0) + outcome.took <= slot.told
+            if not skips and (outcome.terminated or outcome.status != "success" or not had_ended):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(

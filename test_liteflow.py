@@ -12348,12 +12348,18 @@ class RunnersTest(Case):
                     except BaseException as e: print(type(e).__name__)
                     return "as if nothing had happened"
                 @task(execution_timeout=0.2)
+                def handles():
+                    told = []
+                    signal.signal(signal.SIGTERM, lambda *_: told.append(time.sleep(0.01)))
+                    while not told: time.sleep(0.01)
+                    return "as if that were in time"
+                @task(execution_timeout=0.2)
                 def stopped(): os.kill(os.getpid(), signal.SIGSTOP)
                 @task(execution_timeout=0.2, retries=1)
                 def second_time(ti):
                     if ti.try_number == 1: time.sleep(60)
                     return "done"
-                ignores(); catches(); stopped(); second_time()
+                ignores(); catches(); handles(); stopped(); second_time()
             """
         )
         self.assertEqual(
@@ -12361,11 +12367,12 @@ class RunnersTest(Case):
             {
                 "ignores": "failed",
                 "catches": "failed",
+                "handles": "failed",
                 "stopped": "failed",
                 "second_time": "success",
             },
         )
-        for task_id in ("ignores", "catches", "stopped"):
+        for task_id in ("ignores", "catches", "handles", "stopped"):
             error = run.get_task_instance(task_id).error
             self.assertEqual(error.splitlines()[-1], "timeout after 0.2 s")
         self.assertEqual(run.log("catches"), "AirflowTaskTimeout\n")
