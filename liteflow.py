@@ -8331,8 +8331,10 @@ class _SlotRunner(_Runner):
             return
         try:
             slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
-        except OSError as error:  # no room, or no descriptor, for one more
-            return self._fail_start(slot, f"a worker's log can't be opened: {error}")
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # there is one worker too many
+                return self._fail_start(slot, f"a worker's log can't be opened: {error}")
+            raise DatabaseError(f"{folder} can't be used: {error}") from None
         queue = self._theirs.fileno() if _pulls() else None
         slot.send("work", slot.log.path, self._info["run_row"], _pulls(), file=queue)
         slot.lent = _monotonic()
