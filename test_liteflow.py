@@ -9070,9 +9070,14 @@ class QueueTest(QueueCase):
     def test_a_success_that_is_told_after_its_task_was_told_to_end_counts(self):
         runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
         self.addCleanup(runner.close)
-        for terminated, status in ((False, "success"), (True, "failed")):
-            slot = mock.Mock(reason="timeout after 1 s", **{"log.finish.return_value": []})
-            told = liteflow._Outcome("success", None, terminated=terminated)
+        for when, terminated, status in (
+            (7.5, False, "success"),
+            (7.5, True, "failed"),
+            (6.5, False, "failed"),  # its own handler heard of it
+        ):
+            slot = mock.Mock(reason="timeout after 1 s", told=when)
+            slot.log.finish.return_value = []
+            told = liteflow._Outcome("success", None, start=6, took=1, terminated=terminated)
             runner._on_done(slot, tuple(told), 0)
             [(_, outcome)] = runner._events
             self.assertEqual((outcome.status, slot.spoilt), (status, "timeout after 1 s"))
