@@ -4525,7 +4525,7 @@ def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None
     target.touch(0o600, exist_ok=False)
     connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode=OFF")  # a journal would stay beside a copy that fails
+        copy.execute("PRAGMA journal_mode=OFF").fetchone()  # a failed copy would leave a journal
         try:
             connection.backup(copy)
             found = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -4676,7 +4676,7 @@ class _Store:
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
             execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
-            execute("PRAGMA secure_delete=FAST")  # else (Debian) what is deleted goes to the WAL
+            execute("PRAGMA secure_delete=FAST").fetchone()  # else (Debian) deletions go to the WAL
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):
@@ -4694,7 +4694,9 @@ class _Store:
         """Whether SQLite waits where consistency needs it: at each checkpoint, and when a WAL is
         written over from its start. If it does not, no commit copies anything out of the WAL."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
-        self._connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES if wait else 0}")
+        pages = _WAL_PAGES if wait else 0
+        # To its end, as all that gives a row: what is open as its connection closes crashes PyPy.
+        self._connection.execute(f"PRAGMA wal_autocheckpoint={pages}").fetchone()
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:

@@ -9668,7 +9668,8 @@ class SandboxTest(QueueCase):
 
     @LINUX
     def test_what_pypy_lacks(self):
-        """And nothing is closed there by the last reference to it that goes."""
+        """And nothing is closed there by the last reference to it that goes; a statement that is
+        open as its connection closes, a row of it not read, crashes there afterwards."""
         path = self.script(
             """
             import gc, os, runpy, sqlite3, sys
@@ -9677,8 +9678,12 @@ class SandboxTest(QueueCase):
             held, kept, connect = open(__file__), [], sqlite3.connect
             class Connection(sqlite3.Connection):
                 def execute(self, *args):
-                    kept.append(super().execute(*args))
-                    return kept[-1]
+                    kept.append((super().execute(*args), self, args))
+                    return kept[-1][0]
+                def close(self):
+                    for cursor, of, args in kept:
+                        if of is self and cursor.fetchone() is not None: print("open:", args)
+                    super().close()
             sqlite3.connect = lambda *args, **how: connect(*args, **how, factory=Connection)
             with DAG("pypy") as dag:
                 @task
