@@ -7773,15 +7773,17 @@ class _Slot:
         self.signal_group(signal.SIGKILL, session=not in_order)
         for thread in filter(None, (self._executor_thread, self._teller)):
             thread.join()
+            _close_pipes(vars(thread).values())
         self.exitcode = self._exit_code()
         _forget(self.process)
         mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
-        getattr(mapping, "close", bool)()  # at once, also where references are not counted
+        for each in (mapping, getattr(self.process, "_popen", None)):
+            getattr(each, "close", bool)()  # at once, also where references are not counted
         _live_slots.discard(self)
         if self.pidfd is not None:
             self._let_pidfd_go()  # or when a pool is dropped without a shutdown
             self.pidfd = None
-        self._executor = self._executor_thread = None  # with their pipes
+        self._executor = self._executor_thread = None
 
     def _exit_code(self) -> int | None:
         """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""

@@ -10831,8 +10831,13 @@ class PoolTest(QueueCase):
         def files():
             return sorted(os.readlink(f"/proc/self/fd/{n}") for n in self.descriptors())
 
+        def bury(slot, *args, **options):  # nothing goes by itself where no references are counted
+            kept.append((slot._executor_thread, slot.process))
+            return real(slot, *args, **options)
+
+        kept, real = [], liteflow._Slot.bury
         for options in ({}, {"mp_context": "fork"}, {"mp_context": "spawn"}):
-            with self.subTest(**options):
+            with self.subTest(**options), mock.patch.object(liteflow._Slot, "bury", bury):
                 with WorkerPool(2, **options) as pool:  # what a first one leaves: the fork server
                     small.run(db_path=self.db, executor=pool)
                 before, threads = files(), set(threading.enumerate())
