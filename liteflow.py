@@ -5221,7 +5221,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
     in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
-    for row in _select(_INSTANCES, columns, "", db, run_row):
+    for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
         died = row.state is None and error == f"interrupted: {_DIED}"
         found.append(_Past._make([*own, died]))
