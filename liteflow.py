@@ -4406,6 +4406,7 @@ def _explain(error: BaseException, path: str) -> NoReturn:
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    name = getattr(error, "sqlite_errorname", "")  # PyPy names few
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         raise _Busy(f"{path} is locked by another process") from None
     if primary == sqlite3.SQLITE_NOTADB:
@@ -4417,9 +4418,9 @@ def _explain(error: BaseException, path: str) -> NoReturn:
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
     # SQLite reports a full disk after some writes only, and a full quota never.
     hint = ""
-    if primary == sqlite3.SQLITE_IOERR and re.search("LOCK|SHMMAP", error.sqlite_errorname):
+    if primary == sqlite3.SQLITE_IOERR and re.search("LOCK|SHMMAP", name):
         hint = " (is it on a network's file system? SQLite needs a local one)"
-    elif primary == sqlite3.SQLITE_IOERR and "READ" not in error.sqlite_errorname:
+    elif primary == sqlite3.SQLITE_IOERR and "READ" not in name:
         hint = " (is the disk full?)"
     elif primary == sqlite3.SQLITE_CANTOPEN and os.access(os.path.dirname(path), os.W_OK):
         hint = " (are too many files open, or is the disk full?)"

@@ -3633,6 +3633,12 @@ class StoreTest(StoreCase):
         run = module.dag.run(db_path=self.db, resume=True, executor=pool())
         self.assertEqual(run.state, "success")
 
+    def test_an_error_of_the_disk_that_has_no_name_is_told(self):  # as PyPy has them
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        with self.assertRaisesRegex(DatabaseError, r"disk I/O error \(is the disk full\?\)"):
+            liteflow._explain(error, self.db)
+
     def test_a_held_lock_is_waited_for(self):
         self.small()
         holder = sqlite3.connect(self.db, isolation_level=None, check_same_thread=False)
