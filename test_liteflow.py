@@ -2598,6 +2598,30 @@ class PlanTest(Case):
         self.assertEqual((self.all_sent(plan), plan.unfinished), ({}, 0))
         self.assertEqual({s for t, s in self.states_of(plan).items() if "[0]" in t}, {None})
 
+    def test_a_stop_leaves_a_group_to_a_resume_that_gets_its_length_only_now(self):
+        for outside in (False, True):
+            with DAG("d") as d:
+                room = task(task_id="room")(quiet)().as_setup()
+
+                @task_group(group_id="g")
+                def grouped(x, setups=[room] if outside else []):
+                    up, work = task(task_id="up")(some)(x), task(task_id="work")(quiet)()
+                    down = task(task_id="down")(quiet)()
+                    up >> work >> down.as_teardown(setups=setups or [up.as_setup()])
+
+                grouped.expand(x=task(task_id="source")(quiet)())
+            plan = liteflow._Plan(d)
+            sent = self.all_sent(plan)
+            plan.finish(sent["room"], "success", 0)
+            plan.stop()
+            plan.finish(sent["source"], "success", 0, {"stored": True, "length": 2})
+            downs = self.all_sent(plan)
+            self.assertEqual(list(downs), ["g.down[0]", "g.down[1]"] if outside else [])
+            for down in downs.values():
+                plan.finish(down, "success", 0)
+            left = {s for t, s in self.states_of(plan).items() if "g." in t and t not in downs}
+            self.assertEqual((left, plan.unfinished), ({None}, 0))
+
     def test_what_a_stopped_run_has_left_may_be_left_out_by_a_branch_that_ends_later(self):
         with DAG("d") as d:
             branch = task.branch(task_id="branch")(some)(0)
