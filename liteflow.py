@@ -9927,7 +9927,7 @@ class _Run(_Start):
                 self.runner.wanted = True
                 return
             self._callbacks.popleft()
-        room = self.runner.room(ready)
+        room, patience = self.runner.room(ready), 100
         while ready > 0 and (instance := self.plan.take()) is not None:
             ready -= 1
             if isinstance(instance.node.task, EmptyOperator):
@@ -9936,6 +9936,8 @@ class _Run(_Start):
                 ready = self.plan.ready_count(_monotonic())  # those right below it, too
             elif delay := self._delay_of(instance):
                 self.plan.delay(instance, _monotonic() + delay)
+                patience -= 1
+                ready += patience > 0  # it leaves its place to what comes after it
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 self.runner.wanted = True
                 return self.plan.enqueue(instance)

@@ -11850,6 +11850,17 @@ class LimitsTest(Case):
             taken.append((instance.task_id, plan.ready_count(0.0)))
         self.assertEqual(taken, [("empty", 3), ("many", 2), ("many", 1), ("a", 0)])
 
+    def test_what_waits_for_a_place_in_all_runs_takes_none_in_its_pool(self):
+        with DAG("d") as d:
+            for name in ("crowded", "small"):
+                task(task_id=name, pool="p")(quiet)()
+        run, pools = liteflow._Run(d, db_path=self.db, pools={"p": 1}), {"p": 1}
+        run.plan, run.runner = liteflow._Plan(d, pools=pools), mock.Mock(room=lambda jobs: jobs)
+        run.plan.settle()
+        with mock.patch.object(run, "_is_crowded", lambda each, _: each.task_id == "crowded"):
+            run._choose(run.plan.ready_count(0.0))
+        self.assertEqual([each.instance.task_id for each in run._batch.jobs], ["small"])
+
     def test_dagrun_timeout(self):
         run = self.run_flow(
             """
