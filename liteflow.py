@@ -10133,7 +10133,7 @@ class _Run(_Start):
             if is_due or not self.runner.call_back(callback):
                 self._batch.callbacks.append(callback)
         error = attempt.error if instance.state else outcome.error
-        self.report.changed(instance, error, outcome.took or took)
+        self.report.changed(instance, error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
