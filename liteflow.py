@@ -12731,7 +12731,8 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     if run.reason:
         print(_clean(run.reason))
     lines = _lines_of(instances, whole=options.state is not None)
-    print(_table(_HEADS, [line.cells() for line in lines]) if lines else "no task instances")
+    none = "no task instances" + (f" in state {options.state}" if options.state else "")
+    print(_table(_HEADS, [line.cells() for line in lines]) if lines else none)
     if options.state is None and (report := _report_of(run, instances)):
         print("", *report, sep="\n")
 

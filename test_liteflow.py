@@ -20452,6 +20452,8 @@ class CommandLineTest(ScriptCase):
         DAG("empty").test(db_path=self.db)
         shown = self.assert_exit(0, "show", "empty").stdout
         self.assertEqual(shown.splitlines()[1:], ["no task instances"])  # no table without rows
+        shown = self.assert_exit(0, "show", "empty", "--state", "failed").stdout
+        self.assertEqual(shown.splitlines()[1:], ["no task instances in state failed"])
         with mock.patch.object(sys, "stdin", io.StringIO("Y\n")):
             sys.stdin.isatty = lambda: True
             self.assert_exit(0, "delete", "empty", "--all", words=["with 1 run"])
