@@ -5745,6 +5745,9 @@ def _guarded_lines(path: str, identity: object) -> list[bool]:
 _Settings = tuple[bytes, bytes] | None
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
+# The instruction that suspends a generator, up to Python 3.12; to import `opcode`, a task may have
+# left no file descriptor, or no user who may read it.
+_YIELD_VALUE = 86 if sys.version_info < (3, 12) else 150
 
 
 class _Job(_NamedTuple):
@@ -5810,14 +5813,15 @@ class _Execution:
         """An exception and the frames that it left hold each other: without this, all that a failed
         task had in memory would stay until Python looks for such circles, its retries' beside it.
         """
-        errors: list[Any] = [self.exception]
+        if self.exception is None:
+            return
+        for frame, _ in traceback.walk_tb(self.exception.__traceback__):
+            # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it
+            # may serve others (it passes on what it has caught): such a frame stands at a yield.
+            if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
+                with contextlib.suppress(RuntimeError):  # it runs, or is suspended
+                    frame.clear()
         self.exception = self._context = None
-        while errors:
-            error = errors.pop()
-            if error is not None and error.__traceback__ is not None:
-                BaseException.with_traceback(error, None)
-                errors.append(error.__context__)
-                errors += error.exceptions if isinstance(error, BaseExceptionGroup) else ()
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The task's arguments, every result in them replaced by its value."""
