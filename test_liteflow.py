@@ -10663,12 +10663,22 @@ class PoolTest(QueueCase):
                     except ValueError as error:
                         kept = error
                         raise
+                @task
+                def collect():
+                    table, errors = Table(), []
+                    for _ in range(2):
+                        try:
+                            raise ValueError
+                        except ValueError as error:
+                            errors.append(error)
+                    raise LookupError(f"{len(errors)} failed")
                 @task(trigger_rule="all_done")
                 def count():
                     kept = sum(type(o) in (Table, liteflow._Execution) for o in gc.get_objects())
                     gc.enable()
                     return kept
-                begin() >> [load(), skip(), wait(), Load(task_id="operator")] >> count()
+                fail = [load(), skip(), wait(), collect(), Load(task_id="operator")]
+                begin() >> fail >> count()
             """
         )
         with WorkerPool(1) as pool, concurrent.futures.ThreadPoolExecutor(1) as threads:
@@ -10677,6 +10687,25 @@ class PoolTest(QueueCase):
                     run = module.dag.run(db_path=self.db, **options) if options else None
                     run = run or module.dag.test(db_path=self.db)
                     self.assertLessEqual(run.xcom_pull("count"), 2)  # its own, and the last one
+
+    def test_an_exception_that_a_module_keeps_still_tells_where_it_arose_when_raised_again(self):
+        module = self.module(
+            """
+            import functools
+            def connect():
+                raise ConnectionError("no route")
+            @functools.cache
+            def found():
+                try: connect()
+                except ConnectionError as error: return error
+            with DAG("again") as dag:
+                @task(retries=1, retry_delay=0)
+                def query(): raise found()
+                query()
+            """
+        )
+        run = module.dag.run(db_path=self.db, max_workers=1)
+        self.assertIn(", in connect\n", run.get_task_instance("query").error)
 
     def test_a_coroutine_or_generator_that_serves_other_tasks_outlives_the_failure_of_one(self):
         module = self.module(
