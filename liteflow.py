@@ -7755,8 +7755,8 @@ class _Slot:
             self.reason = reason
             self.deadline = _monotonic() + _GRACE
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
-            self.told = time.time()
             self.signal_group(signal.SIGTERM)
+            self.told = time.time()  # what ends before that has not heard of it
 
     def is_late(self) -> bool:
         """Whether the time in which its worker was to start is over. If it has started meanwhile,
