@@ -6913,7 +6913,10 @@ class _Worker:
 
     def __exit__(self, *exc: object) -> None:
         self.in_task = False
-        self._restore_signals()
+        # The outcome waits for this; `_restore`, which sees to the timers alone, comes later.
+        found = map(_signal.getsignal, self._handlers)
+        if not all(map(operator.is_, found, self._handlers.values())):
+            self._restore_signals()
 
     def _before_fork(self) -> None:
         # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
@@ -6981,6 +6984,7 @@ class _Worker:
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
+        self._restore_signals()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
