@@ -4092,7 +4092,7 @@ class _Resumption:
             if task.is_teardown and not by_itself:  # only taken along: it pulls nothing else
                 self.along.add(key)
                 continue
-            left_out = not pulled and (is_empty or row.state in ("skipped", "upstream_failed"))
+            left_out = not pulled and row.state in ("skipped", "upstream_failed")
             if left_out and key not in self._running:
                 self.left_out.add(key)  # decided anew, it may well end so again
                 continue

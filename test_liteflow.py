@@ -14782,21 +14782,6 @@ class AgainTest(FlowCase):
                 taken = "<the results of 0 instances>" if mapped else "None"
                 self.assertEqual(self.last.xcom_pull("taker"), taken)
 
-    def test_what_waits_for_a_task_that_is_mapped_over_nothing_by_now_stays(self):
-        def flow(mapped):
-            with DAG("d") as d:
-                t = self.step("t")
-                t = t.expand(x=[]) if mapped else t()
-                t >> self.step("last", trigger_rule="none_failed")()
-                self.step("z")()
-            return d
-
-        self.bad = {"z"}
-        self.assertEqual(self.go(flow(False)), ["last", "t", "z"])
-        self.assertEqual(self.resume(flow(True)), ["z"])
-        self.assertEqual(self.state_of("t", "last"), ["skipped", "success"])
-        self.assertEqual(self.resume(flow(False)), ["last", "t", "z"])
-
     # Whatever is refused writes nothing.
 
     def test_from_that_is_refused_writes_nothing(self):
