@@ -15451,8 +15451,10 @@ class ResumeModel:
         over = self.flow.tasks[name]["over"]
         was = self.was.tasks[name]["over"] if name in self.was.tasks else ""
         there = [i for n, i in self.before.state if n == name]
-        if index < 0:
-            return -1 if -1 in there and (over is not None or was is None) else None
+        if index < 0:  # what ran while it was not mapped is none of what is mapped by now
+            has_run = self.before.state.get((name, -1)) in (*self.KEPT, "failed")
+            same = was is None if over is None else was is not None or not has_run
+            return -1 if -1 in there and same else None
         if isinstance(over, list) and isinstance(was, list):
             same = [j for j, x in enumerate(was) if x == over[index] and j in there]
             return dict(enumerate(same)).get(over[:index].count(over[index]))
