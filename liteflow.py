@@ -10449,7 +10449,7 @@ class _RunLine:
 
         def refuse_late() -> None:
             check()
-            if self._closed and not self.threads:  # nothing would begin it
+            if self._has_ended():
                 raise RuntimeError("the WorkerPool is shut down")
 
         with self._writing:
@@ -10476,7 +10476,7 @@ class _RunLine:
         """Put a run in line, at the end or `first`. Returns its future."""
         try:
             with self._changed:
-                enters = not (self.leaving if first else self._closed and not self.threads)
+                enters = not (self.leaving if first else self._has_ended())
                 if enters:
                     waiting = self._waiting.setdefault(entry.key, collections.deque())
                     waiting.insert(0 if first else len(waiting), entry)
@@ -10545,6 +10545,10 @@ class _RunLine:
             left = [entry for waiting in self._waiting.values() for entry in waiting]
         for entry in left if give_up else ():
             entry.cancel(close=False)
+
+    def _has_ended(self) -> bool:
+        """Whether it takes no more runs, and nothing is left that would begin one."""
+        return self._closed and not self.threads
 
     def is_within(self) -> bool:
         """Whether this thread runs one of the pool's runs (a handler may be called between two of
@@ -12140,9 +12144,11 @@ class _Report:
         if text:
             _say(text, end="")
 
-    def began(self, dag: Dag, run_id: str, path: str, plan: _Plan, sent: Any) -> None:
-        self._plan, self._began = plan, _monotonic()  # it may have waited in line before
-        self._sent: Mapping[_Instance, _Attempt] = sent
+    def began(
+        self, dag: Dag, run_id: str, path: str, plan: _Plan, sent: Mapping[_Instance, _Attempt]
+    ) -> None:
+        self._plan, self._sent = plan, sent
+        self._began = _monotonic()  # it may have waited in line before
         tasks = f"{len(plan.nodes)} task{'s' * (len(plan.nodes) != 1)}"
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {tasks}, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
