@@ -2513,8 +2513,7 @@ _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None
 # (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
-_kept_dags: list[Dag] = []  # those that a loaded file may let go of: see _importing_in_child
+_kept_dags: list[Dag] = []  # a loaded script's, which it may let go of: a worker is asked for them
 _main = sys.modules.get("__main__")  # as this module was imported
 _main_file = getattr(_main, "__file__", None)
 
@@ -2599,8 +2598,7 @@ class Dag:
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
         _built[self._key] = self
-        is_looked_for = names.get("__name__") == "__mp_main__"  # `liteflow run` loads it so, too
-        if is_looked_for or (_importing_in_child() and (_worker is None or _worker.importing)):
+        if names.get("__name__") == "__mp_main__":  # `liteflow run` loads it so, too
             _kept_dags.append(self)
 
     def __enter__(self) -> Dag:
@@ -2909,16 +2907,6 @@ def _script() -> tuple[str, str]:
 def _module_name(name: str) -> str:
     """A module's name as the script's own process has it: in a worker `__main__` has another."""
     return "__main__" if name == "__mp_main__" else name
-
-
-def _importing_in_child() -> bool:
-    """Whether this is a child process importing the modules of its parent (or a worker of ours).
-    There nobody else may hold the Dag that a worker will be asked for, so it has to be kept."""
-    process: Any = sys.modules.get("multiprocessing.process")
-    with contextlib.suppress(AttributeError, NameError):  # not (or not quite) imported
-        current = process.current_process()
-        return getattr(current, "_inheriting", False) or current.name.startswith(_WORKER_MARK)
-    return False
 
 
 @overload
@@ -5575,6 +5563,7 @@ _REASON_LIMIT = 300  # characters of what an exception says, in its reason
 _SUGGESTED = r"(\. .*)?"  # what Python (3.12) adds to the reason, where it has an idea
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
+_WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
 
 _own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
@@ -5603,7 +5592,6 @@ class _WorkerRun:
         found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
             found = Dag(dag_id)  # for one that no import builds: an empty one, for this run alone
-            _kept_dags[:] = [dag for dag in _kept_dags if dag is not found]
         self.dag = found
 
     @functools.cached_property
@@ -9539,13 +9527,17 @@ def _place() -> dict[str, Any]:
 
 def _refuse_reentry() -> None:
     """A script without a main guard calls run() as its worker imports it: end that quietly."""
-    if _worker is not None and _worker.importing:
+    process: Any = sys.modules.get("multiprocessing.process")
+    child: Any = None
+    with contextlib.suppress(AttributeError, NameError):  # not (or not quite) imported
+        child = process.current_process()
+    is_importing = getattr(child, "_inheriting", False)  # the modules of its parent
+    is_ours = is_importing and child.name.startswith(_WORKER_MARK)
+    if is_ours or (_worker is not None and _worker.importing):
         os._exit(_UNGUARDED)  # the scheduler explains it, once
-    if not _importing_in_child() or _worker is not None:
-        return
-    if sys.modules["multiprocessing.process"].current_process().name.startswith(_WORKER_MARK):
-        os._exit(_UNGUARDED)
-    raise RuntimeError('a child imports the script: call run() below `if __name__ == "__main__":`')
+    if is_importing:
+        why = 'a child imports the script: call run() below `if __name__ == "__main__":`'
+        raise RuntimeError(why)
 
 
 def _has_method(thing: object, method: str) -> bool:

@@ -13148,10 +13148,10 @@ class RunnersTest(Case):
         whole = importlib.import_module("multiprocessing.process")
         self.addCleanup(sys.modules.__setitem__, "multiprocessing.process", whole)
         sys.modules["multiprocessing.process"] = half
-        self.assertFalse(liteflow._importing_in_child())
+        liteflow._refuse_reentry()
         # Its function is there, and the variable that it reads is not.
         exec("def current_process(): return _current_process", vars(half))
-        self.assertFalse(liteflow._importing_in_child())
+        liteflow._refuse_reentry()
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork")
     def test_a_forked_pool_that_breaks_does_not_hang_the_run(self):
