@@ -2592,8 +2592,7 @@ class Dag:
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
-        # `__main__` may be a profiler's module.
-        self._is_of_main, self._born = names is vars(sys.modules["__main__"]), _monotonic()
+        self._born = _monotonic()
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
@@ -9600,7 +9599,7 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
     file, name = _script()
     interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
     # __main__ is a profiler's, say, or that of the module `code`, whose prompt has another name.
-    interactive |= dag._module in ("__main__", "__console__") and not dag._is_of_main
+    interactive |= dag._module in ("__main__", "__console__") and (dag.fileloc or "") != file
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
     # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)

@@ -13178,13 +13178,16 @@ class RunnersTest(Case):
     def test_run_in_a_multiprocessing_child(self):
         self.script(
             """
-            import multiprocessing, sys
+            import multiprocessing, os, sys, threading
             from liteflow import DAG, task
+            importer = os.getpid()
             with DAG("nested") as dag:
                 @task
-                def f(): return 42
+                def f(): return 42 if importer == os.getpid() else "forked beside a thread"
                 f()
-            def child(path): sys.exit(dag.run(db_path=path, max_workers=1).xcom_pull("f"))
+            def child(path):
+                threading.Thread(target=threading.Event().wait, daemon=True).start()
+                sys.exit(dag.run(db_path=path, max_workers=1).xcom_pull("f"))
             if __name__ == "__main__":
                 print(dag.run(db_path="parent.db").state)
                 for method in multiprocessing.get_all_start_methods():
