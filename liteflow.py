@@ -5346,14 +5346,10 @@ def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
 
 def _is_script(module: str) -> bool:
     """Whether the running script is a module that others import: its classes are here already."""
-    path = "" if module in sys.modules else _script()[0]
-    if not path or os.path.basename(path) != f"{module.rpartition('.')[2]}.py":
+    if module in sys.modules:
         return False
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:  # its package is not here
-        return False
-    return bool(spec and spec.origin and os.path.realpath(spec.origin) == os.path.realpath(path))
+    path, name = _script()
+    return module == name if name else path.endswith(f"/{module.replace('.', '/')}.py")
 
 
 class _Unpickler(pickle.Unpickler):

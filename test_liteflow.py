@@ -4369,11 +4369,16 @@ class ValuesTest(Case):
                 dag.cli()
             """
         )
-        self.python("-c", "from my_flow import dag; dag.run()")
-        (self.folder / "mended").touch()
-        for way in (("-m", "liteflow", "run", "my_flow.py"), ("my_flow.py",)):
-            done = self.python(*way, "--resume", "--from", "take", "--quiet")
-            self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+        (self.folder / "pkg").mkdir()
+        shutil.copy(self.folder / "my_flow.py", self.folder / "pkg/flow.py")
+        copy_liteflow(self.folder / "pkg")  # from where a script does not find the package
+        of_file = ("-m", "liteflow", "run", "my_flow.py"), ("my_flow.py",)
+        for module, ways in ("my_flow", of_file), ("pkg.flow", [("pkg/flow.py",)]):
+            self.python("-c", f"from {module} import dag; dag.run()")
+            (self.folder / "mended").touch()
+            for way in ways:
+                done = self.python(*way, "--resume", "--from", "take", "--quiet")
+                self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
 
 
 # --- Worker ---------------------------------------------------------------------------------------
