@@ -94,10 +94,8 @@ if __name__ == "__main__":
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name = __spec__.name if __spec__ else os.path.splitext(os.path.basename(_own_path))[0]
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
-    _own.__file__, _own.__spec__ = __file__, __spec__
-    if __spec__ is None:  # started by its path
-        sys.path.insert(0, os.path.dirname(os.path.abspath(_own_path)))
-    elif __spec__.parent:  # a package has its modules as attributes
+    _own.__file__, _own.__spec__ = _own_path, __spec__
+    if __spec__ and __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
     _code = _own.main()

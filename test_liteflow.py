@@ -20222,16 +20222,19 @@ class CommandLineTest(ScriptCase):
             (self.folder / name).mkdir()
         (self.folder / "bin" / "liteflow").symlink_to("../liteflow.py")
         source = """
+            import threading
             from liteflow import DAG, task
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
             with DAG("linked") as dag:
                 @task
                 def f(): return 1
                 f()
-            """
+            """  # beside a thread, a worker imports this module
         (self.folder / "flows" / "linked.py").write_text(textwrap.dedent(source))
         made = self.start("bin/liteflow", "scaffold")
-        done = self.python("bin/liteflow", "run", "flows/linked.py", "--db", self.db)
-        self.assertEqual(done.returncode, 0, done.stderr)
+        for more in [], ["-P"]:  # without the script's folder on the path
+            done = self.python(*more, "bin/liteflow", "run", "flows/linked.py", "--db", self.db)
+            self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("\nfrom liteflow import DAG, task\n", made.communicate(timeout=LIMIT)[0])
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
