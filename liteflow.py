@@ -12450,7 +12450,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     except (Exception, SystemExit) as error:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
-    found = {dag.dag_id: dag for dag in list(_built.values()) if dag._module == "__main__"}
+    found = {dag.dag_id: dag for dag in _kept_dags}
     # Else what it has imported: a file of Airflow's has that, too.
     imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]
     found = found or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
