@@ -7296,7 +7296,7 @@ def _is_guarded() -> bool:
         if frame.f_code.co_name == "<module>":
             path = frame.f_code.co_filename
             safe = is_package or not os.path.isfile(path) or _is_below_guard(path, frame.f_lineno)
-            if frame.f_globals is not vars(sys.modules["__main__"]) or not safe:
+            if frame.f_globals.get("__name__") != "__main__" or not safe:  # a module's import
                 return False
         frame = frame.f_back
     return True

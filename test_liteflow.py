@@ -19434,6 +19434,14 @@ class ForkedServerTest(ScriptCase):
         )
         self.assertRegex(text, r"^imported\n\[<_MainThread[^,]*, started \d+\)>\] \[\]\n$")
 
+    def test_what_the_command_or_a_profiler_runs_has_forked_workers_as_well(self):
+        self.main("run()")
+        for way in ("liteflow", "run"), ("cProfile", "-o", "profile"):
+            self.python("-m", *way, "my_flow.py")
+        runs = [*Dag("forked").runs(self.folder / "liteflow.db")]
+        runs += Dag("forked").runs(self.folder / "flow.db")
+        self.assertEqual([run.xcom_pull("see")["forked"] for run in runs], [True] * 3)
+
     def test_where_it_is_not_safe_others_start_them(self):
         with_initializer = """
             with WorkerPool(1, None, heavy.STATE.append, (1,)) as pool:
