@@ -10685,7 +10685,7 @@ class TaskInstance:
 
     _label = property(lambda self: _label_of(self.task_id, self.map_index))
     # The state for people: what was cut off has none, but it did start.
-    _word = property(lambda self: self.state or ("interrupted" if self.interrupted else ""))
+    _word = property(lambda self: self.state or ("interrupted" if self.interrupted else "none"))
 
     def __repr__(self) -> str:
         return f"<TaskInstance: {self.dag_id}.{self._label} {self.run_id} [{self.state}]>"
@@ -11036,6 +11036,7 @@ class _Line(_Record):
         return name, state or self.state, self.tries or "", _when(self.start), took, self.error
 
 
+_NO_STATE = "no state"  # of what is to come, or was left
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
 _TABLE_FOLD = 10  # mapped instances from which on a task is one line of a table
 _MOST_SHOWN = 20  # of its failed ones that get lines of their own; lines of output on a page
@@ -11070,7 +11071,7 @@ _STYLES = {  # the worst state first, but for success; `removed` counts least
 def _line_of(members: list[TaskInstance]) -> _Line:
     """A task instance or attempt as a line, or several of one task as one."""
     first, now = members[0], _utcnow()
-    latest = {ti.map_index: ti._word or "none" for ti in members}  # of their attempts
+    latest = {ti.map_index: ti._word for ti in members}  # of their attempts
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
@@ -11081,7 +11082,8 @@ def _line_of(members: list[TaskInstance]) -> _Line:
     if len(members) > 1:
         return _Line(f"{first.task_id} x {len(latest)}", _counts_text(words), style, tries, *span)
     error, element = _last_line(first.error), _element_text(first.element, 40)
-    return _Line(first._label, first._word, style, tries, *span, error, element)
+    state = _NO_STATE if style == "none" else style
+    return _Line(first._label, state, style, tries, *span, error, element)
 
 
 def _element_text(element: str | None, most: int = 80) -> str:
@@ -11100,19 +11102,19 @@ def _shortened(text: str, most: int) -> str:
     return f"{_fit(text[:seen], most - 3 - half)}...{_fit(text[::-1][:seen], half)[::-1]}"
 
 
-def _counts_text(counts: Mapping[str, int], none: str = "no state", color: bool = False) -> str:
+def _counts_text(counts: Mapping[str, int], none: str = _NO_STATE, color: bool = False) -> str:
     """How many are in each state, as in `58 success, 2 failed`; `none` stands for no state."""
     order = sorted(counts, key=[*_STYLES, *counts].index)
-    said = ((f"{counts[word]} {none if word == 'none' else _spaced(word)}", word) for word in order)
+    said = ((f"{counts[x]} {none if x == 'none' else _clean(x)}", x) for x in order)
     return ", ".join(_paint(text, word, color) for text, word in said)
 
 
+def _words_of(instances: list[TaskInstance]) -> dict[str, int]:
+    return collections.Counter(ti._word for ti in instances)
+
+
 def _counts_of(instances: list[TaskInstance]) -> str:
-    return _counts_text(collections.Counter(ti._word or "none" for ti in instances))
-
-
-def _spaced(state: str) -> str:
-    return _clean(state).replace("_", " ")
+    return _counts_text(_words_of(instances))
 
 
 def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
@@ -11226,7 +11228,7 @@ def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
-        said = [_spaced(line.state) or "no state"]
+        said = [line.state]
         if len(members) == 1:
             said += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
         lines = [line.label, " - ".join(filter(None, said))]
@@ -11241,7 +11243,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)  # milliseconds, as `dateFormat x` says; so is `length`
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
-        said = "" if line.style == "success" else _spaced(line.state)
+        said = "" if line.style == "success" else line.state
         text = f"{line.label} {said}".strip() or " "
         # The first letter is a code, so that no name is a word of Mermaid's, as `section` is.
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
@@ -11772,7 +11774,7 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
     folded = []
     for kind, count in collections.Counter(kinds.values()).items():
         above = dict.fromkeys(str(a) for a, b in links if b == kind and a[0] < b[0])
-        lines = [f"{count} tasks", *filter(None, [_spaced(kind[1])])]
+        lines = [f"{count} tasks", *filter(None, [kind[1]])]
         folded.append(_Box(str(kind), lines, kind[1], above))
     return folded
 
@@ -11833,7 +11835,7 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         left = round(names + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
         place = {"x": left, "y": n * row + (row - high) // 2, "width": width, "height": high}
-        said = filter(None, (line.label, _spaced(line.state), _when(line.start), took))
+        said = filter(None, (line.label, line.state, _when(line.start), took))
         title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
         parts.append(_html("text", _shortened(_clean(line.label), 34), x=0, y=n * row + 14))
@@ -11914,7 +11916,7 @@ def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
     # Of very many, those that went well are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
-    rows = [x.cells(_chip(x.style, _spaced(x.state) or "no state")) for x in lines if id(x) in kept]
+    rows = [x.cells(_chip(x.style, x.state)) for x in lines if id(x) in kept]
     table, more = _html_table(_HEADS, rows), _and_more(len(lines) - len(rows))
     return _folded_away("Tasks", table, *more, is_open=len(rows) <= 100)
 
@@ -11951,7 +11953,7 @@ def _dag_page(dag: Dag) -> str:
 
 def _grid_cell(line: _Line) -> _Html:
     tries = f", try {line.tries}" if line.tries > 1 else ""
-    words = f"{_spaced(line.state) or 'no state'} {_seconds_text(line.seconds)}{tries}"
+    words = f"{line.state} {_seconds_text(line.seconds)}{tries}"
     return _html("td", _STYLES[line.style].sign.strip(), class_=line.style, title=words)
 
 
@@ -12178,6 +12180,8 @@ class _Report:
         counts: dict[str, int] = {}
         with contextlib.suppress(RunNotFound):  # its callback may have deleted it
             counts = run._look(_select_run_counts)
+            if "none" in counts:  # or was it cut off? its attempt tells
+                counts = _words_of(run._instances())
         each = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"

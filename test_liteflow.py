@@ -22555,13 +22555,17 @@ timeout after 1 s"""  # of a command whose output was waited for
                 dag.cli()
             """
         )
-        one = ("my_flow.py", "--quiet", "--max-workers", "1")
+        one = ("my_flow.py", "--max-workers", "1")
         first = self.start(*one)
         self.assertTrue(wait_until((self.folder / "going").exists))
         first.send_signal(signal.SIGTERM)
         told = "cut off: flaky (OSError: flaky net), slow\n"
-        self.assertIn(told, first.communicate(timeout=LIMIT)[1])
+        text, counts = first.communicate(timeout=LIMIT)[1], "2 interrupted, 1 no state"
+        self.assertIn(told, text)
+        self.assertRegex(text, rf"\nrun failed \(stopped by SIGTERM\) after .*s: {counts}\n")
+        self.assertIn(f"</span>{counts}</p>", self.cli("page", "cut").stdout)
         shown = self.cli("show", "cut").stdout
+        self.assertRegex(shown, r"after +no state\n")
         self.assertIn(told, shown)
         self.assertRegex(shown, r"flaky +interrupted +1 .* OSError: flaky net\n")
         self.assertRegex(shown, r"slow +interrupted +1 +[\d:]+ .*s +interrupted: stopped by SIGT")
@@ -22904,11 +22908,15 @@ class PageTest(ScriptCase):
         page = self.cli_here("page", "states").stdout
         for style, sign, title in (
             ("failed", "✕", "failed <1 ms"),
-            ("upstream_failed", "▲", "upstream failed"),
+            ("upstream_failed", "▲", "upstream_failed"),
             ("skipped", "–", "skipped"),
         ):
             cell = rf'<td class="{style}" title="{html.escape(title[:6])}[^"]*">{sign}</td>'
             self.assertRegex(page, cell)
+        for argv in (("show",), ("show", "below"), ("visualize",), ("page",)):
+            shown = self.cli_here(argv[0], "states", *argv[1:]).stdout
+            self.assertIn("upstream_failed", shown)  # the same word everywhere
+            self.assertNotIn("upstream failed", shown)
         shades = [
             int(fill[1:3], 16) * 3 + int(fill[3:5], 16) * 6 + int(fill[5:], 16)
             for state in ("success", "failed", "upstream_failed")
