@@ -10801,12 +10801,12 @@ class DagRun:
 
     def _instances_of(self, task_id: str, map_index: int = -1) -> list[_Row]:
         """Those of a task; none if the run has none at all yet. Raises TaskNotFound, also for an
-        index that is not among those that the task was expanded to."""
+        index that is not among theirs."""
         found = self._look(_select_keys, task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._look(_select_keys)}):
             what = f"run {self.run_id!r} has no task {task_id!r}"
             raise TaskNotFound(f"{what}{_near(task_id, known)}")
-        if found and min(found[0].map_index, map_index) >= 0:
+        if found and map_index >= 0:
             indexes = [(task_id, ti.map_index) for ti in found]
             _refuse_index(self.run_id, [(task_id, map_index)], indexes)
         return found

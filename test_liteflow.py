@@ -1871,7 +1871,8 @@ class RefusalsTest(Case):
         self.refused(liteflow.XComNotFound, "did you mean 'rows'?", run.xcom_pull, "load", "row")
         self.refused(liteflow.TaskNotFound, "did you mean 'load'?", run.log, "laod")
         for look in run.xcom_pull, run.log:
-            self.refused(liteflow.TaskNotFound, "has no index 2", look, "each", map_index=2)
+            for name in "load", "each":  # mapped or not
+                self.refused(liteflow.TaskNotFound, "has no index 2", look, name, map_index=2)
         self.refused(
             ValueError, "state must be queued or running or", run.get_task_instances, "succes"
         )
@@ -18590,7 +18591,8 @@ class ReadingTest(Case):
     def test_a_number_beyond_64_bits_names_nothing(self):
         run = self.run_flow("with DAG('odd') as dag:\n    task(task_id='a')(sorted)([1])\n")
         self.assertIsNone(run.get_task_instance("a", 10**30))
-        self.assertIsNone(run.xcom_pull("a", map_index=10**30))
+        with self.assertRaisesRegex(liteflow.TaskNotFound, "has no index 1000"):
+            run.xcom_pull("a", map_index=10**30)
         self.assertEqual(run.log("a", try_number=10**30), "")
         self.assertEqual(len(Dag("odd").runs(self.db, limit=10**30)), 1)
 
