@@ -5143,6 +5143,15 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     return dict(db.execute(query, (run_row,)))
 
 
+def _select_snapshot(db: sqlite3.Connection, run_row: int) -> _Snapshot:
+    """A run as it is now."""
+    now, row = _utcnow(), _find_run(db, id=run_row)
+    found = _select_instances(db, run_row, state="running")
+    running = [(_label_of(x.task_id, x.map_index), _moment(x.start_date)) for x in found]
+    told = [(label, _span(start, now) or 0.0) for label, start in running]
+    return _select_run_counts(db, run_row), told, (row and _run_seconds(row, now)) or 0.0
+
+
 def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[str, Any]]:
     """DAGs with the number of their runs, the newest, and when the last successful one ended."""
     dags = []
@@ -9725,7 +9734,8 @@ class _Run(_Start):
                 # Not under the file's lock: whoever is told may wait for a thread that reads runs.
                 for line in self._news:
                     self.report.tell(line)
-                self.report.began(self.dag, self.run_id, self.path, self.plan, self._attempts)
+                snapshot = functools.partial(store.look, _select_snapshot, store.run_row)
+                self.report.began(self.dag, self.run_id, self.path, snapshot)
                 for slip in _slips_in(self.dag):
                     self.report.tell(f"note: {slip}")
                 self.runner.open_logs(folder, store.run_row)
@@ -12010,7 +12020,7 @@ _NO_TASKS = "there are no tasks: a @task function makes one when it is called in
 
 
 # A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
-# and for how many seconds; the seconds since its start.
+# and for how many seconds; the seconds that it took so far, without pauses.
 _Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
@@ -12062,6 +12072,8 @@ class _Report:
     True, it tells on standard error, on a terminal with a status below the lines. With `logs`, what
     tasks print goes to standard output."""
 
+    snapshot: Callable[[], _Snapshot]  # the run as it is when it is called
+
     def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
         self._say = _say if progress is True else progress or str  # str: a call without effect
         self._color = progress is True and _may_color(sys.stderr)
@@ -12099,7 +12111,7 @@ class _Report:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more
                 self._logs.add(label, text)
 
-    def status(self, snapshot: Callable[[], _Snapshot] | None = None) -> None:
+    def status(self) -> None:
         """Draw the run as it is now in place of what was drawn before, if it is time."""
         began = _monotonic()
         if not self.redraws or began < self._next:
@@ -12109,7 +12121,7 @@ class _Report:
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         width, rows = columns or 80, rows or 24  # 0: the terminal does not tell
         self.output()
-        lines = _status_lines((snapshot or self._snapshot)(), width, rows, self._color)
+        lines = _status_lines(self.snapshot(), width, rows, self._color)
         self.clear([_fit(line, width - 1) for line in lines])
         now = _monotonic()
         self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
@@ -12125,15 +12137,12 @@ class _Report:
         if text:
             _say(text, end="")
 
-    def began(
-        self, dag: Dag, run_id: str, path: str, plan: _Plan, sent: Mapping[_Instance, _Attempt]
-    ) -> None:
-        self._plan, self._sent = plan, sent
-        self._began = _monotonic()  # it may have waited in line before
-        tasks = f"{len(plan.nodes)} task{'s' * (len(plan.nodes) != 1)}"
+    def began(self, dag: Dag, run_id: str, path: str, snapshot: Callable[[], _Snapshot]) -> None:
+        self.snapshot, count = snapshot, len(dag.task_dict)
+        tasks = f"{count} task{'s' * (count != 1)}"
         self.tell(f"run {run_id} of DAG {dag.dag_id!r}: {tasks}, in {path}")
         self._whose = f"{dag.dag_id}/{run_id}: "
-        if not plan.nodes:
+        if not count:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
@@ -12165,13 +12174,6 @@ class _Report:
             if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
                 self.tell(said, state)
         self.status()
-
-    def _snapshot(self) -> _Snapshot:
-        now = _monotonic()
-        counts = collections.Counter(i.state or "none" for i in self._plan.instances())
-        begun = [x for x in self._sent.values() if x.instance.state is _S.RUNNING]
-        running = [(x.instance.label, now - x.first_start) for x in begun]
-        return counts, running, now - self._began
 
     def ended(self, run: DagRun) -> None:
         if not self._listens:
@@ -12693,15 +12695,10 @@ def _cmd_show(options: argparse.Namespace) -> int:
 def _follow(run: DagRun) -> None:
     """Show a live run until it ends: its status on a terminal, else a line for what changes."""
     report, said = _Report(True), ""
-
-    def snapshot() -> _Snapshot:
-        lines = [_line_of([ti]) for ti in run._instances(state="running")]
-        running = [(line.label, line.seconds or 0.0) for line in lines]
-        return run._look(_select_run_counts), running, _run_seconds(run._row, _utcnow()) or 0.0
-
+    report.snapshot = functools.partial(run._look, _select_snapshot)
     try:
         while run.refresh().owner_alive:
-            report.status(snapshot)
+            report.status()
             line = "" if report.redraws else _counts_text(run._look(_select_run_counts), "to come")
             if line != said:
                 report.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")

@@ -18825,7 +18825,8 @@ class ShowingTest(Case):
         report, written = liteflow._Report(True), io.StringIO()
         report.redraws = True
         with contextlib.redirect_stderr(written):
-            report.status(lambda: ({"success": 1}, [], 2.0))
+            report.snapshot = lambda: ({"success": 1}, [], 2.0)
+            report.status()
             drawn = written.getvalue()
             with self.assertLogs("liteflow"):
                 liteflow._log().addHandler(logging.StreamHandler(written))  # the same terminal
@@ -18835,25 +18836,35 @@ class ShowingTest(Case):
         gone = written.getvalue().removeprefix(drawn)
         self.assertEqual(gone, f"{up}\r" + "\x1b[2K\n" * lines + f"{up}a line\na line\n")
 
-    def test_the_status_counts_no_wait_before_the_run(self):
-        plan, earlier = types.SimpleNamespace(nodes=[1], instances=list), time.monotonic() - 3600
-        with mock.patch.object(liteflow, "_monotonic", return_value=earlier):
-            report = liteflow._Report(str)
-        report.began(Dag("d"), "r", self.db, plan, {})
-        self.assertLess(report._snapshot()[2], 60)
+    def test_a_status_is_the_run_as_it_is_recorded(self):
+        """What its own terminal shows is what another's shows, and what the run's end says."""
+        with DAG("d") as d:
+            task(task_id="a")(lambda: 1)()
+            task(task_id="b")(lambda: 1 / 0)()
+        run, shown = d.test(db_path=self.db), []
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET seconds = 3600")  # of a stretch before that one
 
-    def test_what_did_not_start_after_all_is_not_drawn_as_running(self):
-        one = mock.Mock(state=TaskInstanceState.RUNNING, label="a", try_number=1)
-        plan = types.SimpleNamespace(nodes=[1], instances=lambda: [one])
-        report = liteflow._Report(str)
-        attempt = types.SimpleNamespace(instance=one, first_start=liteflow._monotonic() - 5)
-        report.began(Dag("d"), "r", self.db, plan, {one: attempt})
-        report.changed(one)
-        counts, [(label, seconds)], _ = report._snapshot()
-        self.assertEqual((counts, label), ({"running": 1}, "a"))
+        def draw(snapshot, *rest):
+            shown.append(snapshot)
+            return []
+
+        with (
+            mock.patch.object(liteflow, "_may_redraw", return_value=True),
+            mock.patch.object(liteflow, "_status_lines", draw),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            options = {"resume": True, "in_process": True, "progress": True}
+            run = liteflow._Run(d, db_path=self.db, **options).execute()
+        self.assertTrue(all(3600 <= seconds < 4200 for _, _, seconds in shown), shown)
+        self.assertEqual((shown[-1][:2], run.state), (({"success": 1, "failed": 1}, []), "failed"))
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE task_instance SET state = 'running' WHERE task_id = 'b'")
+            began = liteflow._iso(liteflow._utcnow() - datetime.timedelta(seconds=5))
+            db.execute("UPDATE task_attempt SET start_date = ?", (began,))
+        counts, [(label, seconds)], _ = run._look(liteflow._select_snapshot)
+        self.assertEqual((counts, label), ({"success": 1, "running": 1}, "b"))
         self.assertGreaterEqual(seconds, 5)
-        one.state = None  # another run has taken its place in a pool
-        self.assertEqual(report._snapshot()[:2], ({"none": 1}, []))
 
     def test_the_end_of_a_long_log_is_told_once_as_it_last_was(self):
         report, one = liteflow._Report(str, logs=True), mock.Mock(label="a", try_number=1)
@@ -18875,12 +18886,13 @@ class ShowingTest(Case):
             drawn.append(now[0])
             return {"success": 1}, [], 2.0
 
+        report.snapshot = look
         with (
             mock.patch.object(liteflow, "_monotonic", lambda: now[0]),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             while now[0] < 33.4:
-                report.status(look)
+                report.status()
                 now[0] += 0.0625
         self.assertEqual(drawn, [1.0, 12.0, 23.0, 33.0, 33.125, 33.25, 33.375])
 
@@ -18891,7 +18903,7 @@ class ShowingTest(Case):
 
     def test_the_status_stands_again_at_once_below_what_a_task_printed(self):
         report, written = liteflow._Report(True, logs=True), io.StringIO()
-        report.redraws, report._snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
+        report.redraws, report.snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
         attempt = types.SimpleNamespace(instance=types.SimpleNamespace(label="a"))
         with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
             report.status()
@@ -18905,8 +18917,9 @@ class ShowingTest(Case):
         report, written = liteflow._Report(True, logs=True), io.StringIO()
         report.redraws = True
         with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            report.snapshot = lambda: ({"running": 1}, [], 2.0)
             report.output("a", "no end")
-            report.status(lambda: ({"running": 1}, [], 2.0))
+            report.status()
         self.assertTrue(written.getvalue().startswith("a | no end\n["))
 
     def test_a_timeline_is_to_scale_and_waits_are_those_for_a_retry(self):
@@ -19138,7 +19151,8 @@ class ShowingTest(Case):
             report.redraws, report._color, written.fileno = True, False, lambda: 2
             told = mock.patch.object(os, "get_terminal_size", return_value=size)
             with told, contextlib.redirect_stderr(written):
-                report.status(lambda: now)
+                report.snapshot = lambda: now
+                report.status()
             lines = written.getvalue().splitlines()
             self.assertLess(len(lines), size[1])
             self.assertLess(max(map(liteflow._width, lines)), size[0])
@@ -21082,7 +21096,7 @@ class SeeingTest(ScriptCase):
         lives = mock.PropertyMock(side_effect=[True, False] * 2)
         with (
             mock.patch.object(liteflow.DagRun, "owner_alive", lives),
-            mock.patch.object(liteflow._Report, "status", lambda _, look: looks.append(look())),
+            mock.patch.object(liteflow._Report, "status", lambda own: looks.append(own.snapshot())),
             mock.patch.object(liteflow, "_POLL", 0.0),
             contextlib.redirect_stderr(io.StringIO()),
         ):
