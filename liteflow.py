@@ -9187,12 +9187,9 @@ def _remove_folder(folder: str) -> None:
 
 
 def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
-    whose = row.owner_process
-    if row.state == "queued":
-        whose = f"it is queued there: {whose}"
-    elif since := row.resumed_date or row.start_date:
-        whose = f"{whose}, since {since}"
-    return AlreadyRunning(f"run {row.run_id!r} of DAG {row.dag_id!r} is running: {whose}{more}")
+    whose, since = row.owner_process, row.resumed_date or row.start_date
+    whose = f"{whose}, since {since}" if row.state == "running" and since else whose
+    return AlreadyRunning(f"run {row.run_id!r} of DAG {row.dag_id!r} is {row.state}: {whose}{more}")
 
 
 # --- Run: from the request to its first task ------------------------------------------------------

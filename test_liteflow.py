@@ -16796,7 +16796,7 @@ class SubmitTest(FlowCase):
     def test_a_run_in_a_live_line_is_not_resumed_past_it(self):
         with WorkerPool(1, max_runs=1) as mine:
             first, second = self.hold(mine, *"ab")
-            with self.assertRaisesRegex(liteflow.AlreadyRunning, "it is queued there"):
+            with self.assertRaisesRegex(liteflow.AlreadyRunning, "of DAG '.*' is queued: pid"):
                 self.flows.held.run(db_path=self.db, resume=True)
             with WorkerPool(1) as other:
                 self.assertEqual(other.recover(self.flows.held, db_path=self.db), [])
