@@ -11991,7 +11991,7 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         f"{_markdown(', '.join(filter(None, said)))}: {_markdown(_counts_of(instances))}.\n",
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
-    if any(ti.start_date for ti in instances):
+    with contextlib.suppress(_UsageError):  # nothing has started
         parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
     rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
     parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))

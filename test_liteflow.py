@@ -21252,6 +21252,11 @@ class SeeingTest(ScriptCase):
         self.assertIn("| bad | failed | 2 |", page)
         for words in (["--output", "run.html"], ["--output", "none/run.md"]):
             self.assertEqual(self.cli("visualize", "night", *words).returncode, 2)
+        [run] = Dag("night").runs(self.db)
+        run.clear([ti.task_id for ti in run.get_task_instances()])  # what ran is drawn all the same
+        self.assertEqual(self.seen("visualize", "night", "--gantt"), gantt)
+        self.seen("visualize", "night", "--output", "run.md")
+        self.assertIn(gantt, (self.folder / "run.md").read_text())
         with contextlib.closing(sqlite3.connect(self.db)) as db, db:
             db.execute("UPDATE task_attempt SET start_date = NULL")  # as if it were queued still
         self.seen("visualize", "night", "--output", "run.md")
