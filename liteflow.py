@@ -4822,14 +4822,13 @@ class _Store:
         If its scheduler died, the run ended when something was last recorded, and those that ran
         count as lost: one of them may be to blame."""
         ended = None if reason == _DIED else _now()
-        why = f"interrupted: {reason or 'its run ended'}"
-        values = {"run": run_row, "state": state, "reason": reason, "ended": ended, "why": why}
+        values = {"run": run_row, "state": state, "reason": reason, "ended": ended}
         for statement in (
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
-            "SELECT id, try_number, 'interrupted', :ended, :why FROM task_instance WHERE "
+            "SELECT id, try_number, 'interrupted', :ended, :reason FROM task_instance WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule') "
             "ON CONFLICT (task_instance_id, try_number) DO UPDATE SET state = excluded.state, "
-            "end_date = coalesce(end_date, :ended), error = coalesce(error, :why)",
+            "end_date = coalesce(end_date, :ended), error = coalesce(error, :reason)",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
             "lost = lost + (state = 'running' AND :ended IS NULL), state = NULL WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
@@ -5219,7 +5218,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
     for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
-        died = row.state is None and error == f"interrupted: {_DIED}"
+        died = row.state is None and error == _DIED
         found.append(_Past._make([*own, died]))
     return found
 
@@ -10113,7 +10112,7 @@ class _Run(_Start):
         if outcome.terminated and self.reason is not None:
             # A signal may have been meant for the job that its worker had before, or for all.
             self.plan.interrupt(instance, again=outcome.unasked and not self._forced)
-            attempt.state, attempt.error = "interrupted", f"interrupted: {self.reason}"
+            attempt.state, attempt.error = "interrupted", self.reason
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
@@ -10126,8 +10125,7 @@ class _Run(_Start):
             is_due = wanted or instance.state is not _S.SUCCESS
             if is_due or not self.runner.call_back(callback):
                 self._batch.callbacks.append(callback)
-        error = attempt.error if instance.state else outcome.error
-        self.report.changed(instance, error, took)
+        self.report.changed(instance, attempt.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance

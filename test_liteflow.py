@@ -8797,7 +8797,7 @@ class QueueTest(QueueCase):
     @LINUX
     def test_a_teardown_that_a_stop_has_hit_in_place_of_the_job_before_it_runs_again(self):
         (_, first), *others = self.check_gone_on("withdraw")
-        self.assertEqual(first, ("interrupted", "interrupted: stopped"))
+        self.assertEqual(first, ("interrupted", "stopped"))
         self.assertEqual(others, [(["next_one", "2"], ("success", None))])
 
     @LINUX
@@ -16708,7 +16708,7 @@ class SubmitTest(FlowCase):
         self.abandon()
         with WorkerPool(1) as mine:
             mine.submit(self.flows.dag, db_path=self.db, resume=True, run_id="r").result(LIMIT)
-        died = f"interrupted: {liteflow._DIED}"
+        died = liteflow._DIED
         found = self.query("SELECT state, error FROM task_attempt ORDER BY try_number")
         self.assertEqual(found, [("interrupted", died), ("success", None)])
 
@@ -22589,7 +22589,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertRegex(shown, r"after +no state\n")
         self.assertIn(told, shown)
         self.assertRegex(shown, r"flaky +interrupted +1 .* OSError: flaky net\n")
-        self.assertRegex(shown, r"slow +interrupted +1 +[\d:]+ .*s +interrupted: stopped by SIGT")
+        self.assertRegex(shown, r"slow +interrupted +1 +[\d:]+ .*s +stopped by SIGT")
         (self.folder / "mended").touch()
         second = self.start(*one, "--resume")
         self.assertTrue(wait_until((self.folder / "again").exists))
