@@ -11993,14 +11993,14 @@ def _markdown_of(run: DagRun, direction: str | None) -> str:
         parts.append(_fenced(_draw_gantt(run, _seen_instances(run, attempts=True)), "mermaid"))
     rows = [_HEADS, ["-"] * len(_HEADS), *(line.cells() for line in _lines_of(instances))]
     parts.append("".join(f"| {' | '.join(map(_markdown, row))} |\n" for row in rows))
-    failed = [ti for ti in instances if ti.state in (_S.FAILED, _S.UP_FOR_RETRY)]
-    for ti in failed[:_MOST_SHOWN]:
-        parts.append(f"## {_markdown(ti._label)}\n")
-        parts += [_fenced(_clean(_said_once(ti.error)), "text")] if ti.error else []
-        if tail := _tail(run.log(ti.task_id, ti.map_index), 50):
+    failures = _failures_of(run, instances, _MOST_SHOWN)
+    for failure in failures:
+        parts.append(f"## {_markdown(failure.head)}\n")
+        parts += [f"{_markdown(line)}\n" for line in (*failure.facts, *failure.follows)]
+        parts.append(_fenced(_clean(_said_once(failure.ti.error or "")), "text"))
+        if tail := _tail(_own_output(run, failure.ti), 50):
             parts += ["The end of its log:\n", _fenced("\n".join(tail), "text")]
-    if len(failed) > _MOST_SHOWN:
-        parts.append(f"... and {len(failed) - _MOST_SHOWN} more that failed.\n")
+    parts += [f"{_markdown(line)}\n" for line in _other_trouble(run, instances, failures)]
     return "\n".join(parts)
 
 

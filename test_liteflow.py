@@ -20457,23 +20457,35 @@ class CommandLineTest(ScriptCase):
         self.assertIn("nothing has started", (self.folder / "run.html").read_text())
 
     def test_many_failures_are_shown_in_part_and_counted(self):
+        most = liteflow._MOST_SHOWN
         with DAG("flow") as d:
-            task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (liteflow._MOST_SHOWN + 3))
+            each = task(task_id="each")(lambda x: int(x)).expand(x=["no"] * (most + 3))
+            task(task_id="after")(one_argument)(each)
         d.test(db_path=self.db)
         output = self.folder / "a.md"
         done = self.assert_exit(0, "visualize", "flow", "--db", self.db, "--output", output)
         self.assertEqual(done.stderr, f"wrote {output}\n")
         page = (self.folder / "a.md").read_text()
-        self.assertIn("\n... and 3 more that failed.\n", page)
-        self.assertEqual(page.count("\nValueError: invalid literal for int()"), 20)
-        self.assertEqual(page.count("\n## each&#91;"), 20)
+        self.assertEqual(page.count("\nValueError: invalid literal for int()"), 1)  # told as one
+        self.assertRegex(page, r"\n## each&#91;0&#93; .* failed: ValueError: invalid literal ")
+        told = (
+            f"{most + 2} more failed: each[1] 'no', each[2] 'no', each[3] 'no' and {most - 1} more"
+        )
+        self.assertIn(f"\n{liteflow._markdown(told)}\n\nnot run for it: after\n", page)
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertNotIn("The end of its log", page)  # they printed nothing
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
         self.assertNotIn(";ach#91;", page)  # no bar of its own
         runs = self.assert_exit(0, "runs", "flow", "--db", self.db).stdout
-        more = liteflow._MOST_SHOWN + 3 - liteflow._FEW_TOLD
-        self.assertIn(f"; and {more} more", runs)
+        self.assertIn(f"; and {most + 3 - liteflow._FEW_TOLD} more", runs)
+        with DAG("apart") as d:
+            for i in range(most + 3):
+                task(task_id=f"t{i}")(lambda: 1 / 0)()
+        d.test(db_path=self.db)
+        self.assert_exit(0, "visualize", "apart", "--db", self.db, "--output", output)
+        page = output.read_text()
+        self.assertEqual(page.count("\n## t"), most)
+        self.assertIn("\nfailed, too: t20, t21, t22\n", page)
 
     def test_few_instances_are_told_as_many_are(self):
         with DAG("flow") as d:
