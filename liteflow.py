@@ -7745,14 +7745,6 @@ class _Slot:
             self.signal_group(signal.SIGTERM)
             self.told = time.time()  # what ends before that has not heard of it
 
-    def is_late(self) -> bool:
-        """Whether the time in which its worker was to start is over. If it has started meanwhile,
-        that time begins anew."""
-        if self.deadline > _monotonic():
-            return False
-        self.deadline = _monotonic() + _START_LIMIT
-        return not _is_readable(self.wire.fileno(), 0)
-
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
         return _is_readable(self.sentinel, timeout)
@@ -8137,12 +8129,10 @@ class WorkerPool:
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
-        """End idle workers that were killed while nobody looked, that have not started in time, or
-        that don't know the DAG: their server is another than `context`, or they are older than the
-        cell that defines it."""
+        """End idle workers that were killed while nobody looked, or that don't know the DAG: their
+        server is another than `context`, or they are older than the cell that defines it."""
         for slot in list(self._idle):
-            unfit = slot.server not in (None, context) or slot.born < runner.since
-            if unfit or slot.has_ended() or slot.is_late():
+            if slot.server not in (None, context) or slot.born < runner.since or slot.has_ended():
                 self._idle.remove(slot)
                 self._count -= 1
                 slot.bury()
