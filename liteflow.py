@@ -6621,7 +6621,7 @@ class _Worker:
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.spent = False  # it takes none any more: one was told to end, or spoilt the process
+        self.spent = False  # it takes none any more: it was told to end, or one spoilt the process
         self.idle = False  # waiting for whatever comes
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
@@ -6695,7 +6695,7 @@ class _Worker:
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
-        if self.last or self.spent or self.terminated or self.jobs is None or self.shared[_LOOK]:
+        if self.last or self.spent or self.jobs is None or self.shared[_LOOK]:
             return None
         try:
             message = self.jobs.receive()
@@ -6750,8 +6750,8 @@ class _Worker:
 
     def _wait(self) -> None:
         """Sleep until there is a message, or a job that it may take."""
-        self.idle = not (self.last or self.spent)
-        if self.terminated and self.idle:
+        self.idle = self.last is None
+        if self.spent and self.idle:
             os._exit(128 + signal.SIGTERM)
         if self.idle and self.jobs is not None:
             # What follows its job may be here at once.
@@ -6771,7 +6771,7 @@ class _Worker:
         if not job.holds:
             self.last.forget_failure()
         self._flush()
-        terminated, self.terminated = self.terminated, False
+        terminated = self.terminated  # then it is replaced, and runs no other
         log_end, output = self._own_output()
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
@@ -6783,7 +6783,7 @@ class _Worker:
         spoilt = None
         if not held:  # else `_on_call` does this, once there is word
             self.last, spoilt = None, self._restore()
-        self.spent |= terminated or spoilt is not None
+        self.spent |= spoilt is not None
         if self.spent:
             _remove_shared()
         if at_once and spoilt is not None:
@@ -6869,10 +6869,9 @@ class _Worker:
         _call_due(self.run, last, job, name, reason, facts)
         self._restore_signals()
         self._flush()
-        self.terminated = False
         self._own_output()
         spoilt = self._restore()
-        self.spent |= is_last or spoilt is not None
+        self.spent = is_last or spoilt is not None  # a SIGTERM between two tasks is passed over
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
@@ -6891,15 +6890,17 @@ class _Worker:
     def __enter__(self) -> None:
         """Around a task's own code: SIGTERM raises in it; at once if it came on the way here."""
         self.in_task = True
-        if self.terminated:
+        if self.spent:
             self._raise_end()
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.in_task = False
         # The outcome waits for this; `_restore`, which sees to the timers alone, comes later.
         found = map(_signal.getsignal, self._handlers)
         if not all(map(operator.is_, found, self._handlers.values())):
             self._restore_signals()
+        if self.terminated and kind is None:  # it has caught that, and failed all the same
+            self._raise_end()
 
     def _before_fork(self) -> None:
         # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
@@ -6916,7 +6917,7 @@ class _Worker:
     def _on_term(self, signum: int, frame: object) -> None:
         if self.idle:
             os._exit(128 + signal.SIGTERM)  # no later task is to be ended by this
-        self.terminated = True
+        self.spent = True
         if self.in_task and self.forking:  # what is raised in a fork's hook is lost: in a moment
             again = threading.Timer(0.01, os.kill, (self.pid, signum))
             again.daemon = True
@@ -6926,6 +6927,7 @@ class _Worker:
 
     def _raise_end(self) -> NoReturn:
         self.in_task = False  # a second TERM (systemd's, say) must not cut off what this lets run
+        self.terminated = True
         timeout = None if self.last is None else self.last.job.timeout
         if timeout is not None and _monotonic() >= self.since + timeout:
             raise AirflowTaskTimeout(f"timeout after {timeout:g} s")
@@ -8594,12 +8596,12 @@ class _SlotRunner(_Runner):
         assert attempt is not None  # it said that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
-            # Told to end, it may catch that and return: it has failed all the same. Only what had
-            # ended before it was told counts, and what a sensor, say, makes of its own timeout.
+            # Told to end, it may handle that signal and return: it has failed all the same. Only
+            # a success of before it was told counts, and what a sensor, say, makes of its timeout.
             slot.spoilt = slot.reason
             skips = outcome.status == "skipped" and slot.reason.startswith("timeout")
             had_ended = (outcome.start or 0.0) + outcome.took <= slot.told
-            if not skips and (outcome.terminated or outcome.status != "success" or not had_ended):
+            if not skips and (outcome.status != "success" or not had_ended):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(
@@ -8607,7 +8609,7 @@ class _SlotRunner(_Runner):
                 )
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
-            outcome = outcome._replace(unasked=outcome.terminated and outcome.status != "success")
+            outcome = outcome._replace(unasked=outcome.terminated)
         self._last_output += slot.log.finish(attempt, outcome.log_end, outcome.output)
         self._events.append((attempt, outcome))
         slot.attempt, slot.reason, slot.deadline = None, None, math.inf
