@@ -5764,6 +5764,7 @@ class _Outcome(_NamedTuple):
     note: Mapping[str, Any] = {}  # what the plan must know of the result
     start: float | None = None  # by time.time()
     took: float = 0.0  # seconds
+    until: float = 0.0  # when it ended, by monotonic()
     terminated: bool = False  # it was told to end
     spoilt: str | None = None  # why its worker must not get another job
     held: bool = False  # its worker waits for word
@@ -6087,8 +6088,8 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
         note = {**note, **_name_of(execution)}
     xcoms, items = [*execution.pushed.values()], note.pop("items", ())
-    took = _monotonic() - execution.clock
-    return _Outcome(status, error, xcoms, items, note, execution.started, took)
+    began, until = execution.clock, _monotonic()
+    return _Outcome(status, error, xcoms, items, note, execution.started, until - began, until)
 
 
 def _name_of(execution: _Execution) -> dict[str, str]:
@@ -7583,7 +7584,7 @@ class _Slot:
         self.joining: Any = None  # the info of a run that it is to join, and has not told of
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended ...
-        self.told = math.inf  # ... and when it was told so, by time.time()
+        self.told = math.inf  # ... and when it was told so
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
@@ -7745,7 +7746,7 @@ class _Slot:
             self.deadline = _monotonic() + _GRACE
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
             self.signal_group(signal.SIGTERM)
-            self.told = time.time()  # what ends before that has not heard of it
+            self.told = _monotonic()  # what ends before that has not heard of it
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
@@ -8600,8 +8601,7 @@ class _SlotRunner(_Runner):
             # a success of before it was told counts, and what a sensor, say, makes of its timeout.
             slot.spoilt = slot.reason
             skips = outcome.status == "skipped" and slot.reason.startswith("timeout")
-            had_ended = (outcome.start or 0.0) + outcome.took <= slot.told
-            if not skips and (outcome.status != "success" or not had_ended):
+            if not skips and (outcome.status != "success" or outcome.until > slot.told):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(
