@@ -8600,12 +8600,12 @@ class _SlotRunner(_Runner):
             # Told to end, it may handle that signal and return: it has failed all the same. Only
             # a success of before it was told counts, and what a sensor, say, makes of its timeout.
             slot.spoilt = slot.reason
-            skips = outcome.status == "skipped" and slot.reason.startswith("timeout")
-            if not skips and (outcome.status != "success" or outcome.until > slot.told):
+            late, skips = slot.reason.startswith("timeout"), outcome.status == "skipped"
+            if not (late and skips) and (outcome.status != "success" or outcome.until > slot.told):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
                 outcome = outcome._replace(
-                    status="failed", error=text, xcoms=kept, items=(), note={}, terminated=True
+                    status="failed", error=text, xcoms=kept, items=(), note={}, terminated=not late
                 )
         elif outcome.spoilt is not None or outcome.terminated:
             slot.spoilt = outcome.spoilt or "it was told to end"
@@ -8689,7 +8689,7 @@ class _SlotRunner(_Runner):
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
-            was_told = unasked or slot.reason is not None
+            was_told = unasked or not (slot.reason or "timeout").startswith("timeout")
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:

@@ -15861,6 +15861,28 @@ class StopTest(Case):
             run.result()
         self.check("stopped")
 
+    def test_a_teardown_that_outlives_its_timeout_has_failed_in_a_stopped_run_too(self):
+        for number, dies in enumerate(("", "signal.signal(signal.SIGTERM, signal.SIG_DFL)")):
+            began = self.folder / f"began{number}"
+            dag = self.module(
+                f"""
+                with DAG("late{number}") as dag:
+                    @setup
+                    def make(): pass
+                    @task
+                    def work(): Path({str(began)!r}).touch(); time.sleep(60)
+                    @teardown(execution_timeout=0.2, retries=1, retry_delay=0)
+                    def tidy(ti): {dies or "pass"}; time.sleep(60 if ti.try_number == 1 else 0)
+                    made = make()
+                    made >> work() >> tidy().as_teardown(setups=made)
+                """
+            ).dag
+            stop = types.SimpleNamespace(is_set=began.exists)
+            run = dag.run(db_path=self.db, executor=pool(), stop=stop)
+            tried = [ti for ti in run._instances(attempts=True) if ti.task_id == "tidy"]
+            ends = [(ti._attempt, liteflow._last_line(ti.error)) for ti in tried]
+            self.assertEqual(ends, [("failed", "timeout after 0.2 s"), ("success", "")])
+
     def test_a_second_signal_ends_callbacks_too(self):
         for of in ("task", "dag"):
             with self.subTest(of=of):
