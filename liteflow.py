@@ -9845,9 +9845,9 @@ class _Run(_Start):
         self._check_patience()
 
     def _check_patience(self) -> None:
-        """Raises DatabaseError after a second signal: nobody waits any longer for the lock."""
+        """Raises DatabaseError once all is to end at once: nobody waits any longer for the lock."""
         self._held.call_due()
-        if len(self._caught) > 1:
+        if self._forced or len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
     def _is_over(self) -> bool:

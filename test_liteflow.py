@@ -16950,6 +16950,17 @@ class SubmitTest(FlowCase):
             self.assertRaises(asyncio.CancelledError, asyncio.run, serve())
         shutdown.assert_called_once_with(stop=True)
 
+    def test_who_shuts_down_a_pool_twice_waits_for_no_lock(self):
+        mine = WorkerPool(1)
+        [future] = self.hold(mine, "a")
+        with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(2):  # as by a Ctrl-C while it waits
+                with self.assertRaises(KeyboardInterrupt):
+                    mine._runs.drain(mock.Mock(side_effect=KeyboardInterrupt))
+            self.assertIn("not all is recorded", str(future.exception(LIMIT)))
+        mine.shutdown()
+
     def test_a_task_that_is_told_to_end_cuts_off_what_its_pool_runs(self):
         ends = liteflow.AirflowTaskTimeout, liteflow.AirflowTaskTerminated, KeyboardInterrupt
         for error in (*ends, ValueError, SystemExit):
