@@ -3702,11 +3702,12 @@ class _Plan:
             instance.move(_S.RUNNING)
         self._occupy(instance, -1)
         again, wait = None, note.get("wait", 0.0)
+        is_given_up = self.gave_up and not self._goes_on(instance)
         if self.timed_out and status != "success":
             status = "skipped"
-        elif status == "failed" and instance.try_number <= instance.max_tries:
+        elif status == "failed" and not is_given_up and instance.try_number <= instance.max_tries:
             again, wait = _S.UP_FOR_RETRY, _retry_wait(instance, self.logical_date)
-        elif status == "reschedule" and (not self.gave_up or instance.node.task.is_teardown):
+        elif status == "reschedule" and not is_given_up:
             again = _S.UP_FOR_RESCHEDULE
         if again is not None:
             instance.move(again)
@@ -3729,12 +3730,10 @@ class _Plan:
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
         instance.move(instance.before)
-        if self.timed_out or (self.gave_up and not instance.node.task.is_teardown):
-            self._decide(instance, _S.SKIPPED)
-        elif self._goes_on(instance):
+        if self._goes_on(instance):
             self.enqueue(instance)
         else:
-            self._ended(instance)
+            self._decide(instance, _S.SKIPPED)
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
         """The instance's attempt was cut off through no fault of its own. A stopped run runs it
@@ -3749,14 +3748,18 @@ class _Plan:
             self._ended(instance)
 
     def _goes_on(self, instance: _Instance) -> bool:
-        """Whether the run still runs it: a stopped one teardowns alone."""
-        return not self._stopped or bool(instance.node.task.is_teardown and instance.node.setups)
+        """Whether the run still runs it: one that gave up, or was stopped, teardowns alone."""
+        node = instance.node
+        if self.gave_up and (self.timed_out or not node.task.is_teardown):
+            return False
+        return not self._stopped or bool(node.task.is_teardown and node.setups)
 
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
-        """It ends without running."""
-        instance.move(state)
-        self.changed.append(instance)
-        if instance.counts_as == _PENDING:  # else a stopped run has left it
+        """It ends without running; of a stopped run, for a resume to decide."""
+        if not self._stopped:
+            instance.move(state)
+            self.changed.append(instance)
+        if instance.counts_as == _PENDING:
             self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
@@ -3828,8 +3831,6 @@ class _Plan:
             if decision is _S.RUNNING:
                 each.decided = True
                 self.enqueue(each)
-            elif self._stopped:  # a resume decides
-                self._ended(each)
             else:
                 self._decide(each, decision)
 
@@ -3902,29 +3903,25 @@ class _Plan:
         else a task failed under fail_fast, which leaves teardowns alone."""
         self.gave_up = True
         self.timed_out |= timed_out
-        for instance in list(self.instances()):
-            if instance.node.task.is_teardown and not self.timed_out:
-                continue
-            if instance.state in (_S.QUEUED, _S.RUNNING):
-                instance.max_tries = 0  # no retry when it has been ended
-                self.doomed.append(instance)
-            elif instance.state not in _ENDED:
-                self._decide(instance, _S.SKIPPED)
+        self._end_rest()
 
     def stop(self) -> None:
         """End what runs and start nothing more, but the teardowns of setups that succeeded."""
         self._stopped = True
         self._queues.clear()
         self._delayed.clear()
+        self._end_rest()
+
+    def _end_rest(self) -> None:
         for instance in [i for i in self.instances() if i.counts_as == _PENDING]:
             is_sent = instance.state in (_S.QUEUED, _S.RUNNING)
             if self._goes_on(instance):
-                if instance.decided and not is_sent:
+                if self._stopped and instance.decided and not is_sent:
                     self.enqueue(instance)
             elif is_sent:
                 self.doomed.append(instance)
             else:
-                self._ended(instance)
+                self._decide(instance, _S.SKIPPED)
 
     def run_state(self) -> DagRunState:
         """The run's final state: failed if a leaf failed or could not run, else success.

@@ -2635,8 +2635,12 @@ class PlanTest(Case):
         plan.finish(branch, "success", 0, note)
         plan.skip(branch, left_out)
         self.assertEqual((self.all_sent(plan), plan.unfinished), ({}, 0))
+        self.assertEqual(self.states_of(plan), {"branch": "success", "a": None, "b": None})
+        # Which a resume knows by what the branch chose.
+        past = liteflow._Past(1, "branch", -1, "success", 1, 0, flow=json.dumps(note))
+        plan = liteflow._Plan(d, recorded={("branch", -1): past})
         self.assertEqual(self.states_of(plan), {"branch": "success", "a": None, "b": "skipped"})
-        self.assertEqual(plan.unfinished, 0)
+        self.assertEqual([*self.all_sent(plan)], ["a"])
 
     def test_a_stop_leaves_a_teardown_alone_that_has_ended(self):
         plan, sent = self.scoped()
