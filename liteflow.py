@@ -6869,7 +6869,7 @@ class _Worker:
         self._flush()
         self._own_output()
         spoilt = self._restore()
-        self.spent = is_last or spoilt is not None  # a SIGTERM between two tasks is passed over
+        self.spent = is_last or spoilt is not None  # no task has heard of a SIGTERM since
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
