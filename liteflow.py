@@ -6750,7 +6750,7 @@ class _Worker:
         """Sleep until there is a message, or a job that it may take."""
         self.idle = self.last is None
         if self.spent and self.idle:
-            os._exit(128 + signal.SIGTERM)
+            os.killpg(self.pid, signal.SIGKILL)  # with what its task left
         if self.idle and self.jobs is not None:
             # What follows its job may be here at once.
             if not (self.eager and _linger(lambda: self._epoll.poll(0))):
@@ -10100,7 +10100,7 @@ class _Run(_Start):
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
             # A signal may have been meant for the job that its worker had before, or for all.
-            self.plan.interrupt(instance, again=outcome.unasked and not self._forced)
+            self.plan.interrupt(instance, again=outcome.unasked)
             attempt.state, attempt.error = "interrupted", self.reason
         else:
             self._finish(attempt, outcome)

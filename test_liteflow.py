@@ -8904,6 +8904,28 @@ class QueueTest(QueueCase):
         time.sleep(0.05)
         return used() != before
 
+    def test_a_worker_that_is_to_be_replaced_ends_with_what_its_task_left(self):
+        # Though its scheduler may be gone by then.
+        module = self.module(
+            """
+            import subprocess
+            with DAG("leaves") as dag:
+                @task(on_success_callback=print)
+                def leaves(): Path(os.environ["CASE_DIR"], "pid").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+                leaves()
+            """
+        )
+        lose, ended = liteflow._SlotRunner._lose, []
+
+        def late(runner, slot):
+            child = int((self.folder / "pid").read_text())
+            ended.append(wait_until(lambda: not alive(child)))
+            lose(runner, slot)
+
+        with mock.patch.object(liteflow._SlotRunner, "_lose", late):
+            run = module.dag.run(db_path=self.db, executor=pool())
+        self.assertEqual((run.state, ended), ("success", [True]))
+
     def test_a_worker_that_dies_after_it_told_its_outcome_takes_nothing_back(self):
         # Held, in a callback, and where its callback takes too long.
         module = self.module(
