@@ -8686,7 +8686,7 @@ class _SlotRunner(_Runner):
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
-            was_told = unasked or not (slot.reason or "timeout").startswith("timeout")
+            was_told = unasked or (slot.reason is not None and not why.startswith("timeout"))
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif slot.callbacks is not None:
