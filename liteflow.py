@@ -12448,6 +12448,9 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         how = "build it at its top level (a `@dag` is to be called), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
+        classes = {type(x).__name__: type(x).__module__ for x in vars(main_module).values()}
+        if (other := classes.get(Dag.__name__)) is not None:
+            how = f"it has one of another copy of liteflow, whose command is python3 -m {other}"
         raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
     if options.dag is not None and options.dag not in found:
         raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")

@@ -6132,6 +6132,8 @@ class VendoredTest(Case):
         shown = self.python("yours/_vendor/liteflow.py", "show", "yours", "--db", "embedded.db")
         self.assertIn("ValueError: 20", shown.stdout, shown.stderr)
         self.assertRegex(shown.stdout, r"mended: dag\.run\(run_id='.*', resume=True\), in Python$")
+        other = self.python("yours/_vendor/liteflow.py", "run", "yours/flow.py").stderr
+        self.assertRegex(other, r"another copy .* is python3 -m yours\._vendor\.liteflow$")
 
     def test_what_a_zip_tells_can_be_pasted(self):
         self.package("yours")
