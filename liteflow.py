@@ -8634,8 +8634,8 @@ class _SlotRunner(_Runner):
     def _let_call(self, slot: _Slot, due: _Callback, job: Any = None) -> None:
         slot.state, slot.attempt, slot.callbacks = "calling", due.attempt, None
         if due.name is not None:
-            is_of_dag = due.name.startswith("dag_")
-            whose = "the DAG" if is_of_dag else f"task {due.attempt.instance.task_id!r}"
+            is_of_dag, task_id = due.name.startswith("dag_"), due.attempt.instance.task_id
+            whose = f"DAG {self.dag.dag_id!r}" if is_of_dag else f"task {task_id!r}"
             slot.callbacks = f"{due.name.removeprefix('dag_')} of {whose}"
         slot.deadline = _monotonic() + _CALLBACK_LIMIT
         slot.send("call", bool(slot.spoilt), job, due.name, due.reason, due.facts)
@@ -8661,8 +8661,7 @@ class _SlotRunner(_Runner):
             return slot.ask_to_end(f"timeout after {slot.timeout:g} s")
         slot.signal_group(signal.SIGKILL)
         if slot.callbacks is not None:
-            took = f"{slot.callbacks} took more than {_CALLBACK_LIMIT:g} s and was ended"
-            slot.callbacks, self.notes[took] = None, None
+            slot.reason = f"it took more than {_CALLBACK_LIMIT:g} s and was ended"
         elif not slot.served and slot.joining is self._info:  # else it is replaced, as in `_lose`
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
@@ -8689,8 +8688,10 @@ class _SlotRunner(_Runner):
             was_told = unasked or (slot.reason is not None and not why.startswith("timeout"))
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
-        elif slot.callbacks is not None:
-            self.notes[f"{slot.callbacks} ended its worker: {_end_of(slot.exitcode)}"] = None
+        elif attempt is not None and slot.callbacks is not None:  # what `_call_back` can't say
+            attempt.log_parts += 1
+            said = f"liteflow: {slot.callbacks} failed: {slot.reason or _end_of(slot.exitcode)}\n"
+            self._last_output.append((attempt, attempt.log_parts, said))
         elif never_served or took_none or slot.exitcode == _UNGUARDED:
             told = ", the program's standard error tells why" if slot.exitcode == 1 else ""
             why = f"{_end_of(slot.exitcode)}{told}"
@@ -11483,7 +11484,7 @@ _REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
 _MOST_TOLD = 10  # failures that are told one by one
 _FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
 # As of `_call_back`. It can match in one way alone: a line may say this thousands of times.
-_CALLBACK_FAILED = r"liteflow: (on_\w+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
+_CALLBACK_FAILED = r"liteflow: (on_[\w+]+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
 
 
 class _Failure:
