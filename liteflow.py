@@ -6630,6 +6630,7 @@ class _Worker:
         self.log_before = b""  # the last bytes before that: others, if a job has cut the file
         self.last: _Execution | None = None  # what runs, or is held until there is word of it
         self.since = 0.0  # when it took that job, by monotonic(): before it told so
+        self.environ: dict[bytes, bytes] = {}  # what the pool's initializer has added to it
 
     def prepare(self) -> None:
         """Become a worker, with a session and streams of its own, that ends with the scheduler."""
@@ -6819,9 +6820,10 @@ class _Worker:
 
     def _on_join(self, info: dict[str, Any], references: _References) -> None:
         """Serve a run: import its DAG, and find its tasks."""
-        self.run = _WorkerRun(info)
         # After run()'s own entries, what the pool's initializer may have added.
+        info["environ"] = self.environ | info["environ"]
         sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
+        self.run = _WorkerRun(info)
         self.run.restore()
         try:
             self.run.import_dag()
@@ -7118,8 +7120,9 @@ def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[
         end.close()  # after that: gevent's socket, once closed, raises whatever it is asked for
         _worker.prepare()
         if initializer is not None:
-            doing = "the pool's initializer failed in a worker"
+            doing, before = "the pool's initializer failed in a worker", {*os.environb}
             initializer(*initargs)
+            _worker.environ = {k: x for k, x in os.environb.items() if k not in before}
         doing = "a worker can't begin"
         _worker.serve()
         _worker.control.close()  # else whoever waits at the other end would not see that it ended

@@ -416,6 +416,10 @@ def one_argument(x=None):
     return x
 
 
+def add_to_environment(added):
+    os.environ.update(added)
+
+
 class BuildingTest(Case):
     def build(self):
         return DAG(f"d{next(_numbers)}")
@@ -12145,6 +12149,25 @@ class StartMethodsContract:
             run = module.dag.run(db_path=self.db, executor=warm)
         # A forked worker has the module already.
         self.assertEqual(run.xcom_pull("see"), self.method != "fork")
+
+    def test_tasks_have_what_the_initializer_adds_to_the_environment(self):
+        module = self.module(
+            """
+            with DAG("initialized") as dag:
+                @task
+                def see(): return os.environ.get("ADDED"), os.environ["OWN"]
+                see() >> see()
+            """
+        )
+        added = {"ADDED": "of the pool", "OWN": "of the pool"}
+        with (
+            mock.patch.dict(os.environ, {"OWN": "of run()"}),
+            WorkerPool(1, self.method, add_to_environment, (added,)) as warm,
+        ):
+            for _ in range(2):
+                run = module.dag.run(db_path=self.db, executor=warm)
+                for task_id in ("see", "see__1"):
+                    self.assertEqual(run.xcom_pull(task_id), ("of the pool", "of run()"))
 
     def test_what_a_task_writes_into_pipes_that_are_not_its_own_keeps_nobody_waiting(self):
         path = self.script(
