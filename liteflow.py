@@ -3293,14 +3293,12 @@ class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
     __slots__ = """closers counts downstream expanded feeds gates group guarded holds instances
-        limit mapping mates needs open order pool sent setups sheltered sources task upstream
+        limit mapping mates needs open order sent setups sheltered sources task upstream
         weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
         self.task, self.order = task, order
         self.weight = task.priority_weight
-        # None: it needs no worker, so it takes no place among those that do, as in Airflow.
-        self.pool = None if isinstance(task, EmptyOperator) else task.pool
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
         # Most nodes have none of these: an empty tuple is shared by all.
@@ -3326,7 +3324,7 @@ class _Node:
         self.open = 0  # instances that have not ended
         self.sent = 0  # to a worker, and not ended
         self.limit = sys.maxsize  # a task that is not mapped needs none
-        if self.mapping is not None and self.pool is not None:
+        if self.mapping is not None:
             limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
             self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
 
@@ -3542,7 +3540,8 @@ class _Plan:
     `take` gives the instances that may start, one by one; `start` says that one was sent to a
     worker, `finish` how its attempt ended. `settle`, after the events of a turn, draws the
     conclusions; `changed` collects the instances whose state a rule decided, `expanded` the tasks
-    that got their instances, for the run to record. Times are seconds of the caller's clock.
+    that got their instances, for the run to record, `passing` those that need no worker, nor a
+    place among what does, as in Airflow: they end at once. Times are seconds of the caller's clock.
     """
 
     def __init__(
@@ -3558,6 +3557,7 @@ class _Plan:
         self.dag, self.logical_date = dag, logical_date
         self.changed: list[_Instance] = []
         self.expanded: list[_Node] = []
+        self.passing: list[_Instance] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
         self.sent = 0  # to a worker, and not ended
         self.unfinished = 0  # instances that have not ended, nor are left by a stopped run
@@ -3565,9 +3565,7 @@ class _Plan:
         self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
         self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task with a limit.
-        self._queues: dict[
-            tuple[str | None, _Node | None], list[tuple[bool, int, int, int, _Instance]]
-        ] = {}
+        self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
         self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
@@ -3626,19 +3624,19 @@ class _Plan:
         """How many instances may start now, at most: more workers would be of no use."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        found = collections.Counter[str | None]()
+        found = collections.Counter[str]()
         for (pool, node), queue in self._queues.items():
             found[pool] += len(queue) if node is None else min(len(queue), node.limit - node.sent)
-        placeless = found.pop(None, 0)
         fit = sum([min(n, self._free[pool]) for pool, n in found.items()])
-        return placeless + min(fit, self.dag.max_active_tasks - self.sent)
+        return min(fit, self.dag.max_active_tasks - self.sent)
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
         node = instance.node
-        key = (node.pool, None if node.limit == sys.maxsize else node)
-        works = node.pool is not None  # what does not goes first
-        entry = (works, -node.weight, node.order, instance.map_index, instance)
+        if isinstance(node.task, EmptyOperator):
+            return self.passing.append(instance)
+        key = (node.task.pool, None if node.limit == sys.maxsize else node)
+        entry = (-node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:
@@ -3687,7 +3685,7 @@ class _Plan:
         node = instance.node
         self.sent += places
         node.sent += places
-        self._free[node.pool] -= places * node.task.pool_slots
+        self._free[node.task.pool] -= places * node.task.pool_slots
 
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}
@@ -3910,6 +3908,7 @@ class _Plan:
         self._stopped = True
         self._queues.clear()
         self._delayed.clear()
+        self.passing.clear()
         self._end_rest()
 
     def _end_rest(self) -> None:
@@ -9864,6 +9863,11 @@ class _Run(_Start):
         """Let the plan's rules decide what they can, and put that into the batch."""
         plan = self.plan
         plan.settle()
+        while plan.passing:
+            for instance in plan.passing:
+                self._pass_through(instance)
+            plan.passing.clear()
+            plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
             if instance in self._paused:  # it was given up between two pokes: it skipped nothing
@@ -9916,11 +9920,7 @@ class _Run(_Start):
         room, patience = self.runner.room(ready), 100
         while ready > 0 and (instance := self.plan.take()) is not None:
             ready -= 1
-            if isinstance(instance.node.task, EmptyOperator):
-                self._pass_through(instance)
-                self._settle()
-                ready = self.plan.ready_count(_monotonic())  # those right below it, too
-            elif delay := self._delay_of(instance):
+            if delay := self._delay_of(instance):
                 self.plan.delay(instance, _monotonic() + delay)
                 patience -= 1
                 ready += patience > 0  # it leaves its place to what comes after it

@@ -11871,18 +11871,17 @@ class LimitsTest(Case):
 
     def test_priorities(self):
         with DAG("d") as d:
-            a = liteflow.EmptyOperator(task_id="a")
-            b = liteflow.EmptyOperator(task_id="b", priority_weight=2)
-            c = liteflow.EmptyOperator(task_id="c")
-            e = liteflow.EmptyOperator(task_id="e", priority_weight=5)
-            f = liteflow.EmptyOperator(task_id="f", priority_weight=9, weight_rule="absolute")
+            a = liteflow.BaseOperator(task_id="a")
+            b = liteflow.BaseOperator(task_id="b", priority_weight=2)
+            c = liteflow.BaseOperator(task_id="c")
+            e = liteflow.BaseOperator(task_id="e", priority_weight=5)
+            f = liteflow.BaseOperator(task_id="f", priority_weight=9, weight_rule="absolute")
             task(task_id="g", priority_weight=10)(abs)(1)
             c >> e
         plan = liteflow._Plan(d)
         self.assertEqual([n.weight for n in plan.nodes], [1, 2, 6, 5, 9, 10])
         plan.settle()
-        # What needs a worker comes last: the others would wait for one.
-        self.assertEqual([plan.take().task_id for _ in range(5)], ["f", "c", "b", "a", "g"])
+        self.assertEqual([plan.take().task_id for _ in range(5)], ["g", "f", "c", "b", "a"])
         self.assertEqual((a.task_id, b.priority_weight, f.weight_rule), ("a", 2, "absolute"))
 
     def test_what_needs_no_worker_needs_no_place_either(self):
@@ -11896,18 +11895,12 @@ class LimitsTest(Case):
             empty = liteflow.EmptyOperator(task_id="empty", pool_slots=2)
             many = Named.partial(task_id="many", max_active_tis_per_dagrun=1)
             empty >> many.expand(name=["x", "y"])
-        plan = liteflow._Plan(d, pools={"p": 1})
-        plan.settle()
-        self.assertEqual(plan.ready_count(0.0), 2)
-        taken = []
-        for _ in range(4):  # all that may start, as each of them does
-            instance = plan.take()
-            plan.start(instance)
-            if instance.task_id != "a":
-                plan.finish(instance, "success", 0.0)
-                plan.settle()
-            taken.append((instance.task_id, plan.ready_count(0.0)))
-        self.assertEqual(taken, [("empty", 3), ("many", 2), ("many", 1), ("a", 0)])
+        run = liteflow._Run(d, db_path=self.db, pools={"p": 2})
+        run.plan, ended = liteflow._Plan(d, pools={"p": 1}), []
+        run.report.changed = lambda instance, *_: ended.append((instance.label, instance.state))
+        run._settle()
+        self.assertEqual(ended, [(x, "success") for x in ("empty", "many[0]", "many[1]")])
+        self.assertEqual(run.plan.ready_count(0.0), 1)  # nor is a worker started for it
 
     def test_what_waits_for_a_place_in_all_runs_takes_none_in_its_pool(self):
         with DAG("d") as d:
