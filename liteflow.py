@@ -3323,10 +3323,9 @@ class _Node:
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.sent = 0  # to a worker, and not ended
-        self.limit = sys.maxsize  # a task that is not mapped needs none
-        if self.mapping is not None:
-            limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-            self.limit = min([x for x in limits if x is not None], default=sys.maxsize)
+        self.limit = task.max_active_tis_per_dag or sys.maxsize
+        if self.mapping is not None:  # else it has one instance
+            self.limit = min(self.limit, task.max_active_tis_per_dagrun or sys.maxsize)
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -3559,6 +3558,7 @@ class _Plan:
         self.expanded: list[_Node] = []
         self.passing: list[_Instance] = []
         self.doomed: list[_Instance] = []  # sent, and to be ended by the run
+        self.crowded = set[_Node]()  # other runs fill their limits, until the run clears this
         self.sent = 0  # to a worker, and not ended
         self.unfinished = 0  # instances that have not ended, nor are left by a stopped run
         self.timed_out = self.gave_up = self._stopped = False
@@ -3626,9 +3626,13 @@ class _Plan:
             self.enqueue(heapq.heappop(self._delayed)[-1])
         found = collections.Counter[str]()
         for (pool, node), queue in self._queues.items():
-            found[pool] += len(queue) if node is None else min(len(queue), node.limit - node.sent)
+            found[pool] += len(queue) if node is None else min(len(queue), self._places(node))
         fit = sum([min(n, self._free[pool]) for pool, n in found.items()])
         return min(fit, self.dag.max_active_tasks - self.sent)
+
+    def _places(self, node: _Node) -> int:
+        """How many instances of a task with a limit may start as far as that goes."""
+        return 0 if node in self.crowded else node.limit - node.sent
 
     def enqueue(self, instance: _Instance) -> None:
         """Let the instance start once there is room."""
@@ -3649,7 +3653,7 @@ class _Plan:
                 instance, (pool, node) = queues[key][0][-1], key
                 if instance.counts_as != _PENDING:  # a branch may have skipped it meanwhile
                     break
-                if pool in full or (node is not None and node.sent >= node.limit):
+                if pool in full or (node is not None and self._places(node) <= 0):
                     continue
                 if self._free[pool] >= instance.node.task.pool_slots:
                     break
@@ -3663,7 +3667,7 @@ class _Plan:
                 return instance
 
     def delay(self, instance: _Instance, until: float) -> None:
-        """Let it start from then on: for a retry, a next poke, or a limit that other runs fill."""
+        """Let it start from then on: for a retry, or a next poke."""
         heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
@@ -9855,9 +9859,10 @@ class _Run(_Start):
             return not self._attempts
         if self._callbacks or self.runner.calling():
             return False
-        goes_on = self._attempts or self.plan.next_time() or self.plan.ready_count(_monotonic())
-        assert goes_on or not self.plan.unfinished, "the plan is stuck [a bug in liteflow]"
-        return not self.plan.unfinished
+        plan, now = self.plan, _monotonic()
+        goes_on = self._attempts or plan.next_time() or plan.crowded or plan.ready_count(now)
+        assert goes_on or not plan.unfinished, "the plan is stuck [a bug in liteflow]"
+        return not plan.unfinished
 
     def _settle(self) -> None:
         """Let the plan's rules decide what they can, and put that into the batch."""
@@ -9917,29 +9922,26 @@ class _Run(_Start):
                 self.runner.wanted = True
                 return
             self._callbacks.popleft()
-        room, patience = self.runner.room(ready), 100
+        room = self.runner.room(ready)
         while ready > 0 and (instance := self.plan.take()) is not None:
-            ready -= 1
-            if delay := self._delay_of(instance):
-                self.plan.delay(instance, _monotonic() + delay)
-                patience -= 1
-                ready += patience > 0  # it leaves its place to what comes after it
+            if self._is_crowded(instance, 1):
+                self.plan.crowded.add(instance.node)
+                self.plan.enqueue(instance)
+            elif self._is_called_back(instance):
+                self.plan.delay(instance, _monotonic() + 0.02)
             elif room <= 0 or (instance.alone and (self._batch.jobs or not self.runner.is_free())):
                 self.runner.wanted = True
                 return self.plan.enqueue(instance)
             else:
                 self._start(instance)
-                room = 0 if instance.alone else room - 1
+                ready, room = ready - 1, 0 if instance.alone else room - 1
 
-    def _delay_of(self, instance: _Instance) -> float:
-        """Seconds until it may be tried again, as it has to wait for its `on_retry_callback`, or
-        for a place among its task's instances in other runs; 0 if it need not."""
-        task = instance.node.task
-        if instance.state is _S.UP_FOR_RETRY and task.on_retry_callback is not None:
-            due = [each.attempt for each in (*self._batch.callbacks, *self._callbacks)]
-            if any(each.instance is instance for each in due + self.runner.calling()):
-                return 0.02
-        return _GLANCE if self._is_crowded(instance, 1) else 0.0
+    def _is_called_back(self, instance: _Instance) -> bool:
+        """Whether its next try has to wait for its `on_retry_callback`."""
+        if instance.state is not _S.UP_FOR_RETRY or instance.node.task.on_retry_callback is None:
+            return False
+        due = [each.attempt for each in (*self._batch.callbacks, *self._callbacks)]
+        return any(each.instance is instance for each in due + self.runner.calling())
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
         """Whether so many more instances of its task would be too many in all runs of the DAG."""
@@ -10187,6 +10189,7 @@ class _Run(_Start):
         self._next_glance = now + _GLANCE
         self.report.status()
         self._batch.logs += self.runner.output(next(self._least_log))
+        self.plan.crowded.clear()
         line = self.asked.in_line and self.asked.in_line.line
         if self._stop_is_set():
             self._stop("stopped")

@@ -11904,14 +11904,18 @@ class LimitsTest(Case):
 
     def test_what_waits_for_a_place_in_all_runs_takes_none_in_its_pool(self):
         with DAG("d") as d:
-            for name in ("crowded", "small"):
-                task(task_id=name, pool="p")(quiet)()
+            crowded = {"pool": "p", "max_active_tis_per_dag": 1, "priority_weight": 9}
+            task(task_id="crowded", **crowded)(quiet)()
+            task(task_id="crowded_too", **crowded)(quiet).expand(x=[*range(1000)])
+            task(task_id="small", pool="p")(quiet)()
         run, pools = liteflow._Run(d, db_path=self.db, pools={"p": 1}), {"p": 1}
         run.plan, run.runner = liteflow._Plan(d, pools=pools), mock.Mock(room=lambda jobs: jobs)
         run.plan.settle()
-        with mock.patch.object(run, "_is_crowded", lambda each, _: each.task_id == "crowded"):
+        is_crowded = mock.Mock(side_effect=lambda each, _: each.task_id != "small")
+        with mock.patch.object(run, "_is_crowded", is_crowded):
             run._choose(run.plan.ready_count(0.0))
         self.assertEqual([each.instance.task_id for each in run._batch.jobs], ["small"])
+        self.assertEqual(is_crowded.call_count, 3)  # the file is asked once of each task
 
     def test_dagrun_timeout(self):
         run = self.run_flow(
