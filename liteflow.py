@@ -5574,6 +5574,7 @@ class _WorkerRun:
 
     def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
         self.info, self.dag = info, dag
+        self._before: Any = False  # until it was looked for
         self._tasks: dict[str, BaseOperator] = {}
         self._resolve = functools.cache(_resolve)  # many tasks may be of one function
 
@@ -5605,12 +5606,12 @@ class _WorkerRun:
         """The DAG's run of the latest earlier date that succeeded; None if there is none, or no
         database to look into. It is looked for once."""
         path, when = self.info["db_path"], self.info["logical_date"]
-        if "before" not in self.info:
+        if self._before is False:
             which = {"dag_id": self.info["dag_id"], "state": "success", "of_earlier": when}
             with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
                 row = _read(path, _find_run, "logical_date", **which) if path and when else None
-                self.info["before"] = row and DagRun(row, path)
-        return self.info.get("before")
+                self._before = row and DagRun(row, path)
+        return self._before or None
 
     def restore(self) -> None:
         """Give the process the environment, time zone and directory that run() was called in."""

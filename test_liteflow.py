@@ -11732,18 +11732,23 @@ class CallbacksTest(Case):
     def test_a_callback_that_failed_for_a_dead_run_says_for_which(self):
         module = self.module(
             """
-            def tell(context): raise RuntimeError("no mail")
+            def tell(context): raise RuntimeError(context["prev_data_interval_end_success"])
             with DAG("flow", on_failure_callback=tell) as dag:
                 @task
-                def f(): ...
+                def f(prev_data_interval_end_success=None): return prev_data_interval_end_success
                 f()
             """
         )
-        module.dag.run(db_path=self.db, run_id="dead", executor=pool())
+        for day, run_id in (2, "before"), (1, "dead"):
+            date = datetime.datetime(2026, 1, day, tzinfo=datetime.UTC)
+            module.dag.run(db_path=self.db, run_id=run_id, logical_date=date, executor=pool())
         self.abandon()
-        run = module.dag.run(db_path=self.db, executor=pool())
+        with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+            db.execute("UPDATE dag_run SET state = 'success' WHERE run_id = 'before'")
+        run = module.dag.run(db_path=self.db, max_workers=1)
+        self.assertEqual(run.xcom_pull("f").day, 2)  # what was before the dead one is another run
         [line] = liteflow._failed_callbacks(run)
-        self.assertRegex(line, r"no mail .*, called for run 'dead': its scheduler died$")
+        self.assertRegex(line, r"Error: None .*, called for run 'dead': its scheduler died$")
 
     def test_what_the_last_task_leaves_behind_keeps_no_callback_from_being_called(self):
         """Its worker ends with that, and is free as far as the scheduler knows."""
