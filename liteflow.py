@@ -8619,8 +8619,6 @@ class _SlotRunner(_Runner):
         slot.attempt, slot.reason, slot.deadline = None, None, math.inf
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
-            if not attempt.instance.node.holds or outcome.status == "reschedule":
-                self._let_call(slot, _Callback(attempt, None, None))
         if taken:  # it took its next job at once
             self._on_took(slot, taken)
 
@@ -9047,7 +9045,7 @@ class _InProcessRunner(_ExecutorRunner):
         if not job.holds:
             execution.forget_failure()
         self._events.put((attempt, None))
-        self._events.put((attempt, outcome._replace(terminated=self.interrupted)))
+        self._events.put((attempt, outcome._replace(terminated=self.interrupted, held=job.holds)))
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
@@ -10000,7 +9998,7 @@ class _Run(_Start):
         self._batch = _Batch()
         self.report.committed(batch.logs)
         for due in batch.callbacks:  # to the worker that holds the attempt; if it is gone, to any
-            if not self.runner.call_back(due) and due.name is not None:
+            if not self.runner.call_back(due):
                 self._callbacks.append(due)
         for attempt in batch.jobs:
             self.runner.start(attempt, self._job(attempt))
@@ -10112,15 +10110,13 @@ class _Run(_Start):
         else:
             self._finish(attempt, outcome)
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
-        if (due or instance.node.holds) and instance.state is not _S.UP_FOR_RESCHEDULE:
-            names = (*due, _CALLBACK_OF.get(instance.state, ""))
-            wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
+        names = (*due, _CALLBACK_OF.get(instance.state, "")) if due or instance.node.holds else ()
+        wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
+        if wanted:
             why = _last_line(attempt.error) or None
-            callback = _Callback(attempt, "+".join(wanted) or None, why)
-            # After a success of which none is told, its worker need not wait for the commit.
-            is_due = wanted or instance.state is not _S.SUCCESS
-            if is_due or not self.runner.call_back(callback):
-                self._batch.callbacks.append(callback)
+            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted), why))
+        elif outcome.held:  # where none is told of it, its worker need not wait for the commit
+            self.runner.call_back(_Callback(attempt, None, None))
         self.report.changed(instance, attempt.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
