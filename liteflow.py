@@ -4300,6 +4300,7 @@ class _Attempt:
     log_parts = 0  # a rescheduled sensor's log goes on where it was ...
     log_seen = 0, 0  # ... as long as it is: bytes at its beginning that are stored, and the others
     first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
+    taken = math.inf  # when a worker took it, by monotonic(); of a sensor, its latest poke's
     pokes = 0
     losses = 0  # workers in a row that died before they could tell that they took it
 
@@ -7453,9 +7454,9 @@ class _Runner:
         """Take back the attempts that were sent and not taken by a worker: they never start."""
         return []
 
-    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome]]:
         """Wait until something happens or `wake` is called, at most `timeout` seconds. Returns the
-        attempts that a worker took (with None), and those that ended (with their outcome)."""
+        attempts that ended, with their outcomes; what a worker took has `taken` set."""
         return []
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
@@ -8235,7 +8236,6 @@ def _close_pools() -> None:
 
 _QUICK = 0.002  # seconds; a job that takes less is quick, and the next one may be as well
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
-_SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
 
 
@@ -8262,7 +8262,6 @@ class _SlotRunner(_Runner):
         self._failed_starts = 0
         self._has_enough = False  # it starts no more workers, as long as it has one
         self._events: list[tuple[_Attempt, _Outcome]] = []
-        self._begun: dict[_Attempt, float] = {}  # what was taken, and when that is to be told
         self._last_output: _Output = []
         self._info: dict[str, Any] = {}
         self._ours, self._theirs = (_Wire(end) for end in _socket_pair())  # the queue's two ends
@@ -8478,7 +8477,7 @@ class _SlotRunner(_Runner):
 
     # What happens.
 
-    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome]]:
         waiting = self._pool._slot_line  # other runs, which may get what is idle
         if waiting:
             self._hand_over(_monotonic())
@@ -8502,18 +8501,13 @@ class _SlotRunner(_Runner):
         self._pool._check_open(self)
         self._flush()
         ended, self._events = self._events, []
-        for attempt, _ in ended:
-            self._begun.pop(attempt, None)
-        begun = [attempt for attempt, due in self._begun.items() if due <= now]
-        for attempt in begun:
-            del self._begun[attempt]
-        return [*[(attempt, None) for attempt in begun], *ended]
+        return ended
 
     def _listen(self, until: float) -> bool:
         """Sleep until a worker says something, or something is due; hear what they say. Returns
         whether it was more than that one took a job."""
         now = _monotonic()
-        times = [until, *self._begun.values(), *[slot.deadline for slot in self._slots]]
+        times = [until, *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
         elif self._out and any(slot.is_idle for slot in self._slots):
@@ -8584,13 +8578,13 @@ class _SlotRunner(_Runner):
             slot.shared[_TAKING] = 0
         slot.attempt, slot.has_taken, attempt.pid, attempt.losses = attempt, True, slot.pid, 0
         self._failed_starts = 0
-        now = _monotonic()
+        now = attempt.taken = _monotonic()
         if attempt.pokes:
             slot.log.begin(slot.log.start, *attempt.log_seen)
         else:
             attempt.first_start, attempt.began = now, time.time()
         slot.timeout = math.inf if job.timeout is None else job.timeout
-        slot.deadline, self._begun[attempt] = now + slot.timeout, now + _SOON
+        slot.deadline = now + slot.timeout
         if attempt in self._ending:
             self.end(attempt, *self._ending.pop(attempt))
 
@@ -8863,7 +8857,7 @@ class _ExecutorRunner(_Runner):
     def __init__(self, executor: Any) -> None:
         super().__init__()
         self._executor: concurrent.futures.Executor = executor
-        # Attempts that began (None) or ended: their futures, or outcomes where there is none.
+        # Attempts that ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
         # Whose they are, and when to wait for them no longer once no attempt is left.
@@ -8892,7 +8886,7 @@ class _ExecutorRunner(_Runner):
         return future
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        self._events.put((attempt, None))
+        attempt.taken = _monotonic()
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
@@ -8902,15 +8896,15 @@ class _ExecutorRunner(_Runner):
     def is_free(self) -> bool:
         return not self._futures
 
-    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome | None]]:
-        events: list[tuple[_Attempt, _Outcome | None]] = []
+    def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome]]:
+        events: list[tuple[_Attempt, _Outcome]] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 attempt, what = self._events.get(timeout=timeout)
                 timeout = 0  # for the others that are there
                 if attempt is None:
                     continue  # it was woken, or a callback has ended
-                if what is None or isinstance(what, _Outcome):
+                if isinstance(what, _Outcome):
                     events.append((attempt, what))
                 elif self._futures.pop(attempt, None) is not None:
                     fields, why = _answer_of(what)
@@ -9044,7 +9038,6 @@ class _InProcessRunner(_ExecutorRunner):
         self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
         if not job.holds:
             execution.forget_failure()
-        self._events.put((attempt, None))
         self._events.put((attempt, outcome._replace(terminated=self.interrupted, held=job.holds)))
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
@@ -9642,6 +9635,7 @@ def _news_of(found: _Resumption) -> list[str]:
 
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
 _LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
+_SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
 
@@ -9826,9 +9820,7 @@ class _Run(_Start):
         events = self.runner.wait(timeout)
         self._look_around()
         for attempt, outcome in events:
-            if outcome is None:
-                self._begin(attempt)
-            elif outcome.unasked and self.reason is None:
+            if outcome.unasked and self.reason is None:
                 self._unasked.append((_monotonic() + _TOGETHER, attempt, outcome))
             else:
                 self._take(attempt, outcome)
@@ -9971,7 +9963,7 @@ class _Run(_Start):
 
     def _begin(self, attempt: _Attempt) -> None:
         """A worker took the attempt, so it runs."""
-        if attempt.state == "running" or attempt.instance not in self._attempts:
+        if attempt.state == "running":
             return
         attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
@@ -10140,7 +10132,7 @@ class _Run(_Start):
             self._batch.named.append((outcome.note["name"], instance.row_id))
         self._batch.is_large |= size > _LARGE
         if state is _S.UP_FOR_RESCHEDULE:
-            attempt.pokes += 1
+            attempt.pokes, attempt.taken = attempt.pokes + 1, math.inf
             self._paused[instance] = attempt
             return
         if state is _S.SUCCESS:
@@ -10187,6 +10179,9 @@ class _Run(_Start):
         self.report.status()
         self._batch.logs += self.runner.output(next(self._least_log))
         self.plan.crowded.clear()
+        for attempt in self._attempts.values():
+            if attempt.taken + _SOON <= now:
+                self._begin(attempt)
         line = self.asked.in_line and self.asked.in_line.line
         if self._stop_is_set():
             self._stop("stopped")

@@ -12820,7 +12820,7 @@ class RunnersTest(Case):
         runner.start(attempt, liteflow._Job("t", "", -1, 1, 1, b"", None, {}, None))
         runner.end(attempt, "stopped")
         late.set_result(marshal.dumps((tuple(liteflow._Outcome("success", None)), None)))
-        ends = [outcome.status for _, outcome in runner.wait(0) if outcome is not None]
+        ends = [outcome.status for _, outcome in runner.wait(0)]
         self.assertEqual(ends, ["failed"])
 
     def test_foreign_executors(self):
