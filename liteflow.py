@@ -6196,8 +6196,8 @@ def _end_if_child(execution: _Execution, error: BaseException | None) -> None:
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
     """Call the callbacks `name` (several joined by `+`, or None) of the `last` attempt, which ended
-    here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how that job ended, or
-    of which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
+    here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how it ended, or of
+    which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
     if last is None:
@@ -6206,7 +6206,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
     for each in name.split("+") if name else ():
         context, last.is_over = last.context, True
         owner, ti = context["task"], context["ti"]
-        if started is not None:  # it ran elsewhere: these are its times
+        if started is not None:  # else it did not run, or stands for another run
             ti.start_date, ti.end_date = _moment(started), _moment(ended)
         if each.startswith("dag_"):
             owner, ti.state, context["reason"] = last.task.dag, _TASK_STATES.get(state), reason
@@ -6216,7 +6216,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
             last.exception = AirflowException(reason)
         for became, callback in _CALLBACK_OF.items():
             if callback == each:
-                ti.state, ti.end_date = became, ti.end_date or _utcnow()
+                ti.state = became
         context["exception"] = None if each == "on_skipped_callback" else last.exception
         last.variables.run(_call_back, last, owner, each.removeprefix("dag_"))
     last.forget_failure()
@@ -9907,8 +9907,6 @@ class _Run(_Start):
         """Start what may start, as far as there is room for it; callbacks come first."""
         while self._callbacks:
             due = self._callbacks[0]
-            last = due.attempt
-            due.facts = due.facts or {"last": [last.state, last.started, last.ended]}
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
                 self.runner.wanted = True
                 return
@@ -10106,7 +10104,8 @@ class _Run(_Start):
         wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
         if wanted:
             why = _last_line(attempt.error) or None
-            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted), why))
+            how = {"last": [attempt.state, attempt.started, attempt.ended]}
+            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted), why, how))
         elif outcome.held:  # where none is told of it, its worker need not wait for the commit
             self.runner.call_back(_Callback(attempt, None, None))
         self.report.changed(instance, attempt.error, took)
