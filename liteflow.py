@@ -8340,13 +8340,13 @@ class _SlotRunner(_Runner):
         mine = [slot for slot in self._slots if slot.spoilt is None]
         able = [slot for slot in mine if slot.state == "serving"]
         able.sort(key=lambda slot: not slot.is_idle)
-        surplus = math.ceil(len(mine) - self._pool.max_workers / len(self._pool._runners))
+        surplus = math.ceil(len(mine) - self._pool._most / len(self._pool._runners))
         if not (self._out or self._unsent or self in self._pool._slot_line):
             surplus = max(surplus, sum(slot.is_idle for slot in able))
         return able[: max(0, surplus)] if self._found is not None else []
 
     def _lend(self) -> bool:
-        if len(self._slots) >= self._pool.max_workers or (self._has_enough and self._slots):
+        if len(self._slots) >= self._pool._most or (self._has_enough and self._slots):
             return False
         try:
             slot = self._pool._lend(self, self._context)

@@ -9196,6 +9196,9 @@ class QueueTest(QueueCase):
         idle = mock.Mock(spoilt=None, state="serving", is_idle=True)
         with mock.patch.object(runner, "_slots", [*[busy] * 3, idle]):
             self.assertEqual(runner.spare(), [idle])
+        with mock.patch.object(runner, "_slots", [busy] * 2):
+            pool._most = 2  # as no more fit into the limit of open files
+            self.assertEqual(len(runner.spare()), 1)
 
     def test_a_run_with_nothing_to_start_spares_all_that_is_idle(self):
         runner = liteflow._SlotRunner(WorkerPool(3), False, DAG("d"), 0.0)
