@@ -9288,16 +9288,17 @@ class _Start:
 
     def _first_jobs(self) -> int:
         """How many jobs a new run has at first: so many workers may start side by side."""
-        tasks, jobs = self.dag.task_dict.values(), collections.Counter[str]()
-        # These take no worker, and what follows them begins at once.
-        starts = {x.task_id for x in tasks if isinstance(x, EmptyOperator) and not x._upstream}
-        for task in tasks:
-            if task.task_id not in starts and starts.issuperset(task._upstream):
-                mapping, count = task._mapping, 1
-                if mapping is not None and not mapping.source_ids:
-                    most = task.max_active_tis_per_dagrun or task.max_active_tis_per_dag
-                    count = min(mapping.count(_Known({})), most or sys.maxsize)
-                jobs[task.pool] += count
+        passed, jobs = set[str](), collections.Counter[str]()
+        for task in self._order:
+            if not passed.issuperset(task._upstream):
+                continue
+            mapping = task._mapping
+            if isinstance(task, EmptyOperator):  # it takes no worker: what follows begins at once
+                passed.add(task.task_id)
+            elif mapping is None or mapping.source_ids:
+                jobs[task.pool] += 1
+            else:
+                jobs[task.pool] += min(mapping.count(_Known({})), _Node(task, 0).limit)
         fit = sum(min(count, self.pools.get(pool, count)) for pool, count in jobs.items())
         return min(fit, self.dag.max_active_tasks)
 

@@ -10508,11 +10508,15 @@ class PoolTest(QueueCase):
                 def nop(i): pass
                 nop.expand(i=[1, 2, 3])
             with DAG("behind") as behind:
-                EmptyOperator(task_id="start") >> [nop(i) for i in range(3)]
+                start, *others = (EmptyOperator(task_id=f"e{i}") for i in range(9))
+                start >> others >> EmptyOperator(task_id="last") >> [nop(i) for i in range(3)]
+            with DAG("beside") as beside:
+                nop(0) >> [*(EmptyOperator(task_id=f"e{i}") for i in range(9)), nop(1)]
             with DAG("in_pool") as in_pool:
                 for i in range(9): nop.override(pool="one")(i)
             with DAG("limited") as limited:
-                nop.override(max_active_tis_per_dagrun=1).expand(i=[1, 2, 3])
+                limits = {"max_active_tis_per_dagrun": 3, "max_active_tis_per_dag": 1}
+                nop.override(**limits).expand(i=[1, 2, 3])
             with DAG("chained") as chained:
                 chain(*(nop(i) for i in range(9)))
             with DAG("timed") as timed:
@@ -10526,7 +10530,7 @@ class PoolTest(QueueCase):
             return begin(runner, info, tasks, jobs, check)
 
         useful = dict.fromkeys(("mapped", "behind"), 3)
-        useful |= dict.fromkeys(("in_pool", "limited", "chained", "timed"), 1)
+        useful |= dict.fromkeys(("beside", "in_pool", "limited", "chained", "timed"), 1)
         with mock.patch.object(liteflow._SlotRunner, "begin", noting_begin):
             for dag_id, most in useful.items():
                 with self.subTest(dag_id), WorkerPool(4) as pool:
