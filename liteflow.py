@@ -9662,8 +9662,7 @@ class _Run(_Start):
     def __init__(self, dag: Dag, **options: Any) -> None:
         super().__init__(dag, **options)
         self._make_runner = _runner_for(dag, self.asked)
-        self._attempts: dict[_Instance, _Attempt] = {}  # sent, and not ended
-        self._paused: dict[_Instance, _Attempt] = {}  # sensors between two pokes
+        self._attempts: dict[_Instance, _Attempt] = {}  # sent and not ended, or between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
         self._last: dict[TaskInstanceState | None, _Attempt] = {}  # the last to end in each
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
@@ -9848,11 +9847,11 @@ class _Run(_Start):
 
     def _is_over(self) -> bool:
         if self._forced:
-            return not self._attempts
+            return not self.plan.sent
         if self._callbacks or self.runner.calling():
             return False
         plan, now = self.plan, _monotonic()
-        goes_on = self._attempts or plan.next_time() or plan.crowded or plan.ready_count(now)
+        goes_on = plan.sent or plan.next_time() or plan.crowded or plan.ready_count(now)
         assert goes_on or not plan.unfinished, "the plan is stuck [a bug in liteflow]"
         return not plan.unfinished
 
@@ -9867,8 +9866,8 @@ class _Run(_Start):
             plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
-            if instance in self._paused:  # it was given up between two pokes: it skipped nothing
-                attempt = self._paused.pop(instance)
+            # It was given up between two pokes, and has not skipped itself.
+            if (attempt := self._attempts.pop(instance, None)) is not None:
                 attempt.state, attempt.error = "failed", self._given_up()
                 self._batch.attempts[attempt] = None
             self.report.changed(instance)
@@ -9895,10 +9894,8 @@ class _Run(_Start):
     def _take_back(self, attempt: _Attempt) -> None:
         """Undo the start of an attempt that no worker has taken, and none will."""
         instance = attempt.instance
-        del self._attempts[instance]
-        if attempt.pokes:
-            self._paused[instance] = attempt
-        else:
+        if not attempt.pokes:
+            del self._attempts[instance]
             self._batch.attempts.pop(attempt, None)
             self._batch.withdrawn.append(attempt)
         self._batch.instances[instance] = None
@@ -9951,8 +9948,7 @@ class _Run(_Start):
 
     def _start(self, instance: _Instance) -> None:
         self.plan.start(instance)
-        attempt = self._paused.pop(instance, None) or _Attempt(instance)
-        self._attempts[instance] = attempt
+        attempt = self._attempts[instance] = self._attempts.get(instance) or _Attempt(instance)
         self._batch.instances[instance] = None
         if instance.try_number > 1 and not attempt.pokes:
             self._batch.renewed.append(instance.row_id)
@@ -10089,7 +10085,6 @@ class _Run(_Start):
         come before the one for that."""
         instance = attempt.instance
         self._begin(attempt)
-        del self._attempts[instance]
         start, took = outcome.start, outcome.took
         if start is None or attempt.pokes:  # its worker can't tell
             start, took = attempt.began, _monotonic() - attempt.first_start
@@ -10100,6 +10095,8 @@ class _Run(_Start):
             attempt.state, attempt.error = "interrupted", self.reason
         else:
             self._finish(attempt, outcome)
+        if instance.state is not _S.UP_FOR_RESCHEDULE:
+            del self._attempts[instance]
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
         names = (*due, _CALLBACK_OF.get(instance.state, "")) if due or instance.node.holds else ()
         wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
@@ -10133,7 +10130,6 @@ class _Run(_Start):
         self._batch.is_large |= size > _LARGE
         if state is _S.UP_FOR_RESCHEDULE:
             attempt.pokes, attempt.taken = attempt.pokes + 1, math.inf
-            self._paused[instance] = attempt
             return
         if state is _S.SUCCESS:
             self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
@@ -10201,7 +10197,7 @@ class _Run(_Start):
         if self.reason is None:
             self.reason = reason
             more = "; once more ends all at once" if self._caught else ""
-            self.report.tell(f"{reason}: ending what runs ({len(self._attempts)}){more}")
+            self.report.tell(f"{reason}: ending what runs ({self.plan.sent}){more}")
             self.plan.stop()
         if now and not self._forced:
             self._forced = True
