@@ -3323,9 +3323,10 @@ class _Node:
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.sent = 0  # to a worker, and not ended
-        self.limit = task.max_active_tis_per_dag or sys.maxsize
-        if self.mapping is not None:  # else it has one instance
-            self.limit = min(self.limit, task.max_active_tis_per_dagrun or sys.maxsize)
+        self.limit = sys.maxsize  # a task that is not mapped needs none
+        if self.mapping is not None:
+            limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
+            self.limit = min(filter(None, limits), default=sys.maxsize)
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -3564,7 +3565,7 @@ class _Plan:
         self.timed_out = self.gave_up = self._stopped = False
         self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
         self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
-        # What may start, in heaps: one for each pool, and one for each task with a limit.
+        # What may start, in heaps: one for each pool, and one for each task that a limit holds up.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
         self._dirty: dict[_Instance, None] = {}  # their state has to be decided
@@ -3631,7 +3632,7 @@ class _Plan:
         return min(fit, self.dag.max_active_tasks - self.sent)
 
     def _places(self, node: _Node) -> int:
-        """How many instances of a task with a limit may start as far as that goes."""
+        """How many instances of a task may start, as far as its limits go."""
         return 0 if node in self.crowded else node.limit - node.sent
 
     def enqueue(self, instance: _Instance) -> None:
@@ -3639,7 +3640,8 @@ class _Plan:
         node = instance.node
         if isinstance(node.task, EmptyOperator):
             return self.passing.append(instance)
-        key = (node.task.pool, None if node.limit == sys.maxsize else node)
+        apart = node.limit < sys.maxsize or node in self.crowded
+        key = (node.task.pool, node if apart else None)
         entry = (-node.weight, node.order, instance.map_index, instance)
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
