@@ -4325,7 +4325,6 @@ class _Batch:
     def __init__(self) -> None:
         self.instances: dict[_Instance, None] = {}  # an ordered set, as is the next
         self.attempts: dict[_Attempt, None] = {}
-        self.withdrawn: list[_Attempt] = []  # taken back before any worker took them
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
@@ -4925,9 +4924,6 @@ class _Store:
                 self.write_instances([node], element_of)
             if batch.named:
                 many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
-            if batch.withdrawn:
-                keys = [(a.instance.row_id, a.try_number) for a in batch.withdrawn]
-                many("DELETE FROM task_attempt WHERE task_instance_id = ? AND try_number = ?", keys)
             many(_UPDATE_INSTANCE, map(_changes_of, batch.instances))
             many(_inserting("task_attempt"), map(_attempt_row, batch.attempts))
             if batch.logs:
@@ -9898,8 +9894,6 @@ class _Run(_Start):
         instance = attempt.instance
         if not attempt.pokes:
             del self._attempts[instance]
-            self._batch.attempts.pop(attempt, None)
-            self._batch.withdrawn.append(attempt)
         self._batch.instances[instance] = None
         self.plan.withdraw(instance)
 
@@ -9955,14 +9949,15 @@ class _Run(_Start):
         if instance.try_number > 1 and not attempt.pokes:
             self._batch.renewed.append(instance.row_id)
         if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
-            self._begin(attempt)
+            instance.move(_S.RUNNING)
         self._batch.jobs.append(attempt)
 
     def _begin(self, attempt: _Attempt) -> None:
         """A worker took the attempt, so it runs."""
         if attempt.state == "running":
             return
-        attempt.instance.move(_S.RUNNING)
+        if attempt.instance.state is _S.QUEUED:  # else it was to start alone
+            attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
         if not attempt.began:  # its runner can't tell
             attempt.first_start, attempt.began = _monotonic(), time.time()

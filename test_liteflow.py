@@ -23451,7 +23451,6 @@ class Promise1Test(KilledAtCommitsCase):
         events = (
             ("instances", {instance: None}),
             ("attempts", {attempt: None}),
-            ("withdrawn", [attempt]),
             ("expanded", [instance.node]),
             ("xcoms", [(instance.row_id, *row)]),
             ("items", [(instance.row_id, 0, "1", b"x")]),
