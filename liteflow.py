@@ -4316,7 +4316,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    facts: Mapping[str, Any] | None = None  # how the attempt ended, or the run whose they are
+    facts: Mapping[str, Any] = {}  # how the attempt ended, or the run whose they are
 
 
 class _Batch:
@@ -6197,10 +6197,10 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
     here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how it ended, or of
     which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
     if job is not None:
-        last = _Execution(_WorkerRun({**run.info, **(facts or {})}, run.dag), _Job(*job))
+        last = _Execution(_WorkerRun({**run.info, **facts}, run.dag), _Job(*job))
     if last is None:
         return
-    state, started, ended = (facts or {}).get("last", (None, None, None))
+    state, started, ended = facts.get("last", (None, None, None))
     for each in name.split("+") if name else ():
         context, last.is_over = last.context, True
         owner, ti = context["task"], context["ti"]
@@ -6212,9 +6212,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
             context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
         elif last.exception is None and reason is not None:
             last.exception = AirflowException(reason)
-        for became, callback in _CALLBACK_OF.items():
-            if callback == each:
-                ti.state = became
+        ti.state = {name: became for became, name in _CALLBACK_OF.items()}.get(each, ti.state)
         context["exception"] = None if each == "on_skipped_callback" else last.exception
         last.variables.run(_call_back, last, owner, each.removeprefix("dag_"))
     last.forget_failure()
