@@ -6082,8 +6082,10 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         if quits and in_pdb and sys.breakpointhook is _no_breakpoint:
             failure = RuntimeError(f"pdb in {_NO_TERMINAL}").with_traceback(failure.__traceback__)
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
-        status, error = "fatal" if fatal else "failed", _traceback(failure)
-        execution.exception = failure
+        status, execution.exception = "fatal" if fatal else "failed", failure
+    if error is None and execution.exception is not None:
+        # Not while it is handled: Python 3.11 then takes n * n steps for a chain of n exceptions.
+        error = _traceback(execution.exception)
     _end_if_child(execution, execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
         note = {**note, **_name_of(execution)}
