@@ -3981,9 +3981,10 @@ class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
     What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
-    so is all that hangs on a task that runs again. All else stays. To a task that takes results,
-    an instance that comes, goes or moves counts as one that runs again. Mapped instances are known
-    by what they were mapped over (`keys`), not by their index.
+    so is all that hangs on a task that runs again: of what is new or was skipped, on what is known
+    to run. All else stays. To a task that takes results, an instance that comes, goes or moves
+    counts as one that runs again. Mapped instances are known by what they were mapped over
+    (`keys`), not by their index.
     """
 
     def __init__(
@@ -3994,16 +3995,14 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[_InstanceKey] = (),
     ) -> None:
-        """`running`: which of the `left_out` and `alone` are known to run after all."""
+        """`running`: which of the `left_out` are known to run after all."""
         self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
         self.again: set[_InstanceKey] = set()  # what runs again, or is decided anew
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag, self._keys, self._running = dag, keys, running
-        self.left_out: set[_InstanceKey] = set()  # of that, what did not run because of others
-        self.along: set[_InstanceKey] = set()  # setups and teardowns that are only taken along
-        self.alone: set[_InstanceKey] = set()  # cleared so, and no more: they pull nothing
-        self._changed: set[str] = set()  # tasks of which an instance runs again
+        self.left_out: set[_InstanceKey] = set()  # of that, what is new or did not run, and may not
+        self.along: set[_InstanceKey] = set()  # what pulls nothing: taken along, or cleared alone
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
@@ -4045,15 +4044,15 @@ class _Resumption:
         self._remove(rows, found)
         for index, row in found.items():
             self.instances[task.task_id, index] = row
-            if row.map_index != index:  # a new one runs, and counts for that
+            if row.map_index != index or not row.row_id:
                 self._moved.add(task.task_id)
         return keys == []
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """What the instances are mapped over; None if that is not known before others have run."""
-        sources = mapping.source_ids.keys()
+        sources = mapping.source_ids
         had = any(i >= 0 and row.state != "removed" for i, row in rows.items())
-        if not (sources & self._changed or sources & self._moved):
+        if not any((up, None) in self._pulling or up in self._moved for up in sources):
             with contextlib.suppress(LookupError):  # an old result that is no list
                 keys = self._keys(mapping)
                 if had or not sources or not keys:
@@ -4067,27 +4066,25 @@ class _Resumption:
             key = task.task_id, index
             row = self.instances[key]
             # What succeeded or skipped itself stays (what was cleared has no state), as does what
-            # has no elements, but for a branch that chose what the code does not have any more.
+            # has no elements; but not what takes others' results by now, nor a branch that chose
+            # what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             kept = kept or (row.state == "skipped" and is_empty)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
-            by_itself = not kept or any(name not in self._dag for name in chosen)
-            pulled = row.takes != takes_text or self._is_pulled(task, index, takes)
+            changed = row.takes != takes_text or any(name not in self._dag for name in chosen)
+            by_itself = changed or not kept
+            pulled = self._is_pulled(task, index, takes)
             if not by_itself and not pulled:
                 continue
             self.again.add(key)
-            if task.is_teardown and not by_itself:  # only taken along: it pulls nothing else
+            left_out = not row.row_id or row.state in ("skipped", "upstream_failed")
+            alone = row.cleared == _CLEARED_ALONE and not (pulled or changed)
+            if alone or (task.is_teardown and not by_itself):
                 self.along.add(key)
-                continue
-            left_out = not pulled and row.state in ("skipped", "upstream_failed")
-            if left_out and key not in self._running:
-                self.left_out.add(key)  # decided anew, it may well end so again
-                continue
-            self._changed.add(task.task_id)
-            if pulled or row.cleared != _CLEARED_ALONE:
-                self._pulling |= {key, (task.task_id, None)}
+            elif left_out and not pulled and key not in self._running:
+                self.left_out.add(key)  # decided anew, it may well end so (again)
             else:
-                self.alone.add(key)
+                self._pulling |= {key, (task.task_id, None)}
 
     def _is_pulled(self, task: BaseOperator, index: int, takes: Collection[str]) -> bool:
         for up in task._upstream:
@@ -9436,21 +9433,23 @@ class _Start:
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
             again = found.again - found.along
-            # What is mapped over one that is taken along stays, too.
+            # What is mapped over one that pulls nothing stays, too.
             at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
             kept = {key: lengths[old] for key, old in at.items() if old in lengths}
             recorded = found.recorded()
             # First as if those that pull nothing had succeeded again: what runs then? What a branch
             # among them chose says nothing of what it will choose.
-            settled = found.along | (found.alone & running)
-            along = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in settled}
-            self._plan_on({**recorded, **along}, kept)
+            now = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in found.along}
+            self._plan_on({**recorded, **now}, kept)
             ready = [i for i in self.plan.instances() if i.decided and i.state is None]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            starting &= (found.left_out | found.alone) - running
-            if not starting or not found.left_out:  # which is all that a next look would decide
-                if along:
+            # Nor is it known what those that pull nothing will give, to be mapped over.
+            fed = [node.task for name, _ in found.along for node in self.plan._by_id[name].feeds]
+            starting |= {(task.task_id, -1) for task in fed}
+            starting &= found.left_out
+            if not starting or found.again >= found.instances.keys():  # there is nothing to pull
+                if found.along:
                     self._plan_on(recorded, kept)
                 return found
             running |= starting

@@ -14606,6 +14606,78 @@ class AgainTest(FlowCase):
         self.assertEqual(self.resume(flow()), ["z"])
         self.assertEqual(self.resume(flow("all_done")), ["each:None", "each:b", "two:None", "z"])
 
+    def test_what_is_mapped_over_nothing_by_now_pulls_nothing(self):
+        def flow(over=None):
+            with DAG("d") as d:
+                t, none = self.step("t"), self.step("none", result=[])()
+                t = t() if over is None else t.expand(x=none if over == "result" else over)
+                t >> self.step("last", trigger_rule="none_failed")()
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.assertEqual(self.go(flow()), ["last", "none", "t", "z"])
+        for over in ([], "result"):
+            self.assertEqual(self.resume(flow(over)), ["z"])
+            self.assertEqual(self.state_of("t", "last"), ["skipped", "success"])
+            self.assertEqual(self.resume(flow()), ["last", "t", "z"])
+        self.assertEqual(self.resume(flow(["a"])), ["last", "t:a", "z"])
+
+    def test_what_the_code_has_new_pulls_what_hangs_on_it_only_where_it_runs(self):
+        def flow(rule=None, mapped=False):
+            with DAG("d") as d:
+                above, last = self.step("above", result=[1])(), self.step("last")()
+                if rule is not None:
+                    new = self.step("new", trigger_rule=rule)
+                    (new.expand(x=above) if mapped else new(above)) >> last
+                above >> last
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.assertEqual(self.go(flow()), ["above", "last", "z"])
+        for mapped in (False, True):
+            self.assertEqual(self.resume(flow("all_failed", mapped)), ["z"])
+            self.assertEqual(self.state_of("new", "last"), ["skipped", "success"])
+        self.assertEqual(self.resume(flow("all_success")), ["last", "new", "z"])
+
+    def test_what_is_left_out_again_pulls_nothing_though_it_takes_other_results(self):
+        def flow(takes):
+            with DAG("d") as d:
+                results = {name: self.step(name, result=name)() for name in "ab"}
+                choose = self.step("choose", result="left", kind="branch")()
+                choose >> [left := self.step("left")(), right := self.step("right")(results[takes])]
+                [left, right] >> self.step("last", trigger_rule="none_failed")()
+                self.step("z")()
+            return d
+
+        self.bad = {"z"}
+        self.assertEqual(self.go(flow("a")), ["a", "b", "choose", "last", "left", "z"])
+        self.assertEqual(self.resume(flow("b")), ["z"])
+        self.assertEqual(self.state_of("right", "last"), ["skipped", "success"])
+
+    # Cleared alone.
+
+    def fed(self, given):
+        with DAG("d") as d:
+            src = self.step("src", result=given)()
+            each = self.step("each", result=lambda x: x).expand(x=src)
+            each >> self.step("last", trigger_rule="all_done")()
+        return d
+
+    def test_what_is_mapped_over_one_that_was_cleared_alone_stays(self):
+        self.go(self.fed([1, 2]))
+        self.last.clear("src", downstream=False)
+        self.assertEqual(self.resume(self.fed([3, 4, 5])), ["src"])
+        self.assertEqual(self.last.xcom_pull("each"), [1, 2])
+
+    def test_what_could_not_be_mapped_over_one_that_is_run_again_alone_pulls_what_hangs_on_it(self):
+        self.bad = {"src"}
+        self.assertEqual(self.go(self.fed([1, 2])), ["last", "src"])
+        self.bad = set()
+        self.last.clear("src", downstream=False)
+        self.assertEqual(self.resume(self.fed([1, 2])), ["each:1", "each:2", "last", "src"])
+
     # Lists.
 
     def loading(self, elements):
@@ -14619,14 +14691,18 @@ class AgainTest(FlowCase):
             with DAG("d") as d:
                 s = self.step("s", result=[*given], kind="setup")()
                 w = self.step("w", result=lambda x: x).expand(x=s)
-                w >> self.step("t", kind="teardown")().as_teardown(setups=s)
+                end = self.step("t", kind="teardown")().as_teardown(setups=s)
+                [w, s >> self.step("z")()] >> end
+                w >> self.step("last", trigger_rule="all_done")()
             return d
 
-        self.bad = {("w", "b")}
+        self.bad = {("w", "b"), "z"}
         self.go(flow("a", "b"))
+        self.assertEqual(self.resume(flow()), ["last", "s", "t", "z"])  # it is taken along
+        self.assertEqual(self.state_of("w[0]", "w[1]"), ["success", "failed"])
         self.bad = set()
-        self.resume(flow())  # taken along, it gives nothing: w[1] fails
-        self.assertEqual(self.resume(flow("c", "d", "e")), ["s", "t", "w:c", "w:d", "w:e"])
+        again = ["last", "s", "t", "w:c", "w:d", "w:e", "z"]
+        self.assertEqual(self.resume(flow("c", "d", "e")), again)
         self.assertEqual(self.last.xcom_pull("w"), ["c", "d", "e"])
 
     def test_a_new_task_of_a_group_whose_setup_gives_nothing_now(self):
@@ -14647,7 +14723,7 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow([], "v")), ["s", "t"])
         self.assertEqual(self.state_of("v[0]", "v[1]"), ["failed", "upstream_failed"])
-        self.assertEqual(self.resume(flow(["c"], "v")), ["s", "t", "v:c", "w:c"])
+        self.assertEqual(self.resume(flow(["c"], "v"), again=["s"]), ["s", "t", "v:c", "w:c"])
 
     def test_a_list_that_became_shorter_keeps_what_it_still_has(self):
         self.bad = {("load", "bad"), "z"}
@@ -15358,7 +15434,8 @@ class RandomFlow:
     def edit(self):
         rng, tasks = self.rng, self.tasks
         if rng.random() < 0.15:
-            return self.add(rng.randrange(len(tasks) + 1))
+            self.add(rng.randrange(len(tasks) + 1))
+            return self.put_above({*self.tasks} - {*tasks})
         name = rng.choice(list(tasks))
         one, above = tasks[name], list(tasks)[: list(tasks).index(name)]
         edits = ["list", "list", "list"] if isinstance(one["over"], list) else []
@@ -15390,10 +15467,19 @@ class RandomFlow:
                 "length": ("length", rng.randrange(4)),
                 "retries": ("retries", rng.randrange(2)),
                 "rule": ("rule", rng.choice(self.RULES)),
-                "map": ("over", self.constants() or ["a"]),
+                "map": ("over", rng.choice([self.constants(), *sorted({*above} - {*one["args"]})])),
                 "unmap": ("over", None),
             }
             one.update([change[what]] if what in change else [])
+
+    def put_above(self, new):
+        """Let a task wait for one of the new ones, perhaps."""
+        rng, names, tasks = self.rng, list(self.tasks), self.tasks
+        later = names[max(map(names.index, new)) + 1 :]
+        later = [x for x in later if tasks[x]["role"] is tasks[x]["group"] is None]
+        later = [x for x in later if not x.startswith("scope")]
+        if later and rng.random() < 0.7:
+            tasks[rng.choice(later)]["ups"] += self.some(sorted(new), 0.6)
 
     def edit_list(self, one):
         """An element goes, comes, is another, or all are mixed."""
@@ -15499,8 +15585,8 @@ class ResumeModel:
 
     KEPT = ("success", "skipped itself")
 
-    def __init__(self, d, flow, was, before, after, ran):
-        self.d, self.flow, self.was = d, flow, was
+    def __init__(self, d, flow, was, before, after, ran, alone=()):
+        self.d, self.flow, self.was, self.alone = d, flow, was, alone
         self.before, self.after, self.ran = before, after, ran
         self.indexes, stood = collections.defaultdict(list), collections.defaultdict(set)
         for name, index in after.state:
@@ -15513,10 +15599,14 @@ class ResumeModel:
             found = {i: self.past[name, i] for i in indexes}
             if any(i != j for i, j in found.items()) or stood[name] - {*found.values()}:
                 self.moved.add(name)
-        self.reasons = {}
+        self.pulled, self.reasons = {}, {}
+        self.below_alone = set()
         for t in d.topological_sort():
             for i in self.indexes[t.task_id]:
-                self.reasons[t.task_id, i] = self.reason(t, i)
+                if any(self.is_alone(k) or k in self.below_alone for _, k in self.upstream(t, i)):
+                    self.below_alone.add((t.task_id, i))
+                self.pulled[t.task_id, i] = pulled = self.what_pulls(t, i)
+                self.reasons[t.task_id, i] = self.reason(t, i) or pulled
 
     def counterpart(self, name, index):
         """Which instance of the past it is, by its index then; None: it is new."""
@@ -15551,8 +15641,16 @@ class ResumeModel:
         state = self.state_before(key)
         if state in self.KEPT:  # what is only taken along pulls nothing
             return bool(self.reasons[key]) and not up.is_teardown
-        left_out = state in ("skipped", "upstream_failed")
-        return key in self.ran or not left_out or bool(self.reasons[key])
+        # What is new or was left out counts only if it runs, hangs on what may pull, or may run
+        # for what one that was cleared alone gives, or chooses.
+        left_out = state in ("skipped", "upstream_failed") or self.past[key] is None
+        left_out = left_out and key not in self.below_alone
+        alone = self.is_alone(key) and self.reasons[key] == self.pulled[key]
+        return bool(self.pulled[key]) or not alone and (key in self.ran or not left_out)
+
+    def is_alone(self, key):
+        """Whether it was cleared alone; what is new was not."""
+        return key[0] in self.alone and self.past[key] is not None
 
     def must_pull(self, up, key):
         taken_along = self.state_before(key) in self.KEPT and (
@@ -15562,16 +15660,21 @@ class ResumeModel:
         # is known when it has run, and by then what succeeded has been kept.
         over = self.flow.tasks[up.task_id]["over"]
         unknown = isinstance(over, str) and self.flow.tasks[over]["role"] and not self.reasons[key]
-        return key in self.ran and not (taken_along or unknown)
+        alone = self.is_alone(key) and not self.reasons[key]
+        return key in self.ran and not (taken_along or unknown or alone)
 
     def reason(self, t, i):
-        """Why a success may run again; "" if nothing speaks for it."""
+        """Why a success may run again of itself; "" if nothing speaks for it."""
         if self.takes_others(t.task_id):
             return "takes others' results"
         if set(self.before.chosen.get((t.task_id, self.past[t.task_id, i]), ())) - {
             *self.flow.tasks
         }:
             return "chose what is gone"
+        return ""
+
+    def what_pulls(self, t, i):
+        """What a success may run again for that stands above it."""
         for up, key in self.upstream(t, i):
             if self.may_pull(up, key):
                 return f"hangs on {key}"
@@ -15600,6 +15703,7 @@ class ResumeModel:
                 yield f"{key} was torn down, and work in its scope ran without it"
             # Under fail_fast what was to run may not run after all.
             anew = any(self.reasons[k] or self.may_pull(w, k) for w, k in work)
+            anew = anew or not self.alone.isdisjoint(k[0] for _, k in work)  # though it is left out
             # Nor where it fails: what its rule left out before is left out for that now.
             before = {self.state_before(k) for _, k in work}
             if state == "failed" and before & {"skipped", "upstream_failed"}:
@@ -15686,18 +15790,32 @@ class EditedTest(FlowCase):
         flow = RandomFlow(rng)
         self.bad = self.some_bad(flow, 0.3)
         self.run_or_die(flow)
+        self.alone = set()
         for _ in range(rng.randrange(1, 3)):
             if self.query("SELECT state FROM dag_run") == [("success",)]:
                 return
+            alone = self.clear_some(flow) if rng.random() < 0.2 else set()
+            self.alone |= alone
             before, was, flow = PastRows(self.query), flow, flow.edited()
             self.bad = self.some_bad(flow, 0.1) if rng.random() < 0.3 else set()
             d = self.run_or_die(flow, resume=True)
             if self.query("SELECT owner FROM dag_run") != [(None,)]:
                 continue  # it was killed
             after = PastRows(self.query)
-            model = ResumeModel(d, flow, was, before, after, {*self.ran})
+            model = ResumeModel(d, flow, was, before, after, {*self.ran}, alone)
             found = [*model.errors(), *self.stale_values(flow, after)]
             self.assertEqual(found, [], f"\n{was.tasks}\n{flow.tasks}\n{before.state}\n{self.ran}")
+
+    def clear_some(self, flow):
+        """Clear tasks of the run; those that were cleared alone."""
+        [run], rng = Dag("edited").runs(self.db), flow.rng
+        names = sorted({ti.task_id for ti in run.get_task_instances() if ti.state != "removed"})
+        cleared = rng.sample(names, rng.randrange(1, 3) % len(names))
+        # Not where the model would not know the elements again: results that are one more by now.
+        fed = {x for one in flow.tasks.values() if isinstance(x := one["over"], str)}
+        alone = rng.random() < 0.5 and all(flow.tasks[x]["over"] is None for x in fed & {*cleared})
+        run.clear(cleared, downstream=not alone)
+        return {*cleared} if alone else set()
 
     def some_bad(self, flow, share):
         found = set()
@@ -15757,10 +15875,11 @@ class EditedTest(FlowCase):
             one = flow.tasks.get(name)
             if not one or one["branch"] or not value or after.state.get((name, i)) != "success":
                 continue
-            # One that is taken along pulls nothing, and a branch may store nothing.
-            takes = [flow.tasks[x] for x in flow.takes(name)]
-            takes += [flow.tasks[x["over"]] for x in takes if isinstance(x["over"], str)]
-            if any(one["role"] or one["branch"] for one in takes):
+            # What is taken along or cleared alone pulls nothing, and a branch may store nothing.
+            takes = flow.takes(name)
+            takes |= {x for each in takes if isinstance(x := flow.tasks[each]["over"], str)}
+            ones = [flow.tasks[x] for x in takes]
+            if self.alone & takes or any(one["role"] or one["branch"] for one in ones):
                 continue
             x, over = None, one["over"]
             if over is not None:
