@@ -9408,7 +9408,7 @@ class _Start:
     def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         self._store.mark(row.id, self._again, _CLEARED)
-        found = self._resumption(row.id)
+        found = self._resumption(row)
         self._store.resume_run(row, found)
         for instance in self.plan.instances():
             if instance.state is _S.FAILED:
@@ -9422,12 +9422,12 @@ class _Start:
         if row.start_date is not None:
             self._news += _news_of(found)
 
-    def _resumption(self, run_row: int) -> _Resumption:
+    def _resumption(self, row: _Row) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
-        rows = self._store.look(_select_past, run_row)
-        known = {(row.task_id, row.map_index) for row in rows if row.state != "removed"}
+        rows = self._store.look(_select_past, row.id)
+        known = {(past.task_id, past.map_index) for past in rows if past.state != "removed"}
         _refuse_index(self.run_id, self._again, known)
-        lengths = self._store.look(_select_lengths, run_row)
+        lengths = self._store.look(_select_lengths, row.id)
         keys = functools.partial(_element_keys, known=_Known(lengths))
         running: set[_InstanceKey] = set()
         while True:
@@ -9448,7 +9448,7 @@ class _Start:
             fed = [node.task for name, _ in found.along for node in self.plan._by_id[name].feeds]
             starting |= {(task.task_id, -1) for task in fed}
             starting &= found.left_out
-            if not starting or found.again >= found.instances.keys():  # there is nothing to pull
+            if not starting or row.start_date is None:  # then there is nothing to pull
                 if found.along:
                     self._plan_on(recorded, kept)
                 return found
@@ -9615,6 +9615,7 @@ def _news_of(found: _Resumption) -> list[str]:
     removed = [row._replace(map_index=i) for row, i in found.removed if row.state != "removed"]
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
+    new = [key for key in new if key not in found.left_out]
     left = [row for row in removed if row.try_number or row.task_id not in totals]
     left = [row for row in left if row.task_id not in anew]
     gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]

@@ -14637,7 +14637,9 @@ class AgainTest(FlowCase):
         self.bad = {"z"}
         self.assertEqual(self.go(flow()), ["above", "last", "z"])
         for mapped in (False, True):
-            self.assertEqual(self.resume(flow("all_failed", mapped)), ["z"])
+            told = []
+            self.assertEqual(self.resume(flow("all_failed", mapped), progress=told.append), ["z"])
+            self.assertFalse([line for line in told if "new in the code" in line])
             self.assertEqual(self.state_of("new", "last"), ["skipped", "success"])
         self.assertEqual(self.resume(flow("all_success")), ["last", "new", "z"])
 
