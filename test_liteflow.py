@@ -15718,8 +15718,8 @@ class ResumeModel:
             reason = reason or "its setup ran again"
         if ran and kept and not reason:
             yield f"{key} ran again without a reason"
-        if ran or (state != "success" and (state != "skipped itself" or reason)):
-            return  # a skip may be its rule's now: see wrong_states
+        if ran or (state != "success" and (state != "skipped itself" or reason or not kept)):
+            return  # a skip may be its rule's now, though it skipped itself once: see wrong_states
         if not kept:
             yield f"{key} is {state} and did not run"
         if self.takes_others(t.task_id) or reason == "chose what is gone":
@@ -15759,7 +15759,8 @@ class ResumeModel:
         for t in self.d.tasks:
             for key in self.keys(t):
                 state, ran = self.after.state[key], key in self.ran
-                kept = state == "success" or (state == "skipped itself" and not self.reasons[key])
+                kept = state == "skipped itself" and self.state_before(key) == state
+                kept = state == "success" or (kept and not self.reasons[key])
                 left_out = oracle.state[key] == "skipped" and any(u._flow for u in t.upstream_list)
                 if (kept and not ran) or left_out or (key[1] < 0 and t._mapping is not None):
                     continue
