@@ -15765,8 +15765,8 @@ class ResumeModel:
                 if (kept and not ran) or left_out or (key[1] < 0 and t._mapping is not None):
                     continue
                 over = self.flow.tasks[t.task_id]["over"]
-                if isinstance(over, str) and self.flow.tasks[over]["role"]:
-                    continue  # that is taken along, and may now have fewer elements
+                if isinstance(over, str) and (self.flow.tasks[over]["role"] or over in self.alone):
+                    continue  # it is taken along, or cleared alone, and may have fewer elements now
                 rule = oracle.verdict(t, key[1])
                 if rule != ("run" if ran else oracle.state[key]):
                     yield f"{key} is {state}, by its rule {rule}"
