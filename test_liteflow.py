@@ -15706,9 +15706,9 @@ class ResumeModel:
             # Under fail_fast what was to run may not run after all.
             anew = any(self.reasons[k] or self.may_pull(w, k) for w, k in work)
             anew = anew or not self.alone.isdisjoint(k[0] for _, k in work)  # though it is left out
-            # Nor where it fails: what its rule left out before is left out for that now.
+            # Nor where it fails: what is new, or its rule left out, is left out for that now.
             before = {self.state_before(k) for _, k in work}
-            if state == "failed" and before & {"skipped", "upstream_failed"}:
+            if state == "failed" and before & {"skipped", "upstream_failed", None}:
                 anew = True
             if anew or self.flow.fail_fast:
                 reason = "work in its scope is decided anew"
@@ -15760,7 +15760,8 @@ class ResumeModel:
             for key in self.keys(t):
                 state, ran = self.after.state[key], key in self.ran
                 kept = state == "skipped itself" and self.state_before(key) == state
-                kept = state == "success" or (kept and not self.reasons[key])
+                # Below one that was cleared alone there is only what may be a reason.
+                kept = state == "success" or (kept and bool(self.alone or not self.reasons[key]))
                 left_out = oracle.state[key] == "skipped" and any(u._flow for u in t.upstream_list)
                 if (kept and not ran) or left_out or (key[1] < 0 and t._mapping is not None):
                     continue
