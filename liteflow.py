@@ -94,7 +94,7 @@ if __name__ == "__main__":
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name = __spec__.name if __spec__ else os.path.splitext(os.path.basename(_own_path))[0]
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
-    _own.__file__, _own.__spec__ = _own_path, __spec__
+    _own.__file__, _own.__spec__ = __file__, __spec__  # as in its code: frames are known by that
     if __spec__ and __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
@@ -7845,7 +7845,9 @@ def _set_up_slots(by_executor: bool) -> None:
         # As a process of multiprocessing ends, it waits for its children before its threads.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
         # Workers get this sys.path, from which Celery, say, has removed this module's folder.
-        folder, found, _ = os.path.abspath(__file__).rpartition(f"/{__name__.replace('.', '/')}.py")
+        path = os.path.abspath(__file__)
+        path = path if path.endswith(".py") else os.path.realpath(path)  # a link may be a command
+        folder, found, _ = path.rpartition(f"/{__name__.replace('.', '/')}.py")
         if found and (folder or "/") not in sys.path:  # a loader may give a file any name
             sys.path.append(folder or "/")
     # concurrent.futures joins its threads before `atexit` runs; this comes before that.

@@ -20479,6 +20479,12 @@ class CommandLineTest(ScriptCase):
             done = self.python(*more, "bin/liteflow", "run", "flows/linked.py", "--db", self.db)
             self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("\nfrom liteflow import DAG, task\n", made.communicate(timeout=LIMIT)[0])
+        # Forked with the command's module, a worker has its frames by the link's name.
+        failing = re.sub("threading[.].*", "", source).replace("return 1", "return 1 / 0")
+        (self.folder / "flows" / "linked.py").write_text(textwrap.dedent(failing))
+        self.python("bin/liteflow", "run", "flows/linked.py", "--db", self.db)
+        [ti] = Dag("linked").runs(self.db)[0].get_task_instances()
+        self.assertEqual(re.findall(r"/(\w+[.\w]*)\", line", ti.error), ["linked.py"])
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere names are Unicode")
     def test_a_file_whose_name_is_no_unicode_runs(self):
