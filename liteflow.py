@@ -2590,12 +2590,15 @@ class Dag:
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
+        is_loaded = names.get("__name__") == "__mp_main__"  # `liteflow run` loads it so, too
+        # Not so under a profiler, whose module `__main__` may be, nor of a doctest's copy of it.
+        self._is_of_main = is_loaded or names is vars(sys.modules["__main__"])
         self._born = _monotonic()
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))
         self._key = (*place, next(count))
         _built[self._key] = self
-        if names.get("__name__") == "__mp_main__":  # `liteflow run` loads it so, too
+        if is_loaded:
             _kept_dags.append(self)
 
     def __enter__(self) -> Dag:
@@ -9580,7 +9583,8 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
     file, name = _script()
     interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
     # __main__ is a profiler's, say, or that of the module `code`, whose prompt has another name.
-    interactive |= dag._module in ("__main__", "__console__") and (dag.fileloc or "") != file
+    is_of_file = dag._is_of_main and (dag.fileloc or "") == file
+    interactive |= dag._module in ("__main__", "__console__") and not is_of_file
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
     # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)

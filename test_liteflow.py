@@ -5666,6 +5666,10 @@ class FindingTest(Case):
             process = self.start("-W", "error", "-c", text)
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((out, process.returncode), ("42\n", 0), err)
+        # As a doctest, or a prompt within a script, whose names are a copy of the script's.
+        copied = f"import threading\n{ran.splitlines()[-1]}\nexec({source!r}, {{**globals()}})\n"
+        self.script(f"if __name__ == '__main__':\n{textwrap.indent(copied, ' ')}")
+        self.assertEqual(self.python("my_flow.py").stdout, "42\n")
         for argv, text in ((["-"], source), (["-m", "code"], source)):
             done = subprocess.run(
                 [sys.executable, *argv],
