@@ -5354,7 +5354,7 @@ def _is_script(module: str) -> bool:
     if module in sys.modules:
         return False
     path, name = _script()
-    return module == name if name else path.endswith(f"/{module.replace('.', '/')}.py")
+    return module == name if name else f"/{path}".endswith(f"/{module.replace('.', '/')}.py")
 
 
 class _Unpickler(pickle.Unpickler):

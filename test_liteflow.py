@@ -4381,7 +4381,8 @@ class ValuesTest(Case):
         (self.folder / "pkg").mkdir()
         shutil.copy(self.folder / "my_flow.py", self.folder / "pkg/flow.py")
         copy_liteflow(self.folder / "pkg")  # from where a script does not find the package
-        of_file = ("-m", "liteflow", "run", "my_flow.py"), ("my_flow.py",)
+        by_runpy = "-c", "import runpy; runpy.run_path('my_flow.py', run_name='__main__')"
+        of_file = ("-m", "liteflow", "run", "my_flow.py"), ("my_flow.py",), by_runpy
         for module, ways in ("my_flow", of_file), ("pkg.flow", [("pkg/flow.py",)]):
             self.python("-c", f"from {module} import dag; dag.run()")
             (self.folder / "mended").touch()
