@@ -12063,7 +12063,7 @@ class _Report:
         # Logs that go through a pipe to the same terminal would be drawn over.
         apart = not logs or _may_redraw(sys.stdout)
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
-        self._drawn, self._next = 0, 0.0
+        self._drawn, self._lines, self._next, self._rests = 0, list[str](), 0.0, 0.0
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
@@ -12103,10 +12103,13 @@ class _Report:
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         width, rows = columns or 80, rows or 24  # 0: the terminal does not tell
         self.output()
-        lines = _status_lines(self.snapshot(), width, rows, self._color)
-        self.clear([_fit(line, width - 1) for line in lines])
-        now = _monotonic()
-        self._next = now + max(_REDRAW, 10 * (now - began))  # a tenth of the time at most
+        if began >= self._rests:  # else it stands again as it was, below what has been told
+            lines = _status_lines(self.snapshot(), width, rows, self._color)
+            self._lines = [_fit(line, width - 1) for line in lines]
+            now = _monotonic()
+            self._rests = now + 10 * (now - began)  # it takes a tenth of the time at most
+        self.clear(self._lines)
+        self._next = max(self._rests, _monotonic() + _REDRAW)
 
     def clear(self, lines: Sequence[str] = ()) -> None:
         """Take the status away, so that others write where it was; or draw these lines there."""
