@@ -5303,7 +5303,7 @@ _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle 
 
 _dump = functools.partial(pickle.dumps, protocol=5)
 _OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
-_NO_SETTINGS = _dump((None, {}, {}))
+_NO_SETTINGS = _dump((None, {}))
 
 
 class _Pieces(_Record):
@@ -5432,9 +5432,9 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
-def _dump_settings(task: BaseOperator, of_dag: dict[str, Any]) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone, and of its
-    DAG. It has no id in it: tasks that differ in nothing else share it."""
+def _dump_settings(task: BaseOperator) -> bytes:
+    """What a worker has to know of a task that it finds by its function's name alone. It has no id
+    in it: tasks that differ in nothing else share it."""
     known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
     known -= {*task._call()[1].get(_LATE, ())}  # they hold results, and come with its arguments
     known -= {name for name in _OFTEN_EMPTY if not getattr(task, name)}
@@ -5442,12 +5442,16 @@ def _dump_settings(task: BaseOperator, of_dag: dict[str, Any]) -> bytes:
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
     kind = getattr(task, "_kind", None)
+    return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
+
+
+def _dump_for_worker(what: str, settings: Any) -> bytes:
     try:
-        return _dump((kind, own, of_dag)) if kind or own or of_dag else _NO_SETTINGS
+        return _dump(settings)
     except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
-        what = f"task {task.task_id!r}: one of its settings, or of its DAG's, can't be sent"
+        why = f"one of its settings can't be sent to a worker ({_brief(error)})"
         remedy = "build the DAG at the top level of its module"
-        raise UnreachableTask(f"{what} to a worker ({_brief(error)}): {remedy}") from None
+        raise UnreachableTask(f"{what}: {why}: {remedy}") from None
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
@@ -5624,7 +5628,7 @@ class _WorkerRun:
         with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
 
-    def find(self, task_id: str, function: str, settings: bytes | None) -> BaseOperator:
+    def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
         """The DAG's task or, where `settings` are given and the import builds none, one that is
         made of them and the function of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
@@ -5634,7 +5638,7 @@ class _WorkerRun:
             named = self._resolve(function)
             if named is None or settings is None:
                 raise UnreachableTask(f"task {task_id!r} is not here: no {function} is found")
-            kind, own, of_dag = _load(settings)
+            (kind, own), of_dag = map(_load, settings)
             task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
             empty = {name: make() for name, make in _OFTEN_EMPTY.items()}
             vars(task).update(empty | own, task_id=task_id, python_callable=named, dag=self.dag)
@@ -5726,6 +5730,8 @@ def _guarded_lines(path: str, identity: object) -> list[bool]:
 # --- Worker: one attempt --------------------------------------------------------------------------
 
 
+# Of a task that is found by its function's name alone: its own, and its DAG's, as pickles.
+_Settings = tuple[bytes, bytes] | None
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
 # The instruction that suspends a generator, up to Python 3.12; to import `opcode`, a task may have
@@ -5742,7 +5748,7 @@ class _Job(_NamedTuple):
     try_number: int
     max_tries: int
     call: bytes  # pickled arguments
-    settings: bytes | None  # of a task that is found by its function's name alone
+    settings: _Settings
     # (map_index, pickle) of XComs by (task_id, key); None in place of a large pickle.
     inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
     timeout: float | None  # seconds
@@ -9218,7 +9224,7 @@ class _Start:
         self._held = _Held()
         self._caught: list[int] = []  # signals that came, and are to end it
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
-        self._calls: dict[str, tuple[_Call, str, bytes | None]] = {}  # of each task: see `_job`
+        self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
         # By a mapping's id(): its elements' digests, results' previews, what gives constants'.
         self._keys: dict[int, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
@@ -9277,12 +9283,12 @@ class _Start:
         tasks = _references_to(dag)
         by_name = self.runner.begin(info, tasks, self._first_jobs(), self._check)
         names = "on_success_callback on_failure_callback start_date timezone".split()
-        given = ((name, getattr(dag, name)) for name in names)
-        of_dag = {name: x for name, x in given if x not in (None, _datetime.UTC)}
+        own = {name: getattr(dag, name) for name in names}
+        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own) if by_name else b""
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, function, _ in tasks:
-            task = dag.task_dict[task_id]
-            settings = _dump_settings(task, of_dag) if task_id in by_name else None
+            named = task_id in by_name
+            settings = (_dump_settings(dag.task_dict[task_id]), of_dag) if named else None
             call = (calls[task_id], function, known.setdefault(settings, settings))
             self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
 
