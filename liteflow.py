@@ -3728,7 +3728,7 @@ class _Plan:
         ended = _TASK_STATES.get(status, _S.FAILED)  # fatal, say
         instance.move(ended)
         self._ended(instance)
-        if ended is _S.FAILED and self.dag.fail_fast:
+        if ended is _S.FAILED and self.dag.fail_fast and not self._stopped:
             self.give_up()
 
     def withdraw(self, instance: _Instance) -> None:

@@ -2646,6 +2646,25 @@ class PlanTest(Case):
         self.assertEqual(self.states_of(plan), {"branch": "success", "a": None, "b": "skipped"})
         self.assertEqual([*self.all_sent(plan)], ["a"])
 
+    def test_a_teardown_that_fails_under_fail_fast_in_a_stopped_run_starts_no_other_once_more(self):
+        with DAG("d", fail_fast=True) as d:
+            up, work = (liteflow.BaseOperator(task_id=i) for i in ("up", "work"))
+            for name, tries in {"bad": 0, "later": 1, "waits": 0}.items():
+                down = liteflow.BaseOperator(task_id=name, retries=tries, retry_delay=9)
+                up >> work >> down.as_teardown(setups=up)
+        plan = liteflow._Plan(d)
+        plan.finish(self.all_sent(plan)["up"], "success", 0)
+        work = self.all_sent(plan)["work"]
+        plan.stop()
+        plan.interrupt(work)
+        plan.settle()
+        bad, later = plan.take(), plan.take()  # there is no room for the third
+        for each in (bad, later):
+            plan.start(each)
+        plan.finish(later, "failed", 0)
+        plan.finish(bad, "failed", 0)
+        self.assertEqual([*self.all_sent(plan)], ["waits"])  # a retry has its delay
+
     def test_a_stop_leaves_a_teardown_alone_that_has_ended(self):
         plan, sent = self.scoped()
         for name in "ab":
