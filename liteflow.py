@@ -6629,6 +6629,7 @@ class _Worker:
         self.run: Any = None  # the _WorkerRun that it serves
         self.importing = False  # modules of the DAG, which must not start runs meanwhile
         self.spent = False  # it takes none any more: it was told to end, or one spoilt the process
+        self.spoilt: str | None = None  # why it is to be replaced after the job that it has
         self.idle = False  # waiting for whatever comes
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
@@ -6728,9 +6729,11 @@ class _Worker:
             self.control.send(("done", tuple(sent), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
-            self.last, self.spent = None, True
+            self.last, self.spoilt = None, why
+            self.spent |= job is None  # one that it took by now runs yet
             lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
-            self.control.send(("done", tuple(lost._replace(spoilt=why, held=False)), number))
+            lost = lost._replace(spoilt=why if job is None else None, held=False)
+            self.control.send(("done", tuple(lost), number))
 
     def _heed(self) -> _Job | None:
         """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
@@ -7011,7 +7014,7 @@ class _Worker:
             self._renew_output(anew=not same or 0 in self._helpers)
         except OSError:
             return "the task closed its output, or left a process that holds it"
-        return None
+        return self.spoilt
 
     def _renew_output(self, anew: bool = True) -> None:
         """Let descriptors 1 and 2 be the log, whatever they are now. `anew`: open it again, and

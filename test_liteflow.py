@@ -9311,6 +9311,28 @@ class QueueTest(QueueCase):
         worker.spent = False
         self.assertEqual((worker._take(), worker.number), (job, 1))
 
+    def test_a_job_runs_that_was_taken_before_an_outcome_could_not_be_handed_over(self):
+        # Its worker is replaced after that job.
+        control, theirs = (liteflow._Wire(end) for end in liteflow._socket_pair())
+        self.addCleanup(control.close)
+        self.addCleanup(theirs.close)
+        worker = liteflow._Worker(control)
+        job = worker._begin(2, False, "a", "f", -1, 1, 0, (), None, {}, None)
+        done = liteflow._Outcome("success", None, [("return_value", "bytes", "", bytes(100_000))])
+        full = OSError(errno.ENOSPC, "the disk is full")
+        for made in ("_nameless_file", "tempfile.mkstemp"):
+            patched = mock.patch(f"liteflow.{made}", side_effect=full)
+            patched.start()
+            self.addCleanup(patched.stop)
+        worker._tell(done, job)
+        worker.__enter__()  # would raise
+        worker._tell(done, None)
+        told = [(fields, taken) for (_, fields, taken), _ in iter(theirs.receive, None)]
+        found = [(liteflow._Outcome(*fields), taken) for fields, taken in told]
+        self.assertEqual([(x.status, taken) for x, taken in found], [("failed", 2), ("failed", 0)])
+        self.assertEqual([x.spoilt for x, _ in found], [None, worker.spoilt])
+        self.assertIn("the disk is full", worker.spoilt)
+
     def test_a_worker_that_tells_of_the_job_that_it_holds_is_about_to_take_none(self):
         # To hand over a large value may take longer than the timeout of a job that waits.
         ours, theirs = map(liteflow._Wire, liteflow._socket_pair())
