@@ -8688,7 +8688,7 @@ class _SlotRunner(_Runner):
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
         # Jobs wait, and it never took any: nor may the one in its place, and so for ever.
-        unhurt = slot.spoilt is None and not slot.shared[_TAKING]
+        unhurt = slot.served and slot.spoilt is None and not slot.shared[_TAKING]
         took_none = self._out and unhurt and not slot.has_taken
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM

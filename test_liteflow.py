@@ -9295,6 +9295,23 @@ class QueueTest(QueueCase):
         outcomes = [(attempt, outcome.status) for attempt, outcome in runner._events]
         self.assertEqual(outcomes, [(attempts[1], "success"), (attempts[2], "failed")])
 
+    def test_a_worker_that_did_not_start_for_an_earlier_run_is_no_failure_of_this_one(self):
+        # Three would leave the run with fewer workers: it ends them, for their time is over.
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        job = liteflow._Job("a", "", -1, 1, 1, b"", None, {}, None)
+        runner._out[1], runner._ours.folder = (mock.Mock(), job), "of its run"
+        for served, joining, failures in ((False, {}, 0), (True, None, 1)):
+            slot = mock.Mock(
+                attempt=None, log=None, spoilt=None, has_taken=False, callbacks=None, exitcode=-9,
+                served=served, joining=joining, shared=bytearray(2), receive=lambda: iter(()),
+            )  # fmt: skip
+            runner._slots = [slot, mock.Mock(state="serving")]
+            with mock.patch.object(runner, "_let_go", runner._slots.remove):
+                runner._lose(slot)
+            self.assertEqual(runner._failed_starts, failures)
+            runner._slots, runner._unclear = [], []
+
     def test_a_worker_that_is_told_to_end_between_two_jobs_takes_no_other(self):
         # The TERM was meant for the job that has just ended.
         ends = [liteflow._Wire(end) for pair in range(2) for end in liteflow._socket_pair()]
