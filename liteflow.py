@@ -6763,7 +6763,9 @@ class _Worker:
         """Sleep until there is a message, or a job that it may take."""
         self.idle = self.last is None
         if self.spent and self.idle:
-            os.killpg(self.pid, signal.SIGKILL)  # with what its task left
+            if self.number:
+                os.killpg(self.pid, signal.SIGKILL)  # with what its task left
+            os._exit(128 + signal.SIGTERM)  # as it started: people are told how
         if self.idle and self.jobs is not None:
             # What follows its job may be here at once.
             if not (self.eager and _linger(lambda: self._epoll.poll(0))):

@@ -9403,13 +9403,18 @@ class QueueTest(QueueCase):
     def test_workers_that_die_before_they_take_a_job_are_not_replaced_for_ever(self):
         dag = self.module("with DAG('d') as dag:\n    task(print)('x')\n").dag
 
-        def work(worker, *fields):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for number, end in (
+            (signal.SIGKILL, "killed by SIGKILL"),
+            (signal.SIGTERM, "worker exited with code 143"),
+        ):
+            why = f"a worker ended as it started.*{end}"
 
-        why = "a worker ended as it started.*killed by SIGKILL"
-        patch = mock.patch.object(liteflow._Worker, "_on_work", work)
-        with patch, self.assertRaisesRegex(UnreachableTask, why):
-            dag.run(db_path=self.db, mp_context="fork")
+            def work(worker, *fields, number=number):
+                os.kill(os.getpid(), number)
+
+            patch = mock.patch.object(liteflow._Worker, "_on_work", work)
+            with patch, self.assertRaisesRegex(UnreachableTask, why):
+                dag.run(db_path=self.db, mp_context="fork")
 
     def test_workers_that_have_worked_may_all_be_killed_before_they_take_the_next_job(self):
         dag = self.module(
