@@ -3695,6 +3695,8 @@ class _Plan:
         self.sent += places
         node.sent += places
         self._free[node.task.pool] -= places * node.task.pool_slots
+        if places < 0:  # which one of its own may have, whatever other runs do
+            self.crowded.discard(node)
 
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}

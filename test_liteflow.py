@@ -11991,6 +11991,18 @@ class LimitsTest(Case):
             run._choose(run.plan.ready_count(0.0))
         self.assertEqual([each.instance.task_id for each in run._batch.jobs], ["small"])
         self.assertEqual(is_crowded.call_count, 3)  # the file is asked once of each task
+        with DAG("own") as d:
+            task(task_id="own", max_active_tis_per_dag=3)(quiet).expand(x=[*range(9)])
+        run.plan, run._batch = liteflow._Plan(d), liteflow._Batch()
+        run.plan.settle()
+        others = 2
+        run._is_crowded = lambda each, more: others + each.node.sent + more > 3
+        run._choose(run.plan.ready_count(0.0))
+        [attempt] = run._batch.jobs
+        self.assertEqual(run.plan.ready_count(0.0), 0)
+        run.plan.finish(attempt.instance, "success", 0.0)
+        run._choose(run.plan.ready_count(0.0))  # in the place of its own that ended, at once
+        self.assertEqual(len(run._batch.jobs), 2)
 
     def test_dagrun_timeout(self):
         run = self.run_flow(
