@@ -4355,7 +4355,8 @@ def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
     """An attempt in the order of the table's columns, with "" for NULL. When it began is what its
     worker tells at its end; until then, and if the scheduler dies first, when it was heard of."""
     row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
-    return row_id, a.try_number, a.state, a.started or _iso_of(a.began), ended, pid, error
+    started = a.started or (_iso_of(a.began) if a.began else "")
+    return row_id, a.try_number, a.state, started, ended, pid, error
 
 
 def _iso(moment: _datetime.datetime) -> str:
@@ -4828,20 +4829,22 @@ class _Store:
         ended = None if reason == _DIED else _now()
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended}
         for statement in (
+            "UPDATE dag_run SET state = :state, reason = :reason, owner = NULL, end_date = "
+            "coalesce(end_date, :ended, max(coalesce(resumed_date, start_date, ''), coalesce(("
+            "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
+            "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
+            "dag_run_id = :run), ''))) WHERE id = :run",
+            # By its end, an attempt of which nothing was recorded is known to be of this stretch.
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
-            "SELECT id, try_number, 'interrupted', :ended, :reason FROM task_instance WHERE "
-            "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_reschedule') "
+            "SELECT task_instance.id, try_number, 'interrupted', end_date, :reason FROM dag_run "
+            "JOIN task_instance ON dag_run_id = dag_run.id WHERE dag_run.id = :run AND "
+            "task_instance.state IN ('queued', 'running', 'up_for_reschedule') "
             "ON CONFLICT (task_instance_id, try_number) DO UPDATE SET state = excluded.state, "
             "end_date = coalesce(end_date, :ended), error = coalesce(error, :reason)",
             "UPDATE task_instance SET max_tries = max_tries + (state != 'up_for_retry'), "
             "lost = lost + (state = 'running' AND :ended IS NULL), state = NULL WHERE "
             "dag_run_id = :run AND state IN ('queued', 'running', 'up_for_retry', "
             "'up_for_reschedule')",
-            "UPDATE dag_run SET state = :state, reason = :reason, owner = NULL, end_date = "
-            "coalesce(end_date, :ended, max(coalesce(resumed_date, start_date, ''), coalesce(("
-            "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
-            "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
-            "dag_run_id = :run), ''))) WHERE id = :run",
         ):
             self._connection.execute(statement, values)
         [row] = _select_runs(self._connection, id=run_row)

@@ -15375,6 +15375,18 @@ class AgainTest(FlowCase):
         self.assertEqual((ran, ti.state), ([], "failed"))
         self.assertIn("4 times in a row", ti.error)
         self.assertIn("task 'f' was lost with its scheduler 4 times in a row", str(told.output))
+        self.assertIsNone(ti.start_date)  # nobody could tell
+
+    def test_what_died_before_its_start_was_recorded_is_told_once_its_run_was_closed(self):
+        with DAG("poison") as d:
+            self.step("f")()
+        for resume in False, True:
+            self.die(d, at=1, run_id="r", resume=resume)
+            with contextlib.closing(sqlite3.connect(self.db)) as db, db:
+                db.execute("UPDATE dag_run SET state = 'running', owner = 'dead'")
+            self.go(d)
+            ti = d.get_run("r", self.db).get_task_instance("f")
+            self.assertEqual((ti.interrupted, ti.error), (True, "its scheduler died"), resume)
 
     def test_losses_are_in_a_row_only_where_no_attempt_ended_between_them(self):
         with DAG("d") as d:
