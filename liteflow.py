@@ -4311,6 +4311,12 @@ class _Attempt:
     def __init__(self, instance: _Instance) -> None:
         self.instance, self.try_number = instance, instance.try_number
 
+    def take(self) -> None:
+        """A worker takes it now."""
+        self.taken = _monotonic()
+        if not self.pokes:
+            self.first_start, self.began = self.taken, time.time()
+
 
 class _Callback(_Record):
     """Callbacks that are due once what they follow is recorded."""
@@ -8594,13 +8600,11 @@ class _SlotRunner(_Runner):
             slot.shared[_TAKING] = 0
         slot.attempt, slot.has_taken, attempt.pid, attempt.losses = attempt, True, slot.pid, 0
         self._failed_starts = 0
-        now = attempt.taken = _monotonic()
+        attempt.take()
         if attempt.pokes:
             slot.log.begin(slot.log.start, *attempt.log_seen)
-        else:
-            attempt.first_start, attempt.began = now, time.time()
         slot.timeout = math.inf if job.timeout is None else job.timeout
-        slot.deadline = now + slot.timeout
+        slot.deadline = _monotonic() + slot.timeout
         if attempt in self._ending:
             self.end(attempt, *self._ending.pop(attempt))
 
@@ -8902,7 +8906,7 @@ class _ExecutorRunner(_Runner):
         return future
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
-        attempt.taken = _monotonic()
+        attempt.take()
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
         except Exception as error:  # whatever the engine raises: broken, shut down
@@ -9045,6 +9049,7 @@ class _InProcessRunner(_ExecutorRunner):
 
     def start(self, attempt: _Attempt, job: _Job) -> None:
         attempt.pid = os.getpid()
+        attempt.take()
         execution = _Execution(self._run, job)
         with contextlib.closing(_Alarm(job.timeout)) as alarm:
             outcome = _run_job(execution, alarm)
@@ -9981,8 +9986,8 @@ class _Run(_Start):
         if attempt.instance.state is _S.QUEUED:  # else it was to start alone
             attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
-        if not attempt.began:  # its runner can't tell
-            attempt.first_start, attempt.began = _monotonic(), time.time()
+        if not attempt.began:  # it failed before any worker took it
+            attempt.take()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)
 

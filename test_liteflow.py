@@ -12905,6 +12905,24 @@ class RunnersTest(Case):
         ends = [outcome.status for _, outcome in runner.wait(0)]
         self.assertEqual(ends, ["failed"])
 
+    def test_a_sensor_starts_with_its_first_poke_wherever_that_runs(self):
+        module = self.module(
+            """
+            with DAG("d") as dag:
+                @task.sensor(mode="reschedule", poke_interval=0)
+                def waits():
+                    began.append(time.time())
+                    return len(began) > 1
+                waits()
+            """
+        )
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            in_threads = functools.partial(module.dag.run, executor=executor)
+            for run in in_threads, module.dag.test:
+                module.began = []
+                ti = run(db_path=self.db).get_task_instance("waits")
+                self.assertLess(ti.start_date.timestamp(), module.began[0])
+
     def test_foreign_executors(self):
         source = """
             with DAG("foreign") as dag:
