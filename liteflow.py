@@ -4082,12 +4082,13 @@ class _Resumption:
             if not by_itself and not pulled:
                 continue
             self.again.add(key)
+            alone = row.cleared == _CLEARED_ALONE
             left_out = not row.row_id or row.state in ("skipped", "upstream_failed")
-            alone = row.cleared == _CLEARED_ALONE and not (pulled or changed)
-            if alone or (task.is_teardown and not by_itself):
-                self.along.add(key)
-            elif left_out and not pulled and key not in self._running:
+            left_out |= alone and not row.try_number  # it was when it was cleared
+            if left_out and not pulled and key not in self._running:
                 self.left_out.add(key)  # decided anew, it may well end so (again)
+            elif (alone and not (pulled or changed)) or (task.is_teardown and not by_itself):
+                self.along.add(key)
             else:
                 self._pulling |= {key, (task.task_id, None)}
 

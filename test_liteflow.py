@@ -14773,6 +14773,27 @@ class AgainTest(FlowCase):
         self.last.clear("src", downstream=False)
         self.assertEqual(self.resume(self.fed([1, 2])), ["each:1", "each:2", "last", "src"])
 
+    def test_what_was_left_out_and_is_cleared_alone_counts_where_it_runs_and_pulls_nothing(self):
+        def flow(rule="all_failed"):
+            with DAG("d") as d:
+                choose = self.step("choose", result="left", kind="branch")()
+                choose >> [left := self.step("left")(), right := self.step("right")(choose)]
+                joined = [left, right >> self.step("after")()]
+                joined >> self.step("last", trigger_rule="none_failed")()
+                start = self.step("start", kind="setup")()
+                unused = self.step("unused", trigger_rule=rule)()
+                start >> self.step("w")() >> unused
+                unused >> self.step("end", kind="teardown")().as_teardown(setups=start)
+                unused >> self.step("report", trigger_rule="all_done")()
+            return d
+
+        self.go(flow())
+        self.last.clear(["right", "unused"], downstream=False)
+        self.assertEqual(self.resume(flow()), [])
+        self.assertEqual(self.state_of("right", "after", "unused"), ["skipped"] * 3)
+        self.last.clear("unused", downstream=False)
+        self.assertEqual(self.resume(flow("all_success")), ["end", "start", "unused"])
+
     # Lists.
 
     def loading(self, elements):
