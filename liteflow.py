@@ -9471,9 +9471,9 @@ class _Start:
             ready = [i for i in self.plan.instances() if i.decided and i.state is None]
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            # Nor is it known what those that pull nothing will give, to be mapped over.
-            fed = [node.task for name, _ in found.along for node in self.plan._by_id[name].feeds]
-            starting |= {(task.task_id, -1) for task in fed}
+            # Where those that pull nothing gave no elements, they may give some now.
+            fed = {node for name, _ in found.along for node in self.plan._by_id[name].feeds}
+            starting |= {(node.task.task_id, -1) for node in fed if not self.plan._count(node)}
             starting &= found.left_out
             if not starting or row.start_date is None:  # then there is nothing to pull
                 if found.along:

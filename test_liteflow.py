@@ -14773,6 +14773,20 @@ class AgainTest(FlowCase):
         self.last.clear("src", downstream=False)
         self.assertEqual(self.resume(self.fed([1, 2])), ["each:1", "each:2", "last", "src"])
 
+    def test_what_a_branch_leaves_out_pulls_nothing_though_it_is_mapped_over_what_runs_alone(self):
+        with DAG("d") as d:
+            src = self.step("src", result=[1, 2], kind="setup")()
+            choose = self.step("choose", result="left", kind="branch")()
+            choose >> [left := self.step("left")(), right := self.step("right").expand(x=src)]
+            [left, right] >> self.step("last", trigger_rule="none_failed")()
+            src >> self.step("z")() >> self.step("end", kind="teardown")().as_teardown(setups=src)
+        self.bad = {"z"}
+        self.go(d)
+        self.bad = set()
+        self.assertEqual(self.resume(d), ["end", "src", "z"])  # it is taken along
+        self.last.clear("src", downstream=False)
+        self.assertEqual(self.resume(d), ["end", "src"])
+
     def test_what_was_left_out_and_is_cleared_alone_counts_where_it_runs_and_pulls_nothing(self):
         def flow(rule="all_failed"):
             with DAG("d") as d:
