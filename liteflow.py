@@ -4012,13 +4012,13 @@ class _Resumption:
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
-        past: dict[str, dict[int, _Past]] = {}
+        self._past: dict[str, dict[int, _Past]] = {}
         for row in rows:
-            past.setdefault(row.task_id, {})[row.map_index] = row
-        for task_id in [name for name in past if name not in dag.task_dict]:
-            self._remove(past[task_id])
+            self._past.setdefault(row.task_id, {})[row.map_index] = row
+        for task_id in [name for name in self._past if name not in dag.task_dict]:
+            self._remove(self._past[task_id])
         for task in order:  # upstream first: each task looks at what was decided above it
-            is_empty = self._match(task, past.get(task.task_id, {}))
+            is_empty = self._match(task, self._past.get(task.task_id, {}))
             self._decide(task, is_empty)
         if any(task.is_setup for task in order):
             self._take_scopes_along(order)
@@ -4097,7 +4097,8 @@ class _Resumption:
             mapping = self._dag.task_dict[up]._mapping
             in_step = mapping is not None and mapping is task._mapping
             one = index if in_step and (up, index) in self.instances else None
-            if (up, one) in self._pulling or (up in takes and up in self._moved and not in_step):
+            moved = up in self._moved and up in self._past  # what is all new counts where it runs
+            if (up, one) in self._pulling or (up in takes and moved and not in_step):
                 return True
         return False
 

@@ -14722,7 +14722,8 @@ class AgainTest(FlowCase):
                 above, last = self.step("above", result=[1])(), self.step("last")()
                 if rule is not None:
                     new = self.step("new", trigger_rule=rule)
-                    (new.expand(x=above) if mapped else new(above)) >> last
+                    new = new.expand(x=above) if mapped else new(above)
+                    self.step("taker")(new) >> last
                 above >> last
                 self.step("z")()
             return d
@@ -14734,7 +14735,7 @@ class AgainTest(FlowCase):
             self.assertEqual(self.resume(flow("all_failed", mapped), progress=told.append), ["z"])
             self.assertFalse([line for line in told if "new in the code" in line])
             self.assertEqual(self.state_of("new", "last"), ["skipped", "success"])
-        self.assertEqual(self.resume(flow("all_success")), ["last", "new", "z"])
+        self.assertEqual(self.resume(flow("all_success")), ["last", "new", "taker", "z"])
 
     def test_what_is_left_out_again_pulls_nothing_though_it_takes_other_results(self):
         def flow(takes):
