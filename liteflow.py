@@ -12554,8 +12554,10 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
         text = _markdown_of(run, options.direction)
     elif options.gantt:
         text = _draw_gantt(run, _seen_instances(run, attempts=True))
-    else:
-        text = _draw(_run_boxes(_seen_instances(run)), options.direction)
+    elif instances := _seen_instances(run):
+        text = _draw(_run_boxes(instances), options.direction)
+    else:  # it has not begun, say
+        raise _UsageError(f"run {run.run_id!r} has no tasks: there is nothing to draw")
     _write_output(f"{_live_url(text)}\n" if options.url else text, options)
     for diagram in re.findall("(?ms)^```mermaid\n(.*?)^```$", text) or [text]:
         _tell_if_large(diagram)

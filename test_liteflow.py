@@ -20821,6 +20821,8 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "visualize", "--gantt", *where, words=["there is nothing to draw"])
         self.assert_exit(0, "page", *where, "--output", self.folder / "run.html")
         self.assertIn("nothing has started", (self.folder / "run.html").read_text())
+        where = (f"flow/{DAG('flow').test(db_path=self.db).run_id}", "--db", self.db)
+        self.assert_exit(2, "visualize", *where, words=["has no tasks: there is nothing to draw"])
 
     def test_many_failures_are_shown_in_part_and_counted(self):
         most = liteflow._MOST_SHOWN
