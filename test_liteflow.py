@@ -15777,7 +15777,16 @@ class ResumeModel:
                     yield up, (up.task_id, j)
 
     def takes_others(self, name):
-        return name in self.was.tasks and self.flow.takes(name) != self.was.takes(name)
+        return name in self.was.tasks and self.taken(self.flow, name) != self.taken(self.was, name)
+
+    def taken(self, flow, name):
+        """The tasks whose results it takes, and of which it takes a list."""
+        group = flow.tasks[name]["group"]
+        found = [(up, flow.tasks[up]) for up in flow.takes(name)]
+        return {
+            (up, one["over"] is not None and (group is None or one["group"] != group))
+            for up, one in found
+        }
 
     def may_pull(self, up, key):
         """Whether what hangs on this instance may be decided anew."""
