@@ -5154,6 +5154,11 @@ def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
     return dict(db.execute(query, (run_row,)))
 
 
+# A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
+# and for how many seconds; the seconds that it took so far, without pauses.
+_Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
+
+
 def _select_snapshot(db: sqlite3.Connection, run_row: int) -> _Snapshot:
     """A run as it is now."""
     now, row = _utcnow(), _find_run(db, id=run_row)
@@ -12022,11 +12027,6 @@ def _notebook(*parts: _Html) -> str:
 
 _REDRAW = 0.1  # seconds between two drawings of the status, at least
 _NO_TASKS = "there are no tasks: a @task function makes one when it is called in `with DAG(...)`"
-
-
-# A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
-# and for how many seconds; the seconds that it took so far, without pauses.
-_Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
 def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> list[str]:
