@@ -7780,6 +7780,11 @@ class _Slot:
             self.signal_group(signal.SIGTERM)
             self.told = _monotonic()  # what ends before that has not heard of it
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether its job is being ended for its own timeout, not with its run."""
+        return (self.reason or "").startswith("timeout")
+
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
         return _is_readable(self.sentinel, timeout)
@@ -8625,7 +8630,7 @@ class _SlotRunner(_Runner):
             # Told to end, it may handle that signal and return: it has failed all the same. Only
             # a success of before it was told counts, and what a sensor, say, makes of its timeout.
             slot.spoilt = slot.reason
-            late, skips = slot.reason.startswith("timeout"), outcome.status == "skipped"
+            late, skips = slot.timed_out, outcome.status == "skipped"
             if not (late and skips) and (outcome.status != "success" or outcome.until > slot.told):
                 text = f"{outcome.error}\n{slot.reason}" if outcome.error else slot.reason
                 kept = () if outcome.status == "success" else outcome.xcoms
@@ -8711,7 +8716,7 @@ class _SlotRunner(_Runner):
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
-            was_told = unasked or (slot.reason is not None and not why.startswith("timeout"))
+            was_told = unasked or (slot.reason is not None and not slot.timed_out)
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif attempt is not None and slot.callbacks is not None:  # what `_call_back` can't say
