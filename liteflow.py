@@ -3292,6 +3292,14 @@ def _label_of(task_id: str, map_index: int) -> str:
     return task_id if map_index < 0 else f"{task_id}[{map_index}]"
 
 
+def _limit_of(task: BaseOperator) -> int:
+    """How many of a task's instances its own limits let run at once in this run."""
+    if task._mapping is None:
+        return sys.maxsize  # it has one
+    limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
+    return min(filter(None, limits), default=sys.maxsize)
+
+
 class _Node:
     """A task in the plan: its place in the graph, its instances, and how those before it ended."""
 
@@ -3326,10 +3334,7 @@ class _Node:
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.sent = 0  # to a worker, and not ended
-        self.limit = sys.maxsize  # a task that is not mapped needs none
-        if self.mapping is not None:
-            limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
-            self.limit = min(filter(None, limits), default=sys.maxsize)
+        self.limit = _limit_of(task)
 
     def is_in_step_with(self, other: _Node) -> bool:
         """Whether both stand in one mapped group, so that index waits for index."""
@@ -9331,7 +9336,7 @@ class _Start:
             elif mapping is None or mapping.source_ids:
                 jobs[task.pool] += 1
             else:
-                jobs[task.pool] += min(mapping.count(_Known({})), _Node(task, 0).limit)
+                jobs[task.pool] += min(mapping.count(_Known({})), _limit_of(task))
         fit = sum(min(count, self.pools.get(pool, count)) for pool, count in jobs.items())
         return min(fit, self.dag.max_active_tasks)
 
