@@ -7785,10 +7785,8 @@ class _Slot:
             self.signal_group(signal.SIGTERM)
             self.told = _monotonic()  # what ends before that has not heard of it
 
-    @property
-    def timed_out(self) -> bool:
-        """Whether its job is being ended for its own timeout, not with its run."""
-        return (self.reason or "").startswith("timeout")
+    # Whether its job is being ended for its own timeout, not with its run.
+    timed_out = property(lambda self: (self.reason or "").startswith("timeout"))
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
