@@ -5456,14 +5456,20 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task that it finds by its function's name alone. It has no id
-    in it: tasks that differ in nothing else share it."""
-    known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
-    known -= {*task._call()[1].get(_LATE, ())}  # they hold results, and come with its arguments
-    known -= {name for name in _OFTEN_EMPTY if not getattr(task, name)}
-    own = {name: value for name, value in vars(task).items() if name in known}
+    """What a worker has to know of a task of which it finds only the function or class, by name. It
+    has no id in it: tasks that differ in nothing else share it."""
+    late = task._call()[1]  # these hold results, and come with its arguments
+    if isinstance(task, _FunctionOperator):
+        known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
+        late = late.get(_LATE, {})
+    else:
+        known = vars(task).keys() - {*_PLACE, "task_id", "_mapping", "_made_inside", "_takes_more"}
+    empty = {name for name in _OFTEN_EMPTY if not getattr(task, name)}
+    own = {n: x for n, x in vars(task).items() if n in known and n not in {*late, *empty}}
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
+        if task._in_partial is not None:
+            own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in late}
     kind = getattr(task, "_kind", None)
     return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
 
@@ -5653,7 +5659,7 @@ class _WorkerRun:
 
     def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
         """The DAG's task or, where `settings` are given and the import builds none, one that is
-        made of them and the function of this name. Raises UnreachableTask."""
+        made of them and the function, or class, of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
             return self._tasks[task_id]
         task: Any = self._in_dag(task_id, function)
@@ -5662,9 +5668,12 @@ class _WorkerRun:
             if named is None or settings is None:
                 raise UnreachableTask(f"task {task_id!r} is not here: no {function} is found")
             (kind, own), of_dag = map(_load, settings)
-            task = object.__new__(_FunctionOperator if kind is None else _decorated(kind))
+            is_class = isinstance(named, _OperatorType)
+            made_of: Any = named if is_class else _decorated(kind) if kind else _FunctionOperator
+            task = object.__new__(made_of)
+            own |= {} if is_class else {"python_callable": named}
             empty = {name: make() for name, make in _OFTEN_EMPTY.items()}
-            vars(task).update(empty | own, task_id=task_id, python_callable=named, dag=self.dag)
+            vars(task).update(empty | own, task_id=task_id, dag=self.dag)
             vars(self.dag).update(of_dag)
         return self._tasks.setdefault(task_id, task)
 
@@ -5718,7 +5727,7 @@ def _resolve(function: str) -> Callable[..., Any] | None:
         return None
     if isinstance(found, _TaskFunction):
         found = found.function
-    code = getattr(found, "__code__", None)
+    code = getattr(getattr(found, "execute", found), "__code__", None)  # of an operator's class
     where = getattr(code, "co_filename", None), getattr(code, "co_firstlineno", 0)
     return found if callable(found) and not _is_inherited(module, *where) else None
 
@@ -8872,9 +8881,9 @@ def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str
     s, it = ("s", "them") if len(missing) > 1 else ("", "it")
     raise UnreachableTask(
         f"task{s} {few} can't be found in a worker process: importing the module {module} does not "
-        f"build DAG {dag_id!r} with {it}{often}, and without it only a plain function of a module "
-        "is found. Build the DAG at the top level of its module, alike at each import, "
-        'not below `if __name__ == "__main__":`, or define the functions there'
+        f"build DAG {dag_id!r} with {it}{often}, and without it only a function or class of a "
+        "module is found. Build the DAG at the top level of its module, alike at each import, not "
+        'below `if __name__ == "__main__":`, or define the functions and classes there'
     )
 
 
@@ -9312,8 +9321,10 @@ class _Start:
             return
         tasks = _references_to(dag)
         by_name = self.runner.begin(info, tasks, self._first_jobs(), self._check)
-        names = "on_success_callback on_failure_callback start_date timezone".split()
-        own = {name: getattr(dag, name) for name in names}
+        names = "on_success_callback on_failure_callback start_date timezone"
+        if not all(isinstance(dag.task_dict[t], _FunctionOperator) for t in by_name):  # templates
+            names += " user_defined_macros user_defined_filters render_template_as_native_obj"
+        own = {name: getattr(dag, name) for name in names.split()}
         of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own) if by_name else b""
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, function, _ in tasks:
@@ -9531,8 +9542,7 @@ def _references_to(dag: Dag) -> _References:
     for task_id, task in dag.task_dict.items():
         function = _function_of(task)
         name = sys.intern(_full_name(function))  # one for all in the message
-        by_name = isinstance(task, _FunctionOperator) and resolve(name) is function
-        found.append((task_id, name, by_name))
+        found.append((task_id, name, resolve(name) is function))
     return found
 
 

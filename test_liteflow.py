@@ -5517,6 +5517,72 @@ class FindingTest(Case):
         self.assertEqual((found, done.stderr), (told, ""))
         self.assertRegex(refused, "'each': one of its settings can't be sent .*: build the DAG")
 
+    def test_operators_of_a_dag_that_no_import_builds_are_found_by_their_class(self):
+        self.script(
+            """
+            import sys
+            from liteflow import (
+                DAG, BaseOperator, BashOperator, EmptyOperator, PythonOperator, PythonSensor,
+                ShortCircuitOperator, TaskGroup, UnreachableTask, WorkerPool, task,
+            )
+            class Pair(BaseOperator):
+                template_fields = ("x",)
+                def __init__(self, *, x, y=3, **kwargs):
+                    super().__init__(**kwargs)
+                    self.x, self.y = x, y
+                def execute(self, context):
+                    return [self.x, self.y, context["params"]]
+            def twice(n, ti=None): return [n * 2, ti.task_id]
+            def true(): return True
+            def told(context): print("told of", context["ti"].task_id)
+            @task
+            def numbers(): return [1, 2]
+            def build(n):
+                with DAG(f"built_{n}", params={"n": n}, default_args={"retries": 1}) as dag:
+                    start = EmptyOperator(task_id="start", on_success_callback=told)
+                    bash = BashOperator(task_id="bash", bash_command="echo $A", env={"A": str(n)})
+                    python = PythonOperator(
+                        task_id="python", python_callable=twice, op_args=[bash.output]
+                    )
+                    go_on = ShortCircuitOperator(task_id="go_on", python_callable=true)
+                    waits = PythonSensor(task_id="waits", python_callable=true)
+                    pair = Pair.partial(task_id="pair", y=numbers()).expand(x=["a", "b"])
+                    with TaskGroup("last"):
+                        both = Pair(task_id="both", x=pair.output, params={"m": n})
+                    start >> bash
+                    python >> go_on >> waits >> pair
+                return dag
+            if __name__ == "__main__":
+                with DAG("refused") as refused:
+                    PythonOperator(task_id="nameless", python_callable=lambda: 1)
+                    class Hidden(Pair):
+                        def execute(self, context): pass
+                with DAG("hidden") as hidden:
+                    Hidden(task_id="hidden", x=1)
+                with WorkerPool(2, sys.argv[1] if sys.argv[1:] else None) as pool:
+                    for n in range(2):
+                        run = build(n).run(db_path="flow.db", executor=pool)
+                        print(run.state, run.xcom_pull("python"), run.log("start").strip())
+                        print(list(run.xcom_pull("last.both")[0]), *run.xcom_pull("last.both")[1:])
+                    for dag in (refused, hidden):
+                        try: dag.run(db_path="flow.db", executor=pool)
+                        except UnreachableTask as error: print(error)
+            """
+        )
+        told = []
+        for n in range(2):
+            pairs = [[x, [1, 2], {"n": n}] for x in "ab"]
+            told += [f"success ['{n}{n}', 'python'] told of start"]
+            told += [f"{pairs} 3 {{'n': {n}, 'm': {n}}}"]
+        for method in ((), ("spawn",)):
+            done = self.python("my_flow.py", *method)
+            *found, refused, hidden = done.stdout.splitlines()
+            self.assertEqual((found, done.stderr), (told, ""))
+            self.assertRegex(refused, "^task 'nameless': one of its settings can't be sent ")
+            self.assertRegex(
+                hidden, "^task 'hidden' can't be found .* only a function or class of "
+            )
+
     def test_a_dag_that_no_module_builds(self):
         def build(made):
             with DAG("d") as d:
