@@ -8343,10 +8343,11 @@ class _SlotRunner(_Runner):
             pass
         self._pool._leave_slot_line(self)  # it takes none before its run is recorded
         while self._found is None:
-            if not self._slots:  # one that was warm may be gone
-                self._lend()
             check()
             self.wait(0.5)
+            all_warm = all(slot.served for slot in self._slots)
+            if not self._found and all_warm and len(self._slots) <= jobs:
+                self._lend()  # those may be gone, or stopped
         return _refuse_missing(info, *self._found)
 
     def _join(self, slot: _Slot) -> None:

@@ -13371,6 +13371,20 @@ class RunnersTest(Case):
             with mock.patch.object(liteflow._SlotRunner, "_join", join_soon):
                 self.assertEqual(module.dag.run(db_path=self.db, executor=workers).state, "success")
 
+    @unittest.skipUnless(hasattr(signal, "SIGSTOP"), "no SIGSTOP")
+    def test_a_run_that_gets_a_warm_worker_which_was_stopped_asks_another_one(self):
+        module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
+        with liteflow.WorkerPool(2) as workers, concurrent.futures.ThreadPoolExecutor(1) as threads:
+            for _ in range(3):
+                module.dag.run(db_path=self.db, executor=workers)
+                stopped = workers._idle[-1].pid
+                os.kill(stopped, signal.SIGSTOP)
+                run = threads.submit(module.dag.run, db_path=self.db, executor=workers)
+                try:
+                    self.assertEqual(run.result(timeout=30).state, "success")
+                finally:
+                    os.kill(stopped, signal.SIGCONT)
+
     def test_multiprocessing_may_be_half_imported_by_another_thread(self):
         half = type(sys)("multiprocessing.process")
         whole = importlib.import_module("multiprocessing.process")
