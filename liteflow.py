@@ -5436,14 +5436,7 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     try:
         data = _dump(value)
     except Exception:  # pickling runs the arguments' own code, which may raise anything
-        why = "its arguments can't be pickled together"
-        for name, each in named.items():
-            try:
-                _dump(each)
-            except Exception as error:  # as above: this is the one
-                which = f"argument {name!r}, a {type(each).__name__}, can't be sent to a worker"
-                why = f"{which} ({_brief(error)}): hand over plain data, or make it there"
-                break
+        why = _unpicklable("argument", named, "hand over plain data, or make it there")
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
         _pickling.reset(token)
@@ -5453,6 +5446,17 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
             why = "only lists, tuples, sets and dicts are searched, as the task is made"
             raise UnreachableTask(f"{what} is inside an object, or was put in later: {why}")
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
+
+
+def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
+    """Which argument, or setting, can't be pickled, and what to do, for people."""
+    for name, value in named.items():
+        try:
+            _dump(value)
+        except Exception as error:
+            which = f"{kind} {name!r}, a {type(value).__name__}, can't be sent to a worker"
+            return f"{which} ({_brief(error)}): {remedy}"
+    return f"its {kind}s can't be pickled together: {remedy}"
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
@@ -5471,16 +5475,17 @@ def _dump_settings(task: BaseOperator) -> bytes:
         if task._in_partial is not None:
             own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in late}
     kind = getattr(task, "_kind", None)
-    return _dump_for_worker(f"task {task.task_id!r}", (kind, own)) if own or kind else _NO_SETTINGS
+    if not (own or kind):
+        return _NO_SETTINGS
+    return _dump_for_worker(f"task {task.task_id!r}", own, (kind, own))
 
 
-def _dump_for_worker(what: str, settings: Any) -> bytes:
+def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     try:
         return _dump(settings)
-    except Exception as error:  # pickling runs the settings' own code; a callback may be a lambda
-        why = f"one of its settings can't be sent to a worker ({_brief(error)})"
-        remedy = "build the DAG at the top level of its module"
-        raise UnreachableTask(f"{what}: {why}: {remedy}") from None
+    except Exception:  # pickling runs the settings' own code; a callback may be a lambda
+        why = _unpicklable("setting", own, "build the DAG at the top level of its module")
+        raise UnreachableTask(f"{what}: {why}") from None
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
@@ -9326,7 +9331,7 @@ class _Start:
         if not all(isinstance(dag.task_dict[t], _FunctionOperator) for t in by_name):  # templates
             names += " user_defined_macros user_defined_filters render_template_as_native_obj"
         own = {name: getattr(dag, name) for name in names.split()}
-        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own) if by_name else b""
+        of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own, own) if by_name else b""
         known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
         for task_id, function, _ in tasks:
             named = task_id in by_name

@@ -5515,7 +5515,10 @@ class FindingTest(Case):
         *found, refused = done.stdout.splitlines()
         told = ["skipped [-1, -2]", "it works 2026-01-01 00:00:00+09:00", "here"]
         self.assertEqual((found, done.stderr), (told, ""))
-        self.assertRegex(refused, "'each': one of its settings can't be sent .*: build the DAG")
+        self.assertRegex(
+            refused,
+            "'each': setting 'on_failure_callback', a function, can't be sent .*: build the DAG",
+        )
 
     def test_operators_of_a_dag_that_no_import_builds_are_found_by_their_class(self):
         self.script(
@@ -5578,7 +5581,9 @@ class FindingTest(Case):
             done = self.python("my_flow.py", *method)
             *found, refused, hidden = done.stdout.splitlines()
             self.assertEqual((found, done.stderr), (told, ""))
-            self.assertRegex(refused, "^task 'nameless': one of its settings can't be sent ")
+            self.assertRegex(
+                refused, "^task 'nameless': setting 'python_callable', a function, can't be"
+            )
             self.assertRegex(
                 hidden, "^task 'hidden' can't be found .* only a function or class of "
             )
