@@ -5326,7 +5326,6 @@ _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle 
 
 _dump = functools.partial(pickle.dumps, protocol=5)
 _OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
-_NO_SETTINGS = _dump((None, {}))
 
 
 class _Pieces(_Record):
@@ -5475,8 +5474,6 @@ def _dump_settings(task: BaseOperator) -> bytes:
         if task._in_partial is not None:
             own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in late}
     kind = getattr(task, "_kind", None)
-    if not (own or kind):
-        return _NO_SETTINGS
     return _dump_for_worker(f"task {task.task_id!r}", own, (kind, own))
 
 

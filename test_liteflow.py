@@ -5992,7 +5992,7 @@ class ElsewhereTest(Case):
             self.assertEqual(sys.modules[name].__file__, beside)
 
     def test_a_task_that_another_worker_has_found_is_named_where_it_is_not_there(self):
-        module, settings = self.module(""), (liteflow._NO_SETTINGS, liteflow._dump({}))
+        module, settings = self.module(""), (liteflow._dump((None, {})), liteflow._dump({}))
         run, said = liteflow._WorkerRun({}, Dag("d")), f"'f' .*: no {module.__name__}:gone"
         for given in (settings, None):
             with self.assertRaisesRegex(UnreachableTask, said):
