@@ -12182,7 +12182,9 @@ class _Report:
         said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
         said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if took:
-            self._slowest = sorted([*self._slowest, (took, instance.label)])[-3:]
+            # Each once: a sensor ends at each poke.
+            longest = {label: n for n, label in sorted([*self._slowest, (took, instance.label)])}
+            self._slowest = [(n, label) for label, n in longest.items()][-3:]
             said.append(_seconds_text(took))
         if state is not _S.SUCCESS and error:
             said.append(f"({_last_line(error)})")
@@ -12217,7 +12219,8 @@ class _Report:
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"
         self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
-        if slowest := [f"{label} {_seconds_text(n)}" for n, label in self._slowest[::-1] if n >= 1]:
+        ranked = sorted(self._slowest, reverse=True)
+        if slowest := [f"{label} {_seconds_text(n)}" for n, label in ranked if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")
 
 

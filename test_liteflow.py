@@ -19328,6 +19328,14 @@ class ShowingTest(Case):
             report.committed([])
         self.assertEqual(out.getvalue(), "a | 2\n")
 
+    def test_the_slowest_are_told_each_once(self):
+        said = []
+        report = liteflow._Report(said.append)
+        for label, took in (("d", 1), ("waits", 5), ("waits", 8), ("b", 3), ("waits", 7), ("c", 2)):
+            report.changed(mock.Mock(label=label, try_number=1, state=None), took=took)
+        report.ended(mock.Mock(reason=None, duration=1.0, _look=lambda _: {}))
+        self.assertEqual(said[1:], ["slowest: waits 8.0 s, b 3.0 s, c 2.0 s"])
+
     def test_the_status_takes_a_tenth_of_the_time_and_is_drawn_ten_times_a_second_at_most(self):
         report, now, drawn = liteflow._Report(True), [0.0], []
         report.redraws = True
