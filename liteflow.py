@@ -7632,7 +7632,7 @@ class _Slot:
         self.joining: Any = None  # the info of a run that it is to join, and has not told of
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended ...
-        self.told = math.inf  # ... and when it was told so
+        self.told = math.inf  # ... and when it was told so: what ends before has not heard of it
         self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
@@ -7771,21 +7771,23 @@ class _Slot:
         """Whether it has ended a job without callbacks, and can take another one in a moment."""
         return self.state == "calling" and self.callbacks is None and self.spoilt is None
 
-    def signal_group(self, number: int, session: bool = True) -> None:
+    def signal_group(self, number: int, session: bool = True) -> float:
         """Signal the worker and its children (it leads their group, once it has started). With
         `session`, also processes of its session that left the group (`timeout` and shells do so)
-        or hold its output: that takes a look at all processes."""
+        or hold its output: that takes a look at all processes. Returns when the worker was."""
         ended = self.has_ended()
         if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
-            return  # long ago: another process has its id by now
+            return math.inf  # long ago: another process has its id by now
         if session:
             _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
+        now = _monotonic()  # first: it may have heard, and ended, before this process goes on
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-            return
+            return now
         if not ended:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, number)
+        return now
 
     def ask_to_end(self, reason: str) -> None:
         """TERM to the group now, KILL after the grace."""
@@ -7793,8 +7795,7 @@ class _Slot:
             self.reason = reason
             self.deadline = _monotonic() + _GRACE
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
-            self.signal_group(signal.SIGTERM)
-            self.told = _monotonic()  # what ends before that has not heard of it
+            self.told = self.signal_group(signal.SIGTERM)
 
     # Whether its job is being ended for its own timeout, not with its run.
     timed_out = property(lambda self: (self.reason or "").startswith("timeout"))

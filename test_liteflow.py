@@ -9244,6 +9244,21 @@ class QueueTest(QueueCase):
             self.assertEqual((outcome.status, slot.spoilt), (status, "timeout after 1 s"))
             runner._events.clear()
 
+    def test_a_slot_is_told_to_end_before_its_worker_can_hear_it_and_after_the_look_for_others(
+        self,
+    ):
+        at = []
+        slot = mock.Mock(reason=None, shared=[0] * 8, pid=2**30, pidfd=None, log=None)
+        slot.has_ended.return_value = False
+        slot.signal_group = functools.partial(liteflow._Slot.signal_group, slot)
+        with (
+            mock.patch.object(liteflow, "_signal_strays", lambda *_: at.append(time.monotonic())),
+            mock.patch("os.killpg", lambda *_: at.append(time.monotonic())),
+        ):
+            liteflow._Slot.ask_to_end(slot, "timeout after 1 s")
+        looked, heard = at
+        self.assertTrue(looked <= slot.told <= heard, (at, slot.told))
+
     @LINUX
     def test_a_worker_that_was_late_gets_jobs_again_once_any_other_has_spoken(self):
         runner = liteflow._SlotRunner(WorkerPool(2), False, DAG("d"), 0.0)
