@@ -6692,11 +6692,10 @@ class _Worker:
             _die_with(parent.sentinel, -os.getpgrp())
         except (AttributeError, OSError):  # no Linux, or a sandbox forbids it: a thread has to do
             threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
-        null = os.open(os.devnull, os.O_RDWR)
+        self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it is never closed
+            os.dup2(self._null, descriptor)
+        self._stdin = sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         # Line-buffered ones, so that a killed task's last words are in its log.
         kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
         self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
@@ -6991,7 +6990,7 @@ class _Worker:
                 pass
 
     def _mend_streams(self) -> None:
-        sys.stdout, sys.stderr = self._stdio
+        sys.stdin, (sys.stdout, sys.stderr) = self._stdin, self._stdio
         for number, stream in enumerate(self._stdio, 1):
             try:
                 stream.fileno()
@@ -7053,9 +7052,10 @@ class _Worker:
         return self.spoilt
 
     def _renew_output(self, anew: bool = True) -> None:
-        """Let descriptors 1 and 2 be the log, whatever they are now. `anew`: open it again, and
-        lock it. Raises OSError if that can't be done, or if another process still holds what was
-        open before, and its lock: a child that the task left, even if orphaned."""
+        """Let descriptor 0 be nothing, 1 and 2 the log, whatever they are now. `anew`: open it
+        again, and lock it. Raises OSError if that can't be done, or if another process still holds
+        what was open before, and its lock: a child that the task left, even if orphaned."""
+        os.dup2(self._null, 0)
         if anew:
             file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
             if file >= 0:

@@ -5118,6 +5118,7 @@ class WorkerTest(Case):
             import os, pathlib
             import liteflow
             worker = liteflow._Worker(None)
+            worker._null = os.open(os.devnull, os.O_RDONLY)
             for name, there in (("first", True), ("gone", False), ("last", True)):
                 worker.log = f"{name}.log"
                 if there: pathlib.Path(worker.log).touch()
@@ -24567,7 +24568,9 @@ class Promise4Test(Case):
             "removed_folder": "import tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
             "wraps_stdout": "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
             "closes_stdout": "sys.stdout.close()",
-            "closes_0": "os.close(0); os.system('true')",
+            "closes_0": "os.close(0)",
+            "opens_0": "os.dup2(os.open(__file__, os.O_RDONLY), 0)",
+            "stdin": "import io; sys.stdin = io.StringIO('leaked')",
             "closes_1": "os.close(1)",
             "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
             "alarm": "signal.alarm(1)",
@@ -24591,14 +24594,14 @@ class Promise4Test(Case):
             "    print('heard'); logging.info('logged')\n"
             "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),\n"
             "            [signal.getsignal(x) for x in (signal.SIGALRM, signal.SIGCHLD)],\n"
-            "            os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev]\n"
+            "            os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev, sys.stdin.read()]\n"
             "with DAG('leftovers', max_active_tasks=1) as dag:\n    last = None\n" + tasks,
             max_workers=1,
         )
         self.assertEqual(set(self.states(run).values()), {"success"}, self.states(run))
         for name in bodies:
             with self.subTest(name):
-                found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2, True]
+                found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2, True, ""]
                 self.assertEqual(run.xcom_pull(f"after_{name}"), found)
                 log = run.log(f"after_{name}")
                 self.assertIn("heard\n", log)
