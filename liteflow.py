@@ -6993,8 +6993,10 @@ class _Worker:
         sys.stdin, (sys.stdout, sys.stderr) = self._stdin, self._stdio
         for number, stream in enumerate(self._stdio, 1):
             try:
-                stream.fileno()
+                kept = stream.fileno(), stream.encoding, stream.errors, stream.line_buffering
             except ValueError:  # a wrapper that was dropped has closed it, or it was detached
+                kept = None
+            if kept != (number, "utf-8", "backslashreplace", True):  # as it was opened
                 os.dup2(self.log_file, number)  # the descriptor may be closed, too
                 buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
                 # Mended in place, since handlers of `logging` have this very object.

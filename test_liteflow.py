@@ -24571,6 +24571,7 @@ class Promise4Test(Case):
             "closes_0": "os.close(0)",
             "opens_0": "os.dup2(os.open(__file__, os.O_RDONLY), 0)",
             "stdin": "import io; sys.stdin = io.StringIO('leaked')",
+            "reconfigures": "sys.stdout.reconfigure(encoding='ascii', line_buffering=False)",
             "closes_1": "os.close(1)",
             "null": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)",
             "alarm": "signal.alarm(1)",
@@ -24591,7 +24592,7 @@ class Promise4Test(Case):
             "import logging\n"
             "def check(name):\n"
             "    time.sleep({'handler': 0.1, 'orphan': 0.2, 'uncounted': 0.2}.get(name, 0))\n"
-            "    print('heard'); logging.info('logged')\n"
+            "    print('h\xf6rt'); logging.info('logged')\n"
             "    return [os.getcwd(), 'leaked' in sys.path, len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),\n"
             "            [signal.getsignal(x) for x in (signal.SIGALRM, signal.SIGCHLD)],\n"
             "            os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev, sys.stdin.read()]\n"
@@ -24604,7 +24605,7 @@ class Promise4Test(Case):
                 found = [os.getcwd(), False, 0, [signal.SIG_DFL] * 2, True, ""]
                 self.assertEqual(run.xcom_pull(f"after_{name}"), found)
                 log = run.log(f"after_{name}")
-                self.assertIn("heard\n", log)
+                self.assertIn("h\xf6rt\n", log)
                 self.assertIn("INFO root: logged", log)
                 self.assertNotIn("LATE", log)
 
