@@ -6833,7 +6833,7 @@ class _Worker:
         if self.spent:
             _remove_shared()
         if at_once and spoilt is not None:
-            _signal_strays(self.pid, self.log_file, signal.SIGKILL)
+            _signal_each(_strays(self.pid, self.log_file), signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         if spoilt is not None:
             outcome = outcome._replace(spoilt=spoilt)
@@ -7120,19 +7120,27 @@ def _ps(asked: str) -> str:
         return told.read()
 
 
-def _signal_strays(worker: int, log: int, number: int) -> None:
-    """Signal what left a worker's group, but is in its session or has its log (an open file)."""
+def _strays(worker: int, log: int) -> list[int]:
+    """What left a worker's group, but is in its session or has its log (an open file)."""
     # macOS does not tell whose output a process holds.
     found: list[str] = []
     with contextlib.suppress(OSError):  # no descriptor is left to look with
         found = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
+    strays = []
     for pid in map(int, filter(str.isdecimal, found)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
                 continue  # of the group: a second TERM would cut off what the first lets run
             outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
             if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
-                os.kill(pid, number)
+                strays.append(pid)
+    return strays
+
+
+def _signal_each(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(pid, number)
 
 
 def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
@@ -7780,15 +7788,14 @@ class _Slot:
         ended = self.has_ended()
         if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
             return math.inf  # long ago: another process has its id by now
-        if session:
-            _signal_strays(self.pid, -1 if self.log is None else self.log.file, number)
-        now = _monotonic()  # first: it may have heard, and ended, before this process goes on
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        strays = _strays(self.pid, -1 if self.log is None else self.log.file) if session else []
+        now = _monotonic()  # it may have heard, and ended, before this process goes on
+        try:  # first: a task whose command was ended before it hears of that goes on, or succeeds
             os.killpg(self.pid, number)
-            return now
-        if not ended:
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            if not ended:
+                _signal_each([self.pid], number)
+        _signal_each(strays, number)
         return now
 
     def ask_to_end(self, reason: str) -> None:

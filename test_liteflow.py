@@ -9253,7 +9253,7 @@ class QueueTest(QueueCase):
         slot.has_ended.return_value = False
         slot.signal_group = functools.partial(liteflow._Slot.signal_group, slot)
         with (
-            mock.patch.object(liteflow, "_signal_strays", lambda *_: at.append(time.monotonic())),
+            mock.patch.object(liteflow, "_strays", lambda *_: at.append(time.monotonic()) or []),
             mock.patch("os.killpg", lambda *_: at.append(time.monotonic())),
         ):
             liteflow._Slot.ask_to_end(slot, "timeout after 1 s")
@@ -24639,6 +24639,33 @@ class Promise5Test(Case):
         for pid in map(int, first.split()):
             self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
         self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
+
+    def test_the_task_hears_of_it_before_its_command_that_left_the_group(self):
+        # Else it goes on as if the command were done, and may succeed.
+        dag = self.module(
+            """
+            import subprocess
+            with DAG("commands") as dag:
+                @task(execution_timeout=0.2)
+                def calls(): return subprocess.run(["sleep", "60"], process_group=0).returncode
+                calls()
+            """
+        ).dag
+        told = []
+
+        def noting(tell):
+            def call(pid, number):
+                if number == signal.SIGTERM:
+                    told.append(tell.__name__)
+                tell(pid, number)
+
+            return call
+
+        for tell in (os.kill, os.killpg):
+            self.enterContext(mock.patch.object(os, tell.__name__, noting(tell)))
+        run = dag.run(db_path=self.db, executor=pool())
+        self.assertEqual(told, ["killpg", "kill"])
+        self.assertEqual(self.states(run), {"calls": "failed"})
 
     def test_it_needs_no_open_file(self):
         import resource
