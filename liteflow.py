@@ -12844,6 +12844,9 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     run, follow = _chosen_run(options.db, options.run), options.follow
     number, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
+        while follow and run.state is DagRunState.QUEUED and run.owner_alive:
+            time.sleep(_POLL)  # in line: it has no tasks yet
+            run.refresh()
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
     attempts = [] if number is None else _seen_instances(run, attempts=True, **which)
     if number is not None and number not in [ti.try_number for ti in attempts]:

@@ -17237,6 +17237,22 @@ class SubmitTest(FlowCase):
             self.assertEqual((run.state, run.xcom_pull("g"), run.log("g")), ("queued", None, ""))
             self.go_on()
 
+    def test_who_follows_the_log_of_a_task_waits_while_its_run_stands_in_line(self):
+        def look(run, refresh=liteflow.DagRun.refresh):
+            self.go_on()
+            return refresh(run)
+
+        with WorkerPool(1, max_runs=1) as mine:
+            _, waits = self.hold(mine, *"ab")
+            words = ("logs", f"held/{waits.run_id}", "g", "--follow", "--db", self.db)
+            with (
+                mock.patch.object(liteflow, "_POLL", 0.01),
+                mock.patch.object(liteflow.DagRun, "refresh", look),
+            ):
+                done = self.cli_here(*words)
+            self.go_on()
+        self.assertEqual((done.stderr, done.returncode), ("", 0))
+
     def test_a_run_whose_file_is_gone_as_it_would_begin_is_not_waited_for(self):
         self.enterContext(mock.patch.object(liteflow, "_TRIED_AGAIN", 0.02))
         (folder := self.folder / "gone").mkdir()
