@@ -5434,7 +5434,7 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     token = _pickling.set((task, results))
     try:
         data = _dump(value)
-    except Exception:  # pickling runs the arguments' own code, which may raise anything
+    except Exception:  # see there
         why = _unpicklable("argument", named, "hand over plain data, or make it there")
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
@@ -5452,7 +5452,7 @@ def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
     for name, value in named.items():
         try:
             _dump(value)
-        except Exception as error:
+        except Exception as error:  # pickling runs the value's own code, which may raise anything
             which = f"{kind} {name!r}, a {type(value).__name__}, can't be sent to a worker"
             return f"{which} ({_brief(error)}): {remedy}"
     return f"its {kind}s can't be pickled together: {remedy}"
@@ -5480,7 +5480,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     try:
         return _dump(settings)
-    except Exception:  # pickling runs the settings' own code; a callback may be a lambda
+    except Exception:  # a callback may be a lambda; and see there
         why = _unpicklable("setting", own, "build the DAG at the top level of its module")
         raise UnreachableTask(f"{what}: {why}") from None
 
