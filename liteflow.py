@@ -1258,7 +1258,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 before += leaf._ends()
                 if leaf._how != "xcom":  # few are more than a result
                     self._map_functions += tuple(part._by for part in leaf._parts("map"))
-            elif isinstance(leaf, _Argument) and leaf.look == "group_value" and self._mapping:
+            elif isinstance(leaf, _Argument) and leaf._look == "group_value" and self._mapping:
                 before += [result.operator for result in self._mapping.results]
             elif isinstance(leaf, (_Dependency, _Partial, _TaskDecorator, _OperatorType, Dag)):
                 what = f"task {self.task_id!r}: an argument"
@@ -1810,14 +1810,14 @@ class _Argument(_Placeholder):
     of a mapped group, its `group_value`."""
 
     def __init__(self, look: str, name: str, *default: Any) -> None:
-        self.look, self.name = look, name
-        self.default = [x.default if isinstance(x, Param) else x for x in default]
+        self._look, self._name = look, name  # `file.name`, say, is to be an error
+        self._default = [x.default if isinstance(x, Param) else x for x in default]
 
     def _look_up(self, *pickled: object) -> tuple[Any, ...]:
-        return self.look, self.name, *self.default
+        return self._look, self._name, *self._default
 
     def __repr__(self) -> str:
-        return f"argument {self.name!r}"
+        return f"argument {self._name!r}"
 
 
 class _ExpandInput:
