@@ -616,16 +616,17 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *mo
 
 
 def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str:
-    _of_type(str)(kind, value)
-    if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", value):
+    text: str = _of_type(str)(kind, value)
+    if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", text):
         signs = "letters, digits, " + " or ".join(map(repr, f"_-{more}"))
         raise ValueError(f"{kind} must be 1 to {limit} {signs}, found {_shown(value)}")
-    return str.__str__(value)  # an enum's member, say, as the plain text that it is
+    return text
 
 
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
     """A check that the value is of one of the types (a bool is no int here; _Placeholder, as in a
-    template field, is not told of), and a finite number of `least` or more."""
+    template field, is not told of), and a finite number of `least` or more. An enum's member, say,
+    becomes the plain text that it is: no other can be sent to a worker."""
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
@@ -634,7 +635,7 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
         if least is not None and not least <= value < math.inf:
             raise ValueError(f"{what} must be {least} or more and finite, found {_shown(value)}")
-        return value
+        return str.__str__(value) if isinstance(value, str) else value
 
     return check
 
@@ -1832,7 +1833,9 @@ class _ExpandInput:
             if result.key != "return_value":
                 raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
         # By an argument's name what it is mapped over; by None, what gives dicts of arguments.
-        self.sources = {name: _checked_source(what, name, x) for name, x in mapped.items()}
+        self.sources = {
+            n and str.__str__(n): _checked_source(what, n, x) for n, x in mapped.items()
+        }
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
         # The tasks whose results have to be known before there are instances.
         self.source_ids = dict.fromkeys(t.task_id for source in mappables for t in source._ends())
@@ -9588,15 +9591,15 @@ def _has_method(thing: object, method: str) -> bool:
 
 def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
-    run_id, progress, date = asked.run_id, asked.progress, asked.logical_date
+    progress, date = asked.progress, asked.logical_date
     for name in ("resume", "wait"):
         _optional(False, _is_bool).check(name, getattr(asked, name))
     if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, bool):
         _optional(None, _function).check("progress, where it is no bool,", progress)
-    fits = isinstance(run_id, str) and 0 < len(run_id) <= 250 and run_id.isprintable()
-    if not (fits or run_id is None):
+    run_id = asked.run_id = _optional(None, _of_type(str)).check("run_id", asked.run_id)
+    if run_id is not None and not (0 < len(run_id) <= 250 and run_id.isprintable()):
         raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
     _date.check("logical_date", date)
     if asked.resume and (asked.conf is not None or date is not None):

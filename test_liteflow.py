@@ -17311,6 +17311,23 @@ class SubmitTest(FlowCase):
             reason, rf"^UnreachableTask: {why} \(/.*:\d+, in <module>: import nowhere\)$"
         )
 
+    def test_members_of_an_enum_that_are_texts_reach_workers(self):
+        module = self.module(
+            """
+            import enum
+            class Name(str, enum.Enum): X, KEY, ID = "x", "key", "first"
+            with DAG("named") as dag:
+                @task(multiple_outputs=True)
+                def make(): return {"key": 1}
+                @task
+                def add(x, y): return x + y
+                add.partial(y=make()[Name.KEY]).expand(**{Name.X: [1, 2]})
+            """
+        )
+        with WorkerPool(1) as mine:
+            run = mine.submit(module.dag, db_path=self.db, run_id=module.Name.ID).result(LIMIT)
+        self.assertEqual((str(run.run_id), run.xcom_pull("add")), ("first", [2, 3]))
+
     def test_the_command_that_goes_on_gives_the_pools_that_the_run_had(self):
         module = self.module(
             """
