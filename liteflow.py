@@ -13205,7 +13205,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
     parser.add_argument(*name.split(","), **settings)
 
 
-def _parser(name: str, text: str, block: str, more: str = "") -> argparse.ArgumentParser:
+def _parser(name: str, text: str, block: str, more: str = "") -> Any:
     """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
@@ -13216,9 +13216,11 @@ def _parser(name: str, text: str, block: str, more: str = "") -> argparse.Argume
     epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
     form: Any = functools.partial(raw, width=78)  # else argparse imports shutil to ask for it
-    parser = argparse.ArgumentParser(
+    parser: Any = argparse.ArgumentParser(
         name, description=text, epilog=epilog, formatter_class=form, allow_abbrev=False
     )
+    leave = parser.exit  # after --help, say, whose reader may have seen enough
+    parser.exit = lambda *said: sys.exit(_exit_code(lambda: leave(*said)))
     for line in filter(None, arguments.splitlines()):
         _add_argument(parser, line)
     which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
@@ -13243,8 +13245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     group.add_argument("command", nargs=argparse.PARSER, choices=blocks, **how).required = False
     options = parser.parse_args(argv)
     if options.command is None:
-        parser.print_help()
-        return 0
+        return _exit_code(lambda: parser.print_help() or 0)
     options.command, *rest = options.command
     text, block = blocks[options.command].split("\n", 1)
     _parser(f"{name} {options.command}", text, block).parse_args(rest, options)  # --db is kept

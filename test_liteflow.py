@@ -21353,18 +21353,21 @@ class CommandLineTest(ScriptCase):
         )
         self.assertEqual(done.stderr, "")
 
-    def test_the_exit_code_is_the_run_s_though_nobody_reads_or_the_disk_is_full(self):
-        runs = [
-            subprocess.Popen(
-                ["bash", "-c", f"{sys.executable} my_flow.py --logs {end}; exit ${{PIPESTATUS[0]}}"],
-                cwd=self.folder, env=BUFFERED, stderr=subprocess.PIPE, text=True,
+    def test_the_exit_code_is_its_own_though_nobody_reads_or_the_disk_is_full(self):
+        ends = ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]
+        asked = {"--logs": (1, 1), "--help": (0, 1), "--nope": (2, 2)}
+        words = {f"my_flow.py {option}": codes for option, codes in asked.items()}
+        words |= dict.fromkeys(["-m liteflow", "-m liteflow --version"], (0, 1))
+        runs = {}
+        for (command, codes), (n, end) in itertools.product(words.items(), enumerate(ends)):
+            line = f"{sys.executable} {command} {end}; exit ${{PIPESTATUS[0]}}"
+            run = subprocess.Popen(
+                ["bash", "-c", line], cwd=self.folder, env=BUFFERED, stderr=subprocess.PIPE
             )
-            for end in ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]
-        ]  # fmt: skip
-        for run in runs:
+            runs[line] = (run, codes[n])
+        for line, (run, code) in runs.items():
             _, err = run.communicate(timeout=LIMIT)
-            self.assertEqual(run.returncode, 1, err)
-            self.assertNotIn("Exception", err)
+            self.assertEqual((run.returncode, b"Exception" in err), (code, False), (line, err))
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "Linux has it")
     def test_the_exit_code_is_the_signal_s_though_the_disk_is_full(self):
