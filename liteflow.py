@@ -6167,13 +6167,13 @@ def _run_hooked(execution: _Execution, guard: contextlib.AbstractContextManager[
     """Do the task's work, unless `run_if` or `skip_if` forbids it, between `pre_execute` and
     `post_execute`, which an operator's class may define. Returns its result."""
     with guard:
+        args, kwargs = execution.arguments()  # of which conditions may ask, as in Airflow
         for condition, wanted, message in execution.task._conditions:
             found = condition(execution.context)
             if isinstance(found, tuple):
                 found, message = found[0], found[1] or message
             if bool(found) is not wanted:
                 raise AirflowSkipException(message or "skipped by its condition")
-        args, kwargs = execution.arguments()
         task, work = execution.task._ready(args, kwargs, execution)
         try:
             _call_hook(execution, task.pre_execute)

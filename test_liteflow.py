@@ -7107,9 +7107,11 @@ class FlowTest(Case):
             for name, found in (("own", (False, "it says")), ("given", (False, None))):
                 task.run_if(lambda _, found=found: found, "as told")(task(task_id=name)(sample))(1)
             looks = task.run_if(lambda context: context["task"].op_args == (1,))
-            looks(task(task_id="looks")(sample))(1)
+            looks(task(task_id="looks")(sample))(task(task_id="one")(sample)(1))
+            looks = task.run_if(lambda context: context["task"].op_kwargs["x"] > 1)
+            looks(task(task_id="each")(sample)).expand(x=[1, 2])
         run = d.test(db_path=self.db)
-        self.assertEqual(run.xcom_pull("looks"), 1)
+        self.assertEqual([run.xcom_pull(name) for name in ("looks", "each")], [1, [2]])
         said = [run.get_task_instance(name).error for name in ("own", "given")]
         self.assertEqual([text.partition(": ")[2] for text in said], ["it says", "as told"])
 
