@@ -5437,7 +5437,7 @@ def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _C
     token = _pickling.set((task, results))
     try:
         data = _dump(value)
-    except Exception:  # see there
+    except Exception:  # it runs the arguments' own code
         why = _unpicklable("argument", named, "hand over plain data, or make it there")
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
@@ -5483,7 +5483,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     try:
         return _dump(settings)
-    except Exception:  # a callback may be a lambda; and see there
+    except Exception:  # it runs the settings' own code; a callback may be a lambda
         why = _unpicklable("setting", own, "build the DAG at the top level of its module")
         raise UnreachableTask(f"{what}: {why}") from None
 
