@@ -10975,11 +10975,6 @@ class DagRun:
             raise _refusal(row, "; stop it first")
         return row
 
-    def _refuse_changed(self, row: _Row | None) -> None:
-        """As `_refuse_live`, also if it has another state (it was cleared, say) than when read."""
-        if self._refuse_live(row).state != self.state:
-            raise AlreadyRunning(f"run {self.run_id!r} is another's now")
-
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
         Raises RunNotFound, AlreadyRunning."""
@@ -12981,9 +12976,9 @@ def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
                 while left and _monotonic() < until:
                     run = left.pop()
                     with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone
-                        row = store.look(_find_run, id=run._row.id)
-                        run._refuse_changed(row)
-                        act(row)
+                        row = run._refuse_live(store.look(_find_run, id=run._row.id))
+                        if row.state == run.state:  # else it was cleared, say
+                            act(row)
 
         while left:
             _until_unlocked(path, delete_some)
