@@ -348,10 +348,6 @@ class UnreachableTask(AirflowException):
     _may_pass = False  # a worker was killed at its start, say, or there was no room for one
 
 
-class _Reschedule(BaseException):
-    """A task, a sensor mostly, gives its worker back; the argument: for how many seconds."""
-
-
 class _UsageError(AirflowException, ValueError):
     """A wrong argument of a command, or what only the graph or the database shows to be wrong."""
 
@@ -2030,7 +2026,7 @@ class BaseSensorOperator(BaseOperator):
             if self.max_wait is not None:
                 wait = min(wait, self.max_wait.total_seconds())
             if self.mode == "reschedule":
-                raise _Reschedule(wait)
+                raise AirflowRescheduleException(_utcnow() + wait * _SECOND)
             time.sleep(wait)
 
 
@@ -6116,8 +6112,8 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     except AirflowSkipException as skip:
         error = _shown(skip, _ERROR_LIMIT, _brief)
         status, execution.exception = "skipped", skip
-    except _Reschedule as pause:
-        status, note = "reschedule", {"wait": pause.args[0]}
+    except AirflowRescheduleException as pause:
+        status, note = "reschedule", {"wait": (pause.reschedule_date - _utcnow()).total_seconds()}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         frames = traceback.walk_tb(failure.__traceback__)
         in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)
@@ -6175,14 +6171,11 @@ def _run_hooked(execution: _Execution, guard: contextlib.AbstractContextManager[
             if bool(found) is not wanted:
                 raise AirflowSkipException(message or "skipped by its condition")
         task, work = execution.task._ready(args, kwargs, execution)
-        try:
-            _call_hook(execution, task.pre_execute)
-            if not execution.job.pokes:
-                _call_back(execution, task, "on_execute_callback")
-            result = work()
-            _call_hook(execution, task.post_execute, result)
-        except AirflowRescheduleException as later:
-            raise _Reschedule((later.reschedule_date - _utcnow()).total_seconds()) from None
+        _call_hook(execution, task.pre_execute)
+        if not execution.job.pokes:
+            _call_back(execution, task, "on_execute_callback")
+        result = work()
+        _call_hook(execution, task.post_execute, result)
         return result
 
 
@@ -12361,8 +12354,9 @@ def _debug(execution: _Execution) -> int:
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}".removesuffix(": "))
-    except _Reschedule as later:
-        print(f"{label} waits: it would go on after {_seconds_text(*later.args)}")
+    except AirflowRescheduleException as later:
+        wait = _seconds_text(_span(_utcnow(), later.reschedule_date))
+        print(f"{label} waits: it would go on after {wait}")
     return 0
 
 
