@@ -2177,18 +2177,18 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
 class _Partial(Generic[R]):
     """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
-    _what: Callable[[], str]  # how messages call it
+    _what: Any  # how messages call it
     _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
     _make: Callable[..., R]  # from an _ExpandInput (or None) and the fixed arguments
     _mark: object  # what it and its copies by `override` are known by
     _mapped_wins = False  # whether expand() may give what partial() has fixed: Airflow's @task
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
-        self._what, self._check, self._make, self._fixed = lambda: what, check, make, fixed
+        self._what, self._check, self._make, self._fixed = what, check, make, fixed
         self._mark = object()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{self._what()}: partial() must be followed by expand()")
+        raise TypeError(f"{self._what}: partial() must be followed by expand()")
 
     def partial(self, **fixed: Any) -> _Partial[R]:
         """Fix arguments; to be followed by `expand` or `expand_kwargs`.
@@ -2196,9 +2196,9 @@ class _Partial(Generic[R]):
         Raises TypeError for an unknown argument, or one that is fixed already.
         """
         if twice := self._fixed.keys() & fixed.keys():
-            raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() twice")
+            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() twice")
         self._check(fixed, "partial")
-        more: _Partial[R] = _Partial(self._what(), self._check, self._make, self._fixed | fixed)
+        more: _Partial[R] = _Partial(self._what, self._check, self._make, self._fixed | fixed)
         more._mapped_wins = self._mapped_wins
         self._note_use(_current_dag.get(), more)
         return more
@@ -2213,14 +2213,14 @@ class _Partial(Generic[R]):
         mapped one counts).
         """
         if unnamed:
-            raise TypeError(f"{self._what()}: name what expand() maps over, as in expand(x=[...])")
+            raise TypeError(f"{self._what}: name what expand() maps over, as in expand(x=[...])")
         self._check(mapped, "expand")
         twice = self._fixed.keys() & mapped.keys()
         if twice and not self._mapped_wins:
-            raise TypeError(f"{self._what()}: {min(twice)!r} is in partial() and in expand()")
+            raise TypeError(f"{self._what}: {min(twice)!r} is in partial() and in expand()")
         self._note_use(_current_dag.get())
         fixed = {name: x for name, x in self._fixed.items() if name not in twice}
-        return self._make(_ExpandInput(self._what(), mapped), fixed)
+        return self._make(_ExpandInput(self._what, mapped), fixed)
 
     def expand_kwargs(self, dicts: Any) -> R:
         """Map over a list of dicts of arguments, or a result that is one, and else like `expand`.
@@ -2229,7 +2229,7 @@ class _Partial(Generic[R]):
             keys = each if isinstance(each, Mapping) else ()
             self._check([x if isinstance(x, str) else str(x) for x in keys], "expand_kwargs")
         self._note_use(_current_dag.get())
-        return self._make(_ExpandInput(self._what(), {None: dicts}), self._fixed.copy())
+        return self._make(_ExpandInput(self._what, {None: dicts}), self._fixed.copy())
 
     def _note_use(self, dag: Dag | None, *made: _Partial[Any]) -> None:
         """This one is used in the DAG; what is `made` of it has to be, or is told of as a slip."""
@@ -2267,10 +2267,9 @@ class _Decorated(_Partial[T], Generic[P, R, T]):
 
     def _check(self, names: Iterable[str], method: str) -> None:
         if not self._parameters.others:
-            _refuse_unknown(f"{self._what()}: {method}()", names, self._parameters.names)
+            _refuse_unknown(f"{self._what}: {method}()", names, self._parameters.names)
 
-    def _what(self) -> str:
-        return f"{self._makes} {self._settings[f'{self._makes}_id']!r}"
+    _what = property(lambda self: f"{self._makes} {self._settings[f'{self._makes}_id']!r}")
 
     def __repr__(self) -> str:
         return f"<@{self._makes.replace('group', 'task_group')} {self.function.__qualname__}>"
@@ -2304,7 +2303,7 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
     def _check(self, names: Iterable[str], method: str) -> None:
         filled = _CONTEXT_KEYS.intersection(names)
         if filled and method == "expand":
-            raise ValueError(f"{self._what()}: can't expand over the context key {min(filled)!r}")
+            raise ValueError(f"{self._what}: can't expand over the context key {min(filled)!r}")
         super()._check(names, method)
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
@@ -2317,7 +2316,7 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
             try:
                 parameters.bind(args, kwargs)
             except TypeError as error:
-                what = f"{self._what()}: {self.function.__name__}() {error}"
+                what = f"{self._what}: {self.function.__name__}() {error}"
                 taken = _CONTEXT_KEYS.intersection(parameters.by_position(args))
                 more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
                 raise TypeError(what + more) from None
@@ -2370,7 +2369,7 @@ class _GroupFunction(_Decorated[P, R, Any]):
             self._note_use(group.dag)
             if expand is not None:
                 if group._mapping is not None:
-                    raise NotImplementedError(f"{self._what()}: mapped groups can't nest")
+                    raise NotImplementedError(f"{self._what}: mapped groups can't nest")
                 group._mapping, expand.of_group = expand, True
                 kwargs = {**kwargs, **self._placeholders(expand, kwargs)}
             result = self.function(*args, **kwargs)
@@ -2390,7 +2389,7 @@ class _GroupFunction(_Decorated[P, R, Any]):
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
         if star := self._parameters.rest or self._parameters.others:
-            raise TypeError(f"{self._what()}: expand_kwargs() can't fill {star}: name arguments")
+            raise TypeError(f"{self._what}: expand_kwargs() can't fill {star}: name arguments")
         default = {name: [value] for name, value in self._parameters.defaults.items()}
         left = [name for name in self._parameters.names if name not in given]
         return {name: _Argument("group_value", name, *default.get(name, ())) for name in left}
@@ -2859,7 +2858,7 @@ def _slips_in(dag: Dag) -> Iterator[str]:
     for each in dag._unused.values():
         is_bare = isinstance(each, _Decorated)
         why = "without a call in the DAG it" if is_bare else "partial() without expand()"
-        yield f"{each._what()}: {why} makes no task"
+        yield f"{each._what}: {why} makes no task"
     for task in dag.tasks:
         own = {} if isinstance(task, _FunctionOperator) else vars(task)
         for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
