@@ -506,19 +506,19 @@ class _Held(contextlib.ExitStack):
     whose handler is the default: these are its own to see to.
     """
 
-    _holds = False
+    _pid = 0  # this process, as long as it holds any
 
     def __init__(self, heard: Callable[[int | None, Any], None] | None = None) -> None:
         super().__init__()
         self._due: list[Callable[[], Any]] = []
-        self._heard, self._pid = heard, os.getpid()
+        self._heard = heard
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self.callback(self.call_due)
             self.callback(self._put_back)
-            self._holds = True
+            self._pid = os.getpid()
             try:
                 for number in _signal.valid_signals():
                     handler = _signal.getsignal(number)
@@ -533,7 +533,7 @@ class _Held(contextlib.ExitStack):
 
     def _put_back(self) -> None:
         try:
-            self._holds, self._heard = False, None
+            self._pid, self._heard = 0, None
             for number, handler in self._before.items():
                 if _signal.getsignal(number) == self._note:  # the program may have set another one
                     _signal.signal(number, handler)
@@ -543,7 +543,7 @@ class _Held(contextlib.ExitStack):
 
     def _note(self, number: int, frame: Any) -> None:
         handler = self._before[number]
-        if os.getpid() != self._pid or not self._holds:
+        if os.getpid() != self._pid:
             # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
             # end) inherits the handler, not the meaning.
             signal.signal(number, handler)
