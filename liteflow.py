@@ -5055,7 +5055,6 @@ _TRIES = f"task_instance JOIN {_ITS_ATTEMPTS}"
 _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
-_TASK_LOGS = f"task_log {_OF_INSTANCE}"
 _INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
 _TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
 
@@ -5207,7 +5206,7 @@ _select_keys = functools.partial(
 )
 # The stored output, in the order in which attempts began: of one try number, and `after` an id. Its
 # parts come without their texts, which may take gigabytes: see `_select_texts`.
-_LOGS = f"{_TASK_LOGS} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
+_LOGS = f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
 _AS_BEGUN = "ORDER BY start_date, task_instance.id, task_log.try_number, part"
 _select_log = functools.partial(_select, _LOGS, "text task_instance.map_index", _AS_BEGUN)
 _PART_COLUMNS = f"id task_instance_id try_number part {_INSTANCE_KEY}"
@@ -9918,8 +9917,12 @@ class _Run(_Start):
         plan = self.plan
         plan.settle()
         while plan.passing:
-            for instance in plan.passing:
-                self._pass_through(instance)
+            for instance in plan.passing:  # it succeeds here; its callbacks go to any worker
+                plan.start(instance)
+                sent = self._attempts[instance] = _Attempt(instance)
+                sent.state = "running"  # which is not worth telling
+                outcome = _Outcome("success", None, start=time.time())
+                self._take(sent, outcome, "on_execute_callback")
             plan.passing.clear()
             plan.settle()
         for instance in plan.changed:
@@ -10023,13 +10026,6 @@ class _Run(_Start):
             attempt.take()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)
-
-    def _pass_through(self, instance: _Instance) -> None:
-        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
-        self.plan.start(instance)
-        attempt = self._attempts[instance] = _Attempt(instance)
-        attempt.state = "running"  # which is not worth telling
-        self._take(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
 
     def _record(self) -> None:
         """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
@@ -11150,12 +11146,8 @@ def _counts_text(counts: Mapping[str, int], none: str = _NO_STATE, color: bool =
     return ", ".join(_paint(text, word, color) for text, word in said)
 
 
-def _words_of(instances: list[TaskInstance]) -> dict[str, int]:
-    return collections.Counter(ti._word for ti in instances)
-
-
 def _counts_of(instances: list[TaskInstance]) -> str:
-    return _counts_text(_words_of(instances))
+    return _counts_text(collections.Counter(ti._word for ti in instances))
 
 
 def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
@@ -12214,7 +12206,7 @@ class _Report:
         with contextlib.suppress(RunNotFound):  # its callback may have deleted it
             counts = run._look(_select_run_counts)
             if "none" in counts:  # or was it cut off? its attempt tells
-                counts = _words_of(run._instances())
+                counts = collections.Counter(ti._word for ti in run._instances())
         each = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
             each += "; no leaf of the graph failed"
