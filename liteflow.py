@@ -7470,7 +7470,6 @@ class _Runner:
 
     remote = False  # jobs carry all their inputs: there is no database where they run
     wanted = False  # set by the run: it has more to start once workers have taken what was sent
-    interrupted = False  # by a Ctrl-C that a task in this process did not outlive
 
     def __init__(self) -> None:
         self.notes: dict[str, None] = {}  # what people should be told at the end, each once
@@ -9087,10 +9086,10 @@ class _InProcessRunner(_ExecutorRunner):
         if outcome.error is not None:
             print(f"{_label_of(job.task_id, job.map_index)}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
-        self.interrupted = isinstance(execution.exception, KeyboardInterrupt)
+        interrupted = isinstance(execution.exception, KeyboardInterrupt)
         if not job.holds:
             execution.forget_failure()
-        self._events.put((attempt, outcome._replace(terminated=self.interrupted, held=job.holds)))
+        self._events.put((attempt, outcome._replace(terminated=interrupted, held=job.holds)))
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
         execution = self._held.get(due.attempt)
@@ -9875,6 +9874,8 @@ class _Run(_Start):
     def _hear(self, timeout: float = 0.05) -> None:
         """Wait for what workers say, and for what comes from outside; take in both."""
         events = self.runner.wait(timeout)
+        if self.asked.in_process and any(outcome.terminated for _, outcome in events):
+            self._caught.append(signal.SIGINT)  # a Ctrl-C that a task here did not outlive
         self._look_around()
         for attempt, outcome in events:
             if outcome.unasked and self.reason is None:
@@ -10215,9 +10216,6 @@ class _Run(_Start):
     def _look_around(self) -> None:
         """Do what was asked for from outside, and what is due by time. Outcomes are taken after
         that: what was ended together with the run is no failure."""
-        if self.runner.interrupted:
-            self.runner.interrupted = False
-            self._caught.append(signal.SIGINT)
         if self._caught:
             name = signal.Signals(self._caught[0]).name
             self._stop(f"stopped by {name}", now=len(self._caught) > 1)
