@@ -9240,8 +9240,7 @@ class _LookAgain(Exception):
 # What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
 # `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
 # as which it waits for its turn; `command`: how its script was started; `logs`: show output, too.
-_ASKED = """db_path run_id logical_date conf resume max_workers executor mp_context pools wait
-    progress stop in_process again in_line command logs""".split()
+_ASKED = [*_Parameters(Dag.run).names[1:], *"in_process again in_line command logs".split()]
 
 
 class _Start:
@@ -10815,10 +10814,8 @@ class DagRun:
                 self.refresh()
         return alive
 
-    @property
-    def _owner_died(self) -> bool:
-        """Whether the run reads `running`, and nobody works on it; asking may read it again."""
-        return not self.owner_alive and self.state is DagRunState.RUNNING
+    # Whether the run reads `running`, and nobody works on it; asking may read it again.
+    _owner_died = property(lambda self: not self.owner_alive and self.state is DagRunState.RUNNING)
 
     def refresh(self) -> DagRun:
         """Read the run again, in place."""
