@@ -2685,6 +2685,17 @@ class PlanTest(Case):
         plan.finish(down, "success", 0)
         self.assertEqual(plan.unfinished, 0)
 
+    def test_a_stop_runs_a_teardown_that_waits_for_its_place_or_its_next_try(self):
+        plan, sent = self.scoped(default_args={"retries": 1, "retry_delay": 60})
+        for each in sent.values():
+            plan.finish(each, "success", 0)
+        plan.settle()
+        plan.stop()
+        plan.finish(self.all_sent(plan)["down"], "failed", 0)
+        plan.stop()
+        plan.finish(self.all_sent(plan)["down"], "success", 0)
+        self.assertEqual((plan.unfinished, self.states_of(plan)["down"]), (0, "success"))
+
     def test_a_stop_does_not_wait_for_a_teardown_that_was_told_to_end_itself_twice(self):
         plan, sent = self.scoped()
         for each in sent.values():
