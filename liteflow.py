@@ -6125,7 +6125,7 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
         error = _traceback(execution.exception)
     _end_if_child(execution, execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
-        note = {**note, **_name_of(execution)}
+        note |= _as_running(execution, _name_of, execution)
     xcoms, items = [*execution.pushed.values()], note.pop("items", ())
     began, until = execution.clock, _monotonic()
     return _Outcome(status, error, xcoms, items, note, execution.started, until - began, until)
@@ -6133,13 +6133,10 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
 
 def _name_of(execution: _Execution) -> dict[str, str]:
     """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
-
-    def made() -> str:  # as in Airflow, it knows the arguments of a function by their names
+    try:  # as in Airflow, it knows the arguments of a function by their names
         known = {**getattr(execution.context["task"], "op_kwargs", {}), **execution.context}
-        return str(_rendered(execution.task.map_index_template, known))
-
-    try:
-        return {"name": _storable(_shown(_as_running(execution, made), _PREVIEW, str))}
+        name = str(_rendered(execution.task.map_index_template, known))
+        return {"name": _storable(_shown(name, _PREVIEW, str))}
     except Exception as error:  # a template is the user's code
         if not (isinstance(error, ImportError) and error.name == "jinja2"):
             _note(f"map_index_template failed: {_brief(error)}")
@@ -12679,15 +12676,11 @@ def _cmd_runs(options: argparse.Namespace) -> None:
         for row in _read(options.db, _select_run_ids, dag_id=options.dag):
             ids.update(re.findall(r"(?=(\d{6}))", row.run_id))
     wanted = [x for x in runs[:most] if options.json or x.state is not DagRunState.SUCCESS]
-
-    def told(db: sqlite3.Connection, run: DagRun) -> tuple[list[Any], int, str]:
-        failed, count, why = run._failures(_FEW_TOLD, _select_failed(db, run._row.id, _FEW_TOLD))
-        errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
-        return errors, count, why
-
-    found = _read(options.db, lambda db: {x: told(db, x) for x in wanted})  # by one connection
+    look = functools.partial(_select_failed, limit=_FEW_TOLD)  # of all by one connection
+    found = _read(options.db, lambda db: {x: look(db, x._row.id) for x in wanted})
     for run in runs[:most]:
-        errors, count, why = found.get(run, ([], 0, ""))
+        failed, count, why = run._failures(_FEW_TOLD, found[run]) if run in found else ([], 0, "")
+        errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         name, took = _short_name(run, ids), _seconds_text(run.duration)
         rows.append((name, _run_state(run), _when(run.start_date), took, why))
