@@ -23417,6 +23417,8 @@ class PageTest(ScriptCase):
 
     def test_a_dash_stands_for_standard_output_where_a_text_is_written(self):
         self.ran()
+        now = liteflow._utcnow()  # a page says when it was made, to the second
+        self.enterContext(mock.patch.object(liteflow, "_utcnow", lambda: now))
         for words in (["page"], ["visualize", "hostile"]):
             done = self.cli_here(*words, "--output", "-")
             self.assertEqual((done.stdout, done.stderr), (self.cli_here(*words).stdout, ""))
