@@ -9914,12 +9914,8 @@ class _Run(_Start):
         plan = self.plan
         plan.settle()
         while plan.passing:
-            for instance in plan.passing:  # it succeeds here; its callbacks go to any worker
-                plan.start(instance)
-                sent = self._attempts[instance] = _Attempt(instance)
-                sent.state = "running"  # which is not worth telling
-                outcome = _Outcome("success", None, start=time.time())
-                self._take(sent, outcome, "on_execute_callback")
+            for instance in plan.passing:
+                self._pass_through(instance)
             plan.passing.clear()
             plan.settle()
         for instance in plan.changed:
@@ -10023,6 +10019,13 @@ class _Run(_Start):
             attempt.take()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
         self.report.changed(attempt.instance)
+
+    def _pass_through(self, instance: _Instance) -> None:
+        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
+        self.plan.start(instance)
+        attempt = self._attempts[instance] = _Attempt(instance)
+        attempt.state = "running"  # which is not worth telling
+        self._take(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
 
     def _record(self) -> None:
         """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
