@@ -94,7 +94,7 @@ HERE = Path(__file__).resolve().parent
 SOAK = bool(os.environ.get("LITEFLOW_SOAK"))
 LINUX = unittest.skipUnless(sys.platform == "linux", "of Linux")
 # What users have: output that can't be written is noticed late.
-BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+BUFFERED = {k: v for k, v in os.environ.items() if k not in ("PYTHONUNBUFFERED", "LITEFLOW_DB")}
 LIMIT = 60  # seconds after which something hangs
 
 _numbers = itertools.count()
@@ -193,9 +193,8 @@ class Case(unittest.TestCase):
         self.folder = Path(tempfile.mkdtemp(prefix="liteflow-test-")).resolve()  # macOS: a link
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         self.db = self.folder / "flow.db"
-        before = dict(os.environ)
-        os.environ["CASE_DIR"] = str(self.folder)
-        self.addCleanup(os.environ.update, before)
+        self.enterContext(mock.patch.dict(os.environ, CASE_DIR=str(self.folder)))
+        os.environ.pop("LITEFLOW_DB", None)
 
     def assert_nothing_left(self) -> None:
         """No -wal, no -shm, no folder of a run beside the database."""
@@ -1269,7 +1268,6 @@ class BuildingTest(Case):
 
     def test_variables_come_from_the_environment(self):
         os.environ["AIRFLOW_VAR_THING"] = '{"a": 1}'
-        self.addCleanup(os.environ.pop, "AIRFLOW_VAR_THING")
         self.assertEqual(liteflow.Variable.get("thing"), '{"a": 1}')
         self.assertEqual(liteflow.Variable.get("thing", deserialize_json=True), {"a": 1})
         self.assertEqual(liteflow.Variable.get("absent", default=3), 3)
@@ -5075,7 +5073,6 @@ class WorkerTest(Case):
 
     def test_the_environment_is_that_of_run(self):
         os.environ["FLOW_SETTING"] = "now"
-        self.addCleanup(os.environ.pop, "FLOW_SETTING", None)
         run = self.run_flow(
             """
             with DAG("environment") as dag:
@@ -13813,7 +13810,6 @@ class RunTest(Case):
 
     def test_the_database_is_found_in_order(self):
         os.environ["LITEFLOW_DB"] = str(self.folder / "env.db")
-        self.addCleanup(os.environ.pop, "LITEFLOW_DB", None)
         DAG("a").run()
         DAG("b", db_path=self.folder / "dag.db").run()
         DAG("c", db_path=self.folder / "dag.db").run(db_path=self.db)
@@ -20025,7 +20021,8 @@ class ForkedServerTest(ScriptCase):
                     exec(what)
                     os._exit(10 + run()["forked"])
             print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
-            """
+            """,
+            env={**os.environ, "TMPDIR": str(self.folder)},  # whose children leave their files
         )
         self.assertEqual(text.splitlines()[-1].split(), ["11"] + ["10"] * len(hurdles), hurdles)
 
@@ -20436,9 +20433,7 @@ class LeftAsFoundTest(ScriptCase):
         return self.run_flow(source, **options).raise_if_failed()
 
     def test_what_c_code_prints_is_in_its_own_tasks_log(self):
-        before = os.environ.pop("PYTHONUNBUFFERED", None)
-        if before is not None:
-            self.addCleanup(os.environ.__setitem__, "PYTHONUNBUFFERED", before)
+        os.environ.pop("PYTHONUNBUFFERED", None)
         with WorkerPool(1, "spawn") as mine:
             run = self.run_here(
                 """
@@ -25576,13 +25571,13 @@ class ExamplesTest(Case):
 
     def example(self, name, *argv, code=0):
         os.environ["LITEFLOW_DB"] = str(self.db)
-        self.addCleanup(os.environ.pop, "LITEFLOW_DB", None)
         done = self.python(self.examples / f"{name}.py", *argv)
         self.assertEqual(done.returncode, code, done.stderr)
         self.assert_nothing_left()
         return done
 
     def load(self, name):
+        self.enterContext(mock.patch.object(sys, "path", sys.path[:]))  # an example adds a folder
         spec = importlib.util.spec_from_file_location(name, self.examples / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
