@@ -6259,6 +6259,7 @@ class VendoredTest(Case):
             with mock.patch("site.getsitepackages", lambda: [str(there.parent)]):
                 self.assertEqual(liteflow._own_command(), f"{liteflow._python()} -m liteflow")
             # Of shiv, or of another Python: only what adds that folder finds it by its name.
+            there = shlex.quote(str(there))
             self.assertEqual(liteflow._own_command(), f"{liteflow._python()} {there}")
 
     def test_two_copies_do_not_disturb_each_other(self):
@@ -12747,7 +12748,7 @@ class RunnersTest(Case):
             print("called", flush=True)
             child = os.fork()
             if not child and context["ti"].task_id == "exits": sys.exit(3)
-            if child: print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            if child: print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         with DAG("children") as dag:
             @task(on_success_callback=forks)
             def exits(): return 1
@@ -23201,9 +23202,11 @@ timeout after 1 s"""  # of a command whose output was waited for
         )
         app.write_text(frozen + (self.folder / "my_flow.py").read_text())
         app.chmod(0o755)
-        *_, more, go_on = self.pasted(f": {app} -q --db {self.db}").stderr.splitlines()
-        self.assertIn(f"more: python3 {self.folder}/liteflow.py show ", more)
-        self.assertIn(f"cd / && {app} --resume ", go_on)
+        quoted, copied = shlex.quote(str(app)), shlex.quote(f"{self.folder}/liteflow.py")
+        started = self.pasted(f": {quoted} -q --db {shlex.quote(str(self.db))}")
+        *_, more, go_on = started.stderr.splitlines()
+        self.assertIn(f"more: python3 {copied} show ", more)
+        self.assertIn(f"cd / && {quoted} --resume ", go_on)
         self.assertIn("load[1]  running  try 3", self.pasted(go_on).stderr)
 
     def test_a_folder_goes_on_by_its_path(self):
