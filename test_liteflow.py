@@ -140,10 +140,12 @@ def tearDownModule() -> None:
         _pool.shutdown()
 
 
-def wait_until(condition, seconds=30.0):
-    """Wait for a condition; its value, or the last one when the time is over."""
+def wait_until(condition, seconds=LIMIT):
+    """Wait until a condition has a value that is true; the value. Fails when the time is over."""
     deadline = time.monotonic() + seconds
-    while not (value := condition()) and time.monotonic() < deadline:
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain")
         time.sleep(0.005)
     return value
 
@@ -4636,7 +4638,7 @@ class WorkerTest(Case):
             """
         )
         self.assertEqual(run.state, "success", run.get_task_instances())
-        self.assertTrue(wait_until(lambda: not alive(run.xcom_pull("child"))))
+        wait_until(lambda: not alive(run.xcom_pull("child")))
         self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
 
     def test_a_task_that_disables_logging_does_so_for_itself(self):
@@ -4690,7 +4692,7 @@ class WorkerTest(Case):
             runs = [module.dag.run(db_path=self.db, executor=pool) for _ in range(3)]
             pids = [run.xcom_pull("child") for run in runs]
             children = [pid for _, *children in pids for pid in children]
-            self.assertTrue(wait_until(lambda: not any(map(alive, children))))
+            wait_until(lambda: not any(map(alive, children)))
             self.assertEqual(len({worker for worker, *_ in pids}), 3)
 
     def test_output_is_captured_whoever_writes_it(self):
@@ -8287,7 +8289,7 @@ class AheadTest(Case):
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             running = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
-            self.assertTrue(wait_until((self.folder / "here").exists))
+            wait_until((self.folder / "here").exists)
             stop.set()
             run = running.result(timeout=30)
         self.assertEqual(run.reason, "stopped")
@@ -8412,7 +8414,7 @@ class AheadTest(Case):
         liteflow._Run._stop = note
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             started = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
-            self.assertTrue(wait_until((self.folder / "begun").exists))
+            wait_until((self.folder / "begun").exists)
             with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 claimed = liteflow._Run._start
@@ -8623,7 +8625,7 @@ class QueueCase(Case):
 
     def pid_in(self, name: str) -> int:
         path = self.folder / name
-        self.assertTrue(wait_until(path.exists), name)
+        wait_until(path.exists)
         return int(path.read_text())
 
     def later(self, act, *args) -> threading.Thread:
@@ -9981,7 +9983,7 @@ class SandboxTest(QueueCase):
             process.kill()
             process.wait()
             self.assertEqual(told.read(), "")
-        self.assertTrue(wait_until(lambda: not any(map(alive, pids)), 10))
+        wait_until(lambda: not any(map(alive, pids)), 10)
 
     def test_nothing_tells_of_a_process_that_its_children_do_not_keep_quiet(self):
         module = self.module(
@@ -10052,7 +10054,7 @@ class SandboxTest(QueueCase):
         ):
             run = dag.run(db_path=self.db, max_workers=1)
             for pid in run.log("parent").splitlines()[0].split():
-                self.assertTrue(wait_until(lambda pid=pid: not alive(int(pid))), pid)
+                wait_until(lambda pid=pid: not alive(int(pid)))
 
     def test_no_file_that_tells_of_a_process(self):
         child = subprocess.Popen(["sleep", "60"])
@@ -10746,7 +10748,7 @@ class PoolTest(QueueCase):
 
         with mock.patch.object(liteflow._Slot, "send", send_and_tell), WorkerPool(1) as pool:
             a = pool.submit(module.a, db_path=self.db)
-            self.assertTrue(wait_until(self.has("began")))
+            wait_until(self.has("began"))
             b = pool.submit(module.b, db_path=self.db)
             a.add_done_callback(lambda _: (self.folder / "over").touch())
             self.assertEqual(a.result().xcom_pull("pid"), b.result().xcom_pull("pid"))
@@ -11148,7 +11150,7 @@ class PoolTest(QueueCase):
             with self.assertRaisesRegex(RuntimeError, "shut down"):
                 module.dag.run(db_path=self.db, executor=pool)
         pid = self.pid_in("pid")
-        self.assertTrue(wait_until(lambda: not alive(pid)))
+        wait_until(lambda: not alive(pid))
         self.assert_nothing_left()
 
     def test_threads_that_start_workers_at_once_leave_the_process_as_it_was(self):
@@ -11970,7 +11972,7 @@ class CallbacksTest(Case):
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             running = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
-            self.assertTrue(wait_until((self.folder / "long").exists))
+            wait_until((self.folder / "long").exists)
             stop.set()
             run = running.result(timeout=30)
         self.assertEqual(self.states(run), {"f": "success", "long": None, "e": "success"})
@@ -12007,7 +12009,7 @@ class CallbacksTest(Case):
             running = threads.submit(
                 made.run, db_path=self.db, executor=pool(), resume=True, stop=stop
             )
-            self.assertTrue(wait_until((self.folder / "b").exists))
+            wait_until((self.folder / "b").exists)
             stop.set()
             run = running.result(timeout=LIMIT)
         self.assertEqual(self.states(run), {"a": "success", "b": None})
@@ -12937,7 +12939,7 @@ class RunnersTest(Case):
         told = []
         with WorkerPool(1) as one, concurrent.futures.ThreadPoolExecutor(2) as threads:
             runs = [threads.submit(module.dag.run, executor=one, **options) for _ in range(2)]
-            self.assertTrue(wait_until(lambda: any("waiting" in str(line) for line in told)))
+            wait_until(lambda: any("waiting" in str(line) for line in told))
             (self.folder / "go").touch()
             self.assertEqual([run.result(timeout=30).state for run in runs], ["success"] * 2)
 
@@ -12946,7 +12948,7 @@ class RunnersTest(Case):
         with WorkerPool(1) as one:
             pid = module.dag.run(db_path=self.db, executor=one).xcom_pull("a")
             os.kill(pid, signal.SIGKILL)
-            self.assertTrue(wait_until(lambda: not alive(pid)))
+            wait_until(lambda: not alive(pid))
             self.assertEqual(module.dag.run(db_path=self.db, executor=one).state, "success")
 
     def test_a_pool_that_is_shut_down_takes_no_run(self):
@@ -13652,7 +13654,7 @@ class RunnersTest(Case):
 
             @task(execution_timeout=LIMIT)
             def waits(params):
-                return bool(params.get("quick") or wait_until(lambda: rang, 2))
+                return bool(params.get("quick") or wait_until(lambda: rang))
 
             waits()
         signal.setitimer(signal.ITIMER_REAL, 2 * LIMIT, 3)
@@ -16197,9 +16199,9 @@ class SeenStateTest(Case):
     def test_a_dead_schedulers_task_reads_the_same_everywhere(self):
         self.script(self.SCRIPT)
         process = self.start("my_flow.py", "--db", self.db, "--quiet", "--max-workers", "1")
-        self.assertTrue(wait_until((self.folder / "began").exists))
+        wait_until((self.folder / "began").exists)
         running = "SELECT 1 FROM task_instance WHERE task_id = 'long' AND state = 'running'"
-        self.assertTrue(wait_until(lambda: self.query(running)))
+        wait_until(lambda: self.query(running))
         process.kill()
         process.wait(LIMIT)
         table = self.cli_here("show", "d", "long", "--db", self.db).stdout
@@ -16284,7 +16286,7 @@ class StopTest(Case):
     def begin(self):
         self.script(self.SCRIPT)
         process = self.start("my_flow.py", "--db", self.db, "--quiet", "--max-workers", "2")
-        self.assertTrue(wait_until(lambda: "work" in self.notes()))
+        wait_until(lambda: "work" in self.notes())
         return process
 
     def test_a_signal_runs_the_teardowns_of_setups_that_succeeded(self):
@@ -16316,7 +16318,7 @@ class StopTest(Case):
         stop = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             run = threads.submit(module.dag.run, db_path=self.db, executor=pool(), stop=stop)
-            self.assertTrue(wait_until(lambda: "work" in self.notes()))
+            wait_until(lambda: "work" in self.notes())
             stop.set()
             run.result()
         self.check("stopped")
@@ -16359,7 +16361,7 @@ class StopTest(Case):
                     """
                 )
                 process = self.start("my_flow.py", "--db", self.db, "--quiet")
-                self.assertTrue(wait_until((self.folder / of).exists))
+                wait_until((self.folder / of).exists)
                 process.send_signal(signal.SIGINT)
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=LIMIT)
@@ -16368,7 +16370,7 @@ class StopTest(Case):
     def test_a_second_signal_ends_it_though_another_process_has_locked_the_file(self):
         process = self.begin()
         ended = "SELECT 1 FROM task_instance WHERE task_id = 'unused' AND state = 'failed'"
-        self.assertTrue(wait_until(lambda: self.query(ended)))
+        wait_until(lambda: self.query(ended))
         with contextlib.closing(sqlite3.connect(self.db, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             process.send_signal(signal.SIGINT)
@@ -16395,11 +16397,11 @@ class StopTest(Case):
         )
         buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # else a signal ends the write
         process = self.start("my_flow.py", "--db", self.db, "--logs", env=buffered)
-        self.assertTrue(wait_until((self.folder / "told").exists))
+        wait_until((self.folder / "told").exists)
         for number in (signal.SIGINT, signal.SIGTERM):
             time.sleep(1)  # the pipe is full by now
             process.send_signal(number)
-        self.assertTrue(wait_until(lambda: liteflow.Dag("loud").runs(self.db)[0].state == "failed"))
+        wait_until(lambda: liteflow.Dag("loud").runs(self.db)[0].state == "failed")
         process.communicate(timeout=LIMIT)
         self.assertEqual(process.returncode, 130)
 
@@ -16468,7 +16470,7 @@ class StopTest(Case):
         (self.folder / "slow").touch()
         process = self.begin()
         process.send_signal(signal.SIGTERM)
-        self.assertTrue(wait_until(lambda: "umount" in self.notes()))
+        wait_until(lambda: "umount" in self.notes())
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=LIMIT)
@@ -16499,7 +16501,7 @@ class StopTest(Case):
         self.SCRIPT = self.SCRIPT.replace(head, head + slow.lstrip("\n"))
         self.script(self.SCRIPT)
         process = self.start("my_flow.py", "--db", self.db, "--quiet", "--max-workers", "2")
-        self.assertTrue(wait_until(lambda: "work" in self.notes()))
+        wait_until(lambda: "work" in self.notes())
         time.sleep(0.2)  # a job that takes longer than that is held until there is word
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -16529,12 +16531,11 @@ class StopTest(Case):
                 )
                 asked.start()
                 wanted = "SELECT 1 FROM dag_run WHERE stop_requested IS NOT NULL"
-                found = wait_until(lambda: self.query(wanted), 10)
+                wait_until(lambda: self.query(wanted))  # of the older run
             finally:
                 stop.set()
             run.result()
             asked.join(LIMIT)
-        self.assertTrue(found, "the older run was not asked to stop")
 
 
 def threads_of(case):
@@ -17637,7 +17638,7 @@ class SubmitTest(FlowCase):
             "        for n in range(20): pool.submit(held, conf={'name': str(n)})\n"
         )
         process = self.start(path, env={**os.environ, "CASE_DIR": str(self.folder)})
-        self.assertTrue(wait_until(self.began))
+        wait_until(self.began)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=LIMIT)
         self.db = self.folder / "liteflow.db"
@@ -18179,7 +18180,7 @@ class SubmitTest(FlowCase):
             gc.collect()
             known, thread = len(mine._runs._entries), threading.Thread(target=submit, daemon=True)
             thread.start()
-            self.assertTrue(wait_until(lambda: len(mine._runs._entries) > known))
+            wait_until(lambda: len(mine._runs._entries) > known)
             mine.shutdown()
             thread.join(LIMIT)
             self.assertEqual(len(told), 1)
@@ -18784,9 +18785,9 @@ class LockTest(FlowCase):
         self.script(self.SCRIPT)
         env = {**os.environ, **environ}
         process = self.start("my_flow.py", "--db", self.db, "--quiet", env=env)
-        self.assertTrue(wait_until((self.folder / "began").exists))
+        wait_until((self.folder / "began").exists)
         if environ:
-            self.assertTrue(wait_until((self.folder / "child").exists))
+            wait_until((self.folder / "child").exists)
         [run] = liteflow.Dag("d").runs(self.db)
         self.assertTrue(run.owner_alive)
         process.kill()
@@ -20366,7 +20367,7 @@ class ForkedServerTest(ScriptCase):
                 os.kill(pid, signal.SIGSTOP)
             run.kill()
             run.wait(LIMIT)
-            self.assertTrue(wait_until(lambda pids=pids: not any(map(alive, pids)), 2))
+            wait_until(lambda pids=pids: not any(map(alive, pids)), 2)
             (self.folder / "going").unlink()
 
     SIGNALS = """
@@ -20527,7 +20528,7 @@ class LeftAsFoundTest(ScriptCase):
                 self.assertEqual(run.get_task_instance("pid").try_number, 1)
                 pids.append(run.xcom_pull("pid"))
                 os.kill(pids[-1], signal.SIGTERM)
-                self.assertTrue(wait_until(lambda: not alive(pids[-1])))
+                wait_until(lambda: not alive(pids[-1]))
         self.assertEqual(len({*pids}), 2)
 
     def test_a_worker_that_was_stopped_before_its_job_is_replaced_by_the_jobs_timeout(self):
@@ -20687,7 +20688,7 @@ class LeftAsFoundTest(ScriptCase):
         )
         for argv in ((), ("cli",)):
             process = self.start("my_flow.py", *argv)
-            self.assertTrue(wait_until((self.folder / "runs").exists))
+            wait_until((self.folder / "runs").exists)
             (self.folder / "runs").unlink()
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=LIMIT)
@@ -21413,7 +21414,7 @@ class CommandLineTest(ScriptCase):
         )
         with open("/dev/full", "w") as full:
             run = self.start("my_flow.py", "--logs", env=BUFFERED, stdout=full)
-        self.assertTrue(wait_until((self.folder / "going").exists))
+        wait_until((self.folder / "going").exists)
         run.send_signal(signal.SIGTERM)
         self.assertNotIn("Exception", run.communicate(timeout=LIMIT)[1])
         self.assertEqual(run.returncode, 143)
@@ -21587,7 +21588,7 @@ class SeeingTest(ScriptCase):
         """Also where another task waits for the only worker."""
         (self.folder / "wait").touch()
         run = self.start("my_flow.py", "--max-workers", "1")
-        self.assertTrue(wait_until(self.db.exists))
+        wait_until(self.db.exists)
         printed = "SELECT count(*) FROM task_log WHERE text = 'waiting' || char(10)"
         with contextlib.closing(sqlite3.connect(f"file:{self.db}?mode=ro", uri=True)) as look:
 
@@ -21595,7 +21596,7 @@ class SeeingTest(ScriptCase):
                 with contextlib.suppress(sqlite3.Error):
                     return look.execute(printed).fetchone() == (1,)
 
-            self.assertTrue(wait_until(waits))
+            wait_until(waits)
         quickly = "import liteflow, sys; liteflow._POLL = 0.1; sys.exit(liteflow.main())"
         followers = [
             self.start("-c", quickly, *words, "--follow")
@@ -21688,7 +21689,7 @@ class SeeingTest(ScriptCase):
             with contextlib.suppress(sqlite3.Error):
                 return self.query(ready) == [(1,)]
 
-        self.assertTrue(wait_until(waits))
+        wait_until(waits)
 
     def cli(self, *argv, **options):
         """In this process, where no stream of its own is asked for."""
@@ -23101,12 +23102,12 @@ timeout after 1 s"""  # of a command whose output was waited for
             """
         )
         late = self.start("my_flow.py", "-q", "--max-workers", "2")
-        self.assertTrue(wait_until((self.folder / "going").exists))
+        wait_until((self.folder / "going").exists)
         (self.folder / "going").unlink()
         source = (self.folder / "my_flow.py").read_text().replace("dagrun_timeout=2", "")
         self.script(source, "stopped.py")
         run = self.start("stopped.py", "-q", "--db", "stopped.db")
-        self.assertTrue(wait_until((self.folder / "going").exists))
+        wait_until((self.folder / "going").exists)
         run.send_signal(signal.SIGTERM)
         _, text = run.communicate(timeout=LIMIT)
         self.assertEqual(run.returncode, 143)
@@ -23144,7 +23145,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         )
         one = ("my_flow.py", "--max-workers", "1")
         first = self.start(*one)
-        self.assertTrue(wait_until((self.folder / "going").exists))
+        wait_until((self.folder / "going").exists)
         first.send_signal(signal.SIGTERM)
         told = "cut off: flaky (OSError: flaky net), slow\n"
         text, counts = first.communicate(timeout=LIMIT)[1], "2 interrupted, 1 no state"
@@ -23158,7 +23159,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertRegex(shown, r"slow +interrupted +1 +[\d:]+ .*s +stopped by SIGT")
         (self.folder / "mended").touch()
         second = self.start(*one, "--resume")
-        self.assertTrue(wait_until((self.folder / "again").exists))
+        wait_until((self.folder / "again").exists)
         shown = self.cli("show", "cut").stdout
         self.assertNotRegex(shown, "interrupted|cut off|flaky net")
         second.kill()  # as long as nobody has closed it, it is told likewise
@@ -23875,8 +23876,8 @@ class Promise1Test(KilledAtCommitsCase):
         states = "SELECT state FROM task_instance UNION ALL SELECT state FROM task_attempt"
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             running = threads.submit(module.dag.run, db_path=self.db, max_workers=2)
-            self.assertTrue(wait_until(lambda: len(list(self.folder.glob("took-*"))) == 2))
-            self.assertTrue(wait_until(lambda: {s for (s,) in self.query(states)} == {"running"}))
+            wait_until(lambda: len(list(self.folder.glob("took-*"))) == 2)
+            wait_until(lambda: {s for (s,) in self.query(states)} == {"running"})
             (self.folder / "go").touch()
             self.assertEqual(running.result(LIMIT).state, "success")
 
@@ -24028,8 +24029,7 @@ class Promise2Test(Case):
                 else:
                     kills += self.kill_workers(rng, process)
             process.wait(timeout=LIMIT)
-            gone = wait_until(lambda: not any(alive(pid) for pid in self.pids()), 2.0)
-            self.assertTrue(gone, "an orphan lives after 2 seconds")
+            wait_until(lambda: not any(map(alive, self.pids())), 2.0)
             if process.returncode == 0:
                 break
             if (self.folder / "liteflow.db").exists() and self.has_run():
@@ -24080,7 +24080,7 @@ class Promise2Test(Case):
         )
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             first = threads.submit(module.dag.run, db_path=self.db, run_id="one", max_workers=1)
-            self.assertTrue(wait_until((self.folder / "running").exists))
+            wait_until((self.folder / "running").exists)
             for options in ({"resume": True}, {"resume": True, "run_id": "one"}, {}):
                 with self.assertRaises(liteflow.AlreadyRunning) as caught:
                     module.dag.run(db_path=self.db, max_workers=1, **options)
@@ -24098,7 +24098,7 @@ class Promise2Test(Case):
                 max_workers=1,
                 progress=lines.append,
             )
-            self.assertTrue(wait_until(lambda: any("waiting" in line for line in lines)))
+            wait_until(lambda: any("waiting" in line for line in lines))
             time.sleep(2 * liteflow._GLANCE)
             (self.folder / "go").touch()
             self.assertEqual(first.result().state, "success")
@@ -24211,7 +24211,7 @@ class Promise2Test(Case):
         )
         process = self.start("my_flow.py")
         for name in ("child", "running"):
-            self.assertTrue(wait_until((self.folder / name).exists), name)
+            wait_until((self.folder / name).exists)
         self.db = self.folder / "liteflow.db"
         [run] = Dag("forking").runs(self.db)
         self.assertTrue(run.owner_alive)
@@ -24219,7 +24219,7 @@ class Promise2Test(Case):
         process.wait()
         self.assertFalse(run.owner_alive)
         worker, child = [int((self.folder / name).read_text()) for name in ("running", "child")]
-        self.assertTrue(wait_until(lambda: not alive(worker)), "nor does it keep its workers alive")
+        wait_until(lambda: not alive(worker))  # nor does it keep its workers alive
         self.assertTrue(alive(child))
 
     def test_the_next_run_closes_dead_ones(self):
@@ -24264,7 +24264,7 @@ class Promise2Test(Case):
 
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             run = threads.submit(module.dag.run, db_path=self.db, max_workers=2)
-            self.assertTrue(wait_until(lambda: len(pids()) == 2))
+            wait_until(lambda: len(pids()) == 2)
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
                 db.execute("UPDATE dag_run SET owner = 'another'")
             with self.assertRaises(liteflow.AlreadyRunning) as caught:
@@ -24298,10 +24298,10 @@ class Promise2Test(Case):
         (self.folder / "mode").write_text("stubborn" if times > 1 else "plain")
         (self.folder / "running").unlink(missing_ok=True)
         process = self.start("my_flow.py")
-        self.assertTrue(wait_until((self.folder / "running").exists))
+        wait_until((self.folder / "running").exists)
         for i in range(times):
             if i:
-                self.assertTrue(wait_until((self.folder / "told").exists))
+                wait_until((self.folder / "told").exists)
             process.send_signal(number)
         _, err = process.communicate(timeout=LIMIT)
         self.db = self.folder / "liteflow.db"
@@ -24351,7 +24351,7 @@ class Promise2Test(Case):
         )
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
             run = threads.submit(module.dag.run, db_path=self.db, executor=pool())
-            self.assertTrue(wait_until(lambda: recorded_runs("s", self.db)))
+            wait_until(lambda: recorded_runs("s", self.db))
             done = self.cli("stop", "s", "--db", self.db)
             self.assertEqual((done.returncode, run.result().reason), (0, "stopped on request"))
         shown = self.cli_here("show", "s", "--db", self.db).stdout
@@ -24704,7 +24704,7 @@ class Promise5Test(Case):
         first, last, *_ = run.log("parent").splitlines()
         self.assertEqual(last, "finally")
         for pid in map(int, first.split()):
-            self.assertTrue(wait_until(lambda pid=pid: not alive(pid), 2), pid)
+            wait_until(lambda pid=pid: not alive(pid), 2)
         self.assertIn("AirflowTaskTimeout", run.get_task_instance("parent").error)
 
     def test_the_task_hears_of_it_before_its_command_that_left_the_group(self):
@@ -24906,11 +24906,10 @@ class Promise6Test(Case):
                 for path in self.folder.glob("pid-*"):
                     path.unlink()
                 process = self.start("-W", "ignore", "my_flow.py", *method)
-                self.assertTrue(wait_until(lambda: len(self.pids()) >= 8), self.pids())
+                wait_until(lambda: len(self.pids()) >= 8)
                 process.kill()
                 process.wait()
-                gone = wait_until(lambda: not any(map(alive, self.pids())), 2.0)
-                self.assertTrue(gone, [pid for pid in self.pids() if alive(pid)])
+                wait_until(lambda: not any(map(alive, self.pids())), 2.0)
                 self.assertFalse((self.folder / "queued-ran").exists())
 
     def test_a_host_that_forks_does_not_keep_them_alive(self):
@@ -24935,9 +24934,9 @@ class Promise6Test(Case):
         )
         process = self.start("-W", "ignore::DeprecationWarning", "my_flow.py")
         self.assertEqual(process.stdout.readline(), "success\n")
-        self.assertTrue(wait_until(self.pids))
+        wait_until(self.pids)
         process.kill()
-        self.assertTrue(wait_until(lambda: not alive(self.pids()[0]), 2.0))
+        wait_until(lambda: not alive(self.pids()[0]), 2.0)
 
 
 class Promise7Test(Case):
