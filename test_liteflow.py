@@ -8997,7 +8997,7 @@ class QueueTest(QueueCase):
         def slow_send(wire, data, values=(), file=None):
             if data[0] == "leave":
                 (self.folder / "sending").touch()
-                wait_until((self.folder / "looked").exists, 1)
+                wait_until((self.folder / "looked").exists)
             send(wire, data, values, file)
 
         with (
@@ -9099,7 +9099,7 @@ class QueueTest(QueueCase):
             def meets(n, stage):
                 here = Path(__file__).parent
                 (here / f"{stage}{n}").touch()
-                end = time.monotonic() + 5
+                end = time.monotonic() + 60
                 while len([*here.glob(f"{stage}?")]) < 3:
                     assert time.monotonic() < end
                     time.sleep(0.01)
@@ -9110,8 +9110,8 @@ class QueueTest(QueueCase):
             """
         ).dag
         with (  # what comes now and then starts it, too
-            mock.patch.object(liteflow, "_SOON", 20.0),
-            mock.patch.object(liteflow, "_GLANCE", 20.0),
+            mock.patch.object(liteflow, "_SOON", 2.0 * LIMIT),
+            mock.patch.object(liteflow, "_GLANCE", 2.0 * LIMIT),
         ):
             run = dag.run(db_path=self.db, max_workers=3)
         self.assertEqual(run.state, "success")
@@ -9853,7 +9853,7 @@ class SandboxTest(QueueCase):
                 print(run.state, run.xcom_pull("size"), liteflow._pulls(), liteflow._may_fork())
             """
         )
-        done = self.python(path, timeout=30)
+        done = self.python(path)
         told = "success [200001, 200002, 200003] True True\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, told, ""))
 
@@ -9871,7 +9871,7 @@ class SandboxTest(QueueCase):
                 dag.run().raise_if_failed()
             """
         )
-        done = self.python(path, timeout=30)
+        done = self.python(path)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     @LINUX
@@ -9913,7 +9913,7 @@ class SandboxTest(QueueCase):
                 dag.cli()
             """
         )
-        done = self.python(path, timeout=30)
+        done = self.python(path)
         self.assertEqual(done.returncode, 2)
         self.assertRegex(
             done.stderr, r"a worker can't begin:\n(.*\n)+PermissionError: .*not permitted"
@@ -9952,7 +9952,7 @@ class SandboxTest(QueueCase):
                 runpy.run_module("liteflow", run_name="__main__")
             """
         )
-        done = self.python(path, timeout=30)
+        done = self.python(path)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertRegex(done.stdout, "^1\nTrue True\nDAG ")
 
@@ -9983,7 +9983,7 @@ class SandboxTest(QueueCase):
             process.kill()
             process.wait()
             self.assertEqual(told.read(), "")
-        wait_until(lambda: not any(map(alive, pids)), 10)
+        wait_until(lambda: not any(map(alive, pids)))
 
     def test_nothing_tells_of_a_process_that_its_children_do_not_keep_quiet(self):
         module = self.module(
@@ -10421,7 +10421,7 @@ class PoolTest(QueueCase):
             self.run_all(pool, (only, bool_true))
             (slot,) = pool._idle
             os.kill(slot.pid, signal.SIGKILL)
-            self.assertTrue(slot.has_ended(timeout=5.0))
+            self.assertTrue(slot.has_ended(LIMIT))
             other = subprocess.Popen(["sleep", "60"], start_new_session=True)
             self.addCleanup(other.wait)
             self.addCleanup(other.kill)
@@ -10950,7 +10950,7 @@ class PoolTest(QueueCase):
                 if not actors: actors.append(asyncio.create_task(actor()))
                 answer = loop.create_future()
                 await queue.put((item, answer))
-                return await asyncio.wait_for(answer, 1)
+                return await asyncio.wait_for(answer, 30)
             def divided():
                 answer = None
                 while True:
@@ -12971,7 +12971,7 @@ class RunnersTest(Case):
                 print(dag.run(executor=pool).state)
             """
         )
-        done = self.python("my_flow.py", timeout=30)
+        done = self.python("my_flow.py")
         self.assertEqual((done.stdout, done.returncode), ("success\n", 0), done.stderr)
 
     @unittest.skipIf(sys.version_info[:2] == (3, 12), "it starts no process at its end")
@@ -12999,7 +12999,7 @@ class RunnersTest(Case):
             """
         )
         for at, said in (("atexit", "success"), ("thread", "the main program has ended: let it")):
-            done = self.python("my_flow.py", at, timeout=30)
+            done = self.python("my_flow.py", at)
             self.assertIn(said, done.stdout, done.stderr)
 
     def test_a_task_of_a_script_that_an_executors_workers_do_not_have(self):
@@ -13327,7 +13327,7 @@ class RunnersTest(Case):
             "dag.run(max_workers=1)\n"
         )
         (self.folder / "main.py").write_text('if __name__ == "__main__":\n    import eager\n')
-        done = self.python("main.py", timeout=30)
+        done = self.python("main.py")
         self.assertIn("starts a run while a worker imports it", done.stderr)
 
     def test_what_an_initializer_raises_is_told(self):
@@ -13464,7 +13464,7 @@ class RunnersTest(Case):
                 print(dag.run(executor=pool).state)
             """
         )
-        done = self.python("-W", "ignore", "my_flow.py", timeout=30)
+        done = self.python("-W", "ignore", "my_flow.py")
         self.assertEqual(done.stdout, "failed\n", done.stderr)
 
     def test_run_in_a_multiprocessing_child(self):
@@ -14250,7 +14250,7 @@ class AgainTest(FlowCase):
         def tell(line):  # a logging handler does so, for another thread's line on a run
             looking = threading.Thread(target=made.get_run, args=(self.last.run_id, self.db))
             looking.start()
-            looking.join(2)
+            looking.join(20)
             waited.append(f"{line}: {looking.is_alive()}")
 
         self.resume(made, progress=tell)
@@ -17127,7 +17127,7 @@ class SubmitTest(FlowCase):
             self.hold(mine, "a")
             lock.close()
             try:
-                self.assertEqual(future.result(5).state, "success")
+                self.assertEqual(future.result(LIMIT).state, "success")
             finally:
                 self.go_on()
 
@@ -17856,7 +17856,7 @@ class SubmitTest(FlowCase):
                 while not Path("began").exists(): time.sleep(0.01)  # else it names the file anew
             """
         )
-        done = self.python("my_flow.py", timeout=30)
+        done = self.python("my_flow.py")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         runs = Dag("d").runs(self.folder / "liteflow.db")
         self.assertEqual([run.state for run in runs], ["success"] * 2)
@@ -17924,7 +17924,7 @@ class SubmitTest(FlowCase):
                 while len([*Path().glob("began*")]) < 3: time.sleep(0.01)
             """
         )
-        done = self.python("my_flow.py", timeout=30)
+        done = self.python("my_flow.py")
         self.assertEqual(done.stdout, "the program ended during the run\n" * 3)
         runs = Dag("d").runs(self.folder / "liteflow.db")
         self.assertEqual([run.state for run in runs], ["failed"] * 3)
@@ -17943,7 +17943,7 @@ class SubmitTest(FlowCase):
                 while not Path("began").exists(): time.sleep(0.01)
             """
         )
-        self.assertEqual(self.python("my_flow.py", timeout=30).returncode, 0)
+        self.assertEqual(self.python("my_flow.py").returncode, 0)
 
     @unittest.skipUnless(SOAK, "LITEFLOW_SOAK=1: ten thousand runs on one pool")
     def test_thousands_of_runs_leave_nothing_in_the_process(self):
@@ -18352,7 +18352,7 @@ class SubmitTest(FlowCase):
         def cancel(close):  # its callbacks may wait for a thread that submits
             submitting = threading.Thread(target=line.close, args=(False, False))
             submitting.start()
-            submitting.join(2)
+            submitting.join(20)
             waited.append(submitting.is_alive())
 
         line.enter(types.SimpleNamespace(cancel=cancel, future=None), first=True)
