@@ -7938,12 +7938,15 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same,
     and give no DeprecationWarning where fork was the only way, or asked for.
 
-    multiprocessing forbids it since they would outlive a killed parent; ours do not.
+    multiprocessing forbids it since they would outlive a killed parent; ours do not. What a daemon
+    starts is a daemon: an executor's thread would be cut off as it gives back its semaphores.
     """
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
+    thread: Any = threading.current_thread()
     with _starting:
-        kept = {**config}
+        kept, is_daemon = {**config}, thread.daemon
+        thread._daemonic = False
         config.pop("daemon", None)
         if "authkey" in kept:  # that of another library, whose process this is, can't be sent
             config["authkey"] = bytes(kept["authkey"])
@@ -7951,6 +7954,7 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
             with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
                 yield
         finally:
+            thread._daemonic = is_daemon
             config.update(kept)
 
 

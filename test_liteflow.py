@@ -18221,6 +18221,7 @@ class SubmitTest(FlowCase):
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
         wait_until(lambda: mine._idle)
         [slot] = mine._idle
+        self.assertFalse(slot._executor_thread.daemon)  # the interpreter's end waits for it
         real = slot.bury
         slot.bury = lambda grace: time.sleep(0.2) or real(grace)
         mine.shutdown(wait=False)
