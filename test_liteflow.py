@@ -17638,7 +17638,7 @@ class SubmitTest(FlowCase):
             "    with WorkerPool(1, max_runs=1) as pool:\n"
             "        for n in range(20): pool.submit(held, conf={'name': str(n)})\n"
         )
-        process = self.start(path, env={**os.environ, "CASE_DIR": str(self.folder)})
+        process = self.start(path)
         wait_until(self.began)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=LIMIT)
@@ -17802,11 +17802,11 @@ class SubmitTest(FlowCase):
                 """
             )
         )
-        environ = {**os.environ, "CASE_DIR": str(self.folder)}
-        self.assertEqual(self.python(path, "die", count, env=environ).returncode, -signal.SIGKILL)
+        os.environ["TMPDIR"] = str(self.folder)  # who is killed leaves multiprocessing's files
+        self.assertEqual(self.python(path, "die", count).returncode, -signal.SIGKILL)
         self.db = self.folder / "liteflow.db"
         cut_off = len(self.began())
-        both = [self.start(path, "recover", env=environ) for _ in range(2)]
+        both = [self.start(path, "recover") for _ in range(2)]
         counts = []
         for process in both:
             out, err = process.communicate(timeout=LIMIT)
@@ -18785,7 +18785,7 @@ class LockTest(FlowCase):
 
     def killed(self, **environ):
         self.script(self.SCRIPT)
-        env = {**os.environ, **environ}
+        env = {**os.environ, "TMPDIR": str(self.folder), **environ}
         process = self.start("my_flow.py", "--db", self.db, "--quiet", env=env)
         wait_until((self.folder / "began").exists)
         if environ:
@@ -24902,6 +24902,7 @@ class Promise6Test(Case):
         return [int(p.name[4:]) for p in self.folder.iterdir() if p.name.startswith("pid-")]
 
     def test_nobody_outlives_a_killed_scheduler(self):
+        os.environ["TMPDIR"] = str(self.folder)  # where multiprocessing's files stay
         self.script(self.SCRIPT)
         for method in ([], ["fork"], ["forkserver"], ["spawn"]):  # the first: forked from it
             with self.subTest(method=method):
