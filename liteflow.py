@@ -6686,7 +6686,7 @@ class _Worker:
         self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
-        self._stdin = sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         # Line-buffered ones, so that a killed task's last words are in its log.
         kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
         self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
@@ -6981,7 +6981,7 @@ class _Worker:
                 pass
 
     def _mend_streams(self) -> None:
-        sys.stdin, (sys.stdout, sys.stderr) = self._stdin, self._stdio
+        sys.stdout, sys.stderr = self._stdio
         for number, stream in enumerate(self._stdio, 1):
             try:
                 kept = stream.fileno(), stream.encoding, stream.errors, stream.line_buffering
@@ -7049,6 +7049,7 @@ class _Worker:
         again, and lock it. Raises OSError if that can't be done, or if another process still holds
         what was open before, and its lock: a child that the task left, even if orphaned."""
         os.dup2(self._null, 0)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it may be closed
         if anew:
             file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
             if file >= 0:
