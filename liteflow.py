@@ -5469,7 +5469,8 @@ def _dump_settings(task: BaseOperator) -> bytes:
     if task._mapping is not None:
         own["_mapping"] = types.SimpleNamespace(functions=task._mapping.functions)
         if task._in_partial is not None:
-            own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in late}
+            apart = {*late, *_PLACE}
+            own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in apart}
     kind = getattr(task, "_kind", None)
     return _dump_for_worker(f"task {task.task_id!r}", own, (kind, own))
 

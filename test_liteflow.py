@@ -5565,6 +5565,7 @@ class FindingTest(Case):
                     pair = Pair.partial(task_id="pair", y=numbers()).expand(x=["a", "b"])
                     with TaskGroup("last"):
                         both = Pair(task_id="both", x=pair.output, params={"m": n})
+                    BashOperator.partial(task_id="each", dag=dag).expand(bash_command=["true"])
                     start >> bash
                     python >> go_on >> waits >> pair
                 return dag
