@@ -5597,8 +5597,9 @@ _WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes be
 _own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
-# Of tasks to find: the id, the function's name, whether that is enough to find it.
-_References = Sequence[tuple[str, str, bool]]
+# Of tasks to find: the id, the function's name, and, if that is enough to find it, the names of the
+# other functions that it was given.
+_References = Sequence[tuple[str, str, Sequence[str] | None]]
 
 
 class _WorkerRun:
@@ -5685,7 +5686,8 @@ class _WorkerRun:
     def find_all(self, references: _References) -> tuple[Any, ...]:
         """Ids of the tasks that can't be found here, and of those only by their function's name."""
         unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
-        named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
+        by_name = [(task_id, name, *given) for task_id, name, given in unbuilt if given is not None]
+        named = {task_id for task_id, *names in by_name if all(map(self._resolve, names))}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
 
@@ -5727,7 +5729,8 @@ def _resolve(function: str) -> Callable[..., Any] | None:
         return None
     if isinstance(found, _TaskFunction):
         found = found.function
-    code = getattr(getattr(found, "execute", found), "__code__", None)  # of an operator's class
+    own = vars(found).values() if isinstance(found, type) else ()  # a class has no code itself
+    code = next((x.__code__ for x in (found, *own) if isinstance(x, types.FunctionType)), None)
     where = getattr(code, "co_filename", None), getattr(code, "co_firstlineno", 0)
     return found if callable(found) and not _is_inherited(module, *where) else None
 
@@ -9547,10 +9550,20 @@ def _references_to(dag: Dag) -> _References:
     """A DAG's tasks, for a worker that is to find them. It may go by a function's name alone if
     that name means this very function here: those that a loop defines share one name."""
     found, resolve = [], functools.cache(_resolve)  # many tasks may be of one function
+
+    def names_in(*values: Any) -> Iterator[str]:
+        for x in values:  # what a name does not mean here is told by its setting, as it is pickled
+            if isinstance(x, (types.FunctionType, type)) and resolve(name := _full_name(x)) is x:
+                yield sys.intern(name)  # one for all in the message
+
+    of_dag = (*names_in(dag.on_success_callback, dag.on_failure_callback),)
     for task_id, task in dag.task_dict.items():
-        function = _function_of(task)
-        name = sys.intern(_full_name(function))  # one for all in the message
-        found.append((task_id, name, resolve(name) is function))
+        function, given = _function_of(task), None
+        name = sys.intern(_full_name(function))
+        if resolve(name) is function:
+            in_partial = (task._in_partial or {}).values()
+            given = (*of_dag, *names_in(*vars(task).values(), *in_partial))
+        found.append((task_id, name, given))
     return found
 
 

@@ -5574,8 +5574,15 @@ class FindingTest(Case):
                     PythonOperator(task_id="nameless", python_callable=lambda: 1)
                     class Hidden(Pair):
                         def execute(self, context): pass
+                    class Made(EmptyOperator):
+                        def __init__(self, **kwargs): super().__init__(**kwargs)
+                    def below(): pass
                 with DAG("hidden") as hidden:
                     Hidden(task_id="hidden", x=1)
+                    Made(task_id="made")
+                    PythonOperator(task_id="calls", python_callable=below)
+                    PythonOperator.partial(task_id="each", python_callable=below).expand(op_args=[])
+                    numbers.override(task_id="tells", on_success_callback=below)()
                 with WorkerPool(2, sys.argv[1] if sys.argv[1:] else None) as pool:
                     for n in range(2):
                         run = build(n).run(db_path="flow.db", executor=pool)
@@ -5599,7 +5606,9 @@ class FindingTest(Case):
                 refused, "^task 'nameless': setting 'python_callable', a function, can't be"
             )
             self.assertRegex(
-                hidden, "^task 'hidden' can't be found .* only a function or class of "
+                hidden,
+                "^tasks 'hidden', 'made', 'calls', 'each', 'tells' can't be found .* only a "
+                "function or class of ",
             )
 
     def test_a_dag_that_no_module_builds(self):
