@@ -8294,6 +8294,7 @@ def _close_pools() -> None:
 _QUICK = 0.002  # seconds; a job that takes less is quick, and the next one may be as well
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
 _STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
+_ANSWER = 0.5  # seconds after which a warm worker that has not said what it finds may be stopped
 
 
 class _SlotRunner(_Runner):
@@ -8353,12 +8354,13 @@ class _SlotRunner(_Runner):
         while len(self._slots) < jobs and self._lend():
             pass
         self._pool._leave_slot_line(self)  # it takes none before its run is recorded
+        until = _monotonic() + _ANSWER
         while self._found is None:
+            is_late = not self._slots or _monotonic() >= until  # those that were warm may be gone
+            if is_late and all(slot.served for slot in self._slots) and len(self._slots) <= jobs:
+                self._lend()
             check()
-            self.wait(0.5)
-            all_warm = all(slot.served for slot in self._slots)
-            if not self._found and all_warm and len(self._slots) <= jobs:
-                self._lend()  # those may be gone, or stopped
+            self.wait(_ANSWER)
         return _refuse_missing(info, *self._found)
 
     def _join(self, slot: _Slot) -> None:

@@ -13436,6 +13436,10 @@ class RunnersTest(Case):
     def test_a_run_that_gets_a_warm_worker_which_was_stopped_asks_another_one(self):
         module = self.module("with DAG('d') as dag:\n    task(task_id='a')(abs)(1)\n")
         with liteflow.WorkerPool(2) as workers, concurrent.futures.ThreadPoolExecutor(1) as threads:
+            with mock.patch.object(liteflow, "_ANSWER", 60.0):  # one that has not had its time yet
+                for _ in range(5):
+                    module.dag.run(db_path=self.db, executor=workers)
+            self.assertEqual(workers._count, 1)
             for _ in range(3):
                 module.dag.run(db_path=self.db, executor=workers)
                 stopped = workers._idle[-1].pid
