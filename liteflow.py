@@ -5476,11 +5476,19 @@ def _dump_settings(task: BaseOperator) -> bytes:
 
 
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
+    """Pickle what a task, or a DAG, was given. Raises UnreachableTask for what no worker has."""
+    remedy = "build the DAG at the top level of its module"
     try:
-        return _dump(settings)
+        data = _dump(settings)
     except Exception:  # it runs the settings' own code; a callback may be a lambda
-        why = _unpicklable("setting", own, "build the DAG at the top level of its module")
-        raise UnreachableTask(f"{what}: {why}") from None
+        raise UnreachableTask(f"{what}: {_unpicklable('setting', own, remedy)}") from None
+    for name, value in {**own, **own.get("_in_partial", {})}.items():
+        code = getattr(value, "__code__", None)
+        where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
+        if code and value.__module__ == "__main__" and _is_below_guard(*where):
+            why = f"setting {name!r}, a function, stands below the main guard"
+            raise UnreachableTask(f"{what}: {why}: {remedy}")
+    return data
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
@@ -5597,9 +5605,8 @@ _WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes be
 _own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
-# Of tasks to find: the id, the function's name, and, if that is enough to find it, the names of the
-# other functions that it was given.
-_References = Sequence[tuple[str, str, Sequence[str] | None]]
+# Of tasks to find: the id, the function's name, whether that is enough to find it.
+_References = Sequence[tuple[str, str, bool]]
 
 
 class _WorkerRun:
@@ -5686,8 +5693,7 @@ class _WorkerRun:
     def find_all(self, references: _References) -> tuple[Any, ...]:
         """Ids of the tasks that can't be found here, and of those only by their function's name."""
         unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
-        by_name = [(task_id, name, *given) for task_id, name, given in unbuilt if given is not None]
-        named = {task_id for task_id, *names in by_name if all(map(self._resolve, names))}
+        named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
 
@@ -9552,20 +9558,10 @@ def _references_to(dag: Dag) -> _References:
     """A DAG's tasks, for a worker that is to find them. It may go by a function's name alone if
     that name means this very function here: those that a loop defines share one name."""
     found, resolve = [], functools.cache(_resolve)  # many tasks may be of one function
-
-    def names_in(*values: Any) -> Iterator[str]:
-        for x in values:  # what a name does not mean here is told by its setting, as it is pickled
-            if isinstance(x, (types.FunctionType, type)) and resolve(name := _full_name(x)) is x:
-                yield sys.intern(name)  # one for all in the message
-
-    of_dag = (*names_in(dag.on_success_callback, dag.on_failure_callback),)
     for task_id, task in dag.task_dict.items():
-        function, given = _function_of(task), None
-        name = sys.intern(_full_name(function))
-        if resolve(name) is function:
-            in_partial = (task._in_partial or {}).values()
-            given = (*of_dag, *names_in(*vars(task).values(), *in_partial))
-        found.append((task_id, name, given))
+        function = _function_of(task)
+        name = sys.intern(_full_name(function))  # one for all in the message
+        found.append((task_id, name, resolve(name) is function))
     return found
 
 

@@ -5580,15 +5580,18 @@ class FindingTest(Case):
                 with DAG("hidden") as hidden:
                     Hidden(task_id="hidden", x=1)
                     Made(task_id="made")
+                with DAG("calls") as calls:
                     PythonOperator(task_id="calls", python_callable=below)
+                with DAG("each") as each:
                     PythonOperator.partial(task_id="each", python_callable=below).expand(op_args=[])
-                    numbers.override(task_id="tells", on_success_callback=below)()
+                with DAG("tells", on_failure_callback=below) as tells:
+                    numbers()
                 with WorkerPool(2, sys.argv[1] if sys.argv[1:] else None) as pool:
                     for n in range(2):
                         run = build(n).run(db_path="flow.db", executor=pool)
                         print(run.state, run.xcom_pull("python"), run.log("start").strip())
                         print(list(run.xcom_pull("last.both")[0]), *run.xcom_pull("last.both")[1:])
-                    for dag in (refused, hidden):
+                    for dag in (refused, hidden, calls, each, tells):
                         try: dag.run(db_path="flow.db", executor=pool)
                         except UnreachableTask as error: print(error)
             """
@@ -5600,16 +5603,18 @@ class FindingTest(Case):
             told += [f"{pairs} 3 {{'n': {n}, 'm': {n}}}"]
         for method in ((), ("spawn",)):
             done = self.python("my_flow.py", *method)
-            *found, refused, hidden = done.stdout.splitlines()
+            *found, refused, hidden, calls, each, tells = done.stdout.splitlines()
             self.assertEqual((found, done.stderr), (told, ""))
             self.assertRegex(
                 refused, "^task 'nameless': setting 'python_callable', a function, can't be"
             )
             self.assertRegex(
-                hidden,
-                "^tasks 'hidden', 'made', 'calls', 'each', 'tells' can't be found .* only a "
-                "function or class of ",
+                hidden, "^tasks 'hidden', 'made' can't be found .* only a function or class of "
             )
+            below = ", a function, stands below the main guard: build the DAG at the top level"
+            self.assertIn(f"task 'calls': setting 'python_callable'{below}", calls)
+            self.assertIn(f"task 'each': setting 'python_callable'{below}", each)
+            self.assertIn(f"DAG 'tells': setting 'on_failure_callback'{below}", tells)
 
     def test_a_dag_that_no_module_builds(self):
         def build(made):
