@@ -9340,7 +9340,8 @@ class _Start:
             return
         tasks = _references_to(dag)
         by_name = self.runner.begin(info, tasks, self._first_jobs(), self._check)
-        names = "on_success_callback on_failure_callback start_date timezone"
+        names = "on_success_callback on_failure_callback start_date timezone "
+        names += "description doc_md tags params"
         if not all(isinstance(dag.task_dict[t], _FunctionOperator) for t in by_name):  # templates
             names += " user_defined_macros user_defined_filters render_template_as_native_obj"
         own = {name: getattr(dag, name) for name in names.split()}

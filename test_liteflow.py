@@ -5501,14 +5501,17 @@ class FindingTest(Case):
             @task.bash
             def says(word): return f"echo $A {word}"
             @task
-            def when(dag): return str(dag.start_date.astimezone(dag.timezone))
+            def when(dag):
+                said = dag.description, dag.doc_md, dag.tags, dag.params
+                return str(dag.start_date.astimezone(dag.timezone)), said
             def here(): return "here"
             def there(): return "there"
             with DAG("either") as either:  # a worker builds it with another function
                 task(task_id="t")(here if __name__ == "__main__" else there)()
             if __name__ == "__main__":
                 start = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=9)))
-                with DAG("named", start_date=start) as dag:
+                said = {"description": "a", "doc_md": "b", "tags": ["c"], "params": {"d": 1}}
+                with DAG("named", start_date=start, **said) as dag:
                     when()
                     left_out()
                     each.expand(x=numbers().map(negative))
@@ -5526,7 +5529,8 @@ class FindingTest(Case):
         )
         done = self.python("my_flow.py")
         *found, refused = done.stdout.splitlines()
-        told = ["skipped [-1, -2]", "it works 2026-01-01 00:00:00+09:00", "here"]
+        when = ("2026-01-01 00:00:00+09:00", ("a", "b", {"c"}, {"d": 1}))
+        told = ["skipped [-1, -2]", f"it works {when}", "here"]
         self.assertEqual((found, done.stderr), (told, ""))
         self.assertRegex(
             refused,
