@@ -6114,14 +6114,15 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     note: dict[str, Any] = {}
     error: str | None = None
     try:
-        result = execution.variables.run(_as_running, execution, _run_hooked, execution, guard)
-        note = _store_result(execution, result)
-        status = "success"
+        try:
+            result = execution.variables.run(_as_running, execution, _run_hooked, execution, guard)
+            status, note = "success", _store_result(execution, result)
+        except AirflowRescheduleException as pause:  # whose class may be the user's, with no date
+            wait = (pause.reschedule_date - _utcnow()).total_seconds()
+            status, note = "reschedule", {"wait": wait}
     except AirflowSkipException as skip:
         error = _shown(skip, _ERROR_LIMIT, _brief)
         status, execution.exception = "skipped", skip
-    except AirflowRescheduleException as pause:
-        status, note = "reschedule", {"wait": (pause.reschedule_date - _utcnow()).total_seconds()}
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         frames = traceback.walk_tb(failure.__traceback__)
         in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)

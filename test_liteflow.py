@@ -7469,6 +7469,8 @@ class OperatorsTest(Case):
                 def pre_execute(self, context): wait_once("before")
                 def execute(self, context): return "done"
                 def post_execute(self, context, result): wait_once("after")
+            class Undated(AirflowRescheduleException):
+                def __init__(self): pass
             with DAG("later") as dag:
                 @task
                 def wait_for_file(name, when):
@@ -7487,11 +7489,16 @@ class OperatorsTest(Case):
                 @task
                 def conditional(): return "done"
                 conditional()
+                @task
+                def undated(): raise Undated
+                undated()
             """
         )
         found = [(ti.state, ti.try_number) for ti in run.get_task_instances()]
-        ended = ["success", "success", "failed", "success", "success"]
+        ended = ["success", "success", "failed", "success", "success", "failed"]
         self.assertEqual(found, [(state, 1) for state in ended])
+        error = run.get_task_instance("undated").error
+        self.assertIn("'Undated' object has no attribute 'reschedule_date'", error)
         for task_id in ("hooked", "conditional"):
             self.assertEqual(run.xcom_pull(task_id), "done")
         self.assertEqual(run.log("wait_for_file"), "looked\n" * 2)
