@@ -6687,6 +6687,7 @@ class _Worker:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # as a server's threads block them, say
         after = self._after_fork
         os.register_at_fork(before=self._before_fork, after_in_parent=after, after_in_child=after)
         parent: Any = multiprocessing.parent_process()

@@ -12361,6 +12361,22 @@ class StartMethodsContract:
         self.assertEqual(run.log("hangs_in_a_child"), "hanging\n")
         self.assert_nothing_left()
 
+    def test_a_task_hears_that_it_is_to_end_though_its_scheduler_s_thread_blocks_signals(self):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        run = self.run_flow(
+            """
+            with DAG("blocked") as dag:
+                @task(execution_timeout=0.2)
+                def waits():
+                    try: time.sleep(60)
+                    finally: print(list(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+                waits()
+            """,
+            mp_context=self.method,
+        )
+        self.assertEqual(run.log("waits"), "[]\n")
+
     def test_the_initializer_runs_before_the_module_of_the_dag(self):
         module = self.module(
             """
