@@ -6715,6 +6715,7 @@ class _Worker:
         self._limits, self._children = _resources(self._limited)
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        signal.signal(signal.SIGTERM, self._on_term)  # the module may have set its own
         numbers = [getattr(signal, f"SIG{name}") for name in _WATCHED_SIGNALS]
         self._handlers = {number: _signal.getsignal(number) for number in numbers}
         root = _log().root

@@ -12377,6 +12377,22 @@ class StartMethodsContract:
         )
         self.assertEqual(run.log("waits"), "[]\n")
 
+    def test_a_task_hears_that_it_is_to_end_though_its_module_handles_that_signal(self):
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        run = self.run_flow(
+            """
+            signal.signal(signal.SIGTERM, lambda signum, frame: None)
+            with DAG("handled") as dag:
+                @task(execution_timeout=0.2)
+                def waits():
+                    try: time.sleep(60)
+                    finally: print("finally")
+                waits()
+            """,
+            mp_context=self.method,
+        )
+        self.assertEqual(run.log("waits"), "finally\n")
+
     def test_the_initializer_runs_before_the_module_of_the_dag(self):
         module = self.module(
             """
