@@ -1938,7 +1938,7 @@ class BashOperator(BaseOperator):
             process: Any = stack.enter_context(
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
-            stack.callback(process.kill)  # before Popen's own wait, if the task is told to end
+            stack.callback(_let_end, process, self.output_encoding)  # before Popen's own wait
             output = iter(process.stdout.read1, b"")
             last_line = [""]  # in pieces: to join a long line anew for each takes for ever
             for text in codecs.iterdecode(output, self.output_encoding, "backslashreplace"):
@@ -1956,6 +1956,18 @@ class BashOperator(BaseOperator):
             more = " [...]" if len(lines) > 1 else ""
             raise AirflowException(f"the command {how}: {first}{more}")
         return last if self.output_processor is None else self.output_processor(last)
+
+
+def _let_end(process: Any, encoding: str) -> None:
+    """End a command whose task is over. If that was told to end, so was the command, which then has
+    a moment for it, as its traps may clean up."""
+    from subprocess import TimeoutExpired
+
+    if _worker is not None and _worker.terminated:
+        with contextlib.suppress(TimeoutExpired):
+            said, _ = process.communicate(timeout=_GRACE - 1)  # before its worker is killed, too
+            print(said.decode(encoding, "backslashreplace"), end="", flush=True)
+    process.kill()
 
 
 def _airflow_environ(context: Context) -> dict[str, str]:

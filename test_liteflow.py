@@ -24842,6 +24842,10 @@ class Promise5Test(Case):
                     try: time.sleep(60)
                     except BaseException: child.wait(); return 1
                 catches_it()
+            with DAG("cleans") as cleans:
+                @task.bash(execution_timeout=0.1)
+                def cleans_up(): return 'trap "touch $CASE_DIR/clean" EXIT; touch $CASE_DIR/listens; sleep 60'
+                cleans_up()
             with DAG("skips", fail_fast=True) as skips:
                 @task
                 def skips_then():
@@ -24878,6 +24882,10 @@ class Promise5Test(Case):
 
         with mock.patch.object(liteflow._Slot, "ask_to_end", once_it_listens):
             caught = module.catches.run(db_path=self.db, executor=pool())
+            (self.folder / "listens").unlink()
+            run_of_bash = module.cleans.run(db_path=self.db, executor=pool())
+        self.assertEqual(self.states(run_of_bash), {"cleans_up": "failed"})
+        self.assertTrue((self.folder / "clean").exists())
         self.assertEqual(self.states(caught), {"catches_it": "failed"})
         self.assertIn("child-term", caught.log("catches_it"))
         self.assertFalse(alive(int(run.log("ignores_it"))))
