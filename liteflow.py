@@ -8623,8 +8623,9 @@ class _SlotRunner(_Runner):
             getattr(self, f"_on_{kind}")(slot, *fields)
             if slot not in self._slots:
                 return True
-        if slot.gone:
-            slot.has_ended(timeout=1.0)  # that it closed its end is no death yet
+        if slot.gone and not slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
+            why = "the task has closed its descriptors, or called os.exec"
+            slot.reason = slot.reason or f"ended, as its worker can't be heard any more: {why}"
         if slot.gone or (slot.spoilt and slot.attempt is None):  # not "": that leaves by itself
             self._lose(slot)
             return True

@@ -12322,6 +12322,8 @@ FIVE = """
         @task
         def leaves3(): os._exit(3)
         @task
+        def gives_way(): os.execlp("sleep", "sleep", "60")
+        @task
         def hangs_in_a_child():
             print("hanging"); subprocess.run(["sleep", "60"])
         @task
@@ -12329,6 +12331,7 @@ FIVE = """
         @task
         def fine(i): return i
         hangs_in_a_child.override(execution_timeout=0.3)(); killed(); leaves(); leaves3(); raises()
+        gives_way()
         for i in range(3): fine(i)
 """
 
@@ -12350,6 +12353,10 @@ class StartMethodsContract:
                 "killed": ["killed by SIGKILL"],
                 "leaves": ["worker exited with code 0 before reporting"],
                 "leaves3": ["worker exited with code 3 before reporting"],
+                "gives_way": [
+                    "ended, as its worker can't be heard any more: the task has closed its "
+                    "descriptors, or called os.exec"
+                ],
                 "raises": ["ValueError: mine"],
                 "fine": [],
                 "fine__1": [],
