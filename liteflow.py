@@ -12300,16 +12300,17 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2), (OSError, 1))
         found = next(code for kind, code in known if isinstance(error, kind))
-    try:
-        sys.stdout.flush()
-    except (AttributeError, ValueError):  # None, or closed
-        pass
-    except OSError as error:
-        # The interpreter must not try again at its end: it would change our exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            _say(f"liteflow: error: the output can't be written: {error.strerror}")
-            found = found or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, ValueError):  # None, or closed
+            pass
+        except OSError as error:
+            # The interpreter must not try again at its end: it would change our exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                _say(f"liteflow: error: the output can't be written: {error.strerror}")
+                found = found or 1
     return found() if callable(found) else found
 
 

@@ -21452,10 +21452,10 @@ class CommandLineTest(ScriptCase):
         self.assertEqual(done.stderr, "")
 
     def test_the_exit_code_is_its_own_though_nobody_reads_or_the_disk_is_full(self):
-        ends = ("| true", "> /dev/full")[: 1 + os.path.exists("/dev/full")]
-        asked = {"--logs": (1, 1), "--help": (0, 1), "--nope": (2, 2)}
+        ends = ("| true", "> /dev/full", "2> /dev/full")[: 1 + 2 * os.path.exists("/dev/full")]
+        asked = {"--logs": (1, 1, 1), "--help": (0, 1, 0), "--nope": (2, 2, 2)}
         words = {f"my_flow.py {option}": codes for option, codes in asked.items()}
-        words |= dict.fromkeys(["-m liteflow", "-m liteflow --version"], (0, 1))
+        words |= dict.fromkeys(["-m liteflow", "-m liteflow --version"], (0, 1, 0))
         runs = {}
         for (command, codes), (n, end) in itertools.product(words.items(), enumerate(ends)):
             line = f"{sys.executable} {command} {end}; exit ${{PIPESTATUS[0]}}"
