@@ -5490,16 +5490,17 @@ def _dump_settings(task: BaseOperator) -> bytes:
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     """Pickle what a task, or a DAG, was given. Raises UnreachableTask for what no worker has."""
     remedy = "build the DAG at the top level of its module"
+    named = {**own, **own.get("_in_partial", {}), "_in_partial": None}
     try:
         data = _dump(settings)
     except Exception:  # it runs the settings' own code; a callback may be a lambda
-        raise UnreachableTask(f"{what}: {_unpicklable('setting', own, remedy)}") from None
-    for name, value in {**own, **own.get("_in_partial", {})}.items():
-        code = getattr(value, "__code__", None)
-        where = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
-        if code and value.__module__ == "__main__" and _is_below_guard(*where):
-            why = f"setting {name!r}, a function, stands below the main guard"
-            raise UnreachableTask(f"{what}: {why}: {remedy}")
+        raise UnreachableTask(f"{what}: {_unpicklable('setting', named, remedy)}") from None
+    for name, value in named.items():
+        for code in [x.__code__ for x in _leaves(value) if isinstance(x, types.FunctionType)]:
+            # Another process finds it if it is forked with it; it is refused in any case.
+            if _is_below_guard(code.co_filename, code.co_firstlineno):
+                why = f"setting {name!r}, a function, stands below the main guard"
+                raise UnreachableTask(f"{what}: {why}: {remedy}")
     return data
 
 

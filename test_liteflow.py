@@ -5587,7 +5587,9 @@ class FindingTest(Case):
                 with DAG("calls") as calls:
                     PythonOperator(task_id="calls", python_callable=below)
                 with DAG("each") as each:
-                    PythonOperator.partial(task_id="each", python_callable=below).expand(op_args=[])
+                    numbers.override(on_success_callback=[told, below])()
+                with DAG("mapped") as mapped:
+                    PythonOperator.partial(task_id="mapped", python_callable=below).expand(op_args=[])
                 with DAG("tells", on_failure_callback=below) as tells:
                     numbers()
                 with WorkerPool(2, sys.argv[1] if sys.argv[1:] else None) as pool:
@@ -5595,7 +5597,7 @@ class FindingTest(Case):
                         run = build(n).run(db_path="flow.db", executor=pool)
                         print(run.state, run.xcom_pull("python"), run.log("start").strip())
                         print(list(run.xcom_pull("last.both")[0]), *run.xcom_pull("last.both")[1:])
-                    for dag in (refused, hidden, calls, each, tells):
+                    for dag in (refused, hidden, calls, each, mapped, tells):
                         try: dag.run(db_path="flow.db", executor=pool)
                         except UnreachableTask as error: print(error)
             """
@@ -5607,7 +5609,7 @@ class FindingTest(Case):
             told += [f"{pairs} 3 {{'n': {n}, 'm': {n}}}"]
         for method in ((), ("spawn",)):
             done = self.python("my_flow.py", *method)
-            *found, refused, hidden, calls, each, tells = done.stdout.splitlines()
+            *found, refused, hidden, calls, each, mapped, tells = done.stdout.splitlines()
             self.assertEqual((found, done.stderr), (told, ""))
             self.assertRegex(
                 refused, "^task 'nameless': setting 'python_callable', a function, can't be"
@@ -5617,7 +5619,8 @@ class FindingTest(Case):
             )
             below = ", a function, stands below the main guard: build the DAG at the top level"
             self.assertIn(f"task 'calls': setting 'python_callable'{below}", calls)
-            self.assertIn(f"task 'each': setting 'python_callable'{below}", each)
+            self.assertIn(f"task 'numbers': setting 'on_success_callback'{below}", each)
+            self.assertIn(f"task 'mapped': setting 'python_callable'{below}", mapped)
             self.assertIn(f"DAG 'tells': setting 'on_failure_callback'{below}", tells)
 
     def test_a_dag_that_no_module_builds(self):
