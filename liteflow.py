@@ -5496,8 +5496,9 @@ def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     except Exception:  # it runs the settings' own code; a callback may be a lambda
         raise UnreachableTask(f"{what}: {_unpicklable('setting', named, remedy)}") from None
     for name, value in named.items():
-        for code in [x.__code__ for x in _leaves(value) if isinstance(x, types.FunctionType)]:
-            # Another process finds it if it is forked with it; it is refused in any case.
+        functions = [x for x in _leaves(value) if isinstance(x, types.FunctionType)]
+        for code in [x.__code__ for x in functions if x.__module__ == "__main__"]:
+            # A worker that is forked would have it; it is refused all the same, as elsewhere.
             if _is_below_guard(code.co_filename, code.co_firstlineno):
                 why = f"setting {name!r}, a function, stands below the main guard"
                 raise UnreachableTask(f"{what}: {why}: {remedy}")
