@@ -1961,12 +1961,15 @@ class BashOperator(BaseOperator):
 def _let_end(process: Any, encoding: str) -> None:
     """End a command whose task is over. If that was told to end, so was the command, which then has
     a moment for it, as its traps may clean up."""
-    from subprocess import TimeoutExpired
-
     if _worker is not None and _worker.terminated:
-        with contextlib.suppress(TimeoutExpired):
-            said, _ = process.communicate(timeout=_GRACE - 1)  # before its worker is killed, too
-            print(said.decode(encoding, "backslashreplace"), end="", flush=True)
+        limit = threading.Timer(_GRACE - 1, process.kill)  # before its worker is killed, too
+        limit.daemon = True
+        limit.start()
+        output = iter(process.stdout.read1, b"")
+        for text in codecs.iterdecode(output, encoding, "backslashreplace"):
+            print(text, end="", flush=True)
+        process.wait()
+        limit.cancel()
     process.kill()
 
 

@@ -7350,6 +7350,18 @@ class OperatorsTest(Case):
         self.assertEqual(run.xcom_pull("one"), [["tool", 2], True, True])
         self.assertEqual(Command.seen, [])
 
+    def test_what_a_command_says_until_it_is_killed_is_printed_as_it_comes(self):
+        # As a whole, it would be lost, or what `yes` says in seconds fill the memory.
+        told = types.SimpleNamespace(terminated=True)
+        printed = self.enterContext(contextlib.redirect_stdout(io.StringIO()))
+        for name, value in (("_worker", told), ("_GRACE", 1)):
+            self.enterContext(mock.patch.object(liteflow, name, value))
+        command = ["bash", "-c", "echo heard; exec sleep 60"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            self.assertTrue(liteflow._is_readable(process.stdout.fileno(), LIMIT))
+            liteflow._let_end(process, "utf-8")
+        self.assertEqual((printed.getvalue(), process.returncode), ("heard\n", -signal.SIGKILL))
+
     def test_the_last_line_of_a_command_may_be_long_and_come_in_pieces(self):
         half = "x" * 10_000_000
         outputs = {
