@@ -6715,11 +6715,10 @@ class _Worker:
         self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         # Line-buffered ones, so that a killed task's last words are in its log.
         kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-        self._stdio = [open(number, "w", 1, **kept) for number in (1, 2)]  # noqa: SIM115
-        sys.stdout, sys.stderr = self._stdio
+        self._stdio: Any = [open(n, how, 1, **kept) for n, how in enumerate("rww")]  # noqa: SIM115
+        sys.stdin, sys.stdout, sys.stderr = self._stdio
         sys.breakpointhook = _no_breakpoint
 
     def _note_state(self) -> None:
@@ -7011,15 +7010,15 @@ class _Worker:
                 pass
 
     def _mend_streams(self) -> None:
-        sys.stdout, sys.stderr = self._stdio
-        for number, stream in enumerate(self._stdio, 1):
+        sys.stdin, sys.stdout, sys.stderr = self._stdio
+        for number, stream in enumerate(self._stdio):
             try:
                 kept = stream.fileno(), stream.encoding, stream.errors, stream.line_buffering
             except ValueError:  # a wrapper that was dropped has closed it, or it was detached
                 kept = None
             if kept != (number, "utf-8", "backslashreplace", True):  # as it was opened
-                os.dup2(self.log_file, number)  # the descriptor may be closed, too
-                buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - as it was
+                os.dup2(self.log_file if number else self._null, number)  # it may be closed, too
+                buffer = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
                 # Mended in place, since handlers of `logging` have this very object.
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
@@ -7079,7 +7078,6 @@ class _Worker:
         again, and lock it. Raises OSError if that can't be done, or if another process still holds
         what was open before, and its lock: a child that the task left, even if orphaned."""
         os.dup2(self._null, 0)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it may be closed
         if anew:
             file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
             if file >= 0:

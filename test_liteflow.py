@@ -24723,7 +24723,7 @@ class Promise4Test(Case):
             "wraps_stdout": "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
             "closes_stdout": "sys.stdout.close()",
             "closes_0": "os.close(0)",
-            "opens_0": "os.dup2(os.open(__file__, os.O_RDONLY), 0); sys.stdin.read(1)",
+            "opens_0": "os.dup2(os.open(__file__, os.O_RDONLY), 0)",
             "closes_stdin": "sys.stdin.close()",
             "stdin": "import io; sys.stdin = io.StringIO('leaked')",
             "reconfigures": "sys.stdout.reconfigure(encoding='ascii', line_buffering=False)",
