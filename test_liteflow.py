@@ -16027,8 +16027,15 @@ class ResumeModel:
         # is known when it has run, and by then what succeeded has been kept.
         over = self.flow.tasks[up.task_id]["over"]
         unknown = isinstance(over, str) and self.flow.tasks[over]["role"] and not self.reasons[key]
-        alone = self.is_alone(key) and not self.reasons[key]
+        alone = self.is_alone(key) and not self.is_certain(up, key)
         return key in self.ran and not (taken_along or unknown or alone)
+
+    def is_certain(self, t, key):
+        """Whether what it may run again for does speak for it: what hangs on one that was cleared
+        alone may be decided anew, and be left out again."""
+        if self.reasons[key].startswith("hangs on"):
+            return any(self.must_pull(*above) for above in self.upstream(t, key[1]))
+        return bool(self.reasons[key])
 
     def reason(self, t, i):
         """Why a success may run again of itself; "" if nothing speaks for it."""
