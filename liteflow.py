@@ -1939,10 +1939,8 @@ class BashOperator(BaseOperator):
                 Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
             )
             stack.callback(_let_end, process, self.output_encoding)  # before Popen's own wait
-            output = iter(process.stdout.read1, b"")
             last_line = [""]  # in pieces: to join a long line anew for each takes for ever
-            for text in codecs.iterdecode(output, self.output_encoding, "backslashreplace"):
-                print(text, end="", flush=True)  # a line without an end, too: a progress bar
+            for text in _said_by(process, self.output_encoding):
                 if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
                     last_line.clear()
                 last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
@@ -1958,6 +1956,14 @@ class BashOperator(BaseOperator):
         return last if self.output_processor is None else self.output_processor(last)
 
 
+def _said_by(process: Any, encoding: str) -> Iterator[str]:
+    """A command's output, in the task's log as it comes."""
+    output = iter(process.stdout.read1, b"")
+    for text in codecs.iterdecode(output, encoding, "backslashreplace"):
+        print(text, end="", flush=True)  # a line without an end, too: a progress bar
+        yield text
+
+
 def _let_end(process: Any, encoding: str) -> None:
     """End a command whose task is over. If that was told to end, so was the command, which then has
     a moment for it, as its traps may clean up."""
@@ -1965,9 +1971,7 @@ def _let_end(process: Any, encoding: str) -> None:
         limit = threading.Timer(_GRACE - 1, process.kill)  # before its worker is killed, too
         limit.daemon = True
         limit.start()
-        output = iter(process.stdout.read1, b"")
-        for text in codecs.iterdecode(output, encoding, "backslashreplace"):
-            print(text, end="", flush=True)
+        collections.deque(_said_by(process, encoding), 0)
         process.wait()
         limit.cancel()
     process.kill()
