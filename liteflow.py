@@ -36,7 +36,7 @@ How a run works, and who may do what:
               |       where that is safe, a process forked from here; or any
               |       concurrent.futures.Executor; or this process
               v                                |
-        worker process: find the function, load its arguments, run it, pickle the result
+        worker process: find the task, load its arguments, run it, pickle the result
 
         _Store (SQLite): a run under way is written by its loop alone, one transaction a turn
 
@@ -5626,7 +5626,7 @@ _WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes be
 _own_identity = _file_identity(__file__)  # as this module was imported
 _environ = os.environ  # a task may put something else in its place
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
-# Of tasks to find: the id, the function's name, whether that is enough to find it.
+# Of tasks to find: the id, the function's or class's name, whether that is enough to find it.
 _References = Sequence[tuple[str, str, bool]]
 
 
@@ -5712,7 +5712,7 @@ class _WorkerRun:
         return None if task is None or _full_name(_function_of(task)) != function else task
 
     def find_all(self, references: _References) -> tuple[Any, ...]:
-        """Ids of the tasks that can't be found here, and of those only by their function's name."""
+        """Ids of the tasks that can't be found here, and of those found by that name alone."""
         unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
         named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
@@ -9579,8 +9579,8 @@ class _Start:
 
 
 def _references_to(dag: Dag) -> _References:
-    """A DAG's tasks, for a worker that is to find them. It may go by a function's name alone if
-    that name means this very function here: those that a loop defines share one name."""
+    """A DAG's tasks, for a worker that is to find them. It may go by the name of a function (of an
+    operator, its class) alone if that means this very one: those of a loop share one name."""
     found, resolve = [], functools.cache(_resolve)  # many tasks may be of one function
     for task_id, task in dag.task_dict.items():
         function = _function_of(task)
