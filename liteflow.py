@@ -619,6 +619,7 @@ def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str
     return text
 
 
+@functools.cache
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
     """A check that the value is of one of the types (a bool is no int here; _Placeholder, as in a
     template field, is not told of), and a finite number of `least` or more. An enum's member, say,
@@ -2676,8 +2677,8 @@ class Dag:
         return found
 
     def __contains__(self, node_id: object) -> bool:
-        nodes = (self.task_dict, self.task_group_dict)
-        return isinstance(node_id, str) and any(node_id in each for each in nodes)
+        is_id = isinstance(node_id, str)
+        return is_id and (node_id in self.task_dict or node_id in self.task_group_dict)
 
     def _add(self, task: BaseOperator) -> None:
         if self.fail_fast and task.trigger_rule is not TriggerRule.ALL_SUCCESS:
