@@ -9514,6 +9514,10 @@ class _Start:
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
+                if instance.node.task.on_failure_callback is not None:
+                    how = {"last": [attempt.state, past.began, None]}
+                    due = _Callback(attempt, "on_failure_callback", why, how)
+                    self._batch.callbacks.append(due)
                 self._news.append(f"task {instance.label!r} was {why}: failed")
         if row.start_date is not None:
             self._news += _news_of(found)

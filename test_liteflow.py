@@ -14169,7 +14169,7 @@ class ResumeTest(Case):
         module = self.module(
             """
             with DAG("poison") as dag:
-                @task(retries=1)
+                @task(retries=1, on_failure_callback=lambda context: print("told of", context["ti"]))
                 def f(): pass
                 f()
             """
@@ -14187,6 +14187,7 @@ class ResumeTest(Case):
             lost += 1
         self.assertEqual(lost + 1, 1 + 3)
         self.assertIn("4 times in a row", run.get_task_instance("f").error)
+        self.assertIn("told of", run.log("f"))
 
     def test_suspects_run_one_by_one_on_an_executor_too(self):
         module = self.module(
@@ -15622,8 +15623,13 @@ class AgainTest(FlowCase):
     # Deaths.
 
     def poisoned(self, state, rounds, retries=1):
+        def tell(context):
+            ti, error = context["ti"], context["exception"]
+            self.told.append(f"{ti.task_id} {ti.state}, try {ti.try_number}: {error}")
+
         with DAG("poison") as d:
-            self.step("f", retries=retries)()
+            self.step("f", retries=retries, on_failure_callback=tell)()
+        self.told = []
         self.die(d, at=1)
         for _ in range(rounds):
             with contextlib.closing(sqlite3.connect(self.db)) as db, db:
@@ -15637,7 +15643,7 @@ class AgainTest(FlowCase):
 
     def test_what_was_lost_while_it_ran_too_often_fails(self):
         ran, ti = self.poisoned("running", 3)
-        self.assertEqual((ran, ti.state), (["f"], "success"))
+        self.assertEqual((ran, ti.state, self.told), (["f"], "success", []))
         self.db = self.folder / "more.db"
         with self.assertLogs("liteflow", "INFO") as told:
             ran, ti = self.poisoned("running", 4)
@@ -15645,6 +15651,7 @@ class AgainTest(FlowCase):
         self.assertIn("4 times in a row", ti.error)
         self.assertIn("task 'f' was lost with its scheduler 4 times in a row", str(told.output))
         self.assertIsNone(ti.start_date)  # nobody could tell
+        self.assertEqual(self.told, ["f failed, try 4: lost with its scheduler 4 times in a row"])
 
     def test_what_died_before_its_start_was_recorded_is_told_once_its_run_was_closed(self):
         with DAG("poison") as d:
