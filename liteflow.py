@@ -3884,11 +3884,6 @@ class _Plan:
         for each in node.mates:
             if each.expanded or not each.open:
                 continue
-            # A branch may have skipped one above it before the group was expanded.
-            in_step = [up.expanded for up in each.upstream if up.is_in_step_with(each)]
-            if not (all(in_step) or self._stopped):  # that has left it
-                self._decide(each.instances[0], _S.SKIPPED)
-                continue
             [stand_in] = each.instances
             stand_in.decided = True
             self.unfinished -= 1
