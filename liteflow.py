@@ -9433,7 +9433,8 @@ class _Start:
         with store.transaction(waits=False):
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
             for known in store.look(_select_dags, dag_id=dag_id):
-                if own and known.fileloc not in (None, own):  # another script's: another DAG?
+                # Another script's: another DAG? A frozen program is unpacked elsewhere each time.
+                if own and known.fileloc not in (None, own) and not _FROZEN:
                     self._news.append(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
             row = self._found_or_made(store)
             self._make_way()

@@ -23306,7 +23306,8 @@ timeout after 1 s"""  # of a command whose output was waited for
         """As PyInstaller's: it is an interpreter of nothing else."""
         app = self.folder / "app"
         frozen = (
-            f"#!{sys.executable}\nimport sys\nsys.frozen, sys.executable = True, {str(app)!r}\n"
+            f"#!{sys.executable}\nimport os, sys\nsys.frozen, sys.executable = True, {str(app)!r}\n"
+            "__file__ = f'/tmp/_MEI{os.getpid()}/my_flow.py'\n"  # where each start unpacks it
         )
         app.write_text(frozen + (self.folder / "my_flow.py").read_text())
         app.chmod(0o755)
@@ -23315,7 +23316,9 @@ timeout after 1 s"""  # of a command whose output was waited for
         *_, more, go_on = started.stderr.splitlines()
         self.assertIn(f"more: python3 {copied} show ", more)
         self.assertIn(f"cd / && {quoted} --resume ", go_on)
-        self.assertIn("load[1]  running  try 3", self.pasted(go_on).stderr)
+        went_on = self.pasted(go_on).stderr
+        self.assertIn("load[1]  running  try 3", went_on)
+        self.assertNotIn("note: DAG", went_on)  # it is no other script
 
     def test_a_folder_goes_on_by_its_path(self):
         app = self.folder / "app"
