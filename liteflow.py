@@ -6684,6 +6684,7 @@ class _Worker:
         self.spent = False  # it takes none any more: it was told to end, or one spoilt the process
         self.spoilt: str | None = None  # why it is to be replaced after the job that it has
         self.idle = False  # waiting for whatever comes
+        self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
         self.leaving = self.in_task = self.terminated = self.forking = False
@@ -7003,11 +7004,27 @@ class _Worker:
     # What a task may have changed.
 
     def _flush(self) -> None:
+        self._drain_logging()
         for stream in {id(x): x for x in (sys.stdout, sys.stderr, *self._stdio)}.values():
             try:
                 stream.flush()
             except Exception:  # a task may have put anything there
                 pass
+
+    def _drain_logging(self) -> None:
+        """Have written what handlers of `logging` hold back: in a buffer, or for the thread of a
+        listener, which would write it into the next task's log, or never."""
+        late: Any = sys.modules.get("logging.handlers")
+        known = [] if late is None else [each() for each in getattr(logging, "_handlerList", ())]
+        for handler in known:
+            with contextlib.suppress(Exception):  # a queue of another kind, a target that is closed
+                if isinstance(handler, late.MemoryHandler) and handler.flushOnClose:
+                    handler.flush()
+                elif isinstance(handler, late.QueueHandler) and handler not in self.unheard:
+                    done = handler.queue.all_tasks_done
+                    with done:
+                        if handler.queue.unfinished_tasks and not done.wait(timeout=1):
+                            self.unheard.append(handler)
 
     def _mend_streams(self) -> None:
         sys.stdin, sys.stdout, sys.stderr = self._stdio

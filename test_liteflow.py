@@ -4669,6 +4669,34 @@ class WorkerTest(Case):
         )
         self.assertEqual(re.findall("mine$|own$", run.log("says"), re.MULTILINE), ["mine", "own"])
 
+    def test_what_logging_holds_back_is_in_the_log_of_the_task_that_said_it(self):
+        run = self.run_flow(
+            """
+            import logging, logging.handlers, queue
+            class Slow(logging.StreamHandler):
+                def emit(self, record): time.sleep(0.01); super().emit(record)
+            said, unread = queue.Queue(), queue.Queue()
+            logging.handlers.QueueListener(said, Slow()).start()
+            buffer = logging.handlers.MemoryHandler(99, target=logging.StreamHandler())
+            kept = logging.handlers.MemoryHandler(99, target=buffer.target, flushOnClose=False)
+            mine = logging.getLogger("mine")
+            mine.handlers = [logging.handlers.QueueHandler(said), buffer, kept]
+            vain = logging.getLogger("vain")  # nobody listens
+            vain.handlers = [logging.handlers.QueueHandler(unread)]
+            mine.propagate = vain.propagate = False
+            with DAG("held", max_active_tasks=1) as dag:
+                @task
+                def says(i):
+                    vain.warning("unread")
+                    for n in range(5): mine.warning("%s-%s", i, n)
+                says.expand(i=[0, 1, 2])
+            """,
+            max_workers=1,
+        )
+        for i in range(3):
+            lines = sorted(f"{i}-{n}" for n in range(5) for _ in "qb")
+            self.assertEqual(sorted(run.log("says", i).split()), lines)
+
     def test_what_the_last_task_leaves_behind_goes_though_nobody_asks_for_its_worker(self):
         module = self.module(
             """
