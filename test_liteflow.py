@@ -20740,13 +20740,18 @@ class LeftAsFoundTest(ScriptCase):
     def test_logging_that_is_set_up_says_nothing_twice(self):
         self.script(
             """
-            import logging.handlers, sys
+            import atexit, logging.handlers, queue, sys
             from liteflow import DAG, task
             class Rich(logging.Handler):
                 def emit(self, record): print(f"INFO:{record.name}", file=sys.stderr)
             class Syslog(logging.handlers.BufferingHandler):
                 def emit(self, record): print(f"INFO:{record.name}")
-            kinds = {"-p": [Rich()], "--wait": [Syslog(1)]}
+            queued = logging.handlers.QueueHandler(queue.Queue())
+            queued.listener = logging.handlers.QueueListener(queued.queue, Syslog(1), Rich())
+            if "--logs" in sys.argv and __name__ == "__main__":
+                queued.listener.start()
+                atexit.register(queued.listener.stop)
+            kinds = {"-p": [Rich()], "--wait": [Syslog(1)], "--logs": [queued]}
             handlers = next((kinds[word] for word in sys.argv if word in kinds), None)
             logging.basicConfig(level=logging.INFO, handlers=handlers)
             with DAG("logged") as dag:
@@ -20756,12 +20761,12 @@ class LeftAsFoundTest(ScriptCase):
             """
         )
         rich = ("-p", "a=1")
-        commands = ((), rich, ("-q",), ("-q", *rich), ("-q", "--wait"))
+        commands = ((), rich, ("--logs",), ("-q",), ("-q", *rich), ("-q", "--wait"))
         running = [self.start("my_flow.py", *w, "--db", f"{i}.db") for i, w in enumerate(commands)]
         outs, errors = zip(*[each.communicate(timeout=LIMIT) for each in running], strict=True)
-        self.assertNotIn("INFO:liteflow", errors[0] + errors[1])
-        self.assertEqual(errors[2:], ("", "", ""))
-        self.assertEqual(outs[4][:14], "INFO:liteflow\n")  # what writes elsewhere hears of it
+        self.assertNotIn("INFO:liteflow", "".join(errors[:3]))
+        self.assertEqual(errors[3:], ("", "", ""))
+        self.assertEqual(outs[5][:14], "INFO:liteflow\n")  # what writes elsewhere hears of it
 
     def test_what_an_operator_logs_is_in_its_log_where_logging_is_set_up(self):
         self.script(
