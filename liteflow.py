@@ -7056,6 +7056,7 @@ class _Worker:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         self._restore_signals()
+        _renew_event_loop()
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
@@ -7116,6 +7117,15 @@ def _let_c_print_lines() -> None:
         libc = ctypes.CDLL(None)
         out = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
         libc.setvbuf(out, None, 1, 0)  # _IOLBF
+
+
+def _renew_event_loop() -> None:
+    """Let asyncio make a new event loop for who asks for the current one, as in a new process, if a
+    task has closed that, or called asyncio.run(), which leaves none. (Python 3.14 makes none.)"""
+    policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
+    local: Any = getattr(policy, "_local", None)
+    if getattr(local, "_set_called", False) and (local._loop is None or local._loop.is_closed()):
+        local._loop, local._set_called = None, False
 
 
 def _remove_shared() -> None:
