@@ -7364,7 +7364,8 @@ class _ForkedServer:
 def _may_fork() -> bool:
     """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
     may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
-    shared: a pipe or socket whose end somebody waits for, a file written or locked, a database.
+    shared: a pipe or socket whose end somebody waits for, a file (but to append to it), a lock on
+    one, a database.
     Raises ImportError, OSError on no Linux, without /proc, or on an older kernel."""
     os.close(_pidfd_of(os.getpid()))
     files = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -7398,8 +7399,8 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
     # What was inherited stays open in this process itself for as long as its workers live.
     if is_inherited or stat.S_ISCHR(mode):
         return False
-    is_read_only = not flags & (os.O_WRONLY | os.O_RDWR)
-    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and (is_read_only or flags & os.O_APPEND))
+    appends = os.O_WRONLY | os.O_APPEND  # else all who share it would read on at one place
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and flags & appends == appends)
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 

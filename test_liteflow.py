@@ -20155,7 +20155,7 @@ class ForkedServerTest(ScriptCase):
             """
         text = self.main(
             """
-            held = open(__file__), open("log.txt", "a"), os.open(".", os.O_RDONLY)
+            held = open("log.txt", "a"), os.open(".", os.O_RDONLY)
             assert run()["forked"]
             assert not run(mp_context="forkserver")["forked"]
             """
@@ -20167,6 +20167,8 @@ class ForkedServerTest(ScriptCase):
             "held = socket.socket()",
             "held = os.pipe()",
             "held = open('out.txt', 'w')",
+            "held = open('log.txt', 'a+')",  # the next two: all would read on where one has ended
+            "held = open(__file__)",
             "import fcntl; held = open('lock', 'a'); fcntl.flock(held, fcntl.LOCK_EX)",
             "import fcntl; held = os.open('.', os.O_RDONLY); fcntl.flock(held, fcntl.LOCK_EX)",
             "held = sqlite3.connect('other.db'); held.execute('CREATE TABLE IF NOT EXISTS t (x)')",
