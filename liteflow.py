@@ -5743,6 +5743,19 @@ def _import(module: str, path: str | None) -> None:
         spec.loader.exec_module(made)
 
 
+def _name_as_main(owner: Any) -> None:
+    """Let the script's functions and classes (or those of a class) say that they are `__main__`'s,
+    as where it runs: joblib, Spark and their like pickle such ones whole for processes of their
+    own, in which nobody could import `__mp_main__`."""
+    for value in [*vars(owner).values()]:
+        value = value.__func__ if type(value) in (classmethod, staticmethod) else value
+        if issubclass(type(value), (type, types.FunctionType)):  # without a look into a proxy
+            with contextlib.suppress(Exception):  # a metaclass is the user's code
+                if value.__module__ == "__mp_main__":
+                    value.__module__ = "__main__"
+                    _name_as_main(value)
+
+
 def _resolve(function: str) -> Callable[..., Any] | None:
     """The function of this `module:qualname`; what `@task` made of it is looked through."""
     module, _, name = function.partition(":")
@@ -6895,6 +6908,7 @@ class _Worker:
         self.run.restore()
         try:
             self.run.import_dag()
+            _name_as_main(sys.modules["__main__"])
             found = self.run.find_all(references)
         except BaseException as error:  # importing runs the user's module: it may even sys.exit
             why = f"importing the DAG in a worker failed:\n{_traceback(error)}"
@@ -12550,6 +12564,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     except (Exception, SystemExit) as error:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
+    _name_as_main(main_module)
     found = {dag.dag_id: dag for dag in _kept_dags}
     # Else what it has imported: a file of Airflow's has that, too.
     imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]

@@ -12521,6 +12521,41 @@ class StartMethodsContract:
         done = self.python(path, *filter(None, [self.method]), timeout=LIMIT / 2)
         self.assertEqual(done.stdout, "failed failed success success\n", done.stderr)
 
+    def test_what_the_script_defines_is_of_main_for_others_that_pickle_it(self):
+        # joblib and Spark send such functions whole; by another name nobody would find them.
+        path = self.script(
+            """
+            import sys
+            from liteflow import *
+            def function(): pass
+            class Stubborn(type):
+                def __setattr__(self, *_): raise TypeError("not this one")
+            class Fixed(metaclass=Stubborn): pass
+            class Outer:
+                class Inner: pass
+                def method(self): pass
+                @staticmethod
+                def static(): pass
+            Outer.itself = Outer
+            with DAG("names") as dag:
+                @task
+                def names():
+                    seen = function, Outer, Outer.Inner, Outer.method, Outer.static
+                    print({x.__module__ for x in seen})
+                    return Outer.Inner(), Fixed()
+                names()
+            if __name__ == "__main__":
+                run = dag.run(db_path="flow.db", mp_context=sys.argv[1] or None)
+                print(run.log("names"), *map(type, run.xcom_pull("names")))
+            """
+        )
+        done = self.python(path, self.method or "", timeout=LIMIT / 2)
+        told = "{'__main__'}\n <class '__main__.Outer.Inner'> <class '__main__.Fixed'>\n"
+        self.assertEqual((done.stdout, done.stderr), (told, ""))
+        here = ("--db", "flow.db", "--task", "names")
+        done = self.python("-m", "liteflow", "run", path, *here)
+        self.assertIn("{'__main__'}\n", done.stdout)
+
     def test_a_program_with_many_open_files_has_workers(self):
         # A worker, or a server, that is forked there has high descriptors: select() takes none.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
