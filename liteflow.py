@@ -7083,6 +7083,11 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
+        if threading.active_count() > self._threads:
+            for each in threading.enumerate():  # tqdm's bars leave a monitor, which can be ended
+                if type(each).__module__ == "tqdm._monitor":
+                    each.was_killed.set()  # type: ignore[attr-defined]
+                    each.join(1)
         # What follows only a new process can mend.
         if threading.active_count() > self._threads:
             return "the task left a thread"

@@ -4636,6 +4636,30 @@ class WorkerTest(Case):
         wait_until(lambda: not alive(run.xcom_pull("child")))
         self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
 
+    def test_a_progress_bar_s_monitor_costs_no_worker(self):
+        # Else each task with a bar of tqdm would cost an import of the script, pandas and all.
+        run = self.run_flow(
+            """
+            import threading
+            class TMonitor(threading.Thread):  # as tqdm has it
+                __module__ = "tqdm._monitor"
+                def __init__(self):
+                    super().__init__(daemon=True)
+                    self.was_killed = threading.Event()
+                    self.start()
+                def run(self): self.was_killed.wait(60)
+            with DAG("bars") as dag:
+                @task
+                def bar(i):
+                    left = threading.active_count()
+                    TMonitor()
+                    return left, os.getpid()
+                bar.expand(i=[1, 2, 3])
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(len({*run.xcom_pull("bar")}), 1, run.xcom_pull("bar"))
+
     def test_a_task_that_disables_logging_does_so_for_itself(self):
         run = self.run_flow(
             """
