@@ -463,6 +463,8 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
         raise
     except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
+        text = text.replace("\n", " ").strip()
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
@@ -6327,7 +6329,8 @@ def _items_of(execution: _Execution, result: Any) -> list[_ItemRow]:
     elif result is None:
         found = "returned None"
     elif not _is_mappable(result):
-        kind, found = UnmappableXComTypePushed, f"returned no list, tuple or dict: {_shown(result)}"
+        what = f"a {type(result).__name__}, no list, tuple or dict: {_shown(result)}"
+        kind, found = UnmappableXComTypePushed, f"returned {what}"
     elif len(result) > _MAP_LIMIT:
         most = f"at most {_MAP_LIMIT} are allowed, each of which may be a list of many"
         kind, found = UnmappableXComLengthPushed, f"returned {len(result)} elements: {most}"

@@ -6462,7 +6462,7 @@ class MappingTest(Case):
         found = {t: run.xcom_pull(t) for t in ("same", "same__1", "same__2")}
         self.assertEqual(found, {"same": [0, 1], "same__1": [0, 1], "same__2": ["a", "b"]})
         reason = run.get_task_instance("mapping").error.splitlines()[-1]
-        self.assertIn("which returned no list, tuple or dict: {'a': 1}", reason)
+        self.assertIn("which returned a UserDict, no list, tuple or dict: {'a': 1}", reason)
 
     def test_expand_in_all_its_forms(self):
         run = self.run_flow(
@@ -23151,8 +23151,11 @@ class FailureTest(ScriptCase):
         )
         said = self.cli_here("show", "frames", "--db", self.db).stdout
         self.assertIn("\nbad[0] (k 0  1) failed: ValueError: empty\n", said)
-        why = "others expand over the result of task 'one', which returned no list, tuple or dict: "
-        self.assertIn(f"\none failed: liteflow.UnmappableXComTypePushed: {why}", said)
+        why = (
+            "others expand over the result of task 'one', which returned a Frame, no list, tuple or"
+        )
+        why = f"\none failed: liteflow.UnmappableXComTypePushed: {why} dict: k   0  1\n"
+        self.assertIn(why, said)
 
     def test_a_line_of_ours_is_none_of_the_user_s(self):
         error = """Traceback (most recent call last):
