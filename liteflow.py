@@ -7237,9 +7237,12 @@ def _watch_parent(parent: Any) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _serve(end: Any, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
-    """What a worker process does for as long as it lives: it is its executor's initializer."""
+def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = None) -> None:
+    """What a worker process does for as long as it lives: it is its executor's initializer. What
+    tasks start by multiprocessing starts as the program has it (`method`), not as this one did."""
     global _worker
+    if not _is_forked:  # else the program's is here
+        multiprocessing.set_start_method(method, force=True)
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     doing = "a worker can't begin"
     try:
@@ -7784,7 +7787,7 @@ class _Slot:
         naming.Process = functools.partial(context.Process, name=name)
         # Not as a socket: multiprocessing may know that class only from before gevent patched it.
         end = multiprocessing.connection.Connection(control.detach())
-        arguments = (end, *initializer)
+        arguments = (end, *initializer, multiprocessing.get_start_method(allow_none=True))
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
         self._executor = executor
         try:

@@ -12580,6 +12580,27 @@ class StartMethodsContract:
         done = self.python("-m", "liteflow", "run", path, *here)
         self.assertIn("{'__main__'}\n", done.stdout)
 
+    def test_processes_of_a_task_are_started_as_in_the_program(self):
+        # By another way they would import the script again, and what is local reaches none.
+        path = self.script(
+            """
+            import multiprocessing, sys
+            from liteflow import *
+            with DAG("starts") as dag:
+                @task
+                def own(): return multiprocessing.get_start_method()
+                own()
+            if __name__ == "__main__":
+                print(dag.run(db_path="flow.db", mp_context=sys.argv[1] or None).xcom_pull("own"))
+                print(multiprocessing.get_start_method())
+                multiprocessing.set_start_method("spawn", force=True)
+                print(dag.run(db_path="flow.db", mp_context=sys.argv[1] or None).xcom_pull("own"))
+            """
+        )
+        done = self.python(path, self.method or "", timeout=LIMIT / 2)
+        usual = multiprocessing.get_context().get_start_method()
+        self.assertEqual(done.stdout.split(), [usual, usual, "spawn"], done.stderr)
+
     def test_a_program_with_many_open_files_has_workers(self):
         # A worker, or a server, that is forked there has high descriptors: select() takes none.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
