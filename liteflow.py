@@ -7086,13 +7086,8 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
-        if threading.active_count() > self._threads:
-            for each in threading.enumerate():  # tqdm's bars leave a monitor, which can be ended
-                if type(each).__module__ == "tqdm._monitor":
-                    each.was_killed.set()  # type: ignore[attr-defined]
-                    each.join(1)
         # What follows only a new process can mend.
-        if threading.active_count() > self._threads:
+        if threading.active_count() > self._threads and _has_more_threads(self._threads):
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):  # as it is with most tasks
             # Zombies are reaped: the task that could have waited for them has ended.
@@ -7163,6 +7158,19 @@ def _remove_shared() -> None:
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
     if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
         raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
+
+
+def _has_more_threads(own: int) -> bool:
+    """Whether there are more threads, once those that progress bars leave have ended: rich's is
+    about to, and tqdm's, which watches all bars, is told to."""
+    for each in threading.enumerate():
+        if type(each).__module__ == "tqdm._monitor":
+            each.was_killed.set()  # type: ignore[attr-defined]
+    for _ in range(50):
+        if threading.active_count() <= own:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def _child_pids() -> set[int]:
