@@ -10040,7 +10040,7 @@ class SandboxTest(QueueCase):
             import gc, os, runpy, sqlite3, sys
             vars(gc).pop("freeze", None), vars(os).pop("O_ACCMODE", None)
             from liteflow import DAG, WorkerPool, task
-            held, kept, connect = open(__file__), [], sqlite3.connect
+            held, kept, connect = open(__file__, "a"), [], sqlite3.connect
             class Connection(sqlite3.Connection):
                 def execute(self, *args):
                     kept.append((super().execute(*args), self, args))
