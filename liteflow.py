@@ -6756,6 +6756,7 @@ class _Worker:
         known = list(root.manager.loggerDict.items())  # a module's thread may make others
         self._mute = {name for name, each in known if getattr(each, "disabled", False)}
         self._path = list(sys.path)
+        self._loop = getattr(_own_loop(), "_loop", None)
 
     # Jobs, one after another.
 
@@ -7073,7 +7074,10 @@ class _Worker:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         self._restore_signals()
-        _renew_event_loop()
+        if (own := _own_loop()) is not None and (own._loop is None or own._loop.is_closed()):
+            # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
+            own._loop = self._loop if self._loop and not self._loop.is_closed() else None
+            own._set_called = False
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
@@ -7136,13 +7140,11 @@ def _let_c_print_lines() -> None:
         libc.setvbuf(out, None, 1, 0)  # _IOLBF
 
 
-def _renew_event_loop() -> None:
-    """Let asyncio make a new event loop for who asks for the current one, as in a new process, if a
-    task has closed that, or called asyncio.run(), which leaves none. (Python 3.14 makes none.)"""
+def _own_loop() -> Any:
+    """What has asyncio's current event loop of this thread as `_loop`, or None if there is none."""
     policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
-    local: Any = getattr(policy, "_local", None)
-    if getattr(local, "_set_called", False) and (local._loop is None or local._loop.is_closed()):
-        local._loop, local._set_called = None, False
+    local = getattr(policy, "_local", None)
+    return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
 
 
 def _remove_shared() -> None:

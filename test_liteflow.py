@@ -4693,28 +4693,31 @@ class WorkerTest(Case):
         )
         self.assertEqual(re.findall("mine$|own$", run.log("says"), re.MULTILINE), ["mine", "own"])
 
-    @unittest.skipIf(sys.version_info >= (3, 14), "there is none unless it was set")
     def test_a_task_that_ends_asyncios_event_loop_does_so_for_itself(self):
-        run = self.run_flow(
-            """
+        source = """
             import asyncio
             with DAG("loops", max_active_tasks=1) as dag:
                 @task
                 def closes(i):
-                    loop = asyncio.get_event_loop()
-                    loop.run_until_complete(asyncio.sleep(0))
+                    asyncio.get_event_loop().run_until_complete(asyncio.sleep(0))
+                    loop = asyncio.new_event_loop()
+                    asyncio.set_event_loop(loop)
                     loop.close()
                     return os.getpid()
                 @task
                 async def runs(): return os.getpid()
-                [closes.expand(i=[0, 1]), runs()] >> closes.override(task_id="after")(2)
-            """,
-            max_workers=1,
-        )
-        self.assertEqual(run.state, "success", run.get_task_instances())
-        self.assertEqual(
-            {*run.xcom_pull("closes"), run.xcom_pull("runs")}, {run.xcom_pull("after")}
-        )
+                @task
+                def after(): return asyncio.get_event_loop() is own
+                [closes.expand(i=[0, 1]), runs()] >> after()
+            """
+        own = "asyncio.set_event_loop(own := asyncio.new_event_loop())"
+        for line in [own, *(["own = None"] if sys.version_info < (3, 14) else [])]:
+            run = self.run_flow(
+                source.replace("with DAG", f"{line}\n            with DAG"), max_workers=1
+            )
+            self.assertEqual(run.state, "success", run.get_task_instances())
+            self.assertEqual(run.xcom_pull("after"), line == own)
+            self.assertEqual(set(run.xcom_pull("closes")), {run.xcom_pull("runs")})
 
     def test_what_logging_holds_back_is_in_the_log_of_the_task_that_said_it(self):
         run = self.run_flow(
