@@ -459,12 +459,12 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
     """A value's repr for people, bounded, whatever its class does."""
     try:
         text = show(value)
+        if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
+            text = text.replace("\n", " ").strip()
     except _ENDS:
         raise
     except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
-        text = text.replace("\n", " ").strip()
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
