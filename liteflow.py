@@ -6743,7 +6743,7 @@ class _Worker:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
-        self._threads = threading.active_count()
+        self._threads = _count_threads()
         self._limited = [getattr(resource, f"RLIMIT_{name}") for name in _WATCHED_LIMITS]
         self._limits, self._children = _resources(self._limited)
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
@@ -7169,10 +7169,18 @@ def _has_more_threads(own: int) -> bool:
         if type(each).__module__ == "tqdm._monitor":
             each.was_killed.set()  # type: ignore[attr-defined]
     for _ in range(50):
-        if threading.active_count() <= own:
+        if _count_threads() <= own:
             return False
         time.sleep(0.001)
     return True
+
+
+def _count_threads() -> int:
+    """The threads of this process, but for those of a ThreadPoolExecutor that have nothing to do: a
+    library's pool stays for its next use (Dask's, say), and does no harm to the next task."""
+    frames = sys._current_frames().values()
+    at = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames]
+    return threading.active_count() - at.count(("concurrent.futures.thread", "_worker"))
 
 
 def _child_pids() -> set[int]:

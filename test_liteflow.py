@@ -4660,6 +4660,27 @@ class WorkerTest(Case):
         )
         self.assertEqual(len({*run.xcom_pull("bar")}), 1, run.xcom_pull("bar"))
 
+    def test_idle_threads_of_a_pool_cost_no_worker_but_busy_ones_do(self):
+        run = self.run_flow(
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            made = ThreadPoolExecutor(3)  # as Dask has one, from its first use on
+            with DAG("pools", max_active_tasks=1) as dag:
+                @task
+                def uses(i): return {*made.map(lambda x: (time.sleep(0.01), os.getpid())[1], range(3))}
+                @task
+                def leaves(used): made.submit(time.sleep, 60); return os.getpid()
+                @task
+                def after(left): return os.getpid()
+                after(leaves(uses.expand(i=[1, 2, 3])))
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances())
+        [pid] = set().union(*run.xcom_pull("uses"))
+        self.assertEqual(run.xcom_pull("leaves"), pid)
+        self.assertNotEqual(run.xcom_pull("after"), pid)
+
     def test_a_task_that_disables_logging_does_so_for_itself(self):
         run = self.run_flow(
             """
@@ -4712,9 +4733,11 @@ class WorkerTest(Case):
             """
         own = "asyncio.set_event_loop(own := asyncio.new_event_loop())"
         for line in [own, *(["own = None"] if sys.version_info < (3, 14) else [])]:
-            run = self.run_flow(
-                source.replace("with DAG", f"{line}\n            with DAG"), max_workers=1
-            )
+            made = self.module(source.replace("with DAG", f"{line}\n            with DAG"))
+            run = made.dag.run(db_path=self.db, max_workers=1)
+            if made.own is not None:
+                made.own.close()
+                asyncio.set_event_loop(None)
             self.assertEqual(run.state, "success", run.get_task_instances())
             self.assertEqual(run.xcom_pull("after"), line == own)
             self.assertEqual(set(run.xcom_pull("closes")), {run.xcom_pull("runs")})
