@@ -5371,7 +5371,8 @@ def _dump_in_pieces(value: Any) -> bytes | _Pieces:
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
     """The value of a pickle (`whose`: of this task); classes of the script come from whatever
-    `__main__` is here. Raises an AttributeError, or ImportError, that names what is not here."""
+    `__main__` is here, or a module that is of its file. Raises an AttributeError, or ImportError,
+    that names what is not here."""
     if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
@@ -5406,6 +5407,10 @@ class _Unpickler(pickle.Unpickler):
             what = f"needs {module}.{name}, which is not here ({error})"
             remedy = "bring it back, or make again what a task stored (--from that task)"
             if module == "__main__":
+                for dag in [*_built.values()]:  # a program may have imported it, by its name
+                    if dag.fileloc and dag.fileloc == self.script:
+                        with contextlib.suppress(AttributeError, ImportError):
+                            return super().find_class(dag._module, name)
                 script = self.script or "the script that stored it"
                 what = f"is of class {name!r} of {script}, not the running one"
                 remedy = "read it there, or define the class in a module of its own"

@@ -4360,7 +4360,14 @@ class ValuesTest(Case):
         self.assertEqual(self.python("my_flow.py", "read").stdout, "True\n")
         again = self.cli("run", "my_flow.py", "--resume", "--quiet")
         self.assertEqual((again.returncode, again.stdout), (0, ""))
-        [run] = Dag("classes").runs(self.folder / "liteflow.db")
+        # A program that imports it, or its entry point, has them under another name.
+        text = "import my_flow; [r] = my_flow.dag.runs(); print(r.xcom_pull('take'))"
+        self.assertEqual(self.python("-c", text).stdout, "Point(x=2)\n")
+        text = "import my_flow; my_flow.dag.cli(['--from', 'take', '-q'])"
+        self.assertEqual(self.python("-c", text).stderr, "")
+        self.assertEqual(self.python("my_flow.py", "read").stdout, "True\n")
+        self.python("my_flow.py")
+        run = Dag("classes").runs(self.folder / "liteflow.db")[0]
         with self.assertRaises(AttributeError) as caught:
             run.xcom_pull("take")
         self.assertIn("'Point'", str(caught.exception))
