@@ -8699,7 +8699,12 @@ class _SlotRunner(_Runner):
             is_more |= kind != "took"
             self._heard, self._deaf = _monotonic(), False
             self._stuck.pop(slot, None)
-            getattr(self, f"_on_{kind}")(slot, *fields)
+            try:
+                getattr(self, f"_on_{kind}")(slot, *fields)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                if not (why := _of_replaced()):
+                    raise
+                raise UnreachableTask(f"a worker can't be understood: {error}{why}") from None
             if slot not in self._slots:
                 return True
         if slot.gone and not slot.has_ended(timeout=1.0):  # that it closed its end is no death yet

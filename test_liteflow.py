@@ -12908,6 +12908,14 @@ class RunnersTest(Case):
                 )
             self.assertEqual(str(caught.exception).count("was replaced: restart"), 1)
             self.assertIs(type(caught.exception), UnreachableTask)  # it was not killed
+        source = (  # one that has begun, and says what only a later version understands
+            f"import os, liteflow\nfrom liteflow import DAG, task\nif os.getpid() != {os.getpid()}:\n"
+            "    send = liteflow._Wire.send\n"
+            "    liteflow._Wire.send = lambda self, data, *more: send(self, (*data, 1, 2, 3), *more)\n"
+            "with DAG('d') as dag: task(len)([])\n"
+        )
+        with self.assertRaisesRegex(UnreachableTask, "can't be understood.*was replaced: restart"):
+            self.run_flow(source, mp_context="spawn")
 
     def test_a_timeout_ends_a_task_that_ignores_it(self):
         self.enterContext(mock.patch.object(liteflow, "_GRACE", 0.4))
