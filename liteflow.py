@@ -4442,7 +4442,7 @@ def _explain(error: BaseException, path: str) -> NoReturn:
     elif primary == sqlite3.SQLITE_IOERR and "READ" not in name:
         hint = " (is the disk full?)"
     elif primary == sqlite3.SQLITE_CANTOPEN and os.access(os.path.dirname(path), os.W_OK):
-        hint = " (are too many files open, or is the disk full?)"
+        hint = " (is its path too long, are too many files open, or is the disk full?)"
     elif primary == sqlite3.SQLITE_CORRUPT:
         hint = " (put a backup in its place, or what `sqlite3 FILE .recover | sqlite3 NEW` saves"
         hint += ", and leave no -wal of the old one beside it)"  # SQLite would mix the two

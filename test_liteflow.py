@@ -3699,6 +3699,12 @@ class StoreTest(StoreCase):
         with self.assertRaisesRegex(DatabaseError, r"disk I/O error \(is the disk full\?\)"):
             liteflow._explain(error, self.db)
 
+    def test_a_path_that_is_too_long_for_sqlite_is_a_guess(self):  # for most builds, from 505 bytes
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        with self.assertRaisesRegex(DatabaseError, r"unable to open .* \(is its path too long"):
+            liteflow._explain(error, str(self.db))
+
     def test_a_held_lock_is_waited_for(self):
         self.small()
         holder = sqlite3.connect(self.db, isolation_level=None, check_same_thread=False)
