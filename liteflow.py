@@ -7096,6 +7096,9 @@ class _Worker:
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
         # What follows only a new process can mend.
+        reactor: Any = sys.modules.get("twisted.internet.reactor")  # scrapy's, for one
+        if getattr(reactor, "_startedBefore", False) and not reactor.running:
+            return "the task ran Twisted's reactor, which runs once in a process"
         if threading.active_count() > self._threads and _has_more_threads(self._threads):
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):  # as it is with most tasks

@@ -4649,6 +4649,33 @@ class WorkerTest(Case):
         wait_until(lambda: not alive(run.xcom_pull("child")))
         self.assertNotEqual(run.xcom_pull("after")[0], run.xcom_pull("thread"))
 
+    def test_a_reactor_that_a_task_has_run_is_not_that_of_the_next_one(self):
+        run = self.run_flow(
+            """
+            import types
+            def run():  # as Twisted's does
+                if reactor._startedBefore: raise RuntimeError("ReactorNotRestartable")
+                reactor._startedBefore = True
+            with DAG("reactors", max_active_tasks=1) as dag:
+                @task
+                def crawl(i):
+                    global reactor
+                    reactor = types.SimpleNamespace(_startedBefore=False, running=False)
+                    reactor = sys.modules.setdefault("twisted.internet.reactor", reactor)
+                    run()
+                @task
+                def looks(i): return os.getpid()
+                @task
+                def keeps():
+                    reactor = types.SimpleNamespace(_startedBefore=True, running=True)
+                    sys.modules["twisted.internet.reactor"] = reactor  # in a thread of the module's
+                crawl.expand(i=[1, 2, 3]) >> keeps() >> looks.expand(i=[1, 2])
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances("failed"))
+        self.assertEqual(len({*run.xcom_pull("looks")}), 1)
+
     def test_what_progress_bars_leave_costs_no_worker(self):
         # Else each task with a bar would cost an import of the script, pandas and all.
         run = self.run_flow(
