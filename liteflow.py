@@ -6762,6 +6762,7 @@ class _Worker:
         self._mute = {name for name, each in known if getattr(each, "disabled", False)}
         self._path = list(sys.path)
         self._loop = getattr(_own_loop(), "_loop", None)
+        self._figures = _figures()
 
     # Jobs, one after another.
 
@@ -7079,10 +7080,10 @@ class _Worker:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
         self._mend_streams()
         self._restore_signals()
-        if (own := _own_loop()) is not None and (own._loop is None or own._loop.is_closed()):
-            # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
-            own._loop = self._loop if self._loop and not self._loop.is_closed() else None
-            own._set_called = False
+        _renew_event_loop(self._loop)
+        if "matplotlib.pyplot" in sys.modules:
+            for number in _figures() - self._figures:
+                sys.modules["matplotlib.pyplot"].close(number)
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)
@@ -7153,6 +7154,19 @@ def _own_loop() -> Any:
     policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
     local = getattr(policy, "_local", None)
     return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
+
+
+def _renew_event_loop(kept: Any) -> None:
+    """Where a task has left a closed loop, or none, as asyncio.run() does: the module's, or one that
+    is to be made, as in a new process."""
+    own = _own_loop()
+    if own is not None and (own._loop is None or own._loop.is_closed()):
+        own._loop, own._set_called = None if kept is None or kept.is_closed() else kept, False
+
+
+def _figures() -> set[int]:
+    """The figures of matplotlib's pyplot: what a task plots would be drawn over what is there."""
+    return {*getattr(sys.modules.get("matplotlib.pyplot"), "get_fignums", tuple)()}
 
 
 def _remove_shared() -> None:

@@ -4676,6 +4676,28 @@ class WorkerTest(Case):
         self.assertEqual(run.state, "success", run.get_task_instances("failed"))
         self.assertEqual(len({*run.xcom_pull("looks")}), 1)
 
+    def test_figures_that_a_task_leaves_are_not_drawn_on_by_the_next_one(self):
+        self.addCleanup(sys.modules.pop, "matplotlib.pyplot")
+        run = self.run_flow(
+            """
+            import types
+            figures = {1: "the module's"}
+            pyplot = types.SimpleNamespace(get_fignums=lambda: list(figures), close=figures.pop)
+            sys.modules["matplotlib.pyplot"] = pyplot
+            with DAG("figures", max_active_tasks=1) as dag:
+                @task
+                def plots(i):
+                    found = list(figures)
+                    figures[i] = "a task's"
+                    return found, os.getpid()
+                plots.expand(i=[2, 3, 4])
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances("failed"))
+        self.assertEqual([found for found, _ in run.xcom_pull("plots")], [[1]] * 3)
+        self.assertEqual(len({pid for _, pid in run.xcom_pull("plots")}), 1)
+
     def test_what_progress_bars_leave_costs_no_worker(self):
         # Else each task with a bar would cost an import of the script, pandas and all.
         run = self.run_flow(
