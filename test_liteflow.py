@@ -4698,6 +4698,31 @@ class WorkerTest(Case):
         self.assertEqual([found for found, _ in run.xcom_pull("plots")], [[1]] * 3)
         self.assertEqual(len({pid for _, pid in run.xcom_pull("plots")}), 1)
 
+    def test_what_a_task_has_opened_and_dropped_is_closed_before_its_next_try(self):
+        run = self.run_flow(
+            """
+            import sqlite3
+            def connect(name):
+                path = os.path.join(os.environ["CASE_DIR"], name)
+                return sqlite3.connect(path, timeout=0, isolation_level=None)
+            with DAG("drops", max_active_tasks=1) as dag:
+                @task(retries=1)
+                def writes(ti):
+                    circle = [connect(ti.task_id)]
+                    circle.append(circle)  # as each connection has one, in CPython
+                    circle[0].execute("BEGIN IMMEDIATE")
+                    if ti.try_number == 1: raise ValueError("with a transaction")
+                    return os.getpid()
+                @task
+                def reads(pid): connect("writes").execute("BEGIN EXCLUSIVE")
+                reads(writes())
+                writes.override(task_id="called", on_retry_callback=print)()
+            """,
+            max_workers=1,
+        )
+        self.assertEqual(run.state, "success", run.get_task_instances("failed"))
+        self.assertEqual(run.xcom_pull("called"), run.xcom_pull("writes"))
+
     def test_what_progress_bars_leave_costs_no_worker(self):
         # Else each task with a bar would cost an import of the script, pandas and all.
         run = self.run_flow(
