@@ -6714,6 +6714,7 @@ class _Worker:
         self.log_start = 0  # of the job's output in the log
         self.log_before = b""  # the last bytes before that: others, if a job has cut the file
         self.free = sys.maxsize  # the lowest descriptor that was, before the job
+        self.room = sys.maxsize  # beyond which it may not be
         self.last: _Execution | None = None  # what runs, or is held until there is word of it
         self.since = 0.0  # when it took that job, by monotonic(): before it told so
         self.environ: dict[bytes, bytes] = {}  # what the pool's initializer has added to it
@@ -6947,6 +6948,8 @@ class _Worker:
                 # Of several sleepers a job wakes one.
                 self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
             self.free = self._lowest_free()
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self.room = min(self.room, (self.free + most) // 2)  # of its first run
         except OSError as error:  # its module has taken all descriptors that it may have
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
 
@@ -7049,6 +7052,8 @@ class _Worker:
                 gc.collect(generation)
                 free = self._lowest_free()
         self.free = free
+        if free > self.room:  # later tasks would find none
+            self.spoilt = "the tasks left many files open"
 
     def _lowest_free(self) -> int:
         try:

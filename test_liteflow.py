@@ -4723,6 +4723,25 @@ class WorkerTest(Case):
         self.assertEqual(run.state, "success", run.get_task_instances("failed"))
         self.assertEqual(run.xcom_pull("called"), run.xcom_pull("writes"))
 
+    def test_files_that_tasks_leave_open_are_not_what_the_next_ones_lack(self):
+        path = self.script(
+            """
+            import os, resource
+            from liteflow import *
+            files = []
+            with DAG("leave") as dag:
+                @task
+                def opens(i): files.extend(open(os.devnull) for _ in range(30)); return os.getpid()
+                opens.expand(i=list(range(9)))
+            if __name__ == "__main__":
+                hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+                run = dag.run(db_path="flow.db", max_workers=1)
+                print(run.state, len({*run.xcom_pull("opens")}))
+            """
+        )
+        self.assertRegex(self.python(path).stdout, "^success [2-5]$")  # not one for each task
+
     def test_what_progress_bars_leave_costs_no_worker(self):
         # Else each task with a bar would cost an import of the script, pandas and all.
         run = self.run_flow(
